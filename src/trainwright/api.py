@@ -1,0 +1,43 @@
+"""Everything from Python: load a recipe, plan, run, read an artifact, get a transformers model back."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from trainwright.core import recipe as recipes
+from trainwright.core import registry
+from trainwright.core.errors import UserError
+from trainwright.core.listener import Listener
+from trainwright.core.loop import Train
+from trainwright.core.plan import Plan
+from trainwright.core.plan import plan as _plan
+from trainwright.core.recipe import Recipe
+from trainwright.core.run import run as _run
+from trainwright.core.store import Artifact, Store
+
+__all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "load", "methods", "plan", "run"]
+
+
+def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
+    """A recipe from a TOML file, or from a table such as ``{"stage": [...]}``.
+
+    ``changes`` replace keys: ``load("life.toml", seed=3)``; for keys of stages pass ``**{"adapt.tokens": 1000}``.
+    """
+    if isinstance(source, dict):
+        return recipes.parse(source, Path("recipe"), changes=changes)
+    return recipes.load(source, changes)
+
+
+def plan(recipe: Recipe, store: str | Path = "store") -> Plan:
+    """Who acts where, what it will cost; everything checked that can be checked before running. ``print`` it."""
+    return _plan(recipe, Store(Path(store)))
+
+
+def run(recipe: Recipe, store: str | Path = "store", listener: Listener | None = None) -> dict[str, Artifact]:
+    """Run a recipe; returns each stage's artifact by name. What the store has already is not made again."""
+    return _run(recipe, Store(Path(store)), listener)
+
+
+def methods() -> dict[str, registry.Card]:
+    """Every method that is installed, by name."""
+    return registry.cards()

@@ -1,0 +1,190 @@
+"""The command line. Nothing here knows how anything is done; heavy imports wait until a command needs them."""
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from trainwright.core.errors import UserError
+
+if TYPE_CHECKING:
+    from trainwright.core.recipe import Recipe
+
+app = typer.Typer(name="trainwright", no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False,
+                  help="One recipe describes a model's whole training life: data, pretraining, adaptation, alignment, compression, merging, evaluation.")
+stores = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Artifacts that runs have made.")
+app.add_typer(stores, name="store")
+
+RecipeFile = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quickstart.toml.", show_default=False)]
+StoreDir = Annotated[Path, typer.Option("--store", help="Folder in which artifacts are kept and found again.")]
+Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="STAGE.KEY=VALUE", show_default=False,
+                    help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], [cyan]seed=1[/]. May be repeated.")]
+
+
+@app.command()
+def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store")) -> None:
+    """Run a recipe. Stages that the store has are not made again; an interrupted one goes on where it was.
+
+    On several GPUs or processes: [cyan]torchrun --nproc-per-node 2 -m trainwright run RECIPE[/].
+    """
+    from trainwright.core import sharding
+    from trainwright.core.listener import Listener, Listeners
+    from trainwright.core.run import run as run_recipe
+    from trainwright.core.store import Store
+    from trainwright.report import trackers
+    from trainwright.report.progress import Progress
+    loaded = _load(recipe, changes)
+    sharding.start()
+    main = sharding.main()
+    hear = Listeners(Progress(), *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
+    try:
+        made = run_recipe(loaded, Store(store), hear)
+    finally:
+        hear.close()
+        sharding.stop()
+    if main:
+        _report(loaded, store, made)
+
+
+def _report(recipe: Recipe, store: Path, made: dict[str, Any]) -> None:
+    from trainwright.report import page
+    from trainwright.report.progress import evaluation_table
+    console = Console()
+    manifests = [a.manifest for a in made.values()]
+    for m in manifests:
+        if m["kind"] == "evaluate":
+            console.print(evaluation_table(m["figures"]))
+    out = page.write(store / "reports" / recipe.file.stem, recipe.text, recipe.title, manifests, [a.path for a in made.values()], "")
+    console.print(f"report: {out}", soft_wrap=True)
+
+
+@app.command()
+def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store")) -> None:
+    """Show what a recipe will do, without doing it: who acts in which place and in what order, what it owns, parameters,
+    tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found before running is found here."""
+    from trainwright.core.plan import plan as make_plan
+    from trainwright.core.store import Store
+    from trainwright.report.planned import render
+    Console().print(render(make_plan(_load(recipe, changes), Store(store))))
+
+
+@app.command("list")
+def list_methods(kind: Annotated[Optional[str], typer.Option(help="Only this kind, such as Objective or Update.")] = None,
+                 folder: Annotated[Optional[str], typer.Option(help="Only this place in a life, such as data or optim.")] = None,
+                 search: Annotated[Optional[str], typer.Option(help="Only methods whose card has all of these words.")] = None) -> None:
+    """List the methods: name, kind, and what each does."""
+    from trainwright.core import registry
+    from trainwright.report import cards
+    Console().print(cards.listing(list(registry.cards().values()), kind, folder, search))
+
+
+@app.command()
+def show(method: Annotated[str, typer.Argument(help="A method's name, or an artifact's in the store.", show_default=False)],
+         store: StoreDir = Path("store")) -> None:
+    """Show a method's card: what it does, its paper, a table of its settings, and the evidence."""
+    from trainwright.core import registry
+    from trainwright.report import cards
+    Console().print(cards.card(registry.read_card(registry.locate(method, Path(), "show"), Path(method).stem, "")
+                               if method.endswith(".py") else cards.known(method)))
+
+
+@app.command()
+def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.", show_default=False)],
+        kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic or Evaluator.")],
+        folder: Annotated[Optional[str], typer.Option(help="Place in a life, such as finetune; default: the usual one of the kind.")] = None,
+        root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:
+    """Write the three files of a new method: the method, its test, and its evidence."""
+    from trainwright.core import scaffold
+    for file in scaffold.write(method, kind, folder, root):
+        Console().print(f"wrote {file}", soft_wrap=True)
+
+
+@app.command()
+def check(method: Annotated[Optional[str], typer.Argument(help="A method's name, or a file such as ./mine.py; default: all.", show_default=False)] = None) -> None:
+    """Run the conformance battery: settings round-trip, exact resume, micro-batches and ranks that do not bend the loss, neutral state …"""
+    from trainwright.core import conformance
+    console = Console()
+    bad = 0
+    for name, test, problem in conformance.check_all([method] if method else None):
+        bad += bool(problem)
+        console.print(f"[{'red' if problem else 'green'}]{'FAILED' if problem else 'passed'}[/] {name:<22} {test}" + (f": {escape(problem)}" if problem else ""))
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def export(stage: Annotated[str, typer.Argument(help="A stage's name, or an artifact folder's.", show_default=False)],
+           folder: Annotated[Path, typer.Argument(help="Where to write the Hugging Face checkpoint.", show_default=False)],
+           dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32", store: StoreDir = Path("store")) -> None:
+    """Write a stage's model as a Hugging Face checkpoint."""
+    from trainwright.core import models
+    from trainwright.core.store import Store
+    models.export(Store(store).named(stage).path, folder, dtype)
+    Console().print(f"wrote {folder}", soft_wrap=True)
+
+
+@app.command()
+def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artifact folder's, or a checkpoint's path.", show_default=False)],
+             prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to go on from.")],
+             tokens: Annotated[int, typer.Option(help="How many tokens to write.")] = 100,
+             temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
+             chat: Annotated[bool, typer.Option(help="Put the prompt through the chat template as a user's message.")] = False,
+             seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0, store: StoreDir = Path("store")) -> None:
+    """Let a stage's model go on from a prompt."""
+    from trainwright.core import models
+    from trainwright.core.store import Store
+    folder = Path(stage) if (Path(stage) / "config.json").is_file() else Store(store).named(stage).path
+    Console().print(escape(models.generate(folder, prompt, tokens, temperature, chat, seed)), soft_wrap=True)
+
+
+@stores.command("ls")
+def store_list(store: StoreDir = Path("store")) -> None:
+    """List artifacts: stage, kind, size, seconds, when."""
+    from trainwright.core.store import Store
+    from trainwright.report import cards
+    Console().print(cards.store_table(Store(store)))
+
+
+@stores.command("show")
+def store_show(artifact: Annotated[str, typer.Argument(help="A stage's name, or an artifact folder's.", show_default=False)],
+               store: StoreDir = Path("store")) -> None:
+    """Show what an artifact came from: settings, inputs, hashes, versions, git commit, seconds, figures."""
+    from trainwright.core.store import Store
+    Console().print_json(data=Store(store).named(artifact).manifest)
+
+
+@stores.command("rm")
+def store_remove(artifact: Annotated[str, typer.Argument(help="A stage's name, or an artifact folder's.", show_default=False)],
+                 store: StoreDir = Path("store"), force: Annotated[bool, typer.Option(help="Even if other artifacts were made from it.")] = False) -> None:
+    """Remove an artifact. One that others were made from needs --force."""
+    from trainwright.core.store import Store
+    path = Store(store).remove(artifact, force)
+    Console().print(f"removed {path}", soft_wrap=True)
+
+
+def _load(recipe: Path, changes: list[str] | None) -> Recipe:
+    from trainwright.core.recipe import load, parse_change
+    return load(recipe, dict(parse_change(c) for c in changes or ()))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one sentence on stderr and exit code 2, never a traceback."""
+    err = Console(stderr=True)
+    try:
+        app()
+    except UserError as error:
+        err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+    except KeyboardInterrupt as error:
+        err.print(f"[yellow]{escape(str(error) or 'interrupted')}[/]", soft_wrap=True)
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        err.print(f"[bold red]error:[/] {escape(str(error))}: make room or choose another --store; what was saved before is kept.", soft_wrap=True)
+        sys.exit(2)

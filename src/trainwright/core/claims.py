@@ -1,0 +1,69 @@
+"""Who owns what: two methods may not change one thing. Decided before any work."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from trainwright.core.errors import UserError
+from trainwright.core.method import Method, Optimizer
+
+
+def name_all(methods: Sequence[Method]) -> list[tuple[str, Method]]:
+    """``adamw.1``, ``adamw.2`` …: keys of states, counted by name, so that adding another method moves none."""
+    seen: dict[str, int] = {}
+    out = []
+    for m in methods:
+        seen[m.name] = seen.get(m.name, 0) + 1
+        out.append((f"{m.name}.{seen[m.name]}", m))
+    return out
+
+
+def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
+    """Claims on parameters and knobs, on the untouched model, so that the order of methods cannot hide a conflict.
+
+    Raises:
+        UserError: a claim that matches nothing, or a thing that two methods claim.
+    """
+    names = [n for n, _ in model.named_parameters()]
+    owner: dict[str, str] = {}
+    for key, m in name_all(methods):
+        for claim in sorted(m.claims()):
+            if claim.startswith("step:"):
+                continue
+            hit = [claim] if claim.startswith("knob:") else [n for n in names if fnmatchcase(n, claim)]
+            if not hit:
+                raise UserError(f"{key} claims the parameters {claim!r}, which matches nothing; the model has {_some(names)}.")
+            _own(owner, hit, key)
+
+
+def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
+    """Every trainable parameter has exactly one optimizer, and every optimizer at least one parameter.
+
+    Raises:
+        UserError: none, two, or an optimizer whose ``on`` matches nothing.
+    """
+    owner: dict[str, str] = {}
+    for key, m in name_all(methods):
+        if isinstance(m, Optimizer):
+            hit = [n for n in trainable if fnmatchcase(n, m.on)]
+            if not hit:
+                raise UserError(f"{key}: on = {m.on!r} matches no trainable parameter; there are {_some(trainable)}.")
+            _own(owner, hit, key)
+    without = [n for n in trainable if n not in owner]
+    if without:
+        raise UserError(f"no optimizer takes the step of {_some(without)}: add one, for example {{ use = \"adamw\", lr = 1e-3 }}, "
+                        "or widen its 'on'.")
+
+
+def _own(owner: dict[str, str], things: list[str], key: str) -> None:
+    for thing in things:
+        if thing in owner:
+            raise UserError(f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with 'on'.")
+        owner[thing] = key
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return (", ".join(names[:most]) + more) or "none"

@@ -1,0 +1,85 @@
+"""What a method may use beside its own state, what a controller sees, and the random numbers of both."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import sharding
+
+
+@dataclass
+class Context:
+    """Everything a method may use beside its own state. It holds no hidden randomness."""
+
+    seed: int = 0
+    step: int = 0
+    steps: int = 0
+    """Steps that the stage will take in all (0 where it does not train)."""
+    batch_rows: int = 0
+    """Rows of one step over all ranks, 0 where the data method decides."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compile: bool = False
+    inputs: dict[str, list[Path]] = field(default_factory=dict)
+    """Artifact folders by the role that the recipe's ``from`` gives them (``data``, ``reference`` …)."""
+    folder: Path | None = None
+    """The stage's work folder: scratch that survives an interruption, removed when the stage is done."""
+    frozen: dict[str, nn.Module] = field(default_factory=dict)
+    """Other models of ``from`` (a reference, a teacher), by role, in evaluation mode."""
+    policy: nn.Module | None = None
+    """The model in training, for data methods that sample from it."""
+    tokenizer: Any = None
+    """The model's (or corpus') tokenizer: a transformers ``PreTrainedTokenizerFast``, or None."""
+    knobs: dict[str, Any] = field(default_factory=dict)
+    grads: dict[str, Tensor] = field(default_factory=dict)
+    """The step's gradients by parameter, before any update touched them; empty where no update ``reads_grads``."""
+    again: Callable[[], dict[str, Tensor]] | None = None
+    """The same batches' gradients at the weights of now."""
+    notes: dict[str, list[tuple[Any, float]]] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def rng(self, key: str, at: int | None = None) -> torch.Generator:
+        """A CPU generator that depends on seed, step and key alone: nothing to save, nothing to restore.
+
+        ``at`` replaces the step: ``at=0`` for what must not change from step to step.
+        """
+        parts = (self.seed, self.step if at is None else at, key)
+        digest = hashlib.sha256(repr(parts).encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+    def note(self, name: str, value: float | Tensor, weight: float = 1.0) -> None:
+        """Log a number of this step. Notes of micro-batches and ranks are averaged by ``weight``."""
+        self.notes.setdefault(name, []).append((value, weight))
+
+    def show(self, name: str, text: str) -> None:
+        """Keep a text (a generated sample) for the report."""
+        self.texts[name] = text
+
+    def rows(self, n: int) -> slice:
+        """This rank's part of ``n`` rows. Draw by row and slice: the run then does not depend on the number of ranks."""
+        each = n // sharding.world()
+        return slice(sharding.rank() * each, (sharding.rank() + 1) * each)
+
+    def path(self, role: str) -> Path:
+        """The single artifact folder that ``from`` names for ``role``."""
+        from trainwright.core.errors import UserError
+        found = self.inputs.get(role, [])
+        if len(found) != 1:
+            raise UserError(f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; it has {len(found)}.")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class View:
+    """What a controller sees: numbers only, so that it cannot change the run by hand."""
+
+    step: int
+    steps: int
+    notes: dict[str, float]
+    """Numbers of the last step (``loss``, ``grad_norm``, ``loss/DOMAIN`` …); empty before the first."""
+    knobs: dict[str, Any]

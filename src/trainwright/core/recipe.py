@@ -1,0 +1,175 @@
+"""A recipe: a list of stages, read from TOML and checked before anything runs."""
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.settings import make
+from trainwright.core.stage_settings import STAGES, Stage
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model's whole training life."""
+
+    title: str
+    seed: int
+    trackers: tuple[str, ...]
+    stages: tuple[Stage, ...]
+    file: Path
+    text: str
+
+    @property
+    def root(self) -> Path:
+        """The folder against which relative paths in the recipe are read."""
+        return self.file.parent
+
+    def stage(self, name: str) -> Stage:
+        for one in self.stages:
+            if one.name == name:
+                return one
+        raise UserError(f"{self.file}: there is no stage {name!r}{suggest(name, [s.name for s in self.stages])}.")
+
+
+def load(file: Path | str, changes: dict[str, Any] | None = None) -> Recipe:
+    """Read and check a recipe; ``changes`` maps ``stage.key`` or a top-level key to a new value.
+
+    Raises:
+        UserError: a missing file, broken TOML, an unknown key, a wrong type, a stage that names no earlier stage …
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"there is no recipe {file}.")
+    try:
+        text = file.read_text(encoding="utf-8")
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{file}: not valid TOML: {error}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a text file in UTF-8.") from None
+    return parse(table, file, text, changes or {})
+
+
+def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, Any] | None = None) -> Recipe:
+    """A recipe from a table as TOML gives it."""
+    for key, value in (changes or {}).items():
+        _change(table, key, value, file)
+    known = {"title": str, "seed": int, "trackers": list, "stage": list}
+    for key, value in table.items():
+        if key not in known:
+            raise UserError(f"{file}: unknown key {key!r}{suggest(key, known)}.")
+        if not isinstance(value, known[key]) or isinstance(value, bool):
+            raise UserError(f"{file}: {key} must be {known[key].__name__}, not {value!r}.")
+    if not table.get("stage"):
+        raise UserError(f"{file}: a recipe needs at least one [[stage]].")
+    stages: list[Stage] = []
+    for number, one in enumerate(table["stage"], 1):
+        stages.append(_stage(one, number, stages, file))
+    return Recipe(table.get("title", file.stem), table.get("seed", 0), tuple(table.get("trackers", ())), tuple(stages), file, text)
+
+
+def _stage(table: Any, number: int, before: list[Stage], file: Path) -> Stage:
+    where = f"{file}: stage {number}"
+    if not isinstance(table, dict):
+        raise UserError(f"{where} must be a table: write [[stage]].")
+    name = table.get("name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*", name):
+        raise UserError(f"{where}: name must be a word of letters, digits, '_', '.' or '-', not {name!r}.")
+    where = f"{file}: stage {name!r}"
+    if name in [s.name for s in before]:
+        raise UserError(f"{where}: two stages have this name.")
+    if table.get("kind") not in STAGES:
+        raise UserError(f"{where}: kind must be one of {', '.join(STAGES)}, not {table.get('kind')!r}"
+                        f"{suggest(str(table.get('kind')), STAGES) if table.get('kind') else ''}.")
+    cls = STAGES[table["kind"]]
+    settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
+    if "inputs" in table:
+        raise UserError(f"{where}: unknown setting 'inputs' (did you mean 'from'?).")
+    settings["inputs"] = _inputs(settings.get("inputs", {}), cls, before, where, file.parent)
+    for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
+        if not isinstance(method, dict) or not isinstance(method.get("use"), str):
+            raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {method!r}.")
+    made: Stage = make(cls, settings, where)
+    made.check(where)
+    return made
+
+
+def _inputs(given: Any, cls: type[Stage], before: list[Stage], where: str, root: Path) -> dict[str, list[str]]:
+    if not isinstance(given, dict):
+        raise UserError(f"{where}: from must be a table such as {{ model = \"base\" }}, not {given!r}.")
+    out: dict[str, list[str]] = {}
+    for role, names in given.items():
+        if role not in cls.roles:
+            raise UserError(f"{where}: from has the unknown role {role!r}{suggest(role, cls.roles)}.")
+        listed = [names] if isinstance(names, str) else names
+        if not isinstance(listed, list) or not listed or not all(isinstance(n, str) for n in listed):
+            raise UserError(f"{where}: from.{role} must be a name or a list of names, not {names!r}.")
+        if cls.roles[role].startswith("one") and len(listed) != 1:
+            raise UserError(f"{where}: from.{role} takes one artifact, not {len(listed)}.")
+        for name in listed:
+            _check_input(name, role, before, where, root)
+        out[role] = listed
+    for role, how in cls.roles.items():
+        if not how.endswith("?") and role not in out:
+            raise UserError(f"{where}: from.{role} is needed: name an earlier stage or the path of a checkpoint.")
+    return out
+
+
+def _check_input(name: str, role: str, before: list[Stage], where: str, root: Path) -> None:
+    stage = next((s for s in before if s.name == name), None)
+    if stage is None:
+        if name.startswith(("package://", "hf://")) or (root / name).exists():
+            return
+        raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path{suggest(name, [s.name for s in before])}.")
+    wanted = ("corpus",) if role == "data" else ("corpus", "train", "merge") if role == "tokenizer" else ("train", "merge")
+    if stage.kind not in wanted:
+        raise UserError(f"{where}: from.{role} must be a stage of kind {' or '.join(wanted)}; {name!r} is of kind {stage.kind}.")
+
+
+def _change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
+    """``--set adapt.tokens=1000``, ``--set seed=3``, ``--set adapt.methods.adamw.lr=1e-3``."""
+    parts = key.split(".")
+    if len(parts) == 1:
+        table[key] = value
+        return
+    stages = {s.get("name"): s for s in table.get("stage", ()) if isinstance(s, dict)}
+    if parts[0] not in stages:
+        raise UserError(f"{file}: --set {key}: there is no stage {parts[0]!r}{suggest(parts[0], map(str, stages))}.")
+    at: Any = stages[parts[0]]
+    for part in parts[1:-1]:
+        if isinstance(at, list):
+            at = next((m for m in at if isinstance(m, dict) and m.get("use") == part), None)
+        else:
+            at = at.setdefault(part, {})
+        if not isinstance(at, (dict, list)):
+            raise UserError(f"{file}: --set {key}: there is no {part!r} to change.")
+    if not isinstance(at, dict):
+        raise UserError(f"{file}: --set {key}: say which setting of which method, such as {parts[0]}.methods.adamw.lr=1e-3.")
+    at[parts[-1]] = value
+
+
+def parse_change(text: str) -> tuple[str, Any]:
+    """``STAGE.KEY=VALUE`` from a command line; the value is read as TOML, or as a string where it is none."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: write STAGE.KEY=VALUE, for example adapt.tokens=1e6.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def plain(stage: Stage) -> dict[str, Any]:
+    """The stage's settings as JSON can hold them, defaults included."""
+    return {"kind": stage.kind, **{f.name: _jsonable(getattr(stage, f.name)) for f in dataclasses.fields(stage)}}
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _jsonable(v) for k, v in value.items()}
+    return [_jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value

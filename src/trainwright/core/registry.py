@@ -1,0 +1,171 @@
+"""Methods by name. A method's file name is its name; nothing else lists it, and listing imports none of them."""
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.settings import field_docs, make
+
+if TYPE_CHECKING:
+    from trainwright.core.method import Method
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("data", "pretrain", "optim", "finetune", "align", "compress", "merge", "evaluate", "search")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a method says of itself, read from its source without importing it."""
+
+    name: str
+    folder: str
+    kind: str
+    file: Path
+    summary: str
+    doc: str
+    default: bool
+    fields: tuple[tuple[str, str, str, str], ...]
+    """Name, type, default (as written; empty where the setting is needed) and docstring of each setting."""
+
+
+@cache
+def cards() -> dict[str, Card]:
+    """Every method that is installed, by name, sorted: ours and those of the entry points ``trainwright.methods``."""
+    found: dict[str, Card] = {}
+    files = [(f.stem, folder, f) for folder in FOLDERS for f in (ROOT / folder).glob("*.py") if not f.stem.startswith("_")]
+    for point in entry_points(group="trainwright.methods"):
+        spec = importlib.util.find_spec(point.value.partition(":")[0])
+        if spec is not None and spec.origin:
+            files.append((point.name, "elsewhere", Path(spec.origin)))
+    for name, folder, file in sorted(files):
+        if name in found:
+            raise UserError(f"two methods are called {name!r}: {found[name].file} and {file}.")
+        found[name] = read_card(file, name, folder)
+    return found
+
+
+def read_card(file: Path, name: str, folder: str) -> Card:
+    """The card of the one method that ``file`` defines."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and (kind := _kind(node)):
+            doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
+            module_doc = ast.get_docstring(tree) or doc
+            whole = module_doc if doc in module_doc else f"{module_doc}\n\n{doc}"
+            return Card(name, folder, kind, file, module_doc.strip().split("\n")[0], whole, _is_default(node), tuple(_fields(node)))
+    raise UserError(f"{file}: no class that derives from a kind of method; see `trainwright new`.")
+
+
+def _kind(node: ast.ClassDef) -> str:
+    kinds = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator", "Task")
+    return next((name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in kinds), "")
+
+
+@cache
+def kind_fields(kind: str) -> tuple[tuple[str, str, str, str], ...]:
+    """The settings that every method of a kind has (``weight``, ``on``, ``lr``), read from ``method.py``."""
+    tree = ast.parse((ROOT / "core" / "method.py").read_text(encoding="utf-8"))
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    found: dict[str, tuple[str, str, str, str]] = {}
+    at: str | None = kind
+    while at in classes:
+        found = {f[0]: f for f in _fields(classes[at])} | found
+        at = ast.unparse(classes[at].bases[0]) if classes[at].bases else None
+    return tuple(found.values())
+
+
+def _is_default(node: ast.ClassDef) -> bool:
+    assigned = {ast.unparse(t): n.value for n in node.body if isinstance(n, (ast.Assign, ast.AnnAssign))
+                for t in (n.targets if isinstance(n, ast.Assign) else [n.target])}
+    value = assigned.get("default")
+    return isinstance(value, ast.Constant) and value.value is True
+
+
+def _fields(node: ast.ClassDef) -> list[tuple[str, str, str, str]]:
+    docs = field_docs(node)
+    return [(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", docs.get(n.target.id, ""))
+            for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+            and "ClassVar" not in ast.unparse(n.annotation)]
+
+
+def locate(use: str, root: Path, where: str) -> Path:
+    """The source file of the method that a recipe calls ``use``: a name, or a path such as ``./mine.py``."""
+    if use.endswith(".py"):
+        file = (root / use).resolve()
+        if not file.is_file():
+            raise UserError(f"{where}: there is no file {file}.")
+        return file
+    if use not in cards():
+        raise UserError(f"{where}: there is no method {use!r}{suggest(use, cards())}; `trainwright list` shows all.")
+    return cards()[use].file
+
+
+@cache
+def load(file: Path) -> type[Method]:
+    """The one method class that ``file`` defines."""
+    from trainwright.core.method import KINDS, Method
+    if ROOT in file.parents:
+        module = importlib.import_module(".".join(("trainwright", *file.relative_to(ROOT).with_suffix("").parts)))
+    else:
+        name = f"trainwright_local_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method)
+           and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
+    if len(own) != 1 or own[0] in KINDS.values():
+        raise UserError(f"{file} must define one method, it defines {len(own)}: {', '.join(c.__name__ for c in own)}.")
+    return own[0]
+
+
+def find(name: str) -> type[Method]:
+    """The class of an installed method."""
+    return load(locate(name, Path(), "method"))
+
+
+def create(settings: dict[str, Any], root: Path, where: str) -> Method:
+    """A method from its table in a recipe (``use`` and its settings)."""
+    if not isinstance(settings, dict) or not isinstance(settings.get("use"), str):
+        raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {settings!r}.")
+    cls = load(locate(settings["use"], root, where))
+    made = make(cls, {k: v for k, v in settings.items() if k != "use"}, f"{where} ({settings['use']})")
+    return made  # type: ignore[no-any-return]
+
+
+@cache
+def fingerprint(file: Path) -> str:
+    """A hash of a method's source and of what it imports from beside the core: part of an artifact's identity."""
+    sources: dict[Path, bytes] = {}
+    _collect(file, sources)
+    digest = hashlib.sha256()
+    for _, source in sorted(sources.items()):
+        digest.update(source)
+    return digest.hexdigest()[:16]
+
+
+def _collect(file: Path, sources: dict[Path, bytes]) -> None:
+    if file in sources or not file.is_file():
+        return
+    sources[file] = file.read_bytes()
+    for node in ast.walk(ast.parse(sources[file])):
+        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names] if isinstance(node, ast.Import) else []
+        for module in modules:
+            head, _, rest = module.partition(".")
+            if head == "trainwright" and not rest.startswith("core"):
+                _collect(ROOT / (rest.replace(".", "/") + ".py"), sources)
+
+
+def default_of(kind: str) -> str | None:
+    """The method of a kind that stands in where a recipe names none."""
+    return next((c.name for c in cards().values() if c.default and c.kind == kind), None)

@@ -1,0 +1,77 @@
+"""Run a recipe: each stage is found in the store or made, and what is made is committed whole."""
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainwright.core import sharding
+from trainwright.core.listener import Listener
+from trainwright.core.prepare import Job, jobs
+from trainwright.core.recipe import Recipe
+from trainwright.core.stages import KINDS, Site
+from trainwright.core.store import Artifact, Store, git_commit, versions
+
+
+def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[str, Artifact]:
+    """All stages in order; returns their artifacts by name. Run again, it goes on where it was interrupted.
+
+    Raises:
+        UserError: whatever the user can put right; nothing half-written is left in the store.
+    """
+    listener = listener or Listener()
+    sharding.start()
+    made: dict[str, Artifact] = {}
+    for job in jobs(recipe, store):
+        made[job.stage.name] = _stage(job, recipe, store, listener)
+    return made
+
+
+def _stage(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifact:
+    stage = job.stage
+    found = sharding.together(store.find(stage.name, job.key))
+    if found is not None:
+        listener.stage(stage.name, stage.kind, "cached", found.figures | {"path": str(found.path)})
+        return found  # type: ignore[no-any-return]
+    if sharding.main():
+        with store.claim(stage.name, job.key) as work:
+            return _make(job, recipe, store, listener, work)
+    sharding.barrier()
+    return _make(job, recipe, store, listener, store.work(stage.name, job.key))
+
+
+def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path) -> Artifact:
+    stage, started, clock = job.stage, datetime.now(UTC), time.perf_counter()
+    out = work / "artifact.tmp"
+    if sharding.main():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        sharding.barrier()
+    inputs = {role: [s.path(store, job.where) for s in sources] for role, sources in job.inputs.items()}
+    site = Site(job, store, work, out, listener, inputs)
+    try:
+        figures = KINDS[stage.kind](site)
+    except BaseException as error:
+        listener.stage(stage.name, stage.kind, "failed", {"why": str(error) or type(error).__name__})
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    if sharding.main():
+        store.commit(out, stage.name, job.key, manifest(job, recipe, store, figures, site.texts, started, time.perf_counter() - clock))
+    sharding.barrier()
+    artifact = Artifact(store.path(stage.name, job.key))
+    listener.stage(stage.name, stage.kind, "finished", artifact.figures | {"path": str(artifact.path)})
+    return artifact
+
+
+def manifest(job: Job, recipe: Recipe, store: Store, figures: dict[str, Any], texts: dict[str, str], started: datetime,
+             seconds: float) -> dict[str, Any]:
+    """What an artifact came from, and what was measured."""
+    inputs = {role: [{"stage": s.name, "hash": s.hash, "path": str(s.path(store, job.where))} for s in sources]
+              for role, sources in job.inputs.items()}
+    return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title, "settings": job.settings, "seed": job.seed,
+            "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root), "command": " ".join(sys.argv),
+            "started": started.isoformat(timespec="seconds"), "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "seconds": round(seconds, 3), "ranks": sharding.world(), "figures": figures, "texts": texts}

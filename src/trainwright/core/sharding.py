@@ -1,0 +1,127 @@
+"""Ranks and shards: the only file that knows how many processes there are."""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def start() -> None:
+    """Join the process group that ``torchrun`` describes; a lone process needs none."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if cuda else "gloo")
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def main() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def total(x: float) -> float:
+    """The sum of ``x`` over all ranks."""
+    if not dist.is_initialized():
+        return x
+    t = torch.tensor(float(x), dtype=torch.float64, device=device())
+    dist.all_reduce(t)
+    return float(t)
+
+
+def gather(thing: Any) -> list[Any]:
+    """``thing`` of every rank, in rank order."""
+    if not dist.is_initialized():
+        return [thing]
+    seen: list[Any] = [None] * world()
+    dist.all_gather_object(seen, thing)
+    return seen
+
+
+def together(thing: Any) -> Any:
+    """Rank 0's ``thing`` on every rank."""
+    if not dist.is_initialized():
+        return thing
+    box = [thing]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def shard(model: nn.Module) -> nn.Module:
+    """Shard the model in place with FSDP2: each block of its longest module list, then the rest."""
+    if world() == 1:
+        return model
+    mesh = init_device_mesh(device().type, (world(),))
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model._within = MethodType(lambda self, fn, *args: fn(self, *args), model)  # type: ignore[assignment]
+    register_fsdp_forward_method(model, "_within")
+    return model
+
+
+def within(model: nn.Module, fn: Callable[..., Any], *args: Any) -> Any:
+    """``fn(model, *args)``, which may call parts of the model on their own: their shards are gathered as in ``forward``."""
+    inner = model.__dict__.get("_within")
+    return inner(fn, *args) if inner else fn(model, *args)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a model: the entries of its longest ``ModuleList``."""
+    lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+    longest = max(lists, key=len, default=None)
+    return list(longest.children()) if longest is not None else []
+
+
+def full(t: Tensor) -> Tensor:
+    """The whole tensor of which ``t`` may be a shard."""
+    return t.full_tensor() if isinstance(t, DTensor) else t
+
+
+def local(t: Tensor) -> Tensor:
+    """This rank's part of ``t``, for what is done entry by entry."""
+    return t.to_local() if isinstance(t, DTensor) else t
+
+
+def like(t: Tensor, other: Tensor) -> Tensor:
+    """``t`` sharded as ``other`` is, where the two have one shape."""
+    if isinstance(t, DTensor) or not isinstance(other, DTensor) or t.shape != other.shape:
+        return t
+    return distribute_tensor(t, other.device_mesh, other.placements)
+
+
+def norm(tensors: list[Tensor]) -> Tensor:
+    """The 2-norm of all entries of all tensors, on all ranks: a scalar."""
+    if not tensors:
+        return torch.zeros(())
+    return full(nn.utils.get_total_norm(tensors))

@@ -1,0 +1,146 @@
+"""The settings of each kind of stage, and which of them may be together."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from trainwright.core.errors import UserError, suggest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage has."""
+
+    name: str
+    """Name by which later stages take its artifact."""
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """``from`` in a recipe: role to names of earlier stages, or paths of checkpoints."""
+    methods: tuple[dict[str, Any], ...] = ()
+    """Methods in order, each ``{ use = NAME, setting = … }``."""
+    roles: ClassVar[dict[str, str]] = {}
+    """Which roles ``from`` may name: ``one`` or ``many`` artifacts, with ``?`` where it may be left out."""
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.removesuffix("Stage").lower()
+
+    def check(self, where: str) -> None:
+        """Raise a UserError for settings that cannot be together; ``where`` names the stage in it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusStage(Stage):
+    """Documents, filtered and tokenized."""
+
+    roles = {"tokenizer": "one?", "model": "one?"}
+
+    tokenizer: str | None = None
+    """Whose tokenizer to use: an earlier stage, a checkpoint's path, or ``package://NAME``."""
+    vocab_size: int | None = None
+    """Train a byte-level BPE of this size on the corpus instead."""
+    tune: float = 0.01
+    """Share of the documents (by hash of their id) kept for tuning."""
+    test: float = 0.02
+    """Share of the documents kept for evaluation."""
+    chat_template: str | None = None
+    """Template for documents with ``messages``: ``chatml`` or a file; default: the tokenizer's own."""
+    engine: Literal["native", "ray"] = "native"
+    """What runs the table: this machine, or a Ray cluster."""
+
+    def check(self, where: str) -> None:
+        if (self.tokenizer is not None) + (self.vocab_size is not None) + ("tokenizer" in self.inputs) + ("model" in self.inputs) != 1:
+            raise UserError(f"{where}: say either vocab_size (train a tokenizer) or tokenizer (use one).")
+        if self.vocab_size is not None and self.vocab_size < 258:
+            raise UserError(f"{where}: vocab_size must be at least 258 (256 bytes and two more), not {self.vocab_size}.")
+        if not (0 <= self.tune < 1 and 0 <= self.test < 1 and self.tune + self.test < 1):
+            raise UserError(f"{where}: tune and test are shares between 0 and 1 that leave some for training, not {self.tune} and {self.test}.")
+        if not self.methods:
+            raise UserError(f"{where}: methods names no source of documents, for example {{ use = \"text\", paths = [\"texts/\"] }}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainStage(Stage):
+    """One training loop."""
+
+    roles = {"model": "one?", "data": "one?", "reference": "one?", "teacher": "one?", "tokenizer": "one?"}
+
+    model: dict[str, Any] | None = None
+    """A model from scratch: ``type`` and the fields of its transformers config."""
+    tokens: int | None = None
+    """How far to train, in tokens; or ``steps``, or ``epochs``."""
+    steps: int | None = None
+    """How far to train, in steps."""
+    epochs: float | None = None
+    """How far to train, in passes over the data."""
+    batch_tokens: int | None = None
+    """Tokens of one step, over all ranks and micro-batches (8192 if nothing is said)."""
+    batch_size: int | None = None
+    """Rows of one step, over all ranks and micro-batches, instead of ``batch_tokens``."""
+    accumulate: int = 1
+    """Micro-batches that a step is cut into on each rank; it never changes the loss."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile; ``auto`` where the stage is long enough to earn it back."""
+    checkpointing: bool = False
+    """Activation checkpointing: less memory, about a third more time."""
+    eval_every: int = 0
+    """Steps between evaluations; 0: only at the end."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: about one a minute."""
+    seed: int | None = None
+    """Seed of this stage; default: the recipe's."""
+
+    def check(self, where: str) -> None:
+        far = {k: v for k in ("tokens", "steps", "epochs") if (v := getattr(self, k)) is not None}
+        if len(far) != 1:
+            raise UserError(f"{where}: say how far to train with one of tokens, steps, epochs; it has {', '.join(far) or 'none'}.")
+        sizes = {k: getattr(self, k) for k in ("batch_tokens", "batch_size") if getattr(self, k) is not None}
+        if len(sizes) > 1:
+            raise UserError(f"{where}: say batch_tokens or batch_size, not both.")
+        for key, value in {**far, **sizes, "accumulate": self.accumulate}.items():
+            if value <= 0:
+                raise UserError(f"{where}: {key} must be positive, not {value}.")
+        for key in ("eval_every", "save_every"):
+            if getattr(self, key) < 0:
+                raise UserError(f"{where}: {key} must not be negative, not {getattr(self, key)}.")
+        if ("model" in self.inputs) == (self.model is not None):
+            raise UserError(f"{where}: say either from.model (go on with a model) or model (make one from scratch).")
+        if self.model is not None and not isinstance(self.model.get("type"), str):
+            raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeStage(Stage):
+    """One model made of several."""
+
+    roles = {"models": "many", "base": "one?"}
+
+    def check(self, where: str) -> None:
+        if len(self.methods) != 1:
+            raise UserError(f"{where}: a merge takes exactly one method, for example {{ use = \"linear\" }}; it has {len(self.methods)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateStage(Stage):
+    """Models measured side by side."""
+
+    roles = {"models": "many", "data": "one?"}
+
+    baseline: str | None = None
+    """Model (one of ``from.models``) against which gain and forgetting are told; default: the first."""
+    old: tuple[str, ...] = ()
+    """Domains on which a rise of the loss is forgetting."""
+    new: tuple[str, ...] = ()
+    """Domains on which a fall of the loss is gain."""
+    seed: int | None = None
+    """Seed of this stage; default: the recipe's."""
+
+    def check(self, where: str) -> None:
+        if self.baseline is not None and self.baseline not in self.inputs["models"]:
+            raise UserError(f"{where}: baseline {self.baseline!r} is not one of from.models{suggest(self.baseline, self.inputs['models'])}.")
+        if not self.methods:
+            raise UserError(f"{where}: methods names no evaluator, for example {{ use = \"held_out\" }}.")
+
+
+STAGES: dict[str, type[Stage]] = {"corpus": CorpusStage, "train": TrainStage, "merge": MergeStage, "evaluate": EvaluateStage}

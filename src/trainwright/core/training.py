@@ -1,0 +1,271 @@
+"""A training stage around the loop: the model made or loaded, checkpoints, resume, export."""
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainwright.core import checkpoint, hardware, models, sharding
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.loop import Diverged, Train, cut
+from trainwright.core.method import Data
+from trainwright.core.prepare import Job
+from trainwright.core.stage_settings import TrainStage
+
+if TYPE_CHECKING:
+    from trainwright.core.stages import Site
+
+ROWS_OF = 8192
+"""Tokens of a step where the recipe says nothing."""
+SAVE_SECONDS = 60.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user or the machine asked to stop; what is done is saved."""
+
+
+def train(site: Site) -> dict[str, Any]:
+    """Train from the start or from the newest whole checkpoint, and fill ``site.out`` with a Hugging Face checkpoint."""
+    job, stage, ctx = site.job, site.job.stage, site.context()
+    assert isinstance(stage, TrainStage)
+    began = time.perf_counter()
+    run, rest, path = prepare(site, ctx)
+    info = {"steps": run.steps, "tokens": run.steps * ctx.batch_rows * (row_tokens(job) or 0), **parameter_counts(run)}
+    site.started(info, resumed=path is not None)
+    if path is None and run.ctx.step == 0:
+        _probe(run, site)
+    metrics = _Metrics(site.work / "metrics.jsonl", run.ctx.step)
+    saver = _Saver(run, site, stage.save_every)
+    try:
+        with _signals(saver):
+            run.run(on_step=lambda row: (metrics.write(row), site.listener.step(stage.name, row), saver.after(row))[-1])
+    except Diverged as error:
+        good = checkpoint.newest(saver.folder)[0]
+        kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
+        raise UserError(f"{job.where}: {error}; {kept}. Lower the learning rate, clip gradients, or look at the data of that step.") from None
+    finally:
+        metrics.close()
+    figures = _figures(run, began, rest)
+    export(run, site, job)
+    if sharding.main():
+        (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
+        figures["stored_bytes"] = sum(f.stat().st_size for f in site.out.glob("model*.safetensors"))
+    site.texts |= ctx.texts
+    return figures
+
+
+def prepare(site: Site, ctx: Context) -> tuple[Train, dict[str, Any], Path | None]:
+    """The loop, built, and loaded where there is a checkpoint (then its JSON and path too)."""
+    job, stage = site.job, site.job.stage
+    assert isinstance(stage, TrainStage)
+    folder = site.folder("data") or site.folder("tokenizer")
+    ctx.tokenizer = models.load_tokenizer(folder, job.where) if folder else None
+    model = make_model(site, ctx)
+    ctx.batch_rows = batch_rows(job, stage)
+    steps = steps_of(job, stage, ctx)
+    for role in ("reference", "teacher"):
+        if other := site.folder(role):
+            ctx.frozen[role] = models.load(other, job.where).to(ctx.device).eval().requires_grad_(False)
+    path, damaged = checkpoint.newest(site.work / "checkpoints")
+    for bad in damaged:
+        site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
+    rest = checkpoint.read(path) if path else {}
+    precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
+    ctx.compile = hardware.compile_pays(model, steps * ctx.batch_rows * (row_tokens(job) or 1)) if stage.compile == "auto" else stage.compile
+    if stage.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    run = Train(model, job.methods, steps, accumulate=stage.accumulate, precision=precision, eval_every=stage.eval_every, ctx=ctx)
+    run.build(checkpoint.journal_of(rest, job.root) if rest else ())
+    if path:
+        checkpoint.load_into(run, path, rest)
+    return run, rest, path
+
+
+def make_model(site: Site, ctx: Context) -> nn.Module:
+    """The stage's model with its starting weights, and a tokenizer that is known to be its own."""
+    job, stage = site.job, site.job.stage
+    assert isinstance(stage, TrainStage)
+    source = site.folder("model")
+    if source is None:
+        assert stage.model is not None
+        return models.create(models.from_table(stage.model, ctx.tokenizer, job.where), job.seed, job.where).to(ctx.device)
+    model = models.load(source, job.where)
+    own = models.load_tokenizer(source, job.where)
+    if own is not None and ctx.tokenizer is not None and own.get_vocab() != ctx.tokenizer.get_vocab():
+        raise UserError(f"{job.where}: the corpus was tokenized by another tokenizer than the model's own: make the corpus with "
+                        "from = { tokenizer = … } of the model's stage, or tokenizer = the model's path.")
+    ctx.tokenizer = ctx.tokenizer or own
+    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator,union-attr]
+    if ctx.tokenizer is not None and len(ctx.tokenizer) > size:
+        raise UserError(f"{job.where}: the vocabulary of {len(ctx.tokenizer)} tokens does not fit the model's {size} embeddings.")
+    return model.to(ctx.device)
+
+
+def row_tokens(job: Job) -> int | None:
+    return next((n for m in reversed(job.of(Data)) if (n := m.row_tokens())), None)
+
+
+def batch_rows(job: Job, stage: TrainStage) -> int:
+    """Rows of a step, which ranks and micro-batches must share evenly."""
+    tokens = row_tokens(job)
+    if stage.batch_size is not None:
+        rows = stage.batch_size
+    elif tokens is None:
+        raise UserError(f"{job.where}: its data has no fixed row length: say batch_size (rows a step) instead of batch_tokens.")
+    else:
+        rows = (stage.batch_tokens or max(ROWS_OF, tokens)) // tokens
+        if not rows:
+            raise UserError(f"{job.where}: batch_tokens = {stage.batch_tokens} is less than one row of {tokens} tokens.")
+    parts = sharding.world() * stage.accumulate
+    if rows % parts:
+        raise UserError(f"{job.where}: a step of {rows} rows does not divide over {sharding.world()} ranks and {stage.accumulate} "
+                        f"micro-batches; take a multiple of {parts} rows" + (f" ({tokens} tokens each)." if tokens else "."))
+    return rows
+
+
+def steps_of(job: Job, stage: TrainStage, ctx: Context) -> int:
+    """Optimizer steps of the whole stage."""
+    if stage.steps is not None:
+        return stage.steps
+    tokens = row_tokens(job)
+    if stage.epochs is not None:
+        rows = next((n for m in job.of(Data) if (n := m.epoch(ctx))), None)
+        if rows is None:
+            raise UserError(f"{job.where}: its data has no epochs: say steps or tokens.")
+        return max(1, round(stage.epochs * rows / ctx.batch_rows))
+    if tokens is None:
+        raise UserError(f"{job.where}: its data does not count in tokens: say steps.")
+    assert stage.tokens is not None
+    steps = stage.tokens // (ctx.batch_rows * tokens)
+    if not steps:
+        raise UserError(f"{job.where}: tokens = {stage.tokens} is less than one step of {ctx.batch_rows * tokens} tokens.")
+    return steps
+
+
+def parameter_counts(run: Train) -> dict[str, int]:
+    return {"parameters": sum(p.numel() for p in run.params.values()),
+            "trainable": sum(p.numel() for p in run.params.values() if p.requires_grad)}
+
+
+def _probe(run: Train, site: Site) -> None:
+    """Before the first step: show an example, and count the FLOPs of a micro-batch. Leaves no trace in the run."""
+    ctx, data = run.ctx, run.of(Data)
+    kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in data}, ctx.compile
+    ctx.compile = False
+    batch = run.pull()
+    for _, m in data:
+        if text := m.preview(batch, ctx):
+            site.listener.say(text)
+    micro = cut(batch, run.accumulate)[0]
+    with FlopCounterMode(display=False) as counter:
+        run.gradients([micro])
+    tokens = micro["input_ids"].numel() if "input_ids" in micro else 0
+    run.ledger.flops_per_token = counter.get_total_flops() / tokens if tokens else 0.0
+    run.states |= kept
+    ctx.compile = compiled
+
+
+def export(run: Train, site: Site, job: Job) -> None:
+    """Write the model as a plain checkpoint; adapters are saved beside it and folded in. The live run is over after this."""
+    with run.viewed():
+        model = run.model
+        if sharding.world() > 1:
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights = get_model_state_dict(run.model, options=options)
+            model = make_model(site, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
+            for surgery in run.performed:
+                surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
+            if sharding.main():
+                model.load_state_dict(weights)
+        if sharding.main():
+            for surgery in run.performed:
+                surgery.save_delta(model, site.out / "adapter")
+            with torch.no_grad():
+                for surgery in reversed(run.performed):
+                    surgery.fold(model)
+            models.save(model, site.out, run.ctx.tokenizer)
+    sharding.barrier()
+
+
+def _figures(run: Train, began: float, rest: dict[str, Any]) -> dict[str, Any]:
+    counts, ledger = parameter_counts(run), run.ledger
+    leaves = [t for s in run.states.values() for named in s.get("param", {}).values() for t in named.values()]
+    return {"steps": run.ctx.step, "tokens": int(ledger.tokens), "trained_tokens": int(ledger.trained_tokens), "flops": ledger.flops,
+            "seconds": round(ledger.seconds, 3), "peak_memory_bytes": int(ledger.peak_memory), "parameters": counts["parameters"],
+            "trainable_parameters": counts["trainable"], "state_bytes": sum(t.numel() * t.element_size() for t in leaves),
+            "loss": run.row.get("loss"), "evaluation": run.evaluation, "stopped": run.stopped or None, "precision": run.precision,
+            "compiled": run.ctx.compile, "resumed": bool(rest), "wall_seconds": round(time.perf_counter() - began, 3)}
+
+
+class _Metrics:
+    """``metrics.jsonl``: a row a step, cut back to the checkpoint on resume."""
+
+    def __init__(self, file: Path, step: int) -> None:
+        self.handle: Any = None
+        if not sharding.main():
+            return
+        rows = file.read_text().splitlines() if file.is_file() and step else []
+        kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= step]
+        file.write_text("".join(r + "\n" for r in kept))
+        self.handle = file.open("a")
+
+    def write(self, row: dict[str, float]) -> None:
+        if self.handle is not None:
+            self.handle.write(json.dumps(row) + "\n")
+            self.handle.flush()
+
+    def close(self) -> None:
+        if self.handle is not None:
+            self.handle.close()
+
+
+class _Saver:
+    """Saves every so many steps, or about once a minute, and when asked to stop."""
+
+    def __init__(self, run: Train, site: Site, every: int) -> None:
+        self.run, self.site, self.every = run, site, every
+        self.folder = site.work / "checkpoints"
+        self.last, self.asked = time.monotonic(), False
+
+    def after(self, row: dict[str, float]) -> None:
+        """After a step. Raises ``Interrupted`` once the checkpoint is safe."""
+        run, asked = self.run, self.asked
+        due = time.monotonic() - self.last > SAVE_SECONDS if not self.every else run.ctx.step % self.every == 0
+        if sharding.world() > 1 and not self.every:
+            asked, due = sharding.together((asked, due))
+        if (due or asked) and run.ctx.step < run.steps:
+            checkpoint.save(run, self.folder, {})
+            self.last = time.monotonic()
+        if asked:
+            raise Interrupted(f"stopped at step {run.ctx.step} of {run.steps}; run the same command to go on")
+
+
+@contextmanager
+def _signals(saver: _Saver) -> Iterator[None]:
+    """Ctrl-C and SIGTERM finish the step and save; a second one ends at once."""
+    def ask(number: int, frame: FrameType | None) -> None:
+        if saver.asked:
+            raise KeyboardInterrupt
+        saver.asked = True
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,109 @@
+"""LoRA: freeze the model and learn a low-rank addition to its linear layers.
+
+"LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685); with ``rslora`` the scale of "A Rank Stabilization
+Scaling Factor for Fine-Tuning with LoRA" (arXiv 2312.03732).
+
+    y = W x + s B A x,    s = alpha / rank   (rslora: alpha / sqrt(rank))
+
+W is [out, in] and frozen, A is [rank, in] and starts uniform in +-1/sqrt(in), B is [out, rank] and starts at zero, so that the
+model starts as it was. ``dropout`` acts on the input of A alone. A and B are float32 and are computed in the dtype of the
+activations. The addition is folded into W for export, and kept beside it in the format of PEFT.
+
+Not for learning much that is new: full training, or a higher rank, forgets more but learns more. Not together with a method
+that changes the same weights.
+"""
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+
+from trainwright.core.context import Context
+from trainwright.core.method import Surgery
+from trainwright.finetune._targets import ROLES, Adapter, as_linear_weight, freeze, linear_layers, put, shortest
+
+
+class Lora(Surgery):
+    """Raises UserError where ``on`` matches no linear layer, one that has an adapter, or one whose weight is tied."""
+
+    rank: int = 8
+    """Rank of the addition: columns of B, rows of A."""
+    alpha: float = 16.0
+    """Scale of the addition, divided by the rank."""
+    dropout: float = 0.0
+    """Share of the inputs of A that are dropped in training."""
+    on: str = "all-linear"
+    """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
+    rslora: bool = False
+    """Divide alpha by the square root of the rank, for high ranks."""
+    example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be 1 or more, not {self.rank}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+    def claims(self) -> set[str]:
+        return {"*"} if self.on in ROLES else {f"{self.on}.weight"}
+
+    def operate(self, model: nn.Module, ctx: Context) -> None:
+        layers = linear_layers(model, self.on)
+        freeze(model)
+        for name, layer in layers.items():
+            put(model, name, LoraLinear(layer, self, ctx.rng(f"lora/{name}", at=0)))
+
+    def layers(self, model: nn.Module) -> dict[str, LoraLinear]:
+        """The layers that this method, and not another of its kind, has put in."""
+        return {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear) and m.settings == self}
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module) -> None:
+        for name, layer in self.layers(model).items():
+            weight = as_linear_weight(layer)
+            weight.copy_(torch.addmm(weight.float(), layer.lora_B.float(), layer.lora_A.float(), alpha=self.scale))
+            put(model, name, layer.plain())
+
+    def save_delta(self, model: nn.Module, folder: Path) -> None:
+        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them."""
+        layers = self.layers(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({f"base_model.model.{n}.{part}.weight": getattr(m, part).detach().cpu().contiguous()
+                   for n, m in layers.items() for part in ("lora_A", "lora_B")},
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM" if isinstance(model, GenerationMixin) else None, "inference_mode": True,
+                  "base_model_name_or_path": model.name_or_path if isinstance(model, PreTrainedModel) else "",
+                  "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "use_rslora": self.rslora, "bias": "none",
+                  "fan_in_fan_out": any(m.transposed for m in layers.values()), "target_modules": shortest(model, layers)}
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class LoraLinear(Adapter):
+    """A linear layer with the addition of one ``Lora``."""
+
+    def __init__(self, layer: nn.Module, settings: Lora, rng: torch.Generator) -> None:
+        super().__init__(layer)
+        self.settings = settings
+        start = torch.empty(settings.rank, self.in_features)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=rng)
+        self.lora_A = nn.Parameter(start.to(self.weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, settings.rank, device=self.weight.device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        rows = x.reshape(-1, self.in_features).to(kind)               # cast once for both paths; two dimensions let B A x add in place
+        y = self.linear(rows)
+        low = F.linear(F.dropout(rows, self.settings.dropout, self.training), self.lora_A.to(kind))
+        y = y.addmm_(low, self.lora_B.to(kind).T, alpha=self.settings.scale)
+        return y.view(*x.shape[:-1], self.out_features)

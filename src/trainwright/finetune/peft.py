@@ -1,0 +1,145 @@
+"""Any tuner of the PEFT library as a surgery: DoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, RandLoRA, FourierFT …
+
+The tuners of "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (https://github.com/huggingface/peft; each has
+its paper in PEFT's documentation), put into the model in place. ``config`` is the name of PEFT's configuration class and ``options``
+are its fields, so that whatever PEFT learns later can be used without a change here. Layers are ``target_modules`` of the
+options; where none are given and the tuner is one for linear layers, all of them but the output head are taken.
+
+Not for what acts outside the layers: soft prompts and prefixes, tuners that add a loss or need a call between steps (AdaLoRA,
+X-LoRA, Poly). A tuner that PEFT cannot merge trains and gives its adapter's files, but no plain checkpoint.
+"""
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import GenerationMixin
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.method import Surgery
+from trainwright.finetune._targets import LINEAR
+
+HELD = "_peft_model"
+"""PEFT's wrapper is kept beside the model's modules, so that the model stays what it is, names of its parameters included."""
+OUTSIDE = ("use_asa", "alora_invocation_tokens", "eva_config")
+"""Options by which a tuner of layers comes to need more than its layers, which PEFT does not tell."""
+
+
+class Peft(Surgery):
+    """Raises UserError without the extra ``peft``, for what PEFT refuses, and in ``fold`` for a tuner that cannot be merged."""
+
+    config: str
+    """Name of PEFT's configuration class, such as LoraConfig, IA3Config or VeraConfig."""
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of that class, such as { r = 8, use_dora = true }."""
+    example: ClassVar[dict[str, Any]] = {"config": "LoraConfig", "options": {"r": 2, "use_dora": True}}
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def claims(self) -> set[str]:
+        return {"*"}
+
+    def operate(self, model: nn.Module, ctx: Context) -> None:
+        from peft import get_peft_model
+        config = self.build()
+        if HELD in model.__dict__:
+            raise UserError(f"peft ({self.config}): the model carries a tuner of PEFT already; a stage can have one.")
+        if config.task_type is None and isinstance(model, GenerationMixin):
+            config.task_type = "CAUSAL_LM"
+        if "target_modules" in _fields(type(config)) and config.target_modules is None and self.for_linear(model):
+            config.target_modules = "all-linear"
+        devices = [ctx.device.index or 0] if ctx.device.type == "cuda" else []
+        training = model.training
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(ctx.rng(f"peft/{self.config}", at=0).initial_seed())
+            with _told(f"peft: {self.config} cannot be put into this model"):
+                model.__dict__[HELD] = get_peft_model(model, config)
+        model.train(training)                                         # new modules always come in training mode
+        if not any(p.requires_grad for p in model.parameters()):
+            raise UserError(f"peft: {self.config} with {self.options} leaves nothing to train.")
+
+    def fold(self, model: nn.Module) -> None:
+        tuner = model.__dict__[HELD].base_model
+        with torch.no_grad(), _told(f"peft: {self.config} cannot be merged into the weights of this model (its adapter's files are complete)"):
+            tuner.merge_and_unload()
+        del model.__dict__[HELD]
+
+    def save_delta(self, model: nn.Module, folder: Path) -> None:
+        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them."""
+        from peft import get_peft_model_state_dict
+        wrapper = model.__dict__[HELD]
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = get_peft_model_state_dict(wrapper)
+        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()},   # cloned: no two may share memory
+                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.deepcopy(wrapper.active_peft_config)
+        config.inference_mode = True
+        config.save_pretrained(str(folder))
+
+    def build(self) -> Any:
+        """A fresh configuration (PEFT writes into the one it is given).
+
+        Raises:
+            UserError: PEFT is not installed.
+            ValueError: no such configuration or field, or one that cannot live inside the layers.
+        """
+        kinds, tuners, base = _library()
+        if self.config not in kinds:
+            raise ValueError(f"PEFT has no configuration {self.config!r}{suggest(self.config, kinds)}.")
+        kind = kinds[self.config]
+        for option in self.options:
+            if option not in _fields(kind):
+                raise ValueError(f"{self.config} has no field {option!r}{suggest(option, _fields(kind))}.")
+        with _told(f"{self.config} refuses its options", ValueError):
+            config = kind(**self.options)
+        tuner = tuners[config.peft_type]
+        if not issubclass(tuner, base):
+            raise ValueError(f"{self.config} changes the input of the whole model (prompts, prefixes), not its layers, and the objectives "
+                             "call the model itself; take a tuner of layers such as LoraConfig.")
+        if tuner.forward is not base.forward or any(config.__dict__.get(o) for o in OUTSIDE):
+            raise ValueError(f"{self.config} with these options acts outside the layers (another loss, routing, a call between steps), "
+                             "which a surgery cannot; take a tuner of layers such as LoraConfig.")
+        return config
+
+    def for_linear(self, model: nn.Module) -> bool:
+        """Whether PEFT means the tuner for linear layers: it says so, or targets some by name in the architectures it knows."""
+        config = self.build()
+        _, tuners, _ = _library()
+        field = type(config).__dataclass_fields__["target_modules"]
+        known = {n for names in (vars(tuners[config.peft_type]).get("target_module_mapping") or {}).values() for n in names}
+        linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, LINEAR)}
+        return "all-linear" in field.metadata.get("help", "") or bool(known & linear)
+
+
+def _library() -> tuple[dict[str, type], dict[Any, type], Any]:
+    """PEFT's configurations by class name, its tuners by type, and the base of those that live in layers."""
+    try:
+        from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+        from peft.tuners.tuners_utils import BaseTuner
+    except ModuleNotFoundError as error:
+        if error.name != "peft":
+            raise
+        raise UserError("the method peft needs the PEFT library: pip install trainwright[peft].") from None
+    return {c.__name__: c for c in PEFT_TYPE_TO_CONFIG_MAPPING.values()}, PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner
+
+
+def _fields(kind: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind) if f.init}
+
+
+@contextmanager
+def _told(what: str, kind: type[Exception] = UserError) -> Iterator[None]:
+    """PEFT refuses with errors of every kind: tell them in one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise kind(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error

@@ -1,0 +1,52 @@
+"""An exponential average of the weights, to measure and export with; the weights in training are not touched.
+
+"Acceleration of Stochastic Approximation by Averaging" (Polyak and Juditsky 1992), in the exponential form that "Mean
+teachers are better role models" uses (arXiv 1703.01780). After step t = 0, 1 …, with p the trained weights,
+    mean <- d mean + (1 - d) p,   d = decay, or with ``warmup``  min(decay, (1 + t) / (10 + t)),
+so that early on the average does not hang on to the untrained weights. ``mean`` is float32 whatever the weights are: in
+bfloat16 the small steps of an average round to nothing. Costs 4 bytes a parameter.
+Not with a schedule that already decays to zero, where it adds little; buffers (BatchNorm statistics) are not averaged.
+
+Errors: a decay outside 0 … 1. State: ``param``, ``mean``.
+"""
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.method import State, Tensors, Update
+
+
+class Ema(Update):
+    """An exponential average of the weights, to measure and export with."""
+
+    decay: float = 0.999
+    """Share of the average that is kept at each step: it looks back about 1 / (1 - decay) steps."""
+    warmup: bool = True
+    """Whether the first steps look back less far, as long as the average is younger than that."""
+    reads_grads: ClassVar[bool] = False
+    example: ClassVar[dict[str, Any]] = {"decay": 0.5}
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, not {self.decay}")
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        mine = {n: p for n, p in model.named_parameters() if p.requires_grad and fnmatchcase(n, self.on)}
+        return {"param": {n: {"mean": p.detach().to(torch.float32, copy=True)} for n, p in mine.items()}}
+
+    def settle(self, params: Tensors, state: State, ctx: Context) -> None:
+        leaves = state["param"]
+        if not leaves:
+            return
+        decay = min(self.decay, (1 + ctx.step) / (10 + ctx.step)) if self.warmup else self.decay
+        now = [sharding.local(params[n].detach()).float() for n in leaves]
+        torch._foreach_lerp_([sharding.local(leaf["mean"]) for leaf in leaves.values()], now, 1 - decay)
+
+    def view(self, params: Tensors, state: State) -> Tensors:
+        return {n: leaf["mean"] for n, leaf in state["param"].items()}

@@ -1,0 +1,48 @@
+"""Linear decay of the learning rate after a linear warm-up.
+
+"Optimal Linear Decay Learning Rate Schedules and Further Refinements" (arXiv 2310.07831). With T steps in all, W of them
+warm-up, and f = ``final``, the factor of the peak rate at step t = 0, 1 … is
+    (t + 1) / W                          for t < W
+    1 - (1 - f) (t - W) / (T - W)        from W on,
+so that f would be reached at step T, one after the last: with f = 0 the last step still moves by 1 / (T - W) of the peak.
+Not for a run whose length is not known beforehand (use ``wsd`` or ``constant``).
+
+Errors: a warm-up that is neither a share nor a number of steps, or longer than the stage; ``final`` outside 0 … 1.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from torch import nn
+
+from trainwright.core.context import Context, View
+from trainwright.core.method import Command, Controller, State
+from trainwright.optim._schedule import check, check_final, check_room, progress, rising, set_lr, steps_of
+
+
+class Linear(Controller):
+    """Linear decay of the learning rate after a linear warm-up."""
+
+    warmup: float = 0.05
+    """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    final: float = 0.0
+    """Factor of the peak rate towards which it falls, reached one step after the last."""
+    example: ClassVar[dict[str, Any]] = {"warmup": 2}
+
+    def __post_init__(self) -> None:
+        check(warmup=self.warmup)
+        check_final(self.final)
+
+    def claims(self) -> set[str]:
+        return {"knob:lr"}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        check_room(self.name, ctx, warmup=self.warmup)
+        return {}
+
+    def tick(self, view: View, state: State) -> Iterable[Command]:
+        warmup = steps_of(self.warmup, view.steps)
+        if view.step < warmup:
+            return set_lr(view, rising(view.step, warmup))
+        return set_lr(view, 1 - (1 - self.final) * progress(view.step, warmup, view.steps))

@@ -1,0 +1,40 @@
+"""Decoupled weight decay: each step shrinks the weights by a share that does not pass through the gradient.
+
+"Decoupled Weight Decay Regularization" (arXiv 1711.05101). It adds ``rate`` times the weights p to the update u, of which the
+loop subtracts lr times:
+    u <- u + rate p,   so that   p <- p - lr u - lr rate p.
+Name it behind the optimizer; before it the decay would be scaled with the gradient (L2 regularization, which Adam turns into
+something else). ``adamw`` with ``weight_decay = 0`` takes it in and runs fused. Rate per step, no unit.
+
+Errors: a negative rate.
+"""
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+
+from trainwright.core.context import Context
+from trainwright.core.method import State, Tensors, Update
+
+
+class WeightDecay(Update):
+    """Decoupled weight decay."""
+
+    rate: float = 0.1
+    """Share of the weights that is subtracted at a learning rate of 1."""
+    decay_1d: bool = False
+    """Whether biases and norms (parameters of one dimension) decay too."""
+    reads_grads: ClassVar[bool] = False
+    example: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        if self.rate < 0:
+            raise ValueError(f"rate must be 0 or more, not {self.rate}")
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        names = [n for n in updates if self.decay_1d or params[n].ndim > 1]
+        if not names or not self.rate:
+            return updates
+        decayed = torch._foreach_add([updates[n] for n in names], [params[n] for n in names], alpha=self.rate)
+        return updates | dict(zip(names, decayed, strict=True))

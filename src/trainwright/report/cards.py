@@ -1,0 +1,101 @@
+"""Methods and artifacts as people read them in a terminal. Imports no torch: ``trainwright list`` answers at once."""
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from trainwright.core import registry
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.registry import Card
+from trainwright.core.store import Store
+
+KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator", "Task")
+
+
+def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None) -> Table:
+    """A line a method, by place in a life.
+
+    Raises:
+        UserError: an unknown kind or folder.
+    """
+    if kind is not None and kind.capitalize() not in KINDS:
+        raise UserError(f"there is no kind {kind!r}{suggest(kind, KINDS)}.")
+    folders = {c.folder for c in cards} | set(registry.FOLDERS)
+    if folder is not None and folder not in folders:
+        raise UserError(f"there is no folder {folder!r}{suggest(folder, folders)}.")
+    words = (search or "").lower().split()
+    order = {name: i for i, name in enumerate(registry.FOLDERS)}
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    for head in ("method", "kind", "place", "what it does"):
+        table.add_column(head, no_wrap=head != "what it does", style="cyan" if head == "method" else "")
+    for c in sorted(cards, key=lambda c: (order.get(c.folder, 99), c.name)):
+        text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
+        if (kind is None or c.kind == kind.capitalize()) and (folder is None or c.folder == folder) and all(w in text for w in words):
+            table.add_row(c.name, c.kind, c.folder, escape(c.summary))
+    table.caption = f"{table.row_count} methods; trainwright show METHOD tells more"
+    table.caption_justify = "left"
+    return table
+
+
+def known(name: str) -> Card:
+    """The card of an installed method.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in registry.cards():
+        raise UserError(f"there is no method {name!r}{suggest(name, registry.cards())}.")
+    return registry.cards()[name]
+
+
+def card(c: Card) -> Group:
+    """What a method does, its settings, its evidence."""
+    head = Text.assemble((c.name, "bold cyan"), f"  {c.kind}" + (f" in {c.folder}" if c.folder else ""))
+    settings = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "type", "default", "what it means"):
+        settings.add_column(column, style="cyan" if column == "setting" else "")
+    for name, kind, default, doc in fields(c):
+        settings.add_row(name, escape(kind), escape(default) or "[red]needed[/]", escape(doc))
+    parts: list[Any] = [head, Text(), Text(c.doc.strip()), Text()]
+    parts += [settings, Text()] if settings.row_count else [Text("It has no settings."), Text()]
+    return Group(*parts, Text(evidence(c.name)))
+
+
+def fields(c: Card) -> list[tuple[str, str, str, str]]:
+    """The settings of a method, those of its kind included."""
+    own = {f[0] for f in c.fields}
+    inherited = [f for f in registry.kind_fields(c.kind) if f[0] not in own]
+    return [*c.fields, *inherited]
+
+
+def evidence(name: str) -> str:
+    """What was measured against the paper's claim, in a sentence."""
+    file = registry.ROOT.parents[1] / "evidence" / f"{name}.json"
+    if not file.is_file():
+        return "evidence: none here."
+    told = json.loads(file.read_text())
+    if "difference" not in told:
+        return f"evidence: {told.get('verdict', 'not measured')}."
+    return (f"evidence: {told['verdict']}: {told['metric']} {told['difference']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}] against "
+            f"{told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}")
+
+
+def store_table(store: Store) -> Table:
+    """Artifacts, oldest first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("artifact", "kind", "size", "seconds", "finished", "from"):
+        table.add_column(column, justify="right" if column in ("size", "seconds") else "left", no_wrap=column == "artifact",
+                         style="cyan" if column == "artifact" else "")
+    for a in store.artifacts():
+        m = a.manifest
+        size = sum(f.stat().st_size for f in a.path.rglob("*") if f.is_file())
+        sources = ", ".join(i["stage"] for inputs in m["inputs"].values() for i in inputs)
+        table.add_row(a.path.name, m["kind"], f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}", m["finished"][:16].replace("T", " "), sources)
+    if not table.row_count:
+        table.caption = f"{store.root} holds no artifact yet."
+    return table
