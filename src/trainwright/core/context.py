@@ -27,6 +27,8 @@ class Context:
     compile: bool = False
     inputs: dict[str, list[Path]] = field(default_factory=dict)
     """Artifact folders by the role that the recipe's ``from`` gives them (``data``, ``reference`` …)."""
+    root: Path = field(default_factory=Path)
+    """Folder against which relative paths of the recipe are read."""
     folder: Path | None = None
     """The stage's work folder: scratch that survives an interruption, removed when the stage is done."""
     frozen: dict[str, nn.Module] = field(default_factory=dict)

@@ -47,7 +47,7 @@ class Train:
         self.performed: list[Surgery] = []
         self.row: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
-        self.stopped = ""
+        self.stopped, self.built = "", False
         self.ledger = Ledger()
 
     # ---- build: one order for everyone; loading comes last, and in one place ----------------------
@@ -71,6 +71,7 @@ class Train:
         with torch.no_grad():
             for k, m in self.of(Update):
                 m.settle(self.params, self.states[k], self.ctx)
+        self.built = True
 
     def refresh(self) -> None:
         """What is derived from the model's modules, after they changed."""
@@ -82,7 +83,7 @@ class Train:
 
     def run(self, until: int | None = None, on_step: Callable[[dict[str, float]], None] | None = None) -> None:
         """Train to the end, or to a step. ``on_step`` hears each step's row; it may raise to interrupt between two steps."""
-        if not self.ctx.knobs or "states" not in self.__dict__:
+        if not self.built:
             self.build()
         while self.ctx.step < (self.steps if until is None else until) and not self.stopped:
             self.step()
@@ -208,10 +209,11 @@ class Train:
                 raise TypeError(f"{who} asked for {command!r}, which the loop does not know")
 
     def follow(self, moved: ParamMap | None) -> None:
-        """Give every per-parameter state the shape that its parameter now has."""
+        """Give every per-parameter state the shape that its parameter now has; leaves of another shape (a counter) stay."""
+        before = self.params
         for state in self.states.values() if moved else ():
             old = state.get("param", {})
-            state["param"] = {new: {leaf: fn(t) for leaf, t in old[src].items()}
+            state["param"] = {new: {leaf: fn(t) if t.shape == before[src].shape else t.clone() for leaf, t in old[src].items()}
                               for new, (src, fn) in moved.source.items() if src in old}  # type: ignore[union-attr]
         self.refresh()
 
@@ -254,7 +256,10 @@ class Train:
         """Dropout inside modules draws from the global generator: derive it from seed, step and micro-batch, then put it back."""
         devices = [self.ctx.device.index or 0] if self.ctx.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(self.ctx.rng(f"modules/{micro}/{sharding.rank()}").initial_seed())
+            seed = self.ctx.rng(f"modules/{micro}/{sharding.rank()}").initial_seed()
+            torch.default_generator.manual_seed(seed)
+            if devices:
+                torch.cuda.manual_seed(seed)
             yield
 
 

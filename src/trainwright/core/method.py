@@ -131,7 +131,7 @@ class Update(Method):
     """Turns gradients into a step. Composes as a chain; ``on`` limits it to some parameters."""
 
     on: str = "*"
-    """Glob of the parameters it acts on."""
+    """Glob of the parameters it acts on; ``!GLOB`` is all the others."""
     whole: ClassVar[bool] = False
     """Whether it must see unsharded tensors (a matrix norm, a top-k, a QR)."""
     reads_grads: ClassVar[bool] = True

@@ -180,24 +180,32 @@ def _probe(run: Train, site: Site) -> None:
 
 def export(run: Train, site: Site, job: Job) -> None:
     """Write the model as a plain checkpoint; adapters are saved beside it and folded in. The live run is over after this."""
-    with run.viewed():
-        model = run.model
-        if sharding.world() > 1:
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights = get_model_state_dict(run.model, options=options)
-            model = make_model(site, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
-            for surgery in run.performed:
-                surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
-            if sharding.main():
-                model.load_state_dict(weights)
+    with run.viewed(), torch.no_grad():
+        weights = _whole(run)
         if sharding.main():
+            model = run.model if weights is None else _unsharded(run, site, job, weights)
             for surgery in run.performed:
                 surgery.save_delta(model, site.out / "adapter")
-            with torch.no_grad():
-                for surgery in reversed(run.performed):
-                    surgery.fold(model)
+            for surgery in reversed(run.performed):
+                surgery.fold(model)
             models.save(model, site.out, run.ctx.tokenizer)
     sharding.barrier()
+
+
+def _whole(run: Train) -> dict[str, Any] | None:
+    """All weights on rank 0, gathered from the shards; None where there are no shards."""
+    if sharding.world() == 1:
+        return None
+    return get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _unsharded(run: Train, site: Site, job: Job, weights: dict[str, Any]) -> nn.Module:
+    """The model as the loop had it, in one process."""
+    model = make_model(site, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
+    for surgery in run.performed:
+        surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
+    model.load_state_dict(weights)
+    return model
 
 
 def _figures(run: Train, began: float, rest: dict[str, Any]) -> dict[str, Any]:

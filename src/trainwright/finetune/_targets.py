@@ -62,9 +62,12 @@ def linear_layers(model: nn.Module, on: str) -> dict[str, nn.Module]:
     """
     every = {n: m for n, m in model.named_modules() if type(m) in LINEAR or isinstance(m, Adapter)}
     inside = roles(model, every)
-    found = {n: m for n, m in every.items() if (n in inside and on in ("all-linear", inside[n]) if on in ROLES else fnmatchcase(n, on))}
+    found = {n: every[n] for n, role in inside.items() if on in ("all-linear", role)}
+    if on not in ROLES:
+        found = {n: m for n, m in every.items() if fnmatchcase(n, on)}
     if not found:
-        raise UserError(f"on = {on!r} matches no nn.Linear or Conv1D layer; the model has {_list(every)} (and {', '.join(ROLES)} may be written).")
+        raise UserError(f"on = {on!r} matches no nn.Linear or Conv1D layer; the model has {_list(every)}, "
+                        f"and {', '.join(ROLES)} mean those of its repeated blocks.")
     taken = [n for n, m in found.items() if isinstance(m, Adapter)]
     if taken:
         raise UserError(f"on = {on!r} matches {_list(taken)}, which another adapter has taken; limit the two with 'on'.")

@@ -82,10 +82,11 @@ class Lora(Surgery):
         save_file({f"base_model.model.{n}.{part}.weight": getattr(m, part).detach().cpu().contiguous()
                    for n, m in layers.items() for part in ("lora_A", "lora_B")},
                   folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM" if isinstance(model, GenerationMixin) else None, "inference_mode": True,
+        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM" if isinstance(model, GenerationMixin) else None,
                   "base_model_name_or_path": model.name_or_path if isinstance(model, PreTrainedModel) else "",
-                  "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "use_rslora": self.rslora, "bias": "none",
-                  "fan_in_fan_out": any(m.transposed for m in layers.values()), "target_modules": shortest(model, layers)}
+                  "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "use_rslora": self.rslora,
+                  "bias": "none", "fan_in_fan_out": any(m.transposed for m in layers.values()), "inference_mode": True,
+                  "target_modules": shortest(model, layers)}
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -102,7 +103,7 @@ class LoraLinear(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rows = x.reshape(-1, self.in_features).to(kind)               # cast once for both paths; two dimensions let B A x add in place
+        rows = x.reshape(-1, self.in_features).to(kind)               # cast once for both paths; 2-D, so that B A x adds in place
         y = self.linear(rows)
         low = F.linear(F.dropout(rows, self.settings.dropout, self.training), self.lora_A.to(kind))
         y = y.addmm_(low, self.lora_B.to(kind).T, alpha=self.settings.scale)

@@ -1,12 +1,12 @@
 """Any tuner of the PEFT library as a surgery: DoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, RandLoRA, FourierFT …
 
 The tuners of "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (https://github.com/huggingface/peft; each has
-its paper in PEFT's documentation), put into the model in place. ``config`` is the name of PEFT's configuration class and ``options``
-are its fields, so that whatever PEFT learns later can be used without a change here. Layers are ``target_modules`` of the
-options; where none are given and the tuner is one for linear layers, all of them but the output head are taken.
+its paper in PEFT's documentation), put into the model in place. ``config`` is the name of PEFT's configuration class and
+``options`` are its fields, so that whatever PEFT learns later can be used without a change here. Layers are the option
+``target_modules``; where it is not given and the tuner is one for linear layers, all of them but the output head are taken.
 
 Not for what acts outside the layers: soft prompts and prefixes, tuners that add a loss or need a call between steps (AdaLoRA,
-X-LoRA, Poly). A tuner that PEFT cannot merge trains and gives its adapter's files, but no plain checkpoint.
+X-LoRA, Poly), or what PEFT cannot merge into the weights, since a stage ends in a plain checkpoint.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from transformers import GenerationMixin
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Surgery
-from trainwright.finetune._targets import LINEAR
+from trainwright.finetune._targets import LINEAR, roles
 
 HELD = "_peft_model"
 """PEFT's wrapper is kept beside the model's modules, so that the model stays what it is, names of its parameters included."""
@@ -34,7 +34,7 @@ OUTSIDE = ("use_asa", "alora_invocation_tokens", "eva_config")
 
 
 class Peft(Surgery):
-    """Raises UserError without the extra ``peft``, for what PEFT refuses, and in ``fold`` for a tuner that cannot be merged."""
+    """Raises UserError without the extra ``peft``, for what PEFT refuses, and for a tuner that cannot be merged."""
 
     config: str
     """Name of PEFT's configuration class, such as LoraConfig, IA3Config or VeraConfig."""
@@ -55,7 +55,7 @@ class Peft(Surgery):
             raise UserError(f"peft ({self.config}): the model carries a tuner of PEFT already; a stage can have one.")
         if config.task_type is None and isinstance(model, GenerationMixin):
             config.task_type = "CAUSAL_LM"
-        if "target_modules" in _fields(type(config)) and config.target_modules is None and self.for_linear(model):
+        if self.all_linear(model, config):
             config.target_modules = "all-linear"
         devices = [ctx.device.index or 0] if ctx.device.type == "cuda" else []
         training = model.training
@@ -66,10 +66,19 @@ class Peft(Surgery):
         model.train(training)                                         # new modules always come in training mode
         if not any(p.requires_grad for p in model.parameters()):
             raise UserError(f"peft: {self.config} with {self.options} leaves nothing to train.")
+        self.try_merge(model)
+
+    def try_merge(self, model: nn.Module) -> None:
+        """Merge a copy of a layer of each name: better refused now than after the training."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        alike = {n.rpartition(".")[2]: m for n, m in model.named_modules() if isinstance(m, BaseTunerLayer)}
+        with torch.no_grad(), _told(f"peft: {self.config} cannot be merged into the weights of this model"):
+            for layer in alike.values():
+                copy.deepcopy(layer).merge()
 
     def fold(self, model: nn.Module) -> None:
         tuner = model.__dict__[HELD].base_model
-        with torch.no_grad(), _told(f"peft: {self.config} cannot be merged into the weights of this model (its adapter's files are complete)"):
+        with torch.no_grad(), _told(f"peft: {self.config} could not be merged"):
             tuner.merge_and_unload()
         del model.__dict__[HELD]
 
@@ -86,38 +95,35 @@ class Peft(Surgery):
         config.save_pretrained(str(folder))
 
     def build(self) -> Any:
-        """A fresh configuration (PEFT writes into the one it is given).
-
-        Raises:
-            UserError: PEFT is not installed.
-            ValueError: no such configuration or field, or one that cannot live inside the layers.
-        """
+        """A fresh configuration (PEFT writes into the one it is given). Raises ValueError, as settings do."""
         kinds, tuners, base = _library()
         if self.config not in kinds:
             raise ValueError(f"PEFT has no configuration {self.config!r}{suggest(self.config, kinds)}.")
         kind = kinds[self.config]
-        for option in self.options:
-            if option not in _fields(kind):
-                raise ValueError(f"{self.config} has no field {option!r}{suggest(option, _fields(kind))}.")
+        fields = {f.name for f in dataclasses.fields(kind) if f.init}
+        for option in self.options.keys() - fields:
+            raise ValueError(f"{self.config} has no field {option!r}{suggest(option, fields)}.")
         with _told(f"{self.config} refuses its options", ValueError):
-            config = kind(**self.options)
+            config = kind(**copy.deepcopy(self.options))
         tuner = tuners[config.peft_type]
         if not issubclass(tuner, base):
-            raise ValueError(f"{self.config} changes the input of the whole model (prompts, prefixes), not its layers, and the objectives "
-                             "call the model itself; take a tuner of layers such as LoraConfig.")
-        if tuner.forward is not base.forward or any(config.__dict__.get(o) for o in OUTSIDE):
-            raise ValueError(f"{self.config} with these options acts outside the layers (another loss, routing, a call between steps), "
+            raise ValueError(f"{self.config} changes the input of the whole model (prompts, prefixes), not its layers, "
                              "which a surgery cannot; take a tuner of layers such as LoraConfig.")
+        if tuner.forward is not base.forward or any(config.__dict__.get(o) for o in OUTSIDE):
+            raise ValueError(f"{self.config} with these options acts outside the layers (another loss, routing, a call "
+                             "between steps), which a surgery cannot; take a tuner of layers such as LoraConfig.")
         return config
 
-    def for_linear(self, model: nn.Module) -> bool:
-        """Whether PEFT means the tuner for linear layers: it says so, or targets some by name in the architectures it knows."""
-        config = self.build()
-        _, tuners, _ = _library()
-        field = type(config).__dataclass_fields__["target_modules"]
-        known = {n for names in (vars(tuners[config.peft_type]).get("target_module_mapping") or {}).values() for n in names}
-        linear = {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, LINEAR)}
-        return "all-linear" in field.metadata.get("help", "") or bool(known & linear)
+    def all_linear(self, model: nn.Module, config: Any) -> bool:
+        """Whether to take all linear layers: none are named, and PEFT means the tuner for them (not for norms, embeddings)."""
+        fields = type(config).__dataclass_fields__
+        named = any(config.__dict__.get(f) for f in ("target_modules", "target_parameters"))
+        if "target_modules" not in fields or "feedforward_modules" in fields or named:
+            return False                                              # two sorts of targets (IA3): PEFT's own choice stands
+        known = vars(_library()[1][config.peft_type]).get("target_module_mapping") or {}
+        linear = roles(model, (n for n, m in model.named_modules() if isinstance(m, LINEAR)))
+        meant = {n for names in known.values() for n in names} & {n.rpartition(".")[2] for n in linear}
+        return bool(meant) or "all-linear" in fields["target_modules"].metadata.get("help", "")
 
 
 def _library() -> tuple[dict[str, type], dict[Any, type], Any]:
@@ -130,10 +136,6 @@ def _library() -> tuple[dict[str, type], dict[Any, type], Any]:
             raise
         raise UserError("the method peft needs the PEFT library: pip install trainwright[peft].") from None
     return {c.__name__: c for c in PEFT_TYPE_TO_CONFIG_MAPPING.values()}, PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner
-
-
-def _fields(kind: type) -> set[str]:
-    return {f.name for f in dataclasses.fields(kind) if f.init}
 
 
 @contextmanager

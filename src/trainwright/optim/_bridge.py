@@ -1,4 +1,4 @@
-"""What the bridges to other packages' optimizers share: choosing one, stepping it, keeping what it remembers a step with it.
+"""What the bridges to other packages' optimizers share: choosing one, and taking one step with it.
 
 An optimizer is built anew for every step, given what it remembered, stepped, and read out again (``_remember.py``). So the
 run owns its state, and a run that resumes cannot differ from one that was never interrupted.
@@ -6,11 +6,13 @@ run owns its state, and a run that resumes cannot differ from one that was never
 from __future__ import annotations
 
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,7 +24,7 @@ from trainwright.optim._remember import restore, save, scalars
 Make = Callable[[list[Tensor]], Optimizer]
 
 
-def find(package: ModuleType, name: str) -> type[Optimizer]:
+def find(package: ModuleType, name: str) -> type[Any]:
     """The optimizer class ``name`` of a package.
 
     Raises:
@@ -42,10 +44,10 @@ def arguments(cls: type[Optimizer], options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that it does not name (many take any and drop it), or one missing.
     """
-    names = inspect.signature(cls).parameters.values()
-    if next(iter(names)).name != "params":
+    names = inspect.signature(cls).parameters
+    if "params" not in names:
         raise ValueError(f"{cls.__name__} wraps another optimizer or the whole model; name an optimizer that takes parameters")
-    settable = {p.name: p for p in names if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in ("params", "lr")}
+    settable = {n: p for n, p in names.items() if p.kind is not p.VAR_KEYWORD and n not in ("params", "lr")}
     for key in options:
         if key not in settable:
             hint = ": it is a setting of its own, beside 'options'" if key == "lr" else suggest(key, settable)
@@ -93,14 +95,20 @@ def difference(make: Make, updates: Tensors, params: Tensors, state: State, lr: 
 
 @contextmanager
 def seeds(params: list[Tensor]) -> Iterator[Callable[[int], None]]:
-    """Optimizers draw from the global generators (projections, noise): plant a derived seed, and put all back afterwards."""
+    """Optimizers draw from global generators (projections, noise): plant a derived seed, and put all back afterwards."""
     devices = sorted({p.device.index or 0 for p in params if p.device.type == "cuda"})
-
-    def plant(seed: int) -> None:
-        torch.default_generator.manual_seed(seed)
-        if devices:
-            torch.cuda.manual_seed_all(seed)
-
+    outside = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
-        plant(0)
-        yield plant
+        def plant(seed: int) -> None:
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would note its caller for every absent device
+            for device in devices:
+                torch.cuda.default_generators[device].manual_seed(seed)
+
+        try:
+            plant(0)
+            yield plant
+        finally:
+            random.setstate(outside[0])
+            np.random.set_state(outside[1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -36,15 +37,18 @@ def restore(optimizer: Optimizer, held: Tensors, state: State) -> None:
 def save(optimizer: Optimizer, held: Tensors, state: State, fresh: Scalars) -> None:
     """Read out what it remembers: only what differs from an optimizer just built."""
     shared, leaves = state.setdefault("shared", {}), state.setdefault("param", {})
+    trees = shared.setdefault("params", {})
     for n, p in held.items():
         if p not in optimizer.state:
             continue
         value = optimizer.state[p]
         leaves[n] = {}
         tree = encode(value, leaves[n], "")
-        if not (isinstance(value, dict) and all(isinstance(t, Tensor) and t.device == p.device for t in value.values())):
-            shared.setdefault("params", {})[n] = tree
-    sink = shared["tensors"] = {}
+        trees.pop(n, None)
+        if not (isinstance(value, dict) and all(_plain(t, p) for t in value.values())):
+            trees[n] = tree
+    sink: Tensors = {}
+    shared["tensors"] = sink
     shared["keys"] = encode({k: v for k, v in optimizer.state.items() if not isinstance(k, Tensor)}, sink, "keys")
     for name, now, before in zip(("group", "own"), scalars(optimizer), fresh, strict=True):
         changed = {k: v for k, v in now.items() if k not in before or not same(v, before[k])}
@@ -61,7 +65,7 @@ def encode(value: Any, sink: Tensors, path: str) -> Any:
         return value
     if isinstance(value, Tensor):
         sink[path] = value
-        return {"is": "tensor", "of": path, "cpu": value.device.type == "cpu"}
+        return {"is": "tensor", "of": path, "cpu": value.device.type == "cpu", "strides": list(value.stride())}
     if type(value) is dict:
         places = [k if isinstance(k, str) and not path else f"{path}.{i}" for i, k in enumerate(value)]
         return {"is": "dict", "of": [[k, encode(v, sink, at)] for (k, v), at in zip(value.items(), places, strict=True)]}
@@ -77,11 +81,23 @@ def decode(tree: Any, sink: Tensors) -> Any:
         return tree
     kind, of = tree["is"], tree["of"]
     if kind == "tensor":
-        return sink[of].cpu() if tree["cpu"] else sink[of]
+        return laid(sink[of].cpu() if tree["cpu"] else sink[of], tree["strides"])
     if kind == "dict":
         return {k: decode(v, sink) for k, v in of}
     made = [decode(v, sink) for v in of]
     return deque(made, tree["most"]) if kind == "deque" else tuple(made) if kind == "tuple" else made
+
+
+def laid(t: Tensor, strides: list[int]) -> Tensor:
+    """``t`` in memory as it was: a checkpoint keeps rows in a row, and a product over columns rounds differently."""
+    if list(t.stride()) == strides or 0 in strides:
+        return t
+    return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
+
+
+def _plain(leaf: Any, p: Tensor) -> bool:
+    """Whether a leaf needs no word beside its tensor to come back as it was."""
+    return isinstance(leaf, Tensor) and leaf.device == p.device and leaf.is_contiguous()
 
 
 def same(a: Any, b: Any) -> bool:

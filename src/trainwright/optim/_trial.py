@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import inspect
 import json
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainwright.core.method import State
+from trainwright.core.method import State, Tensors
 from trainwright.optim._bridge import Make, seeds, step
 
 STEPS = 3
@@ -33,7 +34,7 @@ def trial(name: str, make: Make) -> None:
     if closure is not None and not torch.equal(alone, _alone(make, closure=True)):
         raise ValueError(f"{name} needs the loss inside its step (a closure), which a training step does not offer")
     if not torch.equal(alone, bridged):
-        raise ValueError(f"{name} keeps something outside its state or changes its own learning rate, so that no run could resume exactly")
+        raise ValueError(f"{name} keeps something outside its state, or sets its own learning rate: no run could resume exactly")
 
 
 def _alone(make: Make, closure: bool = False) -> Tensor:
@@ -44,24 +45,27 @@ def _alone(make: Make, closure: bool = False) -> Tensor:
         for t in range(STEPS):
             p.grad = _gradient(t)
             plant(t)
-            loss = 1.0 / (1 + t)
-            optimizer.step(lambda loss=loss: torch.tensor(loss)) if closure else optimizer.step()
-    return p.detach()
+            if closure:
+                optimizer.step(partial(torch.tensor, 1.0 / (1 + t)))  # type: ignore[arg-type]
+            else:
+                optimizer.step()
+    return p.detach().nan_to_num()
 
 
 def _bridged(make: Make) -> Tensor:
     """The same through our state, which goes through JSON and copies of its tensors after every step."""
-    params, state = {"p": _weights()}, {}
+    params: Tensors = {"p": _weights()}
+    state: State = {}
     for t in range(STEPS):
         step(make, {"p": _gradient(t)}, params, state, float(make([_weights()]).param_groups[0]["lr"]), t)
         state = reloaded(state)
-    return params["p"]
+    return params["p"].nan_to_num()
 
 
 def reloaded(tree: Any) -> Any:
     """A state as it comes back from a checkpoint."""
     if isinstance(tree, Tensor):
-        return tree.clone()
+        return tree.clone(memory_format=torch.contiguous_format)
     if isinstance(tree, dict):
         return {str(k): reloaded(v) for k, v in tree.items()}
     return [reloaded(v) for v in tree] if isinstance(tree, (list, tuple)) else json.loads(json.dumps(tree))

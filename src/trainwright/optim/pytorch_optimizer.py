@@ -44,13 +44,14 @@ class PytorchOptimizer(Optimizer):
     def __post_init__(self) -> None:
         trial(self.optimizer, self.build)
 
-    def kind(self) -> type[torch.optim.Optimizer]:
+    def kind(self) -> type[Any]:
         return _bridge.find(_package(), self.optimizer)
 
     def build(self, params: list[Tensor]) -> torch.optim.Optimizer:
         """The optimizer, new."""
         cls = self.kind()
-        return cls([{"params": params, **self.group}], lr=self.lr, **_bridge.arguments(cls, self.options))
+        made: torch.optim.Optimizer = cls([{"params": params, **self.group}], lr=self.lr, **_bridge.arguments(cls, self.options))
+        return made
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         mine = [p.detach() for n, p in model.named_parameters() if p.requires_grad and fnmatchcase(n, self.on)]

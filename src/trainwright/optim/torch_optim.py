@@ -40,7 +40,8 @@ class TorchOptim(Optimizer):
     def build(self, params: list[Tensor]) -> torch.optim.Optimizer:
         """The optimizer, new."""
         cls = _bridge.find(torch.optim, self.optimizer)
-        return cls(params, lr=self.lr, **_bridge.arguments(cls, self.options))
+        made: torch.optim.Optimizer = cls(params, lr=self.lr, **_bridge.arguments(cls, self.options))
+        return made
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         mine = [p.detach() for n, p in model.named_parameters() if p.requires_grad and fnmatchcase(n, self.on)]

@@ -1,0 +1,260 @@
+"""Write the generated pages: one a method, their index, and the tables of stages, kinds and commands.
+
+They come from the sources alone, so that no list is kept by hand. MkDocs calls this as a hook before it builds; run as a
+program it does the same. A file is only written when its text changed.
+"""
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from trainwright.core import registry
+from trainwright.core.registry import Card
+from trainwright.core.settings import docs_of, hints_of, name_of
+from trainwright.core.stage_settings import STAGES, Stage
+from trainwright.report import cards
+
+DOCS = Path(__file__).parent
+
+
+def pages() -> dict[str, str]:
+    """Path below ``docs/`` to text, of everything that is generated."""
+    out = {f"methods/{c.name}.md": method_page(c) for c in registry.cards().values()}
+    out["methods/index.md"] = index_page()
+    out |= {f"_generated/stage-{kind}.md": stage_table(cls) for kind, cls in STAGES.items()}
+    out["_generated/kinds.md"] = kinds_table()
+    out["_generated/commands.md"] = commands()
+    return out
+
+
+def write(folder: Path = DOCS) -> list[Path]:
+    """Write what changed, remove what is no longer generated, return all paths."""
+    wanted = {folder / path: text for path, text in pages().items()}
+    for file, text in wanted.items():
+        if not file.is_file() or file.read_text(encoding="utf-8") != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+    for old in [f for sub in ("methods", "_generated") for f in (folder / sub).glob("*.md") if f not in wanted]:
+        old.unlink()
+    return sorted(wanted)
+
+
+def on_config(config: Any) -> Any:
+    """MkDocs hook: write the pages, and put those of the methods into the navigation, by place in a life."""
+    write(Path(config["docs_dir"]))
+    places = [{folder: [f"methods/{c.name}.md" for c in found]} for folder, found in by_folder().items()]
+    config["nav"] = [{"Methods": ["methods/index.md", *places]} if "Methods" in entry else entry for entry in config["nav"]]
+    return config
+
+
+# ---- methods ---------------------------------------------------------------------------------------
+
+
+def by_folder() -> dict[str, list[Card]]:
+    """Cards by folder, in the order of a life; folders without a method are left out."""
+    every = list(registry.cards().values())
+    folders = [*registry.FOLDERS, *sorted({c.folder for c in every} - set(registry.FOLDERS))]
+    return {f: found for f in folders if (found := [c for c in every if c.folder == f])}
+
+
+def method_page(card: Card) -> str:
+    rows = [(f"`{name}`", f"`{kind}`", f"`{written(default)}`" if default else "needed", inline(doc))
+            for name, kind, default, doc in cards.fields(card)]
+    settings = table(("setting", "type", "default", "what it means"), rows) if rows else "It has none."
+    first, _, rest = told_once(card.doc.strip()).partition("\n")
+    where = f"Kind [{card.kind}](index.md#{card.kind.lower()}), place `{card.folder}`; also `trainwright show {card.name}`."
+    return "\n\n".join([f"# {card.name}", markdown(first), where, f"```toml\n{use_line(card)}\n```", markdown(rest.strip("\n")),
+                        "## Settings", settings, "## Evidence", sentence(cards.evidence(card.name)), source(card)])
+
+
+def told_once(doc: str) -> str:
+    """Without a last paragraph (the class docstring) that only says the first line again."""
+    first, last = doc.split("\n")[0], doc.split("\n\n")[-1]
+    return doc.removesuffix(last) if "\n\n" in doc and " ".join(last.split()).rstrip(".") in first else doc
+
+
+def written(default: str) -> str:
+    """A default as a recipe would write it, where it is a literal."""
+    empty = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}
+    try:
+        value = ast.literal_eval(empty.get(default, default))
+    except ValueError:
+        return default
+    return "none" if value is None else toml(value)
+
+
+def use_line(card: Card) -> str:
+    """The method as a recipe names it: with the settings that it needs, from its ``example``."""
+    needed = [name for name, _, default, _ in card.fields if not default]
+    example = example_of(card.file)
+    settings = [f"{name} = {toml(example[name])}" for name in needed if name in example]
+    return f"methods = [{{ {', '.join([f'use = {toml(card.name)}', *settings])} }}]"
+
+
+def example_of(file: Path) -> dict[str, Any]:
+    """The class attribute ``example``, where it is written as literals."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "example" and node.value is not None:
+            try:
+                return dict(ast.literal_eval(node.value))
+            except ValueError:
+                return {}
+    return {}
+
+
+def toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {toml(v)}" for k, v in value.items()) + " }" if value else "{}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def source(card: Card) -> str:
+    if registry.ROOT not in card.file.parents:
+        return f"Source: `{card.file.name}`, from another package.\n"
+    return f"Source: `src/trainwright/{card.file.relative_to(registry.ROOT).as_posix()}`\n"
+
+
+def index_page() -> str:
+    every = list(registry.cards().values())
+    out = ["# Methods", f"{len(every)} methods. First by their place in a life, then by kind: what a method may do."]
+    for folder, found in by_folder().items():
+        out += [f"## {folder}", table(("method", "kind", "what it does"), [(link(c), c.kind, inline(c.summary)) for c in found])]
+    out.append("## By kind")
+    for kind in sorted({c.kind for c in every}):
+        out += [f"### {kind}", ", ".join(link(c) for c in every if c.kind == kind)]
+    return "\n\n".join(out) + "\n"
+
+
+def link(card: Card) -> str:
+    return f"[{card.name}]({card.name}.md)"
+
+
+# ---- stages, kinds, commands -------------------------------------------------------------------------
+
+
+def stage_table(cls: type[Stage]) -> str:
+    """The keys of a kind of stage, and the roles that its ``from`` knows."""
+    docs, hints = docs_of(cls), hints_of(cls)
+    rows = []
+    for f in dataclasses.fields(cls):
+        empty = f.default_factory is not dataclasses.MISSING or f.default in ((), None)
+        default = "needed" if f.name == "name" else "" if empty else f"`{toml(f.default)}`"
+        kind = "a table" if f.name == "inputs" else "a list of tables" if f.name == "methods" else name_of(hints[f.name])
+        rows.append((f"`{'from' if f.name == 'inputs' else f.name}`", kind, default, inline(docs[f.name])))
+    roles = [f"`{role}` ({how.rstrip('?')}{', may be left out' if how.endswith('?') else ''})" for role, how in cls.roles.items()]
+    return f"{table(('key', 'type', 'default', 'what it means'), rows)}\n\nRoles of `from`: {', '.join(roles)}.\n"
+
+
+def kinds_table() -> str:
+    """The kinds of method: their docstrings and what a method of the kind writes."""
+    tree = ast.parse((registry.ROOT / "core" / "method.py").read_text(encoding="utf-8"))
+    kinds: dict[str, ast.ClassDef] = {}
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and {ast.unparse(b) for b in node.bases} & {"Method", *kinds}:
+            kinds[node.name] = node
+    rows = [(f"`{name}`", ", ".join(f"`{w}`" for w in writes(node)), inline(" ".join((ast.get_docstring(node) or "").split())))
+            for name, node in kinds.items()]
+    return table(("kind", "what it writes", "law"), rows) + "\n"
+
+
+def writes(node: ast.ClassDef) -> list[str]:
+    functions = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name != "claims"]
+    return [f"{n.name}({', '.join(a.arg for a in n.args.args[1:])})" for n in functions]
+
+
+def commands() -> str:
+    """Every command with its arguments and options, as the command line itself tells them."""
+    import typer
+
+    from trainwright.cli import app
+    return "\n\n".join(command_parts(typer.main.get_command(app), "trainwright")) + "\n"
+
+
+def command_parts(command: Any, path: str) -> list[str]:
+    if isinstance(getattr(command, "commands", None), dict):
+        return [part for name, one in command.commands.items() for part in command_parts(one, f"{path} {name}")]
+    rows = [(f"`{usage(p)}`", inline(plain(p.help or ""))) for p in command.params]
+    return [f"### {path}", inline(plain(command.help or "")), table(("argument", "what it means"), rows)]
+
+
+def usage(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return str(parameter.name).upper()
+    return ", ".join([*parameter.opts, *parameter.secondary_opts])
+
+
+# ---- text --------------------------------------------------------------------------------------------
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(cell(c) for c in row) + " |" for row in rows)])
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """Without the marks of Rich."""
+    return re.sub(r"\[/?[a-z ]*\]", "", text)
+
+
+def sentence(text: str) -> str:
+    return inline(text[:1].upper() + text[1:])
+
+
+def inline(text: str) -> str:
+    """Prose of a docstring as Markdown: code stays as it is, nothing else is taken for a mark, arXiv numbers become links."""
+    pieces = re.split(r"(``.+?``|`.+?`)", text)
+    return "".join(p if p.startswith("`") else prose(p) for p in pieces)
+
+
+def prose(text: str) -> str:
+    pieces = re.split(r"(https?://[^\s),]+)", text)
+    text = "".join(f"<{p}>" if p.startswith("http") else re.sub(r"([\\*_<\[\]#$~])", r"\\\1", p) for p in pieces)
+    return re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
+
+
+def markdown(doc: str) -> str:
+    """A docstring as Markdown: indented lines are equations, or the entries below a line such as ``Raises:``."""
+    out: list[str] = []
+    before = ""
+    for lines in groups(doc):
+        if not lines[0].startswith("    "):
+            out.append(inline("\n".join(lines)))
+        elif re.fullmatch(r"(Args|Raises|Returns|Errors):", before):
+            out.append("\n".join(f"- {inline(line.strip())}" for line in lines))
+        else:
+            out.append("\n".join(["```text", *(line[4:] for line in lines), "```"]))
+        before = lines[-1].strip()
+    return "\n\n".join(out)
+
+
+def groups(doc: str) -> list[list[str]]:
+    """Runs of lines that are all indented, or all not; an empty line ends a run."""
+    runs: list[list[str]] = []
+    last = ""
+    for line in doc.split("\n"):
+        if not line.strip():
+            last = ""
+            continue
+        kind = "equation" if line.startswith("    ") else "prose"
+        if kind != last:
+            runs.append([])
+        runs[-1].append(line)
+        last = kind
+    return runs
+
+
+if __name__ == "__main__":
+    shutil.rmtree(DOCS / "_generated", ignore_errors=True)
+    print(f"{len(write())} pages written")

@@ -1,0 +1,28 @@
+"""Training a tokenizer on the corpus: byte-level BPE, which loses no character of any text."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trainwright.core.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = ()) -> Any:
+    """A byte-level BPE that puts ``<|endoftext|>`` in front of a text; the same texts in any order give the same one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+    special = [END_OF_TEXT, *(c for c in controls if c != END_OF_TEXT)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size < len(alphabet) + len(special):
+        raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(special)} control tokens must fit.")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    backend.train_from_iterator((text for text in texts if text), trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
+                                   clean_up_tokenization_spaces=False)

@@ -1,0 +1,175 @@
+"""The table of documents: its columns, and Daft, the engine that runs it without a sound and without telling anybody."""
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
+os.environ["DO_NOT_TRACK"] = "1"
+
+import daft
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from daft.exceptions import DaftCoreException
+from numpy.typing import NDArray
+
+from trainwright.core.errors import UserError
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+SCHEMA: dict[str, str] = {
+    "id": "unique name of the document, the same on every machine; its hash decides the split",
+    "text": "what is learned; of a conversation, what is said in it, so that filters can read it",
+    "domain": "the part of the corpus that mixtures and evaluations name",
+    "source": "where it came from: a path as the recipe writes it, a package and its version",
+    "metadata": "everything else that its source said of it, as a JSON object",
+    "messages": "a conversation as a JSON list of {role, content}; null where the document is plain text",
+}
+"""The columns that every table has, all of them strings; methods may add more."""
+ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES = SCHEMA
+ARROW = pa.schema([(name, pa.large_string()) for name in SCHEMA])
+FILE_BYTES = 256 << 20
+"""Bytes of a table in one Parquet file, about; a row group holds a sixteenth of that at most."""
+GROUP_ROWS = 4096
+
+# A failure is raised and told once, by us; the engine's own line about it would come before ours.
+logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
+
+
+def start(engine: str) -> None:
+    """Run tables on this machine (``native``) or on a Ray cluster (``ray``)."""
+    if engine == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise UserError('engine = "ray" needs Ray: pip install "trainwright[ray]".')
+        daft.set_runner_ray()
+
+
+def empty() -> DataFrame:
+    """A table with the standard columns and no rows: what the first method of a corpus is given."""
+    return daft.from_arrow(ARROW.empty_table())
+
+
+def standard(table: DataFrame, method: str) -> DataFrame:
+    """``table`` with its standard columns as strings. Raises a UserError that names the method which lost one."""
+    lost = [name for name in SCHEMA if name not in table.column_names]
+    if lost:
+        raise UserError(f"the method {method!r} returned a table without {', '.join(lost)}; documents have {', '.join(SCHEMA)}.")
+    return table.with_columns({name: table[name].cast(daft.DataType.string()) for name in SCHEMA})
+
+
+def counted(table: DataFrame, rows: list[int], place: int) -> DataFrame:
+    """``table``, adding to ``rows[place]`` how many rows go by when it runs. Only where the engine runs in this process."""
+    lock = threading.Lock()
+
+    @daft.func.batch(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
+    def passing(ids: Any) -> Any:
+        with lock:
+            rows[place] += len(ids)
+        return ids
+
+    return table.with_column(ID, passing(table[ID]))
+
+
+def stream(table: DataFrame) -> Iterator[Any]:
+    """Run the table and yield it as Arrow record batches, a few at a time; it is never whole in memory.
+
+    Raises:
+        UserError: one that a reader raised, which the engine hands on as text only.
+    """
+    try:
+        yield from table.to_arrow_iter()
+    except DaftCoreException as error:
+        told = re.search(r"\bUserError: (.+)", str(error))
+        if told is None:
+            raise
+        raise UserError(told[1].strip()) from None
+
+
+@dataclass
+class Table:
+    """What is known of the documents once they are written: arrays in the order of the files."""
+
+    files: list[Path] = field(default_factory=list)
+    ids: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    domains: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
+    splits: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    empty: int = 0
+    conversations: int = 0
+    bytes: int = 0
+    rows: list[tuple[str, int]] = field(default_factory=list)
+    """Documents that left each method, in recipe order (not counted on a cluster)."""
+
+
+class Writer:
+    """Parquet files of about one size, in the order in which rows come; blank documents are left out and counted."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.held: list[pa.Table] = []
+        self.file: pq.ParquetWriter | None = None
+        self.written = 0
+        self.ids: list[pa.ChunkedArray] = []
+        self.domains: list[pa.ChunkedArray] = []
+        self.found = Table()
+
+    def add(self, rows: pa.Table) -> None:
+        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(rows[TEXT], ""))), 0)
+        blank = pc.and_(blank, pc.is_null(rows[MESSAGES]))
+        self.found.empty += pc.sum(blank).as_py() or 0
+        rows = rows.filter(pc.invert(blank))
+        for name in (ID, DOMAIN):
+            nameless = rows.filter(pc.equal(pc.fill_null(rows[name], ""), ""))
+            if len(nameless):
+                raise UserError(f"a document from {nameless[SOURCE][0]} has no {name}.")
+        self.found.bytes += pc.sum(pc.binary_length(rows[TEXT])).as_py() or 0
+        self.found.conversations += len(rows) - rows[MESSAGES].null_count
+        self.ids.append(rows[ID])
+        self.domains.append(rows[DOMAIN])
+        self.held.append(rows)
+        if sum(t.num_rows for t in self.held) >= GROUP_ROWS or sum(t.nbytes for t in self.held) >= FILE_BYTES / 16:
+            self.flush()
+
+    def flush(self) -> None:
+        group = pa.concat_tables(self.held) if self.held else None
+        self.held = []
+        if group is None or not group.num_rows:
+            return
+        if self.file is None:
+            self.found.files.append(self.folder / f"{len(self.found.files):05d}.parquet")
+            self.file, self.written = pq.ParquetWriter(self.found.files[-1], group.schema, compression="zstd"), 0
+        self.file.write_table(group)
+        self.written += group.nbytes
+        if self.written >= FILE_BYTES:
+            self.file.close()
+            self.file = None
+
+    def close(self) -> None:
+        self.flush()
+        if self.file is not None:
+            self.file.close()
+
+    def table(self) -> Table:
+        for name, arrays in (("ids", self.ids), ("domains", self.domains)):
+            whole = pa.chunked_array([chunk for array in arrays for chunk in array.chunks], pa.large_string())
+            setattr(self.found, name, whole.to_numpy().astype(object))
+        return self.found
+
+
+def rows(table: Table, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of the written documents, in the order of the files, with some of their columns."""
+    for file in table.files:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=256, columns=list(columns)):
+                yield from batch.to_pylist()

@@ -1,0 +1,136 @@
+"""Python code and its documentation, told apart: which docstrings are prose, and the source without them."""
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata as metadata
+import inspect
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple
+
+LARGEST = 100_000
+"""Bytes: a larger file is a table of numbers or names more often than a program."""
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class File(NamedTuple):
+    """A file of a package; ``name`` is its path within the package's installation."""
+
+    package: str
+    name: str
+    path: Path
+
+
+class Parsed(NamedTuple):
+    """A source without its long docstrings, and these by the name of what they describe."""
+
+    code: str
+    prose: dict[str, str]
+
+
+def packages(distribution: str) -> dict[str, list[File]]:
+    """Files of the standard library, and of what ``distribution`` requires where that is installed."""
+    release = f"python {'.'.join(map(str, sys.version_info[:3]))}"
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    found = {release: [File(release, f.relative_to(stdlib).as_posix(), f) for f in stdlib.rglob("*.py")]}
+    for name in _requirements(distribution):
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        release = f"{package.name.lower()} {package.version}"
+        found[release] = [File(release, f.as_posix(), Path(str(f.locate()))) for f in package.files or []]
+    return {name: [f for f in files if _wanted(f)] for name, files in found.items()}
+
+
+def _requirements(distribution: str) -> list[str]:
+    """What a distribution needs itself, without its extras; nothing where it runs without being installed."""
+    try:
+        lines = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return []
+    return sorted({re.split(r"[^\w.-]", line)[0] for line in lines if "extra ==" not in line})
+
+
+def _wanted(file: File) -> bool:
+    parts = Path(file.name).parts
+    skipped = any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests")) or p in ("site-packages", "dist-packages") for p in parts)
+    return file.name.endswith((".py", ".md", ".rst")) and not skipped and "licenses" not in parts
+
+
+def ordered(found: dict[str, list[File]]) -> Iterator[File]:
+    """All files: each package's in the order of a hash of their names, the packages taking turns."""
+    queues = [sorted(found[name], key=lambda f: hashlib.sha256(f.name.encode()).digest()) for name in sorted(found)]
+    for turn in zip_longest(*queues):
+        yield from (file for file in turn if file is not None)
+
+
+def read(file: File) -> str | None:
+    """The text of a file, with one kind of line end; None where it is too large, gone or not UTF-8."""
+    try:
+        if file.path.stat().st_size > LARGEST:
+            return None
+        return file.path.read_bytes().decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def long_strings(source: str, shortest: int) -> int:
+    """About how many characters of a source stand in long docstrings, without parsing it."""
+    return sum(len(s) for s in re.findall(r'^\s*r?"""(.*?)"""', source, re.DOTALL | re.MULTILINE) if len(s) >= shortest)
+
+
+def parse(source: str, shortest: int) -> Parsed | None:
+    """Take the docstrings that are prose of at least ``shortest`` characters out of a source; None if it does not parse."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a stray backslash in somebody else's source
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    lines = source.split("\n")
+    prose: dict[str, str] = {}
+    for name, node in _documented(tree, ""):
+        text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
+        if len(text) < shortest or not is_prose(text):
+            continue
+        prose[name + "'" * sum(n.rstrip("'") == name for n in prose)] = text
+        _cut(lines, node)
+    return Parsed("\n".join(line for line in lines if line is not None), prose)
+
+
+def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Documented]]:
+    """Every module, class and function with its dotted name; they may stand below an ``if`` or a ``try``."""
+    if isinstance(node, Documented):
+        yield name, node
+    for child in ast.iter_child_nodes(node):
+        own = f"{name}.{child.name}".lstrip(".") if isinstance(child, Documented) and not isinstance(child, ast.Module) else name
+        if isinstance(child, ast.stmt | ast.excepthandler):
+            yield from _documented(child, own)
+
+
+def _cut(lines: list[str | None], node: Documented) -> None:
+    """Blank out the lines of a docstring; ``...`` takes its place where it is the whole body."""
+    doc = node.body[0]
+    assert doc.end_lineno is not None and doc.end_col_offset is not None
+    first, last = lines[doc.lineno - 1] or "", lines[doc.end_lineno - 1] or ""
+    before, after = first.encode()[: doc.col_offset].decode(), last.encode()[doc.end_col_offset :].decode()
+    if before.strip() or after.strip().startswith(";"):
+        lines[doc.lineno - 1] = before + "..." + after
+    else:
+        lines[doc.lineno - 1] = before + "..." if len(node.body) == 1 and not isinstance(node, ast.Module) else None
+    for i in range(doc.lineno, doc.end_lineno):
+        lines[i] = None
+
+
+def is_prose(text: str) -> bool:
+    """Whether a text is sentences more than code or a table: words, spaces between them, and ends of sentences."""
+    letters = sum(c.isalpha() or c == " " for c in text)
+    examples = sum(line.lstrip().startswith((">>>", "...")) for line in text.split("\n"))
+    return letters >= 0.75 * len(text) and len(text.split()) >= 25 and "." in text and 4 * examples <= text.count("\n") + 1

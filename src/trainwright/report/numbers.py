@@ -1,0 +1,120 @@
+"""Figures as people read them, and the comparison that a table of evaluations holds. Imports nothing heavy."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+NONE = "–"
+"""What stands where nothing was measured."""
+SIGNED = ("loss", "bits_per_byte")
+"""Metrics of which less is better, and which are therefore compared with the baseline."""
+FIRST = (*SIGNED, "perplexity")
+
+
+def count(x: float | None) -> str:
+    """Three digits and a unit: ``512``, ``12.4 k``, ``1.05 M``."""
+    if x is None or not math.isfinite(x):
+        return NONE
+    size, unit = x, ""
+    for unit in ("", "k", "M", "G", "T", "P", "E"):
+        if abs(size) < 999.5 or unit == "E":
+            break
+        size /= 1000
+    if not unit and (size == int(size) or abs(size) >= 100):
+        return f"{size:.0f}"
+    digits = max(0, 2 - int(math.floor(math.log10(abs(size))))) if size else 0
+    return f"{size:.{digits}f} {unit}".rstrip()
+
+
+def size(x: float | None) -> str:
+    """Bytes: ``912 MB``, ``1.3 GB``."""
+    if x is None or not math.isfinite(x):
+        return NONE
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if x < 999.5 or unit == "TB":
+            break
+        x /= 1000
+    return f"{x:.1f} {unit}" if x < 10 and unit != "B" else f"{x:.0f} {unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """``0.4 s``, ``48 s``, ``2 min 12 s``, ``3 h 05 min``, ``2 d 4 h``."""
+    if seconds is None or not math.isfinite(seconds):
+        return NONE
+    if seconds < 99.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def value(x: float | None) -> str:
+    """A measured number with four digits: ``4.312``, ``74.62``, ``1,204``."""
+    if x is None or not math.isfinite(x):
+        return NONE
+    if x and (abs(x) >= 1e6 or abs(x) < 1e-3):
+        return f"{x:.2e}"
+    return f"{x:,.{3 if abs(x) < 10 else 2 if abs(x) < 100 else 1 if abs(x) < 1000 else 0}f}"
+
+
+def signed(x: float | None) -> str:
+    """A difference with its sign, a true minus: ``+0.811``, ``−0.042``."""
+    if x is None or not math.isfinite(x):
+        return NONE
+    text = f"{x:+.3f}"
+    return "0.000" if not float(text) else text.replace("-", "−")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on one domain."""
+
+    domain: str
+    model: str
+    role: str
+    """``gain`` where the domain is new, ``forgetting`` where it is old, ``change`` where it is neither."""
+    baseline: bool
+    values: dict[str, float]
+    """The metric's name without its domain, to what was measured."""
+    against: dict[str, float]
+    """The same less the baseline's, signed as ``role`` says: a gain is how much lower, the others how much higher."""
+
+    def good(self, metric: str) -> bool | None:
+        """Whether the difference is for the better; None where there is none to speak of."""
+        x = self.against.get(metric)
+        if x is None or not math.isfinite(x) or signed(x) == "0.000":
+            return None
+        return (x > 0) == (self.role == "gain")
+
+
+def measured(figures: dict[str, Any]) -> list[Measured]:
+    """The figures of an evaluation, domain by domain (new ones first, then old), each model against the baseline."""
+    numbers: dict[str, dict[str, float]] = figures.get("numbers") or {}
+    old, new, baseline = figures.get("old") or [], figures.get("new") or [], figures.get("baseline")
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for model, metrics in numbers.items():
+        for name, x in metrics.items():
+            metric, _, domain = name.partition("/")
+            found.setdefault((domain, model), {})[metric] = x
+    among = sorted({d for d, _ in found})
+    among.sort(key=lambda d: (new.index(d) if d in new else len(new) + old.index(d) if d in old else math.inf))
+    out = []
+    for domain in among:
+        role = "gain" if domain in new else "forgetting" if domain in old else "change"
+        base = found.get((domain, baseline or ""), {})
+        for model in [m for m in numbers if (domain, m) in found]:
+            values = found[domain, model]
+            against = {m: (base[m] - values[m]) * (1 if role == "gain" else -1) for m in SIGNED
+                       if m in base and m in values and model != baseline}
+            out.append(Measured(domain, model, role, model == baseline, values, against))
+    return out
+
+
+def metrics_of(rows: list[Measured]) -> list[str]:
+    """The metrics of a table: loss and bits per byte first, then the others as they came."""
+    seen = dict.fromkeys(m for row in rows for m in row.values)
+    return [m for m in FIRST if m in seen] + [m for m in seen if m not in FIRST]

@@ -1,0 +1,228 @@
+"""Plots in one style, drawn on Matplotlib's objects (no pyplot, nothing global). One drawing serves a page, where its
+colours follow the reader's light or dark theme, and a PNG that goes into a paper."""
+from __future__ import annotations
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from trainwright.report.numbers import count, signed
+
+INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dfe3e8", "#fefefe"
+SERIES = ("#2563a8", "#bf5a15", "#2b7a4b", "#7b4fa3", "#a83253", "#4f6b7a")
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", **{c: f"--plot-{i + 1}" for i, c in enumerate(SERIES)}}
+"""What a page calls each colour; the drawn one is the fallback."""
+RC = {
+    "font.family": "DejaVu Sans", "font.size": 8.5, "text.color": INK, "text.parse_math": False, "svg.fonttype": "none",
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 8.5, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.spines.left": False, "axes.facecolor": "none", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
+    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.facecolor": "none", "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
+    "path.simplify": True,
+}
+WIDTH = 5.2
+"""Inches of every figure: at this width its letters keep their size both in a column and on a phone."""
+MOST = 400
+"""Points of a line, more of which nobody could see."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot.
+
+    Args:
+        label: written at its end, or nothing.
+        raw: the values before smoothing, drawn faint behind it.
+        low, high: a band around it (an interval over seeds).
+        points: mark each value: few measurements rather than a curve.
+        colour: number of its colour in ``SERIES``.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    raw: Sequence[float] = ()
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    points: bool = False
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A difference, with its interval where it was repeated over seeds."""
+
+    label: str
+    group: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    colour: int = 0
+
+
+def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None = None, strip_label: str = "") -> Figure:
+    """Lines over a common axis; ``strip`` is a small plot below them that shares it (a learning rate)."""
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 3.3 if strip else 2.8), layout="constrained")
+        if strip:
+            axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4.6, 1])
+            below.fill_between(strip.x, 0, strip.y, color=MUTED, alpha=0.18, linewidth=0)
+            below.plot(strip.x, strip.y, color=MUTED, linewidth=1.1)
+            _axis(below, strip_label, 2)
+            below.set_ylim(0, 1.15 * max([*strip.y, 1e-12]))
+        else:
+            axes = below = figure.subplots()
+        for line in lines:
+            _draw(axes, line)
+        _axis(axes, ylabel, 5)
+        below.set_xlabel(xlabel)
+        below.xaxis.set_major_locator(MaxNLocator(5))
+        below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(round(x, 6))))
+        axes.margins(x=0.02, y=0.08)
+        _label_ends(axes, [line for line in lines if line.label and len(line.x)])
+    return figure
+
+
+def _axis(axes: Axes, label: str, ticks: int) -> None:
+    axes.set_title(label, loc="left", color=MUTED, fontsize=8.5)
+    axes.yaxis.set_major_locator(MaxNLocator(ticks))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}" if abs(y) >= 0.01 or not y else f"{y:.0e}".replace("e-0", "e-")))
+
+
+def _draw(axes: Axes, line: Line) -> None:
+    colour = SERIES[line.colour % len(SERIES)]
+    if len(line.raw):
+        axes.plot(line.x, line.raw, color=colour, alpha=0.28, linewidth=0.8)
+    if len(line.low):
+        axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+    if line.points:
+        axes.plot(line.x, line.y, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), marker="o", markersize=4.5, markeredgecolor=PAPER)
+    else:
+        axes.plot(line.x, line.y, color=colour)
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
+    """The name of each line at its right end, pushed apart where two would lie on each other."""
+    low, high = axes.get_ylim()
+    gap, before = (high - low) * 0.085, -float("inf")
+    for line in sorted(lines, key=lambda line: float(line.y[-1])):
+        before = max(float(line.y[-1]), before + gap)
+        right = max(float(other.x[-1]) for other in lines)
+        axes.annotate(line.label, (right, before), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
+                      color=SERIES[line.colour % len(SERIES)], fontsize=8.5)
+
+
+def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
+    """Differences from a baseline as bars from zero, better to the right, under the headings of their groups."""
+    groups = list(dict.fromkeys(row.group for row in rows))
+    with matplotlib.rc_context(RC):
+        figure = Figure(figsize=(WIDTH, 0.62 + 0.27 * len(rows) + 0.34 * len(groups)), layout="constrained")
+        axes = figure.subplots()
+        axes.grid(False)
+        y, ticks, names = 0.0, [], []
+        for group in groups:
+            axes.annotate(group, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points", ha="right",
+                          va="center", fontweight="bold", annotation_clip=False)
+            y += 1
+            for row in (r for r in rows if r.group == group):
+                _bar(axes, row, y)
+                ticks.append(y)
+                names.append(row.label)
+                y += 1
+            y += 0.3
+        axes.set_yticks(ticks, names)
+        axes.set_ylim(y - 0.6, -0.6)
+        most = max([abs(x) for r in rows for x in (r.value, r.low or 0.0, r.high or 0.0)] + [1e-3])
+        axes.set_xlim(-1.35 * most if any(r.value < 0 for r in rows) else -0.12 * most, 1.35 * most)
+        axes.axvline(0, color=MUTED, linewidth=0.9)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: signed(round(x, 6)).rstrip("0").rstrip(".") if x else "0"))
+        axes.set_xlabel(f"← {worse}    {better} →")
+    return figure
+
+
+def _bar(axes: Axes, row: Effect, y: float) -> None:
+    colour = SERIES[row.colour % len(SERIES)]
+    axes.barh(y, row.value, height=0.62, color=colour, alpha=0.9)
+    ends = [row.value]
+    if row.low is not None and row.high is not None:
+        axes.plot([row.low, row.high], [y, y], color=INK, linewidth=1.3)
+        ends += [row.low, row.high]
+    end = max(ends) if row.value >= 0 else min(ends)
+    axes.annotate(signed(row.value), (end, y), xytext=(4 if row.value >= 0 else -4, 0), textcoords="offset points", va="center",
+                  ha="left" if row.value >= 0 else "right", fontsize=8, color=INK)
+
+
+def training(rows: Sequence[dict[str, Any]]) -> Figure | None:
+    """Loss against tokens (steps where tokens were not counted), evaluations on the way, the learning rate below."""
+    rows = [r for r in rows if np.isfinite(r.get("loss", np.nan))]
+    if not rows:
+        return None
+    by = "tokens" if rows[-1].get("tokens") else "step"
+    loss = np.array([r["loss"] for r in rows])
+    kept = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().astype(int))
+    x = np.array([float(r[by]) for r in rows])
+    lines = [Line("training", x[kept], smooth(loss, len(rows) / 40)[kept], raw=extremes(loss, kept))]
+    names = sorted({n for r in rows for n in r if n.startswith("eval/loss/")})
+    for i, name in enumerate(names):
+        seen = [(float(r[by]), r[name]) for r in rows if np.isfinite(r.get(name, np.nan))]
+        lines.append(Line(name.removeprefix("eval/loss/"), *zip(*seen, strict=True), points=True, colour=1 + i))
+    strip = Line("", x[kept], np.array([r.get("lr", 0.0) for r in rows])[kept]) if any(r.get("lr") for r in rows) else None
+    return curves(lines, by if by == "tokens" else "steps", "loss", strip, "learning rate")
+
+
+def smooth(y: np.ndarray, window: float) -> np.ndarray:
+    """Exponential mean over about ``window`` values that starts at the first one and not at zero."""
+    keep = 1 - 1 / max(1.0, window)
+    out, total, weight = np.empty(len(y)), 0.0, 0.0
+    for i, one in enumerate(y):
+        total, weight = keep * total + one, keep * weight + 1.0
+        out[i] = total / weight
+    return out
+
+
+def extremes(y: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """``y`` at the kept places, but with the lowest and highest of each two neighbourhoods in turn: no spike is lost."""
+    if len(kept) == len(y):
+        return y
+    parts = np.split(y, kept[1:])
+    return np.array([part.max() if i % 2 else part.min() for i, part in enumerate(parts)])
+
+
+def png(figure: Figure, path: Path) -> Path:
+    """A picture on white, sharp enough to print."""
+    with matplotlib.rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")        # a domain's name may be in letters that the font lacks
+        figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """The drawing as inline SVG: real text, colours of the page's theme, ids that no other drawing has."""
+    held = io.StringIO()
+    with matplotlib.rc_context(RC | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = held.getvalue()
+    text = text[text.index("<svg"):]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    prefix = re.sub(r"\W", "-", name)
+    text = re.sub(r'(?<= id=")(?=[^"]+")', f"{prefix}-", text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    for colour, variable in THEME.items():
+        text = text.replace(colour, f"var({variable}, {colour})")
+    box = re.search(r'viewBox="[^"]+"', text)
+    assert box is not None
+    return re.sub(r"<svg[^>]*>", f'<svg {box[0]} class="plot" role="img" aria-label="{html.escape(label)}" '
+                  'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1)

@@ -1,0 +1,130 @@
+"""The harness' tasks on a live model: an own task on local data, its number checked by hand."""
+from __future__ import annotations
+
+import builtins
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.settings import make
+from trainwright.evaluate.lm_eval import LmEval, index, numbers_of, quiet
+
+WORDS = ["<unk>", "<eos>", "the", "cat", "dog", "sat", "ran", "on", "mat", "hill", "a", "red", "big", "fox"]
+ITEMS = [{"question": "the cat", "choices": ["sat", "ran"], "answer": 0},
+         {"question": "a big dog", "choices": ["ran", "mat"], "answer": 1},
+         {"question": "the red fox", "choices": ["on", "hill"], "answer": 0},
+         {"question": "a mat", "choices": ["red", "big"], "answer": 1}]
+TASK = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs:
+  data_files: {{test: {file}}}
+output_type: multiple_choice
+test_split: test
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+target_delimiter: " "
+metric_list:
+  - metric: acc
+metadata: {{version: 1}}
+"""
+
+
+@pytest.fixture
+def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "tasks").mkdir()
+    data = tmp_path / "items.jsonl"
+    data.write_text("".join(json.dumps(i) + "\n" for i in ITEMS))
+    (tmp_path / "tasks" / "tiny_choice.yaml").write_text(TASK.format(file=data))
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return Context(root=tmp_path, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>"))
+
+
+def llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.5))
+
+
+def right(model: nn.Module, tokenizer: Any) -> list[bool]:
+    """By hand: whether the right choice has the higher log-likelihood (each is one token)."""
+    answers = []
+    for item in ITEMS:
+        ids = torch.tensor([tokenizer(item["question"])["input_ids"]])
+        last = model(ids).logits[0, -1].log_softmax(-1)
+        scores = [last[WORDS.index(c)].item() for c in item["choices"]]
+        answers.append(scores.index(max(scores)) == item["answer"])
+    return answers
+
+
+def test_an_own_task_equals_the_count_by_hand(ctx: Context, capfd: pytest.CaptureFixture[str]) -> None:
+    model = llama().train()
+    expected = right(model, ctx.tokenizer)
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    before, level = torch.get_rng_state(), logging.getLogger("lm_eval").level
+    method = LmEval(tasks=("tiny_choice",), include_path="tasks", batch_size=3)
+    assert method.measure(model, ctx) == {"tiny_choice/acc": pytest.approx(sum(expected) / 4)}
+    first = LmEval(tasks=("tiny_choice",), include_path="tasks", limit=1).measure(model, ctx)
+    assert first == {"tiny_choice/acc": float(expected[0])}
+    assert model.training and ctx.tokenizer.pad_token is None and torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert logging.getLogger("lm_eval").level == level and capfd.readouterr() == ("", "")
+
+
+def test_the_precision_of_the_run_is_kept(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    model = llama()
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    method = LmEval(tasks=("tiny_choice",), include_path="tasks", limit=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        method.measure(model, ctx)
+    method.measure(model, ctx)
+    assert (seen[0], seen[-1]) == (torch.bfloat16, torch.float32)
+
+
+def test_names_of_metrics() -> None:
+    found = {"a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3},
+             "b": {"exact_match,strict": 1, "f1,none": "N/A"}}
+    assert numbers_of(found) == {"a/acc": 0.5, "b/exact_match,strict": 1.0}
+
+
+def test_errors(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainwright.evaluate.lm_eval.index", lambda folder, defaults: index.__wrapped__(folder, False))
+    with pytest.raises(UserError, match="did you mean 'tiny_choice'"):
+        LmEval(tasks=("tiny_choise",), include_path="tasks").measure(llama(), ctx)
+    with pytest.raises(UserError, match="there is no folder"):
+        LmEval(tasks=("tiny_choice",), include_path="nowhere").measure(llama(), ctx)
+    (ctx.root / "items.jsonl").unlink()
+    with pytest.raises(UserError, match="tiny_choice could not be loaded"):
+        LmEval(tasks=("tiny_choice",), include_path="tasks").measure(llama(), ctx)
+    with pytest.raises(UserError, match="its tokenizer"):
+        LmEval(tasks=("tiny_choice",)).measure(llama(), Context())
+    for settings, words in (({"tasks": []}, "at least one"), ({"tasks": ["a"], "limit": 0}, "1 or more"), ({}, "is needed")):
+        with pytest.raises(UserError, match=words):
+            make(LmEval, settings, "judge")
+
+
+def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def absent(name: str, *args: Any) -> Any:
+        if name.partition(".")[0] == "lm_eval":
+            raise ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
+        return real(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(UserError, match=r"pip install trainwright\[lm-eval\]"), quiet():
+        index.__wrapped__(None, True)
