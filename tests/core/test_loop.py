@@ -143,7 +143,7 @@ class Owner(Surgery):
     glob: str = "7.*"
     """What it claims."""
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         return {self.glob}
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:

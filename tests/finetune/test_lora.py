@@ -139,7 +139,8 @@ def test_two_on_different_layers_live_together_and_two_on_one_are_refused() -> N
     assert [m.settings for m in model.modules() if isinstance(m, LoraLinear)] == [second]
     second.fold(model)
     assert torch.allclose(model(IDS).logits, logits, atol=1e-5)
-    assert first.claims() == {"*.0.*.q_proj.weight"} and Lora().claims() == {"*"}
+    assert first.claims(llama()) == {"model.layers.0.self_attn.q_proj.weight"}
+    assert not Lora(on="attention").claims(llama()) & Lora(on="mlp").claims(llama())
     with pytest.raises(UserError, match="another adapter"):
         operated(operated(llama(), Lora(on="attention")), Lora())
 

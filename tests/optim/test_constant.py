@@ -36,7 +36,7 @@ def test_without_warm_up_it_says_nothing() -> None:
 
 
 def test_it_owns_the_learning_rate() -> None:
-    assert Constant().claims() == {"knob:lr"}
+    assert Constant().claims(nn.Module()) == {"knob:lr"}
 
 
 @pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"warmup": 2.5}])

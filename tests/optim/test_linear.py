@@ -40,7 +40,7 @@ def test_no_step_is_wasted() -> None:
 
 
 def test_it_owns_the_learning_rate() -> None:
-    assert Linear().claims() == {"knob:lr"}
+    assert Linear().claims(nn.Module()) == {"knob:lr"}
 
 
 @pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"warmup": 2.5}, {"final": 1.5}])

@@ -51,7 +51,7 @@ def test_shares_that_fill_the_stage_fit_any_stage() -> None:
 
 
 def test_it_owns_the_learning_rate() -> None:
-    assert Wsd().claims() == {"knob:lr"}
+    assert Wsd().claims(nn.Module()) == {"knob:lr"}
 
 
 @pytest.mark.parametrize("wrong", [{"warmup": -0.1}, {"decay": 2.5}, {"final": 2.0}, {"shape": "cosine"}])

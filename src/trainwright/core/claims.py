@@ -36,7 +36,7 @@ def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
     names = [n for n, _ in model.named_parameters()]
     owner: dict[str, str] = {}
     for key, m in name_all(methods):
-        for claim in sorted(m.claims()):
+        for claim in sorted(m.claims(model)):
             if claim.startswith("step:"):
                 continue
             hit = [claim] if claim.startswith("knob:") else match(claim, names)

@@ -41,7 +41,7 @@ class Method:
         """The name a recipe uses: the class name in snake case, which is also the file's."""
         return snake(type(self).__name__)
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         """What it alone may change: parameter globs, or knobs such as ``knob:mixture``."""
         return set()
 
@@ -160,7 +160,7 @@ class Optimizer(Update):
     lr: float = 1e-3
     """Peak learning rate; a schedule multiplies it."""
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         return {f"step:{self.on}"}
 
     def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:

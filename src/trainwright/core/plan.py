@@ -36,6 +36,7 @@ class StagePlan:
     places: list[tuple[str, list[str]]]
     figures: dict[str, float] = field(default_factory=dict)
     """parameters, trainable, steps, tokens, flops, seconds, memory_bytes: as far as known."""
+    owns: list[str] = field(default_factory=list)
     note: str = ""
 
 
@@ -93,6 +94,11 @@ def words(method: Method) -> str:
     return method.name + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")
 
 
+def _claims(claims: list[str]) -> str:
+    """``knob:lr``, or how many parameters and one of them."""
+    return ", ".join(claims) if len(claims) < 4 else f"{len(claims)} parameters, {claims[0]} …"
+
+
 class _Unknown(Exception):
     """A figure that cannot be known before an earlier stage has run."""
 
@@ -110,6 +116,7 @@ def _predict(job: Job, stage: TrainStage, store: Store, out: StagePlan) -> None:
     total = sum(p.numel() for p in skeleton.parameters())
     tokens = row_tokens(job)
     out.figures["parameters"] = total
+    out.owns = [f"{m.name}: {_claims(sorted(claims))}" for m in job.methods if (claims := m.claims(skeleton))]
     if stage.epochs is None or ready:
         out.figures["steps"] = ctx.steps = steps_of(job, stage, ctx)
         out.figures["tokens"] = ctx.steps * ctx.batch_rows * (tokens or 0)

@@ -118,7 +118,7 @@ class MergeStage(Stage):
 
     def check(self, where: str) -> None:
         if len(self.methods) != 1:
-            raise UserError(f"{where}: a merge takes exactly one method, for example {{ use = \"linear\" }}; it has {len(self.methods)}.")
+            raise UserError(f"{where}: a merge takes exactly one method, for example {{ use = \"interpolate\" }}; it has {len(self.methods)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -184,8 +184,8 @@ def export(run: Train, site: Site, job: Job) -> None:
         weights = _whole(run)
         if sharding.main():
             model = run.model if weights is None else _unsharded(run, site, job, weights)
-            for surgery in run.performed:
-                surgery.save_delta(model, site.out / "adapter")
+            for i, surgery in enumerate(run.performed):
+                surgery.save_delta(model, site.out / ("adapter" if len(run.performed) == 1 else f"adapter-{i + 1}"))
             for surgery in reversed(run.performed):
                 surgery.fold(model)
             models.save(model, site.out, run.ctx.tokenizer)

@@ -9,6 +9,7 @@ import re
 import sys
 import sysconfig
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
@@ -20,9 +21,9 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class File(NamedTuple):
-    """A file of a package; ``name`` is its path within the package's installation."""
+    """A file of a package of some release (``torch 2.13.0``); ``name`` is its path within the installation."""
 
-    package: str
+    release: str
     name: str
     path: Path
 
@@ -59,9 +60,11 @@ def _requirements(distribution: str) -> list[str]:
 
 
 def _wanted(file: File) -> bool:
+    """Programs and their documentation: no tests, no licences, and nothing that only lies below the standard library."""
     parts = Path(file.name).parts
-    skipped = any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests")) or p in ("site-packages", "dist-packages") for p in parts)
-    return file.name.endswith((".py", ".md", ".rst")) and not skipped and "licenses" not in parts
+    if any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests", "-packages")) or p == "licenses" for p in parts):
+        return False
+    return file.name.endswith((".py", ".md", ".rst", ".dist-info/METADATA"))
 
 
 def ordered(found: dict[str, list[File]]) -> Iterator[File]:
@@ -94,13 +97,15 @@ def parse(source: str, shortest: int) -> Parsed | None:
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError):
         return None
-    lines = source.split("\n")
+    lines: list[str | None] = [*source.split("\n")]
     prose: dict[str, str] = {}
+    seen: Counter[str] = Counter()
     for name, node in _documented(tree, ""):
         text = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").strip()
         if len(text) < shortest or not is_prose(text):
             continue
-        prose[name + "'" * sum(n.rstrip("'") == name for n in prose)] = text
+        seen[name] += 1
+        prose[name if seen[name] == 1 else f"{name}:{seen[name]}"] = text
         _cut(lines, node)
     return Parsed("\n".join(line for line in lines if line is not None), prose)
 

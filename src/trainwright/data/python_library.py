@@ -11,7 +11,7 @@ Raises:
 """
 from __future__ import annotations
 
-import importlib.metadata as metadata
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trainwright.data._python_sources import File
 
 DOMAINS = ("code", "prose")
+REQUIRING = "trainwright"
+"""The distribution whose requirements are read; where it is not installed, the standard library alone is."""
 
 
 class PythonLibrary(Curate):
@@ -34,12 +36,59 @@ class PythonLibrary(Curate):
     example: ClassVar[dict[str, Any]] = {"megabytes": 0.05}
 
     megabytes: float = 4.0
-    """How much text of each domain, in millions of bytes, at most."""
-    domains: list[str] = list(DOMAINS)
+    """About how much text of each domain, in millions of bytes."""
+    domains: tuple[str, ...] = DOMAINS
     """Which of ``code`` and ``prose``."""
     min_characters: int = 200
-    """A docstring or a document that is shorter is no document of ``prose``."""
+    """A docstring or a file of documentation that is shorter is no document of ``prose``."""
+
+    def __post_init__(self) -> None:
+        if not self.domains or not set(self.domains) <= set(DOMAINS):
+            raise ValueError(f"domains are {' and '.join(DOMAINS)}, not {list(self.domains)}.")
+        if self.megabytes <= 0:
+            raise ValueError(f"megabytes must be positive, not {self.megabytes}.")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.data._documents import table, union
-        return union(documents, table(self.name, [partial(gather, self.megabytes, tuple(self.domains), self.min_characters)]))
+        from trainwright.data._python_sources import ordered, packages
+        rows = list(self._rows(ordered(packages(REQUIRING))))
+        return union(documents, table(self.name, [partial(iter, rows)]))
+
+    def _rows(self, files: Iterator[File]) -> Iterator[Row]:
+        """Documents until each domain is full; the same text never twice."""
+        from trainwright.data._documents import document
+        left = dict.fromkeys(self.domains, self.megabytes * 1e6)
+        seen: set[bytes] = set()
+        for file in files:
+            if max(left.values()) <= 0:
+                return
+            for domain, name, text in self._texts(file, left.get("code", 0) > 0):
+                digest = hashlib.sha256(text.encode()).digest()
+                if left.get(domain, 0) > 0 and digest not in seen:
+                    seen.add(digest)
+                    left[domain] -= len(text.encode())
+                    package = file.release.split()[0]
+                    yield document(id=f"{domain}/{package}/{file.name}{name}", text=text, domain=domain, source=file.release,
+                                   metadata={"path": file.name})
+
+    def _texts(self, file: File, code: bool) -> Iterator[tuple[str, str, str]]:
+        """Domain, what to add to the path, and text of what is in a file; ``code`` says whether code is still wanted."""
+        from trainwright.data._python_sources import is_prose, long_strings, parse, read
+        text = read(file)
+        if text is None:
+            return
+        if not file.name.endswith(".py"):
+            body = text.partition("\n\n")[2] if file.name.endswith("METADATA") else text
+            if len(body) >= self.min_characters and is_prose(body):
+                yield "prose", "", body
+            return
+        # Parsing takes nearly all the time: once only prose is wanted, a file must promise some.
+        if not code and long_strings(text, self.min_characters) < 0.1 * len(text):
+            return
+        parsed = parse(text, self.min_characters)
+        if parsed is None:
+            return
+        if len(parsed.code) >= self.min_characters:
+            yield "code", "", parsed.code
+        for name, prose in parsed.prose.items():
+            yield "prose", f":{name}" if name else "", prose

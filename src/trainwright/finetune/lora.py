@@ -27,7 +27,7 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune._targets import ROLES, Adapter, as_linear_weight, freeze, linear_layers, put, shortest
+from trainwright.finetune._targets import Adapter, as_linear_weight, freeze, linear_layers, put, shortest
 
 
 class Lora(Surgery):
@@ -55,8 +55,8 @@ class Lora(Surgery):
     def scale(self) -> float:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
-    def claims(self) -> set[str]:
-        return {"*"} if self.on in ROLES else {f"{self.on}.weight"}
+    def claims(self, model: nn.Module) -> set[str]:
+        return {f"{name}.weight" for name in linear_layers(model, self.on)}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
         layers = linear_layers(model, self.on)

@@ -45,7 +45,7 @@ class Peft(Surgery):
     def __post_init__(self) -> None:
         self.build()
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         return {"*"}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:

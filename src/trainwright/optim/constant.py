@@ -28,7 +28,7 @@ class Constant(Controller):
     def __post_init__(self) -> None:
         check(warmup=self.warmup)
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         return {"knob:lr"}
 
     def init(self, model: nn.Module, ctx: Context) -> State:

@@ -34,7 +34,7 @@ class Linear(Controller):
         check(warmup=self.warmup)
         check_final(self.final)
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         return {"knob:lr"}
 
     def init(self, model: nn.Module, ctx: Context) -> State:

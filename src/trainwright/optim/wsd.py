@@ -41,7 +41,7 @@ class Wsd(Controller):
         check(warmup=self.warmup, decay=self.decay)
         check_final(self.final)
 
-    def claims(self) -> set[str]:
+    def claims(self, model: nn.Module) -> set[str]:
         return {"knob:lr"}
 
     def init(self, model: nn.Module, ctx: Context) -> State:

@@ -160,7 +160,7 @@ def _takes_places(module: nn.Module) -> bool:
 
 def _score(model: nn.Module, ids: Tensor, places: Tensor | None, targets: Tensor, trained: Tensor, fast: bool) -> Tensor:
     body, head = model.get_decoder(), model.get_output_embeddings()
-    hidden = (_compiled() if fast else _hidden)(body, ids, places).flatten(0, 1)
+    hidden = (_compiled_hidden if fast else _hidden)(body, ids, places).flatten(0, 1)
     flat = targets.flatten()
     if len(trained) == len(flat):
         return tiled_cross_entropy(hidden, head.weight, head.bias, flat, fast).view_as(targets)
@@ -182,6 +182,13 @@ def _own_logits(model: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
     return model(input_ids=ids, use_cache=False, **given).logits
 
 
+def _compiled_hidden(body: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
+    """Code is shared by models of one configuration. A process with many of them (a comparison) would pass torch's limit of 8
+    variants, and go on uncompiled."""
+    with torch.compiler.config.patch(recompile_limit=64):
+        return _compiled()(body, ids, places)
+
+
 @cache
 def _compiled() -> Any:
     return torch.compile(_hidden, dynamic=False)
@@ -201,7 +208,9 @@ def _one_document_a_row() -> Iterator[None]:
     try:
         yield
     finally:
-        ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = before
+        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]                          # ours; a user's own, if there was one, goes back
+        if ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is not before:
+            ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = before
 
 
 @contextmanager

@@ -31,9 +31,8 @@ def _places(one: StagePlan) -> Table:
     table.add_column()
     for place, who in one.places:
         table.add_row(place, escape(" → ".join(who)))
-    owned = [f"{m.name}: {', '.join(sorted(m.claims()))}" for m in one.job.methods if m.claims()]
-    if owned:
-        table.add_row("owns", escape("; ".join(owned)))
+    if one.owns:
+        table.add_row("owns", escape("; ".join(one.owns)))
     if figures := _figures(one.figures):
         table.add_row("costs", figures)
     if one.note:

@@ -1,0 +1,235 @@
+"""The page of a run: one HTML file that needs nothing else, with its plots as PNG files beside it."""
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from trainwright.report import numbers, plots
+from trainwright.report.numbers import Measured, count, duration, measured, metrics_of, signed, size, value
+
+STATES = {"cached": "from the store", "finished": "run now", "resumed": "resumed", "failed": "failed"}
+
+
+@dataclass
+class Stage:
+    """What the page tells of one stage: its manifest, and what was read and drawn of its folder."""
+
+    manifest: dict[str, Any]
+    folder: Path
+    plot: Markup | None = None
+    picture: str = ""
+    rows: list[Measured] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["stage"])
+
+    @property
+    def kind(self) -> str:
+        return str(self.manifest.get("kind", ""))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return self.manifest.get("figures") or {}
+
+    @property
+    def seconds(self) -> float | None:
+        return self.manifest.get("seconds", self.figures.get("seconds"))
+
+    @property
+    def why(self) -> str:
+        """The reason of a failure, or nothing."""
+        return str(self.manifest.get("why") or "no reason was given") if self.manifest.get("state") == "failed" else ""
+
+    @property
+    def state(self) -> str:
+        return STATES.get(self.manifest.get("state", ""), "")
+
+    @property
+    def stored(self) -> int | None:
+        """Bytes of the weights, or of the whole folder where it holds none."""
+        if "stored_bytes" in self.figures:
+            return int(self.figures["stored_bytes"])
+        return sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()) if self.folder.is_dir() else None
+
+
+def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any]], folders: list[Path], plan: str) -> Path:
+    """Write ``out/index.html`` and the plots as PNG; returns the page.
+
+    Beside what the store writes, a manifest may hold ``state`` (``finished``, ``cached``, ``resumed``, ``failed``) and, where the stage
+    failed, ``why``; such a one needs no more than ``stage`` and ``kind``. ``plan`` may be empty.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    stages = [Stage(m, f) for m, f in zip(manifests, folders, strict=True)]
+    for stage in stages:
+        if stage.kind == "train":
+            _plot_training(stage, out)
+        elif stage.kind == "evaluate":
+            _plot_evaluation(stage, out)
+    text = _environment().get_template("run.html").render(
+        title=title, plan=plan.strip(), recipe=highlight(recipe_text), stages=stages, facts=facts(stages), story=story(stages),
+        trained=[s for s in stages if s.kind == "train"], judged=[s for s in stages if s.rows], total=total(stages),
+        data=[(s, table) for s in stages if s.kind == "corpus" and (table := data_table(s.folder))],
+        samples=[(s, list(texts.items())) for s in stages if (texts := s.manifest.get("texts"))],
+        versions=versions(stages), command=next((s.manifest["command"] for s in reversed(stages) if s.manifest.get("command")), ""))
+    page = out / "index.html"
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _environment() -> Environment:
+    made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True, undefined=StrictUndefined,
+                       trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"count": count, "size": size, "duration": duration, "value": value, "signed": signed, "metric": metric_name,
+                     "pretty": lambda x: json.dumps(x, indent=2, ensure_ascii=False, default=str), "metrics_of": metrics_of}
+    made.globals |= {"NONE": numbers.NONE, "SIGNED": numbers.SIGNED}
+    return made
+
+
+def metric_name(name: str) -> str:
+    """``bits_per_byte/prose`` as people write it: ``bits per byte · prose``."""
+    metric, _, domain = name.partition("/")
+    return metric.replace("_", " ") + (f" · {domain}" if domain else "")
+
+
+# ---- plots -----------------------------------------------------------------------------------------
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
+    file = folder / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def _plot_training(stage: Stage, out: Path) -> None:
+    figure = plots.training(metrics(stage.folder))
+    if figure:
+        _keep(stage, figure, out, "loss", f"Loss of the stage {stage.name}: {_course(stage)}")
+
+
+def _course(stage: Stage) -> str:
+    rows = [r for r in metrics(stage.folder) if math.isfinite(r.get("loss", math.nan))]
+    return f"from {value(rows[0]['loss'])} to {value(rows[-1]['loss'])} over {count(rows[-1].get('tokens') or None)} tokens."
+
+
+def _plot_evaluation(stage: Stage, out: Path) -> None:
+    stage.rows = measured(stage.figures)
+    colours = {"gain": 0, "forgetting": 1, "change": 5}
+    shown = [plots.Effect(f"{r.domain} ({'new' if r.role == 'gain' else 'old' if r.role == 'forgetting' else 'other'})", r.model,
+                          r.against["loss"] * (1 if r.role == "gain" else -1), colour=colours[r.role])
+             for r in sorted(stage.rows, key=lambda r: list(stage.figures["numbers"]).index(r.model)) if math.isfinite(r.against.get("loss", math.nan))]
+    if shown:
+        base = stage.figures["baseline"]
+        said = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
+        _keep(stage, plots.effects(shown, f"worse than {base}", f"better than {base}"), out, "effect",
+              f"How much lower the loss is than that of {base}: {said}")
+
+
+def _keep(stage: Stage, figure: plots.Figure, out: Path, what: str, label: str) -> None:
+    stage.picture = f"{what}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', stage.name)}.png"
+    plots.png(figure, out / stage.picture)
+    stage.plot = Markup(plots.svg(figure, f"{what}-{stage.name}", label))
+
+
+# ---- words -----------------------------------------------------------------------------------------
+
+
+def story(stages: Sequence[Stage]) -> list[Markup]:
+    """What happened, in sentences: failures first, then what was learned and forgotten; else how training ended."""
+    told = [Markup("<strong>{}</strong> failed: {}").format(s.name, s.why) for s in stages if s.why]
+    for s in stages:
+        base = s.figures.get("baseline")
+        for model in dict.fromkeys(r.model for r in s.rows if r.against):
+            rows = [r for r in s.rows if r.model == model and "loss" in r.against and math.isfinite(r.against["loss"])]
+            if parts := [_clause(r) for r in rows if r.role != "change"]:
+                told.append(Markup("<strong>{}</strong> {}, compared with {}.").format(model, Markup(" and ").join(parts), base))
+    if not any(s.rows for s in stages):
+        told += [Markup("<strong>{}</strong> trained on {} tokens in {}; its loss ended at {}.").format(
+            s.name, count(s.figures.get("tokens")), duration(s.figures.get("seconds")), value(s.figures.get("loss")))
+            for s in stages if s.kind == "train" and not s.why]
+    return told
+
+
+def _clause(row: Measured) -> Markup:
+    x, loss = row.against["loss"], row.values["loss"]
+    if row.good("loss") is None:
+        verb, kind = ("did not change on", "")
+    elif row.role == "gain":
+        verb, kind = ("learned", "good") if x > 0 else ("got worse on", "bad")
+    else:
+        verb, kind = ("forgot some of", "bad") if x > 0 else ("got better on", "good")
+    return Markup("{} <em>{}</em> (loss {}, <span class=\"{}\">{}</span>)").format(
+        verb, row.domain, value(loss), kind, signed(-x if row.role == "gain" else x))
+
+
+def facts(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+    """The few figures on top of the page."""
+    sums = total(stages)
+    made = [s for s in stages if s.kind in ("train", "merge") and s.figures.get("parameters")]
+    found = [("parameters", count(max(s.figures["parameters"] for s in made)) if made else ""),
+             ("tokens trained on", count(sums["tokens"]) if sums["tokens"] else ""),
+             ("FLOPs", count(sums["flops"]) if sums["flops"] else ""),
+             ("time of all stages", duration(sums["seconds"]) if sums["seconds"] else ""),
+             ("peak memory", size(sums["memory"]) if sums["memory"] else "")]
+    return [(name, said) for name, said in found if said]
+
+
+def total(stages: Sequence[Stage]) -> dict[str, float]:
+    """Sums over the stages, and the highest peak."""
+    train = [s.figures for s in stages if s.kind == "train"]
+    return {"tokens": sum(f.get("tokens") or 0 for f in train), "flops": sum(f.get("flops") or 0 for f in train),
+            "seconds": sum(s.seconds or 0 for s in stages), "stored": sum(s.stored or 0 for s in stages),
+            "memory": max([s.figures.get("peak_memory_bytes") or 0 for s in stages], default=0)}
+
+
+# ---- tables ----------------------------------------------------------------------------------------
+
+
+def data_table(folder: Path) -> list[tuple[str, dict[str, tuple[int, int]], int, int]]:
+    """Of a corpus: each domain with ``{split: (documents, tokens)}``, its documents and its tokens; the sums come last."""
+    file = folder / "tokens" / "index.parquet"
+    if not file.is_file():
+        return []
+    import pyarrow.parquet as pq
+    index = pq.read_table(file, columns=["domain", "split", "length"]).combine_chunks()
+    grouped = index.group_by(["domain", "split"]).aggregate([("length", "count"), ("length", "sum")]).to_pylist()
+    splits = [s for s in ("train", "tune", "test") if any(g["split"] == s for g in grouped)]
+    cells = {(g["domain"], g["split"]): (g["length_count"], g["length_sum"]) for g in grouped}
+    domains = sorted({d for d, _ in cells})
+    rows = [(d, {s: cells.get((d, s), (0, 0)) for s in splits}) for d in domains]
+    if len(rows) > 1:
+        rows.append(("all", {s: (sum(r[s][0] for _, r in rows), sum(r[s][1] for _, r in rows)) for s in splits}))
+    return [(d, r, sum(x[0] for x in r.values()), sum(x[1] for x in r.values())) for d, r in rows]
+
+
+def versions(stages: Sequence[Stage]) -> dict[str, str]:
+    """Every package's version; all of them where stages were made with different ones."""
+    seen: dict[str, dict[str, None]] = {}
+    for s in stages:
+        for package, version in (s.manifest.get("versions") or {}).items():
+            seen.setdefault(package, {})[str(version)] = None
+    return {p: ", ".join(v) for p, v in seen.items()}
+
+
+TOML = re.compile(r"""(?P<comment>\#[^\n]*)|(?P<string>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
+                  r"""|(?P<head>^[ \t]*\[\[?[^\]\n]*\]\]?)|(?P<key>[A-Za-z0-9_.-]+(?=[ \t]*=))"""
+                  r"""|(?P<number>\b(?:true|false|[+-]?\d[\d_]*(?:\.\d[\d_]*)?(?:[eE][+-]?\d+)?)\b)""", re.MULTILINE | re.DOTALL)
+
+
+def highlight(text: str) -> Markup:
+    """A recipe with its comments, strings, headings, keys and numbers marked; everything escaped."""
+    out, at = [], 0
+    for found in TOML.finditer(text):
+        out.append(escape(text[at:found.start()]))
+        out.append(Markup('<span class="t-{}">{}</span>').format(found.lastgroup, found[0]))
+        at = found.end()
+    return Markup("").join([*out, escape(text[at:])])
