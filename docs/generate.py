@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,22 +89,27 @@ def written(default: str) -> str:
 
 
 def use_line(card: Card) -> str:
-    """The method as a recipe names it: with the settings that it needs, from its ``example``."""
-    needed = [name for name, _, default, _ in card.fields if not default]
+    """The method as a recipe names it: with the settings that it needs, as in its ``example``."""
     example = example_of(card.file)
-    settings = [f"{name} = {toml(example[name])}" for name in needed if name in example]
+    settings = [f"{name} = {toml(example.get(name, placeholder(kind)))}" for name, kind, default, _ in card.fields if not default]
     return f"methods = [{{ {', '.join([f'use = {toml(card.name)}', *settings])} }}]"
 
 
 def example_of(file: Path) -> dict[str, Any]:
-    """The class attribute ``example``, where it is written as literals."""
+    """The class attribute ``example``, as far as it is written in literals."""
+    found: dict[str, Any] = {}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "example" and node.value is not None:
-            try:
-                return dict(ast.literal_eval(node.value))
-            except ValueError:
-                return {}
-    return {}
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "example" and isinstance(node.value, ast.Dict):
+            for key, value in zip(node.value.keys, node.value.values, strict=True):
+                with suppress(ValueError):
+                    found[ast.literal_eval(key)] = ast.literal_eval(value)
+    return found
+
+
+def placeholder(kind: str) -> Any:
+    """A value of a type, for the reader to replace."""
+    values: dict[str, Any] = {"dict": {}, "list": ["…"], "tuple": ["…"], "str": "…"}
+    return next((value for word, value in values.items() if kind.startswith(word)), 1)
 
 
 def toml(value: Any) -> str:

@@ -44,6 +44,11 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     hear = Listeners(Progress(), *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
     try:
         made = run_recipe(loaded, Store(store), hear)
+    except KeyboardInterrupt as stopped:                   # the command line would swallow what it says
+        hear.close()
+        if main:
+            Console(stderr=True).print(f"[yellow]{escape(str(stopped) or 'interrupted; run the same command to go on')}[/]", soft_wrap=True)
+        raise typer.Exit(130) from None
     finally:
         hear.close()
         sharding.stop()
@@ -180,11 +185,9 @@ def main() -> None:
     except UserError as error:
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(2)
-    except KeyboardInterrupt as error:
-        err.print(f"[yellow]{escape(str(error) or 'interrupted')}[/]", soft_wrap=True)
-        sys.exit(130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        err.print(f"[bold red]error:[/] {escape(str(error))}: make room or choose another --store; what was saved before is kept.", soft_wrap=True)
+        what = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
+        err.print(f"[bold red]error:[/] {escape(what)}: make room or choose another --store; what was saved before is kept.", soft_wrap=True)
         sys.exit(2)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
@@ -39,21 +40,30 @@ def save(train: Train, folder: Path, extra: dict[str, Any]) -> Path:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
     sharding.barrier()
-    with _alone():
-        dcp.save(tensors, checkpoint_id=part, no_dist=sharding.world() == 1)
-    if sharding.main():
-        (part / "state.json").write_text(json.dumps(rest))
-        files = sorted(f for f in part.iterdir() if f.is_file())
-        (part / "checksums.json").write_text(json.dumps({f.name: checksum(f) for f in files}))
-        for f in [*files, part / "checksums.json"]:
-            _sync(f)
-        shutil.rmtree(final, ignore_errors=True)
-        part.rename(final)
-        _sync(folder)
-        for old in sorted(folder.glob("step-*[0-9]"))[:-KEEP]:
-            shutil.rmtree(old, ignore_errors=True)
+    try:
+        with _alone():
+            dcp.save(tensors, checkpoint_id=part, no_dist=sharding.world() == 1)
+        if sharding.main():
+            _finish(part, final, rest)
+    except OSError:
+        shutil.rmtree(part, ignore_errors=True)                            # a full disk: what was saved before stays
+        raise
     sharding.barrier()
     return final
+
+
+def _finish(part: Path, final: Path, rest: dict[str, Any]) -> None:
+    """The JSON part and the checksums; then the name that readers look for, and the oldest checkpoint goes."""
+    (part / "state.json").write_text(json.dumps(rest))
+    files = sorted(f for f in part.iterdir() if f.is_file())
+    (part / "checksums.json").write_text(json.dumps({f.name: checksum(f) for f in files}))
+    for f in [*files, part / "checksums.json", part]:
+        _sync(f)
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    _sync(final.parent)
+    for old in sorted(final.parent.glob("step-*[0-9]"))[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def newest(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -117,14 +127,13 @@ def load_into(train: Train, path: Path, rest: dict[str, Any]) -> None:
     train.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
     train.states = states
     train.ctx.step, train.ctx.knobs, train.row = rest["step"], rest["knobs"], rest["row"]
+    train.evaluation = {n.removeprefix("eval/"): v for n, v in train.row.items() if n.startswith("eval/")}
     train.ledger.load(rest["ledger"])
 
 
 def surgery_table(surgery: Surgery) -> dict[str, Any]:
     """A surgery as a recipe would write it."""
-    module = __import__(type(surgery).__module__, fromlist=["__file__"])
-    use = surgery.name if surgery.name in registry.cards() else str(module.__file__)
-    return {"use": use, **dataclasses.asdict(surgery)}
+    return {"use": registry.use_of(surgery), **dataclasses.asdict(surgery)}
 
 
 def checksum(file: Path) -> str:
@@ -170,10 +179,14 @@ def _ranks(states: dict[str, Any]) -> list[dict[str, Any]]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """DCP warns that a lone process has no process group, which is so by intent."""
+    """DCP warns that a lone process has no process group, which is so by intent; and wraps the errors of files."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            causes = [cause for cause, _ in error.failures.values()]
+            raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None
 
 
 def _sync(path: Path) -> None:

@@ -1,11 +1,12 @@
 """Building a corpus: documents through the curating methods, a tokenizer trained or loaded, tokens in shards, one index.
 
 The table is streamed three times (to Parquet, to the tokenizer's trainer, to the shards) and is never whole in memory; only
-ids, domains and lengths are. Two builds of the same documents give the same index, whatever the order of their files.
+ids, domains and lengths are. What a reader selects does not depend on the order in which the documents came.
 """
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from trainwright.core.method import Curate
 
 TRAINER_BYTES = 256 << 20
 """Bytes of text that a tokenizer is trained on at most: a larger corpus gives a sample of documents, by hash."""
+
+SAY_EVERY = 10.0
+"""Seconds between two lines about tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +74,11 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
 
 def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context) -> documents.Table:
     documents.start(settings.engine)
-    frame, rows = documents.empty(), [0] * len(methods)
-    for place, method in enumerate(methods):
+    frame, seen = documents.empty(), [list[int]() for _ in methods]
+    for method, rows in zip(methods, seen, strict=True):
         frame = documents.standard(method.apply(frame, ctx), method.name)
         if settings.engine == "native":
-            frame = documents.counted(frame, rows, place)
+            frame = documents.counted(frame, rows)
     writer = documents.Writer(folder)
     try:
         for batch in documents.stream(frame):
@@ -83,7 +87,7 @@ def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettin
         writer.close()
     table = writer.table()
     if settings.engine == "native":
-        table.rows = [(m.name, n) for m, n in zip(methods, rows, strict=True)]
+        table.rows = [(m.name, sum(rows)) for m, rows in zip(methods, seen, strict=True)]
     if not len(table.ids):
         read = "; ".join(f"{m}" for m in methods) or "no method"
         raise UserError(f"the corpus is empty: no document with text came out of {read} ({table.empty} were blank).")
@@ -154,10 +158,11 @@ def _compare(talk: chat.Chat, table: documents.Table) -> None:
 def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: Path,
               say: Callable[[str], None]) -> dict[str, Any]:
     rows = (tokens.Document(r[ID], r[TEXT] or "", r[MESSAGES]) for r in documents.rows(table, [ID, TEXT, MESSAGES]))
-    shards = []
+    shards, told = [], time.monotonic()
     for shard in tokens.write(rows, encoder, cache, out):
         shards.append(shard)
-        if not shard.cached:
+        if time.monotonic() - told > SAY_EVERY:
+            told = time.monotonic()
             say(f"tokens: {sum(len(s.length) for s in shards):,} of {len(table.ids):,} documents")
     index = _index(table, shards)
     pq.write_table(index, out / "index.parquet", compression="zstd")

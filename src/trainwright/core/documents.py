@@ -5,7 +5,6 @@ import importlib.util
 import logging
 import os
 import re
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,17 +67,21 @@ def standard(table: DataFrame, method: str) -> DataFrame:
     return table.with_columns({name: table[name].cast(daft.DataType.string()) for name in SCHEMA})
 
 
-def counted(table: DataFrame, rows: list[int], place: int) -> DataFrame:
-    """``table``, adding to ``rows[place]`` how many rows go by when it runs. Only where the engine runs in this process."""
-    lock = threading.Lock()
+def counted(table: DataFrame, seen: list[int]) -> DataFrame:
+    """``table``, noting in ``seen`` how many rows go by when it runs. Only where the engine runs in this process.
 
-    @daft.func.batch(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
-    def passing(ids: Any) -> Any:
-        with lock:
-            rows[place] += len(ids)
-        return ids
+    Every column goes through Python, untouched and uncopied: the engine would move a later filter in front of a column that
+    it does not need, and rows would be missed.
+    """
+    def passing(name: str) -> Any:
+        @daft.func.batch(return_dtype=table.schema()[name].dtype)  # type: ignore[untyped-decorator]
+        def same(column: Any) -> Any:
+            if name == ID:
+                seen.append(len(column))  # called from several threads: an append is never lost, a sum may be
+            return column
+        return same(table[name])
 
-    return table.with_column(ID, passing(table[ID]))
+    return table.with_columns({name: passing(name) for name in table.column_names})
 
 
 def stream(table: DataFrame) -> Iterator[Any]:

@@ -2,11 +2,23 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
     """Something the user can put right. The command line prints it without a traceback and exits with 2."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put the recipe and its stage in front of a mistake that is found where neither is known."""
+    try:
+        yield
+    except UserError as error:
+        if where in str(error):
+            raise
+        raise UserError(f"{where}: {error}") from None
 
 
 def suggest(word: str, among: Iterable[str]) -> str:

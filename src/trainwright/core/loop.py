@@ -55,10 +55,10 @@ class Train:
     def build(self, journal: Sequence[tuple[int, Surgery]] = ()) -> None:
         """Surgery, journal replay, sharding, states. A checkpoint is loaded after this (``checkpoint.load_into``)."""
         check_claims(self.methods, self.model)
-        for surgery in [*(m for _, m in self.of(Surgery)), *(s for _, s in journal)]:
-            self.ctx.step = 0
+        for self.ctx.step, surgery in [*((0, m) for _, m in self.of(Surgery)), *journal]:
             surgery.operate(self.model, self.ctx)                                  # 1 surgery
             self.performed.append(surgery)
+        self.ctx.step = 0
         self.journal = list(journal)
         self.model = sharding.shard(self.model)
         self.ctx.policy = self.model
@@ -129,7 +129,7 @@ class Train:
         notes = ctx.notes
         for i, batch in enumerate(batches):
             ctx.notes = notes if note else {}
-            with self.randomness(i), self.autocast():
+            with torch.enable_grad(), self.randomness(i), self.autocast():         # an update may ask for gradients again
                 loss = self.micro_loss(batch, counts, [w[i] for w in weights])
             loss.backward()
             loss_sum.append(loss.detach())

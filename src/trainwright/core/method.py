@@ -31,6 +31,10 @@ class Method:
     """Settings small enough for the conformance battery."""
     default: ClassVar[bool] = False
     """Whether a stage uses it when its recipe names no method of this kind."""
+    off: ClassVar[dict[str, Any] | None] = None
+    """Settings under which it changes no trained weight, where there are such: the battery holds it to that, bit for bit."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Packages that its example imports, and ``network`` where it downloads: without them the battery leaves it out."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -90,6 +94,9 @@ class ParamMap(NamedTuple):
 
 class Surgery(Method):
     """Changes the modules of a model. Composes in recipe order, on disjoint claims."""
+
+    neutral: ClassVar[bool] = True
+    """Whether the model computes right after the operation what it computed before; the battery holds it to that."""
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
         raise NotImplementedError

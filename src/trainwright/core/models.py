@@ -52,20 +52,26 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
 
 def create(config: Any, seed: int, where: str) -> nn.Module:
     """A model with fresh float32 weights that depend on the seed alone."""
-    from transformers import AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try:
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
-        except Exception as error:
-            raise UserError(f"{where}: transformers cannot make this model: {_first_line(error)}") from None
+        return _from_config(config, where)
 
 
-def skeleton(config: Any) -> nn.Module:
+def skeleton(config: Any, where: str) -> nn.Module:
     """The model without weights (meta tensors), to count and plan with."""
-    from transformers import AutoModelForCausalLM
     with torch.device("meta"):
+        return _from_config(config, where)
+
+
+def _from_config(config: Any, where: str) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+    quiet()
+    try:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+    except Exception as error:
+        if "Unrecognized configuration class" in str(error):
+            raise UserError(f"{where}: model.type {config.model_type!r} is no causal language model of transformers.") from None
+        raise UserError(f"{where}: transformers cannot make this model: {_first_line(error)}") from None
 
 
 def check_folder(folder: Path, where: str) -> None:
@@ -126,8 +132,8 @@ def export(folder: Path, out: Path, dtype: str) -> None:
     """Copy a checkpoint in another dtype, with its tokenizer and adapter."""
     if dtype not in ("float32", "bfloat16", "float16"):
         raise UserError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty; name a new folder.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and no empty folder; name a new one.")
     model = load(folder, "export").to(getattr(torch, dtype))
     save(model, out, load_tokenizer(folder, "export"))
     if (folder / "adapter").is_dir():

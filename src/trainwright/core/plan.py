@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainwright.core import hardware, ledger, models, sharding
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, located
 from trainwright.core.loop import Train
 from trainwright.core.method import Controller, Curate, Data, Evaluator, Method, Objective, Surgery, Update, Weigh
 from trainwright.core.prepare import Job, jobs
@@ -71,7 +71,8 @@ def _stage(job: Job, store: Store) -> StagePlan:
     out = StagePlan(job, cached, places(job))
     if isinstance(job.stage, TrainStage):
         try:
-            _predict(job, job.stage, store, out)
+            with located(job.where):
+                _predict(job, job.stage, store, out)
         except _Unknown as why:
             out.note = str(why)
     return out
@@ -112,7 +113,7 @@ def _predict(job: Job, stage: TrainStage, store: Store, out: StagePlan) -> None:
     ready = all(s.job is None or store.find(s.job.stage.name, s.job.key) for s in job.inputs.get("data", ()))
     if ready:
         ctx.inputs = {"data": [s.path(store, job.where) for s in job.inputs.get("data", ())]}
-    skeleton = models.skeleton(config)
+    skeleton = models.skeleton(config, job.where)
     total = sum(p.numel() for p in skeleton.parameters())
     tokens = row_tokens(job)
     out.figures["parameters"] = total
@@ -131,7 +132,7 @@ def _calibrate(job: Job, stage: TrainStage, config: Any, ctx: Context, out: Stag
     before = ledger.memory()
     model = models.create(config, job.seed, job.where).to(ctx.device)
     if stage.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        sharding.checkpoint_blocks(model)
     methods = [m for m in job.methods if not isinstance(m, (Data, Evaluator, Controller))]
     run = Train(model, methods, 1, precision=precision, ctx=Context(seed=job.seed, device=ctx.device, root=job.root))
     run.build()
@@ -176,4 +177,4 @@ def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> dict[str
     place = torch.arange(tokens).expand(rows, tokens).contiguous()
     zeros = torch.zeros_like(ids)
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": place, "document": zeros, "domain": zeros}
-    return {n: t.to(ctx.device) for n, t in batch.items()} | {"domains": ("any",)}
+    return {n: t.to(ctx.device) for n, t in batch.items()} | {"domains": ("any",), "packed": False}

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from trainwright.core import models, registry
-from trainwright.core.claims import check_claims, name_all
-from trainwright.core.errors import UserError
+from trainwright.core.claims import check_claims, check_steps, name_all
+from trainwright.core.errors import UserError, located
 from trainwright.core.method import (
     Arithmetic, Controller, Curate, Data, Evaluator, Method, Objective, Optimizer, Surgery, Update, Weigh)
 from trainwright.core.recipe import Recipe, plain
@@ -90,20 +90,22 @@ class Job:
         if self.stage.model is not None:
             extra = {"vocab_size": self.vocabulary} if self.vocabulary and "vocab_size" not in self.stage.model else {}
             return models.from_table(self.stage.model | extra, None, self.where)
-        return config_of(self.inputs["model"][0], store)
+        return config_of(self.inputs["model"][0], store, self.where)
 
 
-def config_of(source: Source, store: Store) -> Any:
+def config_of(source: Source, store: Store, where: str) -> Any:
     """The config behind a source: read where it lies, else followed through the stages that will make it."""
     if source.job is None:
         if source.location.startswith("hf://"):
             return None
-        return models.load_config(source.path(store, source.name), source.name)
+        folder = source.path(store, where)
+        models.check_folder(folder, where)
+        return models.load_config(folder, where)
     if store.find(source.job.stage.name, source.job.key):
-        return models.load_config(store.path(source.job.stage.name, source.job.key), source.name)
+        return models.load_config(store.path(source.job.stage.name, source.job.key), where)
     if isinstance(source.job.stage, TrainStage):
         return source.job.config(store)
-    return config_of(source.job.inputs["models"][0], store)
+    return config_of(source.job.inputs["models"][0], store, where)
 
 
 def jobs(recipe: Recipe, store: Store) -> list[Job]:
@@ -176,17 +178,18 @@ def _source(name: str, root: Path, done: dict[str, Job]) -> Source:
 def check_model(job: Job, config: Any) -> nn.Module:
     """Claims against the untouched model, and the vocabulary; returns the model without weights."""
     assert isinstance(job.stage, TrainStage)
-    if job.vocabulary and job.vocabulary > config.vocab_size:
-        raise UserError(f"{job.where}: the corpus has a vocabulary of {job.vocabulary} tokens, which does not fit the model's {config.vocab_size}.")
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if job.vocabulary and size is not None and job.vocabulary > size:
+        raise UserError(f"{job.where}: the corpus has a vocabulary of {job.vocabulary} tokens, which does not fit the model's {size} (vocab_size).")
     longest = getattr(config, "max_position_embeddings", None)
     for m in job.of(Data):
         if longest and (m.row_tokens() or 0) > longest:
             raise UserError(f"{job.where}: {m.name} makes rows of {m.row_tokens()} tokens; the model takes at most {longest} (max_position_embeddings).")
-    model = models.skeleton(config)
-    try:
+    model = models.skeleton(config, job.where)
+    with located(job.where):
         check_claims(job.methods, model)
-    except UserError as error:
-        raise UserError(f"{job.where}: {error}") from None
+        if not job.of(Surgery):                            # which decides what is trainable, and may need weights to do so
+            check_steps(job.methods, [n for n, p in model.named_parameters() if p.requires_grad])
     return model
 
 

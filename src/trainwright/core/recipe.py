@@ -1,7 +1,9 @@
 """A recipe: a list of stages, read from TOML and checked before anything runs."""
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 import re
 import tomllib
 from dataclasses import dataclass
@@ -9,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.settings import make
-from trainwright.core.stage_settings import STAGES, Stage
+from trainwright.core.settings import fit, make
+from trainwright.core.stage_settings import STAGES, Stage, check_seed
 
 
 @dataclass(frozen=True)
@@ -57,29 +59,33 @@ def load(file: Path | str, changes: dict[str, Any] | None = None) -> Recipe:
 
 def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, Any] | None = None) -> Recipe:
     """A recipe from a table as TOML gives it."""
+    table = copy.deepcopy(table)
     for key, value in (changes or {}).items():
         _change(table, key, value, file)
-    known = {"title": str, "seed": int, "trackers": list, "stage": list}
-    for key, value in table.items():
+    known = {"title": str, "seed": int, "trackers": tuple[str, ...], "stage": list}
+    for key in table:
         if key not in known:
             raise UserError(f"{file}: unknown key {key!r}{suggest(key, known)}.")
-        if not isinstance(value, known[key]) or isinstance(value, bool):
-            raise UserError(f"{file}: {key} must be {known[key].__name__}, not {value!r}.")
-    if not table.get("stage"):
+    if isinstance(table.get("stage"), dict):
+        raise UserError(f"{file}: a recipe has a list of stages: write [[stage]], not [stage].")
+    top = {key: fit(value, known[key], f"{file}: {key}") for key, value in table.items()}
+    if not top.get("stage"):
         raise UserError(f"{file}: a recipe needs at least one [[stage]].")
+    check_seed(top.get("seed", 0), str(file))
+    names = [one.get("name") for one in top["stage"] if isinstance(one, dict)]
     stages: list[Stage] = []
-    for number, one in enumerate(table["stage"], 1):
-        stages.append(_stage(one, number, stages, file))
-    return Recipe(table.get("title", file.stem), table.get("seed", 0), tuple(table.get("trackers", ())), tuple(stages), file, text)
+    for number, one in enumerate(top["stage"], 1):
+        stages.append(_stage(one, number, stages, names, file))
+    return Recipe(top.get("title", file.stem), top.get("seed", 0), top.get("trackers", ()), tuple(stages), file, text)
 
 
-def _stage(table: Any, number: int, before: list[Stage], file: Path) -> Stage:
+def _stage(table: Any, number: int, before: list[Stage], names: list[Any], file: Path) -> Stage:
     where = f"{file}: stage {number}"
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table: write [[stage]].")
     name = table.get("name")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*", name):
-        raise UserError(f"{where}: name must be a word of letters, digits, '_', '.' or '-', not {name!r}.")
+    if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*", name):
+        raise UserError(f"{where}: name must be a word of at most 100 letters, digits, '_', '.' or '-', not {name!r}.")
     where = f"{file}: stage {name!r}"
     if name in [s.name for s in before]:
         raise UserError(f"{where}: two stages have this name.")
@@ -90,7 +96,7 @@ def _stage(table: Any, number: int, before: list[Stage], file: Path) -> Stage:
     settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
     if "inputs" in table:
         raise UserError(f"{where}: unknown setting 'inputs' (did you mean 'from'?).")
-    settings["inputs"] = _inputs(settings.get("inputs", {}), cls, before, where, file.parent)
+    settings["inputs"] = _inputs(settings.get("inputs", {}), cls, before, names, where, file.parent)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):
             raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {method!r}.")
@@ -99,20 +105,20 @@ def _stage(table: Any, number: int, before: list[Stage], file: Path) -> Stage:
     return made
 
 
-def _inputs(given: Any, cls: type[Stage], before: list[Stage], where: str, root: Path) -> dict[str, list[str]]:
+def _inputs(given: Any, cls: type[Stage], before: list[Stage], names: list[Any], where: str, root: Path) -> dict[str, list[str]]:
     if not isinstance(given, dict):
         raise UserError(f"{where}: from must be a table such as {{ model = \"base\" }}, not {given!r}.")
     out: dict[str, list[str]] = {}
-    for role, names in given.items():
+    for role, told in given.items():
         if role not in cls.roles:
             raise UserError(f"{where}: from has the unknown role {role!r}{suggest(role, cls.roles)}.")
-        listed = [names] if isinstance(names, str) else names
+        listed = [told] if isinstance(told, str) else told
         if not isinstance(listed, list) or not listed or not all(isinstance(n, str) for n in listed):
-            raise UserError(f"{where}: from.{role} must be a name or a list of names, not {names!r}.")
+            raise UserError(f"{where}: from.{role} must be a name or a list of names, not {told!r}.")
         if cls.roles[role].startswith("one") and len(listed) != 1:
             raise UserError(f"{where}: from.{role} takes one artifact, not {len(listed)}.")
         for name in listed:
-            _check_input(name, role, before, where, root)
+            _check_input(name, role, before, names, where, root)
         out[role] = listed
     for role, how in cls.roles.items():
         if not how.endswith("?") and role not in out:
@@ -120,10 +126,13 @@ def _inputs(given: Any, cls: type[Stage], before: list[Stage], where: str, root:
     return out
 
 
-def _check_input(name: str, role: str, before: list[Stage], where: str, root: Path) -> None:
+def _check_input(name: str, role: str, before: list[Stage], names: list[Any], where: str, root: Path) -> None:
     stage = next((s for s in before if s.name == name), None)
     if stage is None:
-        if name.startswith(("package://", "hf://")) or (root / name).exists():
+        if name in names:
+            raise UserError(f"{where}: from.{role} = {name!r} is {'this stage itself' if names.index(name) == len(before) else 'a later stage'}; "
+                            "stages run in order, each from earlier ones.")
+        if name.startswith(("package://", "hf://")) or os.path.exists(root / name):
             return
         raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path{suggest(name, [s.name for s in before])}.")
     wanted = ("corpus",) if role == "data" else ("corpus", "train", "merge") if role == "tokenizer" else ("train", "merge")
@@ -133,14 +142,18 @@ def _check_input(name: str, role: str, before: list[Stage], where: str, root: Pa
 
 def _change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
     """``--set adapt.tokens=1000``, ``--set seed=3``, ``--set adapt.methods.adamw.lr=1e-3``."""
-    parts = key.split(".")
+    listed = table.get("stage", ())
+    stages = {str(s.get("name")): s for s in (listed if isinstance(listed, list) else ()) if isinstance(s, dict)}
+    whole = max((n for n in stages if key.startswith(f"{n}.")), key=len, default="")
+    parts = [whole, *key.removeprefix(f"{whole}.").split(".")] if whole else key.split(".")
+    if key in stages:
+        raise UserError(f"{file}: --set {key}: say which setting of the stage, such as {key}.seed=1.")
     if len(parts) == 1:
         table[key] = value
         return
-    stages = {s.get("name"): s for s in table.get("stage", ()) if isinstance(s, dict)}
-    if parts[0] not in stages:
-        raise UserError(f"{file}: --set {key}: there is no stage {parts[0]!r}{suggest(parts[0], map(str, stages))}.")
-    at: Any = stages[parts[0]]
+    if not whole:
+        raise UserError(f"{file}: --set {key}: there is no stage {parts[0]!r}{suggest(parts[0], stages)}.")
+    at: Any = stages[whole]
     for part in parts[1:-1]:
         if isinstance(at, list):
             at = next((m for m in at if isinstance(m, dict) and m.get("use") == part), None)

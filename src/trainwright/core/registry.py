@@ -5,11 +5,15 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
 from dataclasses import dataclass
 from functools import cache
+from importlib.abc import Loader
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainwright.core.errors import UserError, suggest
@@ -55,7 +59,7 @@ def cards() -> dict[str, Card]:
 
 def read_card(file: Path, name: str, folder: str) -> Card:
     """The card of the one method that ``file`` defines."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
+    tree = _parsed(file)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and (kind := _kind(node)):
             doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
@@ -63,6 +67,16 @@ def read_card(file: Path, name: str, folder: str) -> Card:
             whole = module_doc if doc in module_doc else f"{module_doc}\n\n{doc}"
             return Card(name, folder, kind, file, module_doc.strip().split("\n")[0], whole, _is_default(node), tuple(_fields(node)))
     raise UserError(f"{file}: no class that derives from a kind of method; see `trainwright new`.")
+
+
+def _parsed(file: Path) -> ast.Module:
+    """The syntax tree of a method's file, which may be a user's own and wrong."""
+    try:
+        return ast.parse(file.read_text(encoding="utf-8"))
+    except SyntaxError as error:
+        raise UserError(f"{file}, line {error.lineno}: this is no Python: {error.msg}.") from None
+    except (UnicodeDecodeError, ValueError):
+        raise UserError(f"{file}: not a Python file in UTF-8.") from None
 
 
 def _kind(node: ast.ClassDef) -> str:
@@ -112,7 +126,7 @@ def locate(use: str, root: Path, where: str) -> Path:
 @cache
 def load(file: Path) -> type[Method]:
     """The one method class that ``file`` defines."""
-    from trainwright.core.method import KINDS, Method
+    from trainwright.core.method import KINDS
     if ROOT in file.parents:
         module = importlib.import_module(".".join(("trainwright", *file.relative_to(ROOT).with_suffix("").parts)))
     else:
@@ -121,17 +135,39 @@ def load(file: Path) -> type[Method]:
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
-        spec.loader.exec_module(module)
-    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method)
+        _execute(module, spec.loader, file)
+    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, tuple(KINDS.values()))
            and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
-    if len(own) != 1 or own[0] in KINDS.values():
-        raise UserError(f"{file} must define one method, it defines {len(own)}: {', '.join(c.__name__ for c in own)}.")
+    if len(own) != 1:
+        names = f": {', '.join(c.__name__ for c in own)}" if own else ": no class derives from a kind such as Update"
+        raise UserError(f"{file} must define one method, and it defines {len(own)}{names}.")
     return own[0]
+
+
+def _execute(module: ModuleType, loader: Loader, file: Path) -> None:
+    """Run a user's file; what goes wrong in it is told with its line."""
+    _parsed(file)
+    try:
+        loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        del sys.modules[module.__name__]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        line = f", line {lines[-1]}" if lines else ""
+        raise UserError(f"{file}{line}: {type(error).__name__}: {error}.") from None
 
 
 def find(name: str) -> type[Method]:
     """The class of an installed method."""
     return load(locate(name, Path(), "method"))
+
+
+def use_of(method: Method) -> str:
+    """What a recipe calls a method: its name, or the path of its file where another one (or none) is installed by that name."""
+    file = Path(inspect.getfile(type(method)))
+    known = cards().get(method.name)
+    return method.name if known is not None and known.file == file else str(file)
 
 
 def create(settings: dict[str, Any], root: Path, where: str) -> Method:
@@ -158,7 +194,7 @@ def _collect(file: Path, sources: dict[Path, bytes]) -> None:
     if file in sources or not file.is_file():
         return
     sources[file] = file.read_bytes()
-    for node in ast.walk(ast.parse(sources[file])):
+    for node in ast.walk(_parsed(file)):
         modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names] if isinstance(node, ast.Import) else []
         for module in modules:
             head, _, rest = module.partition(".")

@@ -4,11 +4,13 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from trainwright.core import sharding
+from trainwright.core.errors import located
 from trainwright.core.listener import Listener
 from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
@@ -33,14 +35,15 @@ def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[
 def _stage(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifact:
     stage = job.stage
     found = sharding.together(store.find(stage.name, job.key))
-    if found is not None:
-        listener.stage(stage.name, stage.kind, "cached", found.figures | {"path": str(found.path)})
-        return found  # type: ignore[no-any-return]
-    if sharding.main():
-        with store.claim(stage.name, job.key) as work:
-            return _make(job, recipe, store, listener, work)
-    sharding.barrier()
-    return _make(job, recipe, store, listener, store.work(stage.name, job.key))
+    if found is None:
+        with store.claim(stage.name, job.key) if sharding.main() else nullcontext(store.work(stage.name, job.key)) as work:
+            found = sharding.together(store.find(stage.name, job.key))    # another process may have made it meanwhile
+            if found is None:
+                return _make(job, recipe, store, listener, work)
+    elif sharding.main():
+        store.tidy(stage.name, job.key)
+    listener.stage(stage.name, stage.kind, "cached", found.figures | {"path": str(found.path)})
+    return found  # type: ignore[no-any-return]
 
 
 def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path) -> Artifact:
@@ -49,11 +52,12 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path
     if sharding.main():
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
-        sharding.barrier()
+    sharding.barrier()
     inputs = {role: [s.path(store, job.where) for s in sources] for role, sources in job.inputs.items()}
     site = Site(job, store, work, out, listener, inputs)
     try:
-        figures = KINDS[stage.kind](site)
+        with located(job.where):
+            figures = KINDS[stage.kind](site)
     except BaseException as error:
         listener.stage(stage.name, stage.kind, "failed", {"why": str(error) or type(error).__name__})
         shutil.rmtree(out, ignore_errors=True)

@@ -60,7 +60,9 @@ def fit(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a table such as {{ a = 1 }}, not {value!r}.")
         return {k: fit(v, args[1] if args else Any, f"{where}.{k}") for k, v in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if value != value:
+            raise UserError(f"{where} must be a number, and nan is none.")
         return float(value)
     if kind is int and isinstance(value, float) and value.is_integer():
         return int(value)

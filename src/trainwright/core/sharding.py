@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def start() -> None:
@@ -88,6 +90,12 @@ def shard(model: nn.Module) -> nn.Module:
     model._within = MethodType(lambda self, fn, *args: fn(self, *args), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "_within")
     return model
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Activation checkpointing: each block keeps its inputs only and computes the rest again in backward."""
+    for block in blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
 
 
 def within(model: nn.Module, fn: Callable[..., Any], *args: Any) -> Any:

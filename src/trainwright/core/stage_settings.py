@@ -7,6 +7,12 @@ from typing import Any, ClassVar, Literal
 from trainwright.core.errors import UserError, suggest
 
 
+def check_seed(seed: int | None, where: str) -> None:
+    """Refuse what no generator takes."""
+    if seed is not None and not 0 <= seed < 2**63:
+        raise UserError(f"{where}: seed must be from 0 to 2**63 - 1, not {seed}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """What every stage has."""
@@ -99,11 +105,12 @@ class TrainStage(Stage):
         if len(sizes) > 1:
             raise UserError(f"{where}: say batch_tokens or batch_size, not both.")
         for key, value in {**far, **sizes, "accumulate": self.accumulate}.items():
-            if value <= 0:
-                raise UserError(f"{where}: {key} must be positive, not {value}.")
+            if not 0 < value < 2**63:
+                raise UserError(f"{where}: {key} must be a positive number, not {value}.")
         for key in ("eval_every", "save_every"):
             if getattr(self, key) < 0:
                 raise UserError(f"{where}: {key} must not be negative, not {getattr(self, key)}.")
+        check_seed(self.seed, where)
         if ("model" in self.inputs) == (self.model is not None):
             raise UserError(f"{where}: say either from.model (go on with a model) or model (make one from scratch).")
         if self.model is not None and not isinstance(self.model.get("type"), str):
@@ -139,6 +146,7 @@ class EvaluateStage(Stage):
     def check(self, where: str) -> None:
         if self.baseline is not None and self.baseline not in self.inputs["models"]:
             raise UserError(f"{where}: baseline {self.baseline!r} is not one of from.models{suggest(self.baseline, self.inputs['models'])}.")
+        check_seed(self.seed, where)
         if not self.methods:
             raise UserError(f"{where}: methods names no evaluator, for example {{ use = \"held_out\" }}.")
 

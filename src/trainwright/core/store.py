@@ -56,6 +56,8 @@ class Store:
     """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches (``cache/``)."""
 
     def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise UserError(f"{root} is a file; a store is a folder: name another with --store.")
         self.root = root
 
     def path(self, stage: str, key: str) -> Path:
@@ -91,7 +93,15 @@ class Store:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"another process is at work on the stage {stage!r} in {folder}; wait for it, or take another --store.") from None
-            yield folder
+            try:
+                yield folder
+            finally:
+                if [f.name for f in folder.glob("*")] == ["lock"]:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def tidy(self, stage: str, key: str) -> None:
+        """Remove what a process left that was killed right after it had committed."""
+        shutil.rmtree(self.work(stage, key), ignore_errors=True)
 
     def commit(self, out: Path, stage: str, key: str, manifest: dict[str, Any]) -> Artifact:
         """Give a finished folder its name. Its work folder goes."""
@@ -108,7 +118,11 @@ class Store:
         users = self.users(artifact)
         if users and not force:
             raise UserError(f"{artifact.path.name} is what {', '.join(u.path.name for u in users)} came from; remove those first, or say --force.")
-        shutil.rmtree(artifact.path)
+        trash = self.root / "work" / f"{artifact.path.name}.removed"    # at once: half an artifact would be taken for a whole one
+        shutil.rmtree(trash, ignore_errors=True)
+        trash.parent.mkdir(exist_ok=True)
+        artifact.path.rename(trash)
+        shutil.rmtree(trash)
         return artifact.path
 
     def users(self, artifact: Artifact) -> list[Artifact]:

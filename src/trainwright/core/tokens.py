@@ -81,7 +81,7 @@ class Encoder:
             key.update(content)
         return key.hexdigest()
 
-    def encode(self, batch: Sequence[Document]) -> list[tuple[NDArray[np.int64], NDArray[np.bool_] | None, int]]:
+    def encode(self, batch: Sequence[Document]) -> list[tuple[NDArray[Any], NDArray[np.bool_] | None, int]]:
         """For each document its tokens, the mask of the trained ones (None: all) and the UTF-8 bytes of its text."""
         found: list[Any] = [None] * len(batch)
         for places in _portions([i for i, d in enumerate(batch) if d.messages is None], batch):
@@ -90,12 +90,12 @@ class Encoder:
                 ids = encoding.ids
                 if self.end is not None and (not ids or ids[-1] != self.end):
                     ids.append(self.end)
-                found[i] = np.array(ids, dtype=np.int64), None, len(text.encode())
+                found[i] = np.array(ids, dtype=self.dtype), None, len(text.encode())
         for places in _portions([i for i, d in enumerate(batch) if d.messages is not None], batch):
             assert self.chat is not None
             names, conversations = [batch[i].id for i in places], [batch[i].messages or "" for i in places]
-            for i, one in zip(places, self.chat.encode(names, conversations), strict=True):
-                found[i] = one
+            for i, (ids, mask, size) in zip(places, self.chat.encode(names, conversations), strict=True):
+                found[i] = ids.astype(self.dtype), mask, size
         return found
 
 
@@ -167,7 +167,7 @@ def _make(batch: Sequence[Document], encoder: Encoder, made: Path) -> Shard:
     encoded = encoder.encode(batch)
     masked = any(mask is not None for _, mask, _ in encoded)
     masks = [np.ones(len(ids), dtype=bool) if mask is None else mask for ids, mask, _ in encoded]
-    _store(made.with_suffix(".bin"), np.concatenate([ids for ids, _, _ in encoded]).astype(encoder.dtype))
+    _store(made.with_suffix(".bin"), np.concatenate([ids for ids, _, _ in encoded]))
     if masked:
         _store(made.with_suffix(".mask"), np.concatenate(masks).astype(np.uint8))
     length = np.array([len(ids) for ids, _, _ in encoded], dtype=np.int64)

@@ -51,7 +51,8 @@ def train(site: Site) -> dict[str, Any]:
     saver = _Saver(run, site, stage.save_every)
     try:
         with _signals(saver):
-            run.run(on_step=lambda row: (metrics.write(row), site.listener.step(stage.name, row), saver.after(row))[-1])
+            run.run(on_step=lambda row: (metrics.write(row), site.listener.step(stage.name, row), saver.after())[-1])
+            check_finite(run)
     except Diverged as error:
         good = checkpoint.newest(saver.folder)[0]
         kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
@@ -86,7 +87,7 @@ def prepare(site: Site, ctx: Context) -> tuple[Train, dict[str, Any], Path | Non
     precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
     ctx.compile = hardware.compile_pays(model, steps * ctx.batch_rows * (row_tokens(job) or 1)) if stage.compile == "auto" else stage.compile
     if stage.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+        sharding.checkpoint_blocks(model)
     run = Train(model, job.methods, steps, accumulate=stage.accumulate, precision=precision, eval_every=stage.eval_every, ctx=ctx)
     run.build(checkpoint.journal_of(rest, job.root) if rest else ())
     if path:
@@ -153,6 +154,13 @@ def steps_of(job: Job, stage: TrainStage, ctx: Context) -> int:
     if not steps:
         raise UserError(f"{job.where}: tokens = {stage.tokens} is less than one step of {ctx.batch_rows * tokens} tokens.")
     return steps
+
+
+def check_finite(run: Train) -> None:
+    """A step may spoil the weights and still tell of a finite loss: such weights are neither saved nor exported."""
+    bad = [n for n, p in run.params.items() if not torch.isfinite(sharding.local(p.detach())).all()]
+    if sharding.total(len(bad)):
+        raise Diverged(f"the weights are no finite numbers after step {run.ctx.step} ({', '.join(bad[:2]) or 'on another rank'})")
 
 
 def parameter_counts(run: Train) -> dict[str, int]:
@@ -246,15 +254,17 @@ class _Saver:
     def __init__(self, run: Train, site: Site, every: int) -> None:
         self.run, self.site, self.every = run, site, every
         self.folder = site.work / "checkpoints"
-        self.last, self.asked = time.monotonic(), False
+        self.last, self.asked = time.monotonic(), 0.0
 
-    def after(self, row: dict[str, float]) -> None:
+    def after(self) -> None:
         """After a step. Raises ``Interrupted`` once the checkpoint is safe."""
-        run, asked = self.run, self.asked
+        run, asked = self.run, self.asked > 0
         due = time.monotonic() - self.last > SAVE_SECONDS if not self.every else run.ctx.step % self.every == 0
-        if sharding.world() > 1 and not self.every:
-            asked, due = sharding.together((asked, due))
-        if (due or asked) and run.ctx.step < run.steps:
+        if sharding.world() > 1:                           # a signal reaches the ranks at different steps, and clocks differ
+            said = sharding.gather((asked, due))
+            asked, due = any(a for a, _ in said), said[0][1]
+        if asked or (due and run.ctx.step < run.steps):
+            check_finite(run)
             checkpoint.save(run, self.folder, {})
             self.last = time.monotonic()
         if asked:
@@ -263,11 +273,11 @@ class _Saver:
 
 @contextmanager
 def _signals(saver: _Saver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM finish the step and save; a second one ends at once."""
+    """Ctrl-C and SIGTERM finish the step and save; a second one, a second later (torchrun repeats the first), ends at once."""
     def ask(number: int, frame: FrameType | None) -> None:
-        if saver.asked:
+        if saver.asked and time.monotonic() - saver.asked > 1:
             raise KeyboardInterrupt
-        saver.asked = True
+        saver.asked = saver.asked or time.monotonic()
     if threading.current_thread() is not threading.main_thread():
         yield
         return

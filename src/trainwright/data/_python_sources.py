@@ -5,6 +5,7 @@ import ast
 import hashlib
 import importlib.metadata as metadata
 import inspect
+import os
 import re
 import sys
 import sysconfig
@@ -38,16 +39,25 @@ class Parsed(NamedTuple):
 def packages(distribution: str) -> dict[str, list[File]]:
     """Files of the standard library, and of what ``distribution`` requires where that is installed."""
     release = f"python {'.'.join(map(str, sys.version_info[:3]))}"
-    stdlib = Path(sysconfig.get_path("stdlib"))
-    found = {release: [File(release, f.relative_to(stdlib).as_posix(), f) for f in stdlib.rglob("*.py")]}
+    found = {release: [File(release, name, path) for name, path in _below(Path(sysconfig.get_path("stdlib")))]}
     for name in _requirements(distribution):
         try:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
         release = f"{package.name.lower()} {package.version}"
-        found[release] = [File(release, f.as_posix(), Path(str(f.locate()))) for f in package.files or []]
+        names = (f for f in package.files or [] if f.suffix in (".py", ".md", ".rst", ""))
+        found[release] = [File(release, f.as_posix(), Path(str(f.locate()))) for f in names]
     return {name: [f for f in files if _wanted(f)] for name, files in found.items()}
+
+
+def _below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Sources below a folder, without the packages that are installed into it."""
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.endswith("-packages") and name != "__pycache__"]
+        for name in names:
+            path = Path(place, name)
+            yield path.relative_to(folder).as_posix(), path
 
 
 def _requirements(distribution: str) -> list[str]:
@@ -60,11 +70,11 @@ def _requirements(distribution: str) -> list[str]:
 
 
 def _wanted(file: File) -> bool:
-    """Programs and their documentation: no tests, no licences, and nothing that only lies below the standard library."""
-    parts = Path(file.name).parts
-    if any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests", "-packages")) or p == "licenses" for p in parts):
+    """Programs and their documentation: no tests and no licences."""
+    if not file.name.endswith((".py", ".md", ".rst", ".dist-info/METADATA")):
         return False
-    return file.name.endswith((".py", ".md", ".rst", ".dist-info/METADATA"))
+    parts = file.name.split("/")
+    return not any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests")) or p == "licenses" for p in parts)
 
 
 def ordered(found: dict[str, list[File]]) -> Iterator[File]:
@@ -136,6 +146,6 @@ def _cut(lines: list[str | None], node: Documented) -> None:
 
 def is_prose(text: str) -> bool:
     """Whether a text is sentences more than code or a table: words, spaces between them, and ends of sentences."""
-    letters = sum(c.isalpha() or c == " " for c in text)
+    letters = len(re.sub(r"[\W\d_]", "", text)) + text.count(" ")
     examples = sum(line.lstrip().startswith((">>>", "...")) for line in text.split("\n"))
     return letters >= 0.75 * len(text) and len(text.split()) >= 25 and "." in text and 4 * examples <= text.count("\n") + 1

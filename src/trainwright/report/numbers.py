@@ -27,6 +27,12 @@ def count(x: float | None) -> str:
     return f"{size:.{digits}f} {unit}".rstrip()
 
 
+def short(x: float) -> str:
+    """``count`` for the ticks of an axis, without zeros that say nothing: ``250 k``, ``1.5 M``."""
+    number, space, unit = count(round(x, 6)).partition(" ")
+    return (number.rstrip("0").rstrip(".") if "." in number else number) + space + unit
+
+
 def size(x: float | None) -> str:
     """Bytes: ``912 MB``, ``1.3 GB``."""
     if x is None or not math.isfinite(x):

@@ -1,6 +1,7 @@
 """The page of a run: one HTML file that needs nothing else, with its plots as PNG files beside it."""
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
 from trainwright.report import numbers, plots
@@ -27,6 +28,17 @@ class Stage:
     plot: Markup | None = None
     picture: str = ""
     rows: list[Measured] = field(default_factory=list)
+
+    @property
+    def domains(self) -> list[tuple[str, str, list[Measured]]]:
+        """What was measured, by domain: its name, its role, its rows."""
+        grouped = itertools.groupby(self.rows, key=lambda r: (r.domain, r.role))
+        return [(domain, role, list(rows)) for (domain, role), rows in grouped]
+
+    @property
+    def ends(self) -> list[Measured]:
+        """What was measured at the end of training."""
+        return measured({"numbers": {self.name: self.figures.get("evaluation") or {}}})
 
     @property
     def name(self) -> str:
@@ -69,11 +81,15 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
     """
     out.mkdir(parents=True, exist_ok=True)
     stages = [Stage(m, f) for m, f in zip(manifests, folders, strict=True)]
+    rows = {s.name: metrics(s.folder) for s in stages if s.kind == "train"}
+    for stage in stages:
+        stage.rows = measured(stage.figures) if stage.kind == "evaluate" else []
+    colours = domain_colours(stages, rows)
     for stage in stages:
         if stage.kind == "train":
-            _plot_training(stage, out)
-        elif stage.kind == "evaluate":
-            _plot_evaluation(stage, out)
+            _plot_training(stage, rows[stage.name], colours, out)
+        elif stage.rows:
+            _plot_evaluation(stage, colours, out)
     text = _environment().get_template("run.html").render(
         title=title, plan=plan.strip(), recipe=highlight(recipe_text), stages=stages, facts=facts(stages), story=story(stages),
         trained=[s for s in stages if s.kind == "train"], judged=[s for s in stages if s.rows], total=total(stages),
@@ -86,7 +102,7 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
 
 
 def _environment() -> Environment:
-    made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True, undefined=StrictUndefined,
+    made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
                        trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"count": count, "size": size, "duration": duration, "value": value, "signed": signed, "metric": metric_name,
                      "pretty": lambda x: json.dumps(x, indent=2, ensure_ascii=False, default=str), "metrics_of": metrics_of}
@@ -110,23 +126,24 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def _plot_training(stage: Stage, out: Path) -> None:
-    figure = plots.training(metrics(stage.folder))
+def domain_colours(stages: Sequence[Stage], rows: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """One colour a domain, in all plots of the page; the first colour is the training loss'."""
+    names = {n.removeprefix("eval/loss/") for many in rows.values() for row in many for n in row if n.startswith("eval/loss/")}
+    names |= {r.domain for s in stages for r in s.rows}
+    return {name: 1 + i for i, name in enumerate(sorted(names))}
+
+
+def _plot_training(stage: Stage, rows: list[dict[str, Any]], colours: dict[str, int], out: Path) -> None:
+    figure = plots.training(rows, colours)
     if figure:
-        _keep(stage, figure, out, "loss", f"Loss of the stage {stage.name}: {_course(stage)}")
+        loss = [r["loss"] for r in rows if math.isfinite(r.get("loss", math.nan))]
+        _keep(stage, figure, out, "loss", f"Training loss of the stage {stage.name}, from {value(loss[0])} to {value(loss[-1])}.")
 
 
-def _course(stage: Stage) -> str:
-    rows = [r for r in metrics(stage.folder) if math.isfinite(r.get("loss", math.nan))]
-    return f"from {value(rows[0]['loss'])} to {value(rows[-1]['loss'])} over {count(rows[-1].get('tokens') or None)} tokens."
-
-
-def _plot_evaluation(stage: Stage, out: Path) -> None:
-    stage.rows = measured(stage.figures)
-    colours = {"gain": 0, "forgetting": 1, "change": 5}
-    shown = [plots.Effect(f"{r.domain} ({'new' if r.role == 'gain' else 'old' if r.role == 'forgetting' else 'other'})", r.model,
-                          r.against["loss"] * (1 if r.role == "gain" else -1), colour=colours[r.role])
-             for r in sorted(stage.rows, key=lambda r: list(stage.figures["numbers"]).index(r.model)) if math.isfinite(r.against.get("loss", math.nan))]
+def _plot_evaluation(stage: Stage, colours: dict[str, int], out: Path) -> None:
+    words = {"gain": "new", "forgetting": "old", "change": "other"}
+    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", r.model, r.against["loss"] * (1 if r.role == "gain" else -1), colour=colours[r.domain])
+             for model in stage.figures["numbers"] for r in stage.rows if r.model == model and math.isfinite(r.against.get("loss", math.nan))]
     if shown:
         base = stage.figures["baseline"]
         said = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
@@ -143,18 +160,17 @@ def _keep(stage: Stage, figure: plots.Figure, out: Path, what: str, label: str) 
 # ---- words -----------------------------------------------------------------------------------------
 
 
-def story(stages: Sequence[Stage]) -> list[Markup]:
+def story(stages: Sequence[Stage]) -> list[tuple[str, Markup]]:
     """What happened, in sentences: failures first, then what was learned and forgotten; else how training ended."""
-    told = [Markup("<strong>{}</strong> failed: {}").format(s.name, s.why) for s in stages if s.why]
+    told = [("failure", Markup("<strong>{}</strong> failed: {}").format(s.name, s.why)) for s in stages if s.why]
     for s in stages:
-        base = s.figures.get("baseline")
         for model in dict.fromkeys(r.model for r in s.rows if r.against):
             rows = [r for r in s.rows if r.model == model and "loss" in r.against and math.isfinite(r.against["loss"])]
             if parts := [_clause(r) for r in rows if r.role != "change"]:
-                told.append(Markup("<strong>{}</strong> {}, compared with {}.").format(model, Markup(" and ").join(parts), base))
+                told.append(("", Markup("<strong>{}</strong> {}.").format(model, Markup(" and ").join(parts))))
     if not any(s.rows for s in stages):
-        told += [Markup("<strong>{}</strong> trained on {} tokens in {}; its loss ended at {}.").format(
-            s.name, count(s.figures.get("tokens")), duration(s.figures.get("seconds")), value(s.figures.get("loss")))
+        told += [("", Markup("<strong>{}</strong> trained on {} tokens in {}; its loss ended at {}.").format(
+            s.name, count(s.figures.get("tokens")), duration(s.figures.get("seconds")), value(s.figures.get("loss"))))
             for s in stages if s.kind == "train" and not s.why]
     return told
 

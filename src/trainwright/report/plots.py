@@ -17,18 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from trainwright.report.numbers import count, signed
+from trainwright.report.numbers import short, signed
 
 INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dfe3e8", "#fefefe"
-SERIES = ("#2563a8", "#bf5a15", "#2b7a4b", "#7b4fa3", "#a83253", "#4f6b7a")
+SERIES = ("#2563a8", "#bf5a15", "#7b4fa3", "#17807a", "#a83273", "#7a6a1f")
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", **{c: f"--plot-{i + 1}" for i, c in enumerate(SERIES)}}
 """What a page calls each colour; the drawn one is the fallback."""
 RC = {
-    "font.family": "DejaVu Sans", "font.size": 8.5, "text.color": INK, "text.parse_math": False, "svg.fonttype": "none",
-    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 8.5, "axes.spines.top": False, "axes.spines.right": False,
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False, "svg.fonttype": "none",
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.spines.left": False, "axes.facecolor": "none", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
     "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0,
-    "xtick.labelsize": 8, "ytick.labelsize": 8, "figure.facecolor": "none", "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
+    "xtick.labelsize": 9, "ytick.labelsize": 9, "figure.facecolor": "none", "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
     "path.simplify": True,
 }
 WIDTH = 5.2
@@ -74,13 +74,15 @@ class Effect:
 def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None = None, strip_label: str = "") -> Figure:
     """Lines over a common axis; ``strip`` is a small plot below them that shares it (a learning rate)."""
     with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDTH, 3.3 if strip else 2.8), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.5 if strip else 2.9), layout="constrained")
         if strip:
             axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[4.6, 1])
             below.fill_between(strip.x, 0, strip.y, color=MUTED, alpha=0.18, linewidth=0)
             below.plot(strip.x, strip.y, color=MUTED, linewidth=1.1)
             _axis(below, strip_label, 2)
-            below.set_ylim(0, 1.15 * max([*strip.y, 1e-12]))
+            most = max([*map(float, strip.y), 1e-12])
+            below.set_yticks([0, most])
+            below.set_ylim(0, 1.15 * most)
         else:
             axes = below = figure.subplots()
         for line in lines:
@@ -88,16 +90,16 @@ def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None =
         _axis(axes, ylabel, 5)
         below.set_xlabel(xlabel)
         below.xaxis.set_major_locator(MaxNLocator(5))
-        below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(round(x, 6))))
+        below.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
         axes.margins(x=0.02, y=0.08)
         _label_ends(axes, [line for line in lines if line.label and len(line.x)])
     return figure
 
 
 def _axis(axes: Axes, label: str, ticks: int) -> None:
-    axes.set_title(label, loc="left", color=MUTED, fontsize=8.5)
+    axes.set_title(label, loc="left", color=MUTED, fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(ticks))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.4g}" if abs(y) >= 0.01 or not y else f"{y:.0e}".replace("e-0", "e-")))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if abs(y) >= 0.01 or not y else f"{float(f'{y:.1e}'):g}"))
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -113,42 +115,51 @@ def _draw(axes: Axes, line: Line) -> None:
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
-    """The name of each line at its right end, pushed apart where two would lie on each other."""
+    """The name of each line at its right end; names that would lie on each other stand together around their middle."""
     low, high = axes.get_ylim()
-    gap, before = (high - low) * 0.085, -float("inf")
+    gap = (high - low) * 0.1
+    piles: list[tuple[float, list[Line]]] = []
     for line in sorted(lines, key=lambda line: float(line.y[-1])):
-        before = max(float(line.y[-1]), before + gap)
-        right = max(float(other.x[-1]) for other in lines)
-        axes.annotate(line.label, (right, before), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
-                      color=SERIES[line.colour % len(SERIES)], fontsize=8.5)
+        middle, pile = float(line.y[-1]), [line]
+        while piles and middle - gap * (len(pile) - 1) / 2 < piles[-1][0] + gap * (len(piles[-1][1]) + 1) / 2:
+            other, below = piles.pop()
+            middle = (other * len(below) + middle * len(pile)) / (len(below) + len(pile))
+            pile = below + pile
+        piles.append((middle, pile))
+    right = max((float(line.x[-1]) for line in lines), default=0.0)
+    for middle, pile in piles:
+        for i, line in enumerate(pile):
+            axes.annotate(line.label, (right, middle + gap * (i - (len(pile) - 1) / 2)), xytext=(7, 0), textcoords="offset points",
+                          va="center", annotation_clip=False, color=SERIES[line.colour % len(SERIES)], fontsize=9.5)
 
 
 def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
     """Differences from a baseline as bars from zero, better to the right, under the headings of their groups."""
     groups = list(dict.fromkeys(row.group for row in rows))
-    with matplotlib.rc_context(RC):
-        figure = Figure(figsize=(WIDTH, 0.62 + 0.27 * len(rows) + 0.34 * len(groups)), layout="constrained")
+    with matplotlib.rc_context(RC | {"font.size": 10, "xtick.labelsize": 9, "ytick.labelsize": 10, "ytick.color": INK}):
+        figure = Figure(figsize=(WIDTH, 0.7 + 0.36 * len(rows) + 0.48 * len(groups)), layout="constrained")
         axes = figure.subplots()
         axes.grid(False)
-        y, ticks, names = 0.0, [], []
+        y, ticks = 0.0, []
         for group in groups:
             axes.annotate(group, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points", ha="right",
                           va="center", fontweight="bold", annotation_clip=False)
-            y += 1
             for row in (r for r in rows if r.group == group):
-                _bar(axes, row, y)
-                ticks.append(y)
-                names.append(row.label)
                 y += 1
-            y += 0.3
-        axes.set_yticks(ticks, names)
-        axes.set_ylim(y - 0.6, -0.6)
+                ticks.append((y, row.label))
+                _bar(axes, row, y)
+            y += 1.35
+        axes.set_yticks([at for at, _ in ticks], [label for _, label in ticks])
+        axes.set_ylim(y - 0.75, -0.6)
         most = max([abs(x) for r in rows for x in (r.value, r.low or 0.0, r.high or 0.0)] + [1e-3])
-        axes.set_xlim(-1.35 * most if any(r.value < 0 for r in rows) else -0.12 * most, 1.35 * most)
+        least = min([x for r in rows for x in (r.value, r.low or 0.0)] + [0.0])
+        axes.set_xlim(least - (0.32 if least else 0.04) * most, 1.32 * most)
         axes.axvline(0, color=MUTED, linewidth=0.9)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: signed(round(x, 6)).rstrip("0").rstrip(".") if x else "0"))
-        axes.set_xlabel(f"← {worse}    {better} →")
+        axes.set_xlabel(f"{better} →", loc="right")
+        if least:
+            axes.annotate(f"← {worse}", (0, 0), xycoords=("axes fraction", axes.xaxis.label), ha="left", va="bottom", color=MUTED, fontsize=9)
     return figure
 
 
@@ -161,11 +172,16 @@ def _bar(axes: Axes, row: Effect, y: float) -> None:
         ends += [row.low, row.high]
     end = max(ends) if row.value >= 0 else min(ends)
     axes.annotate(signed(row.value), (end, y), xytext=(4 if row.value >= 0 else -4, 0), textcoords="offset points", va="center",
-                  ha="left" if row.value >= 0 else "right", fontsize=8, color=INK)
+                  ha="left" if row.value >= 0 else "right", fontsize=9.5, color=INK)
 
 
-def training(rows: Sequence[dict[str, Any]]) -> Figure | None:
-    """Loss against tokens (steps where tokens were not counted), evaluations on the way, the learning rate below."""
+def training(rows: Sequence[dict[str, Any]], colours: dict[str, int]) -> Figure | None:
+    """Loss against tokens (steps where tokens were not counted), evaluations on the way, the learning rate below.
+
+    Args:
+        rows: those of ``metrics.jsonl``.
+        colours: of the domains, the same in all plots of a page.
+    """
     rows = [r for r in rows if np.isfinite(r.get("loss", np.nan))]
     if not rows:
         return None
@@ -173,23 +189,29 @@ def training(rows: Sequence[dict[str, Any]]) -> Figure | None:
     loss = np.array([r["loss"] for r in rows])
     kept = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MOST)).round().astype(int))
     x = np.array([float(r[by]) for r in rows])
-    lines = [Line("training", x[kept], smooth(loss, len(rows) / 40)[kept], raw=extremes(loss, kept))]
+    lines = [Line("training", x[kept], smooth(loss, len(rows) / 60)[kept], raw=extremes(loss, kept))]
     names = sorted({n for r in rows for n in r if n.startswith("eval/loss/")})
-    for i, name in enumerate(names):
+    for name in names:
         seen = [(float(r[by]), r[name]) for r in rows if np.isfinite(r.get(name, np.nan))]
-        lines.append(Line(name.removeprefix("eval/loss/"), *zip(*seen, strict=True), points=True, colour=1 + i))
+        domain = name.removeprefix("eval/loss/")
+        if seen:
+            lines.append(Line(domain, *zip(*seen, strict=True), points=True, colour=colours.get(domain, 5)))
     strip = Line("", x[kept], np.array([r.get("lr", 0.0) for r in rows])[kept]) if any(r.get("lr") for r in rows) else None
     return curves(lines, by if by == "tokens" else "steps", "loss", strip, "learning rate")
 
 
 def smooth(y: np.ndarray, window: float) -> np.ndarray:
-    """Exponential mean over about ``window`` values that starts at the first one and not at zero."""
+    """Mean over about ``window`` neighbours on both sides, weights falling off exponentially: it does not lag behind."""
     keep = 1 - 1 / max(1.0, window)
-    out, total, weight = np.empty(len(y)), 0.0, 0.0
-    for i, one in enumerate(y):
-        total, weight = keep * total + one, keep * weight + 1.0
-        out[i] = total / weight
-    return out
+    sums = []
+    for one_way in (y, y[::-1]):
+        total, weight, out = 0.0, 0.0, np.empty((len(y), 2))
+        for i, one in enumerate(one_way):
+            total, weight = keep * total + one, keep * weight + 1.0
+            out[i] = total, weight
+        sums.append(out)
+    both = sums[0] + sums[1][::-1]
+    return (both[:, 0] - y) / (both[:, 1] - 1)            # the value itself was in both sums
 
 
 def extremes(y: np.ndarray, kept: np.ndarray) -> np.ndarray:

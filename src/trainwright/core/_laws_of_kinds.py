@@ -1,0 +1,175 @@
+"""The laws of single kinds of method."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainwright.core import _tiny, documents
+from trainwright.core._laws import Make, difference, expect, key_of, law, logits, weights
+from trainwright.core.claims import match
+from trainwright.core.errors import UserError
+from trainwright.core.loop import Train
+from trainwright.core.method import Arithmetic, Batch, Controller, Curate, Data, Evaluator, Objective, Operate, Set, Stop, Surgery
+
+
+@law(Curate)
+def rows_are_the_same_twice(make: Make, folder: Path) -> None:
+    """Empty and strange texts pass, the standard columns stay, and the same table gives the same rows."""
+    method = make()
+    found = []
+    for _ in range(2):
+        made = documents.standard(method.apply(_tiny.table(ODD), _tiny.context(folder)), method.name)
+        found.append(sorted(repr(row) for batch in documents.stream(made) for row in batch.to_pylist()))
+    expect(not difference(found[0], found[1]), "the same table gives other rows when it is applied again")
+    names = [method.depends(folder) for _ in range(2)]
+    expect(isinstance(names[0], str) and names[0] == names[1], f"depends must be one string, the same twice: {names}")
+
+
+ODD: Sequence[dict[str, str | None]] = tuple(
+    {"id": f"odd/{i}", "text": text, "domain": "odd", "source": "made up", "metadata": "{}", "messages": None}
+    for i, text in enumerate(["", " \n\t ", "\u0000\u202e", "e\u0301 \u00e9 \ufb01 \u1e9e", "\U0001f469\u200d\U0001f467" * 40,
+                              "\uffff", "no end" * 2000]))
+
+
+@law(Data)
+def rows_are_lawful(make: Make, folder: Path) -> None:
+    """A step has the rows that were asked for; language has tokens, shifted targets and places, of one shape."""
+    run = _tiny.stage(make(), folder)
+    for _ in range(3):
+        batch = run.pull()
+        sizes = {n: len(t) for n, t in batch.items() if isinstance(t, Tensor)}
+        expect(set(sizes.values()) == {_tiny.ROWS}, f"a step of {_tiny.ROWS} rows has {sizes}")
+        if "input_ids" in batch and "targets" in batch:
+            _check_language(batch)
+
+
+def _check_language(batch: Batch) -> None:
+    ids, targets, places = batch["input_ids"], batch["targets"], batch["position_ids"]
+    for name, t in (("input_ids", ids), ("targets", targets), ("position_ids", places)):
+        fits = t.dtype == torch.int64 and t.shape == ids.shape
+        expect(fits, f"{name} is {t.dtype} {tuple(t.shape)}; it must be int64 {tuple(ids.shape)}")
+    known = int(ids.min()) >= 0 and int(max(ids.max(), targets.max())) < _tiny.VOCABULARY
+    expect(known, "it has tokens that are not in the vocabulary")
+    trained = targets != -100
+    expect(bool(((targets >= 0) | ~trained).all()), "targets are tokens, or -100 where nothing is learned")
+    expect(bool(trained.any()), "nothing is learned: every target is -100")
+    within = (places[:, 1:] != 0) & trained[:, :-1]
+    follow = bool((targets[:, :-1] == ids[:, 1:])[within].all())
+    expect(follow, "targets are not the tokens that follow; they come shifted already")
+    counts = (places[:, 1:] - places[:, :-1] == 1) | (places[:, 1:] == 0)
+    expect(bool((places >= 0).all() and counts.all()), "position_ids must count up from 0 in each document")
+
+
+@law(Objective)
+def it_scores_units(make: Make, folder: Path) -> None:
+    """One finite number per unit, rows first, zero where there is no unit."""
+    method = make()
+    run = _tiny.stage(method, folder)
+    batch = run.pull()
+    units = method.count(batch)
+    values = method.loss(run.model, batch, run.states[key_of(run, method)], run.ctx)
+    first = values.ndim > 0 and len(values) == _tiny.ROWS
+    expect(first, f"its loss is of shape {tuple(values.shape)}; the {_tiny.ROWS} rows come first")
+    expect(bool(values.isfinite().all()), "its loss is not finite")
+    scored = int((values != 0).sum())
+    expect(scored <= units, f"{scored} entries of its loss are not zero, and it counts {units:g} units")
+
+
+@law(Surgery)
+def it_starts_neutral(make: Make, folder: Path) -> None:
+    """Right after the operation the model computes what it computed before, unless the class says ``neutral = False``."""
+    if not make().neutral:
+        return
+    for kind in _tiny.SHAPES:
+        model = _tiny.model(kind).eval()
+        before = logits(model)
+        try:
+            make().operate(model, _tiny.context(folder, kind))
+        except UserError:
+            continue
+        off = float((logits(model.eval()) - before).abs().max())
+        expect(off <= 1e-5, f"the {kind} model's logits move by {off:.1e} when it is put in; if meant, say neutral = False")
+
+
+@law(Surgery)
+def it_changes_what_it_claims(make: Make, folder: Path) -> None:
+    """Other parameters keep their values (it may freeze them); a map of parameters fits the models before and after."""
+    surgery, model = make(), _tiny.model()
+    before = dict(model.named_parameters())
+    values = {n: p.detach().clone() for n, p in before.items()}
+    mine = {n for claim in surgery.claims(model) for n in match(claim, before)}
+    moved = surgery.operate(model, _tiny.context(folder))
+    after = dict(model.named_parameters())
+    for name in before.keys() - mine:
+        same = name in after and torch.equal(after[name], values[name])
+        expect(same, f"it changes {name}, which it does not claim")
+    for new, (old, how) in moved.source.items() if moved else ():
+        expect(new in after and old in values, f"its map goes from {old} to {new}, and there are no such parameters")
+        expect(how(values[old]).shape == after[new].shape, f"its map gives {new} the shape {tuple(how(values[old]).shape)}")
+
+
+class Listening(Train):
+    """A loop that writes down who asked for what."""
+
+    def build(self, journal: Sequence[tuple[int, Surgery]] = ()) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        super().build(journal)
+
+    def obey(self, who: str, command: Any) -> None:
+        self.asked.append((who, command))
+        super().obey(who, command)
+
+
+@law(Controller)
+def commands_are_claimed(make: Make, folder: Path) -> None:
+    """It sets the knobs that it has claimed, and no others."""
+    method = make()
+    run = _tiny.stage(method, folder, train=Listening)
+    assert isinstance(run, Listening)
+    run.run()
+    claims = method.claims(_tiny.model())
+    for who, command in run.asked:
+        expect(isinstance(command, (Set, Operate, Stop)), f"it asked for {command!r}, which is no command")
+        if who == key_of(run, method) and isinstance(command, Set):
+            claimed = f"knob:{command.knob}" in claims
+            expect(claimed, f"it sets the knob {command.knob!r} and claims {', '.join(sorted(claims)) or 'nothing'}")
+
+
+@law(Evaluator)
+def measuring_moves_nothing(make: Make, folder: Path) -> None:
+    """The weights of a stage are the same with and without it, and it measures the same numbers twice."""
+    run, without = _tiny.stage(make(), folder, eval_every=1), _tiny.stage(None, folder)
+    run.run(until=4)
+    without.run(until=4)
+    at = difference(weights(run), weights(without))
+    expect(not at, f"with it in a stage, {at} comes out differently")
+    before, flags = weights(run), [p.requires_grad for p in run.params.values()]
+    first, second = run.measure(), run.measure()
+    expect(not difference(before, weights(run)), "it changes the weights")
+    expect(flags == [p.requires_grad for p in run.params.values()], "it freezes or thaws parameters")
+    expect(not difference(first, second), f"measured twice, {difference(first, second)} differs")
+    expect(bool(first) and all(type(v) is float for v in first.values()), f"it must measure numbers (float): {first}")
+
+
+@law(Arithmetic)
+def equal_tensors_stay(make: Make, folder: Path) -> None:
+    """Of equal models it makes the same model; dtype and shape stay, whole numbers are copied, nothing given is changed."""
+    method = make()
+    draw = torch.Generator().manual_seed(0)
+    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        for shape in ((5, 7), (6,), ()):
+            t = torch.randn(shape, generator=draw).to(dtype)
+            given = [t.clone(), t.clone()]
+            made = method.combine(given, t.clone())
+            expect(made.dtype == dtype and made.shape == t.shape, f"it makes {made.dtype} {tuple(made.shape)} of {dtype} {shape}")
+            same = torch.allclose(made, t, rtol=close, atol=close)
+            expect(same, f"of two equal tensors of {dtype} {shape} it makes another one")
+            expect(all(torch.equal(g, t) for g in given), "it changes the tensors that it is given")
+    whole = torch.arange(4)
+    made = method.combine([whole, whole.clone()], whole.clone())
+    expect(made.dtype == whole.dtype and torch.equal(made, whole), "whole numbers must stay as they are")
+    expect(made.data_ptr() != whole.data_ptr(), "whole numbers must be copied, not handed on")

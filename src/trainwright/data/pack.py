@@ -1,0 +1,113 @@
+"""Packing: rows of equal length made of several documents, which do not see each other.
+
+Two ways. As a stream, documents follow each other in a random order and are cut wherever a row is full; a document that goes on
+in another row starts there with position 0 and without what came before. With ``whole`` no document is cut: each goes to the
+fullest row that has room for it, longest first ("Fewer Truncations Improve Language Modeling", arXiv 2404.10830, with the
+best-fit-decreasing rule), what is left of a row is padding, and what a document has beyond the length of a row is lost, counted
+and shown. A document with nothing left to learn from is left out and counted.
+
+A batch holds, for R rows of L positions: ``input_ids``, ``targets`` (the next token, -100 where nothing is learned),
+``position_ids`` (from 0 in each document: this keeps them apart), ``document`` (number in its row, -1 for padding), ``domain``,
+all int64 [R, L], and ``domains``, ``packed``. Each epoch has every trained token once. The knob ``mixture`` gives domains the
+shares of rows that it says; a small domain is then seen more often than others.
+
+Errors: an unknown or empty domain, in ``domains`` or ``mixture``; a length that the model has no positions for; a model whose
+documents see each other (found by running it once): those need ``isolate = "rows"``, for the price of padding.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from trainwright.core import models
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.method import Batch, Data, State
+from trainwright.core.tokens import open_corpus
+from trainwright.data._preview import preview
+from trainwright.data._rows import Cut, Rows, rows_of
+from trainwright.pretrain._causal_lm import isolation_error
+
+
+class Pack(Data):
+    """Rows of equal length made of several documents, which do not see each other."""
+
+    length: int = 512
+    """Positions in a row."""
+    split: Literal["train", "tune", "test"] = "train"
+    """Which documents of the corpus."""
+    domains: tuple[str, ...] = ()
+    """Domains to take; all of them where none is named."""
+    whole: bool | None = None
+    """Never cut a document to fill a row; as it is by default for conversations, and only for them."""
+    isolate: Literal["documents", "rows"] = "documents"
+    """Keep documents apart by attention, or, for models that cannot, by giving each a row of its own."""
+    default: ClassVar[bool] = True
+    example: ClassVar[dict[str, Any]] = {"length": 32}
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise ValueError(f"length must be 2 or more, not {self.length}")
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        rows = self.rows(ctx)
+        if models.is_pretrained(model):
+            most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            if most is not None and self.length > most:
+                raise UserError(f"pack: length = {self.length} is more than the {most} positions of the model (max_position_embeddings).")
+            if self.isolate == "documents":
+                isolation_error(model, rows.corpus.vocab_size, ctx)
+        return {"shared": {"rows": 0, "taken": dict.fromkeys(rows.domains, 0)}}
+
+    def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
+        if not ctx.batch_rows:
+            raise UserError("pack: the stage must say how many rows a step has: batch_tokens or batch_size.")
+        rows, shared = self.rows(ctx), state["shared"]
+        weights = self.weights(rows, ctx.knobs.get("mixture"))
+        chosen = []
+        for number in range(shared["rows"], shared["rows"] + ctx.batch_rows):
+            domain = rows.natural(number) if weights is None else self.draw(rows, weights, number, ctx)
+            chosen.append((domain, shared["taken"][domain]))
+            shared["taken"][domain] += 1
+        shared["rows"] += ctx.batch_rows
+        self.note(rows, ctx)
+        return rows.batch(chosen[ctx.rows(len(chosen))])
+
+    def epoch(self, ctx: Context) -> int:
+        return self.rows(ctx).total
+
+    def row_tokens(self) -> int:
+        return self.length
+
+    def preview(self, batch: Batch, ctx: Context) -> str:
+        rows = self.rows(ctx)
+        counts = [f"{n:,} {what}" for n, what in ((sum(d.cut for d in rows.domains.values()), f"documents are cut after {self.length} tokens"),
+                                                  (sum(d.lost for d in rows.domains.values()), "of them lose all that was to be learned and are left out"),
+                                                  (sum(d.untrained for d in rows.domains.values()), "documents have nothing to learn and are left out")) if n]
+        return "\n".join([f"an example, what is trained between ⟦ ⟧: {preview(batch, ctx.tokenizer or rows.corpus.tokenizer)}", *counts])
+
+    def rows(self, ctx: Context) -> Rows:
+        folder = ctx.path("data")
+        whole = open_corpus(folder).chat if self.whole is None else self.whole
+        return rows_of(folder, self.split, self.domains, Cut(self.length, whole, self.isolate == "rows"), ctx.seed)
+
+    def weights(self, rows: Rows, mixture: dict[str, float] | None) -> torch.Tensor | None:
+        """The mixture over the domains at hand, or None where there is none."""
+        for name in mixture or ():
+            if name not in rows.domains:
+                raise UserError(f"pack: the mixture names the domain {name!r}, which has no {self.split!r} document here{suggest(name, rows.domains)}.")
+        return torch.tensor([float(mixture.get(name, 0.0)) for name in rows.domains]) if mixture else None
+
+    @staticmethod
+    def draw(rows: Rows, weights: torch.Tensor, number: int, ctx: Context) -> str:
+        """A row's domain depends on its number, not on the rank that reads it."""
+        return list(rows.domains)[int(torch.multinomial(weights, 1, generator=ctx.rng(f"pack/row/{number}", at=0)))]
+
+    @staticmethod
+    def note(rows: Rows, ctx: Context) -> None:
+        for name, number in (("truncated_documents", sum(d.cut for d in rows.domains.values())), ("lost_answers", sum(d.lost for d in rows.domains.values()))):
+            if number:
+                ctx.note(name, float(number))

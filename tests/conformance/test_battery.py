@@ -1,0 +1,33 @@
+"""Every installed method, held to every law of its kind: the registry is the list."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainwright.core import conformance, registry
+from trainwright.core._laws import Law
+
+CASES = [(name, law) for name, card in registry.cards().items() for law in conformance.laws_of(card.kind)]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Matrices of 16 columns: more threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_kind_is_under_a_law_of_its_own() -> None:
+    for kind in ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator"):
+        assert {law.name for law in conformance.laws_of(kind)} > {"settings_come_back"}, kind
+
+
+@pytest.mark.parametrize(("method", "law"), CASES, ids=[f"{name}-{law.name}" for name, law in CASES])
+def test_law(method: str, law: Law, tmp_path: Path) -> None:
+    if missing := conformance.absent(conformance.load(method)):
+        pytest.skip(f"needs {missing}")
+    assert conformance.problem(law, method, tmp_path) == ""

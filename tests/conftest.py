@@ -1,0 +1,99 @@
+"""What many tests share: a folder of texts, a tiny life in one recipe, and the program as a process."""
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import trainwright
+
+LIFE = """title = "A tiny life"
+seed = 3
+
+[[stage]]
+name = "corpus"
+kind = "corpus"
+vocab_size = 300
+tune = 0.1
+test = 0.1
+methods = [{ use = "text", paths = ["texts/prose", "texts/code"] }]
+
+[[stage]]
+name = "base"
+kind = "train"
+from = { data = "corpus" }
+model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1, max_position_embeddings = 64 }
+steps = 6
+batch_tokens = 256
+precision = "fp32"
+compile = false
+save_every = 2
+methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "clip" }, { use = "adamw", lr = 1e-2 }, { use = "wsd" }]
+
+[[stage]]
+name = "adapt"
+kind = "train"
+from = { model = "base", data = "corpus" }
+steps = 3
+batch_tokens = 256
+precision = "fp32"
+compile = false
+methods = [{ use = "pack", length = 32, domains = ["code"] }, { use = "next_token" }, { use = "adamw", lr = 1e-2 }]
+
+[[stage]]
+name = "merged"
+kind = "merge"
+from = { models = ["base", "adapt"] }
+methods = [{ use = "interpolate", weights = [0.5, 0.5] }]
+
+[[stage]]
+name = "judge"
+kind = "evaluate"
+from = { models = ["base", "merged"], data = "corpus" }
+old = ["prose"]
+new = ["code"]
+methods = [{ use = "held_out", length = 32 }]
+"""
+
+
+def write_texts(folder: Path) -> Path:
+    """Twelve documents of each of two domains, the same on every machine."""
+    draw = random.Random(0)
+    words = {"prose": "the sea a ship rain over cold islands and wind from grey hills".split(),
+             "code": "def return x y ( ) : = + if else for in range print".split()}
+    for domain, some in words.items():
+        (folder / domain).mkdir(parents=True)
+        for i in range(12):
+            lines = [" ".join(draw.choices(some, k=9)) for _ in range(12)]
+            (folder / domain / f"{i:02d}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture
+def life(tmp_path: Path) -> Path:
+    """A recipe file with its texts beside it; the store is best ``store`` beside it too."""
+    write_texts(tmp_path / "texts")
+    file = tmp_path / "life.toml"
+    file.write_text(LIFE)
+    return file
+
+
+def environment() -> dict[str, str]:
+    """Of a process of ours: one thread, no network, this checkout."""
+    source = str(Path(trainwright.__file__).parents[1])
+    return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1",
+                         "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1", "COLUMNS": "200"}
+
+
+@pytest.fixture
+def command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python -m trainwright`` (or other words behind ``python``) in a folder and wait for it."""
+    def run(*words: Any, cwd: Path, python: tuple[str, ...] = ("-m", "trainwright"), timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, *python, *map(str, words)], cwd=cwd, env=environment(), text=True, capture_output=True, timeout=timeout)
+    return run

@@ -1,0 +1,74 @@
+"""Settings: what fits a type, what is refused, and in which words."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+
+from trainwright.core.errors import UserError
+from trainwright.core.settings import docs_of, fit, make, name_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """Some settings."""
+
+    rank: int
+    """How many."""
+    rate: float = 0.5
+    """How fast, over
+    two lines."""
+    mode: Literal["a", "b"] = "a"
+    shares: tuple[float, ...] = ()
+    """Parts."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank must be 1 or more, not {self.rank}")
+
+
+FITS: list[tuple[Any, Any, Any]] = [
+    (3, int, 3), (2e6, int, 2_000_000), (3, float, 3.0), (True, bool, True), ("x", str, "x"), ([1, 2], tuple[float, ...], (1.0, 2.0)),
+    ([1], list[int], (1,)), ({"a": 1}, dict[str, float], {"a": 1.0}), (None, int | None, None), (4, int | None, 4), ("auto", bool | Literal["auto"], "auto"),
+    (False, bool | Literal["auto"], False), ([[1], [2.0]], tuple[tuple[int, ...], ...], ((1,), (2,))), ("b", Literal["a", "b"], "b"), ({"k": [1]}, Any, {"k": [1]})]
+
+
+@pytest.mark.parametrize(("value", "kind", "want"), FITS)
+def test_what_fits(value: Any, kind: Any, want: Any) -> None:
+    made = fit(value, kind, "here")
+    assert made == want and type(made) is type(want)
+
+
+REFUSED: list[tuple[Any, Any, str]] = [
+    (2.5, int, "a whole number, not 2.5"), (True, int, "a whole number, not True"), (True, float, "a number, not True"), ("3", int, "a whole number, not '3'"),
+    (1, bool, "true or false, not 1"), (3, str, "a string, not 3"), ("ab", tuple[str, ...], "a list, not 'ab'"), ([1, "b"], tuple[int, ...], r"here\[1\] must be a whole number"),
+    ({"a": "b"}, dict[str, float], "here.a must be a number"), ([1], dict[str, int], "a table"), ("c", Literal["a", "b"], "one of 'a', 'b', not 'c'"),
+    ("yes", bool | Literal["auto"], "true or false or one of 'auto', not 'yes'"), (float("nan"), float, "nan is none"), (float("inf"), int, "a whole number, not inf"),
+    ("x", int | None, "a whole number, not 'x'")]
+
+
+@pytest.mark.parametrize(("value", "kind", "words"), REFUSED)
+def test_what_is_refused(value: Any, kind: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words) as told:
+        fit(value, kind, "here")
+    assert str(told.value).startswith("here")
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"ranc": 1}, "unknown setting 'ranc' (did you mean 'rank'?)"), ({}, "the setting 'rank' is needed"), ({"rank": 0}, "place: rank must be 1 or more, not 0"),
+    ({"rank": 1, "mode": "c"}, "place: mode must be one of")])
+def test_make_names_the_place(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as told:
+        make(Example, given, "place")
+    assert words in str(told.value)
+
+
+def test_made_settings_compare_and_have_docs() -> None:
+    assert make(Example, {"rank": 2, "shares": [1, 0]}, "") == Example(rank=2, shares=(1.0, 0.0))
+    assert docs_of(Example) == {"rank": "How many.", "rate": "How fast, over two lines.", "mode": "", "shares": "Parts."}
+
+
+def test_types_in_words() -> None:
+    assert [name_of(k) for k in (int, float | None, tuple[str, ...], dict[str, int], bool | Literal["auto"])] == [
+        "a whole number", "a number", "a list of a string", "a table", "true or false or one of 'auto'"]
