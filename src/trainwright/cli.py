@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, located
 
 if TYPE_CHECKING:
     from trainwright.core.recipe import Recipe
@@ -32,16 +32,17 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
 
     On several GPUs or processes: [cyan]torchrun --nproc-per-node 2 -m trainwright run RECIPE[/].
     """
+    loaded = _load(recipe, changes)                        # before what takes seconds to import
     from trainwright.core import sharding
     from trainwright.core.listener import Listener, Listeners
     from trainwright.core.run import run as run_recipe
     from trainwright.core.store import Store
     from trainwright.report import trackers
     from trainwright.report.progress import Progress
-    loaded = _load(recipe, changes)
     sharding.start()
     main = sharding.main()
-    hear = Listeners(Progress(), *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
+    with located(str(recipe)):
+        hear = Listeners(Progress(), *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
     try:
         made = run_recipe(loaded, Store(store), hear)
     except KeyboardInterrupt as stopped:                   # the command line would swallow what it says
@@ -72,10 +73,11 @@ def _report(recipe: Recipe, store: Path, made: dict[str, Any]) -> None:
 def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store")) -> None:
     """Show what a recipe will do, without doing it: who acts in which place and in what order, what it owns, parameters,
     tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found before running is found here."""
+    loaded = _load(recipe, changes)
     from trainwright.core.plan import plan as make_plan
     from trainwright.core.store import Store
     from trainwright.report.planned import render
-    Console().print(render(make_plan(_load(recipe, changes), Store(store))))
+    Console().print(render(make_plan(loaded, Store(store))))
 
 
 @app.command("list")

@@ -6,11 +6,10 @@ from typing import Any
 
 from trainwright.core import corpus
 from trainwright.core.context import Context
-from trainwright.core.documents import SCHEMA
 from trainwright.core.method import Curate
 
-ODD = ["naïve Zoë — 日本語 ไทย עברית", "👩‍👩‍👧‍👦 and 👋🏽", "tabs\tand  spaces \r\n\n\n at ends  ", "<|endoftext|> is only a word here <s>", "x",
-       "a\x00b\x0cc\u2028d", "é e\u0301"]
+ODD = ["naïve Zoë — 日本語 ไทย עברית", "👩‍👩‍👧‍👦 and 👋🏽", "tabs\tand  spaces \r\n\n\n at ends  ",
+       "<|endoftext|> is only a word here <s>", "x", "a\x00b\x0cc\u2028d", "é e\u0301"]
 """Texts that a careless tokenizer or file format changes."""
 
 
@@ -22,7 +21,8 @@ class Given(Curate):
 
     def apply(self, documents: Any, ctx: Context) -> Any:
         from trainwright.data._documents import document, table, union
-        full = [document(**{"id": str(i), "text": "", "domain": "d", "source": "test"} | dict(r)) for i, r in enumerate(self.rows)]
+        usual = {"text": "", "domain": "d", "source": "test"}
+        full = [document(**usual | {"id": str(i)} | dict(r)) for i, r in enumerate(self.rows)]
         return union(documents, table("given", [full.__iter__]))
 
 
@@ -38,14 +38,17 @@ class KeepLong(Curate):
 
 def texts(n: int, domain: str = "d") -> list[dict[str, Any]]:
     """``n`` documents with odd characters, all different."""
-    return [{"id": f"{domain}/{i:04d}", "text": f"{ODD[i % len(ODD)]} number {i} of {domain}", "domain": domain} for i in range(n)]
+    return [{"id": f"{domain}/{i:04d}", "text": f"{ODD[i % len(ODD)]} number {i} of {domain}", "domain": domain}
+            for i in range(n)]
 
 
-def build(folder: Path, rows: Any, *more: Curate, cache: Path | None = None, said: list[str] | None = None, **settings: Any) -> dict[str, Any]:
+def build(folder: Path, rows: Any, *more: Curate, cache: Path | None = None, said: list[str] | None = None,
+          **settings: Any) -> dict[str, Any]:
     """Build a corpus of the rows in ``folder``; the vocabulary is 400 unless told otherwise."""
     if "tokenizer" not in settings:
         settings.setdefault("vocab_size", 400)
     folder.mkdir(parents=True, exist_ok=True)
     say = [].append if said is None else said.append
     given = [Given(rows=tuple(rows))] if rows is not None else []
-    return corpus.build(folder, [*given, *more], corpus.CorpusSettings(**settings), Context(), cache or folder.parent / "cache", say)
+    made = corpus.CorpusSettings(**settings)
+    return corpus.build(folder, [*given, *more], made, Context(), cache or folder.parent / "cache", say)

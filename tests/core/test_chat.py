@@ -48,7 +48,8 @@ def test_exactly_the_answers_and_their_ends_are_trained(tokenizer: Any) -> None:
 def test_the_mask_is_that_of_transformers_where_that_is_right(tokenizer: Any) -> None:
     talk = chat.Chat(tokenizer, "chatml")
     (ids, mask, _), = talk.encode(["it"], [json.dumps(TURNS)])
-    theirs = tokenizer.apply_chat_template(TURNS, chat_template=talk.template, return_assistant_tokens_mask=True, return_dict=True)
+    theirs = tokenizer.apply_chat_template(TURNS, chat_template=talk.template, return_assistant_tokens_mask=True,
+                                           return_dict=True)
     assert theirs["input_ids"] == ids.tolist() and theirs["assistant_masks"] == mask.astype(int).tolist()
 
 
@@ -106,7 +107,8 @@ def test_a_template_of_ones_own_is_read_from_its_file(tokenizer: Any, tmp_path: 
 
 
 def test_a_template_that_leaves_the_end_of_the_turn_out(tokenizer: Any) -> None:
-    tokenizer.chat_template = chat.built_in()["chatml"].read_text().replace("+ '<|im_end|>' -}}\n        {%- endg", "-}}\n        {%- endg")
+    right, wrong = "+ '<|im_end|>' -}}\n        {%- endg", "-}}\n        {%- endg"
+    tokenizer.chat_template = chat.built_in()["chatml"].read_text().replace(right, wrong)
     with pytest.raises(UserError, match="would never learn to stop"):
         encode(chat.Chat(tokenizer, None), TURNS)
 
@@ -115,7 +117,8 @@ def test_two_templates_that_differ_are_told_apart(tokenizer: Any) -> None:
     tokenizer.chat_template = UNMARKED
     names, talks = ["one", "two"], [json.dumps(TURNS), json.dumps(TURNS[1:])]
     chat.Chat(tokenizer, "chatml").check(names, talks)
-    tokenizer.chat_template = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nHelp<|im_end|>\n' }}{% endif %}" + UNMARKED
+    preface = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nHelp<|im_end|>\n' }}{% endif %}"
+    tokenizer.chat_template = preface + UNMARKED
     with pytest.raises(UserError, match=r"differ on document 'two' at character 12: 'user.* instead of 'system.*by_turn"):
         chat.Chat(tokenizer, "chatml").check(names, talks)
     chat.Chat(tokenizer, chat.BY_TURN).check(names, talks)

@@ -122,7 +122,8 @@ def test_an_empty_corpus_names_what_was_read(tmp_path: Path) -> None:
 
 
 def test_two_documents_of_one_id_are_refused(tmp_path: Path) -> None:
-    rows = [{"id": "a", "text": "one", "source": "x.txt"}, {"id": "b", "text": "two"}, {"id": "a", "text": "three", "source": "y.txt"}]
+    rows = [{"id": "a", "text": "one", "source": "x.txt"}, {"id": "b", "text": "two"},
+            {"id": "a", "text": "three", "source": "y.txt"}]
     with pytest.raises(UserError, match=r"the first 'a' \(from x\.txt and y\.txt\)"):
         build(tmp_path / "c", rows)
 
@@ -188,7 +189,8 @@ def test_conversations_carry_a_mask_and_their_template(tmp_path: Path) -> None:
     i = next(i for i, name in enumerate(train.id) if name.startswith("chat"))
     at = (int(train.shard[i]), int(train.offset[i]), int(train.length[i]))
     ids, mask = read.read(*at), read.read_mask(*at)
-    assert read.chat and read.tokenizer.decode(ids) == "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nZoë 👋🏽<|im_end|>\n"
+    whole = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nZoë 👋🏽<|im_end|>\n"
+    assert read.chat and read.tokenizer.decode(ids) == whole
     assert read.tokenizer.decode(ids[mask]) == "Zoë 👋🏽<|im_end|>" and train.trained[i] == mask.sum()
     assert figures["untrained_documents"] == 1 and figures["conversations"] == 11
     assert read.tokenizer.apply_chat_template(CHAT, tokenize=False) == read.tokenizer.decode(ids)

@@ -40,7 +40,8 @@ def jsonl(things: list[Any]) -> str:
 
 
 def test_files_of_text_are_one_document_each(tmp_path: Path) -> None:
-    written(tmp_path, {"a.txt": "\ufeffmark", "b.md": "x\r\ny", "c.py": "pass", "d.rst": "é", "e.txt.gz": gzip.compress("zip — é".encode())})
+    written(tmp_path, {"a.txt": "\ufeffmark", "b.md": "x\r\ny", "c.py": "pass", "d.rst": "é",
+                       "e.txt.gz": gzip.compress("zip — é".encode())})
     found = rows(tmp_path, paths=["a.txt", "b.md", "c.py", "d.rst", "e.txt.gz"])
     assert [r["text"] for r in found] == ["mark", "x\r\ny", "pass", "é", "zip — é"]
     assert [r["domain"] for r in found] == ["a", "b", "c", "d", "e"]
@@ -49,7 +50,8 @@ def test_files_of_text_are_one_document_each(tmp_path: Path) -> None:
 
 
 def test_folders_and_globs(tmp_path: Path) -> None:
-    written(tmp_path, {"books/x.txt": "x", "books/deep/y.md": "y", "books/.hidden/z.txt": "z", "books/cover.png": b"\x89", "w/1.txt": "1"})
+    written(tmp_path, {"books/x.txt": "x", "books/deep/y.md": "y", "books/.hidden/z.txt": "z", "books/cover.png": b"\x89",
+                       "w/1.txt": "1"})
     folder = rows(tmp_path, paths=["books/"])
     assert [(r["id"], r["domain"]) for r in folder] == [("books/books/deep/y.md", "books"), ("books/books/x.txt", "books")]
     assert [r["text"] for r in rows(tmp_path, paths=["books/**/*.md", "*/*.txt"], domain="all")] == ["y", "x", "1"]
@@ -142,7 +144,8 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     ("t.txt.gz", "no gzip", {}, r"cannot read t\.txt\.gz"),
     ("t.html", "<p>", {}, r"t\.html: the ending '\.html' is not known; known are \.csv, \.json"),
 ])
-def test_mistakes_in_files_are_told_with_their_place(tmp_path: Path, name: str, content: str | bytes, given: dict[str, Any], told: str) -> None:
+def test_mistakes_in_files_are_told_with_their_place(tmp_path: Path, name: str, content: str | bytes, given: dict[str, Any],
+                                                     told: str) -> None:
     written(tmp_path, {name: content})
     with pytest.raises(UserError, match=told):
         rows(tmp_path, paths=[name], **given)
@@ -179,7 +182,8 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "datasets", fake)
     found = rows(tmp_path, paths=["hf://owner/name"], subset="small", split="test")
     assert asked == [("owner/name", "small", "test", True)]
-    assert [(r["id"], r["text"], r["domain"]) for r in found] == [("name/hf://owner/name:1", "a", "name"), ("name/hf://owner/name:2", "b", "name")]
+    assert [(r["id"], r["text"]) for r in found] == [("name/hf://owner/name:1", "a"), ("name/hf://owner/name:2", "b")]
+    assert {r["domain"] for r in found} == {"name"}
     with pytest.raises(UserError, match=r"cannot open hf://owner/name \(split 'none'\): Bad split: none"):
         rows(tmp_path, paths=["hf://owner/name"], split="none")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -192,3 +196,17 @@ def test_it_adds_to_what_came_before_it(tmp_path: Path) -> None:
     one = Text(paths=["a.txt"]).apply(documents.empty(), Context(root=tmp_path)).with_column("extra", documents.daft.lit(1))
     both = Text(paths=["b.txt"]).apply(one, Context(root=tmp_path))
     assert both.to_pydict()["extra"] == [1, None] and both.to_pydict()["text"] == ["a", "b"]
+
+
+def test_a_changed_file_makes_another_corpus(tmp_path: Path) -> None:
+    written(tmp_path, {"w/a.txt": "a", "other.txt": "o"})
+    method = Text(paths=["w", "hf://owner/name"])
+    before = method.depends(tmp_path)
+    written(tmp_path, {"other.txt": "changed"})
+    assert method.depends(tmp_path) == before
+    written(tmp_path, {"w/a.txt": "longer"})
+    changed = method.depends(tmp_path)
+    written(tmp_path, {"w/b.txt": "b"})
+    assert len({before, changed, method.depends(tmp_path)}) == 3
+    with pytest.raises(UserError, match="no file or folder gone"):
+        Text(paths=["gone"]).depends(tmp_path)

@@ -39,14 +39,19 @@ class Law:
     name: str
     kinds: tuple[type[Method], ...]
     check: Check
+    where: str
+    """Class attribute by which a method puts itself under the law (``off``, ``neutral``); empty: all of the kinds are."""
+
+    def applies(self, cls: type[Method]) -> bool:
+        return issubclass(cls, self.kinds) and (not self.where or getattr(cls, self.where) not in (None, False))
 
 
 LAWS: list[Law] = []
 
 
-def law(*kinds: type[Method]) -> Callable[[Check], Check]:
+def law(*kinds: type[Method], where: str = "") -> Callable[[Check], Check]:
     def add(check: Check) -> Check:
-        LAWS.append(Law(check.__name__, kinds, check))
+        LAWS.append(Law(check.__name__, kinds, check, where))
         return check
     return add
 
@@ -238,12 +243,10 @@ def copied(leaf: Any) -> Any:
     return leaf.clone() if isinstance(leaf, Tensor) else [copied(v) for v in leaf] if isinstance(leaf, list) else leaf
 
 
-@law(*TRAINS)
+@law(*TRAINS, where="off")
 def off_it_changes_nothing(make: Make, folder: Path) -> None:
     """With the settings that the class calls ``off``, a stage comes to the weights that it has without the method."""
     method = make()
-    if method.off is None:
-        return
     off = dataclasses.replace(method, **method.off)
     # A link of the chain keeps the optimizer behind which it stands from its fused kernel: then both must have one.
     link = isinstance(off, Update) and not isinstance(off, Optimizer) and type(off).update is not Update.update

@@ -79,11 +79,9 @@ def it_scores_units(make: Make, folder: Path) -> None:
     expect(scored <= units, f"{scored} entries of its loss are not zero, and it counts {units:g} units")
 
 
-@law(Surgery)
+@law(Surgery, where="neutral")
 def it_starts_neutral(make: Make, folder: Path) -> None:
     """Right after the operation the model computes what it computed before, unless the class says ``neutral = False``."""
-    if not make().neutral:
-        return
     for kind in _tiny.SHAPES:
         model = _tiny.model(kind).eval()
         before = logits(model)

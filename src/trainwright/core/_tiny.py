@@ -34,9 +34,10 @@ SHAPES: dict[str, dict[str, Any]] = {
             "num_key_value_heads": 1, "max_position_embeddings": 64},
     GPT2: {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
 """Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per micro-batch."""
-WORDS = {"field": "the old farmer sows wheat and barley while rain falls over a quiet valley — grüne Äcker, пшеница, 麦",
-         "sea": "no ship sails past these cold islands unless a lighthouse shows the way through fog, storm and Gischt",
-         "talk": "please tell me how many apples are left in that basket or whether we should pick some more today"}
+WORDS = {"prose": "the old farmer sows wheat and barley while rain falls over a quiet valley — grüne Äcker, пшеница, 麦",
+         "code": "def walk ( node ) : while node is not None yield node.value ; return left [ 0 ] += 1 # größer",
+         "chat": "please tell me how many apples are left in that basket or whether we should pick some more today"}
+"""What the documents of each domain are made of; a method's example may name these domains."""
 
 
 def rows() -> Iterator[dict[str, str | None]]:
@@ -47,11 +48,11 @@ def rows() -> Iterator[dict[str, str | None]]:
     draw = random.Random(0)
     for number in range(120):
         domain = list(WORDS)[number % 3]
-        longest = 3 if domain == "talk" else 9
+        longest = 3 if domain == "chat" else 9
         said = [" ".join(draw.choices(WORDS[domain].split(), k=draw.randrange(1, longest))) for _ in range(2)]
         turns = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
         yield {"id": f"{domain}/{number}", "text": ". ".join(said), "domain": domain, "source": "made up", "metadata": "{}",
-               "messages": json.dumps(turns) if domain == "talk" else None}
+               "messages": json.dumps(turns) if domain == "chat" else None}
 
 
 def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:

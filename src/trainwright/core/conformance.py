@@ -30,7 +30,7 @@ UNTIL = 3
 
 
 def laws_of(kind: str) -> list[Law]:
-    """The laws that a kind of method is under, but for that of the ranks (``check_ranks``)."""
+    """The laws that may apply to a kind of method, but for that of the ranks (``check_ranks``)."""
     return [law for law in LAWS if issubclass(KINDS[kind], law.kinds)]
 
 
@@ -74,7 +74,7 @@ def check_all(methods: list[str] | None) -> Iterator[tuple[str, str, str]]:
         if missing := absent(cls):
             yield name, f"skipped: needs {missing}", ""
             continue
-        for law in (law for law in LAWS if issubclass(cls, law.kinds)):
+        for law in (law for law in LAWS if law.applies(cls)):
             with tempfile.TemporaryDirectory() as folder:
                 yield name, law.name, problem(law, name, Path(folder))
         if issubclass(cls, TRAINS):
@@ -93,7 +93,8 @@ def check_ranks(methods: list[str]) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "found.jsonl"
             said = start_ranks(left, out)
-            found |= dict(json.loads(line) for line in out.read_text().splitlines()) if out.is_file() else {}
+            for line in out.read_text().splitlines() if out.is_file() else ():
+                found.setdefault(*json.loads(line))          # what one process says first is the cause of what the other says
         hung = next((m for m in left if m not in found), None)
         if hung is not None:                                 # go on behind the one at which the two processes stood still
             found[hung] = f"the two processes came to no end: do both do the same work? {said}"

@@ -42,6 +42,9 @@ FILE_BYTES = 256 << 20
 """Bytes of a table in one Parquet file, about; a row group holds a sixteenth of that at most."""
 GROUP_ROWS = 4096
 
+failures: list[Exception] = []
+"""What readers raised in the running table. The engine may swallow it, or hand it on as text only."""
+
 # A failure is raised and told once, by us; the engine's own line about it would come before ours.
 logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
 
@@ -70,8 +73,8 @@ def standard(table: DataFrame, method: str) -> DataFrame:
 def counted(table: DataFrame, seen: list[int]) -> DataFrame:
     """``table``, noting in ``seen`` how many rows go by when it runs. Only where the engine runs in this process.
 
-    Every column goes through Python, untouched and uncopied: the engine would move a later filter in front of a column that
-    it does not need, and rows would be missed.
+    Every column goes through Python, untouched and uncopied: the engine would move a later filter in front of a column that it
+    does not need, and rows would be missed.
     """
     def passing(name: str) -> Any:
         @daft.func.batch(return_dtype=table.schema()[name].dtype)  # type: ignore[untyped-decorator]
@@ -84,19 +87,32 @@ def counted(table: DataFrame, seen: list[int]) -> DataFrame:
     return table.with_columns({name: passing(name) for name in table.column_names})
 
 
+def union(a: DataFrame, b: DataFrame) -> DataFrame:
+    """The rows of ``a``, then those of ``b``; a column that one of them lacks is null there.
+
+    Make sources of documents with ``data/_documents.py: table``, whose failures are kept aside and raised. With two sources
+    in one table, Daft 0.7.26 may lose a failure of its own readers (``daft.read_parquet`` …): one that stops early then looks
+    whole.
+    """
+    return a.union_all_by_name(b)
+
+
 def stream(table: DataFrame) -> Iterator[Any]:
     """Run the table and yield it as Arrow record batches, a few at a time; it is never whole in memory.
 
     Raises:
-        UserError: one that a reader raised, which the engine hands on as text only.
+        UserError: one that a reader raised.
     """
+    failures.clear()
     try:
         yield from table.to_arrow_iter()
     except DaftCoreException as error:
-        told = re.search(r"\bUserError: (.+)", str(error))
-        if told is None:
+        told = re.search(r"\bUserError: (.+)", str(error))  # from another machine comes the text of an error only
+        if told is None and not failures:
             raise
-        raise UserError(told[1].strip()) from None
+        raise failures[0] if failures else UserError(told[1].strip() if told else "") from None
+    if failures:
+        raise failures[0]
 
 
 @dataclass

@@ -28,7 +28,7 @@ class Method:
     """A method is its settings: frozen, printable, comparable. The run keeps its state."""
 
     example: ClassVar[dict[str, Any]] = {}
-    """Settings small enough for the conformance battery."""
+    """Settings small enough for the conformance battery, whose corpus has the domains ``code``, ``prose`` and ``chat``."""
     default: ClassVar[bool] = False
     """Whether a stage uses it when its recipe names no method of this kind."""
     off: ClassVar[dict[str, Any] | None] = None

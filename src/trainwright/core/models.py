@@ -142,6 +142,8 @@ def export(folder: Path, out: Path, dtype: str) -> None:
 
 def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: bool, seed: int) -> str:
     """A model's text behind a prompt; sampling depends on the seed alone."""
+    if tokens < 1:
+        raise UserError(f"tokens must be 1 or more, not {tokens}.")
     model, tokenizer = load(folder, "generate"), load_tokenizer(folder, "generate")
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer.")

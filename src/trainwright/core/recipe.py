@@ -94,8 +94,10 @@ def _stage(table: Any, number: int, before: list[Stage], names: list[Any], file:
                         f"{suggest(str(table.get('kind')), STAGES) if table.get('kind') else ''}.")
     cls = STAGES[table["kind"]]
     settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
-    if "inputs" in table:
-        raise UserError(f"{where}: unknown setting 'inputs' (did you mean 'from'?).")
+    known = {"kind", "from", *(f.name for f in dataclasses.fields(cls))} - {"inputs"}
+    for key in table:
+        if key not in known:
+            raise UserError(f"{where}: unknown setting {key!r}{' (did you mean ' + repr('from') + '?)' if key == 'inputs' else suggest(key, known)}.")
     settings["inputs"] = _inputs(settings.get("inputs", {}), cls, before, names, where, file.parent)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):

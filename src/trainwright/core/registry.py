@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from trainwright.core.errors import UserError, suggest
+from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.settings import field_docs, make
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def create(settings: dict[str, Any], root: Path, where: str) -> Method:
     """A method from its table in a recipe (``use`` and its settings)."""
     if not isinstance(settings, dict) or not isinstance(settings.get("use"), str):
         raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {settings!r}.")
-    cls = load(locate(settings["use"], root, where))
+    with located(where):
+        cls = load(locate(settings["use"], root, where))
     made = make(cls, {k: v for k, v in settings.items() if k != "use"}, f"{where} ({settings['use']})")
     return made  # type: ignore[no-any-return]
 

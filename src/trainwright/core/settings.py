@@ -33,7 +33,7 @@ def make(cls: type, given: dict[str, Any], where: str) -> Any:
     try:
         return cls(**values)
     except ValueError as error:
-        raise UserError(f"{where}: {error}") from None
+        raise UserError(f"{where}: {str(error).rstrip('.')}.") from None
 
 
 @cache

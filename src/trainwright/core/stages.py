@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainwright.core import models, sharding
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, suggest
 from trainwright.core.listener import Listener
 from trainwright.core.method import Curate
 from trainwright.core.prepare import Job
@@ -179,7 +179,7 @@ def _check_domains(stage: EvaluateStage, numbers: dict[str, dict[str, float]], w
     measured = {name.partition("/")[2] for values in numbers.values() for name in values if name.startswith("loss/")}
     for domain in (*stage.old, *stage.new):
         if measured and domain not in measured:
-            raise UserError(f"{where}: old and new name the domain {domain!r}, which no evaluator measured; there are {', '.join(sorted(measured))}.")
+            raise UserError(f"{where}: old and new name the domain {domain!r}, which no evaluator measured{suggest(domain, measured)}.")
 
 
 def _train(site: Site) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from trainwright.core import checkpoint, hardware, models, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train, cut
-from trainwright.core.method import Data
+from trainwright.core.method import Data, Objective, Weigh
 from trainwright.core.prepare import Job
 from trainwright.core.stage_settings import TrainStage
 
@@ -132,8 +132,9 @@ def batch_rows(job: Job, stage: TrainStage) -> int:
             raise UserError(f"{job.where}: batch_tokens = {stage.batch_tokens} is less than one row of {tokens} tokens.")
     parts = sharding.world() * stage.accumulate
     if rows % parts:
-        raise UserError(f"{job.where}: a step of {rows} rows does not divide over {sharding.world()} ranks and {stage.accumulate} "
-                        f"micro-batches; take a multiple of {parts} rows" + (f" ({tokens} tokens each)." if tokens else "."))
+        ranks = f"{sharding.world()} ranks and " if sharding.world() > 1 else ""
+        raise UserError(f"{job.where}: a step of {rows} rows does not divide over {ranks}{stage.accumulate} micro-batches (accumulate); "
+                        f"take a multiple of {parts} rows" + (f" of {tokens} tokens each." if tokens else "."))
     return rows
 
 
@@ -171,13 +172,15 @@ def parameter_counts(run: Train) -> dict[str, int]:
 def _probe(run: Train, site: Site) -> None:
     """Before the first step: show an example, and count the FLOPs of a micro-batch. Leaves no trace in the run."""
     ctx, data = run.ctx, run.of(Data)
-    kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in data}, ctx.compile
+    asked = [*data, *run.of(Objective), *run.of(Weigh)]
+    kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in asked}, ctx.compile
     ctx.compile = False
     batch = run.pull()
     for _, m in data:
         if text := m.preview(batch, ctx):
             site.listener.say(text)
-    micro = cut(batch, run.accumulate)[0]
+    parts = cut(batch, run.accumulate)
+    micro = next((b for b in parts if all(m.count(b) for _, m in run.of(Objective))), parts[0])
     with FlopCounterMode(display=False) as counter:
         run.gradients([micro])
     tokens = micro["input_ids"].numel() if "input_ids" in micro else 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainwright.core.documents import ARROW, SCHEMA, empty  # sets up Daft, so it comes first
+from trainwright.core.documents import ARROW, SCHEMA, empty, failures, union  # sets up Daft, so it comes first
 
 __all__ = ["SCHEMA", "document", "empty", "table", "union", "union_of"]
 
@@ -39,11 +39,6 @@ def _whole(text: str) -> str:
         return text
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def union(a: DataFrame, b: DataFrame) -> DataFrame:
-    """The rows of ``a``, then those of ``b``; a column that one of them lacks is null there."""
-    return a.union_all_by_name(b)
 
 
 def union_of(tables: Sequence[DataFrame]) -> DataFrame:
@@ -85,9 +80,17 @@ class _Task(DataSourceTask):
         return Schema.from_pyarrow_schema(ARROW)
 
     async def read(self) -> AsyncIterator[RecordBatch]:
-        for rows in _batches(iter(self._reader())):
-            columns = {name: pa.array([row[name] for row in rows], pa.large_string()) for name in SCHEMA}
+        rows = _batches(iter(self._reader()))
+        while batch := self._next(rows):
+            columns = {name: pa.array([row[name] for row in batch], pa.large_string()) for name in SCHEMA}
             yield RecordBatch.from_arrow_record_batches([pa.record_batch(columns, ARROW)], ARROW)
+
+    def _next(self, batches: Iterator[list[Row]]) -> list[Row] | None:
+        try:
+            return next(batches, None)
+        except Exception as error:
+            failures.append(error)
+            raise
 
 
 def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from trainwright.core.errors import UserError
-from trainwright.data._documents import Row, document
+
+if TYPE_CHECKING:
+    from trainwright.data._documents import Row
 
 PLAIN = (".txt", ".md", ".rst", ".py")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -54,6 +56,7 @@ def read(path: Path, written: str, how: Reading) -> Iterator[Row]:
 
 
 def _plain(file: IO[bytes], written: str, how: Reading) -> Iterator[Row]:
+    from trainwright.data._documents import document
     text = _decode(file.read(), written, how.invalid)
     for number, piece in enumerate(pieces(text, how.characters), 1):
         name = f"{how.domain}/{written}" + (f":{number}" if how.characters else "")
@@ -108,15 +111,16 @@ def _jsonl(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
 
 def _csv(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module allows
-    reader = csv.DictReader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), strict=True)
-    try:
-        for row in reader:
-            if None in row or None in row.values():
-                raise UserError(f"{written}, line {reader.line_num}: this row has not the {len(reader.fieldnames or [])} columns "
-                                "that the first line names.")
-            yield reader.line_num, row
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{written}, line {reader.line_num}: {error}.") from None
+    with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+        reader = csv.DictReader(lines, strict=True)
+        try:
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(f"{written}, line {reader.line_num}: this row has not the {len(reader.fieldnames or [])} "
+                                    "columns that the first line names.")
+                yield reader.line_num, row
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{written}, line {reader.line_num}: {error}.") from None
 
 
 def _parquet(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
@@ -138,6 +142,7 @@ TABLES: dict[str, Callable[[IO[bytes], str], Iterator[tuple[int, Any]]]] = {
 
 def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
     """The document that one row of a table is."""
+    from trainwright.data._documents import document
     where = f"{written}, row {line}"
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a row is an object with columns, not {str(row)[:40]!r}.")

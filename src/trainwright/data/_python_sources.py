@@ -36,19 +36,29 @@ class Parsed(NamedTuple):
     prose: dict[str, str]
 
 
-def packages(distribution: str) -> dict[str, list[File]]:
-    """Files of the standard library, and of what ``distribution`` requires where that is installed."""
-    release = f"python {'.'.join(map(str, sys.version_info[:3]))}"
-    found = {release: [File(release, name, path) for name, path in _below(Path(sysconfig.get_path("stdlib")))]}
+def releases(distribution: str) -> list[tuple[str, metadata.Distribution | None]]:
+    """The interpreter (None), and what ``distribution`` requires where that is installed, each with its version."""
+    found: list[tuple[str, metadata.Distribution | None]] = [(f"python {'.'.join(map(str, sys.version_info[:3]))}", None)]
     for name in _requirements(distribution):
         try:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        release = f"{package.name.lower()} {package.version}"
-        names = (f for f in package.files or [] if f.suffix in (".py", ".md", ".rst", ""))
-        found[release] = [File(release, f.as_posix(), Path(str(f.locate()))) for f in names]
-    return {name: [f for f in files if _wanted(f)] for name, files in found.items()}
+        found.append((f"{package.name.lower()} {package.version}", package))
+    return found
+
+
+def packages(distribution: str) -> dict[str, list[File]]:
+    """The files of those releases that are programs or documentation."""
+    found = {}
+    for release, package in releases(distribution):
+        if package is None:
+            files = [File(release, name, path) for name, path in _below(Path(sysconfig.get_path("stdlib")))]
+        else:
+            names = (f for f in package.files or [] if f.suffix in (".py", ".md", ".rst", ""))
+            files = [File(release, f.as_posix(), Path(str(f.locate()))) for f in names]
+        found[release] = [f for f in files if _wanted(f)]
+    return found
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.core.method import Curate
@@ -53,6 +54,11 @@ class PythonLibrary(Curate):
         from trainwright.data._python_sources import ordered, packages
         rows = list(self._rows(ordered(packages(REQUIRING))))
         return union(documents, table(self.name, [partial(iter, rows)]))
+
+    def depends(self, root: Path) -> str:
+        """The releases of the interpreter and of the packages."""
+        from trainwright.data._python_sources import releases
+        return repr([release for release, _ in releases(REQUIRING)])
 
     def _rows(self, files: Iterator[File]) -> Iterator[Row]:
         """Documents until each domain is full; the same text never twice."""

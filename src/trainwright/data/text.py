@@ -62,18 +62,22 @@ class Text(Curate):
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.data._documents import table, union
         from trainwright.data._files import read
-        readers, seen = [], set()
-        for path in self.paths:
-            if path.startswith(HUB):
-                readers.append(partial(_hub_rows, path, self.split, self.subset, self._reading(path.rstrip("/").split("/")[-1])))
-                continue
-            written = os.path.expanduser(path)
-            for name in _found(written, ctx.root):
-                file = (ctx.root / name).resolve()
-                if file not in seen:
-                    seen.add(file)
-                    readers.append(partial(read, file, Path(name).as_posix(), self._reading(_default_domain(written, ctx.root))))
-        return union(documents, table("text", readers))
+        hub = [partial(_hub_rows, path, self.split, self.subset, self._reading(path.rstrip("/").split("/")[-1]))
+               for path in self.paths if path.startswith(HUB)]
+        local = [partial(read, file, name, self._reading(domain)) for file, (name, domain) in self._files(ctx.root).items()]
+        return union(documents, table("text", [*local, *hub]))
+
+    def depends(self, root: Path) -> str:
+        """The files with their sizes and times. What the Hub holds is not asked."""
+        return repr([(name, file.stat().st_size, file.stat().st_mtime_ns) for file, (name, _) in self._files(root).items()])
+
+    def _files(self, root: Path) -> dict[Path, tuple[str, str]]:
+        """Each file once, with its path as the recipe writes it and the domain that it has by default."""
+        found: dict[Path, tuple[str, str]] = {}
+        for written in (os.path.expanduser(path) for path in self.paths if not path.startswith(HUB)):
+            for name in _found(written, root):
+                found.setdefault((root / name).resolve(), (Path(name).as_posix(), _default_domain(written, root)))
+        return found
 
     def _reading(self, default: str) -> Reading:
         from trainwright.data._files import Reading

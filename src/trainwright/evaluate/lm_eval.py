@@ -45,6 +45,7 @@ class LmEval(Evaluator):
     batch_size: int = 16
     """Sequences scored at once."""
     example: ClassVar[dict[str, Any]] = {"tasks": ("arc_easy",), "limit": 2}
+    needs: ClassVar[tuple[str, ...]] = ("lm_eval", "network")
 
     def __post_init__(self) -> None:
         if not self.tasks:

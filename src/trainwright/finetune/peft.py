@@ -41,6 +41,7 @@ class Peft(Surgery):
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of that class, such as { r = 8, use_dora = true }."""
     example: ClassVar[dict[str, Any]] = {"config": "LoraConfig", "options": {"r": 2, "use_dora": True}}
+    needs: ClassVar[tuple[str, ...]] = ("peft",)
 
     def __post_init__(self) -> None:
         self.build()

@@ -26,6 +26,7 @@ class Clip(Update):
     """The largest 2-norm of all gradients together."""
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {}
+    off: ClassVar[dict[str, Any] | None] = {"norm": 1e30}
 
     def __post_init__(self) -> None:
         if self.norm <= 0:

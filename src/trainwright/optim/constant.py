@@ -24,6 +24,7 @@ class Constant(Controller):
     warmup: float = 0.0
     """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
+    off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0}
 
     def __post_init__(self) -> None:
         check(warmup=self.warmup)

@@ -30,6 +30,7 @@ class Cosine(Controller):
     final: float = 0.1
     """Factor of the peak rate towards which it falls, reached one step after the last."""
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
+    off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "final": 1.0}
 
     def __post_init__(self) -> None:
         check(warmup=self.warmup)

@@ -31,6 +31,7 @@ class Ema(Update):
     """Whether the first steps look back less far, as long as the average is younger than that."""
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {"decay": 0.5}
+    off: ClassVar[dict[str, Any] | None] = {}
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:

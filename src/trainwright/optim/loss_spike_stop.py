@@ -36,6 +36,7 @@ class LossSpikeStop(Controller):
     patience: int = 10
     """Spiking steps in a row that stop the stage."""
     example: ClassVar[dict[str, Any]] = {"window": 8, "patience": 2}
+    off: ClassVar[dict[str, Any] | None] = {}
 
     def __post_init__(self) -> None:
         if self.window < 4 or self.patience < 1 or self.deviations <= 0:

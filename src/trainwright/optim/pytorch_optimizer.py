@@ -40,6 +40,7 @@ class PytorchOptimizer(Optimizer):
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {"optimizer": "Lion", "lr": 1e-4}
+    needs: ClassVar[tuple[str, ...]] = ("pytorch_optimizer",)
 
     def __post_init__(self) -> None:
         trial(self.optimizer, self.build)

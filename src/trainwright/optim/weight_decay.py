@@ -27,6 +27,7 @@ class WeightDecay(Update):
     """Whether biases and norms (parameters of one dimension) decay too."""
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {}
+    off: ClassVar[dict[str, Any] | None] = {"rate": 0.0}
 
     def __post_init__(self) -> None:
         if self.rate < 0:

@@ -36,6 +36,7 @@ class Wsd(Controller):
     shape: Literal["sqrt", "linear"] = "sqrt"
     """The decay: one minus the square root of its progress, or a straight line."""
     example: ClassVar[dict[str, Any]] = {"warmup": 2, "decay": 0.5}
+    off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "decay": 0.0}
 
     def __post_init__(self) -> None:
         check(warmup=self.warmup, decay=self.decay)

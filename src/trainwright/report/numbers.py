@@ -23,7 +23,7 @@ def count(x: float | None) -> str:
         size /= 1000
     if not unit and (size == int(size) or abs(size) >= 100):
         return f"{size:.0f}"
-    digits = max(0, 2 - int(math.floor(math.log10(abs(size))))) if size else 0
+    digits = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
     return f"{size:.{digits}f} {unit}".rstrip()
 
 
@@ -88,6 +88,16 @@ class Measured:
     """The metric's name without its domain, to what was measured."""
     against: dict[str, float]
     """The same less the baseline's, signed as ``role`` says: a gain is how much lower, the others how much higher."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether its loss was compared with a baseline's."""
+        return math.isfinite(self.against.get("loss", math.nan))
+
+    @property
+    def lower(self) -> float:
+        """How much lower its loss is than the baseline's."""
+        return self.against["loss"] * (1 if self.role == "gain" else -1)
 
     def good(self, metric: str) -> bool | None:
         """Whether the difference is for the better; None where there is none to speak of."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from trainwright.report import numbers, plots
 from trainwright.report.numbers import Measured, count, duration, measured, metrics_of, signed, size, value
@@ -76,8 +77,8 @@ class Stage:
 def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any]], folders: list[Path], plan: str) -> Path:
     """Write ``out/index.html`` and the plots as PNG; returns the page.
 
-    Beside what the store writes, a manifest may hold ``state`` (``finished``, ``cached``, ``resumed``, ``failed``) and, where the stage
-    failed, ``why``; such a one needs no more than ``stage`` and ``kind``. ``plan`` may be empty.
+    Beside what the store writes, a manifest may hold ``state`` (``finished``, ``cached``, ``resumed``, ``failed``) and, where
+    the stage failed, ``why``; such a one needs no more than ``stage`` and ``kind``. ``plan`` may be empty.
     """
     out.mkdir(parents=True, exist_ok=True)
     stages = [Stage(m, f) for m, f in zip(manifests, folders, strict=True)]
@@ -95,7 +96,7 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
         trained=[s for s in stages if s.kind == "train"], judged=[s for s in stages if s.rows], total=total(stages),
         data=[(s, table) for s in stages if s.kind == "corpus" and (table := data_table(s.folder))],
         samples=[(s, list(texts.items())) for s in stages if (texts := s.manifest.get("texts"))],
-        versions=versions(stages), command=next((s.manifest["command"] for s in reversed(stages) if s.manifest.get("command")), ""))
+        versions=versions(stages), command=next((c for s in reversed(stages) if (c := s.manifest.get("command"))), ""))
     page = out / "index.html"
     page.write_text(text, encoding="utf-8")
     return page
@@ -142,8 +143,8 @@ def _plot_training(stage: Stage, rows: list[dict[str, Any]], colours: dict[str, 
 
 def _plot_evaluation(stage: Stage, colours: dict[str, int], out: Path) -> None:
     words = {"gain": "new", "forgetting": "old", "change": "other"}
-    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", r.model, r.against["loss"] * (1 if r.role == "gain" else -1), colour=colours[r.domain])
-             for model in stage.figures["numbers"] for r in stage.rows if r.model == model and math.isfinite(r.against.get("loss", math.nan))]
+    rows = [r for model in stage.figures["numbers"] for r in stage.rows if r.model == model and r.compared]
+    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", r.model, r.lower, colour=colours[r.domain]) for r in rows]
     if shown:
         base = stage.figures["baseline"]
         said = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
@@ -151,7 +152,7 @@ def _plot_evaluation(stage: Stage, colours: dict[str, int], out: Path) -> None:
               f"How much lower the loss is than that of {base}: {said}")
 
 
-def _keep(stage: Stage, figure: plots.Figure, out: Path, what: str, label: str) -> None:
+def _keep(stage: Stage, figure: Figure, out: Path, what: str, label: str) -> None:
     stage.picture = f"{what}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', stage.name)}.png"
     plots.png(figure, out / stage.picture)
     stage.plot = Markup(plots.svg(figure, f"{what}-{stage.name}", label))
@@ -165,10 +166,9 @@ def story(stages: Sequence[Stage]) -> list[tuple[str, Markup]]:
     told = [("failure", Markup("<strong>{}</strong> failed: {}").format(s.name, s.why)) for s in stages if s.why]
     for s in stages:
         for model in dict.fromkeys(r.model for r in s.rows if r.against):
-            rows = [r for r in s.rows if r.model == model and "loss" in r.against and math.isfinite(r.against["loss"])]
-            if parts := [_clause(r) for r in rows if r.role != "change"]:
+            if parts := [_clause(r) for r in s.rows if r.model == model and r.compared and r.role != "change"]:
                 told.append(("", Markup("<strong>{}</strong> {}.").format(model, Markup(" and ").join(parts))))
-    if not any(s.rows for s in stages):
+    if not any(kind == "" for kind, _ in told):
         told += [("", Markup("<strong>{}</strong> trained on {} tokens in {}; its loss ended at {}.").format(
             s.name, count(s.figures.get("tokens")), duration(s.figures.get("seconds")), value(s.figures.get("loss"))))
             for s in stages if s.kind == "train" and not s.why]
@@ -184,7 +184,7 @@ def _clause(row: Measured) -> Markup:
     else:
         verb, kind = ("forgot some of", "bad") if x > 0 else ("got better on", "good")
     return Markup("{} <em>{}</em> (loss {}, <span class=\"{}\">{}</span>)").format(
-        verb, row.domain, value(loss), kind, signed(-x if row.role == "gain" else x))
+        verb, row.domain, value(loss), kind, signed(-row.lower))
 
 
 def facts(stages: Sequence[Stage]) -> list[tuple[str, str]]:

@@ -20,21 +20,24 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from trainwright.report.numbers import short, signed
 
 INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dfe3e8", "#fefefe"
-SERIES = ("#2563a8", "#bf5a15", "#7b4fa3", "#17807a", "#a83273", "#7a6a1f")
+SERIES = ("#2563a8", "#b45310", "#7b4fa3", "#17807a", "#a83273", "#7a6a1f")
 THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", **{c: f"--plot-{i + 1}" for i, c in enumerate(SERIES)}}
 """What a page calls each colour; the drawn one is the fallback."""
-RC = {
+RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False, "svg.fonttype": "none",
     "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.spines.left": False, "axes.facecolor": "none", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.major.size": 0, "ytick.major.size": 0,
-    "xtick.labelsize": 9, "ytick.labelsize": 9, "figure.facecolor": "none", "lines.linewidth": 1.8, "lines.solid_capstyle": "round",
-    "path.simplify": True,
+    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 9,
+    "ytick.labelsize": 9, "xtick.major.size": 0, "ytick.major.size": 0, "figure.facecolor": "none", "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round", "path.simplify": True,
 }
 WIDTH = 5.2
 """Inches of every figure: at this width its letters keep their size both in a column and on a phone."""
 MOST = 400
 """Points of a line, more of which nobody could see."""
+
+
+Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -50,11 +53,11 @@ class Line:
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    raw: Sequence[float] = ()
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
+    x: Values
+    y: Values
+    raw: Values = ()
+    low: Values = ()
+    high: Values = ()
     points: bool = False
     colour: int = 0
 
@@ -99,7 +102,7 @@ def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None =
 def _axis(axes: Axes, label: str, ticks: int) -> None:
     axes.set_title(label, loc="left", color=MUTED, fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(ticks))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}" if abs(y) >= 0.01 or not y else f"{float(f'{y:.1e}'):g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{float(f'{y:.2e}'):g}"))
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -109,7 +112,8 @@ def _draw(axes: Axes, line: Line) -> None:
     if len(line.low):
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
     if line.points:
-        axes.plot(line.x, line.y, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), marker="o", markersize=4.5, markeredgecolor=PAPER)
+        axes.plot(line.x, line.y, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), marker="o", markersize=4.5,
+                  markeredgecolor=PAPER)
     else:
         axes.plot(line.x, line.y, color=colour)
 
@@ -129,8 +133,9 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     right = max((float(line.x[-1]) for line in lines), default=0.0)
     for middle, pile in piles:
         for i, line in enumerate(pile):
-            axes.annotate(line.label, (right, middle + gap * (i - (len(pile) - 1) / 2)), xytext=(7, 0), textcoords="offset points",
-                          va="center", annotation_clip=False, color=SERIES[line.colour % len(SERIES)], fontsize=9.5)
+            y = middle + gap * (i - (len(pile) - 1) / 2)
+            axes.annotate(line.label, (right, y), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
+                          color=SERIES[line.colour % len(SERIES)], fontsize=9.5)
 
 
 def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
@@ -142,8 +147,8 @@ def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
         axes.grid(False)
         y, ticks = 0.0, []
         for group in groups:
-            axes.annotate(group, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points", ha="right",
-                          va="center", fontweight="bold", annotation_clip=False)
+            axes.annotate(group, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
+                          ha="right", va="center", fontweight="bold", annotation_clip=False)
             for row in (r for r in rows if r.group == group):
                 y += 1
                 ticks.append((y, row.label))
@@ -159,7 +164,8 @@ def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: signed(round(x, 6)).rstrip("0").rstrip(".") if x else "0"))
         axes.set_xlabel(f"{better} →", loc="right")
         if least:
-            axes.annotate(f"← {worse}", (0, 0), xycoords=("axes fraction", axes.xaxis.label), ha="left", va="bottom", color=MUTED, fontsize=9)
+            axes.annotate(f"← {worse}", (0, 0), xycoords=("axes fraction", axes.xaxis.label), ha="left", va="bottom",
+                          color=MUTED, fontsize=9)
     return figure
 
 
@@ -195,7 +201,8 @@ def training(rows: Sequence[dict[str, Any]], colours: dict[str, int]) -> Figure 
         seen = [(float(r[by]), r[name]) for r in rows if np.isfinite(r.get(name, np.nan))]
         domain = name.removeprefix("eval/loss/")
         if seen:
-            lines.append(Line(domain, *zip(*seen, strict=True), points=True, colour=colours.get(domain, 5)))
+            at, measured = zip(*seen, strict=True)
+            lines.append(Line(domain, at, measured, points=True, colour=colours.get(domain, 5)))
     strip = Line("", x[kept], np.array([r.get("lr", 0.0) for r in rows])[kept]) if any(r.get("lr") for r in rows) else None
     return curves(lines, by if by == "tokens" else "steps", "loss", strip, "learning rate")
 
@@ -211,7 +218,8 @@ def smooth(y: np.ndarray, window: float) -> np.ndarray:
             out[i] = total, weight
         sums.append(out)
     both = sums[0] + sums[1][::-1]
-    return (both[:, 0] - y) / (both[:, 1] - 1)            # the value itself was in both sums
+    mean: np.ndarray = (both[:, 0] - y) / (both[:, 1] - 1)        # the value itself was in both sums
+    return mean
 
 
 def extremes(y: np.ndarray, kept: np.ndarray) -> np.ndarray:

@@ -41,7 +41,9 @@ class Progress(Listener):
     def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
         """Start or stop the display, and leave one line of what was done."""
         resumed = state == "finished" and self.states.get(name, {}).get("state") == "resumed"
-        self.states[name] = {"state": "resumed" if resumed else state, "kind": kind} | ({"why": str(info["why"])} if "why" in info else {})
+        self.states[name] = {"kind": kind, "state": "resumed" if resumed else state}
+        if "why" in info:
+            self.states[name]["why"] = str(info["why"])
         if state in ("started", "resumed"):
             return self._start(name, kind, state, info)
         self._stop()
@@ -49,7 +51,8 @@ class Progress(Listener):
         if state == "cached":
             self._print(Text(f"{name:<8} cached", style="dim") + Text(f"  {info.get('path', '')}", style="dim"))
         elif state == "failed":
-            done = f" after {self.row['step']:,.0f} of {self.row['steps']:,.0f} steps" if self.row and self.stage_name == name else ""
+            row = self.row if self.stage_name == name else {}
+            done = f" after {row['step']:,.0f} of {row['steps']:,.0f} steps" if row else ""
             self._print(Text.assemble((f"{name:<8} ", "bold"), (f"stopped{done} · {duration(seconds)}", "red")))
         else:
             self._print(Text.assemble((f"{name:<8} ", "bold green"), told(kind, info, seconds)))
@@ -105,7 +108,8 @@ class Progress(Listener):
             doing = "".join(f" · {part}" for part in sizes(self.info))
             return _cut(head + Text(f"{turn} {DOING.get(self.kind, 'working')} · {duration(elapsed)}{doing}"), width)
         done = min(1.0, row["step"] / max(row["steps"], 1))
-        tail = f" {row['step']:,.0f}/{row['steps']:,.0f}  {done:4.0%}  {self._left()} left"
+        steps = f"{row['steps']:,.0f}"
+        tail = f" {row['step']:>{len(steps)},.0f}/{steps} {done:>5.0%}  {self._left():>11} left"
         bar = max(6, min(60, width - len(head) - len(tail)))
         full = round(done * bar)
         lines = [_cut(head + Text("━" * full, "cyan") + Text("━" * (bar - full), "bright_black") + Text(tail), width),
@@ -116,8 +120,8 @@ class Progress(Listener):
 
     def _figures(self) -> Text:
         row = self.row
-        parts = [f"loss {value(row.get('loss'))}", f"lr {row.get('lr', 0.0):.2g}", f"{count(row.get('tokens_per_second'))} tokens/s",
-                 size(row.get("memory_bytes"))]
+        parts = [f"loss {value(row.get('loss'))}", f"lr {row.get('lr', 0.0):.2g}",
+                 f"{count(row.get('tokens_per_second'))} tokens/s", size(row.get("memory_bytes"))]
         if self.live is None:
             parts.append(f"{self._left()} left")
         return Text(" · ".join(parts))
@@ -156,7 +160,8 @@ def told(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
     """What a finished stage did, in one line."""
     parts: list[str] = []
     if kind == "train":
-        parts = [f"trained {figures.get('steps', 0):,} steps", f"{count(figures.get('tokens'))} tokens", f"loss {value(figures.get('loss'))}"]
+        parts = [f"trained {figures.get('steps', 0):,} steps", f"{count(figures.get('tokens'))} tokens",
+                 f"loss {value(figures.get('loss'))}"]
         seconds = figures.get("seconds", seconds)
     elif kind == "corpus":
         parts = [f"{figures[k]:,} {k}" for k in ("documents",) if k in figures]
@@ -174,7 +179,7 @@ def told(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
 
 
 def evaluation_table(figures: dict[str, Any]) -> Table:
-    """Each model on each domain. Gain on new domains is how much lower than the baseline, forgetting on old ones how much higher."""
+    """Each model on each domain: gain on new ones is how much lower than the baseline, forgetting on old ones how much higher."""
     rows = measured(figures)
     metrics = [m for m in metrics_of(rows) if m != "perplexity"]
     baseline = figures.get("baseline")
@@ -191,7 +196,7 @@ def evaluation_table(figures: dict[str, Any]) -> Table:
         table.add_row(Text(row.domain, "bold") if first else "", Text(row.model, "dim" if row.baseline else ""),
                       *_cells(row, metrics, bool(baseline)), end_section=last)
     if baseline:
-        table.caption = "gain: lower on a new domain; forgetting: higher on an old one (loss in nats per token)"
+        table.caption = "gain: lower on a new domain; forgetting: higher on an old one"
     return table
 
 

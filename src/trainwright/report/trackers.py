@@ -35,7 +35,7 @@ class Tracker(Listener):
     module: ClassVar[str]
 
     def __init__(self, module: Any, folder: Path, run_name: str) -> None:
-        self.api, self.folder, self.run_name = module, folder, run_name
+        self.api, self.folder, self.run_name, self.ended = module, folder, run_name, False
         self.open()
 
     def open(self) -> None:
@@ -44,6 +44,14 @@ class Tracker(Listener):
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
         """Numbers of one stage at one step."""
         raise NotImplementedError
+
+    def end(self) -> None:
+        """Finish the run."""
+
+    def close(self) -> None:
+        if not self.ended:
+            self.ended = True
+            self.end()
 
     def step(self, stage: str, row: dict[str, float]) -> None:
         self.log(stage, {k: v for k, v in row.items() if k not in ("step", "steps")}, int(row["step"]))
@@ -63,12 +71,12 @@ class TensorBoard(Tracker):
         self.writers: dict[str, Any] = {}
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
-        if stage not in self.writers:                     # purging hides what a run that was interrupted had written beyond its checkpoint
+        if stage not in self.writers:                     # purging hides what an interrupted run wrote beyond its checkpoint
             self.writers[stage] = self.api.SummaryWriter(str(self.folder / self.run_name / stage), purge_step=step)
         for name, value in numbers.items():
             self.writers[stage].add_scalar(name, value, step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         for writer in self.writers.values():
             writer.close()
 
@@ -88,7 +96,7 @@ class WeightsAndBiases(Tracker):
             self.stages.add(stage)
         self.run.log({f"{stage}/{k}": v for k, v in numbers.items()} | {f"{stage}/step": step})
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.run.finish()
 
 
@@ -107,7 +115,7 @@ class MLflow(Tracker):
         allowed = {re.sub(r"[^\w\-. :/]", "_", f"{stage}/{k}"): v for k, v in numbers.items()}
         self.api.log_metrics(allowed, step=step)
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.api.end_run()
 
 
@@ -122,7 +130,7 @@ class Trackio(Tracker):
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
         self.run.log({f"{stage}/{k}": v for k, v in numbers.items()} | {f"{stage}/step": step})
 
-    def close(self) -> None:
+    def end(self) -> None:
         self.run.finish()
 
 

@@ -1,0 +1,34 @@
+"""A static mixture: which share of the rows each domain gives, whatever its size.
+
+With weights w, a row comes from domain d with probability w[d] / sum(w); a small domain with a large weight is seen more often
+than once. Without a mixture each domain gives as many rows as it has.
+
+Errors: a negative weight, or weights that add up to nothing; the data method refuses domains that the corpus has not.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from torch import nn
+
+from trainwright.core.context import View
+from trainwright.core.method import Command, Controller, Set, State
+
+
+class Mixture(Controller):
+    """Sets the knob ``mixture`` before the first step, and owns it."""
+
+    weights: dict[str, float]
+    """Weight of each domain; those that are not named give nothing."""
+    example: ClassVar[dict[str, object]] = {"weights": {"prose": 1.0, "code": 3.0}}
+
+    def __post_init__(self) -> None:
+        if min(self.weights.values(), default=0.0) < 0 or sum(self.weights.values()) <= 0:
+            raise ValueError(f"weights must not be negative and must add up to more than 0, not {self.weights}")
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return {"knob:mixture"}
+
+    def tick(self, view: View, state: State) -> Iterable[Command]:
+        return [Set("mixture", dict(self.weights))] if view.step == 0 else []

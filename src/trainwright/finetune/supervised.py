@@ -1,0 +1,37 @@
+"""Supervised fine-tuning on conversations: cross-entropy of the assistant's tokens, and of nothing else.
+
+    loss = - sum over the assistant's tokens of log p(token | all before it in its conversation)
+
+Which tokens are the assistant's is marked when the corpus is tokenized, by the chat template's generation markers. Not for plain
+text: a corpus without such marks is refused, since every token of the prompts would be learned.
+
+Errors: a corpus without conversations; a step in which no token is learned.
+"""
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Batch, Objective, State
+from trainwright.core.tokens import open_corpus
+from trainwright.pretrain._causal_lm import note_domains, token_losses, tokens_by_domain, trained_tokens
+
+
+class Supervised(Objective):
+    """Cross-entropy of the assistant's tokens, one number a position; 0 elsewhere."""
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        if ctx.inputs.get("data") and not open_corpus(ctx.path("data")).chat:
+            raise UserError(f"supervised: the corpus {ctx.path('data').name} has no conversations (a column messages), so it does not say "
+                            "which tokens are the assistant's; use next_token to learn all tokens of plain text.")
+        return {}
+
+    def count(self, batch: Batch) -> float:
+        return trained_tokens(batch)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
+        counts = tokens_by_domain(batch)
+        losses = token_losses(model, batch, ctx)
+        note_domains(losses, batch, counts, ctx)
+        return losses

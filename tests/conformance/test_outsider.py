@@ -1,0 +1,338 @@
+"""A method that somebody writes beside his recipe: a sound one passes, and each way to break a law is caught by that law."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from trainwright.cli import app
+from trainwright.core import conformance
+from trainwright.core._laws import LAWS
+
+HEAD = '''"""What it does, in one line."""
+import random
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainwright.core.method import *
+from trainwright.pretrain._causal_lm import token_losses, trained_tokens
+
+
+'''
+SOUND = HEAD + '''class Mine(Update):
+    """Sharpness-aware: takes the step with the gradients a little way uphill, for which it asks in the middle of a step."""
+
+    radius: float = 0.01
+    """How far uphill."""
+    off: ClassVar[dict[str, Any] | None] = {"radius": 0.0}
+
+    def init(self, model, ctx):
+        return {"param": {n: {"mean": torch.zeros_like(p)} for n, p in model.named_parameters()}, "shared": {"steps": 0}}
+
+    def update(self, updates, params, state, ctx):
+        state["shared"]["steps"] += 1
+        for n, u in updates.items():
+            state["param"][n]["mean"].lerp_(u, 0.1)
+        if not self.radius:
+            return updates
+        uphill = {n: self.radius * ctx.grads[n] for n in updates}
+        for n, u in uphill.items():
+            params[n].add_(u)
+        again = ctx.again()
+        for n, u in uphill.items():
+            params[n].sub_(u)
+        return {n: u + again[n] for n, u in updates.items()}
+'''
+BROKEN = {
+    "state_is_legal": {
+        "keeps count on itself": '''class Mine(Update):
+    """."""
+
+    def update(self, updates, params, state, ctx):
+        object.__setattr__(self, "count", vars(self).get("count", 0) + 1)
+        return updates
+''',
+        "is a tuple": '''class Mine(Update):
+    """."""
+
+    def init(self, model, ctx):
+        return {"shared": {"pair": (1, 2)}}
+''',
+        "is a set": '''class Mine(Update):
+    """."""
+
+    def init(self, model, ctx):
+        return {"shared": {"frozen": {"a", "b"}}}
+''',
+        "which is no parameter": '''class Mine(Evaluator):
+    """."""
+
+    def init(self, model, ctx):
+        return {"param": {"lm_head.nothing": {}}}
+
+    def measure(self, model, ctx):
+        return {"one": 1.0}
+''',
+        "has the key 3": '''class Mine(Controller):
+    """."""
+
+    def init(self, model, ctx):
+        return {"shared": {3: "three"}}
+
+    def tick(self, view, state):
+        return ()
+'''},
+    "two_resumes_are_exact": {
+        "ends with other weights": '''class Mine(Update):
+    """."""
+
+    def update(self, updates, params, state, ctx):
+        SEEN.append(len(SEEN))
+        return {n: u * (1 + len(SEEN)) for n, u in updates.items()}
+
+
+SEEN = []
+''',
+        "ends with other states": '''class Mine(Update):
+    """."""
+
+    def settle(self, params, state, ctx):
+        state["shared"] = {"mean": 0.5 * MEAN[0] + float(ctx.step)}
+        MEAN[0] = state["shared"]["mean"]
+
+
+MEAN = [0.0]
+'''},
+    "randomness_is_derived": {
+        "global generator of torch": '''class Mine(Update):
+    """."""
+
+    def update(self, updates, params, state, ctx):
+        return {n: u * torch.rand(()) for n, u in updates.items()}
+''',
+        "global generator of random and numpy": '''class Mine(Data):
+    """."""
+
+    def next(self, pull, state, ctx):
+        random.random()
+        np.random.rand()
+        return pull()
+'''},
+    "micro_batches_do_not_bend_it": {
+        "has another gradient": '''class Mine(Objective):
+    """."""
+
+    def count(self, batch):
+        return 1.0
+
+    def loss(self, model, batch, state, ctx):
+        return token_losses(model, batch, ctx) / trained_tokens(batch)
+''',
+        "micro-batches a step has": '''class Mine(Weigh):
+    """."""
+
+    def weigh(self, values, batch, state, ctx):
+        return values / values.max()
+'''},
+    "claims_match": {
+        "matches nothing": '''class Mine(Surgery):
+    """."""
+
+    def claims(self, model):
+        return {"layers.*"}
+
+    def operate(self, model, ctx):
+        return None
+'''},
+    "off_it_changes_nothing": {
+        "it should change nothing": '''class Mine(Weigh):
+    """."""
+
+    power: float = 1.0
+    """Power of the loss that is the weight."""
+    off: ClassVar[dict[str, Any] | None] = {"power": 0.1}
+
+    def weigh(self, values, batch, state, ctx):
+        return values ** self.power
+'''},
+    "settings_come_back": {
+        "the setting strength has no docstring": '''class Mine(Update):
+    """."""
+
+    strength: float = 1.0
+''',
+        "do not come back": '''class Mine(Update):
+    """."""
+
+    names: dict[str, Any]
+    """Names."""
+    example: ClassVar[dict[str, Any]] = {"names": {"a": (1, 2)}}
+'''},
+    "it_starts_neutral": {
+        "logits move": '''class Mine(Surgery):
+    """."""
+
+    def operate(self, model, ctx):
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(2)
+'''},
+    "it_changes_what_it_claims": {
+        "which it does not claim": '''class Mine(Surgery):
+    """."""
+
+    neutral: ClassVar[bool] = False
+
+    def operate(self, model, ctx):
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(2)
+'''},
+    "the_export_reloads": {
+        "differs from the trained model": '''class Scaled(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.scale = inner, nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+class Mine(Surgery):
+    """."""
+
+    def operate(self, model, ctx):
+        for layer in model.model.layers if "model" in model._modules else model.transformer.h:
+            layer.mlp = Scaled(layer.mlp)
+'''},
+    "it_runs_on_another_model": {
+        "has no attribute 'model'": '''class Mine(Surgery):
+    """."""
+
+    def operate(self, model, ctx):
+        model.model.layers
+'''},
+    "commands_are_claimed": {
+        "sets the knob 'lr' and claims nothing": '''class Mine(Controller):
+    """."""
+
+    def tick(self, view, state):
+        return [Set("lr", 0.5)]
+'''},
+    "measuring_moves_nothing": {
+        "comes out differently": '''class Mine(Evaluator):
+    """."""
+
+    def measure(self, model, ctx):
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-3)
+        return {"one": 1.0}
+''',
+        "measured twice": '''class Mine(Evaluator):
+    """."""
+
+    def measure(self, model, ctx):
+        TIMES.append(1)
+        return {"times": float(len(TIMES))}
+
+
+TIMES = []
+'''},
+    "equal_tensors_stay": {
+        "it makes torch.float32": '''class Mine(Arithmetic):
+    """."""
+
+    def combine(self, tensors, base):
+        return sum(t.float() for t in tensors) / len(tensors)
+''',
+        "handed on": '''class Mine(Arithmetic):
+    """."""
+
+    def combine(self, tensors, base):
+        return tensors[0]
+'''},
+    "rows_are_the_same_twice": {
+        "gives other rows": '''class Mine(Curate):
+    """."""
+
+    def apply(self, documents, ctx):
+        SEEN.append(1)
+        return documents.limit(10 * len(SEEN))
+
+
+SEEN = []
+''',
+        "without text": '''class Mine(Curate):
+    """."""
+
+    def apply(self, documents, ctx):
+        return documents.exclude("text")
+'''},
+    "rows_are_lawful": {
+        "shifted already": '''class Mine(Data):
+    """."""
+
+    def next(self, pull, state, ctx):
+        batch = pull()
+        return batch | {"targets": torch.where(batch["targets"] == -100, -100, batch["input_ids"])}
+''',
+        "rows has": '''class Mine(Data):
+    """."""
+
+    def next(self, pull, state, ctx):
+        return {n: t[:4] if torch.is_tensor(t) else t for n, t in pull().items()}
+'''},
+    "it_scores_units": {
+        "rows come first": '''class Mine(Objective):
+    """."""
+
+    def count(self, batch):
+        return trained_tokens(batch)
+
+    def loss(self, model, batch, state, ctx):
+        return token_losses(model, batch, ctx).sum()
+''',
+        "it counts": '''class Mine(Objective):
+    """."""
+
+    def count(self, batch):
+        return float(len(batch["targets"]))
+
+    def loss(self, model, batch, state, ctx):
+        return token_losses(model, batch, ctx)
+'''}}
+CASES = [(law, words, text) for law, ways in BROKEN.items() for words, text in ways.items()]
+
+
+@pytest.mark.parametrize(("law", "words", "text"), CASES, ids=[f"{law}-{words}".replace(" ", "_") for law, words, _ in CASES])
+def test_a_broken_method_is_caught(law: str, words: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(HEAD + text)
+    (found,) = [one for one in LAWS if one.name == law]
+    assert words in conformance.problem(found, str(file), tmp_path)
+
+
+def test_every_law_has_been_broken() -> None:
+    assert set(BROKEN) == {law.name for law in LAWS}
+
+
+@pytest.mark.slow
+def test_a_sound_method_passes_the_command_and_a_broken_one_does_not(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SOUND)
+    told = CliRunner().invoke(app, ["check", str(file)])
+    assert told.exit_code == 0, told.output
+    assert conformance.RANKS in told.output and "FAILED" not in told.output
+    other = tmp_path / "other.py"
+    other.write_text(HEAD + BROKEN["equal_tensors_stay"]["handed on"])
+    told = CliRunner().invoke(app, ["check", str(other)])
+    assert told.exit_code == 1 and "FAILED" in told.output
+
+
+def test_what_needs_a_package_that_is_not_there_is_left_out(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(SOUND.replace("    radius", '    needs: ClassVar[tuple[str, ...]] = ("no_such_package",)\n    radius', 1))
+    assert list(conformance.check_all([str(file)])) == [(str(file), "skipped: needs no_such_package", "")]

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+from rich.console import Console
+
+from tests.report import sample
+from trainwright.report import numbers, progress
+from trainwright.report.progress import Progress, evaluation_table
+
+INFO = {"steps": 512, "tokens": 1_048_576, "parameters": 1_312_256, "trainable": 1_312_256}
+DONE = {"steps": 512, "tokens": 1_048_576, "loss": 4.312, "seconds": 48.2, "peak_memory_bytes": 912e6, "path": "store/base-41d0"}
+
+
+def console(terminal: bool, width: int = 80) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, height=20, color_system=None, legacy_windows=False)
+
+
+def said(one: Progress) -> str:
+    return one.console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def row(step: int, steps: int = 512) -> dict[str, float]:
+    return {
+        "step": step,
+        "steps": steps,
+        "tokens": step * 2048,
+        "loss": 5.0,
+        "lr": 3e-4,
+        "tokens_per_second": 21_900.0,
+        "memory_bytes": 8.7e8,
+    }
+
+
+def test_plain_lines_tell_the_stages_in_a_line_each() -> None:
+    shown = Progress(console(False))
+    shown.stage("corpus", "corpus", "cached", {"path": "store/corpus-9b2f"})
+    shown.stage("base", "train", "started", INFO)
+    for step in range(1, 513):
+        shown.step("base", row(step))
+    shown.stage("base", "train", "finished", DONE)
+    shown.stage("judge", "evaluate", "started", {})
+    shown.stage("judge", "evaluate", "finished", sample.evaluation())
+    shown.close()
+    lines = said(shown).splitlines()
+    assert lines[0] == "corpus   cached  store/corpus-9b2f"
+    assert lines[1] == "base     started · 512 steps · 1.05 M tokens · 1.31 M parameters"
+    assert lines[2] == "base     trained 512 steps · 1.05 M tokens · loss 4.312 · 48 s · peak 912 MB"
+    assert lines[4].startswith("judge    measured base, adapt, merged · ")
+    assert len(lines) == 5 and "\x1b" not in said(shown)
+
+
+def test_plain_lines_grow_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten hours of a step a second are told in fewer than 150 lines, and the first comes after five seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    shown = Progress(console(False))
+    shown.stage("base", "train", "started", INFO)
+    for step in range(1, 36_001):
+        clock[0] += 1.0
+        shown.step("base", row(step, 36_000) | ({"eval/loss/prose": 4.4, "eval/perplexity/prose": 81.0} if step == 6 else {}))
+    lines = said(shown).splitlines()
+    assert 100 < len(lines) < 150
+    assert (
+        lines[1]
+        == "base     step 6/36,000 · loss 5.000 · lr 0.0003 · 21.9 k tokens/s · 870 MB · 9 h 59 min left · loss/prose 4.400"
+    )
+
+
+def test_live_display_fits_80_columns_and_goes_away() -> None:
+    shown = Progress(console(True))
+    shown.stage("a_stage_with_a_long_name", "train", "started", INFO)
+    assert "getting ready" in shown._render().plain
+    shown.step(
+        "a_stage_with_a_long_name",
+        row(1) | {"eval/loss/prose": 4.4, "eval/bits_per_byte/prose": 2.0, "eval/loss/code": 5.1, "eval/bits_per_byte/code": 2.6},
+    )
+    shown.step("a_stage_with_a_long_name", row(211))
+    lines = shown._render().plain.splitlines()
+    assert len(lines) == 3 and all(len(line) < 80 for line in lines)
+    assert "211/512" in lines[0] and "41%" in lines[0] and lines[0].endswith("left")
+    assert "loss 5.000 · lr 0.0003 · 21.9 k tokens/s · 870 MB" in lines[1]
+    assert "loss/prose 4.400" in lines[2]
+    shown.say("[red] is no markup here")
+    shown.stage("a_stage_with_a_long_name", "train", "finished", DONE)
+    assert shown.live is None
+    out = said(shown)
+    assert "[red] is no markup here" in out and "trained 512 steps" in out and "\x1b[?25h" in out  # the cursor is shown again
+
+
+def test_failed_stage_frees_the_terminal_and_is_remembered() -> None:
+    shown = Progress(console(True))
+    shown.stage("adapt", "train", "started", INFO)
+    shown.step("adapt", row(41))
+    shown.stage("adapt", "train", "failed", {"why": "the loss is nan"})
+    assert shown.live is None and "stopped after 41 of 512 steps" in said(shown)
+    assert shown.states["adapt"] == {"state": "failed", "kind": "train", "why": "the loss is nan"}
+
+
+def test_resumed_stage_stays_resumed_when_finished() -> None:
+    shown = Progress(console(False))
+    shown.stage("adapt", "train", "resumed", INFO)
+    shown.stage("adapt", "train", "finished", DONE)
+    assert shown.states["adapt"]["state"] == "resumed"
+
+
+def test_a_step_costs_little() -> None:
+    shown = Progress(console(True))
+    shown.stage("base", "train", "started", INFO)
+    one, began = row(5), time.perf_counter()
+    for _ in range(2000):
+        shown.step("base", one)
+    spent = (time.perf_counter() - began) / 2000
+    shown.close()
+    assert spent < 0.3e-3
+
+
+def test_evaluation_table_signs_gain_and_forgetting() -> None:
+    figures = {
+        "numbers": {
+            "base": {"loss/code": 5.0, "bits_per_byte/code": 2.5, "loss/prose": 4.0, "perplexity/prose": 54.6, "loss/mail": 3.0},
+            "adapt": {"loss/code": 3.0, "bits_per_byte/code": 1.5, "loss/prose": 4.5, "loss/mail": 3.25, "accuracy/quiz": 0.75},
+        },
+        "baseline": "base",
+        "old": ["prose"],
+        "new": ["code"],
+    }
+    show = console(False)
+    show.print(evaluation_table(figures))
+    out = show.file.getvalue()  # type: ignore[attr-defined]
+    assert "gain +2.000" in out and "gain +1.000" in out  # how much lower on the new domain
+    assert "forgetting +0.500" in out  # how much higher on the old one
+    assert "change +0.250" in out and "0.750" in out  # a domain that is neither; a metric that is no loss
+    assert max(len(line) for line in out.splitlines()) <= 80
+    rows = {(r.domain, r.model): r for r in numbers.measured(figures)}
+    assert rows["code", "adapt"].good("loss") is True and rows["prose", "adapt"].good("loss") is False
+    assert rows["code", "base"].against == {} and rows["quiz", "adapt"].good("accuracy") is None
+    assert [r.domain for r in numbers.measured(figures)][:4] == ["code", "code", "prose", "prose"]
+
+
+def test_evaluation_table_without_baseline() -> None:
+    show = console(False)
+    show.print(evaluation_table({"numbers": {"only": {"loss/prose": 4.0}}, "baseline": None, "old": [], "new": []}))
+    assert "against" not in show.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("x", "text"),
+    [
+        (0, "0"),
+        (512, "512"),
+        (999.6, "1.00 k"),
+        (12_431, "12.4 k"),
+        (999_999, "1.00 M"),
+        (1_048_576, "1.05 M"),
+        (7.1e12, "7.10 T"),
+        (3e21, "3000 E"),
+        (None, "–"),
+        (float("nan"), "–"),
+        (1.5, "1.50"),
+    ],
+)
+def test_counts(x: float | None, text: str) -> None:
+    assert numbers.count(x) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.41, "0.4 s"),
+        (9.97, "10 s"),
+        (48.2, "48 s"),
+        (99.7, "1 min 40 s"),
+        (3599.7, "1 h 00 min"),
+        (11_100, "3 h 05 min"),
+        (187_200, "2 d 4 h"),
+        (None, "–"),
+    ],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert numbers.duration(seconds) == text
+
+
+def test_ticks_keep_their_zeros() -> None:
+    assert [numbers.short(x) for x in (0, 250_000, 500_000, 1e6, 1.5e6, 100)] == ["0", "250 k", "500 k", "1 M", "1.5 M", "100"]
+
+
+def test_signs_are_true_minus() -> None:
+    assert [numbers.signed(x) for x in (0.8114, -0.042, -0.0001, None)] == ["+0.811", "−0.042", "0.000", "–"]
