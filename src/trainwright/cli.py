@@ -14,6 +14,7 @@ from trainwright.core.errors import UserError, located
 
 if TYPE_CHECKING:
     from trainwright.core.recipe import Recipe
+    from trainwright.core.store import Store
 
 app = typer.Typer(name="trainwright", no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False,
                   help="One recipe describes a model's whole training life: data, pretraining, adaptation, alignment, compression, merging, evaluation.")
@@ -40,11 +41,11 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     from trainwright.report import trackers
     from trainwright.report.progress import Progress
     sharding.start()
-    main = sharding.main()
+    main, progress, made_in = sharding.main(), Progress(), Store(store)
     with located(str(recipe)):
-        hear = Listeners(Progress(), *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
+        hear = Listeners(progress, *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
     try:
-        made = run_recipe(loaded, Store(store), hear)
+        run_recipe(loaded, made_in, hear)
     except KeyboardInterrupt as stopped:                   # the command line would swallow what it says
         hear.close()
         if main:
@@ -53,20 +54,25 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     finally:
         hear.close()
         sharding.stop()
-    if main:
-        _report(loaded, store, made)
+        if main and progress.states:
+            _report(loaded, made_in, progress.states)
 
 
-def _report(recipe: Recipe, store: Path, made: dict[str, Any]) -> None:
+def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> None:
+    """The tables and the page of what has run, a stage that failed included."""
+    from trainwright.core.plan import plan as make_plan
+    from trainwright.core.prepare import artifacts
     from trainwright.report import page
     from trainwright.report.progress import evaluation_table
-    console = Console()
-    manifests = [a.manifest for a in made.values()]
+    planned = make_plan(recipe, store, predict=False)
+    made = artifacts(store, [s.job for s in planned.stages])
+    manifests: list[dict[str, Any]] = [(made[name].manifest if name in made else {"stage": name}) | state for name, state in states.items()]
     for m in manifests:
-        if m["kind"] == "evaluate":
-            console.print(evaluation_table(m["figures"]))
-    out = page.write(store / "reports" / recipe.file.stem, recipe.text, recipe.title, manifests, [a.path for a in made.values()], "")
-    console.print(f"report: {out}", soft_wrap=True)
+        if m["kind"] == "evaluate" and "figures" in m:
+            Console().print(evaluation_table(m["figures"]))
+    folders = [made[name].path if name in made else Path() for name in states]
+    out = page.write(store.root / "reports" / recipe.file.stem, recipe.text, recipe.title, manifests, folders, str(planned))
+    Console().print(f"report: {out}", soft_wrap=True)
 
 
 @app.command()

@@ -12,13 +12,13 @@ from trainwright.core._laws import LAWS
 
 HEAD = '''"""What it does, in one line."""
 import random
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from trainwright.core.claims import match
 from trainwright.core.method import *
 from trainwright.pretrain._causal_lm import token_losses, trained_tokens
 
@@ -32,7 +32,8 @@ SOUND = HEAD + '''class Mine(Update):
     off: ClassVar[dict[str, Any] | None] = {"radius": 0.0}
 
     def init(self, model, ctx):
-        return {"param": {n: {"mean": torch.zeros_like(p)} for n, p in model.named_parameters()}, "shared": {"steps": 0}}
+        params = dict(model.named_parameters())
+        return {"param": {n: {"mean": torch.zeros_like(params[n])} for n in match(self.on, params)}, "shared": {"steps": 0}}
 
     def update(self, updates, params, state, ctx):
         state["shared"]["steps"] += 1
@@ -172,6 +173,20 @@ MEAN = [0.0]
     names: dict[str, Any]
     """Names."""
     example: ClassVar[dict[str, Any]] = {"names": {"a": (1, 2)}}
+'''},
+    "on_limits_it": {
+        "its state is wrong about": '''class Mine(Update):
+    """."""
+
+    def init(self, model, ctx):
+        return {"param": {n: {"old": p.detach().clone()} for n, p in model.named_parameters()}}
+''',
+        "it changes /model.embed_tokens.weight": '''class Mine(Update):
+    """."""
+
+    def settle(self, params, state, ctx):
+        for p in params.values():
+            p.clamp_(-0.01, 0.01)
 '''},
     "it_starts_neutral": {
         "logits move": '''class Mine(Surgery):

@@ -16,7 +16,7 @@ from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import (
-    Batch, Command, Controller, Data, Evaluator, Objective, Operate, ParamMap, Set, State, Stop, Surgery, Weigh)
+    Batch, Command, Controller, Data, Evaluator, Objective, Operate, ParamMap, Set, State, Stop, Surgery, Tensors, Update, Weigh)
 from trainwright.optim.adamw import Adamw
 
 
@@ -201,6 +201,42 @@ def test_a_surgery_between_steps_is_journaled(tmp_path: Path):
     run.run(until=5)
     assert [(step, type(s).__name__) for step, s in run.journal] == [(3, "Widen")]
     assert isinstance(run.model[6], nn.Identity) and run.states["adamw.1"]["param"]
+
+
+class Stamp(Surgery):
+    """Writes down at which step it is performed."""
+
+    def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
+        model.stamped = ctx.step
+        return None
+
+
+def test_a_replayed_surgery_sees_the_step_at_which_it_was_performed():
+    run = train(8)
+    run.build(journal=[(3, Stamp())])
+    assert run.model.stamped == 3 and run.ctx.step == 0
+
+
+class Uphill(Update):
+    """Asks for the gradients again, elsewhere, in the middle of a step."""
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        assert ctx.again is not None
+        same = ctx.again()
+        for p in params.values():
+            p.mul_(2)
+        other = ctx.again()
+        for p in params.values():
+            p.div_(2)
+        ctx.note("same", float(all(torch.equal(same[n], ctx.grads[n]) for n in updates)))
+        ctx.note("other", float(all(torch.equal(other[n], ctx.grads[n]) for n in updates)))
+        return other
+
+
+def test_an_update_may_ask_for_gradients_at_other_weights():
+    run = train(2, Uphill())
+    run.run()
+    assert run.row["same"] == 1 and run.row["other"] == 0
 
 
 def test_a_loss_that_is_no_number_names_the_step():

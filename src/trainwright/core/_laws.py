@@ -248,13 +248,17 @@ def off_it_changes_nothing(make: Make, folder: Path) -> None:
     """With the settings that the class calls ``off``, a stage comes to the weights that it has without the method."""
     method = make()
     off = dataclasses.replace(method, **method.off)
-    # A link of the chain keeps the optimizer behind which it stands from its fused kernel: then both must have one.
-    link = isinstance(off, Update) and not isinstance(off, Optimizer) and type(off).update is not Update.update
-    runs = [_tiny.stage(off, folder), _tiny.stage(None, folder, more=[_tiny.Idle()] if link else [])]
+    runs = [_tiny.stage(off, folder), without(off, folder)]
     for run in runs:
         run.run(until=4)
     at = difference(weights(runs[0]), weights(runs[1]))
     expect(not at, f"with {off.off} it should change nothing, and {at} differs from that of a stage without it")
+
+
+def without(method: Method, folder: Path) -> Train:
+    """The stage without the method. A link keeps the optimizer before it from its fused kernel: then both stages have one."""
+    link = isinstance(method, Update) and not isinstance(method, Optimizer) and type(method).update is not Update.update
+    return _tiny.stage(None, folder, more=[_tiny.Idle(on=method.on)] if link else [])  # type: ignore[attr-defined]
 
 
 @law(*TRAINS)

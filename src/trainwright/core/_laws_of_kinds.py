@@ -1,6 +1,7 @@
 """The laws of single kinds of method."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,24 @@ import torch
 from torch import Tensor
 
 from trainwright.core import _tiny, documents
-from trainwright.core._laws import Make, difference, expect, key_of, law, logits, weights
+from trainwright.core._laws import Make, difference, expect, key_of, law, logits, weights, without
 from trainwright.core.claims import match
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
-from trainwright.core.method import Arithmetic, Batch, Controller, Curate, Data, Evaluator, Objective, Operate, Set, Stop, Surgery
+from trainwright.core.method import (
+    Arithmetic,
+    Batch,
+    Controller,
+    Curate,
+    Data,
+    Evaluator,
+    Objective,
+    Operate,
+    Set,
+    Stop,
+    Surgery,
+    Update,
+)
 
 
 @law(Curate)
@@ -108,6 +122,27 @@ def it_changes_what_it_claims(make: Make, folder: Path) -> None:
     for new, (old, how) in moved.source.items() if moved else ():
         expect(new in after and old in values, f"its map goes from {old} to {new}, and there are no such parameters")
         expect(how(values[old]).shape == after[new].shape, f"its map gives {new} the shape {tuple(how(values[old]).shape)}")
+
+
+@law(Update)
+def on_limits_it(make: Make, folder: Path) -> None:
+    """With ``on`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
+    if make().on != "*":
+        return
+    everywhere = _tiny.stage(make(), folder)
+    everywhere.run(until=1)
+    for on in ("*_proj.weight", "!*_proj.weight"):
+        method = dataclasses.replace(make(), on=on)
+        run, other = _tiny.stage(method, folder), without(method, folder)
+        run.run(until=1)
+        other.run(until=1)
+        mine = match(on, run.params)
+        rest = [{n: w for n, w in weights(r).items() if n not in mine} for r in (run, other)]
+        at = difference(rest[0], rest[1])
+        expect(not at, f"with on = {on!r} it changes {at}")
+        kept, all_kept = (set(r.states[f"{method.name}.1"].get("param", {})) for r in (run, everywhere))
+        strange = kept ^ set(match(on, all_kept))
+        expect(not strange, f"with on = {on!r} its state is wrong about {', '.join(sorted(strange)[:2])}: see core.claims.match")
 
 
 class Listening(Train):

@@ -106,7 +106,7 @@ def start_ranks(methods: list[str], out: Path) -> str:
     uses = [str(Path(m).resolve()) if m.endswith(".py") else m for m in methods]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join(p for p in (str(registry.ROOT.parent), os.environ.get("PYTHONPATH", "")) if p)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, "TMPDIR": str(out.parent)}
     pairs = [part for use, name in zip(uses, methods, strict=True) for part in (use, name)]
     command = [*launch, "-m", "trainwright.core.conformance", "ranks", str(out), *pairs]
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as both:

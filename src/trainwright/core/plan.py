@@ -57,19 +57,23 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(recipe: Recipe, store: Store) -> Plan:
-    """Check everything that can be checked before running, and predict what each stage will cost.
+def plan(recipe: Recipe, store: Store, predict: bool = True) -> Plan:
+    """Check everything that can be checked before running, and predict what each stage will cost (seconds of calibration).
 
     Raises:
         UserError: any mistake in the recipe, claims that collide, or more memory than the machine has.
     """
-    return Plan(recipe, [_stage(job, store) for job in jobs(recipe, store)])
+    return Plan(recipe, [_stage(job, store, predict) for job in jobs(recipe, store)])
 
 
-def _stage(job: Job, store: Store) -> StagePlan:
-    cached = store.find(job.stage.name, job.key) is not None
-    out = StagePlan(job, cached, places(job))
-    if isinstance(job.stage, TrainStage):
+def _stage(job: Job, store: Store, predict: bool) -> StagePlan:
+    found = store.find(job.stage.name, job.key)
+    out = StagePlan(job, found is not None, places(job))
+    if found is not None and isinstance(job.stage, TrainStage):
+        names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens", "flops": "flops",
+                 "seconds": "seconds", "peak_memory_bytes": "memory_bytes"}
+        out.figures = {mine: found.figures[theirs] for theirs, mine in names.items()}
+    elif predict and isinstance(job.stage, TrainStage):
         try:
             with located(job.where):
                 _predict(job, job.stage, store, out)

@@ -129,7 +129,8 @@ def _job(stage: Stage, recipe: Recipe, done: dict[str, Job]) -> Job:
     inputs = {role: [_source(name, recipe.root, done) for name in names] for role, names in stage.inputs.items()}
     seed = getattr(stage, "seed", None)
     job = Job(stage, methods, inputs, "", recipe.seed if seed is None else seed, where, recipe.root)
-    job.key = _key(job)
+    with located(where):
+        job.key = _key(job)
     return job
 
 

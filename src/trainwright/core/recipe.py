@@ -89,7 +89,7 @@ def _stage(table: Any, number: int, before: list[Stage], names: list[Any], file:
     where = f"{file}: stage {name!r}"
     if name in [s.name for s in before]:
         raise UserError(f"{where}: two stages have this name.")
-    if table.get("kind") not in STAGES:
+    if not isinstance(table.get("kind"), str) or table["kind"] not in STAGES:
         raise UserError(f"{where}: kind must be one of {', '.join(STAGES)}, not {table.get('kind')!r}"
                         f"{suggest(str(table.get('kind')), STAGES) if table.get('kind') else ''}.")
     cls = STAGES[table["kind"]]

@@ -70,12 +70,18 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path
     return artifact
 
 
+def command() -> str:
+    """What started this process, without the path of the program."""
+    program = Path(sys.argv[0])
+    return " ".join(["trainwright" if program.name in ("__main__.py", "trainwright") else program.name, *sys.argv[1:]])
+
+
 def manifest(job: Job, recipe: Recipe, store: Store, figures: dict[str, Any], texts: dict[str, str], started: datetime,
              seconds: float) -> dict[str, Any]:
     """What an artifact came from, and what was measured."""
     inputs = {role: [{"stage": s.name, "hash": s.hash, "path": str(s.path(store, job.where))} for s in sources]
               for role, sources in job.inputs.items()}
     return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title, "settings": job.settings, "seed": job.seed,
-            "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root), "command": " ".join(sys.argv),
+            "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root), "command": command(),
             "started": started.isoformat(timespec="seconds"), "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(seconds, 3), "ranks": sharding.world(), "figures": figures, "texts": texts}

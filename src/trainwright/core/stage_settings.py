@@ -49,7 +49,8 @@ class CorpusStage(Stage):
     test: float = 0.02
     """Share of the documents kept for evaluation."""
     chat_template: str | None = None
-    """Template for documents with ``messages``: ``chatml`` or a file; default: the tokenizer's own."""
+    """Template for documents with ``messages``: ``chatml``, ``by_turn`` (the tokenizer's own, the answers found by rendering turn
+    by turn) or a file; default: the tokenizer's own, which must mark what the assistant says."""
     engine: Literal["native", "ray"] = "native"
     """What runs the table: this machine, or a Ray cluster."""
 

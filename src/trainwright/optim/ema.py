@@ -11,13 +11,13 @@ Errors: a decay outside 0 … 1. State: ``param``, ``mean``.
 """
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from trainwright.core import sharding
+from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
 
@@ -38,8 +38,8 @@ class Ema(Update):
             raise ValueError(f"decay must be at least 0 and below 1, not {self.decay}")
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        mine = {n: p for n, p in model.named_parameters() if p.requires_grad and fnmatchcase(n, self.on)}
-        return {"param": {n: {"mean": p.detach().to(torch.float32, copy=True)} for n, p in mine.items()}}
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        return {"param": {n: {"mean": trained[n].detach().to(torch.float32, copy=True)} for n in match(self.on, trained)}}
 
     def settle(self, params: Tensors, state: State, ctx: Context) -> None:
         leaves = state["param"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import field
-from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, ClassVar
@@ -21,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors
 from trainwright.optim import _bridge
@@ -55,7 +55,8 @@ class PytorchOptimizer(Optimizer):
         return made
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        mine = [p.detach() for n, p in model.named_parameters() if p.requires_grad and fnmatchcase(n, self.on)]
+        trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        mine = [trained[n] for n in match(self.on, trained)]
         _bridge.fits(f"{self.name} ({self.optimizer})", self.build, mine)
         return {}
 
