@@ -1,0 +1,135 @@
+"""Runs the program in forked processes, which saves its imports, and kills them. A program of its own, used by ``test_kill.py``.
+
+``python tests/forks.py FOLDER`` runs ``FOLDER/life.toml`` in three stores below FOLDER and prints what it did as JSON:
+
+- ``whole``: without interruption;
+- ``times``: killed at random times, again and again, each process going on where the one before it died;
+- ``operations``: killed right before the 1st, the 2nd, … file operation of saving, then of the export and the commit.
+"""
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+import tomllib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import daft  # noqa: F401  (imported here, so that a forked process need not)
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+
+from trainwright import cli
+from trainwright.core import registry, run, training
+from trainwright.report import trackers  # noqa: F401
+
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def fork(folder: Path, store: str, arm: Callable[[], None] = lambda: None) -> int:
+    """Start ``trainwright run life.toml --store STORE`` in a process of its own; returns its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        log = os.open(folder / f"{store}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.chdir(folder)
+        sys.argv = ["trainwright", "run", "life.toml", "--store", store]
+        arm()
+        cli.main()
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def ended(pid: int, wait: bool = True) -> int | None:
+    """The exit code (negative for a signal) of a process, or None while it runs."""
+    found, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def progress(store: Path) -> int:
+    """Steps that the training stage has written down."""
+    files = [*store.glob("work/base-*/metrics.jsonl")]
+    try:
+        return files[0].read_bytes().count(b"\n") if files else 0
+    except OSError:
+        return 0
+
+
+def at_times(folder: Path, store: str, steps: int) -> list[int]:
+    """Kill somewhat after steps that lie all over the run; returns what each process had written down when it died."""
+    draw, died = random.Random(1), []
+    for target in (0, 0, *range(1, steps, 3)):
+        pid, begun = fork(folder, store), time.monotonic()
+        while (code := ended(pid, wait=False)) is None:
+            if target and progress(folder / store) > target or not target and time.monotonic() - begun > draw.uniform(0.1, 0.8):
+                time.sleep(draw.uniform(0, 0.06))
+                os.kill(pid, signal.SIGKILL)
+                code = ended(pid)
+                break
+            time.sleep(0.002)
+        if code != -signal.SIGKILL:
+            return died if code == 0 else [code or 0]
+        died.append(progress(folder / store))
+    return died
+
+
+def at_operations(folder: Path, store: str) -> dict[str, int]:
+    """Kill before each file operation of the saves, and of the export and the commit; returns how many of each."""
+    draw, killed, at = random.Random(2), {"save": 0, "export": 0}, {"save": 1, "export": 1}
+    marks = {"save": "checkpoints/step-", "export": "artifact.tmp"}
+    while True:
+        pid = fork(folder, store, lambda: sys.addaudithook(killer(dict(at), marks)))
+        code = ended(pid)
+        if code == 0:
+            return killed
+        if code != -signal.SIGKILL:
+            return {"failed": code or 0}
+        what = (folder / "killed").read_text()
+        killed[what] += 1
+        at[what] += draw.randint(1, 2 if what == "save" else 4)
+
+
+def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], None]:
+    """Counts file operations whose path has a mark (a removal in a folder has none: it belongs to the last one that had)."""
+    seen, last = dict.fromkeys(at, 0), ""
+
+    def hook(event: str, given: Any) -> None:
+        nonlocal last
+        if event not in OPERATIONS:
+            return
+        told = " ".join(str(g) for g in given[:2])
+        training_stage = "base-" in told
+        last = next((what for what, mark in marks.items() if mark in told and training_stage), last if event in ("os.remove", "os.rmdir") else "")
+        if not last:
+            return
+        what = last
+        seen[what] += 1
+        if seen[what] == at[what]:
+            Path("killed").write_text(what)
+            os.kill(os.getpid(), signal.SIGKILL)
+    return hook
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    steps = tomllib.loads((folder / "life.toml").read_text())["stage"][1]["steps"]
+    assert registry.cards() and run.KINDS and training.train
+    print(json.dumps({"whole": ended(fork(folder, "whole")), "times": at_times(folder, "times", steps),
+                      "last": ended(fork(folder, "times")), "operations": at_operations(folder, "operations")}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Cross-entropy in tiles equals the plain one, keeps far less, and fits any head."""
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.pretrain import _cross_entropy
+from trainwright.pretrain._causal_lm import isolation_error, token_losses, way_of
+from trainwright.pretrain._cross_entropy import tiled_cross_entropy
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_tiles_give_the_values_and_gradients_of_the_whole(bias: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_cross_entropy, "CPU_TILE", 16)
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(37, 8, generator=g), torch.randn(53, 8, generator=g)
+    b = torch.randn(53, generator=g) if bias else None
+    targets, upstream = torch.randint(53, (37,), generator=g), torch.rand(37, generator=g)
+    grads = []
+    for tiled in (True, False):
+        leaves = [t.clone().requires_grad_() for t in (hidden, weight, b) if t is not None]
+        h, w, c = leaves[0], leaves[1], leaves[2] if bias else None
+        losses = tiled_cross_entropy(h, w, c, targets) if tiled else F.cross_entropy(F.linear(h, w, c), targets, reduction="none")
+        (losses * upstream).sum().backward()
+        grads.append([losses.detach(), *(t.grad for t in leaves)])
+    for mine, plain in zip(*grads, strict=True):
+        assert torch.allclose(mine, plain, atol=1e-5)
+
+
+def test_no_logits_are_kept_for_backward():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    ids = torch.randint(4096, (4, 64))
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(64).expand(4, 64)}
+
+    def kept(loss: object) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            loss()  # type: ignore[operator]
+        return sum(seen.values())
+    full = kept(lambda: F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), batch["targets"].flatten()))
+    ours = kept(lambda: token_losses(model, batch, Context()).sum())
+    assert full - ours > 0.9 * 4 * 64 * 4096 * 4
+
+
+def test_only_trained_positions_reach_the_head():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)).eval()
+    ids = torch.randint(60, (2, 10), generator=torch.Generator().manual_seed(1))
+    targets = torch.where(torch.arange(10) % 5 == 3, ids.roll(-1, 1), -100)
+    losses = token_losses(model, {"input_ids": ids, "targets": targets, "position_ids": torch.arange(10).expand(2, 10)}, Context())
+    plain = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100).view(2, 10)
+    assert torch.allclose(losses, plain, atol=1e-5) and int((losses != 0).sum()) == 4
+
+
+def test_a_head_that_is_more_than_linear_goes_through_the_models_own_forward():
+    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                                            num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0)).eval()
+    assert not way_of(capped).plain_head
+    with torch.no_grad():
+        capped.get_output_embeddings().weight.mul_(30)
+    ids = torch.randint(60, (2, 9))
+    losses = token_losses(capped, {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(9).expand(2, 9)}, Context())
+    plain = F.cross_entropy(capped(input_ids=ids).logits.flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none").view(2, 9)
+    assert torch.allclose(losses, plain, atol=1e-4)
+    assert way_of(GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32))).plain_head
+
+
+def test_a_model_whose_documents_see_each_other_is_refused():
+    class Leaky(LlamaForCausalLM):
+        def forward(self, input_ids: torch.Tensor, use_cache: bool = False, **more: object) -> object:
+            return super().forward(input_ids=input_ids, use_cache=use_cache)
+    config = LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    model = Leaky(config)
+    model.lm_head = nn.Sequential(nn.Linear(16, 60))                       # no plain head: its own forward is asked
+    model.get_output_embeddings = lambda: model.lm_head
+    assert isolation_error(LlamaForCausalLM(config), 60, Context()) == 0
+    with pytest.raises(UserError, match="isolate"):
+        isolation_error(model, 60, Context())
+
+
+def test_compiled_code_gives_the_same_losses():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    ids = torch.randint(60, (2, 16))
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(8).repeat(2).expand(2, 16)}
+    assert torch.allclose(token_losses(model, batch, Context(compile=True)), token_losses(model, batch, Context()), atol=1e-5)

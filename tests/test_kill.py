@@ -1,0 +1,137 @@
+"""``kill -9`` at any moment, then the same command again: the final weights are bit-identical, and nothing half-written is left.
+
+``forks.py`` kills forked processes at random times and before single file operations; here the program is also killed,
+interrupted and stopped as a process of its own, again and again on one store.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import forks
+from tests.conftest import LIFE, environment, write_texts
+from trainwright.core import checkpoint
+
+STEPS = 40
+RECIPE = LIFE.split('[[stage]]\nname = "adapt"')[0]
+for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 3"), ("batch_tokens = 256", "batch_tokens = 1024"),
+                   ("hidden_size = 16, intermediate_size = 32", "hidden_size = 48, intermediate_size = 128, attention_dropout = 0.1"),
+                   ("lr = 1e-2 }", 'lr = 1e-2 }, { use = "ema", decay = 0.9 }')):
+    assert _old in RECIPE
+    RECIPE = RECIPE.replace(_old, _new)
+
+
+def weights(store: Path) -> bytes:
+    (file,) = store.glob("base-*/model.safetensors")
+    return file.read_bytes()
+
+
+def check_clean(store: Path) -> None:
+    """Two artifacts, whole; no work folder, no temporary file."""
+    assert sorted(f.name.split("-")[0] for f in store.glob("*-*")) == ["base", "corpus"] == sorted(f.parent.name.split("-")[0] for f in store.glob("*/manifest.json"))
+    assert not [*store.rglob("*.tmp")] and not [*store.glob("work/*")]
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder in which the program was killed many times, and what was done to it."""
+    folder = tmp_path_factory.mktemp("kill")
+    write_texts(folder / "texts")
+    (folder / "life.toml").write_text(RECIPE)
+    done = subprocess.run([sys.executable, forks.__file__, str(folder)], env=environment(), text=True, capture_output=True, timeout=280)
+    assert done.returncode == 0, done.stderr + "".join(f.read_text()[-2000:] for f in folder.glob("*.log"))
+    return folder, json.loads(done.stdout)
+
+
+def test_killed_at_random_times(told: tuple[Path, dict[str, Any]]) -> None:
+    folder, done = told
+    died = done["times"]
+    assert done["whole"] == done["last"] == 0 and len(died) >= 10, (folder / "times.log").read_text()[-3000:]
+    assert died == sorted(died) and died[0] == 0 and died[-1] > STEPS - 8, "they lie all over the run, and each went on where the last died"
+    assert (folder / "times.log").read_text().count("resumed") >= 9
+    assert weights(folder / "times") == weights(folder / "whole")
+    check_clean(folder / "times")
+
+
+def test_killed_before_any_file_operation_of_saving_and_export(told: tuple[Path, dict[str, Any]]) -> None:
+    folder, done = told
+    assert done["operations"].get("save", 0) >= 15 and done["operations"]["export"] >= 4, done["operations"]
+    assert weights(folder / "operations") == weights(folder / "whole")
+    check_clean(folder / "operations")
+
+
+def test_what_was_measured_is_what_it_is_without_interruption(told: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = told
+    rows = {}
+    for store in ("whole", "times", "operations"):
+        (file,) = (folder / store).glob("base-*/metrics.jsonl")
+        rows[store] = [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens_per_second", "memory_bytes")}
+                       for line in file.read_text().splitlines()]
+    assert [r["step"] for r in rows["whole"]] == list(range(1, STEPS + 1)) and rows["whole"] == rows["times"] == rows["operations"]
+
+
+class Program:
+    """``python -m trainwright run`` as a process of its own."""
+
+    def __init__(self, folder: Path, store: str) -> None:
+        self.store = folder / store
+        words = [sys.executable, "-m", "trainwright", "run", "life.toml", "--store", store]
+        self.process = subprocess.Popen(words, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def at_step(self, step: int) -> None:
+        """Wait until it has written down so many steps."""
+        until = time.monotonic() + 120
+        while forks.progress(self.store) < step:
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < until, "it does not get on"
+            time.sleep(0.002)
+
+    def send(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def end(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+def test_the_program_killed_interrupted_and_run_twice_at_once(told: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = told
+    first = Program(folder, "mixed")
+    first.at_step(5)
+    first.send(signal.SIGKILL)
+    assert first.end()[0] == -signal.SIGKILL
+
+    second = Program(folder, "mixed")                      # Ctrl-C saves and says how to go on
+    second.at_step(12)
+    second.send(signal.SIGINT)
+    code, out, err = second.end()
+    step = forks.progress(second.store)
+    assert code == 130 and f"stopped at step {step} of {STEPS}; run the same command to go on" in err and "Traceback" not in err, out + err
+    (saved,) = second.store.glob("work/base-*/checkpoints")
+    newest = checkpoint.newest(saved)[0]
+    assert newest is not None and newest.name == f"step-{step:08d}"
+
+    file = next(newest.glob("*.distcp"))                   # the newest checkpoint is damaged: the one before it is used
+    file.write_bytes(file.read_bytes()[:-1])
+    third = Program(folder, "mixed")
+    third.at_step(step + 5)
+    third.send(signal.SIGSTOP)
+    code, out, err = Program(folder, "mixed").end()        # meanwhile another wants to work on the same store
+    assert code == 2 and "another process is at work on the stage 'base'" in err and "Traceback" not in err, out + err
+    third.send(signal.SIGKILL)
+    third.send(signal.SIGCONT)
+    code, out, _ = third.end()
+    assert code == -signal.SIGKILL and f"the checkpoint {newest.name} is damaged; going on from the one before it" in out
+
+    code, out, err = Program(folder, "mixed").end()
+    assert code == 0 and "resumed" in out, out + err
+    assert weights(folder / "mixed") == weights(folder / "whole")
+    check_clean(folder / "mixed")
