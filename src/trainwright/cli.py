@@ -23,7 +23,7 @@ app.add_typer(stores, name="store")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quickstart.toml.", show_default=False)]
 StoreDir = Annotated[Path, typer.Option("--store", help="Folder in which artifacts are kept and found again.")]
-Changes = Annotated[Optional[list[str]], typer.Option("--set", metavar="STAGE.KEY=VALUE", show_default=False,
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", show_default=False,
                     help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], [cyan]seed=1[/]. May be repeated.")]
 
 
@@ -87,9 +87,9 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
 
 
 @app.command("list")
-def list_methods(kind: Annotated[Optional[str], typer.Option(help="Only this kind, such as Objective or Update.")] = None,
-                 folder: Annotated[Optional[str], typer.Option(help="Only this place in a life, such as data or optim.")] = None,
-                 search: Annotated[Optional[str], typer.Option(help="Only methods whose card has all of these words.")] = None) -> None:
+def list_methods(kind: Annotated[str | None, typer.Option(help="Only this kind, such as Objective or Update.")] = None,
+                 folder: Annotated[str | None, typer.Option(help="Only this place in a life, such as data or optim.")] = None,
+                 search: Annotated[str | None, typer.Option(help="Only methods whose card has all of these words.")] = None) -> None:
     """List the methods: name, kind, and what each does."""
     from trainwright.core import registry
     from trainwright.report import cards
@@ -109,7 +109,7 @@ def show(method: Annotated[str, typer.Argument(help="A method's name, or an arti
 @app.command()
 def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.", show_default=False)],
         kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic or Evaluator.")],
-        folder: Annotated[Optional[str], typer.Option(help="Place in a life, such as finetune; default: the usual one of the kind.")] = None,
+        folder: Annotated[str | None, typer.Option(help="Place in a life, such as finetune; default: the usual one of the kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:
     """Write the three files of a new method: the method, its test, and its evidence."""
     from trainwright.core import scaffold
@@ -118,7 +118,7 @@ def new(method: Annotated[str, typer.Argument(help="The method's name in snake_c
 
 
 @app.command()
-def check(method: Annotated[Optional[str], typer.Argument(help="A method's name, or a file such as ./mine.py; default: all.", show_default=False)] = None) -> None:
+def check(method: Annotated[str | None, typer.Argument(help="A method's name, or a file such as ./mine.py; default: all.", show_default=False)] = None) -> None:
     """Run the conformance battery: settings round-trip, exact resume, micro-batches and ranks that do not bend the loss, neutral state …"""
     from trainwright.core import conformance
     console = Console()

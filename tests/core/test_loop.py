@@ -16,7 +16,22 @@ from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import (
-    Batch, Command, Controller, Data, Evaluator, Objective, Operate, ParamMap, Set, State, Stop, Surgery, Tensors, Update, Weigh)
+    Batch,
+    Command,
+    Controller,
+    Data,
+    Evaluator,
+    Objective,
+    Operate,
+    ParamMap,
+    Set,
+    State,
+    Stop,
+    Surgery,
+    Tensors,
+    Update,
+    Weigh,
+)
 from trainwright.optim.adamw import Adamw
 
 

@@ -5,11 +5,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tests.core.corpora import build, texts
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from tests.core.corpora import build, texts
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -17,8 +18,6 @@ from trainwright.core.tokens import open_corpus
 from trainwright.data._rows import best_fit
 from trainwright.data.pack import Pack
 from trainwright.pretrain._causal_lm import token_losses
-
-import numpy as np
 
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

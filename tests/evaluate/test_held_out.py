@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from tests.core.corpora import build, texts
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.core.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.tokens import open_corpus

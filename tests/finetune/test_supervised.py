@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.core.corpora import build, texts
 from torch import nn
 
+from tests.core.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.tokens import open_corpus

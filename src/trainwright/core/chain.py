@@ -1,7 +1,6 @@
 """How updates compose: a chain per parameter, run as a fused optimizer where nothing stands behind it."""
 from __future__ import annotations
 
-
 from trainwright.core import sharding
 from trainwright.core.claims import match
 from trainwright.core.context import Context

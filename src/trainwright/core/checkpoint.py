@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
@@ -42,7 +43,7 @@ def save(train: Train, folder: Path, extra: dict[str, Any]) -> Path:
     sharding.barrier()
     try:
         with _alone():
-            dcp.save(tensors, checkpoint_id=part, no_dist=sharding.world() == 1)
+            dcp_save(tensors, checkpoint_id=part, no_dist=sharding.world() == 1)
         if sharding.main():
             _finish(part, final, rest)
     except OSError:
@@ -123,7 +124,7 @@ def load_into(train: Train, path: Path, rest: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
     states = {key: _unpack(state, train, tensors) for key, state in saved.items()}
     with _alone():
-        dcp.load(tensors, checkpoint_id=path, no_dist=sharding.world() == 1)
+        dcp_load(tensors, checkpoint_id=path, no_dist=sharding.world() == 1)
     train.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
     train.states = states
     train.ctx.step, train.ctx.knobs, train.row = rest["step"], rest["knobs"], rest["row"]

@@ -17,7 +17,23 @@ from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.ledger import Ledger
 from trainwright.core.method import (
-    Batch, Controller, Data, Evaluator, Method, Objective, Operate, Optimizer, ParamMap, Set, State, Stop, Surgery, Tensors, Update, Weigh)
+    Batch,
+    Controller,
+    Data,
+    Evaluator,
+    Method,
+    Objective,
+    Operate,
+    Optimizer,
+    ParamMap,
+    Set,
+    State,
+    Stop,
+    Surgery,
+    Tensors,
+    Update,
+    Weigh,
+)
 
 
 class Diverged(UserError):
@@ -55,6 +71,7 @@ class Train:
     def build(self, journal: Sequence[tuple[int, Surgery]] = ()) -> None:
         """Surgery, journal replay, sharding, states. A checkpoint is loaded after this (``checkpoint.load_into``)."""
         check_claims(self.methods, self.model)
+        self.owned = {k: m.claims(self.model) for k, m in self.of(Controller)}
         for self.ctx.step, surgery in [*((0, m) for _, m in self.of(Surgery)), *journal]:
             surgery.operate(self.model, self.ctx)                                  # 1 surgery
             self.performed.append(surgery)
@@ -131,7 +148,7 @@ class Train:
             ctx.notes = notes if note else {}
             with torch.enable_grad(), self.randomness(i), self.autocast():         # an update may ask for gradients again
                 loss = self.micro_loss(batch, counts, [w[i] for w in weights])
-            loss.backward()
+            torch.autograd.backward(loss)
             loss_sum.append(loss.detach())
         ctx.notes = notes
         if note:                                                                   # each rank holds its part, times the ranks
@@ -174,7 +191,7 @@ class Train:
             for w, weigh in weighs:
                 weight = weight * weigh.weigh(every, together, self.states[w], self.ctx)
             own = weight.expand_as(every)[sharding.rank() * len(mine):][:len(mine)]
-            out.append(list(own.split([len(v) for v in values])))
+            out.append(list(torch.split(own, [len(v) for v in values])))
         return out
 
     # ---- the places, one by one ------------------------------------------------------------------------
@@ -195,6 +212,8 @@ class Train:
     def obey(self, who: str, command: Any) -> None:
         match command:
             case Set(knob, value):
+                if f"knob:{knob}" not in self.owned.get(who, ()):
+                    raise UserError(f"{who} sets the knob {knob!r}, which it does not claim (claims must return 'knob:{knob}').")
                 self.ctx.knobs[knob] = value
             case Stop(why, failed):
                 if failed:

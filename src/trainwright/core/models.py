@@ -1,8 +1,10 @@
 """Language models in and out of Hugging Face checkpoints, and from scratch."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -186,8 +188,9 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     quiet()
     try:
-        read = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        with contextlib.redirect_stderr(io.StringIO()):                    # a progress bar that cannot be turned off
+            read = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except ImportError as error:
         raise UserError(f"{where}: reading GGUF needs more packages: pip install 'trainwright[smol]' ({_first_line(error)})") from None
     config = read.config

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,11 +20,13 @@ from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
-from trainwright.core.training import batch_rows, parameter_counts, row_tokens, steps_of
+from trainwright.core.training import batch_rows, parameter_counts, row_tokens, state_bytes, steps_of
 
 PLACES: tuple[tuple[str, tuple[type[Method], ...]], ...] = (
     ("1 surgery", (Surgery,)), ("2 control", (Controller,)), ("3 data", (Data,)), ("4 objective", (Objective, Weigh)),
     ("5-6 update", (Update,)), ("7 measure", (Evaluator,)))
+CALIBRATION = 4096
+"""Tokens of the micro-batch that is timed, at most."""
 LARGEST = 6e8
 """Parameters up to which a plan makes the model and times a micro-batch of it."""
 
@@ -132,47 +136,60 @@ def _predict(job: Job, stage: TrainStage, store: Store, out: StagePlan) -> None:
 
 def _calibrate(job: Job, stage: TrainStage, config: Any, ctx: Context, out: StagePlan) -> None:
     """Make the model with fresh weights, run a micro-batch of it, and scale up what that took."""
+    before, run = ledger.memory(), _trial(job, stage, config, ctx)
+    tokens, rows = row_tokens(job) or 1, ctx.batch_rows // stage.accumulate
+    sample = max(1, min(rows, CALIBRATION // tokens))
+    batch = synthetic(sample, tokens, config.vocab_size, ctx)
+    saved, flops = _traced(run, batch)
+    forth, grads = min((_timed(partial(run.gradients, [batch])) for _ in range(2)), key=lambda t: t[0])
+    with torch.no_grad():
+        update, _ = _timed(partial(run.chain.step, grads, run.params, run.states, run.ctx))
+    counts = parameter_counts(run)
+    weights = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
+    out.figures |= {"parameters": counts["parameters"], "trainable": counts["trainable"],
+                    "memory_bytes": before + weights + state_bytes(run) + 4 * counts["trainable"] + saved * rows / sample}
+    if "tokens" in out.figures:
+        out.figures["flops"] = flops / (sample * tokens) * out.figures["tokens"]
+        out.figures["seconds"] = (forth / (sample * tokens) * ctx.batch_rows * tokens + update) * ctx.steps
+    needed, available = out.figures["memory_bytes"], hardware.memory_bytes()
+    if needed > available:
+        raise UserError(f"{job.where}: about {needed / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB are there: "
+                        "raise accumulate, lower batch_tokens, or set checkpointing = true.")
+
+
+def _trial(job: Job, stage: TrainStage, config: Any, ctx: Context) -> Train:
+    """The stage's loop on a model with fresh weights, without its data."""
     precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
-    before = ledger.memory()
     model = models.create(config, job.seed, job.where).to(ctx.device)
     if stage.checkpointing:
         sharding.checkpoint_blocks(model)
     methods = [m for m in job.methods if not isinstance(m, (Data, Evaluator, Controller))]
     run = Train(model, methods, 1, precision=precision, ctx=Context(seed=job.seed, device=ctx.device, root=job.root))
     run.build()
-    tokens, rows = row_tokens(job) or 1, ctx.batch_rows // stage.accumulate
-    sample = max(1, min(rows, 4096 // tokens))
-    batch = synthetic(sample, tokens, config.vocab_size, ctx)
+    return run
+
+
+def _traced(run: Train, batch: dict[str, Any]) -> tuple[int, int]:
+    """Bytes that a micro-batch keeps for backward, and its FLOPs."""
     saved: dict[int, int] = {}
-    kept = {p.untyped_storage().data_ptr() for p in run.params.values()}
+    weights = {p.untyped_storage().data_ptr() for p in run.params.values()}
 
     def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage().data_ptr() not in kept:
+        if t.untyped_storage().data_ptr() not in weights:
             saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
         return t
 
     with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        grads = run.gradients([batch])
+        run.gradients([batch])
+    return sum(saved.values()), counter.get_total_flops()
+
+
+def _timed(what: Callable[[], Any]) -> tuple[float, Any]:
     began = time.perf_counter()
-    grads = run.gradients([batch])
-    forth = time.perf_counter() - began
-    began = time.perf_counter()
-    run.ctx.grads = grads
-    with torch.no_grad():
-        run.chain.step(grads, run.params, run.states, run.ctx)
-    update = time.perf_counter() - began
-    counts = parameter_counts(run)
-    states = sum(t.numel() * t.element_size() for s in run.states.values() for named in s.get("param", {}).values() for t in named.values())
-    weights = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
-    out.figures |= {"parameters": counts["parameters"], "trainable": counts["trainable"],
-                    "memory_bytes": before + weights + states + 4 * counts["trainable"] + sum(saved.values()) * rows / sample}
-    if "tokens" in out.figures:
-        out.figures["flops"] = counter.get_total_flops() / (sample * tokens) * out.figures["tokens"]
-        out.figures["seconds"] = (forth / (sample * tokens) * ctx.batch_rows * tokens + update) * ctx.steps
-    available = hardware.memory_bytes()
-    if out.figures["memory_bytes"] > available:
-        raise UserError(f"{job.where}: about {out.figures['memory_bytes'] / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB are there: "
-                        "raise accumulate, lower batch_tokens, or set checkpointing = true.")
+    result = what()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
 
 
 def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> dict[str, Any]:

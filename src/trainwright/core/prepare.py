@@ -14,7 +14,18 @@ from trainwright.core import models, registry
 from trainwright.core.claims import check_claims, check_steps, name_all
 from trainwright.core.errors import UserError, located
 from trainwright.core.method import (
-    Arithmetic, Controller, Curate, Data, Evaluator, Method, Objective, Optimizer, Surgery, Update, Weigh)
+    Arithmetic,
+    Controller,
+    Curate,
+    Data,
+    Evaluator,
+    Method,
+    Objective,
+    Optimizer,
+    Surgery,
+    Update,
+    Weigh,
+)
 from trainwright.core.recipe import Recipe, plain
 from trainwright.core.stage_settings import CorpusStage, EvaluateStage, MergeStage, Stage, TrainStage
 from trainwright.core.store import Artifact, Store, key_of, stamp
@@ -196,7 +207,8 @@ def check_model(job: Job, config: Any) -> nn.Module:
 
 def table(method: Method, use: str) -> dict[str, Any]:
     """A method as a recipe would write it, with all settings."""
-    return {"use": use} | dataclasses.asdict(method)
+    settings: dict[str, Any] = dataclasses.asdict(method)  # type: ignore[call-overload]
+    return {"use": use} | settings
 
 
 def artifacts(store: Store, all_jobs: list[Job]) -> dict[str, Artifact]:

@@ -126,7 +126,7 @@ def locate(use: str, root: Path, where: str) -> Path:
 @cache
 def load(file: Path) -> type[Method]:
     """The one method class that ``file`` defines."""
-    from trainwright.core.method import KINDS
+    from trainwright.core.method import KINDS, Method
     if ROOT in file.parents:
         module = importlib.import_module(".".join(("trainwright", *file.relative_to(ROOT).with_suffix("").parts)))
     else:
@@ -136,7 +136,7 @@ def load(file: Path) -> type[Method]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         _execute(module, spec.loader, file)
-    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, tuple(KINDS.values()))
+    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and issubclass(v, tuple(KINDS.values()))
            and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
     if len(own) != 1:
         names = f": {', '.join(c.__name__ for c in own)}" if own else ": no class derives from a kind such as Update"

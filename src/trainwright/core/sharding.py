@@ -95,7 +95,7 @@ def shard(model: nn.Module) -> nn.Module:
 def checkpoint_blocks(model: nn.Module) -> None:
     """Activation checkpointing: each block keeps its inputs only and computes the rest again in backward."""
     for block in blocks(model):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def within(model: nn.Module, fn: Callable[..., Any], *args: Any) -> Any:

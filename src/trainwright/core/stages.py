@@ -15,7 +15,7 @@ from trainwright.core import models, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.listener import Listener
-from trainwright.core.method import Curate
+from trainwright.core.method import Arithmetic, Curate
 from trainwright.core.prepare import Job
 from trainwright.core.stage_settings import CorpusStage, EvaluateStage
 from trainwright.core.store import Store
@@ -77,7 +77,7 @@ def merge(site: Site) -> dict[str, Any]:
     site.started({})
     if not sharding.main():
         return {}
-    (method,) = site.job.methods
+    method: Arithmetic = site.job.of(Arithmetic)[0]
     folders, base = site.inputs["models"], site.folder("base")
     names = [s.name for s in site.job.inputs["models"]]
     readers, before = [_Weights(f, site.job.where) for f in folders], _Weights(base, site.job.where) if base else None

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,7 @@ def train(site: Site) -> dict[str, Any]:
     saver = _Saver(run, site, stage.save_every)
     try:
         with _signals(saver):
-            run.run(on_step=lambda row: (metrics.write(row), site.listener.step(stage.name, row), saver.after())[-1])
+            run.run(on_step=partial(_hear, metrics, site, saver))
             check_finite(run)
     except Diverged as error:
         good = checkpoint.newest(saver.folder)[0]
@@ -66,6 +67,12 @@ def train(site: Site) -> dict[str, Any]:
         figures["stored_bytes"] = sum(f.stat().st_size for f in site.out.glob("model*.safetensors"))
     site.texts |= ctx.texts
     return figures
+
+
+def _hear(metrics: _Metrics, site: Site, saver: _Saver, row: dict[str, float]) -> None:
+    metrics.write(row)
+    site.listener.step(site.job.stage.name, row)
+    saver.after()
 
 
 def prepare(site: Site, ctx: Context) -> tuple[Train, dict[str, Any], Path | None]:
@@ -109,14 +116,15 @@ def make_model(site: Site, ctx: Context) -> nn.Module:
         raise UserError(f"{job.where}: the corpus was tokenized by another tokenizer than the model's own: make the corpus with "
                         "from = { tokenizer = … } of the model's stage, or tokenizer = the model's path.")
     ctx.tokenizer = ctx.tokenizer or own
-    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator,union-attr]
+    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
     if ctx.tokenizer is not None and len(ctx.tokenizer) > size:
         raise UserError(f"{job.where}: the vocabulary of {len(ctx.tokenizer)} tokens does not fit the model's {size} embeddings.")
     return model.to(ctx.device)
 
 
 def row_tokens(job: Job) -> int | None:
-    return next((n for m in reversed(job.of(Data)) if (n := m.row_tokens())), None)
+    counts = [m.row_tokens() for m in job.of(Data)]
+    return next((n for n in reversed(counts) if n), None)
 
 
 def batch_rows(job: Job, stage: TrainStage) -> int:
@@ -162,6 +170,12 @@ def check_finite(run: Train) -> None:
     bad = [n for n, p in run.params.items() if not torch.isfinite(sharding.local(p.detach())).all()]
     if sharding.total(len(bad)):
         raise Diverged(f"the weights are no finite numbers after step {run.ctx.step} ({', '.join(bad[:2]) or 'on another rank'})")
+
+
+def state_bytes(run: Train) -> int:
+    """Bytes of what the methods remember of single parameters."""
+    leaves = [t for s in run.states.values() for named in s.get("param", {}).values() for t in named.values()]
+    return sum(t.numel() * t.element_size() for t in leaves)
 
 
 def parameter_counts(run: Train) -> dict[str, int]:
@@ -221,10 +235,9 @@ def _unsharded(run: Train, site: Site, job: Job, weights: dict[str, Any]) -> nn.
 
 def _figures(run: Train, began: float, rest: dict[str, Any]) -> dict[str, Any]:
     counts, ledger = parameter_counts(run), run.ledger
-    leaves = [t for s in run.states.values() for named in s.get("param", {}).values() for t in named.values()]
     return {"steps": run.ctx.step, "tokens": int(ledger.tokens), "trained_tokens": int(ledger.trained_tokens), "flops": ledger.flops,
             "seconds": round(ledger.seconds, 3), "peak_memory_bytes": int(ledger.peak_memory), "parameters": counts["parameters"],
-            "trainable_parameters": counts["trainable"], "state_bytes": sum(t.numel() * t.element_size() for t in leaves),
+            "trainable_parameters": counts["trainable"], "state_bytes": state_bytes(run),
             "loss": run.row.get("loss"), "evaluation": run.evaluation, "stopped": run.stopped or None, "precision": run.precision,
             "compiled": run.ctx.compile, "resumed": bool(rest), "wall_seconds": round(time.perf_counter() - began, 3)}
 

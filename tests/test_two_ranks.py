@@ -1,0 +1,160 @@
+"""Two processes train as one does: the same recipe, the same weights, checkpoints that go on with another number of them."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import forks
+from tests.conftest import LIFE, environment, write_texts
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = 2e-6
+"""Largest difference of a weight after twelve steps: sums over two halves of a batch round otherwise than over the whole."""
+STEPS = 12
+RECIPE = LIFE.split('[[stage]]\nname = "merged"')[0]
+for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 2\naccumulate = 2"), ("lr = 1e-2 }", 'lr = 1e-2 }, { use = "ema", decay = 0.5 }'),
+                   ("steps = 3", "steps = 3"), ('"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "lora", rank = 2 }')):
+    assert _old in RECIPE
+    RECIPE = RECIPE.replace(_old, _new, 1)
+
+SLOW = '''"""Waits, so that a run can be interrupted; keeps something of its own on each rank where it is told to."""
+import time
+from trainwright.core import sharding
+from trainwright.core.method import Update
+
+
+class Wait(Update):
+    """Waits a little at each step."""
+
+    own: bool = False
+    """Keep state of its own on each rank."""
+
+    def init(self, model, ctx):
+        return {"rank": {"mine": sharding.rank()}} if self.own else {}
+
+    def update(self, updates, params, state, ctx):
+        time.sleep(0.1)
+        return updates
+'''
+
+
+def start(folder: Path, ranks: int, *words: str) -> subprocess.Popen[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    return subprocess.Popen([sys.executable, *torchrun, "-m", "trainwright", "run", "life.toml", *words], cwd=folder, env=environment(), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def run(folder: Path, ranks: int, *words: str) -> str:
+    process = start(folder, ranks, *words)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    return out
+
+
+def interrupt(folder: Path, ranks: int, step: int, *words: str) -> str:
+    """Run up to a step and press Ctrl-C."""
+    process, store, until = start(folder, ranks, *words), folder / words[words.index("--store") + 1], time.monotonic() + 120
+    while forks.progress(store) < step:
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode, out
+    return out
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    write_texts(folder / "texts")
+    (folder / "wait.py").write_text(SLOW)
+    (folder / "life.toml").write_text(RECIPE)
+    (folder / "slow.toml").write_text("")
+    run(folder, 1, "--store", "one")
+    return folder
+
+
+def artifact(store: Path, stage: str) -> Path:
+    (folder,) = store.glob(f"{stage}-*")
+    return folder
+
+
+def farthest(a: Path, b: Path) -> float:
+    """Largest difference of two checkpoints' weights."""
+    one, two = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert one.keys() == two.keys()
+    return max(float((t - two[n]).abs().max()) for n, t in one.items())
+
+
+def figures(store: Path, stage: str) -> dict[str, Any]:
+    return json.loads((artifact(store, stage) / "manifest.json").read_text())["figures"]  # type: ignore[no-any-return]
+
+
+def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
+    out = run(home, 2, "--store", "two")
+    assert out.count("base     started") == 1, "one of them talks"
+    for stage in ("base", "adapt"):
+        assert farthest(artifact(home / "one", stage), artifact(home / "two", stage)) < TOLERANCE
+        for name in ("steps", "tokens", "trained_tokens", "parameters", "trainable_parameters"):
+            assert figures(home / "one", stage)[name] == figures(home / "two", stage)[name], name
+        assert abs(figures(home / "one", stage)["loss"] - figures(home / "two", stage)["loss"]) < 1e-5
+    adapters = [load_file(artifact(home / s, "adapt") / "adapter" / "adapter_model.safetensors") for s in ("one", "two")]
+    assert all(torch.allclose(t, adapters[1][n], atol=TOLERANCE) for n, t in adapters[0].items())
+    assert not [*(home / "two").rglob("*.tmp")] and not [*(home / "two" / "work").glob("*")]
+
+
+SLOWER = ("--set", 'base.methods.wsd.warmup=0.25')
+
+
+def slow(home: Path, own: bool = False) -> None:
+    (home / "life.toml").write_text(RECIPE.split('[[stage]]\nname = "adapt"')[0].replace(
+        '{ use = "clip" }', f'{{ use = "clip" }}, {{ use = "./wait.py", own = {str(own).lower()} }}'))
+
+
+@pytest.fixture(scope="module")
+def whole(home: Path) -> Path:
+    """The slow life, uninterrupted, on one rank."""
+    slow(home)
+    run(home, 1, "--store", "whole")
+    return artifact(home / "whole", "base")
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, home: Path, whole: Path) -> None:
+    slow(home)
+    store = f"from{before}to{after}"
+    out = interrupt(home, before, 4, "--store", store)
+    step = re.search(rf"stopped at step (\d+) of {STEPS}; run the same command to go on", out)
+    assert step and 4 <= int(step[1]) < STEPS, out
+    (saved,) = (home / store).glob(f"work/base-*/checkpoints/step-{int(step[1]):08d}")
+    assert json.loads((saved / "state.json").read_text())["world"] == before
+    assert "resumed" in run(home, after, "--store", store)
+    assert farthest(whole, artifact(home / store, "base")) < TOLERANCE
+
+
+def test_state_of_single_ranks_is_refused_on_another_number(home: Path) -> None:
+    slow(home, own=True)
+    interrupt(home, 2, 3, "--store", "own")
+    process = start(home, 1, "--store", "own")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 2 and "wait.1 keeps state of its own on each rank; go on with 2 ranks, not 1" in out, out
+    run(home, 2, "--store", "own")
+
+
+def test_rows_that_do_not_divide_are_refused(home: Path) -> None:
+    slow(home)
+    process = start(home, 2, "--store", "odd", "--set", "base.batch_tokens=192")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode and "a step of 6 rows does not divide over 2 ranks and 2 micro-batches" in out and "take a multiple of 4 rows" in out, out
