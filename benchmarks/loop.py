@@ -119,7 +119,7 @@ def overhead(quick: bool) -> list[dict[str, Any]]:
                 a, b = ours(one, precision, compiled, vocabulary), bare(two, precision, compiled, vocabulary)
                 losses = [(a(), b()) for _ in range(3)]
                 steps = {"1M": 6, "10M": 2, "30M": 1}[size]
-                mine, theirs, ratios = paired(a, b, 4 if quick else 12, steps)
+                mine, theirs, ratios = paired(a, b, 4 if quick else {"1M": 12, "10M": 8, "30M": 6}[size], steps)
                 rows.append({"size": size, "precision": precision, "compiled": compiled, "ours_ms": mine * 1e3, "bare_ms": theirs * 1e3,
                              "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
                              "loss_difference": abs(losses[-1][0] - losses[-1][1])})

@@ -21,11 +21,14 @@ from tests.conftest import LIFE, environment, write_texts
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 2e-6
-"""Largest difference of a weight after twelve steps: sums over two halves of a batch round otherwise than over the whole."""
+"""Largest difference of a weight after twelve steps: sums over two halves of a batch round otherwise than over the whole (7e-7
+measured). Adam divides by the gradient's own size, so that where it is nearly 0 rounding counts fully; hence an ``eps`` of 1e-6
+here (with 1e-8, 1e-5 was measured; half of all weights are equal to the last bit)."""
 STEPS = 12
 RECIPE = LIFE.split('[[stage]]\nname = "merged"')[0]
-for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 2\naccumulate = 2"), ("lr = 1e-2 }", 'lr = 1e-2 }, { use = "ema", decay = 0.5 }'),
-                   ("steps = 3", "steps = 3"), ('"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "lora", rank = 2 }')):
+for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 2\naccumulate = 2"),
+                   ("lr = 1e-2 }", 'lr = 1e-2, eps = 1e-6 }, { use = "ema", decay = 0.5 }'),
+                   ('"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "lora", rank = 2 }')):
     assert _old in RECIPE
     RECIPE = RECIPE.replace(_old, _new, 1)
 
@@ -81,7 +84,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_texts(folder / "texts")
     (folder / "wait.py").write_text(SLOW)
     (folder / "life.toml").write_text(RECIPE)
-    (folder / "slow.toml").write_text("")
     run(folder, 1, "--store", "one")
     return folder
 
@@ -115,24 +117,14 @@ def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
     assert not [*(home / "two").rglob("*.tmp")] and not [*(home / "two" / "work").glob("*")]
 
 
-SLOWER = ("--set", 'base.methods.wsd.warmup=0.25')
-
-
 def slow(home: Path, own: bool = False) -> None:
+    """The same training, slow enough to be interrupted."""
     (home / "life.toml").write_text(RECIPE.split('[[stage]]\nname = "adapt"')[0].replace(
         '{ use = "clip" }', f'{{ use = "clip" }}, {{ use = "./wait.py", own = {str(own).lower()} }}'))
 
 
-@pytest.fixture(scope="module")
-def whole(home: Path) -> Path:
-    """The slow life, uninterrupted, on one rank."""
-    slow(home)
-    run(home, 1, "--store", "whole")
-    return artifact(home / "whole", "base")
-
-
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, home: Path, whole: Path) -> None:
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
+def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, home: Path) -> None:
     slow(home)
     store = f"from{before}to{after}"
     out = interrupt(home, before, 4, "--store", store)
@@ -141,7 +133,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, hom
     (saved,) = (home / store).glob(f"work/base-*/checkpoints/step-{int(step[1]):08d}")
     assert json.loads((saved / "state.json").read_text())["world"] == before
     assert "resumed" in run(home, after, "--store", store)
-    assert farthest(whole, artifact(home / store, "base")) < TOLERANCE
+    assert farthest(artifact(home / "one", "base"), artifact(home / store, "base")) < TOLERANCE
 
 
 def test_state_of_single_ranks_is_refused_on_another_number(home: Path) -> None:
@@ -150,7 +142,8 @@ def test_state_of_single_ranks_is_refused_on_another_number(home: Path) -> None:
     process = start(home, 1, "--store", "own")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 2 and "wait.1 keeps state of its own on each rank; go on with 2 ranks, not 1" in out, out
-    run(home, 2, "--store", "own")
+    assert "resumed" in run(home, 2, "--store", "own")
+    assert farthest(artifact(home / "one", "base"), artifact(home / "own", "base")) < TOLERANCE
 
 
 def test_rows_that_do_not_divide_are_refused(home: Path) -> None:

@@ -207,7 +207,7 @@ class Train:
         view = View(self.ctx.step, self.steps, dict(self.row), dict(self.ctx.knobs))
         controllers = self.of(Controller)
         asked = [(k, c) for k, m in controllers for c in m.tick(view, self.states[k])]
-        return sharding.together(asked) if controllers else []  # type: ignore[no-any-return]
+        return sharding.together(asked) if controllers else []
 
     def obey(self, who: str, command: Any) -> None:
         match command:

@@ -152,7 +152,7 @@ def steps_of(job: Job, stage: TrainStage, ctx: Context) -> int:
         return stage.steps
     tokens = row_tokens(job)
     if stage.epochs is not None:
-        rows = next((n for m in job.of(Data) if (n := m.epoch(ctx))), None)
+        rows: int | None = next((n for m in job.of(Data) if (n := m.epoch(ctx))), None)
         if rows is None:
             raise UserError(f"{job.where}: its data has no epochs: say steps or tokens.")
         return max(1, round(stage.epochs * rows / ctx.batch_rows))
