@@ -28,7 +28,8 @@ methods = [{ use = "text", paths = ["texts/prose", "texts/code"] }]
 name = "base"
 kind = "train"
 from = { data = "corpus" }
-model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, num_attention_heads = 2, num_key_value_heads = 1, max_position_embeddings = 64 }
+model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, num_attention_heads = 2, \
+          num_key_value_heads = 1, max_position_embeddings = 64 }
 steps = 6
 batch_tokens = 256
 precision = "fp32"
@@ -65,9 +66,10 @@ methods = [{ use = "held_out", length = 32 }]
 def write_texts(folder: Path) -> Path:
     """Twelve documents of each of two domains, the same on every machine."""
     draw = random.Random(0)
-    words = {"prose": "the sea a ship rain over cold islands and wind from grey hills".split(),
-             "code": "def return x y ( ) : = + if else for in range print".split()}
-    for domain, some in words.items():
+    words = {"prose": "the sea a ship rain over cold islands and wind from grey hills",
+             "code": "def return x y ( ) : = + if else for in range print"}
+    for domain, text in words.items():
+        some = text.split()
         (folder / domain).mkdir(parents=True)
         for i in range(12):
             lines = [" ".join(draw.choices(some, k=9)) for _ in range(12)]
@@ -94,6 +96,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python -m trainwright`` (or other words behind ``python``) in a folder and wait for it."""
-    def run(*words: Any, cwd: Path, python: tuple[str, ...] = ("-m", "trainwright"), timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, *python, *map(str, words)], cwd=cwd, env=environment(), text=True, capture_output=True, timeout=timeout)
+    def run(*words: Any, cwd: Path, python: tuple[str, ...] = ("-m", "trainwright")) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, *python, *map(str, words)]
+        return subprocess.run(line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
     return run

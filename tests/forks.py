@@ -111,9 +111,8 @@ def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], No
         nonlocal last
         if event not in OPERATIONS:
             return
-        told = " ".join(str(g) for g in given[:2])
-        training_stage = "base-" in told
-        last = next((what for what, mark in marks.items() if mark in told and training_stage), last if event in ("os.remove", "os.rmdir") else "")
+        told, within = " ".join(str(g) for g in given[:2]), last if event in ("os.remove", "os.rmdir") else ""
+        last = next((what for what, mark in marks.items() if mark in told and "base-" in told), within)
         if not last:
             return
         what = last

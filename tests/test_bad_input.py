@@ -2,6 +2,7 @@
 
 Each case changes one thing in a tiny life that runs (``conftest.LIFE``) and gives it to the real command line.
 """
+# ruff: noqa: E501  (a case a line: what is changed, and what is said)
 from __future__ import annotations
 
 import errno

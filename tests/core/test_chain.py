@@ -81,6 +81,7 @@ def test_names_do_not_move_when_another_method_comes() -> None:
 def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     model = nn.Linear(2, 2)
     before, grads = model.bias.detach().clone(), {"weight": torch.ones(2, 2)}
+    params, ctx = dict(model.named_parameters()), Context(knobs={"lr": 1.0})
     with torch.no_grad():
-        Chain([("plain.1", Plain(lr=1.0))]).step(grads, dict(model.named_parameters()), {"plain.1": {}}, Context(knobs={"lr": 1.0}))
+        Chain([("plain.1", Plain(lr=1.0))]).step(grads, params, {"plain.1": {}}, ctx)  # type: ignore[arg-type]
     assert torch.equal(model.bias, before)

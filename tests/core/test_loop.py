@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from trainwright.core import checkpoint
+from trainwright.core.batches import cut
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
@@ -127,7 +128,6 @@ def test_micro_batches_do_not_bend_the_loss(parts: int):
         run.build()
         run.model.eval()
         run.model.train = lambda mode=True: run.model  # no dropout: it is drawn per micro-batch
-    from trainwright.core.loop import cut
     whole, split = one.gradients(cut(one.pull(), 1)), many.gradients(cut(many.pull(), parts))
     for name in whole:
         assert torch.allclose(whole[name], split[name], atol=1e-7), name
@@ -140,7 +140,6 @@ def test_a_weigh_that_sees_the_whole_step_gives_one_answer_for_any_cut():
         def weigh(self, values: Tensor, batch: Batch, state: State, ctx: Context) -> Tensor:
             assert len(values) == len(batch["label"]) == 64
             return values.softmax(0) * len(values)
-    from trainwright.core.loop import cut
     grads = []
     for parts in (1, 4):
         run = train(1, Hardest(), accumulate=parts)
@@ -185,6 +184,9 @@ class At(Controller):
     """When."""
     what: Any = None
     """What."""
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return {"knob:lr"}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
         return [self.what] if view.step == self.step else []

@@ -42,15 +42,19 @@ def test_the_card_is_what_the_class_says(name: str) -> None:
 def test_a_method_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     made = registry.create({"use": "./mine.py", "by": 1}, tmp_path, "here")
-    assert isinstance(made, Update) and made.name == "halve" and made.by == 1.0 and made == registry.create({"use": "mine.py", "by": 1.0}, tmp_path, "")  # type: ignore[attr-defined]
+    assert isinstance(made, Update) and made.name == "halve"
+    assert made == registry.create({"use": "mine.py", "by": 1.0}, tmp_path, "")
     card = registry.read_card(tmp_path / "mine.py", "halve", "")
-    assert (card.kind, card.summary, card.fields) == ("Update", "Halves every update. Nobody's paper.", (("by", "float", "0.5", "Factor of every update."),))
+    assert (card.kind, card.summary) == ("Update", "Halves every update. Nobody's paper.")
+    assert card.fields == (("by", "float", "0.5", "Factor of every update."),)
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("class Halve(\n", "mine.py, line 1: this is no Python"), ("import nothing_of_this_name\n", "mine.py, line 1: ModuleNotFoundError: No module named"),
+    ("class Halve(\n", "mine.py, line 1: this is no Python"),
+    ("import nothing_of_this_name\n", "mine.py, line 1: ModuleNotFoundError: No module named"),
     ("x = 1\n\n\nx.y\n", "mine.py, line 4: AttributeError"), ("x = 1\n", "must define one method, and it defines 0"),
-    (MINE + MINE.split("Update\n", 1)[1].replace("Halve", "Quarter"), "it defines 2: Halve, Quarter"), ("\udcff".encode("utf-8", "surrogateescape").decode("latin1"), "")])
+    (MINE + MINE.split("Update\n", 1)[1].replace("Halve", "Quarter"), "it defines 2: Halve, Quarter"),
+    ("# \xff\n", "not a Python file in UTF-8")])
 def test_a_file_that_is_wrong_is_told_with_its_line(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(text, encoding="latin1")
     with pytest.raises(UserError) as told:

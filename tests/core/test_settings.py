@@ -29,9 +29,10 @@ class Example:
 
 
 FITS: list[tuple[Any, Any, Any]] = [
-    (3, int, 3), (2e6, int, 2_000_000), (3, float, 3.0), (True, bool, True), ("x", str, "x"), ([1, 2], tuple[float, ...], (1.0, 2.0)),
-    ([1], list[int], (1,)), ({"a": 1}, dict[str, float], {"a": 1.0}), (None, int | None, None), (4, int | None, 4), ("auto", bool | Literal["auto"], "auto"),
-    (False, bool | Literal["auto"], False), ([[1], [2.0]], tuple[tuple[int, ...], ...], ((1,), (2,))), ("b", Literal["a", "b"], "b"), ({"k": [1]}, Any, {"k": [1]})]
+    (3, int, 3), (2e6, int, 2_000_000), (3, float, 3.0), (True, bool, True), ("x", str, "x"), ([1], list[int], (1,)),
+    ([1, 2], tuple[float, ...], (1.0, 2.0)), ([[1], [2.0]], tuple[tuple[int, ...], ...], ((1,), (2,))),
+    ({"a": 1}, dict[str, float], {"a": 1.0}), (None, int | None, None), (4, int | None, 4), ("b", Literal["a", "b"], "b"),
+    ("auto", bool | Literal["auto"], "auto"), (False, bool | Literal["auto"], False), ({"k": [1]}, Any, {"k": [1]})]
 
 
 @pytest.mark.parametrize(("value", "kind", "want"), FITS)
@@ -41,11 +42,13 @@ def test_what_fits(value: Any, kind: Any, want: Any) -> None:
 
 
 REFUSED: list[tuple[Any, Any, str]] = [
-    (2.5, int, "a whole number, not 2.5"), (True, int, "a whole number, not True"), (True, float, "a number, not True"), ("3", int, "a whole number, not '3'"),
-    (1, bool, "true or false, not 1"), (3, str, "a string, not 3"), ("ab", tuple[str, ...], "a list, not 'ab'"), ([1, "b"], tuple[int, ...], r"here\[1\] must be a whole number"),
-    ({"a": "b"}, dict[str, float], "here.a must be a number"), ([1], dict[str, int], "a table"), ("c", Literal["a", "b"], "one of 'a', 'b', not 'c'"),
-    ("yes", bool | Literal["auto"], "true or false or one of 'auto', not 'yes'"), (float("nan"), float, "nan is none"), (float("inf"), int, "a whole number, not inf"),
-    ("x", int | None, "a whole number, not 'x'")]
+    (2.5, int, "a whole number, not 2.5"), (True, int, "a whole number, not True"), (True, float, "a number, not True"),
+    ("3", int, "a whole number, not '3'"), (1, bool, "true or false, not 1"), (3, str, "a string, not 3"),
+    ("ab", tuple[str, ...], "a list, not 'ab'"), ([1, "b"], tuple[int, ...], r"here\[1\] must be a whole number"),
+    ({"a": "b"}, dict[str, float], "here.a must be a number"), ([1], dict[str, int], "a table"),
+    ("c", Literal["a", "b"], "one of 'a', 'b', not 'c'"), ("x", int | None, "a whole number, not 'x'"),
+    ("yes", bool | Literal["auto"], "true or false or one of 'auto', not 'yes'"), (float("nan"), float, "nan is none"),
+    (float("inf"), int, "a whole number, not inf")]
 
 
 @pytest.mark.parametrize(("value", "kind", "words"), REFUSED)
@@ -56,8 +59,8 @@ def test_what_is_refused(value: Any, kind: Any, words: str) -> None:
 
 
 @pytest.mark.parametrize(("given", "words"), [
-    ({"ranc": 1}, "unknown setting 'ranc' (did you mean 'rank'?)"), ({}, "the setting 'rank' is needed"), ({"rank": 0}, "place: rank must be 1 or more, not 0"),
-    ({"rank": 1, "mode": "c"}, "place: mode must be one of")])
+    ({"ranc": 1}, "unknown setting 'ranc' (did you mean 'rank'?)"), ({}, "the setting 'rank' is needed"),
+    ({"rank": 0}, "place: rank must be 1 or more, not 0"), ({"rank": 1, "mode": "c"}, "place: mode must be one of")])
 def test_make_names_the_place(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as told:
         make(Example, given, "place")

@@ -43,7 +43,7 @@ def test_only_one_process_works_on_a_stage(tmp_path: Path) -> None:
             pass
     with store.claim("base", "1") as work:
         (work / "scratch").touch()
-    assert (work / "scratch").exists() and not store.work("base", "2").exists(), "what a stage kept stays, an empty folder does not"
+    assert (work / "scratch").exists() and not store.work("base", "2").exists(), "what a stage kept stays, an empty folder goes"
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -59,7 +59,11 @@ def test_removal_is_at_once_and_minds_who_came_from_it(tmp_path: Path, monkeypat
     add(store, "adapt", "2", inputs={"model": [{"stage": "base", "hash": "1", "path": ""}]})
     with pytest.raises(UserError, match=r"base-1 is what adapt-2 came from; remove those first, or say --force"):
         store.remove("base")
-    monkeypatch.setattr(shutil, "rmtree", lambda *given, **more: (_ for _ in ()).throw(KeyboardInterrupt()) if "ignore_errors" not in more else None)
+
+    def interrupted(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise KeyboardInterrupt
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.remove("base", force=True)
     assert not base.path.exists() and [a.path.name for a in store.artifacts()] == ["adapt-2"], "half removed is not there"

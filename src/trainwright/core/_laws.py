@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import _tiny, checkpoint, models, prepare, registry, settings
+from trainwright.core.batches import cut
 from trainwright.core.claims import check_claims
 from trainwright.core.errors import UserError
-from trainwright.core.loop import Train, cut
+from trainwright.core.loop import Train
 from trainwright.core.method import Controller, Data, Evaluator, Method, Objective, Optimizer, Surgery, Update, Weigh
 
 CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")

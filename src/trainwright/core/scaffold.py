@@ -10,7 +10,7 @@ from trainwright.core.errors import UserError, suggest
 
 FOLDER = {"Curate": "data", "Data": "data", "Surgery": "finetune", "Objective": "pretrain", "Weigh": "data", "Update": "optim", "Optimizer": "optim",
           "Controller": "optim", "Arithmetic": "merge", "Evaluator": "evaluate"}
-IMPORTS = {"Curate": "from daft import DataFrame\n\n", "Controller": "from collections.abc import Iterable\n\n", "Data": "from collections.abc import Callable\n\n"}
+STANDARD = {"Controller": "from collections.abc import Iterable\n", "Data": "from collections.abc import Callable\n"}
 BODY = {
     "Curate": ("Context, Curate", "def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:\n        return documents"),
     "Data": ("Batch, Context, Data, State", "def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:\n        return pull()"),
@@ -66,20 +66,21 @@ def method_text(name: str, kind: str) -> str:
     uses, body = BODY[kind]
     core = [u for u in uses.split(", ") if u not in ("Context", "View")]
     needs = [u for u in uses.split(", ") if u in ("Context", "View")]
-    torch_part = ("import torch\n" if "torch." in body else "") + ("from torch import " + ", ".join(w for w in ("Tensor", "nn") if re.search(rf"\b{w}\b", body)) + "\n"
-                                                                   if re.search(r"\bTensor\b|\bnn\b", body) else "")
-    imports = (f"{IMPORTS.get(kind, '')}{torch_part}" + ("\n" if torch_part else "")
-               + (f"from trainwright.core.context import {', '.join(needs)}\n" if needs else "") + f"from trainwright.core.method import {', '.join(core)}\n"
-               + ("from trainwright.pretrain._causal_lm import token_losses\n" if "token_losses" in body else ""))
+    of_torch = ", ".join(w for w in ("Tensor", "nn") if re.search(rf"\b{w}\b", body))
+    others = [("from daft import DataFrame", kind == "Curate"), ("import torch", "torch." in body), (f"from torch import {of_torch}", bool(of_torch))]
+    ours = [(f"from trainwright.core.context import {', '.join(needs)}", bool(needs)), (f"from trainwright.core.method import {', '.join(core)}", True),
+            ("from trainwright.pretrain._causal_lm import token_losses", "token_losses" in body)]
+    imports = "\n\n".join(block for part in (others, ours) if (block := "\n".join(line for line, wanted in part if wanted)))
     return f'''"""{title}: what it does, in one line (paper title, arXiv id).
 
 The equation, with shapes and units. When not to use it. Errors it raises.
 """
 from __future__ import annotations
 
-from typing import ClassVar
+{STANDARD.get(kind, "")}from typing import ClassVar
 
 {imports}
+
 
 class {title}({kind}):
     """What it does, in one line."""

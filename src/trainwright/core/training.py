@@ -2,15 +2,9 @@
 from __future__ import annotations
 
 import copy
-import json
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +13,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainwright.core import checkpoint, hardware, models, sharding
+from trainwright.core.batches import cut
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.loop import Diverged, Train, cut
+from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Objective, Weigh
 from trainwright.core.prepare import Job
+from trainwright.core.saving import Metrics, Saver, check_finite, signals
 from trainwright.core.stage_settings import TrainStage
 
 if TYPE_CHECKING:
@@ -31,12 +27,6 @@ if TYPE_CHECKING:
 
 ROWS_OF = 8192
 """Tokens of a step where the recipe says nothing."""
-SAVE_SECONDS = 60.0
-
-
-class Interrupted(KeyboardInterrupt):
-    """The user or the machine asked to stop; what is done is saved."""
-
 
 def train(site: Site) -> dict[str, Any]:
     """Train from the start or from the newest whole checkpoint, and fill ``site.out`` with a Hugging Face checkpoint."""
@@ -48,10 +38,10 @@ def train(site: Site) -> dict[str, Any]:
     site.started(info, resumed=path is not None)
     if path is None and run.ctx.step == 0:
         _probe(run, site)
-    metrics = _Metrics(site.work / "metrics.jsonl", run.ctx.step)
-    saver = _Saver(run, site, stage.save_every)
+    metrics = Metrics(site.work / "metrics.jsonl", run.ctx.step)
+    saver = Saver(run, site, stage.save_every)
     try:
-        with _signals(saver):
+        with signals(saver):
             run.run(on_step=partial(_hear, metrics, site, saver))
             check_finite(run)
     except Diverged as error:
@@ -69,7 +59,7 @@ def train(site: Site) -> dict[str, Any]:
     return figures
 
 
-def _hear(metrics: _Metrics, site: Site, saver: _Saver, row: dict[str, float]) -> None:
+def _hear(metrics: Metrics, site: Site, saver: Saver, row: dict[str, float]) -> None:
     metrics.write(row)
     site.listener.step(site.job.stage.name, row)
     saver.after()
@@ -165,13 +155,6 @@ def steps_of(job: Job, stage: TrainStage, ctx: Context) -> int:
     return steps
 
 
-def check_finite(run: Train) -> None:
-    """A step may spoil the weights and still tell of a finite loss: such weights are neither saved nor exported."""
-    bad = [n for n, p in run.params.items() if not torch.isfinite(sharding.local(p.detach())).all()]
-    if sharding.total(len(bad)):
-        raise Diverged(f"the weights are no finite numbers after step {run.ctx.step} ({', '.join(bad[:2]) or 'on another rank'})")
-
-
 def state_bytes(run: Train) -> int:
     """Bytes of what the methods remember of single parameters."""
     leaves = [t for s in run.states.values() for named in s.get("param", {}).values() for t in named.values()]
@@ -240,66 +223,3 @@ def _figures(run: Train, began: float, rest: dict[str, Any]) -> dict[str, Any]:
             "trainable_parameters": counts["trainable"], "state_bytes": state_bytes(run),
             "loss": run.row.get("loss"), "evaluation": run.evaluation, "stopped": run.stopped or None, "precision": run.precision,
             "compiled": run.ctx.compile, "resumed": bool(rest), "wall_seconds": round(time.perf_counter() - began, 3)}
-
-
-class _Metrics:
-    """``metrics.jsonl``: a row a step, cut back to the checkpoint on resume."""
-
-    def __init__(self, file: Path, step: int) -> None:
-        self.handle: Any = None
-        if not sharding.main():
-            return
-        rows = file.read_text().splitlines() if file.is_file() and step else []
-        kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= step]
-        file.write_text("".join(r + "\n" for r in kept))
-        self.handle = file.open("a")
-
-    def write(self, row: dict[str, float]) -> None:
-        if self.handle is not None:
-            self.handle.write(json.dumps(row) + "\n")
-            self.handle.flush()
-
-    def close(self) -> None:
-        if self.handle is not None:
-            self.handle.close()
-
-
-class _Saver:
-    """Saves every so many steps, or about once a minute, and when asked to stop."""
-
-    def __init__(self, run: Train, site: Site, every: int) -> None:
-        self.run, self.site, self.every = run, site, every
-        self.folder = site.work / "checkpoints"
-        self.last, self.asked = time.monotonic(), 0.0
-
-    def after(self) -> None:
-        """After a step. Raises ``Interrupted`` once the checkpoint is safe."""
-        run, asked = self.run, self.asked > 0
-        due = time.monotonic() - self.last > SAVE_SECONDS if not self.every else run.ctx.step % self.every == 0
-        if sharding.world() > 1:                           # a signal reaches the ranks at different steps, and clocks differ
-            said = sharding.gather((asked, due))
-            asked, due = any(a for a, _ in said), said[0][1]
-        if asked or (due and run.ctx.step < run.steps):
-            check_finite(run)
-            checkpoint.save(run, self.folder, {})
-            self.last = time.monotonic()
-        if asked:
-            raise Interrupted(f"stopped at step {run.ctx.step} of {run.steps}; run the same command to go on")
-
-
-@contextmanager
-def _signals(saver: _Saver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM finish the step and save; a second one, a second later (torchrun repeats the first), ends at once."""
-    def ask(number: int, frame: FrameType | None) -> None:
-        if saver.asked and time.monotonic() - saver.asked > 1:
-            raise KeyboardInterrupt
-        saver.asked = saver.asked or time.monotonic()
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

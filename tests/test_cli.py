@@ -1,0 +1,269 @@
+"""The command line: every command, its help, how fast it starts, and a tiny life from beginning to end."""
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner, Result
+
+import trainwright
+from tests.conftest import LIFE, environment, write_texts
+from trainwright.cli import app
+from trainwright.core import registry, scaffold
+from trainwright.core.errors import UserError
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+HEAVY = ("torch", "transformers", "daft", "numpy", "pyarrow", "matplotlib")
+
+
+def commands() -> dict[str, Any]:
+    def found(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            yield " ".join(path), command
+        for name, one in (inner or {}).items():
+            yield from found(one, (*path, name))
+    return dict(found(typer.main.get_command(app), ()))
+
+
+def invoke(*words: Any, cwd: Path | None = None) -> Result:
+    """A command in this process. What a mistake says is tested in ``test_bad_input.py``."""
+    before = Path.cwd()
+    os.chdir(cwd or before)
+    try:
+        result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, [str(w) for w in words])
+    finally:
+        os.chdir(before)
+    if isinstance(result.exception, UserError):
+        raise result.exception
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+# ---- help and start-up ---------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_are_those_that_are_promised() -> None:
+    promised = {"run", "plan", "list", "show", "new", "check", "export", "generate", "store ls", "store show", "store rm"}
+    assert set(commands()) == promised
+
+
+@pytest.mark.parametrize("name", ["", "store", *sorted(commands())])
+def test_help_is_worth_reading(name: str) -> None:
+    told = invoke(*name.split(), "--help").stdout
+    assert "Usage: " in told
+    if name in commands():
+        for parameter in commands()[name].params:
+            assert parameter.help and parameter.opts[0].upper() in told.upper(), parameter.name
+
+
+def test_no_words_show_the_help(command: Command, tmp_path: Path) -> None:
+    done = command(cwd=tmp_path)
+    assert "Usage: " in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+LIGHT = f"""
+import sys
+from trainwright import cli
+try:
+    cli.main()
+except SystemExit as end:
+    assert not end.code
+print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("words", ["--help", "list", "list --search adam", "show adamw", "store ls", "run --help"])
+def test_what_is_light_imports_nothing_heavy(words: str, command: Command, tmp_path: Path) -> None:
+    done = command(*words.split(), cwd=tmp_path, python=("-c", LIGHT))
+    assert done.returncode == 0 and done.stderr.strip().endswith("[]"), done.stderr
+
+
+@pytest.mark.parametrize("words", [("--help",), ("list",)])
+def test_it_answers_at_once(words: tuple[str, ...], tmp_path: Path) -> None:
+    """Processor time of the process, not the clock on the wall: others may be at work on this machine."""
+    seconds = []
+    for _ in range(3):
+        line = [sys.executable, "-m", "trainwright", *words]
+        process = subprocess.Popen(line, cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = status
+        assert not status
+        seconds.append(used.ru_utime + used.ru_stime)
+    assert min(seconds) < 0.5, seconds
+
+
+# ---- methods --------------------------------------------------------------------------------------------------------------
+
+
+def test_list_and_show_know_every_method() -> None:
+    listed = invoke("list").stdout
+    for name, card in registry.cards().items():
+        assert name in listed
+        told = invoke("show", name).stdout
+        assert card.kind in told and all(f[0] in told for f in card.fields)
+    assert invoke("list", "--kind", "surgery").stdout.split("\n")[1].split()[1] == "Surgery"
+    assert "adamw" not in invoke("list", "--folder", "merge").stdout and "slerp" in invoke("list", "--folder", "merge").stdout
+    searched = invoke("list", "--search", "warm-up decay").stdout
+    assert "wsd" in searched and "slerp" not in searched
+
+
+MINE = '''"""Mine alone."""
+from trainwright.core.method import Weigh
+
+
+class Mine(Weigh):
+    by: float = 2.0
+    """How much."""
+'''
+
+
+def test_show_reads_a_file_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    told = invoke("show", "./mine.py", cwd=tmp_path).stdout
+    assert "Mine alone." in told and "How much." in told and "Weigh" in told
+
+
+COPIED = """
+import sys
+sys.path.insert(0, 'src')
+from trainwright.cli import main
+from trainwright.core import registry
+from trainwright.core.method import KINDS
+for kind in sys.argv[1:]:
+    cls = registry.find('my_' + kind.lower())
+    assert KINDS[kind] in cls.__bases__ and cls(**cls.example)
+sys.argv = ['trainwright', 'list', '--search', 'my_']
+main()
+"""
+
+
+def test_new_methods_are_listed_imported_and_tested(tmp_path: Path, command: Command) -> None:
+    """A copy of the package takes one new method of each kind; each has its three files, imports, and passes ruff."""
+    source = Path(trainwright.__file__).parent
+    shutil.copytree(source, tmp_path / "src" / "trainwright", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source.parents[1] / "pyproject.toml", tmp_path)
+    made = {}
+    for kind in scaffold.BODY:
+        told = invoke("new", f"my_{kind.lower()}", "--kind", kind, "--root", tmp_path).stdout.split()
+        made[kind] = [Path(w) for w in told if w != "wrote"]
+        assert [f.relative_to(tmp_path).parts[0] for f in made[kind]] == ["src", "tests", "evidence"]
+        assert json.loads(made[kind][2].read_text())["verdict"] == "not measured"
+    done = command(*scaffold.BODY, cwd=tmp_path, python=("-c", COPIED))
+    assert done.returncode == 0 and all(f"my_{kind.lower()}" in done.stdout for kind in scaffold.BODY), done.stderr
+    written = [f for files in made.values() for f in files if f.suffix == ".py"]
+    done = command("check", *written, cwd=tmp_path, python=("-m", "ruff"))
+    assert done.returncode == 0, done.stdout
+
+
+# ---- a tiny life ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("cli")
+    write_texts(made / "texts")
+    (made / "life.toml").write_text(LIFE)
+    return made
+
+
+@pytest.fixture(scope="module")
+def lived(folder: Path) -> tuple[Path, str, str]:
+    """The folder after a run, and what the first and the second run said."""
+    return folder, invoke("run", "life.toml", cwd=folder).stdout, invoke("run", "life.toml", cwd=folder).stdout
+
+
+def artifact(folder: Path, stage: str) -> Path:
+    (found,) = folder.glob(f"store/{stage}-*")
+    return found
+
+
+def test_a_plan_before_anything_is_there(folder: Path) -> None:
+    told = invoke("plan", "life.toml", "--store", "planned", cwd=folder).stdout
+    for word in ("corpus", "base", "adapt", "merged", "judge", "next_token", "clip", "adamw", "wsd", "interpolate", "held_out"):
+        assert word in told
+    assert not (folder / "planned").exists()
+
+
+def test_a_run_makes_every_stage_once(lived: tuple[Path, str, str]) -> None:
+    folder, first, second = lived
+    for stage in ("corpus", "base", "adapt", "merged", "judge"):
+        manifest = json.loads((artifact(folder, stage) / "manifest.json").read_text())
+        assert manifest["stage"] == stage and manifest["versions"]["torch"] == torch.__version__ and manifest["seconds"] >= 0
+        assert f"{stage:<8} cached" in second and f"{stage:<8} cached" not in first
+    assert "report: " in first and (folder / "store" / "reports" / "life" / "index.html").is_file()
+    assert "forgetting" in first and "gain" in first, "the table of the evaluation is printed"
+    assert "⟦" in first, "an example with what is trained is printed"
+
+
+def test_a_models_artifact_is_a_checkpoint_of_transformers(lived: tuple[Path, str, str]) -> None:
+    folder = artifact(lived[0], "base")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert model.config.vocab_size == len(tokenizer) == 300
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["loss"] < rows[0]["loss"]
+    base, adapt, merged = (load_file(artifact(lived[0], s) / "model.safetensors") for s in ("base", "adapt", "merged"))
+    for name, value in merged.items():
+        assert torch.allclose(value, (base[name] + adapt[name]) / 2, atol=1e-7)
+
+
+def test_only_what_depends_on_a_change_runs_again(lived: tuple[Path, str, str]) -> None:
+    folder = lived[0]
+    told = invoke("run", "life.toml", "--set", "merged.methods.interpolate.weights=[0.25, 0.75]", cwd=folder).stdout
+    assert [told.count(f"{s:<8} cached") for s in ("corpus", "base", "adapt", "merged", "judge")] == [1, 1, 1, 0, 0]
+    told = invoke("run", "life.toml", "--set", "base.save_every=1", "--set", "title='renamed'", cwd=folder).stdout
+    assert told.count("cached") == 5, "neither how often to save nor a title changes a result"
+    told = invoke("plan", "life.toml", "--set", "base.methods.adamw.lr=2e-2", cwd=folder).stdout
+    assert "lr=0.02" in told.replace(" ", "")
+
+
+def test_a_changed_text_is_read_again(lived: tuple[Path, str, str], tmp_path: Path) -> None:
+    shutil.copytree(lived[0] / "texts", tmp_path / "texts")
+    text = (lived[0] / "life.toml").read_text().split('[[stage]]\nname = "base"')[0]
+    (tmp_path / "life.toml").write_text(text)
+    assert "cached" not in invoke("run", "life.toml", cwd=tmp_path).stdout
+    with (tmp_path / "texts" / "prose" / "00.txt").open("a") as file:
+        file.write("one more line\n")
+    assert "cached" not in invoke("run", "life.toml", cwd=tmp_path).stdout
+    assert "cached" in invoke("run", "life.toml", cwd=tmp_path).stdout
+
+
+def test_the_store_is_shown_and_thinned(lived: tuple[Path, str, str], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(lived[0] / "store", store)
+    told = invoke("store", "ls", "--store", store).stdout
+    assert all(f.parent.name in told for f in store.glob("*/manifest.json"))
+    shown = json.loads(invoke("store", "show", "adapt", "--store", store).stdout)
+    assert shown["inputs"]["model"][0]["stage"] == "base" and shown["settings"]["methods"][2]["lr"] == 0.01
+    for name in ("judge", "judge", "merged", "merged"):
+        assert "removed" in invoke("store", "rm", name, "--store", store).stdout
+    invoke("store", "rm", "base", "--force", "--store", store)
+    assert {f.name.split("-")[0] for f in store.glob("*-*")} == {"corpus", "adapt"}
+    assert "holds no artifact yet" in invoke("store", "ls", "--store", tmp_path / "none").stdout
+
+
+def test_export_and_generate(lived: tuple[Path, str, str], tmp_path: Path) -> None:
+    folder = lived[0]
+    invoke("export", "base", tmp_path / "out", "--dtype", "bfloat16", cwd=folder)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+    words = ("--prompt", "the sea", "--tokens", "12", "--seed", "5")
+    names = ("base", "base", artifact(folder, "base").name, artifact(folder, "base"))
+    said = [invoke("generate", name, *words, cwd=folder).stdout for name in names]
+    assert len(set(said)) == 1 and said[0].startswith("the sea")
+    assert invoke("generate", tmp_path / "out", *words, cwd=folder).stdout.startswith("the sea")
+
+
+def test_check_tells_of_a_method(tmp_path: Path) -> None:
+    told = invoke("check", "clip", cwd=tmp_path).stdout
+    assert "passed" in told and "FAILED" not in told
