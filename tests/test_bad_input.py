@@ -352,6 +352,7 @@ RUN: dict[str, tuple[list[Change], dict[str, str], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUN)
 def test_a_run_refuses(name: str, lived: Home, say: Say) -> None:
     changes, files, words = RUN[name]
@@ -437,6 +438,7 @@ def test_too_little_memory_is_said_by_the_plan(home: Home, say: Say, monkeypatch
     check_refused(say("plan", "life.toml", "--store", "untouched"), BASE, "GiB of memory are needed and 0.1 GiB are there: raise accumulate")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_keeps_the_last_checkpoint(error: int, lived: Home, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first save succeeds, the second finds no room; then, with room, the run goes on from the first."""
@@ -461,6 +463,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(error: int, lived: Home, say: Say
 # ---- the program itself -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "told"), [
     (("run", "life.toml"), f"{BASE}: steps must be a whole number, not 'six'"), (("show", "adamv"), "did you mean 'adamw'"), (("rum",), "No such command 'rum'")])
 def test_as_a_process(words: tuple[str, ...], told: str, home: Home, command: Callable[..., CompletedProcess[str]]) -> None:

@@ -20,6 +20,8 @@ from tests import forks
 from tests.conftest import LIFE, environment, write_texts
 from trainwright.core import checkpoint
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 RECIPE = LIFE.split('[[stage]]\nname = "adapt"')[0]
 for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 3"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,15 +16,18 @@ if TYPE_CHECKING:
     from trainwright.core.recipe import Recipe
     from trainwright.core.store import Store
 
-app = typer.Typer(name="trainwright", no_args_is_help=True, rich_markup_mode="rich", add_completion=False, pretty_exceptions_enable=False,
-                  help="One recipe describes a model's whole training life: data, pretraining, adaptation, alignment, compression, merging, evaluation.")
+app = typer.Typer(name="trainwright", no_args_is_help=True, rich_markup_mode="rich", add_completion=False,
+                  pretty_exceptions_enable=False,
+                  help="One recipe describes a model's whole training life: data, pretraining, adaptation, alignment, "
+                       "compression, merging, evaluation.")
 stores = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Artifacts that runs have made.")
 app.add_typer(stores, name="store")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quickstart.toml.", show_default=False)]
 StoreDir = Annotated[Path, typer.Option("--store", help="Folder in which artifacts are kept and found again.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", show_default=False,
-                    help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], [cyan]seed=1[/]. May be repeated.")]
+                    help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], [cyan]seed=1[/]. "
+                         "May be repeated.")]
 
 
 @app.command()
@@ -43,13 +46,16 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     sharding.start()
     main, progress, made_in = sharding.main(), Progress(), Store(store)
     with located(str(recipe)):
-        hear = Listeners(progress, *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers)) if main else Listener()
+        hear = Listener()
+        if main:
+            hear = Listeners(progress, *(trackers.make(t, store / "trackers", recipe.stem) for t in loaded.trackers))
     try:
         run_recipe(loaded, made_in, hear)
     except KeyboardInterrupt as stopped:                   # the command line would swallow what it says
         hear.close()
         if main:
-            Console(stderr=True).print(f"[yellow]{escape(str(stopped) or 'interrupted; run the same command to go on')}[/]", soft_wrap=True)
+            why = escape(str(stopped) or "interrupted; run the same command to go on")
+            Console(stderr=True).print(f"[yellow]{why}[/]", soft_wrap=True)
         raise typer.Exit(130) from None
     finally:
         hear.close()
@@ -66,7 +72,8 @@ def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> 
     from trainwright.report.progress import evaluation_table
     planned = make_plan(recipe, store, predict=False)
     made = artifacts(store, [s.job for s in planned.stages])
-    manifests: list[dict[str, Any]] = [(made[name].manifest if name in made else {"stage": name}) | state for name, state in states.items()]
+    manifests: list[dict[str, Any]] = [(made[name].manifest if name in made else {"stage": name}) | state
+                                       for name, state in states.items()]
     for m in manifests:
         if m["kind"] == "evaluate" and "figures" in m:
             Console().print(evaluation_table(m["figures"]))
@@ -89,7 +96,8 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
 @app.command("list")
 def list_methods(kind: Annotated[str | None, typer.Option(help="Only this kind, such as Objective or Update.")] = None,
                  folder: Annotated[str | None, typer.Option(help="Only this place in a life, such as data or optim.")] = None,
-                 search: Annotated[str | None, typer.Option(help="Only methods whose card has all of these words.")] = None) -> None:
+                 search: Annotated[str | None, typer.Option(help="Only methods whose card has all of these words.")] = None,
+                 ) -> None:
     """List the methods: name, kind, and what each does."""
     from trainwright.core import registry
     from trainwright.report import cards
@@ -107,9 +115,12 @@ def show(method: Annotated[str, typer.Argument(help="A method's name, or an arti
 
 
 @app.command()
-def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.", show_default=False)],
-        kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic or Evaluator.")],
-        folder: Annotated[str | None, typer.Option(help="Place in a life, such as finetune; default: the usual one of the kind.")] = None,
+def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.",
+                                              show_default=False)],
+        kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, "
+                                                               "Controller, Arithmetic or Evaluator.")],
+        folder: Annotated[str | None, typer.Option(help="Place in a life, such as finetune; default: the usual one of the "
+                                                        "kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:
     """Write the three files of a new method: the method, its test, and its evidence."""
     from trainwright.core import scaffold
@@ -118,14 +129,17 @@ def new(method: Annotated[str, typer.Argument(help="The method's name in snake_c
 
 
 @app.command()
-def check(method: Annotated[str | None, typer.Argument(help="A method's name, or a file such as ./mine.py; default: all.", show_default=False)] = None) -> None:
-    """Run the conformance battery: settings round-trip, exact resume, micro-batches and ranks that do not bend the loss, neutral state …"""
+def check(method: Annotated[str | None, typer.Argument(help="A method's name, or a file such as ./mine.py; default: all.",
+                                                       show_default=False)] = None) -> None:
+    """Run the conformance battery: settings round-trip, exact resume, micro-batches and ranks that do not bend the loss,
+    neutral state …"""
     from trainwright.core import conformance
     console = Console()
     bad = 0
     for name, test, problem in conformance.check_all([method] if method else None):
         bad += bool(problem)
-        console.print(f"[{'red' if problem else 'green'}]{'FAILED' if problem else 'passed'}[/] {name:<22} {test}" + (f": {escape(problem)}" if problem else ""))
+        said = "[red]FAILED[/]" if problem else "[green]passed[/]"
+        console.print(f"{said} {name:<22} {test}" + (f": {escape(problem)}" if problem else ""))
     if bad:
         raise typer.Exit(1)
 
@@ -133,7 +147,8 @@ def check(method: Annotated[str | None, typer.Argument(help="A method's name, or
 @app.command()
 def export(stage: Annotated[str, typer.Argument(help="A stage's name, or an artifact folder's.", show_default=False)],
            folder: Annotated[Path, typer.Argument(help="Where to write the Hugging Face checkpoint.", show_default=False)],
-           dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32", store: StoreDir = Path("store")) -> None:
+           dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+           store: StoreDir = Path("store")) -> None:
     """Write a stage's model as a Hugging Face checkpoint."""
     from trainwright.core import models
     from trainwright.core.store import Store
@@ -142,7 +157,8 @@ def export(stage: Annotated[str, typer.Argument(help="A stage's name, or an arti
 
 
 @app.command()
-def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artifact folder's, or a checkpoint's path.", show_default=False)],
+def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artifact folder's, or a checkpoint's path.",
+                                                  show_default=False)],
              prompt: Annotated[str, typer.Option("--prompt", "-p", help="Text to go on from.")],
              tokens: Annotated[int, typer.Option(help="How many tokens to write.")] = 100,
              temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
@@ -173,7 +189,8 @@ def store_show(artifact: Annotated[str, typer.Argument(help="A stage's name, or 
 
 @stores.command("rm")
 def store_remove(artifact: Annotated[str, typer.Argument(help="A stage's name, or an artifact folder's.", show_default=False)],
-                 store: StoreDir = Path("store"), force: Annotated[bool, typer.Option(help="Even if other artifacts were made from it.")] = False) -> None:
+                 store: StoreDir = Path("store"),
+                 force: Annotated[bool, typer.Option(help="Even if other artifacts were made from it.")] = False) -> None:
     """Remove an artifact. One that others were made from needs --force."""
     from trainwright.core.store import Store
     path = Store(store).remove(artifact, force)
@@ -197,5 +214,6 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         what = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)
-        err.print(f"[bold red]error:[/] {escape(what)}: make room or choose another --store; what was saved before is kept.", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(what)}: make room or choose another --store; what was saved before is kept.",
+                  soft_wrap=True)
         sys.exit(2)

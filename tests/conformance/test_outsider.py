@@ -231,7 +231,7 @@ class Mine(Surgery):
         model.model.layers
 '''},
     "commands_are_claimed": {
-        "sets the knob 'lr' and claims nothing": '''class Mine(Controller):
+        "sets the knob 'lr', which it does not claim": '''class Mine(Controller):
     """."""
 
     def tick(self, view, state):

@@ -47,9 +47,11 @@ class Digits(Data):
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         images, labels = load_digits(return_X_y=True)
-        pick = torch.randperm(1500, generator=ctx.rng(f"digits/{state['shared']['drawn']}", at=0))[: self.size][ctx.rows(self.size)]
+        order = torch.randperm(1500, generator=ctx.rng(f"digits/{state['shared']['drawn']}", at=0))
+        pick = order[: self.size][ctx.rows(self.size)]
         state["shared"]["drawn"] += 1
-        return {"image": torch.tensor(images, dtype=torch.float32)[pick].view(-1, 1, 8, 8) / 16, "label": torch.tensor(labels)[pick]}
+        return {"image": torch.tensor(images, dtype=torch.float32)[pick].view(-1, 1, 8, 8) / 16,
+                "label": torch.tensor(labels)[pick]}
 
 
 class Classify(Objective):
@@ -127,7 +129,7 @@ def test_micro_batches_do_not_bend_the_loss(parts: int):
     for run in (one, many):
         run.build()
         run.model.eval()
-        run.model.train = lambda mode=True: run.model  # no dropout: it is drawn per micro-batch
+        run.model.train = lambda mode=True, m=run.model: m  # no dropout: it is drawn per micro-batch
     whole, split = one.gradients(cut(one.pull(), 1)), many.gradients(cut(many.pull(), parts))
     for name in whole:
         assert torch.allclose(whole[name], split[name], atol=1e-7), name
@@ -171,7 +173,7 @@ def test_two_owners_and_claims_on_nothing_are_refused():
         train(1, Owner(glob="8.*")).build()
     with pytest.raises(UserError, match="both claim"):
         train(1, Adamw()).build()
-    with pytest.raises(UserError, match="no optimizer takes the step of 0.weight"):
+    with pytest.raises(UserError, match=r"no optimizer takes the step of 0\.weight"):
         Train(convnet(), [Digits(), Classify(), Adamw(on="7.*")], 1).build()
     with pytest.raises(UserError, match="matches no trainable parameter"):
         train(1, Adamw(on="layers.*")).build()

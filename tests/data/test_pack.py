@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from trainwright.data.pack import Pack
 from trainwright.pretrain._causal_lm import token_losses
 
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                                  num_key_value_heads=2, max_position_embeddings=128)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                                                  num_key_value_heads=2, max_position_embeddings=128)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128))}
 
 
@@ -52,7 +53,8 @@ def test_changing_a_document_changes_nothing_in_the_next_one(name: str, folder: 
         before = token_losses(model, batch, Context())
         changed = dict(batch, input_ids=torch.where(batch["document"] == 0, (batch["input_ids"] + 7) % 400, batch["input_ids"]))
         after = token_losses(model, changed, Context())
-        logits = [model(input_ids=b["input_ids"], position_ids=b["position_ids"], use_cache=False).logits for b in (batch, changed)]
+        logits = [model(input_ids=b["input_ids"], position_ids=b["position_ids"], use_cache=False).logits
+                  for b in (batch, changed)]
     others = batch["document"] != 0
     assert torch.equal(before[others], after[others]) and not torch.equal(before, after)
     assert torch.equal(logits[0][others], logits[1][others])
@@ -81,7 +83,7 @@ def test_an_epoch_has_every_target_once(whole: bool, folder: Path):
     wanted: Counter[tuple[int, int]] = Counter()
     for shard, offset, length in zip(found.shard, found.offset, found.length, strict=True):
         tokens = corpus.read(int(shard), int(offset), int(length)).tolist()
-        pairs = list(zip(tokens, tokens[1:], strict=False))
+        pairs = list(pairwise(tokens))
         wanted.update(pairs[:48] if whole else pairs)
     learned = batch["targets"] != -100
     assert Counter(zip(batch["input_ids"][learned].tolist(), batch["targets"][learned].tolist(), strict=True)) == wanted

@@ -24,7 +24,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_numbers_are_those_of_lone_documents(folder: Path):
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)).train()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2)).train()
     corpus = open_corpus(folder)
     with torch.no_grad():
         got = HeldOut(tokens=10**6, length=512, batch_size=3).measure(model, Context(inputs={"data": [folder]}))
@@ -41,7 +42,8 @@ def test_numbers_are_those_of_lone_documents(folder: Path):
 
 
 def test_the_budget_takes_whole_documents_and_domains_must_be_there(folder: Path):
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2))
     ctx = Context(inputs={"data": [folder]})
     with torch.no_grad():
         assert set(HeldOut(on=("a",), tokens=1).measure(model, ctx)) == {"loss/a", "perplexity/a", "bits_per_byte/a"}

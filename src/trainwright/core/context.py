@@ -72,7 +72,8 @@ class Context:
         from trainwright.core.errors import UserError
         found = self.inputs.get(role, [])
         if len(found) != 1:
-            raise UserError(f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; it has {len(found)}.")
+            raise UserError(f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; "
+                            f"it has {len(found)}.")
         return found[0]
 
 

@@ -40,8 +40,9 @@ class Ledger:
         self.seconds += seconds
         self.flops += self.flops_per_token * tokens
         self.peak_memory = max(self.peak_memory, peak_memory())
-        return {"step": ctx.step, "steps": ctx.steps, "tokens": self.tokens, "flops": self.flops, "seconds": round(self.seconds, 4),
-                "tokens_per_second": round(tokens / max(seconds, 1e-9), 1), "memory_bytes": memory()}
+        return {"step": ctx.step, "steps": ctx.steps, "tokens": self.tokens, "flops": self.flops,
+                "seconds": round(self.seconds, 4), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+                "memory_bytes": memory()}
 
     def save(self) -> dict[str, Any]:
         return dict(self.__dict__)

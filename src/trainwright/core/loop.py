@@ -73,7 +73,8 @@ class Train:
         """Surgery, journal replay, sharding, states. A checkpoint is loaded after this (``checkpoint.load_into``)."""
         check_claims(self.methods, self.model)
         self.owned = {k: m.claims(self.model) for k, m in self.of(Controller)}
-        for self.ctx.step, surgery in [*((0, m) for _, m in self.of(Surgery)), *journal]:
+        for at, surgery in [*((0, m) for _, m in self.of(Surgery)), *journal]:
+            self.ctx.step = at
             surgery.operate(self.model, self.ctx)                                  # 1 surgery
             self.performed.append(surgery)
         self.ctx.step = 0

@@ -33,7 +33,8 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
     from transformers import CONFIG_MAPPING
     fields = {k: v for k, v in table.items() if k != "type"}
     if table["type"] not in CONFIG_MAPPING:
-        raise UserError(f"{where}: model.type {table['type']!r} is no model of transformers{_near(table['type'], CONFIG_MAPPING)}.")
+        raise UserError(f"{where}: model.type {table['type']!r} is no model of transformers"
+                        f"{_near(table['type'], CONFIG_MAPPING)}.")
     cls = CONFIG_MAPPING[table["type"]]
     known = {f.name for f in dataclasses.fields(cls)} | set(getattr(cls, "attribute_map", {}))
     for key in fields:
@@ -42,7 +43,8 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
     if tokenizer is not None:
         size = len(tokenizer)
         if fields.setdefault("vocab_size", size) < size:
-            raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which has {size} tokens.")
+            raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, "
+                            f"which has {size} tokens.")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if name in known:
                 fields.setdefault(name, getattr(tokenizer, name))
@@ -107,7 +109,8 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
     """The tokenizer in a folder (a checkpoint or a corpus), or None where it has none."""
     from transformers import AutoTokenizer
     quiet()
-    if isinstance(location, Path) and not any((location / f).is_file() for f in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if isinstance(location, Path) and not any((location / f).is_file() for f in files):
         return None
     try:
         return AutoTokenizer.from_pretrained(str(location).removeprefix("hf://"))
@@ -118,7 +121,8 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
 def save(model: nn.Module, folder: Path, tokenizer: Any, weights: dict[str, Any] | None = None) -> None:
     """A checkpoint that transformers reloads without this package."""
     if not is_pretrained(model):
-        raise UserError(f"a {type(model).__name__} is no transformers model and cannot be saved as a checkpoint; keep it from Python.")
+        raise UserError(f"a {type(model).__name__} is no transformers model and cannot be saved as a checkpoint; "
+                        "keep it from Python.")
     quiet()
     model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]
     if tokenizer is not None:
@@ -152,7 +156,8 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: b
     if chat:
         if tokenizer.chat_template is None:
             raise UserError(f"{folder}: its tokenizer has no chat template; leave out --chat.")
-        given = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        said = [{"role": "user", "content": prompt}]
+        given = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     else:
         given = tokenizer(prompt, return_tensors="pt")
     if not given["input_ids"].shape[1]:
@@ -160,8 +165,8 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: b
     how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        out = model.generate(input_ids=given["input_ids"], attention_mask=torch.ones_like(given["input_ids"]), max_new_tokens=tokens,  # type: ignore[operator]
-                             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)
+        out = model.generate(input_ids=given["input_ids"], attention_mask=torch.ones_like(given["input_ids"]),  # type: ignore[operator]
+                             max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)
     text: str = tokenizer.decode(out[0][given["input_ids"].shape[1] if chat else 0:], skip_special_tokens=True)
     return text
 
@@ -192,7 +197,8 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
             read = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
     except ImportError as error:
-        raise UserError(f"{where}: reading GGUF needs more packages: pip install 'trainwright[smol]' ({_first_line(error)})") from None
+        raise UserError(f"{where}: reading GGUF needs more packages: pip install 'trainwright[smol]' "
+                        f"({_first_line(error)})") from None
     config = read.config
     if "quantization_config" in config.__dict__:
         del config.quantization_config

@@ -74,8 +74,8 @@ def _stage(job: Job, store: Store, predict: bool) -> StagePlan:
     found = store.find(job.stage.name, job.key)
     out = StagePlan(job, found is not None, places(job))
     if found is not None and isinstance(job.stage, TrainStage):
-        names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens", "flops": "flops",
-                 "seconds": "seconds", "peak_memory_bytes": "memory_bytes"}
+        names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens",
+                 "flops": "flops", "seconds": "seconds", "peak_memory_bytes": "memory_bytes"}
         out.figures = {mine: found.figures[theirs] for theirs, mine in names.items()}
     elif predict and isinstance(job.stage, TrainStage):
         try:
@@ -153,8 +153,8 @@ def _calibrate(job: Job, stage: TrainStage, config: Any, ctx: Context, out: Stag
         out.figures["seconds"] = (forth / (sample * tokens) * ctx.batch_rows * tokens + update) * ctx.steps
     needed, available = out.figures["memory_bytes"], hardware.memory_bytes()
     if needed > available:
-        raise UserError(f"{job.where}: about {needed / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB are there: "
-                        "raise accumulate, lower batch_tokens, or set checkpointing = true.")
+        raise UserError(f"{job.where}: about {needed / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB "
+                        "are there: raise accumulate, lower batch_tokens, or set checkpointing = true.")
 
 
 def _trial(job: Job, stage: TrainStage, config: Any, ctx: Context) -> Train:

@@ -192,11 +192,13 @@ def check_model(job: Job, config: Any) -> nn.Module:
     assert isinstance(job.stage, TrainStage)
     size = getattr(config.get_text_config(), "vocab_size", None)
     if job.vocabulary and size is not None and job.vocabulary > size:
-        raise UserError(f"{job.where}: the corpus has a vocabulary of {job.vocabulary} tokens, which does not fit the model's {size} (vocab_size).")
+        raise UserError(f"{job.where}: the corpus has a vocabulary of {job.vocabulary} tokens, "
+                        f"which does not fit the model's {size} (vocab_size).")
     longest = getattr(config, "max_position_embeddings", None)
     for m in job.of(Data):
         if longest and (m.row_tokens() or 0) > longest:
-            raise UserError(f"{job.where}: {m.name} makes rows of {m.row_tokens()} tokens; the model takes at most {longest} (max_position_embeddings).")
+            raise UserError(f"{job.where}: {m.name} makes rows of {m.row_tokens()} tokens; "
+                            f"the model takes at most {longest} (max_position_embeddings).")
     model = models.skeleton(config, job.where)
     with located(job.where):
         check_claims(job.methods, model)

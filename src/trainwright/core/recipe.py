@@ -97,7 +97,8 @@ def _stage(table: Any, number: int, before: list[Stage], names: list[Any], file:
     known = {"kind", "from", *(f.name for f in dataclasses.fields(cls))} - {"inputs"}
     for key in table:
         if key not in known:
-            raise UserError(f"{where}: unknown setting {key!r}{' (did you mean ' + repr('from') + '?)' if key == 'inputs' else suggest(key, known)}.")
+            near = " (did you mean 'from'?)" if key == "inputs" else suggest(key, known)
+            raise UserError(f"{where}: unknown setting {key!r}{near}.")
     settings["inputs"] = _inputs(settings.get("inputs", {}), cls, before, names, where, file.parent)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):
@@ -132,11 +133,12 @@ def _check_input(name: str, role: str, before: list[Stage], names: list[Any], wh
     stage = next((s for s in before if s.name == name), None)
     if stage is None:
         if name in names:
-            raise UserError(f"{where}: from.{role} = {name!r} is {'this stage itself' if names.index(name) == len(before) else 'a later stage'}; "
-                            "stages run in order, each from earlier ones.")
+            which = "this stage itself" if names.index(name) == len(before) else "a later stage"
+            raise UserError(f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier ones.")
         if name.startswith(("package://", "hf://")) or os.path.exists(root / name):
             return
-        raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path{suggest(name, [s.name for s in before])}.")
+        raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path"
+                        f"{suggest(name, [s.name for s in before])}.")
     wanted = ("corpus",) if role == "data" else ("corpus", "train", "merge") if role == "tokenizer" else ("train", "merge")
     if stage.kind not in wanted:
         raise UserError(f"{where}: from.{role} must be a stage of kind {' or '.join(wanted)}; {name!r} is of kind {stage.kind}.")

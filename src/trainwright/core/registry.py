@@ -65,7 +65,8 @@ def read_card(file: Path, name: str, folder: str) -> Card:
             doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
             module_doc = ast.get_docstring(tree) or doc
             whole = module_doc if doc in module_doc else f"{module_doc}\n\n{doc}"
-            return Card(name, folder, kind, file, module_doc.strip().split("\n")[0], whole, _is_default(node), tuple(_fields(node)))
+            summary = module_doc.strip().split("\n")[0]
+            return Card(name, folder, kind, file, summary, whole, _is_default(node), tuple(_fields(node)))
     raise UserError(f"{file}: no class that derives from a kind of method; see `trainwright new`.")
 
 
@@ -80,7 +81,8 @@ def _parsed(file: Path) -> ast.Module:
 
 
 def _kind(node: ast.ClassDef) -> str:
-    kinds = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator", "Task")
+    kinds = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
+             "Evaluator", "Task")
     return next((name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in kinds), "")
 
 
@@ -136,7 +138,8 @@ def load(file: Path) -> type[Method]:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         _execute(module, spec.loader, file)
-    own = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Method) and issubclass(v, tuple(KINDS.values()))
+    own = [v for v in vars(module).values()
+           if isinstance(v, type) and issubclass(v, Method) and issubclass(v, tuple(KINDS.values()))
            and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
     if len(own) != 1:
         names = f": {', '.join(c.__name__ for c in own)}" if own else ": no class derives from a kind such as Update"
@@ -196,7 +199,9 @@ def _collect(file: Path, sources: dict[Path, bytes]) -> None:
         return
     sources[file] = file.read_bytes()
     for node in ast.walk(_parsed(file)):
-        modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [n.name for n in node.names] if isinstance(node, ast.Import) else []
+        modules = [n.name for n in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            modules = [node.module or ""]
         for module in modules:
             head, _, rest = module.partition(".")
             if head == "trainwright" and not rest.startswith("core"):

@@ -63,7 +63,8 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path
         shutil.rmtree(out, ignore_errors=True)
         raise
     if sharding.main():
-        store.commit(out, stage.name, job.key, manifest(job, recipe, store, figures, site.texts, started, time.perf_counter() - clock))
+        seconds = time.perf_counter() - clock
+        store.commit(out, stage.name, job.key, manifest(job, recipe, store, figures, site.texts, started, seconds))
     sharding.barrier()
     artifact = Artifact(store.path(stage.name, job.key))
     listener.stage(stage.name, stage.kind, "finished", artifact.figures | {"path": str(artifact.path)})
@@ -81,7 +82,8 @@ def manifest(job: Job, recipe: Recipe, store: Store, figures: dict[str, Any], te
     """What an artifact came from, and what was measured."""
     inputs = {role: [{"stage": s.name, "hash": s.hash, "path": str(s.path(store, job.where))} for s in sources]
               for role, sources in job.inputs.items()}
-    return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title, "settings": job.settings, "seed": job.seed,
-            "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root), "command": command(),
-            "started": started.isoformat(timespec="seconds"), "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
+    return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title,
+            "settings": job.settings, "seed": job.seed, "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root),
+            "command": command(), "started": started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(seconds, 3), "ranks": sharding.world(), "figures": figures, "texts": texts}

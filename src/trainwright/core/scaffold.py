@@ -8,26 +8,34 @@ from pathlib import Path
 from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 
-FOLDER = {"Curate": "data", "Data": "data", "Surgery": "finetune", "Objective": "pretrain", "Weigh": "data", "Update": "optim", "Optimizer": "optim",
-          "Controller": "optim", "Arithmetic": "merge", "Evaluator": "evaluate"}
+FOLDER = {"Curate": "data", "Data": "data", "Surgery": "finetune", "Objective": "pretrain", "Weigh": "data", "Update": "optim",
+          "Optimizer": "optim", "Controller": "optim", "Arithmetic": "merge", "Evaluator": "evaluate"}
 STANDARD = {"Controller": "from collections.abc import Iterable\n", "Data": "from collections.abc import Callable\n"}
 BODY = {
     "Curate": ("Context, Curate", "def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:\n        return documents"),
-    "Data": ("Batch, Context, Data, State", "def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:\n        return pull()"),
-    "Surgery": ("Context, ParamMap, Surgery", "def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:\n        return None"),
+    "Data": ("Batch, Context, Data, State",
+             "def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:\n        return pull()"),
+    "Surgery": ("Context, ParamMap, Surgery",
+                "def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:\n        return None"),
     "Objective": ("Batch, Context, Objective, State",
                   "def count(self, batch: Batch) -> float:\n        return float((batch[\"targets\"] != -100).sum())\n\n"
                   "    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:\n"
                   "        return token_losses(model, batch, ctx)"),
     "Weigh": ("Batch, Context, State, Weigh",
-              "def weigh(self, values: Tensor, batch: Batch, state: State, ctx: Context) -> Tensor:\n        return torch.ones_like(values)"),
+              "def weigh(self, values: Tensor, batch: Batch, state: State, ctx: Context) -> Tensor:\n"
+              "        return torch.ones_like(values)"),
     "Update": ("Context, State, Tensors, Update",
-               "def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:\n        return updates"),
+               "def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:\n"
+               "        return updates"),
     "Optimizer": ("Context, Optimizer, State, Tensors",
-                  "def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:\n        return updates"),
-    "Controller": ("Command, Controller, State, View", "def tick(self, view: View, state: State) -> Iterable[Command]:\n        return ()"),
-    "Arithmetic": ("Arithmetic", "def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:\n        return tensors[0]"),
-    "Evaluator": ("Context, Evaluator", "def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:\n        return {}"),
+                  "def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:\n"
+                  "        return updates"),
+    "Controller": ("Command, Controller, State, View",
+                   "def tick(self, view: View, state: State) -> Iterable[Command]:\n        return ()"),
+    "Arithmetic": ("Arithmetic",
+                   "def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:\n        return tensors[0]"),
+    "Evaluator": ("Context, Evaluator",
+                  "def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:\n        return {}"),
 }
 
 
@@ -48,9 +56,10 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         raise UserError(f"there is a method {name!r} already: {registry.cards()[name].file}.")
     package = root / "src" / "trainwright"
     if not package.is_dir():
-        raise UserError(f"{root.resolve()} is no checkout of Trainwright: name it with --root. A method of your own needs no checkout: "
-                        "write ./mine.py and name it in a recipe as use = \"./mine.py\".")
-    files = {package / folder / f"{name}.py": method_text(name, kind), root / "tests" / folder / f"test_{name}.py": test_text(name, folder),
+        raise UserError(f"{root.resolve()} is no checkout of Trainwright: name it with --root. A method of your own needs no "
+                        "checkout: write ./mine.py and name it in a recipe as use = \"./mine.py\".")
+    files = {package / folder / f"{name}.py": method_text(name, kind),
+             root / "tests" / folder / f"test_{name}.py": test_text(name, folder),
              root / "evidence" / f"{name}.json": evidence_text(name)}
     for file in files:
         if file.exists():
@@ -67,8 +76,10 @@ def method_text(name: str, kind: str) -> str:
     core = [u for u in uses.split(", ") if u not in ("Context", "View")]
     needs = [u for u in uses.split(", ") if u in ("Context", "View")]
     of_torch = ", ".join(w for w in ("Tensor", "nn") if re.search(rf"\b{w}\b", body))
-    others = [("from daft import DataFrame", kind == "Curate"), ("import torch", "torch." in body), (f"from torch import {of_torch}", bool(of_torch))]
-    ours = [(f"from trainwright.core.context import {', '.join(needs)}", bool(needs)), (f"from trainwright.core.method import {', '.join(core)}", True),
+    others = [("from daft import DataFrame", kind == "Curate"), ("import torch", "torch." in body),
+              (f"from torch import {of_torch}", bool(of_torch))]
+    ours = [(f"from trainwright.core.context import {', '.join(needs)}", bool(needs)),
+            (f"from trainwright.core.method import {', '.join(core)}", True),
             ("from trainwright.pretrain._causal_lm import token_losses", "token_losses" in body)]
     imports = "\n\n".join(block for part in (others, ours) if (block := "\n".join(line for line, wanted in part if wanted)))
     return f'''"""{title}: what it does, in one line (paper title, arXiv id).

@@ -42,7 +42,7 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def fit(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as ``kind``: whole numbers pass for floats (and 2e6 for a whole number), lists for tuples, nothing else is bent."""
+    """``value`` as ``kind``: whole numbers pass for floats (and 2e6 for whole ones), lists for tuples, nothing else is bent."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -116,7 +116,7 @@ def field_docs(tree: ast.ClassDef) -> dict[str, str]:
     """Docstrings that follow the annotated fields of a class, without importing it."""
     found: dict[str, str] = {}
     for node, after in zip(tree.body, tree.body[1:], strict=False):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr):
-            if isinstance(after.value, ast.Constant) and isinstance(after.value.value, str):
-                found[node.target.id] = " ".join(after.value.value.split())
+        if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
+            found[node.target.id] = " ".join(after.value.value.split())
     return found

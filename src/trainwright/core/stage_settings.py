@@ -55,14 +55,17 @@ class CorpusStage(Stage):
     """What runs the table: this machine, or a Ray cluster."""
 
     def check(self, where: str) -> None:
-        if (self.tokenizer is not None) + (self.vocab_size is not None) + ("tokenizer" in self.inputs) + ("model" in self.inputs) != 1:
+        given = (self.tokenizer is not None, self.vocab_size is not None, "tokenizer" in self.inputs, "model" in self.inputs)
+        if sum(given) != 1:
             raise UserError(f"{where}: say either vocab_size (train a tokenizer) or tokenizer (use one).")
         if self.vocab_size is not None and self.vocab_size < 258:
             raise UserError(f"{where}: vocab_size must be at least 258 (256 bytes and two more), not {self.vocab_size}.")
         if not (0 <= self.tune < 1 and 0 <= self.test < 1 and self.tune + self.test < 1):
-            raise UserError(f"{where}: tune and test are shares between 0 and 1 that leave some for training, not {self.tune} and {self.test}.")
+            raise UserError(f"{where}: tune and test are shares between 0 and 1 that leave some for training, "
+                            f"not {self.tune} and {self.test}.")
         if not self.methods:
-            raise UserError(f"{where}: methods names no source of documents, for example {{ use = \"text\", paths = [\"texts/\"] }}.")
+            raise UserError(f"{where}: methods names no source of documents, for example "
+                            "{ use = \"text\", paths = [\"texts/\"] }.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +104,8 @@ class TrainStage(Stage):
     def check(self, where: str) -> None:
         far = {k: v for k in ("tokens", "steps", "epochs") if (v := getattr(self, k)) is not None}
         if len(far) != 1:
-            raise UserError(f"{where}: say how far to train with one of tokens, steps, epochs; it has {', '.join(far) or 'none'}.")
+            raise UserError(f"{where}: say how far to train with one of tokens, steps, epochs; "
+                            f"it has {', '.join(far) or 'none'}.")
         sizes = {k: getattr(self, k) for k in ("batch_tokens", "batch_size") if getattr(self, k) is not None}
         if len(sizes) > 1:
             raise UserError(f"{where}: say batch_tokens or batch_size, not both.")
@@ -126,7 +130,8 @@ class MergeStage(Stage):
 
     def check(self, where: str) -> None:
         if len(self.methods) != 1:
-            raise UserError(f"{where}: a merge takes exactly one method, for example {{ use = \"interpolate\" }}; it has {len(self.methods)}.")
+            raise UserError(f"{where}: a merge takes exactly one method, for example {{ use = \"interpolate\" }}; "
+                            f"it has {len(self.methods)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +151,8 @@ class EvaluateStage(Stage):
 
     def check(self, where: str) -> None:
         if self.baseline is not None and self.baseline not in self.inputs["models"]:
-            raise UserError(f"{where}: baseline {self.baseline!r} is not one of from.models{suggest(self.baseline, self.inputs['models'])}.")
+            raise UserError(f"{where}: baseline {self.baseline!r} is not one of from.models"
+                            f"{suggest(self.baseline, self.inputs['models'])}.")
         check_seed(self.seed, where)
         if not self.methods:
             raise UserError(f"{where}: methods names no evaluator, for example {{ use = \"held_out\" }}.")

@@ -57,8 +57,8 @@ def corpus(site: Site) -> dict[str, Any]:
     template = stage.chat_template
     if template and (site.job.root / template).is_file():
         template = str((site.job.root / template).resolve())
-    settings = corpora.CorpusSettings(tokenizer=str(tokenizer) if tokenizer else None, vocab_size=stage.vocab_size, tune=stage.tune,
-                                      test=stage.test, chat_template=template, engine=stage.engine)
+    settings = corpora.CorpusSettings(tokenizer=str(tokenizer) if tokenizer else None, vocab_size=stage.vocab_size,
+                                      tune=stage.tune, test=stage.test, chat_template=template, engine=stage.engine)
     methods: list[Curate] = site.job.of(Curate)
     return corpora.build(site.out, methods, settings, site.context(), site.store.root / "cache", site.listener.say)
 
@@ -90,7 +90,8 @@ def merge(site: Site) -> dict[str, Any]:
         tensors = [r.get(name) for r in readers]
         writer.add(name, method.combine(tensors, before.get(name) if before else None))
     size = writer.close()
-    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+    for file in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+                 "chat_template.jinja"):
         if (folders[0] / file).is_file():
             shutil.copy(folders[0] / file, site.out / file)
     return {"models": names, "parameters": writer.parameters, "stored_bytes": size}
@@ -151,7 +152,8 @@ class _Writer:
             (self.folder / f"part-{i}.safetensors").rename(self.folder / name)
         if n > 1:
             table = {t: final[i] for i, names in enumerate(self.shards) for t in names}
-            (self.folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": self.size}, "weight_map": table}))
+            index = {"metadata": {"total_size": self.size}, "weight_map": table}
+            (self.folder / "model.safetensors.index.json").write_text(json.dumps(index))
         return self.size
 
 
@@ -179,7 +181,8 @@ def _check_domains(stage: EvaluateStage, numbers: dict[str, dict[str, float]], w
     measured = {name.partition("/")[2] for values in numbers.values() for name in values if name.startswith("loss/")}
     for domain in (*stage.old, *stage.new):
         if measured and domain not in measured:
-            raise UserError(f"{where}: old and new name the domain {domain!r}, which no evaluator measured{suggest(domain, measured)}.")
+            raise UserError(f"{where}: old and new name the domain {domain!r}, which no evaluator measured"
+                            f"{suggest(domain, measured)}.")
 
 
 def _train(site: Site) -> dict[str, Any]:

@@ -92,7 +92,8 @@ class Store:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"another process is at work on the stage {stage!r} in {folder}; wait for it, or take another --store.") from None
+                raise UserError(f"another process is at work on the stage {stage!r} in {folder}; wait for it, "
+                                "or take another --store.") from None
             try:
                 yield folder
             finally:
@@ -117,7 +118,8 @@ class Store:
         artifact = self.named(name)
         users = self.users(artifact)
         if users and not force:
-            raise UserError(f"{artifact.path.name} is what {', '.join(u.path.name for u in users)} came from; remove those first, or say --force.")
+            raise UserError(f"{artifact.path.name} is what {', '.join(u.path.name for u in users)} came from; "
+                            "remove those first, or say --force.")
         trash = self.root / "work" / f"{artifact.path.name}.removed"    # at once: half an artifact would be taken for a whole one
         shutil.rmtree(trash, ignore_errors=True)
         trash.parent.mkdir(exist_ok=True)

@@ -47,7 +47,8 @@ def train(site: Site) -> dict[str, Any]:
     except Diverged as error:
         good = checkpoint.newest(saver.folder)[0]
         kept = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
-        raise UserError(f"{job.where}: {error}; {kept}. Lower the learning rate, clip gradients, or look at the data of that step.") from None
+        raise UserError(f"{job.where}: {error}; {kept}. Lower the learning rate, clip gradients, "
+                        "or look at the data of that step.") from None
     finally:
         metrics.close()
     figures = _figures(run, began, rest)
@@ -82,7 +83,8 @@ def prepare(site: Site, ctx: Context) -> tuple[Train, dict[str, Any], Path | Non
         site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
     rest = checkpoint.read(path) if path else {}
     precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
-    ctx.compile = hardware.compile_pays(model, steps * ctx.batch_rows * (row_tokens(job) or 1)) if stage.compile == "auto" else stage.compile
+    tokens = steps * ctx.batch_rows * (row_tokens(job) or 1)
+    ctx.compile = hardware.compile_pays(model, tokens) if stage.compile == "auto" else stage.compile
     if stage.checkpointing:
         sharding.checkpoint_blocks(model)
     run = Train(model, job.methods, steps, accumulate=stage.accumulate, precision=precision, eval_every=stage.eval_every, ctx=ctx)
@@ -131,8 +133,8 @@ def batch_rows(job: Job, stage: TrainStage) -> int:
     parts = sharding.world() * stage.accumulate
     if rows % parts:
         ranks = f"{sharding.world()} ranks and " if sharding.world() > 1 else ""
-        raise UserError(f"{job.where}: a step of {rows} rows does not divide over {ranks}{stage.accumulate} micro-batches (accumulate); "
-                        f"take a multiple of {parts} rows" + (f" of {tokens} tokens each." if tokens else "."))
+        raise UserError(f"{job.where}: a step of {rows} rows does not divide over {ranks}{stage.accumulate} micro-batches "
+                        f"(accumulate); take a multiple of {parts} rows" + (f" of {tokens} tokens each." if tokens else "."))
     return rows
 
 
@@ -218,8 +220,8 @@ def _unsharded(run: Train, site: Site, job: Job, weights: dict[str, Any]) -> nn.
 
 def _figures(run: Train, began: float, rest: dict[str, Any]) -> dict[str, Any]:
     counts, ledger = parameter_counts(run), run.ledger
-    return {"steps": run.ctx.step, "tokens": int(ledger.tokens), "trained_tokens": int(ledger.trained_tokens), "flops": ledger.flops,
-            "seconds": round(ledger.seconds, 3), "peak_memory_bytes": int(ledger.peak_memory), "parameters": counts["parameters"],
-            "trainable_parameters": counts["trainable"], "state_bytes": state_bytes(run),
+    return {"steps": run.ctx.step, "tokens": int(ledger.tokens), "trained_tokens": int(ledger.trained_tokens),
+            "flops": ledger.flops, "seconds": round(ledger.seconds, 3), "peak_memory_bytes": int(ledger.peak_memory),
+            "parameters": counts["parameters"], "trainable_parameters": counts["trainable"], "state_bytes": state_bytes(run),
             "loss": run.row.get("loss"), "evaluation": run.evaluation, "stopped": run.stopped or None, "precision": run.precision,
             "compiled": run.ctx.compile, "resumed": bool(rest), "wall_seconds": round(time.perf_counter() - began, 3)}

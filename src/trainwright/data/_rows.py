@@ -71,9 +71,12 @@ class Rows:
         for name in domains:
             corpus.select(split, (name,))                                   # each that is named must be there
         found = corpus.select(split, domains)
-        self.domains = {name: Domain(corpus, name, found, cut, seed) for i, name in enumerate(corpus.domains) if (found.domain == i).any()}
+        self.domains = {name: Domain(corpus, name, found, cut, seed)
+                        for i, name in enumerate(corpus.domains) if (found.domain == i).any()}
         self.counts = np.array([d.count for d in self.domains.values()])
         self.total = int(self.counts.sum())
+        self.truncated, self.lost, self.untrained = (
+            sum(getattr(d, n) for d in self.domains.values()) for n in ("truncated", "lost", "untrained"))
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def natural(self, number: int) -> str:
@@ -99,7 +102,7 @@ class Domain:
         kept = trained > 0
         self.untrained = int((~kept).sum())
         """Documents that teach nothing: a single token, or a conversation in which nobody is learned from."""
-        self.cut = int((kept & (size > cut.length)).sum()) if cut.whole else 0
+        self.truncated = int((kept & (size > cut.length)).sum()) if cut.whole else 0
         """Documents that lose what is beyond the length of a row."""
         self.lost = 0
         """Of those, the ones that lost all that was to be learned, and are left out."""
@@ -109,7 +112,8 @@ class Domain:
                 self.lost += int(not kept[i])
             size = np.minimum(size, cut.length)
         if not kept.any():
-            raise UserError(f"pack: none of the {len(kept)} documents of the domain {name!r} has a trained token in its first {cut.length} tokens.")
+            raise UserError(f"pack: none of the {len(kept)} documents of the domain {name!r} has a trained token "
+                            f"in its first {cut.length} tokens.")
         self.shard, self.offset, self.size = shard[kept], offset[kept], size[kept]
         self.settings, self.seed, self.name = cut, seed, name
         self._bins = best_fit(np.sort(self.size)[::-1], cut.length) if cut.whole and not cut.alone else None

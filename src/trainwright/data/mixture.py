@@ -12,6 +12,8 @@ from typing import ClassVar
 
 from torch import nn
 
+from torch import nn
+
 from trainwright.core.context import View
 from trainwright.core.method import Command, Controller, Set, State
 

@@ -29,7 +29,7 @@ from trainwright.core.method import Batch, Data, State
 from trainwright.core.tokens import open_corpus
 from trainwright.data._preview import preview
 from trainwright.data._rows import Cut, Rows, rows_of
-from trainwright.pretrain._causal_lm import isolation_error
+from trainwright.pretrain._causal_lm import isolation_error, most_positions
 
 
 class Pack(Data):
@@ -55,9 +55,10 @@ class Pack(Data):
     def init(self, model: nn.Module, ctx: Context) -> State:
         rows = self.rows(ctx)
         if models.is_pretrained(model):
-            most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+            most = most_positions(model)
             if most is not None and self.length > most:
-                raise UserError(f"pack: length = {self.length} is more than the {most} positions of the model (max_position_embeddings).")
+                raise UserError(f"pack: length = {self.length} is more than the {most} positions of the model "
+                                "(max_position_embeddings).")
             if self.isolate == "documents":
                 isolation_error(model, rows.corpus.vocab_size, ctx)
         return {"shared": {"rows": 0, "taken": dict.fromkeys(rows.domains, 0)}}
@@ -73,7 +74,9 @@ class Pack(Data):
             chosen.append((domain, shared["taken"][domain]))
             shared["taken"][domain] += 1
         shared["rows"] += ctx.batch_rows
-        self.note(rows, ctx)
+        for name, number in (("truncated_documents", rows.truncated), ("lost_documents", rows.lost)):
+            if number:
+                ctx.note(name, float(number))
         return rows.batch(chosen[ctx.rows(len(chosen))])
 
     def epoch(self, ctx: Context) -> int:
@@ -84,10 +87,11 @@ class Pack(Data):
 
     def preview(self, batch: Batch, ctx: Context) -> str:
         rows = self.rows(ctx)
-        counts = [f"{n:,} {what}" for n, what in ((sum(d.cut for d in rows.domains.values()), f"documents are cut after {self.length} tokens"),
-                                                  (sum(d.lost for d in rows.domains.values()), "of them lose all that was to be learned and are left out"),
-                                                  (sum(d.untrained for d in rows.domains.values()), "documents have nothing to learn and are left out")) if n]
-        return "\n".join([f"an example, what is trained between ⟦ ⟧: {preview(batch, ctx.tokenizer or rows.corpus.tokenizer)}", *counts])
+        told = [(rows.truncated, f"documents are cut after {self.length} tokens"),
+                (rows.lost, "of them lose all that was to be learned and are left out"),
+                (rows.untrained, "documents have nothing to learn and are left out")]
+        example = preview(batch, ctx.tokenizer or rows.corpus.tokenizer)
+        return "\n".join([f"an example, what is trained between ⟦ ⟧: {example}", *(f"{n:,} {what}" for n, what in told if n)])
 
     def rows(self, ctx: Context) -> Rows:
         folder = ctx.path("data")
@@ -98,16 +102,16 @@ class Pack(Data):
         """The mixture over the domains at hand, or None where there is none."""
         for name in mixture or ():
             if name not in rows.domains:
-                raise UserError(f"pack: the mixture names the domain {name!r}, which has no {self.split!r} document here{suggest(name, rows.domains)}.")
-        return torch.tensor([float(mixture.get(name, 0.0)) for name in rows.domains]) if mixture else None
+                raise UserError(f"pack: the mixture names the domain {name!r}, which has no {self.split!r} document here"
+                                f"{suggest(name, rows.domains)}.")
+        if not mixture:
+            return None
+        weights = torch.tensor([float(mixture.get(name, 0.0)) for name in rows.domains])
+        if not (weights >= 0).all() or not weights.sum() > 0:
+            raise UserError(f"pack: the mixture {mixture} must have weights of 0 or more, and one above 0.")
+        return weights
 
     @staticmethod
     def draw(rows: Rows, weights: torch.Tensor, number: int, ctx: Context) -> str:
         """A row's domain depends on its number, not on the rank that reads it."""
         return list(rows.domains)[int(torch.multinomial(weights, 1, generator=ctx.rng(f"pack/row/{number}", at=0)))]
-
-    @staticmethod
-    def note(rows: Rows, ctx: Context) -> None:
-        for name, number in (("truncated_documents", sum(d.cut for d in rows.domains.values())), ("lost_answers", sum(d.lost for d in rows.domains.values()))):
-            if number:
-                ctx.note(name, float(number))

@@ -40,7 +40,14 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
         if way.plain_head:
             return sharding.within(model, _score, ids, places, targets, trained, fast)
         logits = _own_logits(model, ids, places)
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none").view_as(targets)
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none")
+    return losses.view_as(targets)
+
+
+def most_positions(model: nn.Module) -> int | None:
+    """Positions that a transformers model was made for, or None where it has no such limit."""
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if most is None else int(most)
 
 
 def trained_tokens(batch: Batch) -> float:
@@ -83,8 +90,8 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
     seen = out[:, half:].float()
     error = float((seen[0] - seen[1]).abs().max() / seen.abs().max())
     if not error <= LEAK:
-        raise UserError(f"{type(model).__name__} lets a document see the one before it in its row (its outputs move by {error:.1%}): "
-                        "set isolate = \"rows\" on pack, which gives each document a row of its own.")
+        raise UserError(f"{type(model).__name__} lets a document see the one before it in its row (its outputs move by "
+                        f"{error:.1%}): set isolate = \"rows\" on pack, which gives each document a row of its own.")
     return error
 
 
@@ -140,7 +147,8 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
 
     def at_head(module: nn.Linear, given: Any, out: Tensor) -> Tensor:
         seen["linear"] = torch.equal(out, F.linear(given[0], module.weight, module.bias))
-        seen["read"], seen["said"] = given[0], torch.linspace(-99, 99, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
+        seen["read"] = given[0]
+        seen["said"] = torch.linspace(-99, 99, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
         return seen["said"]
 
     hooks = [body.register_forward_hook(at_body), head.register_forward_hook(at_head)]
@@ -150,7 +158,8 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
     finally:
         for hook in hooks:
             hook.remove()
-    plain = bool(seen.get("linear")) and "body" in seen and torch.equal(seen["body"], seen["read"]) and torch.equal(told, seen["said"])
+    plain = (bool(seen.get("linear")) and "body" in seen
+             and torch.equal(seen["body"], seen["read"]) and torch.equal(told, seen["said"]))
     return Way(plain, _takes_places(body if plain else model), weakref.ref(head))
 
 
@@ -218,12 +227,14 @@ def _as_it_is() -> Iterator[None]:
     yield
 
 
-def _mask_unless_causal(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0, mask_function: Any = None,
-                        attention_mask: Tensor | None = None, local_size: int | None = None, use_vmap: bool = False,
-                        allow_is_bidirectional_skip: bool = False, device: Any = "cpu", **unused: Any) -> Tensor | None:
+def _mask_unless_causal(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
+                        mask_function: Any = None, attention_mask: Tensor | None = None, local_size: int | None = None,
+                        use_vmap: bool = False, allow_is_bidirectional_skip: bool = False, device: Any = "cpu",
+                        **unused: Any) -> Tensor | None:
     """As ``sdpa_mask``, called by transformers, but none where the kernel's own causal mask is the one that is meant."""
     whole = local_size is None or kv_length < local_size
     if whole and attention_mask is None and q_length == kv_length and not use_vmap and not allow_is_bidirectional_skip:
         return None
     return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, local_size,
-                     allow_is_causal_skip=False, allow_is_bidirectional_skip=allow_is_bidirectional_skip, use_vmap=use_vmap, device=device)
+                     allow_is_causal_skip=False, allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+                     use_vmap=use_vmap, device=device)

@@ -30,7 +30,8 @@ def tiled_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, tar
 class _Tiled(torch.autograd.Function):
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype, compiled: bool) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype,
+                compiled: bool) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
             score, _ = _kernels(compiled)

@@ -14,7 +14,8 @@ from trainwright.core.errors import UserError, suggest
 from trainwright.core.registry import Card
 from trainwright.core.store import Store
 
-KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator", "Task")
+KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
+         "Evaluator", "Task")
 
 
 def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None) -> Table:
@@ -35,7 +36,8 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
         table.add_column(head, no_wrap=head != "what it does", style="cyan" if head == "method" else "")
     for c in sorted(cards, key=lambda c: (order.get(c.folder, 99), c.name)):
         text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
-        if (kind is None or c.kind == kind.capitalize()) and (folder is None or c.folder == folder) and all(w in text for w in words):
+        asked = (kind is None or c.kind == kind.capitalize()) and (folder is None or c.folder == folder)
+        if asked and all(w in text for w in words):
             table.add_row(c.name, c.kind, c.folder, escape(c.summary))
     table.caption = f"{table.row_count} methods; trainwright show METHOD tells more"
     table.caption_justify = "left"
@@ -81,8 +83,9 @@ def evidence(name: str) -> str:
     told = json.loads(file.read_text())
     if "difference" not in told:
         return f"evidence: {told.get('verdict', 'not measured')}."
-    return (f"evidence: {told['verdict']}: {told['metric']} {told['difference']:+.4f} [{told['low']:+.4f}, {told['high']:+.4f}] against "
-            f"{told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}")
+    return (f"evidence: {told['verdict']}: {told['metric']} {told['difference']:+.4f} "
+            f"[{told['low']:+.4f}, {told['high']:+.4f}] against {told['baseline']}, {told['seeds']} seeds; "
+            f"the paper: {told['claim']}")
 
 
 def store_table(store: Store) -> Table:
@@ -95,7 +98,8 @@ def store_table(store: Store) -> Table:
         m = a.manifest
         size = sum(f.stat().st_size for f in a.path.rglob("*") if f.is_file())
         sources = ", ".join(i["stage"] for inputs in m["inputs"].values() for i in inputs)
-        table.add_row(a.path.name, m["kind"], f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}", m["finished"][:16].replace("T", " "), sources)
+        finished = m["finished"][:16].replace("T", " ")
+        table.add_row(a.path.name, m["kind"], f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}", finished, sources)
     if not table.row_count:
         table.caption = f"{store.root} holds no artifact yet."
     return table

@@ -43,7 +43,8 @@ def _places(one: StagePlan) -> Table:
 def _figures(f: dict[str, float]) -> str:
     said = []
     if "parameters" in f:
-        trainable = f", {number(f['trainable'])} of them trained" if f.get("trainable", f["parameters"]) != f["parameters"] else ""
+        some = f.get("trainable", f["parameters"]) != f["parameters"]
+        trainable = f", {number(f['trainable'])} of them trained" if some else ""
         said.append(f"{number(f['parameters'])} parameters{trainable}")
     if "steps" in f:
         said.append(f"{f['steps']:,.0f} steps")
@@ -60,7 +61,8 @@ def _figures(f: dict[str, float]) -> str:
 def _total(plan: Plan) -> Text:
     left = [s for s in plan.stages if not s.cached]
     seconds = sum(s.figures.get("seconds", 0.0) for s in left)
-    return Text(f"{len(left)} of {len(plan.stages)} stages to run" + (f", training takes about {duration(seconds)} on this machine" if seconds else ""))
+    takes = f", training takes about {duration(seconds)} on this machine" if seconds else ""
+    return Text(f"{len(left)} of {len(plan.stages)} stages to run{takes}")
 
 
 def number(x: float) -> str:
