@@ -15,7 +15,7 @@ def test_it_sets_its_knob_before_the_first_step_only():
     assert list(method.tick(View(1, 9, {}, {}), {})) == [] and method.claims(nn.Module()) == {"knob:mixture"}
 
 
-@pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": -1.0, "b": 2.0}])
+@pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": -1.0, "b": 2.0}, {"a": float("nan")}])
 def test_weights_must_say_something(weights: dict[str, float]):
     with pytest.raises(ValueError, match="weights"):
         Mixture(weights=weights)

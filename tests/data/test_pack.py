@@ -1,6 +1,7 @@
 """Packing: documents in a row do not see each other, every target comes once an epoch, ranks share one order."""
 from __future__ import annotations
 
+import time
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -137,3 +138,44 @@ def test_what_cannot_be_packed_is_said(folder: Path):
         pull(Pack(), context(folder, rows=0), 1)
     with pytest.raises(UserError, match="128 positions"):
         Pack(length=256).init(MODELS["llama"](), context(folder))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_rows_of_one_document_have_every_target_once_and_need_no_mask(whole: bool, folder: Path):
+    method, ctx = Pack(length=24, isolate="rows", whole=whole), context(folder)
+    ctx.batch_rows = method.epoch(ctx)
+    (batch,) = pull(method, ctx, 1)
+    sizes = open_corpus(folder).select("train").length - 1
+    assert not batch["packed"] and int(batch["document"].max()) == 0
+    assert torch.equal(batch["position_ids"], torch.arange(24).expand(ctx.batch_rows, 24))
+    assert int((batch["targets"] != -100).sum()) == int(np.minimum(sizes, 24).sum() if whole else sizes.sum())
+
+
+def test_answers_that_are_cut_away_are_counted_and_left_out(tmp_path: Path):
+    long = "word " * 60
+    turns = [("Short?", "Yes."), (long, "Too late."), ("Long?", long)]
+    chats = [{"id": str(i), "messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+             for i, (q, a) in enumerate(turns * 4)]
+    build(tmp_path / "c", chats, chat_template="chatml", tune=0.0, test=0.0)
+    method, ctx = Pack(length=48), context(tmp_path / "c", rows=2)
+    (batch,) = pull(method, ctx, 1)
+    rows = method.rows(ctx)
+    assert (rows.truncated, rows.lost, rows.untrained) == (8, 4, 0)
+    assert {name: pairs[0][0] for name, pairs in ctx.notes.items()} == {"truncated_documents": 8.0, "lost_documents": 4.0}
+    told = method.preview(batch, ctx)
+    assert "8 documents are cut after 48 tokens" in told and "4 of them lose all" in told and "⟦" in told
+    ctx.batch_rows = method.epoch(ctx)
+    (batch,) = pull(method, ctx, 1)
+    for r in range(len(batch["targets"])):
+        for d in range(int(batch["document"][r].max()) + 1):
+            assert (batch["targets"][r][batch["document"][r] == d] != -100).any()
+    with pytest.raises(UserError, match="first 4 tokens"):
+        pull(Pack(length=4), ctx, 1)
+
+
+def test_packing_many_documents_is_quick():
+    """A bin costs one shift: a hundred thousand documents take a part of a second, not minutes. The limit is generous."""
+    sizes = np.sort(np.random.default_rng(0).integers(1, 2049, 100_000))[::-1]
+    began = time.process_time()
+    best_fit(sizes, 2048)
+    assert time.process_time() - began < 10

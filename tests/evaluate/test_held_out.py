@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tests.core.corpora import build, texts
 from trainwright.core.context import Context
@@ -49,3 +49,10 @@ def test_the_budget_takes_whole_documents_and_domains_must_be_there(folder: Path
         assert set(HeldOut(on=("a",), tokens=1).measure(model, ctx)) == {"loss/a", "perplexity/a", "bits_per_byte/a"}
     with pytest.raises(UserError, match="'c'"):
         HeldOut(on=("c",)).measure(model, ctx)
+
+
+def test_a_model_with_few_positions_is_measured_in_shorter_parts(folder: Path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=2, n_positions=8)).eval()
+    ctx = Context(inputs={"data": [folder]})
+    with torch.no_grad():
+        assert HeldOut(tokens=100).measure(model, ctx) == HeldOut(tokens=100, length=8).measure(model, ctx)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from tests.core.corpora import build, texts
 from trainwright.core.context import Context
@@ -38,3 +38,13 @@ def test_what_is_missing_is_said(tmp_path: Path):
         Samples(prompts=("a",)).measure(torch.nn.Identity(), Context())
     with pytest.raises(UserError, match="template"):
         Samples(prompts=("a",), chat=True).measure(torch.nn.Identity(), Context(tokenizer=open_corpus(tmp_path / "c").tokenizer))
+
+
+def test_a_sample_ends_where_the_positions_do(tmp_path: Path):
+    build(tmp_path / "c", texts(20))
+    ctx = Context(tokenizer=open_corpus(tmp_path / "c").tokenizer)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=16, n_layer=1, n_head=2, n_positions=8))
+    numbers = Samples(prompts=("x",), new_tokens=50, temperature=0).measure(model, ctx)
+    assert 1 <= numbers["sample_tokens"] < 8
+    with pytest.raises(UserError, match="8 positions"):
+        Samples(prompts=("many words " * 9,)).measure(model, ctx)

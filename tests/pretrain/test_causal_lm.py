@@ -5,7 +5,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -98,3 +100,46 @@ def test_compiled_code_gives_the_same_losses():
     ids = torch.randint(60, (2, 16))
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(8).repeat(2).expand(2, 16)}
     assert torch.allclose(token_losses(model, batch, Context(compile=True)), token_losses(model, batch, Context()), atol=1e-5)
+
+
+def test_the_promise_of_one_document_a_row_holds_in_compiled_code():
+    """The mask is left out, with the same losses and gradients; a window shorter than the row is kept."""
+    for model in (LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                               num_attention_heads=2)),
+                  MistralForCausalLM(MistralConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                                   num_attention_heads=2, num_key_value_heads=1, sliding_window=4))):
+        ids = torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(3))
+        batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(16).expand(2, 16).contiguous(),
+                 "packed": False}
+        mask = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+        got = []
+        for compiled in (False, True):
+            model.zero_grad()
+            losses = token_losses(model, batch, Context(compile=compiled))
+            losses.sum().backward()
+            got.append((losses.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*got, strict=True))
+        assert ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is mask
+
+
+def test_a_micro_batch_in_which_nothing_is_trained_has_zero_gradients():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    batch = {"input_ids": torch.zeros(2, 8, dtype=torch.int64), "targets": torch.full((2, 8), -100),
+             "position_ids": torch.arange(8).expand(2, 8)}
+    token_losses(model, batch, Context()).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
+    grads = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                             num_attention_heads=2, tie_word_embeddings=False))
+        model.lm_head.weight.requires_grad_(not frozen)
+        ids = torch.randint(60, (2, 8), generator=torch.Generator().manual_seed(3))
+        batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(8).expand(2, 8)}
+        token_losses(model, batch, Context()).sum().backward()
+        assert (model.lm_head.weight.grad is None) == frozen
+        grads.append(model.model.norm.weight.grad)
+    assert torch.equal(*grads)

@@ -3,14 +3,14 @@
 With weights w, a row comes from domain d with probability w[d] / sum(w); a small domain with a large weight is seen more often
 than once. Without a mixture each domain gives as many rows as it has.
 
-Errors: a negative weight, or weights that add up to nothing; the data method refuses domains that the corpus has not.
+Errors: a weight that is negative or no number, or weights that add up to nothing; the data method refuses domains that the corpus
+has not.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import ClassVar
-
-from torch import nn
 
 from torch import nn
 
@@ -26,8 +26,9 @@ class Mixture(Controller):
     example: ClassVar[dict[str, object]] = {"weights": {"prose": 1.0, "code": 3.0}}
 
     def __post_init__(self) -> None:
-        if min(self.weights.values(), default=0.0) < 0 or sum(self.weights.values()) <= 0:
-            raise ValueError(f"weights must not be negative and must add up to more than 0, not {self.weights}")
+        good = all(math.isfinite(w) and w >= 0 for w in self.weights.values())
+        if not good or sum(self.weights.values()) <= 0:
+            raise ValueError(f"weights must be numbers of 0 or more that add up to more than 0, not {self.weights}")
 
     def claims(self, model: nn.Module) -> set[str]:
         return {"knob:mixture"}

@@ -6,7 +6,7 @@ Whole documents are measured, in the order of their ids, until ``tokens`` are re
 than ``length`` in parts. Bits per byte can be compared between tokenizers, losses cannot. In conversations only what the
 assistant says is measured, and bits per byte are left out, since the bytes are of the whole conversation.
 
-Errors: a domain that the corpus has not, or that has no document in the split.
+Errors: a domain that the corpus has not, or that has no document in the split; one of ``on`` without a token to measure.
 """
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from trainwright.core import sharding
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Evaluator
 from trainwright.core.tokens import Corpus, Documents, open_corpus
 from trainwright.data._rows import Piece, fill
-from trainwright.pretrain._causal_lm import evaluating, token_losses
+from trainwright.pretrain._causal_lm import evaluating, most_positions, token_losses
 
 
 class HeldOut(Evaluator):
@@ -35,7 +35,7 @@ class HeldOut(Evaluator):
     tokens: int = 50_000
     """About how many tokens of each domain."""
     length: int = 512
-    """Tokens that the model sees at once."""
+    """Tokens that the model sees at once; fewer where it has fewer positions."""
     batch_size: int = 16
     """Rows of a forward pass."""
     example: ClassVar[dict[str, object]] = {"tokens": 200, "length": 32, "batch_size": 4}
@@ -51,10 +51,12 @@ class HeldOut(Evaluator):
         for domain in self.on or corpus.domains:
             found = chosen(corpus.select(self.split, (domain,)), self.tokens)
             nats, tokens = 0.0, 0
-            for batch in self.batches(corpus, found, corpus.domains.index(domain), ctx):
+            for batch in self.batches(corpus, found, domain, min(self.length, most_positions(model) or self.length), ctx):
                 with evaluating(model):
                     nats += float(token_losses(model, batch, ctx).double().sum())
                 tokens += int((batch["targets"] != -100).sum())
+            if not tokens and self.on:
+                raise UserError(f"held_out: the {self.split!r} documents of the domain {domain!r} have no token to measure.")
             if not tokens:
                 continue
             out |= {f"loss/{domain}": nats / tokens, f"perplexity/{domain}": math.exp(min(nats / tokens, 700.0))}
@@ -62,18 +64,19 @@ class HeldOut(Evaluator):
                 out[f"bits_per_byte/{domain}"] = nats / math.log(2) / max(1, int(found.bytes.sum()))
         return out
 
-    def batches(self, corpus: Corpus, found: Documents, domain: int, ctx: Context) -> Iterator[Batch]:
+    def batches(self, corpus: Corpus, found: Documents, domain: str, length: int, ctx: Context) -> Iterator[Batch]:
         """Rows of one piece of a document each, short ones together, so that little is padding. All ranks read the same."""
-        pieces = [Piece(int(s), int(o) + at, min(self.length, int(n) - 1 - at))
-                  for s, o, n in zip(found.shard, found.offset, found.length, strict=True) for at in range(0, int(n) - 1, self.length)]
+        pieces = [Piece(int(s), int(o) + at, min(length, int(n) - 1 - at))
+                  for s, o, n in zip(found.shard, found.offset, found.length, strict=True) for at in range(0, int(n) - 1, length)]
         pieces.sort(key=lambda p: (p.size, p.shard, p.offset))
         for i in range(0, len(pieces), self.batch_size):
             part = pieces[i:i + self.batch_size]
-            batch = fill(corpus, [(domain, [p]) for p in part], part[-1].size) | {"packed": False}
-            yield {n: t.to(sharding.device()) if n not in ("domains", "packed") else t for n, t in batch.items()}
+            batch = fill(corpus, [(corpus.domains.index(domain), [p]) for p in part], part[-1].size) | {"packed": False}
+            yield {n: t.to(ctx.device) if n not in ("domains", "packed") else t for n, t in batch.items()}
 
 
 def chosen(found: Documents, tokens: int) -> Documents:
     """The first documents that together have so many tokens, and at least one."""
     many = int(np.searchsorted(found.length.cumsum(), tokens)) + 1
-    return Documents(*(getattr(found, name)[:many] for name in ("id", "domain", "shard", "offset", "length", "bytes", "trained")))
+    names = ("id", "domain", "shard", "offset", "length", "bytes", "trained")
+    return Documents(*(getattr(found, name)[:many] for name in names))

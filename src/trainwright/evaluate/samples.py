@@ -3,10 +3,11 @@
 Each prompt is gone on from once, with randomness that depends on the seed alone. ``distinct_2`` is the share of different pairs
 of neighbouring tokens among all pairs in the samples: near 0 where the model repeats itself.
 
-Errors: no prompt; a stage without a tokenizer; ``chat`` with a tokenizer that has no template.
+Errors: no prompt; a stage without a tokenizer; ``chat`` with a tokenizer that has no template; a prompt that fills all positions.
 """
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator
-from trainwright.pretrain._causal_lm import evaluating
+from trainwright.pretrain._causal_lm import evaluating, most_positions
 
 
 class Samples(Evaluator):
@@ -35,7 +36,8 @@ class Samples(Evaluator):
         if not self.prompts:
             raise ValueError("prompts names no prompt")
         if self.new_tokens < 1 or self.temperature < 0:
-            raise ValueError(f"new_tokens must be positive and temperature 0 or more, not {self.new_tokens} and {self.temperature}")
+            raise ValueError("new_tokens must be positive and temperature 0 or more, "
+                             f"not {self.new_tokens} and {self.temperature}")
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         tokenizer = ctx.tokenizer
@@ -47,23 +49,28 @@ class Samples(Evaluator):
             out = self.write(model, ids, tokenizer, ctx.rng(f"samples/{i}", at=0).initial_seed())[len(ids):].tolist()
             written.append(out)
             ctx.show(f"sample/{i}", (prompt + "\n" if self.chat else prompt) + tokenizer.decode(out, skip_special_tokens=True))
-        pairs = [pair for out in written for pair in zip(out, out[1:], strict=False)]
+        pairs = [pair for out in written for pair in pairwise(out)]
         return {"sample_tokens": sum(map(len, written)) / len(written), "distinct_2": len(set(pairs)) / max(1, len(pairs))}
 
     def encode(self, tokenizer: Any, prompt: str) -> torch.Tensor:
         if self.chat:
             if tokenizer.chat_template is None:
                 raise UserError("samples: chat = true, but the tokenizer has no chat template.")
-            prompt = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
+            said = [{"role": "user", "content": prompt}]
+            prompt = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
         ids = tokenizer(prompt, add_special_tokens=not self.chat, return_tensors="pt")["input_ids"][0]
         if not len(ids):
             raise UserError("samples: a prompt is empty and the tokenizer puts nothing in front of it.")
         return ids
 
     def write(self, model: nn.Module, ids: torch.Tensor, tokenizer: Any, seed: int) -> torch.Tensor:
+        most = most_positions(model)
+        room = self.new_tokens if most is None else min(self.new_tokens, most - len(ids))
+        if room < 1:
+            raise UserError(f"samples: a prompt of {len(ids)} tokens leaves no room in the {most} positions of the model.")
         how = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
         devices = [ids.device.index or 0] if ids.device.type == "cuda" else []
         with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return model.generate(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=self.new_tokens,
+            return model.generate(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=room,
                                   pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)[0]

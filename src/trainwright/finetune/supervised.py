@@ -23,8 +23,8 @@ class Supervised(Objective):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         if ctx.inputs.get("data") and not open_corpus(ctx.path("data")).chat:
-            raise UserError(f"supervised: the corpus {ctx.path('data').name} has no conversations (a column messages), so it does not say "
-                            "which tokens are the assistant's; use next_token to learn all tokens of plain text.")
+            raise UserError(f"supervised: the corpus {ctx.path('data').name} has no conversations (a column messages), so it "
+                            "does not say which tokens are the assistant's; use next_token to learn all tokens of plain text.")
         return {}
 
     def count(self, batch: Batch) -> float:
