@@ -6,7 +6,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import (
-    Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM)
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from trainwright.core.context import Context
@@ -102,6 +110,7 @@ def test_compiled_code_gives_the_same_losses():
     assert torch.allclose(token_losses(model, batch, Context(compile=True)), token_losses(model, batch, Context()), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_promise_of_one_document_a_row_holds_in_compiled_code():
     """The mask is left out, with the same losses and gradients; a window shorter than the row is kept."""
     for model in (LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,

@@ -4,8 +4,9 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[
     listener = listener or Listener()
     sharding.start()
     made: dict[str, Artifact] = {}
-    for job in jobs(recipe, store):
+    prepare = partial(jobs, recipe, store)
+    for job in sharding.led(prepare) or prepare():                        # rank 0 first: it may unpack a model
         made[job.stage.name] = _stage(job, recipe, store, listener)
     return made
 
@@ -36,25 +38,26 @@ def _stage(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifa
     stage = job.stage
     found = sharding.together(store.find(stage.name, job.key))
     if found is None:
-        with store.claim(stage.name, job.key) if sharding.main() else nullcontext(store.work(stage.name, job.key)) as work:
+        with ExitStack() as held:
+            sharding.led(lambda: held.enter_context(store.claim(stage.name, job.key)))
             found = sharding.together(store.find(stage.name, job.key))    # another process may have made it meanwhile
             if found is None:
-                return _make(job, recipe, store, listener, work)
+                return _make(job, recipe, store, listener)
     elif sharding.main():
         store.tidy(stage.name, job.key)
     listener.stage(stage.name, stage.kind, "cached", found.figures | {"path": str(found.path)})
     return found  # type: ignore[no-any-return]
 
 
-def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path) -> Artifact:
+def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifact:
     stage, started, clock = job.stage, datetime.now(UTC), time.perf_counter()
+    work = store.work(stage.name, job.key)
     out = work / "artifact.tmp"
     if sharding.main():
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
     sharding.barrier()
-    inputs = {role: [s.path(store, job.where) for s in sources] for role, sources in job.inputs.items()}
-    site = Site(job, store, work, out, listener, inputs)
+    site = Site(job, store, work, out, listener, sharding.led(partial(_inputs, job, store)) or _inputs(job, store))
     try:
         with located(job.where):
             figures = KINDS[stage.kind](site)
@@ -69,6 +72,10 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener, work: Path
     artifact = Artifact(store.path(stage.name, job.key))
     listener.stage(stage.name, stage.kind, "finished", artifact.figures | {"path": str(artifact.path)})
     return artifact
+
+
+def _inputs(job: Job, store: Store) -> dict[str, list[Path]]:
+    return {role: [s.path(store, job.where) for s in sources] for role, sources in job.inputs.items()}
 
 
 def command() -> str:

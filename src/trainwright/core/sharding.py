@@ -3,9 +3,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from functools import partial
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +16,12 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
+from trainwright.core.errors import UserError
+
+WAIT = timedelta(days=1)
+"""How long ranks wait for one that works alone (on a corpus, for example); one that dies ends the others at once."""
+T = TypeVar("T")
+
 
 def start() -> None:
     """Join the process group that ``torchrun`` describes; a lone process needs none."""
@@ -22,7 +29,7 @@ def start() -> None:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if cuda else "gloo", timeout=WAIT)
 
 
 def stop() -> None:
@@ -73,6 +80,19 @@ def together(thing: Any) -> Any:
     box = [thing]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def led(work: Callable[[], T]) -> T | None:
+    """``work`` on rank 0 while the others wait (and get None). A mistake that it finds is told by every rank."""
+    done, problem = None, ""
+    if main():
+        try:
+            done = work()
+        except UserError as error:
+            problem = str(error)
+    if problem := together(problem):
+        raise UserError(problem)
+    return done
 
 
 def device() -> torch.device:

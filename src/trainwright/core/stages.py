@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,6 @@ def corpus(site: Site) -> dict[str, Any]:
     from trainwright.core import corpus as corpora
     stage = site.job.stage
     assert isinstance(stage, CorpusStage)
-    site.started({})
-    if not sharding.main():
-        return {}
     tokenizer = site.folder("tokenizer") or site.folder("model")
     if stage.tokenizer is not None:
         tokenizer = _tokenizer_folder(site, stage.tokenizer)
@@ -74,9 +72,6 @@ def _tokenizer_folder(site: Site, name: str) -> Path:
 
 def merge(site: Site) -> dict[str, Any]:
     """One model of several, one tensor name at a time, streamed to disk."""
-    site.started({})
-    if not sharding.main():
-        return {}
     method: Arithmetic = site.job.of(Arithmetic)[0]
     folders, base = site.inputs["models"], site.folder("base")
     names = [s.name for s in site.job.inputs["models"]]
@@ -190,4 +185,11 @@ def _train(site: Site) -> dict[str, Any]:
     return train(site)
 
 
-KINDS: dict[str, Callable[[Site], dict[str, Any]]] = {"corpus": corpus, "train": _train, "merge": merge, "evaluate": evaluate}
+def _alone(work: Callable[[Site], dict[str, Any]], site: Site) -> dict[str, Any]:
+    """For what one rank does while the others wait."""
+    site.started({})
+    return sharding.led(partial(work, site)) or {}
+
+
+KINDS: dict[str, Callable[[Site], dict[str, Any]]] = {
+    "corpus": partial(_alone, corpus), "train": _train, "merge": partial(_alone, merge), "evaluate": evaluate}
