@@ -114,7 +114,7 @@ def paired(a: Callable[[], Any], b: Callable[[], Any], pairs: int, steps: int) -
 def overhead(quick: bool) -> list[dict[str, Any]]:
     rows = []
     for size in ("1M",) if quick else SIZES:
-        for precision in ("bf16",) if quick else ("fp32", "bf16"):
+        for precision in (hardware.best_precision(),):
             for compiled in (False, True):
                 torch._dynamo.reset()
                 one, two = llama(size), llama(size)
@@ -122,7 +122,7 @@ def overhead(quick: bool) -> list[dict[str, Any]]:
                 a, b = ours(one, precision, compiled, vocabulary), bare(two, precision, compiled, vocabulary)
                 losses = [(a(), b()) for _ in range(3)]
                 steps = {"1M": 6, "10M": 2, "30M": 1}[size]
-                mine, theirs, ratios = paired(a, b, 4 if quick else {"1M": 12, "10M": 8, "30M": 6}[size], steps)
+                mine, theirs, ratios = paired(a, b, 4 if quick else {"1M": 8, "10M": 6, "30M": 4}[size], steps)
                 rows.append({"size": size, "precision": precision, "compiled": compiled,
                              "ours_ms": mine * 1e3, "bare_ms": theirs * 1e3,
                              "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),

@@ -21,6 +21,8 @@ from trainwright.core.method import Batch
 from trainwright.pretrain._cross_entropy import tiled_cross_entropy
 
 UNTRAINED = -100
+JOINT_BYTES = 256 << 20
+"""Float32 logits up to which compiled code makes them all at once instead of in tiles."""
 LEAK = 1e-4
 """Relative difference that rounding does not explain."""
 
@@ -169,6 +171,9 @@ def _takes_places(module: nn.Module) -> bool:
 
 def _score(model: nn.Module, ids: Tensor, places: Tensor | None, targets: Tensor, trained: Tensor, fast: bool) -> Tensor:
     body, head = model.get_decoder(), model.get_output_embeddings()
+    if fast and targets.numel() * head.weight.shape[0] * 4 <= JOINT_BYTES:
+        with torch.compiler.config.patch(recompile_limit=64):
+            return _compiled_joint()(body, head, ids, places, targets)
     hidden = (_compiled_hidden if fast else _hidden)(body, ids, places).flatten(0, 1)
     flat = targets.flatten()
     if len(trained) == len(flat):
@@ -196,6 +201,17 @@ def _compiled_hidden(body: nn.Module, ids: Tensor, places: Tensor | None) -> Ten
     variants, and go on uncompiled."""
     with torch.compiler.config.patch(recompile_limit=64):
         return _compiled()(body, ids, places)
+
+
+def _joint(body: nn.Module, head: nn.Linear, ids: Tensor, places: Tensor | None, targets: Tensor) -> Tensor:
+    """Body, head and loss as one graph, for logits that are small: the compiler then fuses the loss into the head."""
+    logits = head(_hidden(body, ids, places))
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none").view_as(targets)
+
+
+@cache
+def _compiled_joint() -> Any:
+    return torch.compile(_joint, dynamic=False)
 
 
 @cache
