@@ -15,7 +15,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
 from trainwright.core.tokens import open_corpus
-from trainwright.pretrain._causal_lm import note_domains, token_losses, tokens_by_domain, trained_tokens
+from trainwright.pretrain._causal_lm import logged_losses, trained_tokens
 
 
 class Supervised(Objective):
@@ -31,7 +31,4 @@ class Supervised(Objective):
         return trained_tokens(batch)
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
-        counts = tokens_by_domain(batch)
-        losses = token_losses(model, batch, ctx)
-        note_domains(losses, batch, counts, ctx)
-        return losses
+        return logged_losses(model, batch, ctx)

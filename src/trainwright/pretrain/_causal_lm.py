@@ -52,6 +52,14 @@ def most_positions(model: nn.Module) -> int | None:
     return None if most is None else int(most)
 
 
+def logged_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
+    """``token_losses``, with ``train_loss/DOMAIN`` logged."""
+    counts = tokens_by_domain(batch)
+    losses = token_losses(model, batch, ctx)
+    note_domains(losses, batch, counts, ctx)
+    return losses
+
+
 def trained_tokens(batch: Batch) -> float:
     """Targets that are learned."""
     return float((batch["targets"] != UNTRAINED).sum())
