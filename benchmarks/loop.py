@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.core import hardware, models, registry
+from trainwright.core import chat, hardware, models, registry
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
 from trainwright.core.method import Data
@@ -219,16 +219,23 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     steps, batch = (2, 8) if quick else (4, 8)
     chosen = chats[: steps * batch]
     first: dict[str, float] = {}
+    # TRL needs a template with generation markers: ours for ChatML, and SmolLM2's default system turn said in the messages.
+    system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
+    marked = copy.deepcopy(tokenizer)
+    marked.chat_template = chat.built_in()["chatml"].read_text()
+    spoken = [[system, *c] for c in chosen]
+    for plain, said in zip(chosen, spoken, strict=True):
+        assert tokenizer.apply_chat_template(plain, tokenize=False) == marked.apply_chat_template(said, tokenize=False)
 
     def theirs() -> float:
         arguments = SFTConfig(output_dir=str(folder / "trl"), max_steps=steps, save_strategy="no", report_to=[],
                               disable_tqdm=True, use_cpu=True, assistant_only_loss=True, logging_steps=1)
-        one = SFTTrainer(model=models.load(source, "benchmark"), args=arguments, processing_class=tokenizer,
-                         train_dataset=Dataset.from_dict({"messages": chosen}))
+        one = SFTTrainer(model=models.load(source, "benchmark"), args=arguments, processing_class=marked,
+                         train_dataset=Dataset.from_dict({"messages": spoken}))
         began = time.perf_counter()
         one.train()
         seconds = time.perf_counter() - began
-        first["theirs"] = statistics.mean(r["loss"] for r in one.state.log_history if "loss" in r)
+        first["theirs"] = answers_loss(one.model, marked, spoken)
         return steps * batch / seconds
 
     few = folder / "few.jsonl"
@@ -245,16 +252,31 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
         run = Train(models.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
                     precision=hardware.best_precision(), ctx=ctx)
-        losses: list[float] = []
         began = time.perf_counter()
-        run.run(on_step=lambda row: losses.append(row["loss"]))
+        run.run()
         seconds = time.perf_counter() - began
-        first["ours"] = statistics.mean(losses)
+        first["ours"] = answers_loss(run.model, marked, spoken)
         return len(chosen) / seconds
 
-    row = race("sft", "135M", mine, theirs, 1 if quick else 3) | {"loss_ours": first["ours"], "loss_theirs": first["theirs"]}
-    say(f"         mean training loss: ours {first['ours']:.3f}, theirs {first['theirs']:.3f}")
+    first["before"] = answers_loss(models.load(source, "benchmark"), marked, spoken)
+    row = race("sft", "135M", mine, theirs, 1 if quick else 3) | {f"loss_{who}": loss for who, loss in first.items()}
+    say(f"         loss on the answers after training: ours {first['ours']:.3f}, theirs {first['theirs']:.3f}; "
+        f"before {first['before']:.3f}")
     return [row]
+
+
+@torch.no_grad()
+def answers_loss(model: nn.Module, tokenizer: Any, chats: list[Any]) -> float:
+    """Mean loss over the assistant's tokens of all conversations, one by one, in nats per token."""
+    model.eval()
+    total, tokens = 0.0, 0
+    for one in chats:
+        row = tokenizer.apply_chat_template(one, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt")
+        mask = row["assistant_masks"][0, 1:].bool()
+        logits = model(input_ids=row["input_ids"], use_cache=False).logits[0, :-1]
+        total += float(nn.functional.cross_entropy(logits[mask].float(), row["input_ids"][0, 1:][mask], reduction="sum"))
+        tokens += int(mask.sum())
+    return total / tokens
 
 
 MEMORY = """
