@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import json
 import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainwright.compare.spec import Settings
 from trainwright.core import registry
 from trainwright.core.registry import Card
 from trainwright.core.settings import docs_of, hints_of, name_of
@@ -29,6 +31,8 @@ def pages() -> dict[str, str]:
     out |= {f"_generated/stage-{kind}.md": stage_table(cls) for kind, cls in STAGES.items()}
     out["_generated/kinds.md"] = kinds_table()
     out["_generated/commands.md"] = commands()
+    out["_generated/compare.md"] = settings_table(Settings)
+    out["_generated/evidence.md"] = evidence_table()
     return out
 
 
@@ -157,6 +161,29 @@ def stage_table(cls: type[Stage]) -> str:
         rows.append((f"`{'from' if f.name == 'inputs' else f.name}`", kind, default, inline(docs[f.name])))
     roles = [f"`{role}` ({how.rstrip('?')}{', may be left out' if how.endswith('?') else ''})" for role, how in cls.roles.items()]
     return f"{table(('key', 'type', 'default', 'what it means'), rows)}\n\nRoles of `from`: {', '.join(roles)}.\n"
+
+
+def settings_table(cls: type) -> str:
+    """The keys of a table in a recipe, from the dataclass that checks it."""
+    docs, hints = docs_of(cls), hints_of(cls)
+    rows = []
+    for f in dataclasses.fields(cls):
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        empty = f.default_factory is not dataclasses.MISSING or f.default in ((), None)
+        default = "needed" if needed else "" if empty else f"`{toml(f.default)}`"
+        rows.append((f"`{f.name}`", name_of(hints[f.name]), default, inline(docs[f.name])))
+    return table(("key", "type", "default", "what it means"), rows) + "\n"
+
+
+def evidence_table() -> str:
+    """What papers claim, and what was measured here."""
+    rows = []
+    for file in cards.evidence_files():
+        told = json.loads(file.read_text(encoding="utf-8"))
+        effect = f"{told['metric']} {told['difference']:+.3g} [{told['low']:+.3g}, {told['high']:+.3g}]"
+        rows.append((f"[{told['method']}](methods/{told['method']}.md)", inline(told["claim"]), inline(told["baseline"]),
+                     f"{told['suite']}, {told['seeds']} seeds", f"`{effect}`", f"**{told['verdict']}**"))
+    return table(("method", "the paper", "against", "suite", "measured (95 %)", "verdict"), rows) + "\n"
 
 
 def kinds_table() -> str:

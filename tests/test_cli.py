@@ -55,7 +55,7 @@ def invoke(*words: Any, cwd: Path | None = None) -> Result:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = {"run", "plan", "list", "show", "new", "check", "export", "generate", "store ls", "store show", "store rm"}
+    promised = {"run", "plan", "list", "show", "new", "check", "export", "generate", "fit-law", "store ls", "store show", "store rm"}
     assert set(commands()) == promised
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainwright.api import Artifact, Recipe, Store, Train, UserError, load, methods, plan, run
+    from trainwright.api import Artifact, Recipe, Store, Train, UserError, comparison, load, methods, plan, run
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Recipe", "Store", "Train", "UserError", "load", "methods", "plan", "run"]
+__all__ = ["Artifact", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Everything from Python: load a recipe, plan, run, read an artifact, get a transformers model back."""
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from trainwright.core.recipe import Recipe
 from trainwright.core.run import run as _run
 from trainwright.core.store import Artifact, Store
 
-__all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "load", "methods", "plan", "run"]
+__all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
 
 
 def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
@@ -36,6 +37,23 @@ def plan(recipe: Recipe, store: str | Path = "store") -> Plan:
 def run(recipe: Recipe, store: str | Path = "store", listener: Listener | None = None) -> dict[str, Artifact]:
     """Run a recipe; returns each stage's artifact by name. What the store has already is not made again."""
     return _run(recipe, Store(Path(store)), listener)
+
+
+def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequence[str] = (), aa: bool = False, jobs: int = 1,
+               **settings: Any) -> dict[str, Any]:
+    """Carry out a comparison; returns what ``result.json`` holds.
+
+    Args:
+        source: a TOML file with ``[compare]`` and ``[[arm]]``, or a recipe.
+        arms: more arms, as on the command line: ``"lora: lora rank=8"``.
+        aa: compare the baseline with itself.
+        jobs: runs at a time.
+        settings: keys of ``[compare]`` with new values: ``seeds=3, metric="loss/code"``.
+    """
+    from trainwright.compare import spec
+    from trainwright.compare.compare import Comparison
+    told = spec.load(Path(source), settings, [spec.parse_arm(a) for a in arms], None, aa)
+    return Comparison(told, Store(Path(store)), jobs=jobs).run()
 
 
 def methods() -> dict[str, registry.Card]:

@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from trainwright import cli_compare
+from trainwright.cli_compare import Changes, StoreDir
 from trainwright.core.errors import UserError, located
 
 if TYPE_CHECKING:
@@ -24,11 +26,6 @@ stores = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Artifa
 app.add_typer(stores, name="store")
 
 RecipeFile = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/quickstart.toml.", show_default=False)]
-StoreDir = Annotated[Path, typer.Option("--store", help="Folder in which artifacts are kept and found again.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.KEY=VALUE", show_default=False,
-                    help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], [cyan]seed=1[/]. "
-                         "May be repeated.")]
-
 
 @app.command()
 def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store")) -> None:
@@ -93,6 +90,11 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     Console().print(render(make_plan(loaded, Store(store))))
 
 
+app.command()(cli_compare.compare)
+app.command()(cli_compare.bench)
+app.command("fit-law")(cli_compare.fit_law)
+
+
 @app.command("list")
 def list_methods(kind: Annotated[str | None, typer.Option(help="Only this kind, such as Objective or Update.")] = None,
                  folder: Annotated[str | None, typer.Option(help="Only this place in a life, such as data or optim.")] = None,
@@ -118,7 +120,7 @@ def show(method: Annotated[str, typer.Argument(help="A method's name, or an arti
 def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.",
                                               show_default=False)],
         kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, "
-                                                               "Controller, Arithmetic or Evaluator.")],
+                                                               "Controller, Arithmetic, Evaluator or Law.")],
         folder: Annotated[str | None, typer.Option(help="Place in a life, such as finetune; default: the usual one of the "
                                                         "kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from trainwright.core.claims import match
 from trainwright.core.method import *
+from trainwright.core.runs import Fit
 from trainwright.pretrain._causal_lm import token_losses, trained_tokens
 
 
@@ -48,6 +49,23 @@ SOUND = HEAD + '''class Mine(Update):
         for n, u in uphill.items():
             params[n].sub_(u)
         return {n: u + again[n] for n, u in updates.items()}
+'''
+SLOPE = '''class Mine(Law):
+    """A law whose fit does not look at the rows."""
+
+    by: float = 2.0
+    """A constant."""
+    columns = ("tokens", "loss")
+
+    def suggest(self, known):
+        return {"batch_tokens": self.by * known["tokens"]}
+
+    def fit(self, rows, ctx):
+        law = Mine(HERE)
+        return Fit(law, [Mine(by=law.by + 0.01 * i) for i in range(-5, 6)], {"error": 0.0}, [])
+
+    def made_up(self, ctx):
+        return [{"tokens": 1e6, "loss": 2.0}]
 '''
 BROKEN = {
     "state_is_legal": {
@@ -318,7 +336,35 @@ SEEN = []
 
     def loss(self, model, batch, state, ctx):
         return token_losses(model, batch, ctx)
-'''}}
+'''},
+    "suggestions_are_settings": {
+        "no setting of a recipe": '''class Mine(Law):
+    """."""
+
+    def suggest(self, known):
+        return {"adamw.learning_rate": 1.0}
+''',
+        "something else": '''class Mine(Law):
+    """."""
+
+    def suggest(self, known):
+        TIMES.append(1)
+        return {"batch_tokens": len(TIMES)}
+
+
+TIMES = []
+''',
+        "adamw.lr = -0.1": '''class Mine(Law):
+    """."""
+
+    def suggest(self, known):
+        return {"adamw.lr": -0.1}
+'''},
+    "a_fit_finds_the_law_again": {
+        "give it an interval": SLOPE.replace("HERE", "by=self.by + 1.0"),
+        "nobody knows how sure": SLOPE.replace("HERE", "by=self.by").replace("0.01 * i", "0.0"),
+        "must be numbers": SLOPE.replace("HERE", "by=self.by").replace('{"error": 0.0}', "{}"),
+        "a single row is enough": SLOPE.replace("HERE", "by=self.by")}}
 CASES = [(law, words, text) for law, ways in BROKEN.items() for words, text in ways.items()]
 
 

@@ -34,6 +34,7 @@ from trainwright.core.method import (
     Weigh,
 )
 from trainwright.optim.adamw import Adamw
+from trainwright.optim.ema import Ema
 
 
 class Digits(Data):
@@ -285,3 +286,25 @@ def test_adding_an_evaluator_moves_no_number():
     a.run()
     b.run()
     assert all(torch.equal(p, b.params[n]) for n, p in a.params.items())
+
+
+class Anew(Update):
+    """At the third step half of the head begins anew."""
+
+    def settle(self, params: Tensors, state: State, ctx: Context) -> None:
+        if ctx.step == 2:
+            ctx.forget("7.weight", torch.arange(256).expand(10, 256) < 100)
+            ctx.forget("7.weight", torch.arange(256).expand(10, 256) < 128)
+
+
+def test_entries_that_begin_anew_are_forgotten_by_every_method():
+    run, plain = train(9, Ema(decay=0.5), Anew()), train(9, Ema(decay=0.5))
+    for one in (run, plain):
+        one.run(until=3)
+    for key, leaf in (("adamw.1", "exp_avg"), ("adamw.1", "exp_avg_sq"), ("ema.1", "mean")):
+        kept, whole = (one.states[key]["param"]["7.weight"][leaf] for one in (run, plain))
+        assert torch.equal(kept[:, 128:], whole[:, 128:]) and not kept[:, :128].any() and whole[:, :128].any()
+    adam = run.states["adamw.1"]["param"]["7.weight"]
+    assert adam["step"] == 3 and torch.equal(run.params["7.weight"], plain.params["7.weight"])
+    run.run(until=4)
+    assert adam["exp_avg"][:, :128].any(), "they begin anew once, not at every step"

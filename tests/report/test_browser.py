@@ -28,6 +28,24 @@ QUIET = [
 ]
 
 
+CONTRAST = """() => {
+      const light = c => { const [r, g, b] = c.match(/[\\d.]+/g)
+                             .map(x => x / 255).map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+                           return .2126 * r + .7152 * g + .0722 * b; };
+      const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+                            if (c.startsWith('rgb(')) return c; } return 'rgb(255, 255, 255)'; };
+      let worst = [99, ''];
+      const letters = 'p, li, th, td, dt, dd, pre span, summary, figcaption, a, svg text, .tag, .good, .bad';
+      for (const e of document.querySelectorAll(letters)) {
+        if (!e.textContent.trim()) continue;
+        const style = getComputedStyle(e), a = light(e.closest('svg') ? style.fill : style.color), b = light(ground(e));
+        const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+        if (ratio < worst[0]) worst = [ratio, e.textContent.trim().slice(0, 40)];
+      }
+      return worst; }"""
+"""The text of a page with the least contrast against what it stands on: the ratio and its first letters."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
@@ -77,20 +95,6 @@ def test_letters_stand_out(browser: Any, report: Path, scheme: str) -> None:
     """Text keeps a contrast of 4.5 : 1 against its card (WCAG AA), that of the plots too."""
     shown = browser.new_page(color_scheme=scheme)
     shown.goto(report.as_uri())
-    worst = shown.evaluate("""() => {
-      const light = c => { const [r, g, b] = c.match(/[\\d.]+/g)
-                             .map(x => x / 255).map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
-                           return .2126 * r + .7152 * g + .0722 * b; };
-      const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
-                            if (c.startsWith('rgb(')) return c; } return 'rgb(255, 255, 255)'; };
-      let worst = [99, ''];
-      const letters = 'p, li, th, td, dt, dd, pre span, summary, figcaption, a, svg text, .tag, .good, .bad';
-      for (const e of document.querySelectorAll(letters)) {
-        if (!e.textContent.trim()) continue;
-        const style = getComputedStyle(e), a = light(e.closest('svg') ? style.fill : style.color), b = light(ground(e));
-        const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
-        if (ratio < worst[0]) worst = [ratio, e.textContent.trim().slice(0, 40)];
-      }
-      return worst; }""")
+    worst = shown.evaluate(CONTRAST)
     shown.close()
     assert worst[0] >= 4.5, worst

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainwright.core import _tiny, documents
-from trainwright.core._laws import Make, difference, expect, key_of, law, logits, weights, without
+from trainwright.core import _tiny, deltas, documents, registry, runs
+from trainwright.core._laws import Broken, Make, difference, expect, key_of, law, logits, weights, without
 from trainwright.core.claims import match
+from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.filling import BATCH
 from trainwright.core.loop import Train
 from trainwright.core.method import (
     Arithmetic,
@@ -21,6 +23,7 @@ from trainwright.core.method import (
     Curate,
     Data,
     Evaluator,
+    Law,
     Objective,
     Operate,
     Set,
@@ -124,6 +127,24 @@ def it_changes_what_it_claims(make: Make, folder: Path) -> None:
         expect(how(values[old]).shape == after[new].shape, f"its map gives {new} the shape {tuple(how(values[old]).shape)}")
 
 
+@law(Surgery)
+def its_delta_comes_back(make: Make, folder: Path) -> None:
+    """On the original model, what it saved computes again what was trained. For surgeries that read their deltas."""
+    for kind in _tiny.SHAPES if type(make()).load_delta is not Surgery.load_delta else ():
+        try:
+            run = _tiny.stage(make(), folder, kind=kind)
+        except UserError:
+            continue
+        run.run(until=2)
+        with run.viewed():
+            live = logits(run.model)
+            deltas.write(run.model, run.performed, run.ctx.seed, folder / kind, None)
+        model = _tiny.model(kind)
+        deltas.put(model, folder / kind / "adapter")
+        off = float((logits(model.eval()) - live).abs().max())
+        expect(off <= 1e-5, f"its delta on the original {kind} model computes something else: logits differ by {off:.1e}")
+
+
 @law(Update)
 def on_limits_it(make: Make, folder: Path) -> None:
     """With ``on`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
@@ -134,9 +155,12 @@ def on_limits_it(make: Make, folder: Path) -> None:
     for on in ("*_proj.weight", "!*_proj.weight"):
         method = dataclasses.replace(make(), on=on)
         run, other = _tiny.stage(method, folder), without(method, folder)
+        mine = match(on, run.params)
+        with torch.no_grad():
+            for n in mine:                           # what holds of these before the first step moves the gradients of the others
+                other.params[n].copy_(run.params[n])
         run.run(until=1)
         other.run(until=1)
-        mine = match(on, run.params)
         rest = [{n: w for n, w in weights(r).items() if n not in mine} for r in (run, other)]
         at = difference(rest[0], rest[1])
         expect(not at, f"with on = {on!r} it changes {at}")
@@ -202,3 +226,55 @@ def equal_tensors_stay(make: Make, folder: Path) -> None:
     made = method.combine([whole, whole.clone()], whole.clone())
     expect(made.dtype == whole.dtype and torch.equal(made, whole), "whole numbers must stay as they are")
     expect(made.data_ptr() != whole.data_ptr(), "whole numbers must be copied, not handed on")
+
+
+FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10})
+"""What is known of a small run and of a large one."""
+
+
+@law(Law)
+def suggestions_are_settings(make: Make, folder: Path) -> None:
+    """It suggests settings that a recipe can have, the same ones when it is asked twice, and leaves the facts as they are."""
+    method = make()
+    for facts in FACTS:
+        known = dict(facts)
+        suggested = method.suggest(known)
+        expect(bool(suggested), "it suggests nothing")
+        expect(not difference(suggested, method.suggest(known)) and known == facts, "asked twice it suggests something else")
+        expect(isinstance(method.doubts(known), str), "doubts are words")
+        for name, value in suggested.items():
+            use, _, setting = name.rpartition(".")
+            cls: Any = registry.find(use) if use else None
+            there = setting in {f.name for f in dataclasses.fields(cls)} if use else name == BATCH
+            expect(there, f"it suggests {name}, which is no setting of a recipe")
+            expect(not isinstance(value, (int, float)) or 0 < value < float("inf"), f"it suggests {name} = {value}")
+
+
+@law(Law)
+def a_fit_finds_the_law_again(make: Make, folder: Path) -> None:
+    """On rows that follow it, the intervals hold its constants; its error is measured; what it needs of a row must be there."""
+    method, ctx = make(), _tiny.context(folder)
+    rows = method.made_up(ctx)
+    before = [dict(r) for r in rows]
+    found, again = (runs.fitted(method, rows, ctx, _tiny.WHERE) for _ in range(2))
+    expect(type(found.law) is type(method), f"its fit makes a {found.law.name} of it")
+    expect(found == again and rows == before, "fitted twice on the same rows it finds something else, or it changes the rows")
+    constants = runs.intervals(found)
+    expect(bool(constants), "its draws do not differ in any setting, so that nobody knows how sure its constants are")
+    for name, (low, high) in constants.items():
+        true = getattr(method, name)
+        expect(low <= true <= high, f"rows made with {name} = {true} give it an interval of {low:.4g} to {high:.4g}")
+    measured = bool(found.errors) and all(isinstance(v, float) and v == v for v in found.errors.values())
+    expect(measured, f"its error on rows that the fit has not seen must be numbers: {found.errors}")
+    _check_refused(rows[:1], method, ctx, "a single row is enough for it")
+    for column in method.columns:
+        short = [{k: v for k, v in r.items() if k != column} for r in rows]
+        _check_refused(short, method, ctx, f"it is fitted on rows without {column}")
+
+
+def _check_refused(rows: Sequence[runs.Row], method: Law, ctx: Context, otherwise: str) -> None:
+    try:
+        runs.fitted(method, rows, ctx, _tiny.WHERE)
+    except UserError:
+        return
+    raise Broken(otherwise)

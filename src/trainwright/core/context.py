@@ -42,6 +42,8 @@ class Context:
     """The step's gradients by parameter, before any update touched them; empty where no update ``reads_grads``."""
     again: Callable[[], dict[str, Tensor]] | None = None
     """The same batches' gradients at the weights of now."""
+    forgotten: dict[str, Tensor] = field(default_factory=dict)
+    """What ``forget`` was told in this step, by parameter."""
     notes: dict[str, list[tuple[Any, float]]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
 
@@ -61,6 +63,12 @@ class Context:
     def show(self, name: str, text: str) -> None:
         """Keep a text (a generated sample) for the report."""
         self.texts[name] = text
+
+    def forget(self, parameter: str, entries: Tensor) -> None:
+        """These entries of a parameter (bool, of its shape and sharding) begin anew: once all methods have settled, what any of
+        them remembers entry by entry (moments, averages) is zero there. To be called from ``settle``."""
+        known = self.forgotten.get(parameter)
+        self.forgotten[parameter] = entries if known is None else known | entries
 
     def rows(self, n: int) -> slice:
         """This rank's part of ``n`` rows. Draw by row and slice: the run then does not depend on the number of ranks."""

@@ -1,13 +1,16 @@
 """What a stage costs: tokens, FLOPs, seconds, memory."""
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainwright.core import sharding
 from trainwright.core.context import Context
@@ -51,6 +54,23 @@ class Ledger:
         self.__dict__.update(saved)
 
 
+def flop_counter() -> FlopCounterMode:
+    """Counts FLOPs, and not by module: the hooks for that keep alive what activation checkpointing would let go of."""
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
+    return counter
+
+
+class _Anywhere:
+    """In place of the tracker of modules."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
 def memory() -> float:
     """Bytes in use now: on the GPU where there is one, else resident in this process."""
     if torch.cuda.is_available():
@@ -62,7 +82,9 @@ def memory() -> float:
 
 
 def reset_peak() -> None:
-    """Start a new peak, so that a stage is not charged with the one before it."""
+    """Start a new peak, so that a stage is not charged with the one before it; glibc would keep what that has freed."""
+    with suppress(OSError, AttributeError):                # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

@@ -83,14 +83,16 @@ class Train:
         self.ctx.policy = self.model
         self.refresh()
         check_steps(self.methods, [n for n, p in self.params.items() if p.requires_grad])
-        self.states: dict[str, State] = {k: m.init(self.model, self.ctx) for k, m in self.named_methods}
-        for state in self.states.values():
-            for n, leaves in state.get("param", {}).items():
-                state["param"][n] = {leaf: sharding.like(t, self.params[n]) for leaf, t in leaves.items()}
-        with torch.no_grad():
-            for k, m in self.of(Update):
-                m.settle(self.params, self.states[k], self.ctx)
+        self.states: dict[str, State] = {k: self.begin(m) for k, m in self.named_methods}
+        self.settle()
         self.built = True
+
+    def begin(self, method: Method) -> State:
+        """A method's state at the start, its leaves sharded as their parameters are."""
+        state = method.init(self.model, self.ctx)
+        for n, leaves in state.get("param", {}).items():
+            state["param"][n] = {leaf: sharding.like(t, self.params[n]) for leaf, t in leaves.items()}
+        return state
 
     def refresh(self) -> None:
         """What is derived from the model's modules, after they changed."""
@@ -122,8 +124,7 @@ class Train:
         ctx.grads = grads if any(m.reads_grads for _, m in self.of(Update)) else {}
         with torch.no_grad():
             self.chain.step(grads, self.params, self.states, ctx)                  # 5 update
-            for k, m in self.of(Update):
-                m.settle(self.params, self.states[k], ctx)                         # 6 settle
+        self.settle()                                                              # 6 settle
         ctx.grads, ctx.again = {}, None
         ctx.step += 1
         self.row = self.ledger.row(ctx, batches, time.perf_counter() - began) | collect(ctx.notes)
@@ -205,6 +206,17 @@ class Train:
             source = partial(m.next, source, self.states[k], self.ctx)
         return {n: t.to(self.ctx.device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in source().items()}
 
+    @torch.no_grad()
+    def settle(self) -> None:
+        """What must hold of the weights; then every method forgets the entries that begin anew."""
+        for k, m in self.of(Update):
+            m.settle(self.params, self.states[k], self.ctx)
+        for n, entries in self.ctx.forgotten.items():
+            for leaf in (t for state in self.states.values() for t in state.get("param", {}).get(n, {}).values()):
+                if leaf.shape == entries.shape and leaf.is_floating_point():
+                    sharding.local(leaf).masked_fill_(sharding.local(entries), 0)
+        self.ctx.forgotten = {}
+
     def commands(self) -> list[tuple[str, Any]]:
         view = View(self.ctx.step, self.steps, dict(self.row), dict(self.ctx.knobs))
         controllers = self.of(Controller)
@@ -230,13 +242,16 @@ class Train:
                 raise TypeError(f"{who} asked for {command!r}, which the loop does not know")
 
     def follow(self, moved: ParamMap | None) -> None:
-        """Give every per-parameter state the shape that its parameter now has; leaves of another shape (a counter) stay."""
+        """Give every per-parameter state the shape that its parameter now has; leaves of another shape (a counter) stay.
+        A parameter to which nothing was carried over begins as at the start of a run."""
         before = self.params
         for state in self.states.values() if moved else ():
             old = state.get("param", {})
             state["param"] = {new: {leaf: fn(t) if t.shape == before[src].shape else t.clone() for leaf, t in old[src].items()}
                               for new, (src, fn) in moved.source.items() if src in old}  # type: ignore[union-attr]
         self.refresh()
+        for k, m in self.named_methods if moved else ():
+            self.states[k]["param"] = self.begin(m).get("param", {}) | self.states[k]["param"]
 
     def measure(self) -> dict[str, float]:
         numbers: dict[str, float] = {}
@@ -254,14 +269,10 @@ class Train:
         kept = {n: self.params[n].detach().clone() for n in shown}
         self.model.eval()
         try:
-            with torch.no_grad():
-                for n, t in shown.items():
-                    self.params[n].copy_(t)
+            sharding.write(self.model, self.params, shown)
             yield
         finally:
-            with torch.no_grad():
-                for n, t in kept.items():
-                    self.params[n].copy_(t)
+            sharding.write(self.model, self.params, kept)
 
     # ---- small helpers -----------------------------------------------------------------------------------
 

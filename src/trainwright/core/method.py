@@ -2,17 +2,21 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
 
 from torch import Tensor, nn
 
+from trainwright.core.bench import Bench
+
 if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context, View
+    from trainwright.core.runs import Fit
 
 Batch = dict[str, Any]
 """Tensors whose first dimension is rows (the loop cuts them into micro-batches), and values that go along uncut."""
@@ -33,6 +37,8 @@ class Method:
     """Whether a stage uses it when its recipe names no method of this kind."""
     off: ClassVar[dict[str, Any] | None] = None
     """Settings under which it changes no trained weight, where there are such: the battery holds it to that, bit for bit."""
+    bench: ClassVar[Bench | None] = None
+    """How the claim of its paper is put to the test; a method that comes from no paper has none."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Packages that its example imports, and ``network`` where it downloads: without them the battery leaves it out."""
 
@@ -97,6 +103,9 @@ class Surgery(Method):
 
     neutral: ClassVar[bool] = True
     """Whether the model computes right after the operation what it computed before; the battery holds it to that."""
+    folds: ClassVar[bool] = True
+    """Whether the plain architecture can compute the same. Where not, ``fold`` takes out what was put in, and ``models.load``
+    puts the delta, which there must be, back on it."""
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
         raise NotImplementedError
@@ -106,6 +115,10 @@ class Surgery(Method):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """Write the small file that turns the original model into this one, where there is one. Before ``fold``."""
+
+    def load_delta(self, model: nn.Module, folder: Path) -> None:
+        """Read that file, on a model on which this surgery was performed with the seed of then (see ``core/deltas.py``)."""
+        raise NotImplementedError
 
 
 class Objective(Method):
@@ -193,6 +206,13 @@ class Arithmetic(Method):
 class Evaluator(Method):
     """Measures. May read everything, may change nothing."""
 
+    makes: ClassVar[tuple[str, ...]] = ("*",)
+    """Globs of the numbers that it makes, as far as that is known before it has measured."""
+
+    def may_make(self, metric: str) -> bool:
+        """Whether it may measure this, as far as its settings tell."""
+        return any(fnmatch.fnmatchcase(metric, one) for one in self.makes)
+
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         raise NotImplementedError
 
@@ -201,6 +221,33 @@ class Task(Evaluator):
     """An evaluator whose answers can be graded one by one: evaluation and reward share ``grade``."""
 
     def grade(self, prompt: str, answer: str) -> float:
+        raise NotImplementedError
+
+
+class Law(Method):
+    """Predicts settings from what is known before training. Laws fill in what a stage's recipe leaves out, each other settings;
+    what the recipe says is never overwritten."""
+
+    scratch: ClassVar[bool] = False
+    """Whether it speaks only of models that a stage makes from scratch."""
+    columns: ClassVar[tuple[str, ...]] = ()
+    """Numbers that every row of ``fit`` must have."""
+
+    def suggest(self, known: dict[str, float]) -> dict[str, Any]:
+        """Settings by their names in a recipe (``batch_tokens``, ``METHOD.SETTING``). Known are ``parameters`` (matrices, without
+        embeddings and head), ``tokens``, and the numbers that the recipe says, by the same names."""
+        raise NotImplementedError
+
+    def doubts(self, known: dict[str, float]) -> str:
+        """Why the suggestion may be wrong there (far from what was fitted), in words; empty where nothing speaks against it."""
+        return ""
+
+    def fit(self, rows: Sequence[dict[str, Any]], ctx: Context) -> Fit:
+        """New constants from finished runs, a row each (see ``core/runs.py``)."""
+        raise NotImplementedError
+
+    def made_up(self, ctx: Context) -> list[dict[str, Any]]:
+        """Rows of runs that follow this law, with the scatter of real ones: the battery fits them."""
         raise NotImplementedError
 
 
@@ -230,7 +277,8 @@ class Stop:
 Command = Set | Operate | Stop
 
 KINDS: dict[str, type[Method]] = {
-    k.__name__: k for k in (Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic, Evaluator, Task)}
+    k.__name__: k for k in (Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic, Evaluator, Task,
+                            Law)}
 
 
 def snake(word: str) -> str:

@@ -6,15 +6,21 @@ import dataclasses
 import importlib.util
 import io
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from trainwright.core.errors import UserError, suggest
 
+MOST_LAYERS, MOST_MODULES = 2048, 40_000
+"""More of them are a slip of the pen, and would take hours to put together."""
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+BACKBONE = "backbone"
+"""Folder in which an artifact has its plain checkpoint where that alone is not the model (see ``deltas.py``)."""
 
 
 def quiet() -> None:
@@ -37,9 +43,11 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
                         f"{_near(table['type'], CONFIG_MAPPING)}.")
     cls = CONFIG_MAPPING[table["type"]]
     known = {f.name for f in dataclasses.fields(cls)} | set(getattr(cls, "attribute_map", {}))
-    for key in fields:
+    for key, value in fields.items():
         if key not in known:
             raise UserError(f"{where}: model.{key} is no field of {cls.__name__}{_near(key, known)}.")
+        if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+            raise UserError(f"{where}: model.{key} = {value} is too many: a model has at most {MOST_LAYERS:,} layers.")
     if tokenizer is not None:
         size = len(tokenizer)
         if fields.setdefault("vocab_size", size) < size:
@@ -62,9 +70,23 @@ def create(config: Any, seed: int, where: str) -> nn.Module:
 
 
 def skeleton(config: Any, where: str) -> nn.Module:
-    """The model without weights (meta tensors), to count and plan with."""
-    with torch.device("meta"):
-        return _from_config(config, where)
+    """The model without weights (meta tensors), to count and plan with.
+
+    Raises:
+        UserError: transformers cannot make it, or it would have more modules than any model has.
+    """
+    modules = count(1)
+
+    def counted(module: nn.Module, name: str, part: nn.Module | None) -> None:
+        if next(modules) > MOST_MODULES:
+            raise UserError(f"{where}: the model would have more than {MOST_MODULES:,} modules: look at the sizes in its config.")
+
+    hook = register_module_module_registration_hook(counted)
+    try:
+        with torch.device("meta"):
+            return _from_config(config, where)
+    finally:
+        hook.remove()
 
 
 def _from_config(config: Any, where: str) -> nn.Module:
@@ -72,23 +94,44 @@ def _from_config(config: Any, where: str) -> nn.Module:
     quiet()
     try:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+    except UserError:
+        raise
     except Exception as error:
         if "Unrecognized configuration class" in str(error):
             raise UserError(f"{where}: model.type {config.model_type!r} is no causal language model of transformers.") from None
         raise UserError(f"{where}: transformers cannot make this model: {_first_line(error)}") from None
 
 
+def body_parameters(model: nn.Module) -> int:
+    """Entries of the matrices between embeddings and head: the size that scaling laws count in."""
+    outside = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    if is_pretrained(model) and (head := model.get_output_embeddings()) is not None:  # type: ignore[operator]
+        outside.append(head)
+    apart = {id(p) for m in outside for p in m.parameters()}
+    return sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in apart)
+
+
 def check_folder(folder: Path, where: str) -> None:
     """That a folder is a checkpoint of transformers."""
+    if (folder / BACKBONE).is_dir():
+        raise UserError(f"{where}: {folder} is a model with a part that cannot be folded into its weights: it can be "
+                        "trained, measured and generated with, and this needs a plain checkpoint.")
     if not (folder / "config.json").is_file() or not any((folder / w).is_file() for w in WEIGHTS[:2]):
         raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and model.safetensors).")
 
 
 def load(location: str | Path, where: str) -> nn.Module:
-    """A causal language model in float32 from a checkpoint folder, or a Hub name as ``hf://NAME``."""
+    """A causal language model in float32 from a checkpoint folder, or a Hub name as ``hf://NAME``.
+
+    What a stage could not fold into the weights is put back (see ``deltas.py``).
+    """
     from transformers import AutoModelForCausalLM
+
+    from trainwright.core import deltas
     quiet()
     if isinstance(location, Path):
+        if (location / BACKBONE).is_dir():
+            return deltas.restore(location, where)
         check_folder(location, where)
     name = str(location).removeprefix("hf://")
     try:
@@ -97,10 +140,16 @@ def load(location: str | Path, where: str) -> nn.Module:
         raise UserError(f"{where}: cannot load the model {name}: {_first_line(error)}") from None
 
 
+def backbone(folder: Path) -> Path:
+    """Where the plain checkpoint of an artifact lies: in it, or in its ``backbone/``."""
+    return folder / BACKBONE if (folder / BACKBONE).is_dir() else folder
+
+
 def load_config(location: str | Path, where: str) -> Any:
     from transformers import AutoConfig
+    place = backbone(location) if isinstance(location, Path) else location
     try:
-        return AutoConfig.from_pretrained(str(location).removeprefix("hf://"))
+        return AutoConfig.from_pretrained(str(place).removeprefix("hf://"))
     except Exception as error:
         raise UserError(f"{where}: cannot read the config of {location}: {_first_line(error)}") from None
 
@@ -140,10 +189,11 @@ def export(folder: Path, out: Path, dtype: str) -> None:
         raise UserError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and no empty folder; name a new one.")
+    check_folder(folder, "export")
     model = load(folder, "export").to(getattr(torch, dtype))
     save(model, out, load_tokenizer(folder, "export"))
-    if (folder / "adapter").is_dir():
-        shutil.copytree(folder / "adapter", out / "adapter")
+    for adapter in folder.glob("adapter*"):
+        shutil.copytree(adapter, out / adapter.name)
 
 
 def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: bool, seed: int) -> str:

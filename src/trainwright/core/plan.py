@@ -1,34 +1,30 @@
 """What a recipe will do, and what it will cost, before it does it."""
 from __future__ import annotations
 
-import time
+import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
-import torch
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
-
-from trainwright.core import hardware, ledger, models, sharding
+from trainwright.core import models, sharding
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError, located
-from trainwright.core.loop import Train
+from trainwright.core.errors import located
+from trainwright.core.memory import floor, refuse
 from trainwright.core.method import Controller, Curate, Data, Evaluator, Method, Objective, Surgery, Update, Weigh
-from trainwright.core.prepare import Job, jobs
+from trainwright.core.predict import Trials, ready
+from trainwright.core.prepare import Job, carries, jobs
 from trainwright.core.recipe import Recipe
-from trainwright.core.stage_settings import TrainStage
+from trainwright.core.stage_settings import CorpusStage, TrainStage
 from trainwright.core.store import Store
-from trainwright.core.training import batch_rows, parameter_counts, row_tokens, state_bytes, steps_of
+from trainwright.core.training import batch_rows, row_tokens, steps_of
 
 PLACES: tuple[tuple[str, tuple[type[Method], ...]], ...] = (
     ("1 surgery", (Surgery,)), ("2 control", (Controller,)), ("3 data", (Data,)), ("4 objective", (Objective, Weigh)),
     ("5-6 update", (Update,)), ("7 measure", (Evaluator,)))
-CALIBRATION = 4096
-"""Tokens of the micro-batch that is timed, at most."""
 LARGEST = 6e8
-"""Parameters up to which a plan makes the model and times a micro-batch of it."""
+"""Parameters up to which a plan makes the model and tries it."""
+CORPUS_LEAVES = 180 * 2**20
+"""What making a corpus leaves behind in its process: the code and the caches of the table engine (measured; not tried)."""
 
 
 @dataclass
@@ -61,28 +57,38 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(recipe: Recipe, store: Store, predict: bool = True) -> Plan:
-    """Check everything that can be checked before running, and predict what each stage will cost (seconds of calibration).
+def plan(recipe: Recipe, store: Store, predict: bool = True, trials: Trials | None = None) -> Plan:
+    """Check everything that can be checked before running, and predict what each stage will cost (seconds a training stage).
+
+    ``trials`` are kept from one plan to the next, so that nothing is tried twice.
 
     Raises:
         UserError: any mistake in the recipe, claims that collide, or more memory than the machine has.
     """
-    return Plan(recipe, [_stage(job, store, predict) for job in jobs(recipe, store)])
+    with nullcontext(trials) if trials else Trials() as tried:
+        ready_jobs = jobs(recipe, store)
+        return Plan(recipe, [examine(recipe, job, store, tried if predict else None, refuse) for job in ready_jobs])
 
 
-def _stage(job: Job, store: Store, predict: bool) -> StagePlan:
+def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check: Callable[[float, str], None]) -> StagePlan:
+    """One stage, with figures that were measured where it is in the store, and are predicted where there are trials.
+
+    ``check`` is told the bytes that it needs and where it stands in the recipe, first at the least, then as predicted.
+    """
     found = store.find(job.stage.name, job.key)
     out = StagePlan(job, found is not None, places(job))
-    if found is not None and isinstance(job.stage, TrainStage):
+    if not isinstance(job.stage, TrainStage):
+        return out
+    if found is not None:
         names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens",
                  "flops": "flops", "seconds": "seconds", "peak_memory_bytes": "memory_bytes"}
         out.figures = {mine: found.figures[theirs] for theirs, mine in names.items()}
-    elif predict and isinstance(job.stage, TrainStage):
-        try:
-            with located(job.where):
-                _predict(job, job.stage, store, out)
-        except _Unknown as why:
-            out.note = str(why)
+    elif trials is not None:
+        with located(job.where):
+            try:
+                _predict(recipe, job, job.stage, store, trials, out, check)
+            except Unknown as why:
+                out.note = str(why)
     return out
 
 
@@ -91,13 +97,13 @@ def places(job: Job) -> list[tuple[str, list[str]]]:
     if not isinstance(job.stage, TrainStage):
         kind = "curate" if job.of(Curate) else "combine" if job.stage.kind == "merge" else "measure"
         return [(kind, [words(m) for m in job.methods])]
-    return [(place, [words(m) for m in job.methods if isinstance(m, kinds)]) for place, kinds in PLACES
-            if any(isinstance(m, kinds) for m in job.methods)]
+    acting = [(place, [words(m) for m in job.methods if isinstance(m, kinds)]) for place, kinds in PLACES
+              if any(isinstance(m, kinds) for m in job.methods)]
+    return acting + ([("laws", job.told)] if job.told else [])
 
 
 def words(method: Method) -> str:
     """A method with the settings that differ from their defaults."""
-    import dataclasses
     changed = {f.name: v for f in dataclasses.fields(method)  # type: ignore[arg-type]
                if (v := getattr(method, f.name)) != f.default and v not in ((), {})}
     return method.name + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")
@@ -108,94 +114,48 @@ def _claims(claims: list[str]) -> str:
     return ", ".join(claims) if len(claims) < 4 else f"{len(claims)} parameters, {claims[0]} …"
 
 
-class _Unknown(Exception):
+class Unknown(Exception):
     """A figure that cannot be known before an earlier stage has run."""
 
 
-def _predict(job: Job, stage: TrainStage, store: Store, out: StagePlan) -> None:
+def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: Trials, out: StagePlan,
+             check: Callable[[float, str], None]) -> None:
     config = job.config(store)
     if config is None:
-        raise _Unknown("the model is not on this machine yet: nothing is predicted.")
+        raise Unknown("the model is not on this machine yet: nothing is predicted.")
     ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
     ctx.batch_rows = batch_rows(job, stage)
-    ready = all(s.job is None or store.find(s.job.stage.name, s.job.key) for s in job.inputs.get("data", ()))
-    if ready:
+    data = job.source("data")
+    there = data is None or data.job is None or store.find(data.job.stage.name, data.job.key) is not None
+    if there:
         ctx.inputs = {"data": [s.path(store, job.where) for s in job.inputs.get("data", ())]}
     skeleton = models.skeleton(config, job.where)
     total = sum(p.numel() for p in skeleton.parameters())
     tokens = row_tokens(job)
     out.figures["parameters"] = total
     out.owns = [f"{m.name}: {_claims(sorted(claims))}" for m in job.methods if (claims := m.claims(skeleton))]
-    if stage.epochs is None or ready:
+    if stage.epochs is None or there:
         out.figures["steps"] = ctx.steps = steps_of(job, stage, ctx)
         out.figures["tokens"] = ctx.steps * ctx.batch_rows * (tokens or 0)
-    if total > LARGEST or tokens is None:
-        raise _Unknown("memory and time are predicted for language models of up to 600 M parameters.")
-    _calibrate(job, stage, config, ctx, out)
+    check(floor(job, stage, skeleton, store), job.where)
+    source = job.source("model")
+    if source is not None and not ready(job, store) and carries(source, store, job.where):
+        raise Unknown("a part of the model is not in its config: memory and time are predicted once it is made.")
+    if total > LARGEST or (tokens is None and not ready(job, store)):
+        raise Unknown("memory and time are predicted for language models of up to 600 M parameters.")
+    trial, rows = trials.of(recipe, job, store), ctx.batch_rows // stage.accumulate
+    memory = trial.memory_bytes(rows) + left_behind(job, store)
+    out.figures |= {"parameters": trial.parameters, "trainable": trial.trainable, "memory_bytes": memory}
+    if "steps" in out.figures:
+        out.figures["flops"] = trial.flops_per_token * out.figures["tokens"]
+        out.figures["seconds"] = trial.seconds(rows, stage.accumulate, ctx.steps)
+    check(memory, job.where)
 
 
-def _calibrate(job: Job, stage: TrainStage, config: Any, ctx: Context, out: StagePlan) -> None:
-    """Make the model with fresh weights, run a micro-batch of it, and scale up what that took."""
-    before, run = ledger.memory(), _trial(job, stage, config, ctx)
-    tokens, rows = row_tokens(job) or 1, ctx.batch_rows // stage.accumulate
-    sample = max(1, min(rows, CALIBRATION // tokens))
-    batch = synthetic(sample, tokens, config.vocab_size, ctx)
-    saved, flops = _traced(run, batch)
-    forth, grads = min((_timed(partial(run.gradients, [batch])) for _ in range(2)), key=lambda t: t[0])
-    with torch.no_grad():
-        update, _ = _timed(partial(run.chain.step, grads, run.params, run.states, run.ctx))
-    counts = parameter_counts(run)
-    weights = sum(t.numel() * t.element_size() for t in run.model.state_dict().values())
-    out.figures |= {"parameters": counts["parameters"], "trainable": counts["trainable"],
-                    "memory_bytes": before + weights + state_bytes(run) + 4 * counts["trainable"] + saved * rows / sample}
-    if "tokens" in out.figures:
-        out.figures["flops"] = flops / (sample * tokens) * out.figures["tokens"]
-        out.figures["seconds"] = (forth / (sample * tokens) * ctx.batch_rows * tokens + update) * ctx.steps
-    needed, available = out.figures["memory_bytes"], hardware.memory_bytes()
-    if needed > available:
-        raise UserError(f"{job.where}: about {needed / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB "
-                        "are there: raise accumulate, lower batch_tokens, or set checkpointing = true.")
-
-
-def _trial(job: Job, stage: TrainStage, config: Any, ctx: Context) -> Train:
-    """The stage's loop on a model with fresh weights, without its data."""
-    precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
-    model = models.create(config, job.seed, job.where).to(ctx.device)
-    if stage.checkpointing:
-        sharding.checkpoint_blocks(model)
-    methods = [m for m in job.methods if not isinstance(m, (Data, Evaluator, Controller))]
-    run = Train(model, methods, 1, precision=precision, ctx=Context(seed=job.seed, device=ctx.device, root=job.root))
-    run.build()
-    return run
-
-
-def _traced(run: Train, batch: dict[str, Any]) -> tuple[int, int]:
-    """Bytes that a micro-batch keeps for backward, and its FLOPs."""
-    saved: dict[int, int] = {}
-    weights = {p.untyped_storage().data_ptr() for p in run.params.values()}
-
-    def pack(t: Tensor) -> Tensor:
-        if t.untyped_storage().data_ptr() not in weights:
-            saved[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-        return t
-
-    with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        run.gradients([batch])
-    return sum(saved.values()), counter.get_total_flops()
-
-
-def _timed(what: Callable[[], Any]) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = what()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began, result
-
-
-def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> dict[str, Any]:
-    """A language batch of the right shape."""
-    ids = torch.randint(vocabulary, (rows, tokens), generator=ctx.rng("plan", at=0))
-    place = torch.arange(tokens).expand(rows, tokens).contiguous()
-    zeros = torch.zeros_like(ids)
-    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": place, "document": zeros, "domain": zeros}
-    return {n: t.to(ctx.device) for n, t in batch.items()} | {"domains": ("any",), "packed": False}
+def left_behind(job: Job, store: Store) -> float:
+    """Bytes that making what the stage comes from leaves in use in the same process, where memory is the process' own."""
+    unmade = [s.job for sources in job.inputs.values() for s in sources
+              if s.job is not None and not store.find(s.job.stage.name, s.job.key)]
+    if sharding.device().type != "cpu" or not unmade:
+        return 0.0
+    return CORPUS_LEAVES if any(isinstance(j.stage, CorpusStage) for j in unmade) else max(left_behind(j, store) for j in unmade)

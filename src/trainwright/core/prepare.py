@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from torch import nn
 from trainwright.core import models, registry
 from trainwright.core.claims import check_claims, check_steps, name_all
 from trainwright.core.errors import UserError, located
+from trainwright.core.filling import fill
 from trainwright.core.method import (
     Arithmetic,
     Controller,
     Curate,
     Data,
     Evaluator,
+    Law,
     Method,
     Objective,
     Optimizer,
@@ -32,7 +34,7 @@ from trainwright.core.store import Artifact, Store, key_of, stamp
 
 ALLOWED: dict[type[Stage], tuple[type[Method], ...]] = {
     CorpusStage: (Curate,), MergeStage: (Arithmetic,), EvaluateStage: (Evaluator,),
-    TrainStage: (Data, Surgery, Objective, Weigh, Update, Controller, Evaluator)}
+    TrainStage: (Data, Surgery, Objective, Weigh, Update, Controller, Evaluator, Law)}
 RESULTLESS = ("name", "save_every")
 """Settings that change no result and so no hash."""
 
@@ -69,6 +71,8 @@ class Job:
     seed: int
     where: str
     root: Path
+    told: list[str] = field(default_factory=list)
+    """What laws filled in where the recipe says nothing, a line each."""
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,7 +114,7 @@ def config_of(source: Source, store: Store, where: str) -> Any:
         if source.location.startswith("hf://"):
             return None
         folder = source.path(store, where)
-        models.check_folder(folder, where)
+        models.check_folder(models.backbone(folder), where)
         return models.load_config(folder, where)
     if store.find(source.job.stage.name, source.job.key):
         return models.load_config(store.path(source.job.stage.name, source.job.key), where)
@@ -119,11 +123,19 @@ def config_of(source: Source, store: Store, where: str) -> Any:
     return config_of(source.job.inputs["models"][0], store, where)
 
 
+def carries(source: Source, store: Store, where: str) -> bool:
+    """Whether a model will have a part that could not be folded into its weights, so that its config does not tell all of it."""
+    if source.job is None:
+        return not source.location.startswith("hf://") and (source.path(store, where) / models.BACKBONE).is_dir()
+    before = source.job.source("model")
+    return any(not s.folds for s in source.job.of(Surgery)) or (before is not None and carries(before, store, where))
+
+
 def jobs(recipe: Recipe, store: Store) -> list[Job]:
     """Every stage made ready, in order, and everything checked that can be checked before running."""
     done: dict[str, Job] = {}
     for stage in recipe.stages:
-        done[stage.name] = job = _job(stage, recipe, done)
+        done[stage.name] = job = _job(stage, recipe, done, store)
         if isinstance(stage, TrainStage):
             config = job.config(store)
             if config is not None:
@@ -131,7 +143,7 @@ def jobs(recipe: Recipe, store: Store) -> list[Job]:
     return list(done.values())
 
 
-def _job(stage: Stage, recipe: Recipe, done: dict[str, Job]) -> Job:
+def _job(stage: Stage, recipe: Recipe, done: dict[str, Job], store: Store) -> Job:
     where = f"{recipe.file}: stage {stage.name!r}"
     methods = [registry.create(dict(m), recipe.root, where) for m in stage.methods]
     if isinstance(stage, TrainStage):
@@ -141,6 +153,7 @@ def _job(stage: Stage, recipe: Recipe, done: dict[str, Job]) -> Job:
     seed = getattr(stage, "seed", None)
     job = Job(stage, methods, inputs, "", recipe.seed if seed is None else seed, where, recipe.root)
     with located(where):
+        fill(job, store)
         job.key = _key(job)
     return job
 

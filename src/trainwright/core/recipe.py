@@ -45,23 +45,28 @@ def load(file: Path | str, changes: dict[str, Any] | None = None) -> Recipe:
         UserError: a missing file, broken TOML, an unknown key, a wrong type, a stage that names no earlier stage …
     """
     file = Path(file)
+    table, text = read(file)
+    return parse(table, file, text, changes or {})
+
+
+def read(file: Path) -> tuple[dict[str, Any], str]:
+    """The table in a TOML file, and its text."""
     if not file.is_file():
         raise UserError(f"there is no recipe {file}.")
     try:
         text = file.read_text(encoding="utf-8")
-        table = tomllib.loads(text)
+        return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{file}: not valid TOML: {error}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{file}: not a text file in UTF-8.") from None
-    return parse(table, file, text, changes or {})
 
 
 def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, Any] | None = None) -> Recipe:
     """A recipe from a table as TOML gives it."""
     table = copy.deepcopy(table)
     for key, value in (changes or {}).items():
-        _change(table, key, value, file)
+        change(table, key, value, file)
     known = {"title": str, "seed": int, "trackers": tuple[str, ...], "stage": list}
     for key in table:
         if key not in known:
@@ -144,7 +149,7 @@ def _check_input(name: str, role: str, before: list[Stage], names: list[Any], wh
         raise UserError(f"{where}: from.{role} must be a stage of kind {' or '.join(wanted)}; {name!r} is of kind {stage.kind}.")
 
 
-def _change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
+def change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
     """``--set adapt.tokens=1000``, ``--set seed=3``, ``--set adapt.methods.adamw.lr=1e-3``."""
     listed = table.get("stage", ())
     stages = {str(s.get("name")): s for s in (listed if isinstance(listed, list) else ()) if isinstance(s, dict)}

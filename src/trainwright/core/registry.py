@@ -82,7 +82,7 @@ def _parsed(file: Path) -> ast.Module:
 
 def _kind(node: ast.ClassDef) -> str:
     kinds = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
-             "Evaluator", "Task")
+             "Evaluator", "Task", "Law")
     return next((name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in kinds), "")
 
 

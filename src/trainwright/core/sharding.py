@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -110,6 +110,19 @@ def shard(model: nn.Module) -> nn.Module:
     model._within = MethodType(lambda self, fn, *args: fn(self, *args), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "_within")
     return model
+
+
+@torch.no_grad()
+def write(model: nn.Module, params: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Copy tensors into a model's parameters, and let go of what ranks hold of each other's shards.
+
+    Behind a pass without gradients FSDP keeps the outermost module gathered, and would go on with the weights of then.
+    """
+    for name, t in tensors.items():
+        params[name].copy_(t)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def checkpoint_blocks(model: nn.Module) -> None:

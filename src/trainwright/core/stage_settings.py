@@ -83,7 +83,7 @@ class TrainStage(Stage):
     epochs: float | None = None
     """How far to train, in passes over the data."""
     batch_tokens: int | None = None
-    """Tokens of one step, over all ranks and micro-batches (8192 if nothing is said)."""
+    """Tokens of one step, over all ranks and micro-batches (if nothing is said: what a law suggests, else 8192)."""
     batch_size: int | None = None
     """Rows of one step, over all ranks and micro-batches, instead of ``batch_tokens``."""
     accumulate: int = 1

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,8 +44,8 @@ class Artifact:
 
     def model(self) -> Any:
         """The transformers model."""
-        from transformers import AutoModelForCausalLM
-        return AutoModelForCausalLM.from_pretrained(self.path)
+        from trainwright.core import models
+        return models.load(self.path, str(self.path))
 
     def tokenizer(self) -> Any:
         """The tokenizer."""
@@ -131,6 +132,24 @@ class Store:
         """Artifacts that were made from this one."""
         key = artifact.manifest["hash"]
         return [a for a in self.artifacts() if any(i["hash"] == key for inputs in a.manifest["inputs"].values() for i in inputs)]
+
+
+def sweep(cache: Path) -> None:
+    """Remove what a process that was killed left of a file it was making (``NAME.PID``); one that is alive keeps its own."""
+    for part in cache.iterdir():
+        owner = part.suffix.removeprefix(".")
+        if owner.isdecimal() and not _alive(int(owner)):
+            part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:                                    # another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return process != os.getpid()                              # of this number, and of a life before this one
 
 
 def key_of(*things: Any) -> str:

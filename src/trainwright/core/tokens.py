@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from trainwright.core.chat import Chat
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.store import sweep
 
 SPLITS = ("train", "tune", "test")
 DOCUMENTS, BYTES = 4096, 8 << 20
@@ -138,6 +139,7 @@ def write(documents: Iterable[Document], encoder: Encoder, cache: Path, out: Pat
     """Fill ``out`` with numbered shards, from the cache where it has them; yields each as it is there."""
     cache.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
+    sweep(cache)
     for number, batch in enumerate(batches(documents)):
         kept, made = cache / encoder.key(batch), out / f"{number:05d}"
         shard = _cached(kept, encoder.dtype, len(batch))

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.utils.flop_counter import FlopCounterMode
 
-from trainwright.core import checkpoint, hardware, models, sharding
+from trainwright.core import checkpoint, deltas, hardware, models, sharding
 from trainwright.core.batches import cut
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.ledger import flop_counter
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Objective, Weigh
 from trainwright.core.prepare import Job
@@ -36,6 +36,8 @@ def train(site: Site) -> dict[str, Any]:
     run, rest, path = prepare(site, ctx)
     info = {"steps": run.steps, "tokens": run.steps * ctx.batch_rows * (row_tokens(job) or 0), **parameter_counts(run)}
     site.started(info, resumed=path is not None)
+    for line in job.told:
+        site.listener.say(f"{stage.name}: {line}")
     if path is None and run.ctx.step == 0:
         _probe(run, site)
     metrics = Metrics(site.work / "metrics.jsonl", run.ctx.step)
@@ -55,7 +57,8 @@ def train(site: Site) -> dict[str, Any]:
     export(run, site, job)
     if sharding.main():
         (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
-        figures["stored_bytes"] = sum(f.stat().st_size for f in site.out.glob("model*.safetensors"))
+        figures["stored_bytes"] = sum(f.stat().st_size for f in site.out.rglob("model*.safetensors"))
+        figures["delta_bytes"] = sum(f.stat().st_size for f in site.out.glob("adapter*/*.safetensors"))
     site.texts |= ctx.texts
     return figures
 
@@ -180,7 +183,7 @@ def _probe(run: Train, site: Site) -> None:
             site.listener.say(text)
     parts = cut(batch, run.accumulate)
     micro = next((b for b in parts if all(m.count(b) for _, m in run.of(Objective))), parts[0])
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         run.gradients([micro])
     tokens = micro["input_ids"].numel() if "input_ids" in micro else 0
     run.ledger.flops_per_token = counter.get_total_flops() / tokens if tokens else 0.0
@@ -189,16 +192,14 @@ def _probe(run: Train, site: Site) -> None:
 
 
 def export(run: Train, site: Site, job: Job) -> None:
-    """Write the model as a plain checkpoint; adapters are saved beside it and folded in. The live run is over after this."""
+    """Write the model as a plain checkpoint; adapters are saved beside it and folded in where they can. The live run is over."""
     with run.viewed(), torch.no_grad():
         weights = _whole(run)
         if sharding.main():
             model = run.model if weights is None else _unsharded(run, site, job, weights)
-            for i, surgery in enumerate(run.performed):
-                surgery.save_delta(model, site.out / ("adapter" if len(run.performed) == 1 else f"adapter-{i + 1}"))
-            for surgery in reversed(run.performed):
-                surgery.fold(model)
-            models.save(model, site.out, run.ctx.tokenizer)
+            for name in deltas.write(model, run.performed, job.seed, site.out, run.ctx.tokenizer):
+                site.listener.say(f"{job.stage.name}: {name} cannot be folded into the weights: the model is backbone/ "
+                                  "and adapter/ together, which only trainwright loads as one")
     sharding.barrier()
 
 

@@ -88,14 +88,14 @@ def _found(written: str, root: Path) -> list[str]:
     """The files that a path of the recipe means, as the recipe would write each, in order."""
     from trainwright.data._files import known, suffix
     place = root / written
-    if place.is_dir():
+    if os.path.isdir(place):                                   # unlike Path's, it takes a name that no file can have for none
         names = [(Path(written) / f.relative_to(place)).as_posix() for f in sorted(place.rglob("*")) if f.is_file()]
         visible = [n for n in names if not any(p.startswith(".") for p in Path(n).relative_to(written).parts)]
         names = [n for n in visible if suffix(n) in known()]
         if not names:
             raise UserError(f"the folder {written} holds no file that can be read; endings known: {', '.join(known())}.")
         return names
-    if place.is_file():
+    if os.path.isfile(place):
         names = [written]
     elif glob.has_magic(written):
         names = sorted(n for n in glob.glob(written, root_dir=root, recursive=True) if (root / n).is_file())

@@ -38,12 +38,16 @@ class HeldOut(Evaluator):
     """Tokens that the model sees at once; fewer where it has fewer positions."""
     batch_size: int = 16
     """Rows of a forward pass."""
+    makes: ClassVar[tuple[str, ...]] = ("loss/*", "perplexity/*", "bits_per_byte/*")
     example: ClassVar[dict[str, object]] = {"tokens": 200, "length": 32, "batch_size": 4}
 
     def __post_init__(self) -> None:
         for name in ("tokens", "length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def may_make(self, metric: str) -> bool:
+        return super().may_make(metric) and (not self.on or metric.partition("/")[2] in self.on)
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         corpus = open_corpus(ctx.path("data"))

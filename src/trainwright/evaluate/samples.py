@@ -30,6 +30,7 @@ class Samples(Evaluator):
     """0 takes the likeliest token each time."""
     chat: bool = False
     """Put each prompt through the chat template, as what a user says."""
+    makes: ClassVar[tuple[str, ...]] = ()
     example: ClassVar[dict[str, Any]] = {"prompts": ["The"], "new_tokens": 4}
 
     def __post_init__(self) -> None:

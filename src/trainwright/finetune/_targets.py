@@ -18,7 +18,11 @@ LINEAR = (nn.Linear, Conv1D)
 ROLES = ("all-linear", "attention", "mlp")
 
 
-class Adapter(nn.Module):
+class Carrier(nn.Module):
+    """A module whose own parameters (``weight``, ``bias``) are frozen, and which holds parameters of an adapter beside them."""
+
+
+class Adapter(Carrier):
     """A linear layer with something added. The layer's own parameters keep their names (``weight``, ``bias``) and are frozen.
 
     Names that do not move let globs, checkpoints and tied weights mean the same before and after the surgery.
@@ -113,8 +117,8 @@ def as_linear_weight(layer: nn.Module) -> Tensor:
 
 def freeze(model: nn.Module) -> None:
     """Freeze everything but what adapters have added already: the second of two adapters must not stop the first."""
-    adapters = [n for n, m in model.named_modules() if isinstance(m, Adapter)]
-    added = {f"{n}.{p}" for n in adapters for p, _ in model.get_submodule(n).named_parameters() if p not in ("weight", "bias")}
+    carriers = [n for n, m in model.named_modules() if isinstance(m, Carrier)]
+    added = {f"{n}.{p}" for n in carriers for p, _ in model.get_submodule(n).named_parameters() if p not in ("weight", "bias")}
     for name, parameter in model.named_parameters():
         if name not in added:
             parameter.requires_grad_(False)

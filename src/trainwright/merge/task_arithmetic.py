@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Arithmetic
 from trainwright.merge._tensors import exact, one_each, weighted_sum
@@ -24,6 +25,9 @@ class TaskArithmetic(Arithmetic):
 
     weights: tuple[float, ...] = ()
     """Scale of each model's task vector, in the order of from.models; 1/n each unless given."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="merge", claim="adding task vectors gives one model all of their skills (two tasks keep 98.9 % of the accuracy)",
+        add=({"use": "task_arithmetic", "weights": [0.8, 0.8]},))
     example: ClassVar[dict[str, Any]] = {"weights": (0.4, 0.4)}
 
     def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:

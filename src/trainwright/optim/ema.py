@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from trainwright.core import sharding
+from trainwright.core.bench import Bench
 from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
@@ -30,6 +31,9 @@ class Ema(Update):
     warmup: bool = True
     """Whether the first steps look back less far, as long as the average is younger than that."""
     reads_grads: ClassVar[bool] = False
+    bench: ClassVar[Bench | None] = Bench(
+        suite="pretrain", claim="the averaged weights do better than the last ones (4.35 % against 6.28 % error on CIFAR-10)",
+        add=({"use": "ema", "decay": 0.95},), versus="last weights")
     example: ClassVar[dict[str, Any]] = {"decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {}
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from rich.console import Group
@@ -15,7 +16,7 @@ from trainwright.core.registry import Card
 from trainwright.core.store import Store
 
 KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
-         "Evaluator", "Task")
+         "Evaluator", "Task", "Law")
 
 
 def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None) -> Table:
@@ -77,15 +78,25 @@ def fields(c: Card) -> list[tuple[str, str, str, str]]:
 
 def evidence(name: str) -> str:
     """What was measured against the paper's claim, in a sentence."""
-    file = registry.ROOT.parents[1] / "evidence" / f"{name}.json"
-    if not file.is_file():
+    file = next((f for f in evidence_files() if f.stem == name), None)
+    if file is None:
         return "evidence: none here."
-    told = json.loads(file.read_text())
+    return f"evidence: {evidence_sentence(json.loads(file.read_text(encoding='utf-8')))}"
+
+
+def evidence_files() -> list[Path]:
+    """What ``trainwright bench`` wrote: packed with an installed package, in the checkout otherwise."""
+    packed = registry.ROOT / "evidence"
+    return sorted((packed if packed.is_dir() else registry.ROOT.parents[1] / "evidence").glob("*.json"))
+
+
+def evidence_sentence(told: dict[str, Any]) -> str:
+    """Evidence as people read it."""
     if "difference" not in told:
-        return f"evidence: {told.get('verdict', 'not measured')}."
-    return (f"evidence: {told['verdict']}: {told['metric']} {told['difference']:+.4f} "
-            f"[{told['low']:+.4f}, {told['high']:+.4f}] against {told['baseline']}, {told['seeds']} seeds; "
-            f"the paper: {told['claim']}")
+        return f"{told.get('verdict', 'not measured')}."
+    reason = f" ({told['reason']})" if told.get("reason") else ""
+    return (f"{told['verdict']}{reason}: {told['metric']} {told['difference']:+.4g} [{told['low']:+.4g}, {told['high']:+.4g}] "
+            f"against {told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}")
 
 
 def store_table(store: Store) -> Table:

@@ -75,6 +75,85 @@ def signed(x: float | None) -> str:
     return "0.000" if not float(text) else text.replace("-", "−")
 
 
+def p_value(p: float | None) -> str:
+    """``0.032``, ``0.0041``, and ``< 0.001`` for what is smaller."""
+    if p is None or not math.isfinite(p):
+        return NONE
+    return "< 0.001" if p < 0.001 else f"{p:.{3 if p >= 0.01 else 4}f}"
+
+
+def ratio(x: float | None, base: float | None) -> str:
+    """How many times the base: ``×1.08``, ``×0.019``, ``×31``; nothing where there is no base."""
+    if not x or not base or not math.isfinite(x / base):
+        return ""
+    found = x / base
+    return f"×{found:.{max(0, 1 - math.floor(math.log10(found))) if found < 0.0995 else 2 if found < 9.95 else 0}f}"
+
+
+def quantity(metric: str, x: float | None) -> str:
+    """A number of a metric with the unit that its name tells: bytes, seconds, parameters, FLOPs; else as ``value`` has it."""
+    if x is None or not math.isfinite(x):
+        return NONE
+    kind = unit_kind(metric)
+    if kind == "bytes":
+        return size(x)
+    if kind == "count":
+        return count(x)
+    if kind == "seconds" and metric.endswith("_per_step"):
+        return f"{1000 * x:.3g} ms" if x < 0.0995 else f"{x:.2f} s" if x < 9.95 else f"{x:.1f} s"
+    return duration(x) if kind == "seconds" else value(x)
+
+
+def unit_kind(metric: str) -> str:
+    """``bytes``, ``seconds``, ``count`` or nothing: what a metric's name says of its unit."""
+    name = metric.partition("/")[0]
+    if name.endswith("_bytes"):
+        return "bytes"
+    if name.startswith("seconds"):
+        return "seconds"
+    return "count" if name in ("flops", "tokens", "steps") or name.endswith("parameters") else ""
+
+
+STEPS = {"bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")), "seconds": ((1.0, "s"), (1e-3, "ms")),
+         "count": ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")), "": ((1.0, ""),)}
+
+
+def unit(metric: str, most: float) -> tuple[float, str]:
+    """What the numbers of a metric up to ``most`` are divided by, and the unit that they then have."""
+    steps = STEPS[unit_kind(metric)]
+    return next((step for step in steps if abs(most) >= 0.9995 * step[0]), steps[-1])
+
+
+def decimals(width: float) -> int:
+    """Decimals that leave a width two digits where the first is small, else one: 3 for 0.012 and 0.0081, 0 for 12; up to six."""
+    if not (width > 0 and math.isfinite(width)):
+        return 3
+    places = -math.floor(math.log10(width))
+    return min(6, max(0, places + (width * 10**places < 3.55)))
+
+
+def interval(metric: str, difference: float | None, low: float | None, high: float | None, sign: bool = True) -> tuple[str, str]:
+    """A difference and its interval, with as many decimals as the interval is worth: ``+0.036`` and ``[0.031, 0.041]``.
+
+    The unit stands behind the difference. Without an interval (an exact number) there is no second text.
+    """
+    if difference is None or not math.isfinite(difference):
+        return NONE, ""
+    ends = [] if low is None or high is None or low == high else [low, high]
+    by, name = unit(metric, max(abs(x) for x in [difference, *ends]))
+    width = (ends[1] - ends[0]) / 2 if ends else abs(difference) / 10
+    digits = decimals(width / by) if width else 0
+    while digits < 6 and any(x and not float(f"{x / by:.{digits}f}") for x in ends):
+        digits += 1                                       # an end that looks like zero leaves open on which side of it it lies
+
+    def written(x: float, plus: bool) -> str:
+        text = f"{x / by:+,.{digits}f}" if plus else f"{x / by:,.{digits}f}"
+        return (text.lstrip("+-") if not float(text.replace(",", "")) else text).replace("-", "−")
+
+    said = " ".join(part for part in (written(difference, sign), name) if part)
+    return said, f"[{written(ends[0], False)}, {written(ends[1], False)}]" if ends else ""
+
+
 @dataclass(frozen=True)
 class Measured:
     """One model on one domain."""

@@ -21,7 +21,9 @@ from trainwright.report.numbers import short, signed
 
 INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dfe3e8", "#fefefe"
 SERIES = ("#2563a8", "#b45310", "#7b4fa3", "#17807a", "#a83273", "#7a6a1f")
-THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", **{c: f"--plot-{i + 1}" for i, c in enumerate(SERIES)}}
+GOOD, BAD = "#1d6f42", "#ad2f3f"
+THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", GOOD: "--good", BAD: "--bad",
+         **{c: f"--plot-{i + 1}" for i, c in enumerate(SERIES)}}
 """What a page calls each colour; the drawn one is the fallback."""
 RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False, "svg.fonttype": "none",
@@ -49,7 +51,7 @@ class Line:
         raw: the values before smoothing, drawn faint behind it.
         low, high: a band around it (an interval over seeds).
         points: mark each value: few measurements rather than a curve.
-        colour: number of its colour in ``SERIES``.
+        colour: number of its colour in ``SERIES``; below zero the colour of ink.
     """
 
     label: str
@@ -72,6 +74,11 @@ class Effect:
     low: float | None = None
     high: float | None = None
     colour: int = 0
+
+
+def tint(colour: int) -> str:
+    """A colour by its number; below zero that of ink, which a baseline has."""
+    return INK if colour < 0 else SERIES[colour % len(SERIES)]
 
 
 def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None = None, strip_label: str = "") -> Figure:
@@ -106,7 +113,7 @@ def _axis(axes: Axes, label: str, ticks: int) -> None:
 
 
 def _draw(axes: Axes, line: Line) -> None:
-    colour = SERIES[line.colour % len(SERIES)]
+    colour = tint(line.colour)
     if len(line.raw):
         axes.plot(line.x, line.raw, color=colour, alpha=0.28, linewidth=0.8)
     if len(line.low):
@@ -127,15 +134,16 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
         middle, pile = float(line.y[-1]), [line]
         while piles and middle - gap * (len(pile) - 1) / 2 < piles[-1][0] + gap * (len(piles[-1][1]) + 1) / 2:
             other, below = piles.pop()
-            middle = (other * len(below) + middle * len(pile)) / (len(below) + len(pile))
             pile = below + pile
+            middle = (other * len(below) + middle * (len(pile) - len(below))) / len(pile)
+            middle = max(middle, low + gap * (len(pile) - 0.5) / 2)                  # not down among the numbers of the axis
         piles.append((middle, pile))
     right = max((float(line.x[-1]) for line in lines), default=0.0)
     for middle, pile in piles:
         for i, line in enumerate(pile):
             y = middle + gap * (i - (len(pile) - 1) / 2)
             axes.annotate(line.label, (right, y), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
-                          color=SERIES[line.colour % len(SERIES)], fontsize=9.5)
+                          color=tint(line.colour), fontsize=9.5)
 
 
 def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
@@ -170,7 +178,7 @@ def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
 
 
 def _bar(axes: Axes, row: Effect, y: float) -> None:
-    colour = SERIES[row.colour % len(SERIES)]
+    colour = tint(row.colour)
     axes.barh(y, row.value, height=0.62, color=colour, alpha=0.9)
     ends = [row.value]
     if row.low is not None and row.high is not None:

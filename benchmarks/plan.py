@@ -1,0 +1,146 @@
+"""What `trainwright plan` predicts against what the stage then takes: peak memory, and seconds of all steps.
+
+    python benchmarks/plan.py [--quick] [--out benchmarks/results/plan.json]
+
+Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and rows of 128 and 512
+tokens of real text. Each plan and each stage has a process of its own; nothing is shared but the corpus and the models that
+LoRA starts from, which are made once. An error is predicted / measured - 1. About six minutes on two quiet CPU cores.
+"""
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainwright.core import hardware
+
+SIZES = {  # hidden, intermediate, layers, heads; tokens and number of the steps
+    "1M": (128, 352, 4, 4, 8192, 8), "10M": (320, 864, 6, 5, 4096, 5), "30M": (512, 1376, 8, 8, 2048, 4)}
+LENGTHS = (128, 512)
+WAYS = {"full": {}, "checkpointing": {"checkpointing": True}, "accumulate": {"accumulate": 4}, "lora": {}}
+"""Settings of a stage."""
+VOCABULARY = 8192
+CORPUS = f"""[[stage]]
+name = "corpus"
+kind = "corpus"
+vocab_size = {VOCABULARY}
+methods = [{{ use = "python_library", megabytes = 2.0 }}]
+"""
+PLAN = """
+import json, sys
+import trainwright as tw
+from pathlib import Path
+stages = tw.plan(tw.load(sys.argv[1]), sys.argv[2]).stages
+print(json.dumps({s.job.stage.name: s.figures for s in stages if not s.cached}))
+"""
+
+
+def base(size: str) -> str:
+    """The model that LoRA starts from: a step old."""
+    return stage(f"base{size}", size, 128, "full", {"steps": 1})
+
+
+def stage(name: str, size: str, length: int, way: str, more: dict[str, Any]) -> str:
+    hidden, inner, layers, heads, tokens, _ = SIZES[size]
+    model = (f'model = {{ type = "llama", hidden_size = {hidden}, intermediate_size = {inner}, num_hidden_layers = {layers}, '
+             f"num_attention_heads = {heads}, max_position_embeddings = 512, tie_word_embeddings = true }}")
+    adapter = ['{ use = "lora", rank = 8 }'] if way == "lora" else []
+    methods = [f'{{ use = "pack", length = {length} }}', '{ use = "next_token" }', *adapter, '{ use = "clip" }',
+               '{ use = "adamw", lr = 1e-3 }']
+    source = f'from = {{ data = "corpus", model = "base{size}" }}' if way == "lora" else f'from = {{ data = "corpus" }}\n{model}'
+    settings = {"batch_tokens": tokens, **more}
+    lines = [f"{k} = {json.dumps(v)}" for k, v in settings.items()]
+    return "\n".join(["[[stage]]", f'name = "{name}"', 'kind = "train"', source, *lines, f"methods = [{', '.join(methods)}]", ""])
+
+
+def name_of(size: str, length: int, way: str) -> str:
+    return f"{way}-{size}-{length}"
+
+
+def case(size: str, length: int, way: str) -> str:
+    return stage(name_of(size, length, way), size, length, way, WAYS[way] | {"steps": SIZES[size][-1]})
+
+
+def run(folder: Path, text: str) -> None:
+    """A recipe, in a process of its own."""
+    (folder / "recipe.toml").write_text(text)
+    words = [sys.executable, "-m", "trainwright", "run", "recipe.toml", "--store", "store"]
+    subprocess.run(words, cwd=folder, check=True, capture_output=True)
+
+
+def measured(folder: Path, name: str) -> dict[str, float]:
+    """The figures of the stage's manifest."""
+    (file,) = folder.glob(f"store/{name}-*/manifest.json")
+    figures: dict[str, float] = json.loads(file.read_text())["figures"]
+    return figures
+
+
+def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
+    """The figures of all stages to run, from one process."""
+    (folder / "planned.toml").write_text(text)
+    words = [sys.executable, "-c", PLAN, "planned.toml", "store"]
+    out = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
+    figures: dict[str, dict[str, float]] = json.loads(out.stdout.splitlines()[-1])
+    return figures
+
+
+def compared(size: str, length: int, way: str, told: dict[str, float], found: dict[str, float]) -> dict[str, Any]:
+    row: dict[str, Any] = {"size": size, "length": length, "way": way}
+    said = []
+    for what, mine, theirs, unit in (("memory", "memory_bytes", "peak_memory_bytes", 2**20),
+                                     ("seconds", "seconds", "seconds", 1)):
+        predicted, actual = told[mine], found[theirs]
+        row |= {f"{what}_predicted": predicted, f"{what}_measured": actual, f"{what}_error": predicted / actual - 1}
+        said.append(f"{what} {predicted / unit:8,.1f}, measured {actual / unit:8,.1f} ({predicted / actual - 1:+7.1%})")
+    print(f"{size:>4} {length:4} {way:14} {'   '.join(said)}", flush=True)
+    return row
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """The median and the worst of the errors' sizes, and the median of the errors with their sign."""
+    out = {}
+    for what in ("memory", "seconds"):
+        errors = [r[f"{what}_error"] for r in rows]
+        sizes = [abs(e) for e in errors]
+        out[what] = {"median": statistics.median(sizes), "worst": max(sizes), "bias": statistics.median(errors)}
+        print(f"{what:8} error: median {out[what]['median']:.1%}, worst {out[what]['worst']:.1%}, "
+              f"median with its sign {out[what]['bias']:+.1%}, {len(rows)} cases")
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two cases: to see that it runs")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    given = parser.parse_args()
+    print(f"{hardware.describe()}, torch {torch.__version__}, {hardware.best_precision()}", flush=True)
+    cells = [("1M", 128)] if given.quick else [(s, n) for s in SIZES for n in LENGTHS]
+    rows = []
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        run(folder, CORPUS + "".join(base(s) for s in dict.fromkeys(s for s, _ in cells)))
+        for size, length in cells:
+            ways = ["full", "lora"] if given.quick else [w for w in WAYS if w != "accumulate" or length == LENGTHS[0]]
+            told = planned(folder, CORPUS + base(size) + "".join(case(size, length, w) for w in ways))
+            for way in ways:
+                run(folder, CORPUS + base(size) + case(size, length, way))
+                name = name_of(size, length, way)
+                rows.append(compared(size, length, way, told[name], measured(folder, name)))
+    total = summary(rows)
+    if given.out:
+        facts = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
+                 "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
+        given.out.write_text(json.dumps(facts | {"errors": total, "cases": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

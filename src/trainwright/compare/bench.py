@@ -1,0 +1,97 @@
+"""A method against its baseline in a shared suite: what the paper claims beside what was measured.
+
+A method names its suite, its baseline and its claim (``Method.bench``); data, budget, seeds and metrics are the suite's.
+"""
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from trainwright.compare import spec as specs
+from trainwright.compare.compare import Comparison
+from trainwright.compare.execute import Watch, write
+from trainwright.compare.spec import Arm, Spec
+from trainwright.core import registry
+from trainwright.core.bench import Bench
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.recipe import read
+from trainwright.core.store import Store, versions
+
+SUITES = Path(__file__).parent / "suites"
+EVIDENCE = ("reproduced", "no difference", "contradicted", "needs scale")
+
+
+def suites() -> dict[str, Path]:
+    """The shared suites by name."""
+    return {f.stem: f for f in sorted(SUITES.glob("*.toml"))}
+
+
+def claimed() -> dict[str, Bench]:
+    """Every installed method whose paper's claim is put to a test."""
+    found = {name: registry.find(name).bench for name in registry.cards()}
+    return {name: bench for name, bench in found.items() if bench is not None}
+
+
+def spec_of(method: str, bench: Bench) -> Spec:
+    """The comparison of a method with its baseline.
+
+    Raises:
+        UserError: an unknown suite.
+    """
+    if bench.suite not in suites():
+        raise UserError(f"{method}: there is no suite {bench.suite!r}{suggest(bench.suite, suites())}.")
+    file = suites()[bench.suite]
+    name = bench.versus or read(file)[0]["compare"]["baseline"]
+    arms = [Arm(name=name, add=bench.baseline, drop=bench.baseline_drop),
+            Arm(name=method, add=bench.add or ({"use": method},), drop=bench.drop, search=bench.search)]
+    return specs.load(file, {"baseline": name}, arms)
+
+
+def run(method: str, store: Store, folder: Path, watch: Watch) -> dict[str, Any]:
+    """Compare, and write ``folder/METHOD.json``; returns the evidence.
+
+    Raises:
+        UserError: a method without a claim, or whose arm fails.
+    """
+    bench = claimed().get(method)
+    if bench is None:
+        raise UserError(f"{method} states no claim of a paper that could be tested (bench){suggest(method, claimed())}.")
+    spec = spec_of(method, bench)
+    result = Comparison(spec, store, watch).run()
+    metric = bench.metric or spec.settings.metric
+    row = next((r for r in result["comparisons"] if r["arm"] == method and r["metric"] == metric), None)
+    if row is None:
+        failed = next((r for r in result["comparisons"] if r["verdict"] == "failed"), None)
+        raise UserError(f"{method}: " + (f"failed in the suite {bench.suite}: {failed['reason']}" if failed else
+                                         f"the suite {bench.suite} does not measure {metric}."))
+    told = evidence(method, bench, spec, result, row)
+    write(folder / f"{method}.json", told)
+    return told
+
+
+def evidence(method: str, bench: Bench, spec: Spec, result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    """The measured effect beside the claim. ``also`` holds the other metrics, so that no price of the effect stays unsaid."""
+    others = [{k: r[k] for k in ("metric", "difference", "low", "high", "verdict")}
+              for r in result["comparisons"] if r is not row and r["arm"] == method]
+    return {"method": method, "paper": bench.paper or paper(registry.cards()[method].doc), "claim": bench.claim,
+            "suite": bench.suite, "baseline": result["baseline"], "metric": row["metric"], "better": row["better"], "difference": row["difference"],
+            "low": row["low"], "high": row["high"], "baseline_mean": row["baseline_mean"], "seeds": len(result["seeds"]),
+            "tuning_trials": result["tuning"]["trials"] if result["tuning"] else 0, "detectable": row["detectable"],
+            "verdict": judged(row["verdict"], bench), "reason": bench.scale if row["verdict"] != "better" else "", "also": others,
+            "command": f"trainwright bench {method}", "date": date.today().isoformat(), "hardware": result["hardware"],
+            "versions": versions()}
+
+
+def judged(verdict: str, bench: Bench) -> str:
+    """The comparison's verdict as one on the claim, which is always that the method is better."""
+    if verdict == "better":
+        return "reproduced"
+    return "needs scale" if bench.scale else "contradicted" if verdict == "worse" else "no difference"
+
+
+def paper(doc: str) -> str:
+    """The first paper that a docstring names: ``Title (arXiv 1234.56789)``."""
+    found = re.search(r'"([^"]+)"[^"()]*\((?:[^()]*, )?(arXiv:? ?\d{4}\.\d{4,5})', doc, re.DOTALL)
+    return f"{' '.join(found[1].split())} ({found[2]})" if found else ""

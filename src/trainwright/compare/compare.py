@@ -1,0 +1,267 @@
+"""Is X better than Y, for me, at this budget? The order in which a comparison is carried out."""
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from trainwright.compare import costs as costing
+from trainwright.compare import tuning
+from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, with_mean
+from trainwright.compare.result import assemble
+from trainwright.compare.spec import Arm, Spec
+from trainwright.compare.variants import Length, Variants, every_of
+from trainwright.compare.worker import FAILURES, reason
+from trainwright.core.errors import UserError
+from trainwright.core.prepare import jobs as jobs_of
+from trainwright.core.recipe import Recipe
+from trainwright.core.run import run as run_recipe
+from trainwright.core.stage_settings import TrainStage
+from trainwright.core.store import Store, key_of
+from trainwright.core.training import batch_rows, row_tokens
+
+
+@dataclass
+class Comparison:
+    """A comparison under way; ``failed`` holds why arms were given up."""
+
+    spec: Spec
+    store: Store
+    watch: Watch = field(default_factory=Watch)
+    jobs: int = 1
+    engine: Literal["native", "ray"] = "native"
+    early_stop: bool = False
+    keep: bool = False
+    failed: dict[str, str] = field(default_factory=dict)
+    costs: dict[str, costing.Costs] = field(default_factory=dict)
+    trials: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    chosen: dict[str, tuning.Values] = field(default_factory=dict)
+    lengths: dict[str, Length] = field(default_factory=dict)
+
+    @cached_property
+    def variants(self) -> Variants:
+        return Variants(self.spec)
+
+    @cached_property
+    def tried(self) -> dict[str, list[tuning.Values]]:
+        """The candidates of each arm; every arm has as many."""
+        found = {a.name: tuning.candidates(self.spec, self.variants, a) for a in self.spec.arms}
+        tuning.check_effort(found, self.spec)
+        return found
+
+    @property
+    def trains(self) -> bool:
+        return bool(self.spec.stage_table(self.spec.settings.stage)["kind"] == "train")
+
+    def alive(self) -> list[Arm]:
+        return [a for a in self.spec.arms if a.name not in self.failed]
+
+    # ---- before anything runs ------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Every mistake that can be found before running.
+
+        Raises:
+            UserError: in the recipe of an arm, arms that do not differ, a metric that no evaluator makes …
+        """
+        keys: dict[str, str] = {}
+        for arm in self.spec.arms:
+            try:
+                recipe = self.variants.bare(arm, self.far(None)) if self.trains else self.variants.run(arm, 0, Length())
+                keys[arm.name] = self._job(recipe).key
+                if self.trains:
+                    self._steps(arm, None)
+            except UserError as error:
+                raise UserError(f"arm {arm.name!r}: {error}") from None
+        for a, b in [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b] and not self.spec.aa]:
+            raise UserError(f"{self.spec.file}: the arms {a!r} and {b!r} do not differ; to compare an arm with itself, say --aa.")
+        self._check_metric()
+        for arm in self.spec.arms:
+            for values in self.tried[arm.name]:
+                self._job(self.variants.run(arm, 0, Length(self.far(None)), values))
+
+    def _check_metric(self) -> None:
+        judge = self.variants.run(self.spec.arms[0], 0, Length())
+        evaluators = jobs_of(judge, self.store)[-1].methods
+        metric = self.spec.settings.metric
+        makers = [m for m in evaluators if m.may_make(metric)]  # type: ignore[attr-defined]
+        if not makers:
+            made = sorted({p for m in evaluators for p in m.makes})  # type: ignore[attr-defined]
+            raise UserError(f"{self.spec.file}: compare: no evaluator makes the metric {metric!r}; "
+                            f"they make {', '.join(made) or 'no numbers'}.")
+        if any(self.tried.values()) and not self.variants.evaluators("tune"):
+            raise UserError(f"{self.spec.file}: compare: {makers[0].name} cannot measure {metric!r} on documents kept for "
+                            "tuning; name an evaluator that has a split (held_out), or do not tune.")
+
+    def _job(self, recipe: Recipe) -> Any:
+        return next(j for j in jobs_of(recipe, self.store) if j.stage.name == self.spec.settings.stage)
+
+    def far(self, costs: costing.Costs | None) -> dict[str, float]:
+        """How far the stage goes at this budget; FLOPs and seconds need to know what a step costs."""
+        amount, currency = self.spec.amount, self.spec.currency
+        if amount is None:
+            return {}
+        if currency == "tokens":
+            return {"tokens": int(amount)}
+        if costs is None:
+            return {}
+        steps = int(amount / (costs.flops if currency == "flops" else costs.seconds))
+        if not steps:
+            raise UserError(f"the budget of {amount:g} {currency} is too small for one step.")
+        return {"steps": steps}
+
+    def _steps(self, arm: Arm, costs: costing.Costs | None) -> int:
+        """Steps of a run of this arm at this budget."""
+        job = self._job(self.variants.bare(arm, self.far(costs)))
+        stage = job.stage
+        assert isinstance(stage, TrainStage)
+        tokens, rows = row_tokens(job), batch_rows(job, stage)
+        if stage.steps is not None:
+            return stage.steps
+        if stage.tokens is None or tokens is None:
+            return 0                                               # epochs: known when the corpus is there
+        if stage.tokens < rows * tokens:
+            raise UserError(f"the budget of {stage.tokens:,} tokens is too small for one step, which takes {rows * tokens:,}.")
+        return stage.tokens // (rows * tokens)
+
+    # ---- what runs -----------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Carry it out; what was done before is not done again. Returns the result, see ``result.assemble``."""
+        self.check()
+        self._prepare()
+        start = self._start()
+        self.lengths = self._measure_costs() if self.trains else {a.name: Length() for a in self.alive()}
+        self._tune()
+        records = self._final()
+        if self.spec.baseline in self.failed:
+            raise UserError(f"the baseline {self.spec.baseline!r} fails, so there is nothing to compare with: "
+                            f"{self.failed[self.spec.baseline]}")
+        return assemble(self, records, start)
+
+    def _prepare(self) -> None:
+        """What the arms have in common, and what an arm alone needs before its stage."""
+        for arm in self.spec.arms:
+            recipe = self.variants.common(arm)
+            if recipe is None:
+                continue
+            try:
+                run_recipe(recipe, self.store, self.watch)
+            except FAILURES as error:
+                if arm.name == self.spec.baseline or not (arm.stage or arm.at or arm.set):
+                    raise
+                self.failed[arm.name] = reason(error)
+
+    def _start(self) -> dict[str, float]:
+        recipe = self.variants.start()
+        if recipe is None:
+            return {}
+        judge = run_recipe(recipe, self.store, self.watch)[self.variants.judge]
+        numbers = with_mean(next(iter(judge.figures["numbers"].values())))
+        self._require(numbers)
+        return numbers
+
+    def _require(self, numbers: dict[str, float]) -> None:
+        wanted = [self.spec.settings.metric] + [f"loss/{d}" for role in ("new", "old") for d in self.variants.domains(role)]
+        for metric in wanted:
+            if metric not in numbers:
+                raise UserError(f"{self.spec.file}: compare: {metric!r} was not measured; "
+                                f"measured were {', '.join(sorted(numbers))}.")
+
+    def _measure_costs(self) -> dict[str, Length]:
+        """FLOPs, seconds and memory of a step of each arm, and what the budget comes to in its steps."""
+        arms = self.alive()
+        recipes = {a.name: self.variants.bare(a, self.far(None)) for a in arms}
+        keys = {name: self._job(recipe).key for name, recipe in recipes.items()}
+        if self.spec.aa:
+            keys[arms[-1].name] += " again"
+        self.watch.phase("costs of a step", len(arms))
+        self.costs, failed = costing.measure(recipes, self.spec.baseline, self.spec.settings.stage, self.store, keys,
+                                             lambda arm: self.watch.done(arm, {}))
+        self.failed |= failed
+        if self.spec.baseline in self.failed:
+            raise UserError(f"the baseline {self.spec.baseline!r} fails, so there is nothing to compare with: "
+                            f"{self.failed[self.spec.baseline]}")
+        lengths = {}
+        for arm in self.alive():
+            cost = self.costs[arm.name]
+            steps = self._steps(arm, cost)
+            lengths[arm.name] = Length(self.far(cost), steps, cost.compiled)
+        return lengths
+
+    def _unit(self, arm: Arm, seed: int, length: Length, values: tuning.Values, split: str) -> Unit:
+        recipe = self.variants.run(arm, seed, length, values, split)
+        made = {j.stage.name: j for j in jobs_of(recipe, self.store)}
+        own = tuple(n for n in (*self.spec.settings.reseed, self.spec.settings.stage, self.variants.judge) if n in made)
+        key = key_of(made[self.variants.judge].key, self.spec.settings.stage)
+        return Unit(key, arm.name, seed, values, recipe, self.spec.settings.stage, self.variants.judge, tuple(dict.fromkeys(own)))
+
+    def beyond(self) -> list[Unit]:
+        """The baseline's runs with seeds beyond those compared: an A/A comparison makes them."""
+        arm, n = next(a for a in self.spec.arms if a.name == self.spec.baseline), self.spec.settings.seeds
+        return [self._unit(arm, n + i, self.lengths[arm.name], self.chosen.get(arm.name, {}), "test") for i in range(n)]
+
+    def _tune(self) -> None:
+        seeds = [tuning.FIRST_SEED + i for i in range(self.spec.settings.tune_seeds)]
+        units = {a.name: [[self._unit(a, s, self.lengths[a.name], v, "tune") for s in seeds] for v in self.tried[a.name]]
+                 for a in self.alive()}
+        every = [u for trials in units.values() for trial in trials for u in trial]
+        if not every:
+            return
+        self.watch.phase("tuning", len(every))
+        records: dict[str, Record] = {}
+        if self.early_stop:
+            for trials in units.values():
+                listed = [u for trial in trials for u in trial]
+                records |= tuning.halve(listed, self.store, self.spec, self.watch, every_of(self.lengths[listed[0].arm]))
+        else:
+            records = run_all(every, self.store, self.watch, self.jobs, self.engine)
+        for arm, trials in units.items():
+            self._choose(arm, [[records[u.key] for u in trial] for trial in trials])
+
+    def _choose(self, arm: str, records: list[list[Record]]) -> None:
+        self.trials[arm] = [{"values": trial[0]["values"], "metric": tuning.score(trial, self.spec),
+                             "failed": next((r["failed"] for r in trial if r["failed"] and not r["pruned"]), None),
+                             "pruned": any(r["pruned"] for r in trial)} for trial in records]
+        best = tuning.choose(self.trials[arm], self.spec)
+        if best is None:
+            self.failed[arm] = f"all {len(records)} tuning trials failed: {self.trials[arm][0]['failed']}"
+        else:
+            self.chosen[arm] = best["values"]
+
+    def _final(self) -> dict[str, list[Record]]:
+        """The runs that count; arms take turns within a seed, and another begins each time."""
+        arms, n = self.alive(), self.spec.settings.seeds
+        units: list[Unit] = []
+        for seed in range(n):
+            for i in range(len(arms)):
+                arm = arms[(i + seed) % len(arms)]
+                own = seed + (n if self.spec.aa and arm is not self.spec.arms[0] else 0)
+                units.append(self._unit(arm, own, self.lengths[arm.name], self.chosen.get(arm.name, {}), "test"))
+        self.watch.phase("runs", len(units))
+        records = run_all(units, self.store, self.watch, self.jobs, self.engine, self.keep)
+        out: dict[str, list[Record]] = {a.name: [] for a in self.spec.arms}
+        for unit in sorted(units, key=lambda u: u.seed):
+            record = dict(records[unit.key]) | {"arm": unit.arm}
+            if not record["failed"]:
+                try:
+                    self._require(record["numbers"])
+                except UserError as error:
+                    record = failure(unit, str(error))
+            out[unit.arm].append(record)
+        for name, listed in out.items():
+            why = next((r["failed"] for r in listed if r["failed"]), None)
+            if why:
+                self.failed[name] = why
+        return out
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The result that a comparison left in its folder."""
+    file = folder / "result.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: there is no result.json: no comparison has ended here.")
+    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return told

@@ -1,0 +1,183 @@
+"""What a step of each arm costs: FLOPs counted on a real step, seconds measured in turn with the baseline's, peak memory.
+
+Each arm's stage stands in a process of its own, so that no arm is charged with what another left behind. The baseline's process
+stays; the two take turns, some steps each, so that a noisy machine hits both equally.
+"""
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainwright.compare.worker import Failed, Worker
+from trainwright.core.recipe import Recipe
+from trainwright.core.store import Store, key_of
+
+ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
+"""Turns of each side; fewer where a step takes longer than so many seconds."""
+TURN = 0.4
+"""Seconds that a turn takes, about; at least a step."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one step of an arm. ``rounds`` are its seconds turn by turn, ``baseline_rounds`` the baseline's in the same turns."""
+
+    tokens: float
+    flops: float
+    seconds: float
+    peak_memory_bytes: float
+    trainable_parameters: int
+    parameters: int
+    state_bytes: int
+    compiled: bool
+    rounds: tuple[float, ...]
+    baseline_rounds: tuple[float, ...]
+
+
+class Probe:
+    """An arm's stage, built as the run will build it, ready to step. Lives in a worker."""
+
+    def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from trainwright.core import ledger, models, sharding
+        from trainwright.core.listener import Listener
+        from trainwright.core.prepare import jobs
+        from trainwright.core.stages import Site
+        from trainwright.core.training import parameter_counts, prepare, state_bytes
+        models.quiet()
+        sharding.start()
+        held = Store(store)
+        job = next(j for j in jobs(recipe, held) if j.stage.name == stage)
+        inputs = {role: [s.path(held, job.where) for s in sources] for role, sources in job.inputs.items()}
+        self.folder = tempfile.TemporaryDirectory()
+        at = Path(self.folder.name)
+        site = Site(job, held, at, at, Listener(), inputs)
+        self.run, _, _ = prepare(site, site.context())
+        ctx, self.ledger = self.run.ctx, ledger
+        compiled, ctx.compile = ctx.compile, False                         # compiled code hides what it computes
+        with FlopCounterMode(display=False) as counter:
+            self.run.step()
+        ctx.compile = compiled
+        self.facts: dict[str, Any] = {
+            "flops": float(counter.get_total_flops()), "tokens": self.run.ledger.tokens, "compiled": bool(compiled),
+            "state_bytes": state_bytes(self.run), **parameter_counts(self.run)}
+        self.steps(2 if compiled else 1)
+
+    def steps(self, n: int) -> float:
+        """Seconds of a step, over ``n`` of them."""
+        began = time.perf_counter()
+        for _ in range(n):
+            if self.run.ctx.step >= self.run.steps - 1:                     # a short stage begins again: its last step measures
+                self.run.ctx.step = 0
+            self.run.step()
+        return (time.perf_counter() - began) / n
+
+    def close(self) -> dict[str, Any]:
+        self.folder.cleanup()
+        return self.facts | {"peak_memory_bytes": self.ledger.peak_memory()}
+
+
+_probe: list[Probe] = []
+
+
+def open_probe(recipe: Recipe, stage: str, store: Path) -> float:
+    """In a worker: build the stage; returns the seconds of a step."""
+    _probe[:] = [Probe(recipe, stage, store)]
+    return _probe[0].steps(1)
+
+
+def turn(n: int) -> float:
+    """In a worker: some steps, the seconds of one."""
+    return _probe[0].steps(n)
+
+
+def close_probe() -> dict[str, Any]:
+    """In a worker: what was counted."""
+    return _probe.pop().close()
+
+
+def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store, keys: dict[str, str],
+            done: Callable[[str], None]) -> tuple[dict[str, Costs], dict[str, str]]:
+    """The costs of all arms, and the reasons of those that failed. What was measured before on these settings is kept.
+
+    Args:
+        recipes: the arm's stage and what it comes from, by arm.
+        keys: the hash of each arm's stage, under which the costs are kept.
+        done: told of each arm that has been measured.
+    """
+    found: dict[str, Costs] = {}
+    failed: dict[str, str] = {}
+    files = {arm: store.root / "runs" / f"costs-{key_of(keys[arm], keys[baseline])}.json" for arm in recipes}
+    base: Worker | None = None
+    try:
+        for arm in sorted(recipes, key=lambda a: a == baseline):            # the baseline last: it is measured all along
+            if files[arm].is_file():
+                found[arm] = _read(files[arm])
+                continue
+            try:
+                if base is None:
+                    base = Worker()
+                    base.ask(open_probe, recipes[baseline], stage, store.root)
+                found[arm] = _pair(base, recipes[arm], stage, store) if arm != baseline else _alone(base, found)
+            except Failed as error:
+                failed[arm] = str(error)
+                if base is None or base.process.poll() is not None or arm == baseline:
+                    base = None
+                continue
+            files[arm].parent.mkdir(parents=True, exist_ok=True)
+            files[arm].write_text(json.dumps(asdict(found[arm])))
+            done(arm)
+    finally:
+        if base is not None:
+            base.close()
+    return found, failed
+
+
+def _read(file: Path) -> Costs:
+    told = json.loads(file.read_text())
+    return Costs(**told | {n: tuple(told[n]) for n in ("rounds", "baseline_rounds")})
+
+
+def _pair(base: Worker, recipe: Recipe, stage: str, store: Store) -> Costs:
+    """An arm in turns with the baseline."""
+    worker = Worker()
+    try:
+        first = worker.ask(open_probe, recipe, stage, store.root)
+        mine, theirs = _turns(worker, base, first)
+        facts = worker.ask(close_probe)
+    finally:
+        worker.close()
+    return _costs(facts, mine, theirs)
+
+
+def _alone(base: Worker, others: dict[str, Costs]) -> Costs:
+    """The baseline itself: what it took in its turns, or in some of its own."""
+    rounds = [s for c in others.values() for s in c.baseline_rounds] or _turns(base, None, base.ask(turn, 1))[0]
+    return _costs(base.ask(close_probe), rounds, rounds)
+
+
+def _turns(worker: Worker, other: Worker | None, first: float) -> tuple[list[float], list[float]]:
+    rounds = SLOW_ROUNDS if first > SLOW else ROUNDS
+    n = max(1, round(TURN / max(first, 1e-4)))
+    mine, theirs = [], []
+    for i in range(rounds):
+        for who in ((0, 1), (1, 0))[i % 2]:
+            if who == 0:
+                mine.append(worker.ask(turn, n))
+            elif other is not None:
+                theirs.append(other.ask(turn, n))
+    return mine, theirs
+
+
+def _costs(facts: dict[str, Any], mine: list[float], theirs: list[float]) -> Costs:
+    return Costs(tokens=facts["tokens"], flops=facts["flops"], seconds=statistics.median(mine),
+                 peak_memory_bytes=facts["peak_memory_bytes"], trainable_parameters=facts["trainable"],
+                 parameters=facts["parameters"], state_bytes=facts["state_bytes"], compiled=facts["compiled"],
+                 rounds=tuple(mine), baseline_rounds=tuple(theirs))

@@ -1,0 +1,237 @@
+"""Runs of a comparison: each is kept as a small record, so that nothing runs twice; here, in processes, or on a Ray cluster."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import statistics
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainwright.compare.worker import FAILURES, Failed, Worker, reason
+from trainwright.core.errors import UserError
+from trainwright.core.listener import Listener
+from trainwright.core.recipe import Recipe
+from trainwright.core.store import Store
+
+Record = dict[str, Any]
+"""Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``, ``hashes``, ``failed``."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of an arm, its measurement included."""
+
+    key: str
+    """Hash of all that the record depends on."""
+    arm: str
+    seed: int
+    values: dict[str, Any]
+    recipe: Recipe
+    stage: str
+    """Whose costs and weights these are."""
+    judge: str
+    own: tuple[str, ...]
+    """Stages of which no other run makes use."""
+
+    @property
+    def label(self) -> str:
+        tuned = ", ".join(f"{k.rpartition('.')[2]} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.values.items())
+        return f"{self.arm}, seed {self.seed}" + (f", {tuned}" if tuned else "")
+
+
+class Watch(Listener):
+    """Hears of a comparison beside what a listener hears of a run. Does nothing until a subclass says otherwise."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A part of the comparison begins: so many runs."""
+
+    def begin(self, label: str) -> None:
+        """A run begins."""
+
+    def done(self, label: str, record: Record) -> None:
+        """A run has ended, or its record was there already."""
+
+
+def recorded(unit: Unit, store: Store) -> Record | None:
+    """The record of a run that was made before."""
+    file = store.root / "runs" / f"{unit.key}.json"
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = None) -> Record:
+    """Run, measure, keep the record; the weights go unless they are wanted or were there before.
+
+    Raises what a run raises; see ``worker.FAILURES`` for what is a result of its arm.
+    """
+    from trainwright.core import models
+    from trainwright.core.prepare import jobs
+    from trainwright.core.run import run
+    models.quiet()
+    store = Store(root)
+    before = {j.stage.name for j in jobs(unit.recipe, store) if store.find(j.stage.name, j.key)}
+    made = run(unit.recipe, store, listener)
+    stage, judge = made[unit.stage], made[unit.judge].figures
+    record = {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": with_mean(judge["numbers"][unit.stage]),
+              "figures": stage.figures, "curve": curve(stage.metrics()), "failed": None, "pruned": False,
+              "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)}}
+    write(store.root / "runs" / f"{unit.key}.json", record)
+    for name in unit.own if not keep else ():
+        if name not in before:
+            store.remove(made[name].path.name, force=True)
+    return record
+
+
+def with_mean(numbers: dict[str, float]) -> dict[str, float]:
+    """The same, and ``loss/mean`` over the domains where there are several."""
+    losses = [v for n, v in numbers.items() if n.startswith("loss/")]
+    return numbers | ({"loss/mean": statistics.mean(losses)} if len(losses) > 1 else {})
+
+
+def curve(rows: list[dict[str, float]]) -> dict[str, Any] | None:
+    """What was measured on the way: ``tokens, flops, seconds`` and the values of each metric at those points."""
+    seen = [r for r in rows if any(n.startswith("eval/") for n in r)]
+    if not seen:
+        return None
+    names = [n for n in seen[-1] if n.startswith("eval/")]
+    return {x: [r[x] for r in seen] for x in ("step", "tokens", "flops", "seconds")} | {
+        "values": {n.removeprefix("eval/"): [r.get(n) for r in seen] for n in names}}
+
+
+def write(file: Path, what: Any) -> None:
+    """JSON, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    part.write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)
+
+
+def failure(unit: Unit, why: str, pruned: bool = False) -> Record:
+    """The record of a run that ended before its end."""
+    return {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": {}, "figures": {}, "curve": None,
+            "failed": why, "pruned": pruned, "hashes": {}}
+
+
+def run_all(units: Sequence[Unit], store: Store, watch: Watch, jobs: int = 1, engine: Literal["native", "ray"] = "native",
+            keep: bool = False) -> dict[str, Record]:
+    """All runs by key: those that are recorded are read, the others made, ``jobs`` of them at a time."""
+    out: dict[str, Record] = {}
+    todo: list[Unit] = []
+    for unit in {u.key: u for u in units}.values():                    # the two sides of an A/A comparison share trials
+        record = recorded(unit, store)
+        if record is None:
+            todo.append(unit)
+        else:
+            out[unit.key] = record
+            watch.done(unit.label, record)
+    run = _on_ray if engine == "ray" else _parallel if jobs > 1 else _here
+    out |= run(todo, store, watch, jobs, keep)
+    return out
+
+
+def _here(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
+    out = {}
+    for unit in units:
+        watch.begin(unit.label)
+        try:
+            out[unit.key] = run_unit(unit, store.root, keep, watch)
+        except FAILURES as error:
+            out[unit.key] = failure(unit, reason(error))
+        watch.done(unit.label, out[unit.key])
+    return out
+
+
+def _parallel(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
+    """A thread each process: it hands out runs, and hears of the process' death."""
+    pool = _Pool(units, store, watch, max(1, (os.cpu_count() or 1) // jobs), keep)
+    threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(min(jobs, len(units)))]
+    try:
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    finally:
+        for w in pool.workers:
+            w.close()
+    if pool.broken:
+        raise pool.broken[0]
+    return pool.out
+
+
+class _Pool:
+    """What the threads share."""
+
+    def __init__(self, units: list[Unit], store: Store, watch: Watch, cores: int, keep: bool) -> None:
+        self.todo: queue.SimpleQueue[Unit] = queue.SimpleQueue()
+        for unit in units:
+            self.todo.put(unit)
+        self.store, self.watch, self.cores, self.keep = store, watch, cores, keep
+        self.out: dict[str, Record] = {}
+        self.broken: list[BaseException] = []
+        self.workers: list[Worker] = []
+        self.held = threading.Lock()
+
+    def serve(self) -> None:
+        """Runs, one after another, in one process; a new one where the last was killed."""
+        worker: Worker | None = None
+        while not self.broken:
+            try:
+                unit = self.todo.get_nowait()
+            except queue.Empty:
+                return
+            if worker is None:
+                worker = Worker(self.cores)
+                self.workers.append(worker)
+            with self.held:
+                self.watch.begin(unit.label)
+            try:
+                record = worker.ask(run_unit, unit, self.store.root, self.keep)
+            except Failed as error:
+                record = failure(unit, str(error))
+                worker = worker if worker.process.poll() is None else None
+            except BaseException as error:                                    # told by the thread that waits
+                self.broken.append(error)
+                return
+            with self.held:
+                self.out[unit.key] = record
+                self.watch.done(unit.label, record)
+
+
+def _on_ray(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
+    """A task each run. The store must be a folder that all nodes share."""
+    try:
+        import ray
+    except ImportError:
+        raise UserError("engine = ray needs the package ray: pip install \"trainwright[ray]\".") from None
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=jobs if jobs > 1 else None, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+    out: dict[str, Record] = {}
+    try:
+        task = ray.remote(num_cpus=1, max_retries=0)(_attempt)
+        waiting: dict[Any, Unit] = {task.remote(u, store.root.resolve(), keep): u for u in units}
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1)
+            unit = waiting.pop(ready[0])
+            try:
+                out[unit.key] = ray.get(ready[0])
+            except ray.exceptions.WorkerCrashedError:
+                out[unit.key] = failure(unit, "its process was killed (out of memory, most likely)")
+            watch.done(unit.label, out[unit.key])
+    finally:
+        if started:
+            ray.shutdown()
+    return out
+
+
+def _attempt(unit: Unit, root: Path, keep: bool) -> Record:
+    try:
+        return run_unit(unit, root, keep)
+    except FAILURES as error:
+        return failure(unit, reason(error))
+
+

@@ -1,0 +1,271 @@
+"""What is compared with what: read from TOML or from a command line, and checked before anything runs."""
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from trainwright.core import recipe as recipes
+from trainwright.core import registry
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.settings import fit, make
+
+CURRENCIES = ("tokens", "flops", "seconds")
+LOWER = ("loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step", "peak_memory_bytes", "trainable_parameters",
+         "stored_bytes")
+"""Metrics of which less is better."""
+HIGHER = ("gain", "accuracy", "acc", "acc_norm", "exact_match", "f1", "bleu", "rouge")
+"""Metrics of which more is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the things compared: the recipe, and what is different in it."""
+
+    name: str
+    """How tables and plots call it."""
+    add: tuple[dict[str, Any], ...] = ()
+    """Methods that it adds to the stage. One of the same name makes room for it, and so does the other optimizer or merge."""
+    drop: tuple[str, ...] = ()
+    """Methods of the stage that it does without."""
+    at: str | None = None
+    """Stage that ``add`` and ``drop`` change, where it is not the one that is compared (another selection of the data, say)."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Other settings, as with ``--set``: ``{ "adapt.methods.adamw.lr" = 1e-3 }``; with no stage's name, of the compared one."""
+    stage: tuple[dict[str, Any], ...] = ()
+    """Whole stages: one in place of the recipe's of that name, or one more before the stage that is compared."""
+    search: dict[str, Any] | None = None
+    """Its own search space, where it is not that of ``tune``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The table ``[compare]``."""
+
+    stage: str
+    """The stage that the arms change and that has the budget."""
+    recipe: str | None = None
+    """The life that is compared, beside this file; or its stages are written in this file."""
+    budget: dict[str, float] = field(default_factory=dict)
+    """What every arm may spend: ``{ tokens = 2e6 }``, ``{ flops = 1e15 }`` or ``{ seconds = 60 }``; default: the recipe's."""
+    seeds: int = 5
+    """Runs of each arm: same data order and same starting weights for a seed in all arms."""
+    metric: str
+    """What decides, such as ``loss/code``: a number of an evaluator."""
+    better: Literal["lower", "higher"] | None = None
+    """Which way the metric is better, where its name does not tell."""
+    baseline: str | None = None
+    """Arm with which the others are compared; default: the first."""
+    tune: dict[str, Any] = field(default_factory=dict)
+    """Settings tuned for every arm: ``{ lr = [1e-3, 3e-3] }``, ``{ lr = { low = 1e-4, high = 1e-2 } }`` (logarithmic), or
+    ``{ lr = "around" }`` (factors of three around the arm's own)."""
+    trials: int | None = None
+    """Tuning trials of each arm, where they do not follow from ``tune``."""
+    tune_seeds: int = 1
+    """Seeds of a trial; never those of the final runs."""
+    new: tuple[str, ...] = ()
+    """Domains to learn; default: what the recipe's evaluation says."""
+    old: tuple[str, ...] = ()
+    """Domains not to forget; default: what the recipe's evaluation says."""
+    data: str | None = None
+    """Corpus on whose held-out documents all arms are measured; default: that of the recipe's evaluation, or of the stage."""
+    reseed: tuple[str, ...] = ()
+    """Stages before the compared one that are run again with each seed; the others are run once, for all."""
+    methods: tuple[dict[str, Any], ...] = ()
+    """Evaluators; default: those of the recipe's evaluation, or ``held_out``."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A comparison, checked: the settings, the arms, and the recipe as a table."""
+
+    settings: Settings
+    arms: tuple[Arm, ...]
+    table: dict[str, Any]
+    file: Path
+    life: Path
+    """The file that holds the stages: its folder is where relative paths begin."""
+    title: str
+    seed: int
+    text: str
+    aa: bool = False
+
+    @property
+    def baseline(self) -> str:
+        return self.settings.baseline or self.arms[0].name
+
+    @property
+    def currency(self) -> str:
+        return next(iter(self.settings.budget), "recipe")
+
+    @property
+    def amount(self) -> float | None:
+        return next(iter(self.settings.budget.values()), None)
+
+    @property
+    def better(self) -> Literal["lower", "higher"]:
+        return self.settings.better or direction(self.settings.metric) or "lower"
+
+    def stage_table(self, name: str) -> dict[str, Any]:
+        """A stage of the recipe as it is written."""
+        found = next((s for s in self.table["stage"] if s.get("name") == name), None)
+        if found is None:
+            names = [str(s.get("name")) for s in self.table["stage"]]
+            raise UserError(f"{self.file}: there is no stage {name!r}{suggest(name, names)}.")
+        return found  # type: ignore[no-any-return]
+
+
+def direction(metric: str) -> Literal["lower", "higher"] | None:
+    """Which way a metric is better, as far as its name tells."""
+    word = metric.partition("/")[0]
+    return "lower" if word in LOWER else "higher" if word in HIGHER else None
+
+
+def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] = (),
+         recipe_changes: dict[str, Any] | None = None, aa: bool = False) -> Spec:
+    """A comparison from a file with ``[compare]`` and ``[[arm]]``, or from a recipe and what the command line says.
+
+    Args:
+        changes: keys of ``[compare]`` with new values.
+        arms: more arms, or all of them.
+        recipe_changes: settings of the recipe, as with ``--set``.
+        aa: compare one arm (the baseline) with itself.
+
+    Raises:
+        UserError: anything that can be told before running.
+    """
+    table, text = recipes.read(file)
+    given = fit(table.pop("compare", {}), dict[str, Any], f"{file}: compare") | (changes or {})
+    listed = table.pop("arm", [])
+    if not isinstance(listed, list):
+        raise UserError(f"{file}: arms are a list: write [[arm]], not [arm].")
+    life = file
+    if "recipe" in given:
+        if "stage" in table:
+            raise UserError(f"{file}: the stages are in this file: compare.recipe = {given['recipe']!r} would be a second life.")
+        life, own = file.parent / str(given["recipe"]), table
+        table = {k: v for k, v in recipes.read(life)[0].items() if k not in ("compare", "arm")} | own
+    for name in ("stage", "metric"):
+        if name not in given:
+            raise UserError(f"{file}: say which {name} is compared: --{name}, or {name} in the table [compare].")
+    settings: Settings = make(Settings, given, f"{file}: compare")
+    every = [make(Arm, one if isinstance(one, dict) else {"name": one}, f"{file}: arm {i}") for i, one in enumerate(listed, 1)]
+    spec = Spec(settings, (*every, *arms), table, file, life, "", 0, text, aa)
+    parsed = recipes.parse(table, life, text, recipe_changes)                   # whatever is wrong with the recipe itself
+    for key, value in (recipe_changes or {}).items():
+        recipes.change(table, key, value, file)
+    spec = replace(spec, title=table.get("title", file.stem), seed=parsed.seed)
+    return _checked(spec)
+
+
+def _checked(spec: Spec) -> Spec:
+    """Everything that is wrong with a comparison and is no matter of the recipe."""
+    s, where = spec.settings, f"{spec.file}: compare"
+    kind = spec.stage_table(s.stage).get("kind")
+    if kind not in ("train", "merge"):
+        raise UserError(f"{where}: stage {s.stage!r} is of kind {kind}; what can be compared are train and merge stages.")
+    names = [a.name for a in spec.arms]
+    for name in {n for n in names if names.count(n) > 1}:
+        raise UserError(f"{where}: two arms are called {name!r}.")
+    if s.baseline is not None and s.baseline not in names:
+        raise UserError(f"{where}: baseline {s.baseline!r} is no arm{suggest(s.baseline, names)}.")
+    if len(spec.arms) < (1 if spec.aa else 2):
+        raise UserError(f"{where}: a comparison needs two arms ([[arm]] or --arm); to compare one with itself, say --aa.")
+    if s.seeds < 2:
+        raise UserError(f"{where}: seeds = {s.seeds}: an interval needs two runs at least; five are a good start.")
+    if s.tune_seeds < 1 or (s.trials is not None and s.trials < 1):
+        raise UserError(f"{where}: trials and tune_seeds must be positive.")
+    if not s.better and direction(s.metric) is None:
+        raise UserError(f"{where}: say better = \"lower\" or \"higher\": the name {s.metric!r} does not tell which it is.")
+    _check_budget(spec, where)
+    for name in s.reseed:
+        spec.stage_table(name)
+    if spec.aa:
+        one = next(a for a in spec.arms if a.name == spec.baseline)
+        return replace(spec, arms=(one, replace(one, name=f"{one.name} again")), settings=replace(s, baseline=one.name))
+    return spec
+
+
+def _check_budget(spec: Spec, where: str) -> None:
+    s, kind = spec.settings, spec.stage_table(spec.settings.stage).get("kind")
+    if len(s.budget) > 1 or any(c not in CURRENCIES for c in s.budget):
+        raise UserError(f"{where}: budget is one of {', '.join(CURRENCIES)}, such as {{ tokens = 2e6 }}, not {s.budget}.")
+    if spec.amount is not None and not 0 < spec.amount < float("inf"):
+        raise UserError(f"{where}: the budget must be a positive number, not {spec.amount}.")
+    if s.budget and kind != "train":
+        raise UserError(f"{where}: the stage {s.stage!r} does not train: it has no budget.")
+
+
+def parse_arm(text: str) -> Arm:
+    """``NAME: METHOD key=value, METHOD …`` from a command line.
+
+    A word without ``=`` behind a method is its first setting, ``-METHOD`` drops one, and ``key=value`` in front of any method
+    is a setting of the stage. A key that the method has not goes into its ``options``: ``lora: peft LoraConfig r=8``.
+    """
+    name, colon, rest = text.partition(":")
+    if not colon or not name.strip():
+        raise UserError(f"--arm {text!r}: write NAME: METHOD key=value, for example \"lora: lora rank=8\".")
+    add: list[dict[str, Any]] = []
+    drop: list[str] = []
+    changes: dict[str, Any] = {}
+    for part in rest.split(","):
+        words = shlex.split(part)
+        while words and "=" in words[0]:
+            key, value = recipes.parse_change(words.pop(0))
+            changes[key] = value
+        if words and words[0].startswith("-"):
+            drop += [w.removeprefix("-") for w in words]
+        elif words:
+            add.append(_method(words, text))
+    return Arm(name=name.strip(), add=tuple(add), drop=tuple(drop), set=changes)
+
+
+def _method(words: list[str], text: str) -> dict[str, Any]:
+    use, *rest = words
+    card = registry.read_card(Path(use), Path(use).stem, "") if use.endswith(".py") and Path(use).is_file() else \
+        registry.cards().get(use)
+    if card is None:
+        raise UserError(f"--arm {text!r}: there is no method {use!r}{suggest(use, registry.cards())}.")
+    fields = [f[0] for f in (*card.fields, *registry.kind_fields(card.kind))]
+    out: dict[str, Any] = {"use": use}
+    for i, word in enumerate(rest):
+        if "=" not in word:
+            if i or not fields:
+                raise UserError(f"--arm {text!r}: {word!r}: write key=value.")
+            out[fields[0]] = word
+            continue
+        key, value = recipes.parse_change(word)
+        if key not in fields and "options" in fields:
+            out.setdefault("options", {})[key] = value
+        else:
+            out[key] = value
+    return out
+
+
+def parse_budget(text: str) -> dict[str, float]:
+    """``tokens=2e6``, ``flops=1e15`` or ``seconds=60``."""
+    currency, _, amount = text.partition("=")
+    try:
+        return {currency.strip(): float(amount.replace("_", ""))}
+    except ValueError:
+        raise UserError(f"--budget {text}: write tokens=2e6, flops=1e15 or seconds=60.") from None
+
+
+def parse_tune(texts: Sequence[str]) -> dict[str, Any]:
+    """``lr`` (around the arm's own), ``lr=1e-4,1e-3,1e-2`` or ``adamw.lr=1e-4..1e-2``."""
+    out: dict[str, Any] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        try:
+            if not equals:
+                out[key] = "around"
+            elif ".." in values:
+                low, _, high = values.partition("..")
+                out[key] = {"low": float(low), "high": float(high)}
+            else:
+                out[key] = [recipes.parse_change(f"x={v}")[1] for v in values.split(",")]
+        except ValueError:
+            raise UserError(f"--tune {text}: write lr, lr=1e-4,1e-3 or lr=1e-4..1e-2.") from None
+    return out

@@ -1,0 +1,188 @@
+"""The same effort for every arm: as many trials over its own search space, on seeds and documents of which no final run knows."""
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from typing import Any
+
+from trainwright.compare.execute import Record, Unit, Watch, failure, recorded, run_unit, write
+from trainwright.compare.spec import Arm, Spec
+from trainwright.compare.variants import Variants
+from trainwright.compare.worker import FAILURES, reason
+from trainwright.core import registry
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.prepare import jobs
+from trainwright.core.store import Store
+
+TRIALS = 4
+"""Trials of an arm where nothing says how many."""
+STEP = 3.0
+"""Factor between two neighbours of ``around``."""
+FIRST_SEED = 1_000_003
+"""Seeds of trials begin here; those of final runs begin at 0."""
+Values = dict[str, Any]
+"""``{"adamw.lr": 1e-3}``: method and setting, to what is tried."""
+
+
+def candidates(spec: Spec, variants: Variants, arm: Arm) -> list[Values]:
+    """What an arm tries: a grid where its settings are lists or one range, else points of a Halton sequence.
+
+    Raises:
+        UserError: a setting that the arm has not, an empty list, or a range that is none.
+    """
+    space = spec.settings.tune if arm.search is None else arm.search
+    if not space:
+        return []
+    methods = list(variants.stages(arm, {})[variants.stage].get("methods", ()))
+    named = {_place(key, methods, spec, arm): told for key, told in space.items()}
+    lists = {k: told for k, told in named.items() if isinstance(told, list)}
+    grid = math.prod(len(told) for told in lists.values())
+    trials = spec.settings.trials or (grid if len(lists) == len(named) else TRIALS)
+    if len(named) == 1 or (len(lists) == len(named) and grid == trials):
+        points = [_points(k, told, trials, methods, spec, arm) for k, told in named.items()]
+        found = [dict(zip(named, values, strict=True)) for values in itertools.product(*points)]
+        return found[:trials]
+    from scipy.stats import qmc
+    draws = qmc.Halton(len(named), rng=0).random(trials)
+    axes = [_points(k, told, 1025, methods, spec, arm) if not isinstance(told, list) else told for k, told in named.items()]
+    return [{k: axis[int(u * len(axis))] for k, axis, u in zip(named, axes, row, strict=True)} for row in draws]
+
+
+def _place(key: str, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> str:
+    """``lr`` as ``adamw.lr``: the one method of the arm that has the setting."""
+    where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
+    use, dot, name = key.rpartition(".")
+    found = [str(m["use"]) for m in methods if (not dot or m["use"] == use) and name in _settings(str(m["use"]))]
+    if len(found) == 1:
+        return f"{found[0]}.{name}"
+    if found:
+        raise UserError(f"{where}: {' and '.join(found)} have this setting: say {found[0]}.{name}.")
+    known = {n for m in methods for n in _settings(str(m["use"]))}
+    raise UserError(f"{where}: no method that the stage names has this setting{suggest(name, known)}.")
+
+
+def _settings(use: str) -> list[str]:
+    card = registry.cards().get(use)
+    return [f[0] for f in (*card.fields, *registry.kind_fields(card.kind))] if card else []
+
+
+def _points(key: str, told: Any, trials: int, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> list[Any]:
+    where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
+    if isinstance(told, list) and told:
+        return told
+    if isinstance(told, dict) and set(told) <= {"low", "high", "log"} and {"low", "high"} <= set(told):
+        low, high, log = float(told["low"]), float(told["high"]), bool(told.get("log", True))
+        if not (low < high and (low > 0 or not log)):
+            raise UserError(f"{where}: low must be below high (and above 0 on a logarithmic scale), not {low} and {high}.")
+        shares = [i / (trials - 1) if trials > 1 else 0.5 for i in range(trials)]
+        return [_round(low * (high / low) ** s if log else low + (high - low) * s) for s in shares]
+    if told == "around":
+        use, _, name = key.rpartition(".")
+        own = next(m for m in methods if m["use"] == use).get(name, _default(use, name))
+        if not isinstance(own, (int, float)) or not own:
+            raise UserError(f"{where}: there is no number to search around: give a list or a range.")
+        return [_round(own * STEP ** (i - (trials - 1) / 2)) for i in range(trials)]
+    raise UserError(f"{where}: write a list, {{ low = 1e-4, high = 1e-2 }} or \"around\", not {told!r}.")
+
+
+def _default(use: str, name: str) -> Any:
+    card = registry.cards()[use]
+    written = next(f[2] for f in (*card.fields, *registry.kind_fields(card.kind)) if f[0] == name)
+    try:
+        return float(written)
+    except ValueError:
+        return None
+
+
+def _round(x: float) -> float:
+    return float(f"{x:.4g}")
+
+
+def check_effort(tried: dict[str, list[Values]], spec: Spec) -> None:
+    """Every arm has the same number of trials."""
+    counts = {arm: len(values) for arm, values in tried.items()}
+    if len(set(counts.values())) > 1:
+        said = ", ".join(f"{arm} {n}" for arm, n in counts.items())
+        raise UserError(f"{spec.file}: compare: arms must have the same tuning effort; trials are {said}: set trials, "
+                        "or give each search space as many points.")
+
+
+def score(records: list[Record], spec: Spec) -> float | None:
+    """A trial's mean over its seeds; None where a run failed."""
+    values = [r["numbers"].get(spec.settings.metric) for r in records]
+    known = [float(v) for v in values if v is not None and math.isfinite(v)]
+    return statistics.mean(known) if len(known) == len(values) else None
+
+
+def choose(trials: list[dict[str, Any]], spec: Spec) -> dict[str, Any] | None:
+    """The best trial, or None where all failed."""
+    whole = [t for t in trials if t["metric"] is not None]
+    if not whole:
+        return None
+    return (min if spec.better == "lower" else max)(whole, key=lambda t: t["metric"])
+
+
+def edges(tried: list[Values], chosen: Values) -> list[str]:
+    """Settings whose best value is the least or the greatest that was tried: the search may have stopped too early."""
+    out = []
+    for key, value in chosen.items():
+        numbers = sorted({v[key] for v in tried if isinstance(v[key], (int, float)) and not isinstance(v[key], bool)})
+        if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
+            out.append(key)
+    return out
+
+
+class _Pruned(Exception):
+    """A trial that will not be the best."""
+
+
+class _Halving(Watch):
+    """Tells a pruner what is measured on the way, and ends the run where it says so."""
+
+    def __init__(self, trial: Any, metric: str, watch: Watch) -> None:
+        self.trial, self.metric, self.watch = trial, f"eval/{metric}", watch
+
+    def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
+        self.watch.stage(name, kind, state, info)
+
+    def step(self, stage: str, row: dict[str, float]) -> None:
+        self.watch.step(stage, row)
+        if self.metric in row and row["step"] < row["steps"]:
+            self.trial.report(row[self.metric], int(row["step"]))
+            if self.trial.should_prune():
+                raise _Pruned
+
+
+def halve(units: list[Unit], store: Store, spec: Spec, watch: Watch, every: int) -> dict[str, Record]:
+    """The trials of one arm one after another, the hopeless ones ended early: Optuna's successive halving."""
+    try:
+        import optuna
+    except ImportError:
+        raise UserError("--early-stop needs the package optuna: pip install \"trainwright[tune]\".") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=every, reduction_factor=2)
+    study = optuna.create_study(direction="minimize" if spec.better == "lower" else "maximize", pruner=pruner)
+    out = {}
+    for unit in units:
+        trial, record = study.ask(), recorded(unit, store)
+        if record is None:
+            watch.begin(unit.label)
+            try:
+                record = run_unit(unit, store.root, False, _Halving(trial, spec.settings.metric, watch))
+            except _Pruned:
+                record = failure(unit, "ended early: others were better by then", pruned=True)
+                for job in jobs(unit.recipe, store):
+                    store.tidy(job.stage.name, job.key)                     # what it had saved to go on from
+                write(store.root / "runs" / f"{unit.key}.json", record)
+            except FAILURES as error:
+                record = failure(unit, reason(error))
+        elif record["curve"] is not None:
+            seen = record["curve"]["values"].get(spec.settings.metric, [])
+            for step, value in zip(record["curve"]["step"][:-1], seen, strict=False):
+                trial.report(value, int(step))
+        told = record["numbers"].get(spec.settings.metric)
+        study.tell(trial, told, state=optuna.trial.TrialState.COMPLETE if told is not None else optuna.trial.TrialState.PRUNED)
+        out[unit.key] = record
+        watch.done(unit.label, record)
+    return out

@@ -1,0 +1,38 @@
+"""Made-up language batches, for what must be measured before there is a corpus."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from trainwright.core.context import Context
+from trainwright.core.method import Batch, Data, State
+
+
+def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> Batch:
+    """A batch of the right shape, one document a row."""
+    ids = torch.randint(vocabulary, (rows, tokens), generator=ctx.rng("plan", at=0))
+    place = torch.arange(tokens).expand(rows, tokens).contiguous()
+    zeros = torch.zeros_like(ids)
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": place, "document": zeros, "domain": zeros}
+    return {n: t.to(ctx.device) for n, t in batch.items()} | {"domains": ("any",), "packed": False}
+
+
+class Synthetic(Data):
+    """Stands in for the data of a corpus that is not made yet: rows of two packed documents, every token learned."""
+
+    tokens: int
+    """Positions in a row."""
+    vocabulary: int
+    """Tokens to draw from."""
+
+    def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
+        batch: dict[str, Any] = synthetic(ctx.batch_rows, self.tokens, self.vocabulary, ctx)
+        second = torch.arange(self.tokens, device=ctx.device) >= self.tokens // 2
+        batch["position_ids"] = batch["position_ids"] - second * (self.tokens // 2)
+        batch["document"] = batch["document"] + second
+        return batch | {"packed": True}
+
+    def row_tokens(self) -> int:
+        return self.tokens

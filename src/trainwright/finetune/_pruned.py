@@ -1,0 +1,212 @@
+"""A smaller decoder of the same kind, and its weights cut out of the large one's.
+
+One set of hidden dimensions is kept from the first block to the last: all blocks write to and read from one stream. Inside a block,
+what is kept of its neurons may differ from block to block.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.tokens import open_corpus
+from trainwright.finetune._targets import LINEAR, as_linear_weight, in_out, roles
+
+SIZES = ("hidden_size", "intermediate_size", "head_dim", "ffn_dim", "n_inner", "word_embed_proj_dim")
+"""Fields of a config that are divided, as far as it has them."""
+LONGEST = 512
+"""Tokens of a document that are looked at for the importance of weights."""
+
+
+def small_config(config: Any, reduction: int, layers: Iterable[int]) -> Any:
+    """The config of a decoder of the same kind, its widths divided, with these layers only and no vocabulary to speak of.
+
+    Raises:
+        UserError: a width that does not divide.
+    """
+    small, layers = copy.deepcopy(config), list(layers)
+    fields = config.to_dict()
+    for field in (config.attribute_map.get(name, name) for name in SIZES):
+        if isinstance(fields.get(field), int):
+            if fields[field] % reduction:
+                raise UserError(f"reduction = {reduction} does not divide the model's {field} of {fields[field]}.")
+            setattr(small, field, fields[field] // reduction)
+    heads, pair = head_size(config), 2 * reduction if rotary(config) else reduction
+    if heads % pair:
+        raise UserError(f"reduction = {reduction} cuts heads of {heads} dimensions unevenly: they must divide by {pair}.")
+    small.num_hidden_layers = len(layers)
+    if fields.get("layer_types"):
+        small.layer_types = [config.layer_types[i] for i in layers]
+    small.vocab_size, small.pad_token_id = 1, None
+    return small
+
+
+def head_size(config: Any) -> int:
+    """Dimensions of an attention head."""
+    return config.to_dict().get("head_dim") or config.hidden_size // config.num_attention_heads
+
+
+def rotary(config: Any) -> bool:
+    """Whether positions turn pairs of dimensions of each head."""
+    return any(name in config.to_dict() for name in ("rope_parameters", "rope_theta", "rotary_dim"))
+
+
+def kept_of_head(config: Any, reduction: int) -> Tensor:
+    """Evenly spaced dimensions of a head. A turning pair stays a pair, and the angles kept are those of a head of that size."""
+    size, fields = head_size(config), config.to_dict()
+    share = (fields.get("rope_parameters") or {}).get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
+    half = int(size * share) // 2 if rotary(config) else 0
+    starts = [(0, half), (half, 2 * half), (2 * half, size)]
+    return torch.cat([torch.arange(a, b, reduction) for a, b in starts])
+
+
+# ---- what weights are worth -----------------------------------------------------------------------------------------
+
+
+def importance(model: nn.Module, samples: int, ctx: Context) -> dict[str, Tensor]:
+    """Of each parameter: the sum of squared gradients over documents of the stage's corpus, one at a time (Fisher information).
+
+    Without a corpus, or samples, the weights' own sizes.
+    """
+    if not samples or not ctx.inputs.get("data"):
+        return {n: p.detach().abs() for n, p in model.named_parameters()}
+    corpus = open_corpus(ctx.path("data"))
+    rows = corpus.select("train")
+    chosen = torch.randperm(len(rows), generator=ctx.rng("lst/samples", at=0))[:samples].tolist()
+    parameters, training = dict(model.named_parameters()), model.training
+    frozen = {n: p.requires_grad for n, p in parameters.items()}
+    total = {n: torch.zeros_like(p) for n, p in parameters.items()}
+    model.eval().requires_grad_(True)
+    for i in chosen:
+        where = int(rows.shard[i]), int(rows.offset[i]), min(int(rows.length[i]), LONGEST)
+        ids = torch.from_numpy(corpus.read(*where))[None].to(next(model.parameters()).device)
+        labels = ids.where(torch.from_numpy(corpus.read_mask(*where))[None].to(ids.device), -100)
+        if not (labels[:, 1:] != -100).any():
+            continue                                                  # an answer that begins behind the tokens looked at
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        for n, p in parameters.items():
+            if p.grad is not None:
+                total[n].addcmul_(p.grad, p.grad)
+    model.zero_grad(set_to_none=True)
+    for n, p in parameters.items():
+        p.requires_grad_(frozen[n])
+    model.train(training)
+    return total
+
+
+def largest(values: Tensor, reduction: int) -> Tensor:
+    """Places of the largest, in order."""
+    return values.topk(len(values) // reduction).indices.sort().values
+
+
+# ---- cutting --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Cut:
+    """Which dimensions of what width are kept, in one block."""
+
+    hidden: Tensor
+    width: int
+    """Of the hidden dimensions before."""
+    head: Tensor
+    head_width: int
+
+    def vector(self, size: int) -> Tensor | None:
+        """What is kept of a norm's weights, or None where its width is not known."""
+        return {self.width: self.hidden, self.head_width: self.head}.get(size)
+
+
+@torch.no_grad()
+def cut_decoder(model: nn.Module, small: nn.Module, layers: list[int], reduction: int, worth: dict[str, Tensor]) -> None:
+    """Fill ``small`` with weights of the model's decoder.
+
+    Raises:
+        UserError: an architecture whose blocks hold something else than linear layers and norms.
+    """
+    decoder, config = model.get_decoder(), model.config.get_text_config()
+    names = {id(p): n for n, p in model.named_parameters()}
+    table = worth[names[id(model.get_input_embeddings().weight)]]
+    cut = Cut(largest(table.sum(0), reduction), table.shape[1], kept_of_head(config, reduction), head_size(config))
+    blocks, small_blocks = sharding.blocks(decoder), sharding.blocks(small)
+    if table.shape[1] != config.hidden_size:
+        raise UserError("the embedding is narrower than the blocks, so that no dimensions of it can be kept: set start = \"random\".")
+    for i, block in zip(layers, small_blocks, strict=True):
+        kept = {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters()}
+        cut_block(blocks[i], block, cut, kept, reduction)
+    within = {id(p) for b in (*blocks, *small_blocks) for p in b.parameters()}
+    large = dict(decoder.named_parameters())
+    for name, parameter in small.named_parameters():
+        if id(parameter) not in within and parameter.dim() == 1:                        # the final norm
+            parameter.copy_(large[name][cut.hidden.to(parameter.device)])
+
+
+def cut_block(block: nn.Module, small: nn.Module, cut: Cut, worth: dict[str, Tensor], reduction: int) -> None:
+    linear = {n: m for n, m in block.named_modules() if type(m) in LINEAR}
+    part = roles(nn.ModuleList([block]), [f"0.{n}" for n in linear])
+    done: set[str] = set()
+    for role in ("attention", "mlp"):
+        mine = [n for n in linear if part[f"0.{n}"] == role]
+        if mine:
+            done |= cut_part({n: linear[n] for n in mine}, small, cut, worth, role, reduction)
+    for name, parameter in small.named_parameters():
+        if name not in done:
+            large = block.get_parameter(name)
+            kept = cut.vector(len(large)) if large.dim() == 1 else None
+            if kept is None:
+                raise UserError(f"{name} of a {type(block).__name__} is neither a linear layer nor a norm, so that no part of it can be "
+                                "taken over: set start = \"random\".")
+            parameter.copy_(large[kept.to(large.device)])
+
+
+def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: dict[str, Tensor], role: str,
+             reduction: int) -> set[str]:
+    """The linear layers of an attention or a feed-forward part: the last one writes to the stream, the others read from it.
+
+    All of them keep the same inner dimensions: of each head the same ones, of the neurons those of the largest importance.
+    """
+    *readers, writer = layers
+    inner, outer = in_out(layers[writer])
+    if outer != cut.width or any(in_out(layers[n])[0] != cut.width for n in readers) or not readers:
+        raise UserError(f"{', '.join(layers)} are no {role} layers that read from and write to the hidden states, so that no part of "
+                        "them can be taken over: set start = \"random\".")
+    unit, kept = cut.head_width, cut.head
+    if role == "mlp":
+        unit, kept = inner, largest(neurons(layers, readers, cut, worth, inner), reduction)
+    done = set()
+    for name, layer in layers.items():
+        rows, columns = in_out(layer)[::-1]
+        at_rows, at_columns = (cut.hidden, repeated(kept, unit, columns)) if name == writer else (repeated(kept, unit, rows), cut.hidden)
+        target, device = small.get_submodule(name), layer.weight.device
+        source = as_linear_weight(layer)[at_rows.to(device)][:, at_columns.to(device)]
+        as_linear_weight(target).copy_(source)
+        if layer.bias is not None:
+            target.bias.copy_(layer.bias[at_rows.to(device)])
+        done |= {f"{name}.weight", f"{name}.bias"}
+    return done
+
+
+def neurons(layers: dict[str, nn.Module], readers: list[str], cut: Cut, worth: dict[str, Tensor], inner: int) -> Tensor:
+    """The importance of each neuron: products over the layers that make it, of the entries that read kept dimensions, summed."""
+    product: Tensor | float = 1.0
+    for name in readers:
+        weight = worth[f"{name}.weight"].double()
+        weight = weight if weight.shape[0] == in_out(layers[name])[1] and type(layers[name]) is nn.Linear else weight.T
+        for group in weight[:, cut.hidden.to(weight.device)].split(inner):               # a gate may be fused with its layer
+            product = product * group / group.mean().clamp(min=1e-300)
+    assert isinstance(product, Tensor)
+    return product.sum(1)
+
+
+def repeated(kept: Tensor, unit: int, size: int) -> Tensor:
+    """The same places in each of the ``size / unit`` heads or groups."""
+    return (torch.arange(0, size, unit)[:, None] + kept.cpu()[None, :]).flatten()

@@ -1,0 +1,164 @@
+"""A scale and a shift per channel on the output of a linear layer, a norm or an embedding, and how to fold them in exactly."""
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from trainwright.core import models
+from trainwright.core.errors import UserError
+from trainwright.finetune._targets import LINEAR, Adapter, Carrier, as_linear_weight, pattern
+
+
+class ScaleShift(torch.autograd.Function):
+    """scale * y + shift over the last dimension, computed in float32, in the dtype of y. Backward keeps y as it came."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+        ctx.save_for_backward(y, scale)
+        out = y * scale
+        return (out if shift is None else out.add_(shift)).to(y.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, scale = ctx.saved_tensors
+        rows, wide = tuple(range(grad.dim() - 1)), grad.float()
+        back = (wide * scale).to(y.dtype) if ctx.needs_input_grad[0] else None
+        return back, (wide * y).sum(rows), wide.sum(rows) if ctx.needs_input_grad[2] else None
+
+
+class ScaleShiftLinear(Adapter):
+    """A linear layer whose output is scaled and shifted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ScaleShift.apply(self.linear(x), self.ssf_scale, self.ssf_shift)
+
+
+class ScaleShiftOutput(Carrier):
+    """Mixed into the class of a norm or an embedding: its parameters keep their names, and it is still what it was."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ScaleShift.apply(super().forward(x), self.ssf_scale, self.ssf_shift)
+
+
+def give(module: nn.Module, scale: Tensor, shift: Tensor | None, owner: Any) -> None:
+    """Put a scale and a shift on a module, as parameters."""
+    module.ssf_owner = owner
+    module.ssf_scale = nn.Parameter(scale.to(module.weight.device))
+    module.register_parameter("ssf_shift", None if shift is None else nn.Parameter(shift.to(module.weight.device)))
+    if not isinstance(module, ScaleShiftLinear):
+        module.__class__ = type(f"ScaleShift{type(module).__name__}", (ScaleShiftOutput, type(module)), {})
+
+
+def channels(module: nn.Module) -> int:
+    """Of what a linear layer, a norm or an embedding gives."""
+    return module.out_features if isinstance(module, ScaleShiftLinear) else module.weight.shape[-1]
+
+
+def norms(model: nn.Module) -> dict[str, nn.Module]:
+    """Norms with a weight for each channel, by module name: the class says that it is one, and it has no parts."""
+    return {n: m for n, m in model.named_modules() if "norm" in type(m).__name__.lower() and not list(m.children())
+            and (weight := m._parameters.get("weight")) is not None and weight.dim() == 1}
+
+
+@torch.no_grad()
+def offset(norm: nn.Module) -> float:
+    """c of a norm that gives (weight + c) times what it normalized: 0, or 1 where the weight is kept as the distance from 1.
+
+    Raises:
+        UserError: it gives something else, so that a scale of its output is no weight of its own.
+    """
+    size, kept = channels(norm), {n: p.clone() for n, p in norm.named_parameters(recurse=False)}
+    x, said = torch.linspace(-1, 2, size, device=norm.weight.device).view(1, 1, size), []
+    for value in (0.0, 1.0, 2.0):
+        for name, parameter in norm.named_parameters(recurse=False):
+            parameter.fill_(value if name == "weight" else 0)
+        said.append(norm(x).float())
+    for name, parameter in norm.named_parameters(recurse=False):
+        parameter.copy_(kept[name])
+    once, at_zero = said[1] - said[0], float(said[0].abs().max())
+    found = float(said[0].abs().max() / once.abs().max()) if at_zero else 0.0
+    if not (torch.allclose(said[2] - said[1], once, atol=1e-5) and torch.allclose(said[0], found * once, atol=1e-5)):
+        raise UserError(f"a {type(norm).__name__} is not linear in its weight, so that no scale can be folded into it.")
+    return round(found, 5)
+
+
+def embedding(model: nn.Module) -> dict[str, nn.Module]:
+    """The token embedding, under its name. Raises UserError where it is no plain table, or its weight another module's too."""
+    table = model.get_input_embeddings()
+    if type(table) is not nn.Embedding:
+        raise UserError(f"the embedding is a {type(table).__name__}, no plain table: set embedding = false.")
+    if sum(p is table.weight for _, p in model.named_parameters(remove_duplicate=False)) > 1:
+        raise UserError("the embedding is tied to the output head, which would be scaled with it: set embedding = false.")
+    return {next(n for n, m in model.named_modules() if m is table): table}
+
+
+# ---- biases that the architecture can have --------------------------------------------------------------------------
+
+
+def without_bias(model: nn.Module) -> set[str]:
+    """Linear layers that have none."""
+    return {n for n, m in model.named_modules() if (type(m) in LINEAR or isinstance(m, Adapter)) and m.bias is None}
+
+
+def options(model: nn.Module) -> dict[str, set[str]]:
+    """Settings of the model's config that are false, and the linear layers that would have a bias if each were true."""
+    found, bare = {}, without_bias(model)
+    for option in (k for k, v in model.config.to_dict().items() if v is False and "bias" in k):
+        config = copy.deepcopy(model.config)
+        setattr(config, option, True)
+        if gained := bare - without_bias(models.skeleton(config, option)):
+            found[option] = gained
+    return found
+
+
+def check_biases(model: nn.Module, shifted: set[str]) -> None:
+    """Raises UserError where a shift could not be exported: no bias, and no setting that gives the layer one."""
+    bare = shifted & without_bias(model)
+    lost = bare - set().union(*options(model).values()) if bare and models.is_pretrained(model) else set()
+    if lost:
+        some = ", ".join(dict.fromkeys(map(pattern, sorted(lost))))
+        raise UserError(f"{some} have no bias, and no setting of {type(model.config).__name__} gives them one, so that "
+                        "their shift could not be exported: set shift = \"biased\", or choose other layers with 'on'.")
+
+
+def add_biases(model: nn.Module, shifted: set[str]) -> None:
+    """Have the config give these layers a bias: zeros for now, also in the other layers that get one by it."""
+    bare = shifted & without_bias(model)
+    gained = {o: names for o, names in options(model).items() if names & bare} if bare and models.is_pretrained(model) else {}
+    for option in gained:
+        setattr(model.config, option, True)
+    for layer in (model.get_submodule(n) for n in bare.union(*gained.values())):
+        weight = as_linear_weight(layer)
+        layer.bias = nn.Parameter(weight.new_zeros(len(weight)), requires_grad=False)
+
+
+# ---- folding --------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def fold_linear(layer: ScaleShiftLinear) -> nn.Module:
+    """W <- diag(scale) W, b <- scale b + shift; the plain layer."""
+    weight = as_linear_weight(layer)
+    weight.copy_(weight.float() * layer.ssf_scale[:, None])
+    if layer.bias is not None:
+        layer.bias.copy_(layer.bias.float() * layer.ssf_scale + (0 if layer.ssf_shift is None else layer.ssf_shift))
+    return layer.plain()
+
+
+@torch.no_grad()
+def fold_output(module: nn.Module) -> None:
+    """w <- scale (w + c) - c and b <- scale b + shift in a norm, w <- scale w + shift in an embedding; it is then what it was."""
+    scale, shift = module.ssf_scale, module.ssf_shift
+    module.__class__ = type(module).__bases__[1]
+    del module.ssf_scale, module.ssf_shift, module.ssf_owner
+    c = 0.0 if isinstance(module, nn.Embedding) else offset(module)
+    module.weight.copy_((module.weight.float() + c) * scale - c)
+    if shift is not None and isinstance(module, nn.Embedding):
+        module.weight.add_(shift)
+    elif shift is not None:
+        module.bias.copy_(module.bias.float() * scale + shift)

