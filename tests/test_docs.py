@@ -16,10 +16,13 @@ from typing import Any
 
 import pytest
 
+from trainwright.compare import spec as specs
+from trainwright.compare.compare import Comparison
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.settings import hints_of
 from trainwright.core.stage_settings import STAGES
+from trainwright.core.store import Store
 
 ROOT = Path(__file__).parents[1]
 WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -130,7 +133,10 @@ def test_recipes_in_the_pages_are_right(file: Path, text: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=rel)
-def test_recipes_are_right(file: Path) -> None:
+def test_recipes_are_right(file: Path, tmp_path: Path) -> None:
+    if "compare" in tomllib.loads(file.read_text()):
+        Comparison(specs.load(file), Store(tmp_path)).check()
+        return
     for stage in recipes.load(file).stages:
         assert [registry.create(m, file.parent, f"{file.name}: {stage.name}") for m in stage.methods]
 

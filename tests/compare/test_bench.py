@@ -29,8 +29,9 @@ def test_a_claim_can_be_tested_as_it_stands(method, tmp_path):
 
 def test_verdicts_on_a_claim():
     plain, small = Bench("adapt", "it is better"), Bench("adapt", "it is better", scale="the model is small")
-    assert [bench.judged(v, plain) for v in ("better", "worse", "no difference")] == ["reproduced", "contradicted", "no difference"]
-    assert [bench.judged(v, small) for v in ("better", "worse", "no difference")] == ["reproduced", "needs scale", "needs scale"]
+    found = ("better", "worse", "no difference")
+    assert [bench.judged(v, plain) for v in found] == ["reproduced", "contradicted", "no difference"]
+    assert [bench.judged(v, small) for v in found] == ["reproduced", "needs scale", "needs scale"]
 
 
 def test_the_paper_is_read_from_the_docstring():

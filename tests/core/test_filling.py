@@ -57,10 +57,6 @@ def of(job: Job, use: str) -> dict[str, Any]:
     return next(m for m in job.settings["methods"] if m["use"] == use)
 
 
-def whole(batch: float) -> int:
-    return filling.whole_batch(batch, 32, 1)
-
-
 def test_what_is_left_out_is_what_the_formula_says(folder: Path) -> None:
     job, law = made(folder, schedule={"use": "cosine", "warmup": 0.1}), StepLaw()
     lr = 1.79 * BODY ** -0.713 * 20_000 ** 0.307
@@ -160,24 +156,25 @@ def test_two_laws_fill_in_different_settings(folder: Path) -> None:
         both("./same.py")
 
 
-def test_a_batch_is_whole_and_the_same_on_several_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_whole_rows_and_the_same_on_several_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for tokens in (1, 31, 100, 1_000, 12_345, 1e6, 3.7e7):
-        for micro in (32, 96, 2048):
-            one = filling.whole_batch(tokens, micro, 1)
-            assert one % micro == 0 and (one == micro or abs(one / tokens - 1) <= 0.5)
-            if tokens >= 8 * micro:
+        for row in (32, 96, 2048):
+            one = filling.whole_batch(tokens, row, 1)
+            assert one % row == 0 and (one == row or abs(one / tokens - 1) <= 0.5)
+            if tokens >= 8 * row:
                 assert abs(one / tokens - 1) < 0.13
-            for ranks in (2, 4, 8, 3):
-                shared = filling.whole_batch(tokens, micro, ranks)
-                assert shared % (micro * ranks) == 0 and shared > 0
-                assert shared == one or ranks == 3 or one < 4 * ranks * micro
-    keys = []
+            for parts in (2, 4, 8, 3):
+                shared = filling.whole_batch(tokens, row, parts)
+                assert shared % (row * parts) == 0 and shared > 0
+                assert shared == one or parts == 3 or one < 4 * parts * row
+    keys, batches = [], []
     for ranks in (1, 2, 4):
         monkeypatch.setattr(sharding, "world", lambda ranks=ranks: ranks)
-        keys.append(made(folder, tokens=2_000_000, accumulate=2).key)
+        keys.append(made(folder, tokens=2_000_000).key)
+        batches += [made(folder, tokens=2_000_000, accumulate=n).settings["batch_tokens"] for n in (1, 2, 4)]
         few = made(folder, accumulate=3)
         assert few.settings["batch_tokens"] % (32 * 3 * ranks) == 0
-    assert keys[0] == keys[1] == keys[2]
+    assert len(set(keys)) == len(set(batches)) == 1
 
 
 def test_parameters_are_counted_as_in_the_paper() -> None:

@@ -25,7 +25,7 @@ def test_who_acts_where_in_recipe_order(life: Path) -> None:
 def test_defaults_stand_in_for_kinds_that_are_left_out(life: Path) -> None:
     life.write_text(life.read_text().replace('{ use = "next_token" }, ', "").replace('{ use = "adamw", lr = 1e-2 }, ', ""))
     base = plan(load(life), Store(life.parent / "store"), predict=False).stages[1]
-    assert [m.name for m in base.job.methods] == ["pack", "clip", "wsd", "next_token", "adamw"]
+    assert [m.name for m in base.job.methods] == ["pack", "clip", "wsd", "next_token", "adamw", "step_law"]
 
 
 def test_figures_are_those_of_the_run(life: Path) -> None:

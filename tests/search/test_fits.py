@@ -6,7 +6,7 @@ import pytest
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.search._fits import at_edge, bootstrap, grouped, held_out, linear, nearest
+from trainwright.search._fits import at_edge, bootstrap, grouped, held_out, linear, nearest, thin
 
 
 def test_runs_of_one_budget_are_one_group() -> None:
@@ -29,7 +29,7 @@ def test_the_bootstrap_is_derived_and_says_when_it_cannot_tell() -> None:
     draws = [bootstrap(table, lambda t: t.mean(0), Context(seed=s), "key", 200) for s in (1, 1, 2)]
     assert np.array_equal(draws[0], draws[1]) and not np.array_equal(draws[0], draws[2])
     assert draws[0].std() == pytest.approx(table.std() / np.sqrt(8), rel=0.2)
-    with pytest.raises(UserError, match="8 rows are too few"):
+    with pytest.raises(UserError, match="only 8 runs count"):
         bootstrap(table, lambda t: t.mean(0) if t.min() == 0 and t.max() == 7 and 4 in t else None, Context(), "key", 200)
 
 
@@ -45,3 +45,4 @@ def test_nearest_goes_by_ratio_and_edges_are_counted() -> None:
     assert nearest(rows, {"lr": 4e-4})["lr"] == 1e-3
     assert at_edge([rows, [*rows, {"lr": 0.1, "loss": 5.0}]], ("lr",)) == [
         "in 1 of 2 groups the best run lies at the edge of the grid of lr: widen it there"]
+    assert thin(8, 4, 0.1) == [] and "only 7 runs in 4 groups are within near = 0.1" in thin(7, 4, 0.1)[0]

@@ -45,7 +45,8 @@ def spec_of(method: str, bench: Bench) -> Spec:
     file = suites()[bench.suite]
     name = bench.versus or read(file)[0]["compare"]["baseline"]
     arms = [Arm(name=name, add=bench.baseline, drop=bench.baseline_drop),
-            Arm(name=method, add=bench.add or ({"use": method},), drop=bench.drop, search=bench.search)]
+            Arm(name=method, add=bench.add or ({"use": method},), drop=bench.drop,
+                at=bench.at or None, search=bench.search)]
     return specs.load(file, {"baseline": name}, arms)
 
 
@@ -66,20 +67,20 @@ def run(method: str, store: Store, folder: Path, watch: Watch) -> dict[str, Any]
         failed = next((r for r in result["comparisons"] if r["verdict"] == "failed"), None)
         raise UserError(f"{method}: " + (f"failed in the suite {bench.suite}: {failed['reason']}" if failed else
                                          f"the suite {bench.suite} does not measure {metric}."))
-    told = evidence(method, bench, spec, result, row)
+    told = evidence(method, bench, result, row)
     write(folder / f"{method}.json", told)
     return told
 
 
-def evidence(method: str, bench: Bench, spec: Spec, result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+def evidence(method: str, bench: Bench, result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The measured effect beside the claim. ``also`` holds the other metrics, so that no price of the effect stays unsaid."""
     others = [{k: r[k] for k in ("metric", "difference", "low", "high", "verdict")}
               for r in result["comparisons"] if r is not row and r["arm"] == method]
+    said = {k: row[k] for k in ("metric", "better", "difference", "low", "high", "baseline_mean", "detectable")}
     return {"method": method, "paper": bench.paper or paper(registry.cards()[method].doc), "claim": bench.claim,
-            "suite": bench.suite, "baseline": result["baseline"], "metric": row["metric"], "better": row["better"], "difference": row["difference"],
-            "low": row["low"], "high": row["high"], "baseline_mean": row["baseline_mean"], "seeds": len(result["seeds"]),
-            "tuning_trials": result["tuning"]["trials"] if result["tuning"] else 0, "detectable": row["detectable"],
-            "verdict": judged(row["verdict"], bench), "reason": bench.scale if row["verdict"] != "better" else "", "also": others,
+            "suite": bench.suite, "baseline": result["baseline"], **said, "seeds": len(result["seeds"]),
+            "tuning_trials": result["tuning"]["trials"] if result["tuning"] else 0, "verdict": judged(row["verdict"], bench),
+            "reason": bench.scale if row["verdict"] != "better" else "", "also": others,
             "command": f"trainwright bench {method}", "date": date.today().isoformat(), "hardware": result["hardware"],
             "versions": versions()}
 

@@ -19,8 +19,8 @@ from trainwright.core.store import git_commit, versions
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
 
-COSTS = ("seconds_per_step", "peak_memory_bytes", "trainable_parameters", "stored_bytes")
-EXACT = ("peak_memory_bytes", "trainable_parameters", "stored_bytes")
+COSTS = ("seconds_per_step", "peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
+EXACT = ("peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
 """Of these a seed changes nothing; they are compared as they are."""
 LEDGER = ("steps", "tokens", "trained_tokens", "seconds", "state_bytes", "stored_bytes", "parameters", "trainable_parameters")
 
@@ -65,7 +65,7 @@ def _run(record: Record, start: dict[str, float], c: Comparison) -> dict[str, An
     figures = record["figures"]
     if cost is not None and figures:
         numbers |= {"seconds_per_step": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes}
-    numbers |= {n: figures[n] for n in ("trainable_parameters", "stored_bytes") if figures.get(n) is not None}
+    numbers |= {n: figures[n] for n in ("trainable_parameters", "state_bytes", "stored_bytes") if figures.get(n) is not None}
     return {"seed": record["seed"], "metrics": numbers, "hashes": record["hashes"], "failed": record["failed"]}
 
 

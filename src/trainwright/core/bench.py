@@ -17,6 +17,8 @@ class Bench(NamedTuple):
     """Methods of its arm; empty: the method alone, with its defaults."""
     drop: tuple[str, ...] = ()
     """Methods of the suite that its arm does without."""
+    at: str = ""
+    """Stage of the suite that its arm changes; empty: the one that is compared."""
     baseline: tuple[dict[str, Any], ...] = ()
     """Methods of the baseline's arm; empty: the suite as it is."""
     baseline_drop: tuple[str, ...] = ()

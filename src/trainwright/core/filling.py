@@ -149,21 +149,21 @@ def _set_batch(job: Job, stage: TrainStage, tokens: float, done: _Filled) -> Non
     elif stage.tokens is None:
         done.others.append("the batch stays as it is: with steps given, it decides how many tokens there are")
     else:
-        whole = whole_batch(tokens, (row_tokens(job) or 1) * stage.accumulate, sharding.world())
+        whole = whole_batch(tokens, row_tokens(job) or 1, stage.accumulate * sharding.world())
         asked = "" if 0.85 < whole / tokens < 1.18 else f" (it asks for {tokens:,.0f})"
         done.filled.append(f"{BATCH} = {whole:,}{asked}")
         job.stage = dataclasses.replace(stage, batch_tokens=whole)
 
 
-def whole_batch(tokens: float, micro: int, ranks: int) -> int:
-    """The tokens of a step as whole micro-batches (of ``micro`` tokens) that all ranks share evenly.
+def whole_batch(tokens: float, row: int, parts: int) -> int:
+    """The tokens of a step as whole rows (of ``row`` tokens) that ``parts`` micro-batches of all ranks share evenly.
 
-    Their number keeps three binary digits, within an eighth of what was asked. From four micro-batches a rank on it is then
-    the same on 1, 2, 4 … ranks, so that the stage is the same artifact there.
+    The number of rows keeps three binary digits, within an eighth of what was asked. From four rows a part on it is then the same
+    for 1, 2, 4 … parts: to accumulate, or to train on more ranks, changes no result.
     """
-    number = max(1, round(tokens / micro))
+    number = max(1, round(tokens / row))
     digit = 1 << max(0, number.bit_length() - 3)
     number = round(number / digit) * digit
-    if number % ranks:
-        number = max(1, round(number / ranks)) * ranks
-    return number * micro
+    if number % parts:
+        number = max(1, round(number / parts)) * parts
+    return number * row

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,16 @@ class Proposal:
     note: str = ""
 
 
-class _TooMuch(Exception):
-    """A stage needs at least so many bytes."""
+class _Least(Exception):
+    """More than the limit is needed, whatever the trial would tell: so many bytes at the least."""
+
+
+class _Untried(Exception):
+    """The machine has less memory than the limit, and too little to try the stage."""
 
 
 def propose(recipe: Recipe, store: Store, limit: float) -> list[Proposal]:
-    """For each training stage that is to run: the first of its ``options`` with which it is predicted to fit into ``limit`` bytes."""
+    """For each training stage that is to run, the first of its ``options`` that is predicted to fit into ``limit`` bytes."""
     with Trials() as trials:
         return [_propose(recipe, job, store, limit, trials) for job in jobs(recipe, store)
                 if isinstance(job.stage, TrainStage) and not store.find(job.stage.name, job.key)]
@@ -44,54 +48,71 @@ def propose(recipe: Recipe, store: Store, limit: float) -> list[Proposal]:
 def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Changes]]:
     """Changes in the order in which they are tried, in groups within which each needs less memory than the one before.
 
-    More and smaller micro-batches, which cost little and change no result; checkpointing, which costs a third more time; at last a
-    smaller batch, of one micro-batch so that gradients need not wait for another, which changes what is learned.
+    More and smaller micro-batches, which cost little and change no result; checkpointing, which costs a third more time; at
+    last a smaller batch, of one micro-batch so that gradients need not wait for another, which changes what is learned.
     """
     parts = [n for n in range(stage.accumulate, rows + 1) if rows % n == 0]
     finer: list[Changes] = [{"accumulate": n} for n in parts]
     groups = [finer] if stage.checkpointing else [finer, [{"checkpointing": True, **c} for c in finer]]
     key, unit = ("batch_size", 1) if tokens is None or stage.batch_size is not None else ("batch_tokens", tokens)
-    fewer = [rows // n for n in (2**i for i in range(1, rows.bit_length()))]
-    groups.append([{"checkpointing": True, "accumulate": 1, key: n * unit} for n in dict.fromkeys(fewer)])
+    fewer = [rows // 2**i for i in range(1, rows.bit_length())]
+    groups.append([{"checkpointing": True, "accumulate": 1, key: n * unit} for n in fewer])
     return [[{k: v for k, v in c.items() if v != getattr(stage, k)} for c in group] for group in groups]
 
 
 def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trials) -> Proposal:
     name, stage, least = job.stage.name, job.stage, float("inf")
     assert isinstance(stage, TrainStage)
-    try:
-        for group in options(stage, batch_rows(job, stage), row_tokens(job)):
-            for changes, planned in _tried(recipe, name, group, store, limit, trials):
-                if "memory_bytes" not in planned.figures:
-                    return Proposal(name, None, note=planned.note)
-                least = min(least, planned.figures["memory_bytes"])
-                if planned.figures["memory_bytes"] <= limit:
-                    return Proposal(name, True, changes, planned.figures)
-    except _TooMuch as error:
-        return Proposal(name, False, note=str(error))
-    return Proposal(name, False, note=f"the least that was found is {least / 2**30:.2f} GiB; shorter rows, a smaller model or "
-                                      "fewer trained parameters need less")
-
-
-def _tried(recipe: Recipe, name: str, group: list[Changes], store: Store, limit: float,
-           trials: Trials) -> Iterator[tuple[Changes, StagePlan]]:
-    """Plans with some of the changes of a group: the first and the last, and those that are expected to fit from what was tried."""
-    def check(needed: float, where: str) -> None:
-        if needed > min(limit, hardware.memory_bytes()):
-            raise _TooMuch(f"weights, gradients and the optimizer's state alone take {needed / 2**30:.2f} GiB")
-
-    line = None
-    for i, changes in enumerate(group):
-        changed = with_changes(recipe, name, changes)
+    for group in options(stage, batch_rows(job, stage), row_tokens(job)):
+        search = _Search(recipe, name, store, limit, trials)
         try:
-            job = next(j for j in jobs(changed, store) if j.stage.name == name)
+            for changes in group:
+                planned = search.tried(changes, last=changes is group[-1])
+                if planned is not None and "memory_bytes" not in planned.figures:
+                    return Proposal(name, None, note=planned.note)
+                if planned is not None and planned.figures["memory_bytes"] <= limit:
+                    return Proposal(name, True, changes, planned.figures)
+        except _Untried as error:
+            return Proposal(name, None, note=str(error))
+        least = min(least, search.least)
+    return Proposal(name, False, note=f"it needs {least / 2**30:.2f} GiB at the least; shorter rows, a smaller model or fewer "
+                                      "trained parameters need less")
+
+
+class _Search:
+    """Goes through the changes of a group, and tries those that are expected to fit after what was tried."""
+
+    def __init__(self, recipe: Recipe, stage: str, store: Store, limit: float, trials: Trials) -> None:
+        self.recipe, self.stage, self.store, self.limit, self.trials = recipe, stage, store, limit, trials
+        self.least = float("inf")
+        self.line: Callable[[int], float] | None = None
+
+    def tried(self, changes: Changes, last: bool) -> StagePlan | None:
+        """The plan with these changes; None where they are not worth a trial, or not possible."""
+        changed = with_changes(self.recipe, self.stage, changes)
+        try:
+            job = next(j for j in jobs(changed, self.store) if j.stage.name == self.stage)
             assert isinstance(job.stage, TrainStage)
             rows = batch_rows(job, job.stage) // job.stage.accumulate
+            if self.line is not None and self.line(rows) > self.limit and not last:
+                return None
+            planned = examine(changed, job, self.store, self.trials, self.check)
+        except _Least:
+            return None
         except UserError:                                          # a law chose a batch that does not divide like this
-            continue
-        if line is None or i == len(group) - 1 or line.memory_bytes(rows) <= limit:
-            yield changes, examine(changed, job, store, trials, check)
-            line = trials.of(changed, job, store)
+            return None
+        if "memory_bytes" in planned.figures:
+            trial, memory = self.trials.of(changed, job, self.store), planned.figures["memory_bytes"]
+            self.least = min(self.least, memory)
+            self.line = lambda n, more=memory - trial.memory_bytes(rows): trial.memory_bytes(n) + more
+        return planned
+
+    def check(self, needed: float, where: str) -> None:
+        if needed > self.limit:
+            self.least = min(self.least, needed)
+            raise _Least
+        if needed > hardware.memory_bytes():
+            raise _Untried("this machine has too little memory to try it")
 
 
 def with_changes(recipe: Recipe, name: str, changes: Changes) -> Recipe:

@@ -66,14 +66,19 @@ def plan(recipe: Recipe, store: Store, predict: bool = True, trials: Trials | No
         UserError: any mistake in the recipe, claims that collide, or more memory than the machine has.
     """
     with nullcontext(trials) if trials else Trials() as tried:
-        ready_jobs = jobs(recipe, store)
-        return Plan(recipe, [examine(recipe, job, store, tried if predict else None, refuse) for job in ready_jobs])
+        out = Plan(recipe, [])
+        for job in jobs(recipe, store):
+            one = examine(recipe, job, store, tried if predict else None, refuse)
+            if not one.cached:
+                refuse(one.figures.get("memory_bytes", 0.0), job.where)
+            out.stages.append(one)
+        return out
 
 
 def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check: Callable[[float, str], None]) -> StagePlan:
     """One stage, with figures that were measured where it is in the store, and are predicted where there are trials.
 
-    ``check`` is told the bytes that it needs and where it stands in the recipe, first at the least, then as predicted.
+    Before it is tried, ``check`` is told how many bytes it needs at the least, and where it stands in the recipe.
     """
     found = store.find(job.stage.name, job.key)
     out = StagePlan(job, found is not None, places(job))
@@ -149,7 +154,6 @@ def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: 
     if "steps" in out.figures:
         out.figures["flops"] = trial.flops_per_token * out.figures["tokens"]
         out.figures["seconds"] = trial.seconds(rows, stage.accumulate, ctx.steps)
-    check(memory, job.where)
 
 
 def left_behind(job: Job, store: Store) -> float:

@@ -67,6 +67,8 @@ def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, 
     table = copy.deepcopy(table)
     for key, value in (changes or {}).items():
         change(table, key, value, file)
+    if {"compare", "arm"} & set(table):
+        raise UserError(f"{file}: this is a comparison: trainwright compare {file}.")
     known = {"title": str, "seed": int, "trackers": tuple[str, ...], "stage": list}
     for key in table:
         if key not in known:

@@ -41,7 +41,7 @@ class Ladder(nn.Module):
         """
         start = self.downs[0](F.dropout(self.seen[START], self.dropout, self.training))
         given = {n: told[n] for n in ("attention_mask", "position_ids") if n in told}
-        self.seen[START] = start                                      # the first side block reads this, whatever is added on the way
+        self.seen[START] = start                                      # the first side block reads this and nothing added to it
         out = self.side(inputs_embeds=start, past_key_values=cache, use_cache=cache is not None, **given)
         return self.up(F.dropout(out[0], self.dropout, self.training))
 
@@ -78,8 +78,8 @@ class Ladder(nn.Module):
     def speak(self, decoder: nn.Module, given: tuple[Any, ...], told: dict[str, Any], out: Any) -> Any:
         """The decoder's output, with the side network's states in place of its own."""
         if any(t.requires_grad for t in self.seen.values()):
-            raise UserError("lst: something in the backbone, or its input, asks for gradients, so that its activations would all be "
-                            "kept; nothing but the side network may be trained.")
+            raise UserError("lst: something in the backbone, or its input, asks for gradients, so that its activations would all "
+                            "be kept; nothing but the side network may be trained.")
         past = out.past_key_values if told.get("use_cache") is not False else None
         out.last_hidden_state = self(told, None if past is None else self.side_cache(past, len(sharding.blocks(decoder))))
         self.seen = {}

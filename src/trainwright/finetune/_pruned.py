@@ -1,7 +1,7 @@
 """A smaller decoder of the same kind, and its weights cut out of the large one's.
 
-One set of hidden dimensions is kept from the first block to the last: all blocks write to and read from one stream. Inside a block,
-what is kept of its neurons may differ from block to block.
+One set of hidden dimensions is kept from the first block to the last: all blocks write to and read from one stream. What is kept
+of the neurons inside may differ from block to block.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from trainwright.core import sharding
 from trainwright.core.context import Context
@@ -19,8 +20,9 @@ from trainwright.core.errors import UserError
 from trainwright.core.tokens import open_corpus
 from trainwright.finetune._targets import LINEAR, as_linear_weight, in_out, roles
 
-SIZES = ("hidden_size", "intermediate_size", "head_dim", "ffn_dim", "n_inner", "word_embed_proj_dim")
+SIZES = ("hidden_size", "intermediate_size", "head_dim", "rotary_dim", "ffn_dim", "n_inner", "word_embed_proj_dim")
 """Fields of a config that are divided, as far as it has them."""
+RANDOM = "set start = \"random\""
 LONGEST = 512
 """Tokens of a document that are looked at for the importance of weights."""
 
@@ -139,7 +141,7 @@ def cut_decoder(model: nn.Module, small: nn.Module, layers: list[int], reduction
     cut = Cut(largest(table.sum(0), reduction), table.shape[1], kept_of_head(config, reduction), head_size(config))
     blocks, small_blocks = sharding.blocks(decoder), sharding.blocks(small)
     if table.shape[1] != config.hidden_size:
-        raise UserError("the embedding is narrower than the blocks, so that no dimensions of it can be kept: set start = \"random\".")
+        raise UserError(f"the embedding is not as wide as the blocks, so that none of its dimensions can be kept: {RANDOM}.")
     for i, block in zip(layers, small_blocks, strict=True):
         kept = {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters()}
         cut_block(blocks[i], block, cut, kept, reduction)
@@ -163,34 +165,35 @@ def cut_block(block: nn.Module, small: nn.Module, cut: Cut, worth: dict[str, Ten
             large = block.get_parameter(name)
             kept = cut.vector(len(large)) if large.dim() == 1 else None
             if kept is None:
-                raise UserError(f"{name} of a {type(block).__name__} is neither a linear layer nor a norm, so that no part of it can be "
-                                "taken over: set start = \"random\".")
+                raise UserError(f"{name} of a {type(block).__name__} is neither a linear layer nor a norm, so that no part of it "
+                                f"can be taken over: {RANDOM}.")
             parameter.copy_(large[kept.to(large.device)])
 
 
 def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: dict[str, Tensor], role: str,
              reduction: int) -> set[str]:
-    """The linear layers of an attention or a feed-forward part: the last one writes to the stream, the others read from it.
+    """The linear layers of an attention or a feed-forward part: the last one of the stream's width writes to it, the others read.
 
     All of them keep the same inner dimensions: of each head the same ones, of the neurons those of the largest importance.
     """
-    *readers, writer = layers
-    inner, outer = in_out(layers[writer])
-    if outer != cut.width or any(in_out(layers[n])[0] != cut.width for n in readers) or not readers:
-        raise UserError(f"{', '.join(layers)} are no {role} layers that read from and write to the hidden states, so that no part of "
-                        "them can be taken over: set start = \"random\".")
+    writer = next((n for n in reversed(layers) if in_out(layers[n])[1] == cut.width), "")
+    readers = [n for n in layers if n != writer]
+    if not writer or not readers or any(in_out(layers[n])[0] != cut.width for n in readers):
+        raise UserError(f"{', '.join(layers)} are no {role} layers that read from and write to the hidden states, so that no "
+                        f"part of them can be taken over: {RANDOM}.")
+    inner = in_out(layers[writer])[0]
     unit, kept = cut.head_width, cut.head
     if role == "mlp":
         unit, kept = inner, largest(neurons(layers, readers, cut, worth, inner), reduction)
     done = set()
     for name, layer in layers.items():
-        rows, columns = in_out(layer)[::-1]
-        at_rows, at_columns = (cut.hidden, repeated(kept, unit, columns)) if name == writer else (repeated(kept, unit, rows), cut.hidden)
-        target, device = small.get_submodule(name), layer.weight.device
-        source = as_linear_weight(layer)[at_rows.to(device)][:, at_columns.to(device)]
-        as_linear_weight(target).copy_(source)
+        columns, rows = in_out(layer)
+        at_rows = (cut.hidden if name == writer else repeated(kept, unit, rows)).to(layer.weight.device)
+        at_columns = (repeated(kept, unit, columns) if name == writer else cut.hidden).to(layer.weight.device)
+        target = small.get_submodule(name)
+        as_linear_weight(target).copy_(as_linear_weight(layer)[at_rows][:, at_columns])
         if layer.bias is not None:
-            target.bias.copy_(layer.bias[at_rows.to(device)])
+            target.bias.copy_(layer.bias[at_rows])
         done |= {f"{name}.weight", f"{name}.bias"}
     return done
 
@@ -200,7 +203,7 @@ def neurons(layers: dict[str, nn.Module], readers: list[str], cut: Cut, worth: d
     product: Tensor | float = 1.0
     for name in readers:
         weight = worth[f"{name}.weight"].double()
-        weight = weight if weight.shape[0] == in_out(layers[name])[1] and type(layers[name]) is nn.Linear else weight.T
+        weight = weight.T if type(layers[name]) is Conv1D else weight
         for group in weight[:, cut.hidden.to(weight.device)].split(inner):               # a gate may be fused with its layer
             product = product * group / group.mean().clamp(min=1e-300)
     assert isinstance(product, Tensor)

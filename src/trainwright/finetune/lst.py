@@ -5,20 +5,20 @@ i of the frozen backbone gives and e what its first block reads, for each block 
 
     s = Down_0(e);   mu_i = sigmoid(a_i / 0.1),   s = Block_i(mu_i s + (1 - mu_i) Down_i(h_i));   logits = head(Up(norm(s)))
 
-s has d / reduction dimensions, side blocks are of the backbone's kind with all widths divided, Down_i and Up are linear with bias,
-a_i starts at 0. The head is the frozen one; the backbone's own output is not added. Gradients flow in the side network alone: the
-backbone builds no graph, keeps nothing for backward and runs in evaluation mode (to break this is an error).
+s has d / reduction dimensions, side blocks are of the backbone's kind with all widths divided, Down_i and Up are linear with a
+bias, a_i starts at 0. The head is the frozen one; the backbone's own output is not added. Gradients flow in the side network
+alone: the backbone builds no graph, keeps nothing for backward and runs in evaluation mode (to break this is an error).
 
-``start = "pruned"`` gives side blocks weights of the backbone's: hidden dimensions of the largest importance (L1 by dimension of the
-embedding's), one set for all blocks; neurons of the largest importance (L1, product over the layers that make them); of each head
-evenly spaced dimensions, whose rotary angles are those of a head of that size. Importance is the sum of squared gradients over
-``samples`` documents of the stage's corpus (the paper takes 1024), or without a corpus the size of the weights. The released code
-lets each layer that writes to the hidden states choose its own dimensions of them, so that one stream mixes several choices; and
-dimensions of attention across heads. The paper's aim, the same dimensions from layer to layer, is what is built here.
+``start = "pruned"`` gives the side blocks weights of the backbone's: hidden dimensions of the largest importance (L1 by dimension
+of the embedding's), one set for all blocks; neurons of the largest importance (L1, product over the layers that make them); of
+each head evenly spaced dimensions, whose rotary angles are those of a head of that size. Importance is the sum of squared
+gradients over ``samples`` documents of the stage's corpus (the paper takes 1024), or without a corpus the size of the weights.
+The paper carries the dimensions kept from layer to layer; in its released code each layer that writes to the hidden states
+chooses its own, so that one stream mixes several choices, and a head gets dimensions of several heads. Here one choice holds.
 
-It cannot be folded in. The artifact has the backbone in ``backbone/`` and the side network in ``adapter/``; later stages, evaluation
-and ``generate`` load both, transformers alone does not, and merging refuses it.
-Not where memory is no matter (LoRA reaches more at the same number of parameters), and not for speed: generating costs more.
+It cannot be folded in. The artifact has the backbone in ``backbone/`` and the side network in ``adapter/``; later stages,
+evaluation and ``generate`` load both, transformers alone does not, and merging refuses it.
+Not where memory is no matter (LoRA reaches more with as many parameters), and not for speed: to generate costs more than before.
 Errors: a reduction that does not divide; a layer that is not there; an architecture that start = "pruned" cannot read.
 """
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Lst(Surgery):
     def chosen(self, blocks: int) -> list[int]:
         layers = sorted(set(self.layers)) or list(range(blocks))
         if layers[0] < 0 or layers[-1] >= blocks:
-            raise UserError(f"lst: layers = {list(self.layers)} names a block that the model does not have; it has 0 to {blocks - 1}.")
+            raise UserError(f"lst: layers = {list(self.layers)} names a block that is not there: there are 0 to {blocks - 1}.")
         return layers
 
     def trained(self, model: nn.Module) -> dict[str, Tensor]:

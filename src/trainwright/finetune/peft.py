@@ -1,8 +1,7 @@
 """Any tuner of the PEFT library as a surgery: DoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, RandLoRA, FourierFT …
 
-The tuners of "PEFT: State-of-the-art Parameter-Efficient Fine-Tuning methods" (https://github.com/huggingface/peft), put into
-the model in place. ``config`` is the name of PEFT's configuration class and ``options`` are its fields, so that whatever PEFT
-learns later can be used. Layers are the option ``target_modules``; default: all linear layers but the output head.
+The tuners of PEFT (https://github.com/huggingface/peft), put into the model in place. ``config`` is the name of its configuration
+class and ``options`` are its fields. Layers are the option ``target_modules``; default: all linear layers but the output head.
 
 Not for what acts outside the layers: soft prompts, tuners that add a loss or need a call between steps (AdaLoRA, X-LoRA, Poly).
 """

@@ -63,7 +63,8 @@ def bootstrap(table: np.ndarray, estimate: Callable[[np.ndarray], np.ndarray | N
     draws = torch.randint(len(table), (times, len(table)), generator=ctx.rng(key, at=0)).numpy()
     found = [made for draw in draws if (made := estimate(table[draw])) is not None]
     if len(found) < times / 2:
-        raise UserError(f"{len(table)} rows are too few: most draws from them do not tell the constants apart.")
+        raise UserError(f"only {len(table)} runs count for the fit, and most draws from them do not tell the constants apart: "
+                        "more runs are needed, or more that count as good.")
     return np.array(found)
 
 
@@ -93,3 +94,9 @@ def at_edge(groups: Sequence[list[Row]], names: Sequence[str]) -> list[str]:
         if edge:
             notes.append(f"in {edge} of {len(groups)} groups the best run lies at the edge of the grid of {name}: widen it there")
     return notes
+
+
+def thin(kept: int, groups: int, near: float) -> list[str]:
+    """A note where little more than the best run of each group is left to say where its bottom lies."""
+    return [f"only {kept} runs in {groups} groups are within near = {near:g} of their group's best, whose place is noise: make "
+            "the grid finer, or raise near"] if kept < 2 * groups else []

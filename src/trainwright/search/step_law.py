@@ -27,7 +27,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Law
 from trainwright.core.runs import Fit
-from trainwright.search._fits import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest
+from trainwright.search._fits import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest, thin
 
 CONSTANTS = ("lr_scale", "lr_parameters", "lr_tokens", "batch_scale", "batch_exponent")
 
@@ -92,10 +92,11 @@ class StepLaw(Law):
             raise UserError(f"step_law: these {len(rows)} runs do not tell its constants apart: it needs three or more pairs of "
                             "parameters and tokens that vary independently of each other, and at each a grid of lr and "
                             "batch_tokens.")
-        found = bootstrap(self._table(groups), _constants, ctx, "step_law/bootstrap")
+        table = self._table(groups)
+        found = bootstrap(table, _constants, ctx, "step_law/bootstrap")
         law = replace(self, **_setting(self, rows))
         return Fit(law._with(found.mean(0)), [law._with(one) for one in found], self._errors(groups),
-                   at_edge(groups, ("lr", "batch_tokens")))
+                   thin(len(table), len(groups), self.near) + at_edge(groups, ("lr", "batch_tokens")))
 
     def made_up(self, ctx: Context) -> list[Row]:
         rows, noise = [], torch.randn(9, 7, 5, generator=ctx.rng("step_law/made_up", at=0)).numpy()
