@@ -55,7 +55,8 @@ def invoke(*words: Any, cwd: Path | None = None) -> Result:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = {"run", "plan", "list", "show", "new", "check", "export", "generate", "fit-law", "store ls", "store show", "store rm"}
+    promised = {"run", "plan", "compare", "bench", "list", "show", "new", "check", "export", "generate", "fit-law",
+                "store ls", "store show", "store rm"}
     assert set(commands()) == promised
 
 
@@ -269,3 +270,40 @@ def test_export_and_generate(lived: tuple[Path, str, str], tmp_path: Path) -> No
 def test_check_tells_of_a_method(tmp_path: Path) -> None:
     told = invoke("check", "clip", cwd=tmp_path).stdout
     assert "passed" in told and "FAILED" not in told
+
+
+COMPARED = ("--stage", "adapt", "--metric", "loss/code", "--arm", "full:")
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ((*COMPARED,), "needs two arms"),
+    ((*COMPARED, "--arm", "same:"), "do not differ"),
+    ((*COMPARED, "--arm", "a: lora", "--budget", "tokens=1"), "too small for one step"),
+    ((*COMPARED, "--arm", "a: lora", "--metric", "fun/code"), "say better"),
+    ((*COMPARED, "--arm", "a: lora", "--seeds", "1"), "two runs at least"),
+    (("--stage", "adapt", "--arm", "full:"), "--metric"),
+])
+def test_a_wrong_comparison_is_told_before_anything_runs(words: tuple[str, ...], said: str, life: Path) -> None:
+    with pytest.raises(UserError, match=said):
+        invoke("compare", life, *words, "--store", life.parent / "store")
+    assert not list((life.parent / "store").glob("*/manifest.json"))
+
+
+def test_a_dry_run_says_what_would_run_and_runs_nothing(life: Path) -> None:
+    told = invoke("compare", life, *COMPARED, "--arm", "lora: lora rank=2", "--seeds", "3", "--dry-run",
+                  "--store", life.parent / "store").stdout
+    assert "lora" in told and "predicted" in told and "shared by all: corpus (once), base (once)" in " ".join(told.split())
+    assert not list((life.parent / "store").glob("*/manifest.json"))
+
+
+@pytest.mark.slow
+def test_a_comparison_of_one_s_own_leaves_a_table_a_page_and_a_result(life: Path) -> None:
+    words = ("compare", life, *COMPARED, "--arm", "lora: lora rank=2", "--seeds", "2", "--store", life.parent / "store")
+    told = invoke(*words).stdout
+    folder = life.parent / "store" / "comparisons" / "life"
+    result = json.loads((folder / "result.json").read_text())
+    assert {"budget", "seeds", "arms", "comparisons"} <= set(result) and {a["name"] for a in result["arms"]} == {"full", "lora"}
+    assert "index.html" in told and (folder / "index.html").is_file() and (folder / "difference.png").is_file()
+    costs = {r["metric"]: r for r in result["comparisons"] if r["arm"] == "lora"}
+    assert costs["trainable_parameters"]["verdict"] == "better" and costs["trainable_parameters"]["exact"]
+    assert len(costs["seconds_per_step"]["values"]) >= 3 and costs["peak_memory_bytes"]["arm_mean"] > 1e8

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +24,8 @@ app = typer.Typer(name="trainwright", no_args_is_help=True, rich_markup_mode="ri
                   pretty_exceptions_enable=False,
                   help="One recipe describes a model's whole training life: data, pretraining, adaptation, alignment, "
                        "compression, merging, evaluation.")
+RANK_0_FIRST = 15.0
+"""Seconds that another rank waits before it tells of a mistake: rank 0 may have a report to write."""
 stores = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Artifacts that runs have made.")
 app.add_typer(stores, name="store")
 
@@ -56,7 +60,8 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
         raise typer.Exit(130) from None
     finally:
         hear.close()
-        sharding.stop()
+        if not isinstance(sys.exception(), UserError):     # told first: the others take a connection that closes for an error
+            sharding.stop()
         if main and progress.states:
             _report(loaded, made_in, progress.states)
 
@@ -80,14 +85,22 @@ def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> 
 
 
 @app.command()
-def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store")) -> None:
+def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store"),
+         fit: Annotated[str | None, typer.Option(metavar="MEMORY", show_default=False,
+                        help="Propose settings with which each training stage fits into so much memory, such as "
+                             "[cyan]24GiB[/].")] = None) -> None:
     """Show what a recipe will do, without doing it: who acts in which place and in what order, what it owns, parameters,
     tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found before running is found here."""
     loaded = _load(recipe, changes)
+    from trainwright.core.memory import parse_bytes
     from trainwright.core.plan import plan as make_plan
     from trainwright.core.store import Store
-    from trainwright.report.planned import render
-    Console().print(render(make_plan(loaded, Store(store))))
+    from trainwright.report import planned
+    limit = parse_bytes(fit) if fit is not None else None
+    Console().print(planned.render(make_plan(loaded, Store(store), predict=limit is None)))
+    if limit is not None:
+        from trainwright.core.fit import propose
+        Console().print(planned.proposals(propose(loaded, Store(store), limit), limit), soft_wrap=True)
 
 
 app.command()(cli_compare.compare)
@@ -204,15 +217,29 @@ def _load(recipe: Path, changes: list[str] | None) -> Recipe:
     return load(recipe, dict(parse_change(c) for c in changes or ()))
 
 
+def _after_rank_0() -> None:
+    """Of several processes rank 0 speaks first. Where it has failed too, torchrun ends this one while it waits, so that a mistake
+    is told once; one that this rank alone has found is told after the wait, with its connections still open."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(RANK_0_FIRST)
+
+
 def main() -> None:
     """Entry point: a user's mistake is one sentence on stderr and exit code 2, never a traceback."""
     err = Console(stderr=True)
     try:
         app()
     except UserError as error:
+        _after_rank_0()
         err.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        if "torch" in sys.modules:
+            from trainwright.core import sharding
+            sharding.stop()
         sys.exit(2)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            err.print(f"[bold red]error:[/] {escape(repr(error.filename))} is too long for the name of a file.", soft_wrap=True)
+            sys.exit(2)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         what = f"{error.strerror} ({error.filename})" if error.filename else str(error.strerror)

@@ -45,7 +45,8 @@ def write(store: Path, number: int, *, stage: str = "base", scratch: bool = True
     """An artifact of a training stage, as far as rows are made of it."""
     folder = store / f"{stage}-{number}"
     folder.mkdir(parents=True)
-    methods: list[dict[str, Any]] = [{"use": "cosine", "final": 0.1}, *({"use": u, "lr": 1e-3, "on": "*"} for u in uses)]
+    methods: list[dict[str, Any]] = [{"use": "cosine", "final": 0.1}, {"use": "mixture", "weights": {"code": 0.3}}]
+    methods += [{"use": u, "lr": 1e-3, "on": "*"} for u in uses]
     figures = {"steps": 38, "tokens": 38 * 256, "evaluation": evaluation or {}, "stopped": stopped}
     manifest = {"stage": stage, "kind": "train", "finished": f"2026-01-01T00:00:{number:02d}", "figures": figures,
                 "inputs": {"data": [{"stage": "corpus", "hash": "abc"}]},
@@ -59,7 +60,8 @@ def test_a_row_of_a_store_is_what_the_manifest_says(tmp_path: Path) -> None:
     write(tmp_path, 1, evaluation={"loss/code": 3.0, "loss/prose": 4.0, "perplexity/code": 20.0})
     (row,), notes = runs.from_store(Store(tmp_path), scratch=True)
     own = {"parameters": BODY, "tokens": 10_000, "batch_tokens": 256.0, "lr": 1e-3, "optimizer": "adamw", "data": "abc"}
-    assert own.items() <= row.items() and row["loss"] == 3.5 and row["cosine.final"] == 0.1 and row["loss/code"] == 3.0
+    assert own.items() <= row.items() and row["loss"] == 3.5 and row["loss/code"] == 3.0
+    assert row["cosine.final"] == 0.1 and row["mixture.weights.code"] == 0.3
     assert notes == [] and runs.from_store(Store(tmp_path), True, loss="loss/code")[0][0]["loss"] == 3.0
 
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 from trainwright.compare import costs as costing
 from trainwright.compare import tuning
 from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, with_mean
+from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.result import assemble
 from trainwright.compare.spec import Arm, Spec
 from trainwright.compare.variants import Length, Variants, every_of
-from trainwright.compare.worker import FAILURES, reason
 from trainwright.core.errors import UserError
 from trainwright.core.prepare import jobs as jobs_of
 from trainwright.core.recipe import Recipe

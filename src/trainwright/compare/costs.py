@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainwright.compare.worker import Failed, Worker
+from trainwright.compare.failures import Failed, ask
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store, key_of
+from trainwright.core.worker import Worker
 
 ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
 """Turns of each side; fewer where a step takes longer than so many seconds."""
@@ -124,11 +125,11 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
             try:
                 if base is None:
                     base = Worker()
-                    base.ask(open_probe, recipes[baseline], stage, store.root)
+                    ask(base, open_probe, recipes[baseline], stage, store.root)
                 found[arm] = _pair(base, recipes[arm], stage, store) if arm != baseline else _alone(base, found)
             except Failed as error:
                 failed[arm] = str(error)
-                if base is None or base.process.poll() is not None or arm == baseline:
+                if base is None or base.process is None or arm == baseline:
                     base = None
                 continue
             files[arm].parent.mkdir(parents=True, exist_ok=True)
@@ -149,9 +150,9 @@ def _pair(base: Worker, recipe: Recipe, stage: str, store: Store) -> Costs:
     """An arm in turns with the baseline."""
     worker = Worker()
     try:
-        first = worker.ask(open_probe, recipe, stage, store.root)
+        first = ask(worker, open_probe, recipe, stage, store.root)
         mine, theirs = _turns(worker, base, first)
-        facts = worker.ask(close_probe)
+        facts = ask(worker, close_probe)
     finally:
         worker.close()
     return _costs(facts, mine, theirs)
@@ -159,8 +160,8 @@ def _pair(base: Worker, recipe: Recipe, stage: str, store: Store) -> Costs:
 
 def _alone(base: Worker, others: dict[str, Costs]) -> Costs:
     """The baseline itself: what it took in its turns, or in some of its own."""
-    rounds = [s for c in others.values() for s in c.baseline_rounds] or _turns(base, None, base.ask(turn, 1))[0]
-    return _costs(base.ask(close_probe), rounds, rounds)
+    rounds = [s for c in others.values() for s in c.baseline_rounds] or _turns(base, None, ask(base, turn, 1))[0]
+    return _costs(ask(base, close_probe), rounds, rounds)
 
 
 def _turns(worker: Worker, other: Worker | None, first: float) -> tuple[list[float], list[float]]:
@@ -170,9 +171,9 @@ def _turns(worker: Worker, other: Worker | None, first: float) -> tuple[list[flo
     for i in range(rounds):
         for who in ((0, 1), (1, 0))[i % 2]:
             if who == 0:
-                mine.append(worker.ask(turn, n))
+                mine.append(ask(worker, turn, n))
             elif other is not None:
-                theirs.append(other.ask(turn, n))
+                theirs.append(ask(other, turn, n))
     return mine, theirs
 
 

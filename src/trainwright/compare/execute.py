@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainwright.compare.worker import FAILURES, Failed, Worker, reason
+from trainwright.compare.failures import FAILURES, Failed, ask, reason
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
+from trainwright.core.worker import Worker
 
 Record = dict[str, Any]
 """Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``, ``hashes``, ``failed``."""
@@ -66,7 +67,7 @@ def recorded(unit: Unit, store: Store) -> Record | None:
 def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = None) -> Record:
     """Run, measure, keep the record; the weights go unless they are wanted or were there before.
 
-    Raises what a run raises; see ``worker.FAILURES`` for what is a result of its arm.
+    Raises what a run raises; see ``failures.FAILURES`` for what is a result of its arm.
     """
     from trainwright.core import models
     from trainwright.core.prepare import jobs
@@ -154,6 +155,8 @@ def _parallel(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bo
             t.start()
         for t in threads:
             t.join()
+    except KeyboardInterrupt as stopped:
+        pool.broken.append(stopped)                           # before the workers end: theirs is then no failure of a run
     finally:
         for w in pool.workers:
             w.close()
@@ -176,25 +179,24 @@ class _Pool:
         self.held = threading.Lock()
 
     def serve(self) -> None:
-        """Runs, one after another, in one process; a new one where the last was killed."""
-        worker: Worker | None = None
+        """Runs, one after another, in a process that begins anew where it was killed."""
+        worker = Worker(self.cores)
+        self.workers.append(worker)
         while not self.broken:
             try:
                 unit = self.todo.get_nowait()
             except queue.Empty:
                 return
-            if worker is None:
-                worker = Worker(self.cores)
-                self.workers.append(worker)
             with self.held:
                 self.watch.begin(unit.label)
             try:
-                record = worker.ask(run_unit, unit, self.store.root, self.keep)
+                record = ask(worker, run_unit, unit, self.store.root, self.keep)
             except Failed as error:
                 record = failure(unit, str(error))
-                worker = worker if worker.process.poll() is None else None
             except BaseException as error:                                    # told by the thread that waits
                 self.broken.append(error)
+                return
+            if self.broken:
                 return
             with self.held:
                 self.out[unit.key] = record

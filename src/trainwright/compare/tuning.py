@@ -7,9 +7,9 @@ import statistics
 from typing import Any
 
 from trainwright.compare.execute import Record, Unit, Watch, failure, recorded, run_unit, write
+from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.spec import Arm, Spec
 from trainwright.compare.variants import Variants
-from trainwright.compare.worker import FAILURES, reason
 from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.prepare import jobs

@@ -4,12 +4,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.core.plan import StagePlan, examine
-from trainwright.core.predict import Trials
+from trainwright.core.predict import Trial, Trials
 from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import TrainStage
@@ -40,8 +41,8 @@ class _Untried(Exception):
 
 def propose(recipe: Recipe, store: Store, limit: float) -> list[Proposal]:
     """For each training stage that is to run, the first of its ``options`` that is predicted to fit into ``limit`` bytes."""
-    with Trials() as trials:
-        return [_propose(recipe, job, store, limit, trials) for job in jobs(recipe, store)
+    with Trials() as trials, Trials(shared=True) as quick:
+        return [_propose(recipe, job, store, limit, trials, quick) for job in jobs(recipe, store)
                 if isinstance(job.stage, TrainStage) and not store.find(job.stage.name, job.key)]
 
 
@@ -60,14 +61,16 @@ def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Chang
     return [[{k: v for k, v in c.items() if v != getattr(stage, k)} for c in group] for group in groups]
 
 
-def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trials) -> Proposal:
+def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trials, quick: Trials) -> Proposal:
     name, stage, least = job.stage.name, job.stage, float("inf")
     assert isinstance(stage, TrainStage)
     for group in options(stage, batch_rows(job, stage), row_tokens(job)):
-        search = _Search(recipe, name, store, limit, trials)
+        search = _Search(recipe, name, store, limit)
         try:
             for changes in group:
-                planned = search.tried(changes, last=changes is group[-1])
+                planned = search.tried(changes, quick, last=changes is group[-1])
+                if planned is not None and planned.figures.get("memory_bytes", 0.0) <= limit:
+                    planned = search.tried(changes, trials, last=True)       # in a process of its own
                 if planned is not None and "memory_bytes" not in planned.figures:
                     return Proposal(name, None, note=planned.note)
                 if planned is not None and planned.figures["memory_bytes"] <= limit:
@@ -82,12 +85,12 @@ def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trial
 class _Search:
     """Goes through the changes of a group, and tries those that are expected to fit after what was tried."""
 
-    def __init__(self, recipe: Recipe, stage: str, store: Store, limit: float, trials: Trials) -> None:
-        self.recipe, self.stage, self.store, self.limit, self.trials = recipe, stage, store, limit, trials
+    def __init__(self, recipe: Recipe, stage: str, store: Store, limit: float) -> None:
+        self.recipe, self.stage, self.store, self.limit = recipe, stage, store, limit
         self.least = float("inf")
         self.line: Callable[[int], float] | None = None
 
-    def tried(self, changes: Changes, last: bool) -> StagePlan | None:
+    def tried(self, changes: Changes, trials: Trials, last: bool) -> StagePlan | None:
         """The plan with these changes; None where they are not worth a trial, or not possible."""
         changed = with_changes(self.recipe, self.stage, changes)
         try:
@@ -96,15 +99,15 @@ class _Search:
             rows = batch_rows(job, job.stage) // job.stage.accumulate
             if self.line is not None and self.line(rows) > self.limit and not last:
                 return None
-            planned = examine(changed, job, self.store, self.trials, self.check)
+            planned = examine(changed, job, self.store, trials, self.check)
         except _Least:
             return None
         except UserError:                                          # a law chose a batch that does not divide like this
             return None
         if "memory_bytes" in planned.figures:
-            trial, memory = self.trials.of(changed, job, self.store), planned.figures["memory_bytes"]
+            trial, memory = trials.of(changed, job, self.store), planned.figures["memory_bytes"]
             self.least = min(self.least, memory)
-            self.line = lambda n, more=memory - trial.memory_bytes(rows): trial.memory_bytes(n) + more
+            self.line = partial(_beyond, trial, memory - trial.memory_bytes(rows))
         return planned
 
     def check(self, needed: float, where: str) -> None:
@@ -113,6 +116,10 @@ class _Search:
             raise _Least
         if needed > hardware.memory_bytes():
             raise _Untried("this machine has too little memory to try it")
+
+
+def _beyond(trial: Trial, more: float, rows: int) -> float:
+    return trial.memory_bytes(rows) + more
 
 
 def with_changes(recipe: Recipe, name: str, changes: Changes) -> Recipe:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,17 +90,22 @@ class Trial:
 
 
 class Trials:
-    """Tries stages, each once, in one process that lives as long as this."""
+    """Tries stages, each once.
 
-    def __init__(self) -> None:
-        self.worker = Worker()
+    Each has a process of its own, since what another leaves behind would be charged to it. Where ``shared``, one process tries
+    them all: quicker, for a search.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self.worker = Worker() if shared else None
         self.known: dict[tuple[str, str, bool], Trial] = {}
 
     def __enter__(self) -> Trials:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.worker.close()
+        if self.worker is not None:
+            self.worker.close()
 
     def of(self, recipe: Recipe, job: Job, store: Store) -> Trial:
         """The trial of a job of the recipe.
@@ -107,14 +113,18 @@ class Trials:
         Raises:
             UserError: a mistake of the recipe that shows when the stage is built, or too little memory for the smallest trial.
         """
-        name, key = job.stage.name, (str(store.root), job.key, ready(job, store))
+        key = (str(store.root), job.key, ready(job, store))
         if key not in self.known:
-            try:
-                self.known[key] = self.worker.ask(attempt, recipe, store.root, name)
-            except Died as why:
-                raise UserError(f"{job.where}: the process that tried a few rows of it was ended by {why}; "
-                                "most likely there is too little memory.") from None
+            self.known[key] = self._tried(recipe, job, store)
         return self.known[key]
+
+    def _tried(self, recipe: Recipe, job: Job, store: Store) -> Trial:
+        try:
+            with nullcontext(self.worker) if self.worker is not None else Worker() as worker:
+                return worker.ask(attempt, recipe, store.root, job.stage.name)
+        except Died as why:
+            raise UserError(f"{job.where}: the process that tried a few rows of it was ended by {why}; "
+                            "most likely there is too little memory.") from None
 
 
 def ready(job: Job, store: Store) -> bool:

@@ -140,6 +140,10 @@ def jobs(recipe: Recipe, store: Store) -> list[Job]:
             config = job.config(store)
             if config is not None:
                 check_model(job, config)
+        elif isinstance(stage, MergeStage):
+            for source in (s for sources in job.inputs.values() for s in sources if carries(s, store, job.where)):
+                raise UserError(f"{job.where}: {source.name} has a part that cannot be folded into its weights, and only plain "
+                                "checkpoints can be merged.")
     return list(done.values())
 
 

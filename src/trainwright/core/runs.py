@@ -3,7 +3,7 @@
 A row has ``parameters`` (entries of the matrices, without embeddings and head), ``tokens``, ``batch_tokens``, ``lr`` (the peak),
 ``loss`` (at the end, on held-out documents), and whatever else a law asks for. Rows from a store also have ``run``, ``stage``,
 ``optimizer``, ``data`` (the corpus' hash), every number of a method's settings as ``METHOD.SETTING`` and every number of the
-evaluation by its name.
+evaluation by its name (``loss/code``).
 """
 from __future__ import annotations
 
@@ -180,8 +180,7 @@ def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
     row: Row = {}
     rates = []
     for table in settings["methods"]:
-        numbers = {k: v for k, v in table.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        row |= {f"{table['use']}.{k}": v for k, v in numbers.items()}
+        row |= _numbers(table["use"], table)
         if table["use"] in registry.cards() and issubclass(registry.find(table["use"]), Optimizer):
             rates.append((table["use"], table["lr"]))
     losses = _losses(artifact, loss)
@@ -194,6 +193,17 @@ def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
         "tokens": settings["tokens"] or figures["tokens"], "batch_tokens": figures["tokens"] / figures["steps"],
         "loss": sum(losses) / len(losses) if evaluated else smoothed([r["loss"] for r in artifact.metrics()])}
     return row | dict(evaluation) | own
+
+
+def _numbers(at: str, table: dict[str, Any]) -> Row:
+    """Every number in a table, under its path: ``adamw.lr``, ``mixture.weights.code``."""
+    row: Row = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            row |= _numbers(f"{at}.{key}", value)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            row[f"{at}.{key}"] = value
+    return row
 
 
 def _losses(artifact: Artifact, name: str | None) -> list[float]:

@@ -28,8 +28,9 @@ class Worker:
     The process starts when it is first asked and imports what this one can import.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
         self.process: subprocess.Popen[bytes] | None = None
+        self.threads = {"OMP_NUM_THREADS": str(threads)} if threads else {}
 
     def __enter__(self) -> Worker:
         return self
@@ -47,7 +48,7 @@ class Worker:
         """
         if self.process is None:
             path = os.pathsep.join(p for p in sys.path if p)
-            around = {k: v for k, v in os.environ.items() if k not in RANKS} | {"PYTHONPATH": path}
+            around = {k: v for k, v in os.environ.items() if k not in RANKS} | {"PYTHONPATH": path} | self.threads
             self.process = subprocess.Popen([sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             stderr=subprocess.DEVNULL, env=around)
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -56,7 +57,9 @@ class Worker:
             self.process.stdin.flush()
             how, what = pickle.load(self.process.stdout)
         except (EOFError, BrokenPipeError):
-            code, self.process = self.process.wait(), None
+            died, self.process = self.process, None
+            died.communicate()                                  # waits, and closes the pipes
+            code = died.returncode
             raise Died(f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}") from None
         if how == "mistake":
             raise UserError(what)

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-ENTRIES = {"cpu": 1 << 16}
-"""Entries that are made at a time: on a CPU they stay in its cache."""
+ENTRIES = {"cpu": 1 << 20}
+"""Entries that are made at a time: enough for the calls not to count, and no more memory than that."""
 ENTRIES_ELSEWHERE = 1 << 24
 MIX = ((16, 0x7FEB352D), (15, 0x846CA68B))
 """Shifts and odd factors of a 32-bit mixer whose outputs depend nearly evenly on all bits of the input (Wellons' lowbias32)."""
@@ -20,11 +20,14 @@ STEP = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, first: int, count: int, entries: int, device: torch.device) -> Tensor:
-    """Matrices ``first`` to ``first + count`` of the family ``seed``, [count, entries], uniform in [-1, 1), float32."""
+    """Matrices ``first`` to ``first + count`` of the family ``seed``, [count, entries], float32.
+
+    Uniform over the middles of the 2^16 parts of (-1, 1); a hash of 32 bits makes two neighbouring entries.
+    """
     low, high = _keys(seed, first, count)
-    h = torch.arange(entries, dtype=torch.int32, device=device).mul_(_signed(STEP >> 32 | 1, 32)) + low.to(device)[:, None]
-    h = _mix(_mix(h).bitwise_xor_(high.to(device)[:, None]))
-    return (h >> 8).bitwise_and_(0xFFFFFF).float().mul_(2**-23).sub_(1)
+    pairs = torch.arange((entries + 1) // 2, dtype=torch.int32, device=device).mul_(_signed(STEP >> 32 | 1, 32))
+    h = _mix(_mix(pairs + low.to(device)[:, None]).bitwise_xor_(high.to(device)[:, None]))
+    return h.view(torch.int16)[:, :entries].float().add_(0.5).mul_(2**-15)
 
 
 def _keys(seed: int, first: int, count: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +59,7 @@ def _parts(count: int, entries: int, device: torch.device) -> list[tuple[int, in
 
 @torch.library.custom_op("trainwright::combine_bases", mutates_args=())
 def combine(coefficients: Tensor, seed: int, rows: int, columns: int) -> Tensor:
-    """The sum over i of c_i M_i, [rows, columns], M_i uniform in [-1, 1) / sqrt(number of coefficients).
+    """The sum over i of c_i M_i, [rows, columns], M_i uniform in (-1, 1) / sqrt(number of coefficients).
 
     Neither forward nor backward ever holds more than a part of the matrices; only the coefficients have a gradient.
     """

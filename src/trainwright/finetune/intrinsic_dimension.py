@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
+from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
 from trainwright.finetune import _delta
@@ -48,6 +49,9 @@ class IntrinsicDimension(Surgery):
     """d: how many numbers are trained."""
     projection: Literal["dense", "sparse", "fastfood"] = "fastfood"
     """What random matrix maps them to the parameters."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="adapt", claim="90 % of the quality in a subspace of far fewer dimensions, models compressed more than 100 times",
+        metric="trainable_parameters", add=({"use": "intrinsic_dimension", "dimension": 2000},))
     example: ClassVar[dict[str, Any]] = {"dimension": 20}
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
+from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -57,6 +58,9 @@ class Lst(Surgery):
     """Share of the embeddings and of the last side state that is dropped in training."""
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
+    bench: ClassVar[Bench | None] = Bench(
+        suite="sft", claim="saves 69 % of the memory of fine-tuning, where LoRA and adapters save 26 %",
+        metric="peak_memory_bytes", add=({"use": "lst"},), baseline=({"use": "lora", "rank": 8},), versus="LoRA")
     example: ClassVar[dict[str, Any]] = {"reduction": 4, "samples": 4}
 
     def __post_init__(self) -> None:

@@ -1,12 +1,18 @@
-"""A plan as people read it in a terminal."""
+"""A plan as people read it in a terminal, and what a plan proposes."""
 from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from trainwright.core.fit import Proposal
 from trainwright.core.plan import Plan, StagePlan
+from trainwright.report.numbers import count, duration
 
 
 def render(plan: Plan) -> Group:
@@ -15,6 +21,39 @@ def render(plan: Plan) -> Group:
     for one in plan.stages:
         parts += [_head(one), _places(one), Text()]
     return Group(*parts, _total(plan))
+
+
+def proposals(found: Sequence[Proposal], limit: float) -> Group:
+    """A line for each stage, and the words that make a command of it all."""
+    size = f"{limit / 2**30:.4g} GiB"
+    if not found:
+        return Group(Text(f"no training stage is to run: nothing has to fit into {size}"))
+    lines = [_proposed(one, size) for one in found]
+    words = [f"--set {one.stage}.{key}={json.dumps(value)}" for one in found for key, value in one.changes.items()]
+    if words:
+        lines += [Text(), Text(" ".join(words), style="bold")]
+    if any(key.startswith("batch_") for one in found for key in one.changes):
+        lines.append(Text("A smaller batch changes what is learned; the other settings do not.", style="yellow"))
+    return Group(*lines)
+
+
+def _proposed(one: Proposal, size: str) -> Text:
+    name = Text(f"{one.stage:<8} ", style="bold cyan")
+    if one.fits is None:
+        return name + Text(f"is not known to fit into {size}: {one.note}")
+    if not one.fits:
+        return name + Text(f"nothing fits into {size}: {one.note}", style="red")
+    how = "with " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in one.changes.items()) if one.changes else "as it is"
+    return name + Text(f"fits into {size} {how}: {_takes(one.figures)}")
+
+
+def _takes(figures: dict[str, float]) -> str:
+    told = []
+    if "memory_bytes" in figures:
+        told.append(f"about {figures['memory_bytes'] / 2**30:.2f} GiB at the peak")
+    if "seconds" in figures:
+        told.append(f"about {duration(figures['seconds'])}")
+    return " · ".join(told)
 
 
 def _head(one: StagePlan) -> Text:
@@ -40,22 +79,16 @@ def _places(one: StagePlan) -> Table:
     return table
 
 
-def _figures(f: dict[str, float]) -> str:
+def _figures(f: dict[str, Any]) -> str:
     said = []
     if "parameters" in f:
         some = f.get("trainable", f["parameters"]) != f["parameters"]
-        trainable = f", {number(f['trainable'])} of them trained" if some else ""
-        said.append(f"{number(f['parameters'])} parameters{trainable}")
+        trainable = f", {count(f['trainable'])} of them trained" if some else ""
+        said.append(f"{count(f['parameters'])} parameters{trainable}")
     if "steps" in f:
         said.append(f"{f['steps']:,.0f} steps")
-    for key, unit in (("tokens", "tokens"), ("flops", "FLOPs")):
-        if f.get(key):
-            said.append(f"{number(f[key])} {unit}")
-    if "memory_bytes" in f:
-        said.append(f"about {f['memory_bytes'] / 2**30:.2f} GiB at the peak")
-    if "seconds" in f:
-        said.append(f"about {duration(f['seconds'])}")
-    return " · ".join(said)
+    said += [f"{count(f[key])} {unit}" for key, unit in (("tokens", "tokens"), ("flops", "FLOPs")) if f.get(key)]
+    return " · ".join([*said, *([_takes(f)] if _takes(f) else [])])
 
 
 def _total(plan: Plan) -> Text:
@@ -63,18 +96,3 @@ def _total(plan: Plan) -> Text:
     seconds = sum(s.figures.get("seconds", 0.0) for s in left)
     takes = f", training takes about {duration(seconds)} on this machine" if seconds else ""
     return Text(f"{len(left)} of {len(plan.stages)} stages to run{takes}")
-
-
-def number(x: float) -> str:
-    """``1.31 M``."""
-    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= size:
-            return f"{x / size:.3g} {unit}"
-    return f"{x:.3g}"
-
-
-def duration(seconds: float) -> str:
-    """``48 s``, ``12 min``, ``3.1 h``."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

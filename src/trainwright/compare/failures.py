@@ -1,0 +1,45 @@
+"""What may go wrong in a run without the comparison being wrong: it is a result of the run's arm, told in a line."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from trainwright.core.errors import UserError
+from trainwright.core.worker import Died, Worker
+
+FAILURES = (UserError, MemoryError, ArithmeticError, RuntimeError)
+"""A loss that is no number, no more memory, a shape that a method cannot take (torch tells the latter two by RuntimeError)."""
+
+
+class Failed(Exception):
+    """A run in another process failed; the reason is for people."""
+
+
+def reason(error: BaseException) -> str:
+    """Why a run failed, in a line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def ask(worker: Worker, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns in the worker.
+
+    Raises:
+        Failed: what went wrong there is one of FAILURES, or the process was killed.
+        RuntimeError: a bug there, with its traceback.
+    """
+    try:
+        answer, why = worker.ask(attempt, function, arguments)
+    except Died as error:
+        raise Failed(f"its process was killed ({error}), for want of memory most likely") from None
+    if why is not None:
+        raise Failed(why)
+    return answer
+
+
+def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str | None]:
+    """In the worker: the answer, or the reason why there is none."""
+    try:
+        return function(*arguments), None
+    except FAILURES as error:
+        return None, reason(error)

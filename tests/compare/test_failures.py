@@ -1,0 +1,28 @@
+"""What goes wrong in another process is told in a line; its death is a failure of its work, and of nothing else."""
+import operator
+import os
+import signal
+
+import pytest
+
+from trainwright.compare.failures import Failed, ask, attempt, reason
+from trainwright.core.errors import UserError
+from trainwright.core.worker import Worker
+
+
+def test_failures_bugs_and_death():
+    with Worker(threads=1) as worker:
+        assert ask(worker, os.getenv, "OMP_NUM_THREADS") == "1"
+        with pytest.raises(Failed, match="division by zero"):
+            ask(worker, operator.truediv, 1, 0)
+        with pytest.raises(RuntimeError, match="KeyError"):
+            ask(worker, operator.getitem, {}, "missing")
+        with pytest.raises(Failed, match="was killed"):
+            ask(worker, os.kill, ask(worker, os.getpid), signal.SIGKILL)
+        assert ask(worker, operator.add, 1, 2) == 3, "a new process takes over"
+
+
+def test_a_reason_is_one_line():
+    assert reason(UserError("the loss is nan\nand more")) == "the loss is nan"
+    assert reason(MemoryError()) == "MemoryError"
+    assert attempt(operator.add, (1, 2)) == (3, None) and attempt(operator.truediv, (1, 0)) == (None, "division by zero")
