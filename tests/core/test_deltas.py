@@ -18,6 +18,7 @@ from trainwright.core.prepare import jobs
 from trainwright.core.recipe import load
 from trainwright.core.run import run
 from trainwright.core.store import Store
+from trainwright.finetune.nola import Nola
 
 ADAPT = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]\n\n[[stage]]\nname = "merged"'
 FURTHER = """
@@ -103,7 +104,6 @@ def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_table_beside_a_delta_says_how_it_was_made(tmp_path: Path) -> None:
-    from trainwright.finetune.nola import Nola
     method, model = Nola(bases=3, on="attention"), make("llama")
     method.operate(model, Context(seed=9))
     deltas.write(model, [method], 9, tmp_path, None)
