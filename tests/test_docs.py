@@ -181,7 +181,7 @@ name = "corpus"
 kind = "corpus"
 vocab_size = 300
 test = 0.3
-methods = [{ use = "text", paths = ["../notes/"] }]
+methods = [{ use = "text", paths = ["../notes/", "../code/"] }]
 
 [[stage]]
 name = "base"
@@ -205,8 +205,10 @@ methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "adamw
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
     """A folder with what the pages' programs speak of: a quickstart, made small, and notes to read."""
-    (tmp_path / "notes").mkdir()
+    for folder in ("notes", "code"):
+        (tmp_path / folder).mkdir()
     for i in range(40):
+        (tmp_path / "code" / f"{i}.py").write_text("".join(f"def f{j}(x):\n    return x + {i * j}\n\n\n" for j in range(12)))
         words = " ".join(f"{(i * 31 + j * 7) % 97} apples and {j} pears" for j in range(30))
         (tmp_path / "notes" / f"{i}.md").write_text(f"# Note {i}\n\n{words}\n")
     (tmp_path / "recipes").mkdir()

@@ -68,7 +68,7 @@ def put(model: nn.Module, folder: Path) -> Surgery:
     """
     surgery, seed = _read(folder)
     if type(surgery).load_delta is Surgery.load_delta:
-        raise UserError(f"{folder}: {surgery.name} writes deltas for another library and does not read them itself.")
+        raise UserError(f"{folder}: the method {surgery.name} has no load_delta, so that its delta cannot be put back here.")
     surgery.operate(model, Context(seed=seed, device=next(model.parameters()).device))
     surgery.load_delta(model, folder)
     return surgery
