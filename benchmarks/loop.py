@@ -30,10 +30,10 @@ import torch
 from torch import nn
 
 from trainwright.core import chat, hardware, models, registry
+from trainwright.core._synthetic import synthetic
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
 from trainwright.core.method import Data
-from trainwright.core.plan import synthetic
 
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads: about 1, 10 and 30 M parameters
     "1M": (4096, 128, 352, 4, 4), "10M": (8192, 320, 864, 6, 5), "30M": (8192, 512, 1376, 8, 8)}
@@ -284,7 +284,7 @@ import sys, torch
 from torch import nn
 from trainwright.core import ledger, models
 from trainwright.core.context import Context
-from trainwright.core.plan import synthetic
+from trainwright.core._synthetic import synthetic
 from trainwright.pretrain._causal_lm import token_losses
 config = models.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512,
                             "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": True}, None, "x")

@@ -13,6 +13,7 @@ from trainwright.core.store import Store
 from trainwright.report import cards
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(bench.claimed()))
 def test_a_claim_can_be_tested_as_it_stands(method, tmp_path):
     claim = bench.claimed()[method]

@@ -16,6 +16,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.prepare import jobs
 from trainwright.core.store import Store
 
+pytestmark = pytest.mark.slow                               # runs of a tiny model, about a second each
 EIGHT = Length({"steps": 8}, 8)
 
 
@@ -149,7 +150,6 @@ def test_hopeless_trials_end_early_and_final_runs_never_do(place):
     assert [a["chosen"] for a in again.run()["arms"]] == [a["chosen"] for a in result["arms"]] and not again.watch.begun
 
 
-@pytest.mark.slow
 def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     monkeypatch.setattr(costing, "measure", MEASURE)
     c = Comparison(spec(place, aa=True, seeds=5, budget={"tokens": 4096}), Store(place / "store"), Count())
@@ -167,7 +167,6 @@ def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     assert cost["flops"] > 0 and cost["seconds_per_step"] > 0 and cost["peak_memory_bytes"] > 1e8
 
 
-@pytest.mark.slow
 def test_in_processes_the_numbers_are_the_same(place):
     here = comparison(place, seeds=2).run()
     shutil.rmtree(place / "store" / "runs")
@@ -179,7 +178,6 @@ def test_in_processes_the_numbers_are_the_same(place):
         pytest.approx(r["values"], abs=1e-6) for r in here["comparisons"] if not r["exact"]]
 
 
-@pytest.mark.slow
 def test_on_ray_the_numbers_are_the_same(place):
     pytest.importorskip("ray")
     here = comparison(place, seeds=2).run()

@@ -10,6 +10,7 @@ from trainwright.core import conformance, registry
 from trainwright.core._laws import Law
 from trainwright.core.method import KINDS
 
+pytestmark = pytest.mark.slow                               # `trainwright check METHOD` is the quick way to one method's
 CASES = [(name, law) for name, card in registry.cards().items() for law in conformance.laws_of(card.kind)]
 
 

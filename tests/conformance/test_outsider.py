@@ -10,6 +10,8 @@ from trainwright.cli import app
 from trainwright.core import conformance
 from trainwright.core._laws import LAWS
 
+pytestmark = pytest.mark.slow
+
 HEAD = '''"""What it does, in one line."""
 import random
 from typing import Any, ClassVar
@@ -206,6 +208,21 @@ MEAN = [0.0]
         for p in params.values():
             p.clamp_(-0.01, 0.01)
 '''},
+    "its_delta_comes_back": {
+        "computes something else": '''class Mine(Surgery):
+    """."""
+
+    def operate(self, model, ctx):
+        return None
+
+    def save_delta(self, model, folder):
+        folder.mkdir(parents=True)
+        (folder / "nothing.txt").write_text("what was trained is not in here")
+
+    def load_delta(self, model, folder):
+        return None
+''',
+    },
     "it_starts_neutral": {
         "logits move": '''class Mine(Surgery):
     """."""

@@ -45,8 +45,6 @@ class Probe:
     """An arm's stage, built as the run will build it, ready to step. Lives in a worker."""
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
-        from torch.utils.flop_counter import FlopCounterMode
-
         from trainwright.core import ledger, models, sharding
         from trainwright.core.listener import Listener
         from trainwright.core.prepare import jobs
@@ -63,7 +61,7 @@ class Probe:
         self.run, _, _ = prepare(site, site.context())
         ctx, self.ledger = self.run.ctx, ledger
         compiled, ctx.compile = ctx.compile, False                         # compiled code hides what it computes
-        with FlopCounterMode(display=False) as counter:
+        with ledger.flop_counter() as counter:
             self.run.step()
         ctx.compile = compiled
         self.facts: dict[str, Any] = {

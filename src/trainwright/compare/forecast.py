@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from trainwright.compare.compare import Comparison
 from trainwright.core.errors import UserError
 from trainwright.core.plan import plan
+from trainwright.core.predict import Trials
 from trainwright.core.prepare import jobs
 
 
@@ -40,11 +41,11 @@ def forecast(c: Comparison) -> Forecast:
     """
     c.check()
     s = c.spec.settings
-    arms, before = [], 0.0
+    arms, before, shared_trials = [], 0.0, Trials()                       # what the arms come from is tried once
     for i, arm in enumerate(c.spec.arms):
         figures: dict[str, float] = {}
         if c.trains:
-            planned = plan(c.variants.bare(arm, c.far(None)), c.store)
+            planned = plan(c.variants.bare(arm, c.far(None)), c.store, trials=shared_trials)
             figures = planned.stages[-1].figures
             if not i:
                 before = sum(p.figures.get("seconds", 0.0) for p in planned.stages[:-1] if not p.cached)

@@ -41,8 +41,7 @@ class Variants:
     @property
     def judge(self) -> str:
         """Name of the stage that measures; no other stage has it."""
-        names = [s.get("name") for s in self.spec.table["stage"]]
-        return "judge" if "judge" not in names else f"{self.stage}.judge"
+        return "judge" if "judge" not in self._base() else f"{self.stage}.judge"
 
     def run(self, arm: Arm, seed: int, length: Length, values: dict[str, Any] | None = None, split: str = "test") -> Recipe:
         """One run of an arm, measured at its end on the documents of ``split``."""

@@ -10,14 +10,17 @@ from typing import Any
 from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.core.plan import StagePlan, examine
-from trainwright.core.predict import Trial, Trials
+from trainwright.core.predict import Trials
 from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
 from trainwright.core.training import batch_rows, row_tokens
+from trainwright.core.trial import Trial
 
 Changes = dict[str, Any]
+MOST_PARTS = 2**16
+"""Micro-batches a step beyond which none are proposed."""
 
 
 @dataclass
@@ -52,7 +55,7 @@ def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Chang
     More and smaller micro-batches, which cost little and change no result; checkpointing, which costs a third more time; at
     last a smaller batch, of one micro-batch so that gradients need not wait for another, which changes what is learned.
     """
-    parts = [n for n in range(stage.accumulate, rows + 1) if rows % n == 0]
+    parts = [n for n in range(stage.accumulate, min(rows, MOST_PARTS) + 1) if rows % n == 0]
     finer: list[Changes] = [{"accumulate": n} for n in parts]
     groups = [finer] if stage.checkpointing else [finer, [{"checkpointing": True, **c} for c in finer]]
     key, unit = ("batch_size", 1) if tokens is None or stage.batch_size is not None else ("batch_tokens", tokens)
@@ -69,6 +72,8 @@ def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trial
         try:
             for changes in group:
                 planned = search.tried(changes, quick, last=changes is group[-1])
+                if search.fixed > limit:
+                    return Proposal(name, False, note=f"between two steps it takes {search.fixed / 2**30:.2f} GiB already")
                 if planned is not None and planned.figures.get("memory_bytes", 0.0) <= limit:
                     planned = search.tried(changes, trials, last=True)       # in a process of its own
                 if planned is not None and "memory_bytes" not in planned.figures:
@@ -87,7 +92,7 @@ class _Search:
 
     def __init__(self, recipe: Recipe, stage: str, store: Store, limit: float) -> None:
         self.recipe, self.stage, self.store, self.limit = recipe, stage, store, limit
-        self.least = float("inf")
+        self.least, self.fixed = float("inf"), 0.0
         self.line: Callable[[int], float] | None = None
 
     def tried(self, changes: Changes, trials: Trials, last: bool) -> StagePlan | None:
@@ -106,7 +111,7 @@ class _Search:
             return None
         if "memory_bytes" in planned.figures:
             trial, memory = trials.of(changed, job, self.store), planned.figures["memory_bytes"]
-            self.least = min(self.least, memory)
+            self.least, self.fixed = min(self.least, memory), trial.fixed
             self.line = partial(_beyond, trial, memory - trial.memory_bytes(rows))
         return planned
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import io
 import shutil
+import warnings
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ BACKBONE = "backbone"
 
 
 def quiet() -> None:
-    """Keep transformers' bars and advice out of our output."""
+    """Keep transformers' bars and advice, and what libraries tell each other of deprecations, out of our output."""
     from transformers.utils import logging
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

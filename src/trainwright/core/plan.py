@@ -11,12 +11,13 @@ from trainwright.core.context import Context
 from trainwright.core.errors import located
 from trainwright.core.memory import floor, refuse
 from trainwright.core.method import Controller, Curate, Data, Evaluator, Method, Objective, Surgery, Update, Weigh
-from trainwright.core.predict import Trials, ready
+from trainwright.core.predict import Trials
 from trainwright.core.prepare import Job, carries, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import CorpusStage, TrainStage
 from trainwright.core.store import Store
 from trainwright.core.training import batch_rows, row_tokens, steps_of
+from trainwright.core.trial import ready
 
 PLACES: tuple[tuple[str, tuple[type[Method], ...]], ...] = (
     ("1 surgery", (Surgery,)), ("2 control", (Controller,)), ("3 data", (Data,)), ("4 objective", (Objective, Weigh)),

@@ -1,99 +1,24 @@
-"""What a training stage will take: a few of its steps, taken in a process of its own, and a line through what they took.
-
-The stage is built there as a run builds it (its model, its methods, its data where they are made already, fresh weights and
-made-up rows where they are not), and takes steps of few rows, then of more, up to the micro-batch of the recipe where that is
-quick enough. Peak memory and seconds are close to linear in the rows of a micro-batch: what was not tried is read off the line
-through the two largest that were. Nothing comes from a table; the few constants of what is not tried are in capitals.
-"""
+"""What training stages will take: each is tried for a few steps, in a process of its own."""
 from __future__ import annotations
 
-import statistics
-import time
 from contextlib import nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 
-import torch
-from torch import nn
-
-from trainwright.core import hardware, ledger, models, sharding
-from trainwright.core._synthetic import Synthetic
-from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.loop import Train
-from trainwright.core.method import Batch, Objective, Surgery, Tensors, Update, Weigh
-from trainwright.core.prepare import Job, Source, config_of, jobs
+from trainwright.core.prepare import Job
 from trainwright.core.recipe import Recipe
-from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
-from trainwright.core.training import batch_rows, parameter_counts, row_tokens, state_bytes, steps_of
+from trainwright.core.trial import Trial, attempt, ready
 from trainwright.core.worker import Died, Worker
 
-FIRST = 512
-"""Tokens of the first and smallest micro-batch, about."""
-SECONDS, SECONDS_A_PARAMETER, MOST_SECONDS = 3.0, 1e-7, 15.0
-"""How long a stage is tried: so long, and longer for a large model."""
-SHARE = 0.8
-"""Part of the memory there is that a trial may come to need."""
-COMPILE_SECONDS = {"cpu": 22.0, "cuda": 60.0}
-"""What torch.compile takes at the start: measured with nothing in its cache (a second time it is 3 s); not tried."""
-COMPILE_GAIN = {"cpu": 1.2, "cuda": 1.0}
-"""How much faster compiled code is: measured on CPUs in bfloat16 (1.1 at 30 M parameters, 1.3 at 1 M); not tried."""
-COMPILE_KEEPS = 0.7
-"""Part of the memory of a micro-batch that compiled code takes: measured on CPUs; not tried."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """Micro-batches of so many rows: the most bytes in use, seconds of one micro-batch, and of the rest of a step."""
-
-    rows: int
-    bytes: float
-    seconds: float
-    rest: float
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What the trial of a stage has told. ``points`` grow in rows; ``fixed`` is what is in use between two steps."""
-
-    parameters: int
-    trainable: int
-    flops_per_token: float
-    fixed: float
-    points: tuple[Point, ...]
-    compiled: bool
-    device: str
-
-    def memory_bytes(self, rows: int) -> float:
-        """The peak with micro-batches of so many rows."""
-        peak = self._line(rows, [p.bytes for p in self.points])
-        if not self.compiled:
-            return peak
-        gradients = 4.0 * self.trainable
-        return self.fixed + gradients + COMPILE_KEEPS * max(0.0, peak - self.fixed - gradients)
-
-    def seconds(self, rows: int, accumulate: int, steps: int) -> float:
-        """Of all steps."""
-        forth = max(0.0, self._line(rows, [p.seconds for p in self.points])) * accumulate
-        if not self.compiled:
-            return steps * (forth + self.points[-1].rest)
-        return COMPILE_SECONDS[self.device] + steps * (forth / COMPILE_GAIN[self.device] + self.points[-1].rest)
-
-    def _line(self, rows: int, values: list[float]) -> float:
-        """Between two points, or on beyond the last two; never below what fewer rows took."""
-        if len(values) == 1:
-            return values[0] * max(1.0, rows / self.points[0].rows)
-        i = next((i for i, p in enumerate(self.points[1:-1], 1) if p.rows >= rows), len(values) - 1)
-        (x0, y0), (x1, y1) = ((self.points[j].rows, values[j]) for j in (i - 1, i))
-        return y0 + max(0.0, (y1 - y0) / (x1 - x0)) * (rows - x0)
+BRIEF = 0.2
+"""Part of a trial's effort where there are many."""
 
 
 class Trials:
     """Tries stages, each once.
 
     Each has a process of its own, since what another leaves behind would be charged to it. Where ``shared``, one process tries
-    them all: quicker, for a search.
+    them all, and more briefly: enough to search with.
     """
 
     def __init__(self, shared: bool = False) -> None:
@@ -121,141 +46,7 @@ class Trials:
     def _tried(self, recipe: Recipe, job: Job, store: Store) -> Trial:
         try:
             with nullcontext(self.worker) if self.worker is not None else Worker() as worker:
-                return worker.ask(attempt, recipe, store.root, job.stage.name)
+                return worker.ask(attempt, recipe, store.root, job.stage.name, BRIEF if worker is self.worker else 1.0)
         except Died as why:
             raise UserError(f"{job.where}: the process that tried a few rows of it was ended by {why}; "
                             "most likely there is too little memory.") from None
-
-
-def ready(job: Job, store: Store) -> bool:
-    """Whether everything that the stage is made from is there."""
-    return all(_ready(s, store) for sources in job.inputs.values() for s in sources)
-
-
-def _ready(source: Source, store: Store) -> bool:
-    return source.job is None or store.find(source.job.stage.name, source.job.key) is not None
-
-
-# ---- in the process that tries ------------------------------------------------------------------------------------------
-
-
-def attempt(recipe: Recipe, root: Path, name: str) -> Trial:
-    """Build the stage and take steps of it, more and more rows, for as long as its size deserves."""
-    models.quiet()
-    store = Store(root)
-    job = next(j for j in jobs(recipe, store) if j.stage.name == name)
-    stage = job.stage
-    assert isinstance(stage, TrainStage)
-    run, compiled = build(job, stage, store)
-    counts, parts = parameter_counts(run), min(stage.accumulate, 2)
-    until = time.perf_counter() + min(SECONDS + SECONDS_A_PARAMETER * counts["parameters"], MOST_SECONDS)
-    real, base = batch_rows(job, stage) // (sharding.world() * stage.accumulate), ledger.memory()
-    points, rows = list[Point](), min(real, max(1, FIRST // (row_tokens(job) or FIRST)))
-    flops = _flops_per_token(run, rows)
-    while rows:
-        points.append(_point(run, rows, parts, until))
-        rows = _next(points, real, parts, base, until)
-    fixed = base + state_bytes(run)
-    return Trial(counts["parameters"], counts["trainable"], flops, fixed, tuple(points), compiled, run.ctx.device.type)
-
-
-def build(job: Job, stage: TrainStage, store: Store) -> tuple[Train, bool]:
-    """The stage's loop as a run builds it, uncompiled, and whether the run would compile it."""
-    ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
-    ctx.inputs = {role: [s.path(store, job.where) for s in found] for role, found in job.inputs.items()
-                  if all(_ready(s, store) for s in found)}
-    folder = next((ctx.inputs[role][0] for role in ("data", "tokenizer", "model") if role in ctx.inputs), None)
-    ctx.tokenizer = models.load_tokenizer(folder, job.where) if folder else None
-    ctx.batch_rows = batch_rows(job, stage)
-    model = _model(job, stage, store, ctx).to(ctx.device)
-    for role in ("reference", "teacher"):
-        if source := job.source(role):
-            ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
-    methods = job.methods
-    if not ready(job, store):
-        made_up = Synthetic(tokens=row_tokens(job) or 0, vocabulary=model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-        methods = [made_up, *(m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update)))]
-    compiled = stage.compile
-    if compiled == "auto":
-        steps = steps_of(job, stage, ctx) if stage.epochs is None or "data" in ctx.inputs else 0
-        compiled = hardware.compile_pays(model, steps * ctx.batch_rows * (row_tokens(job) or 1))
-    if stage.checkpointing:
-        sharding.checkpoint_blocks(model)
-    precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
-    run = Train(model, methods, 2**62, precision=precision, ctx=ctx)
-    run.build()
-    return run, compiled
-
-
-def _model(job: Job, stage: TrainStage, store: Store, ctx: Context) -> nn.Module:
-    if stage.model is None:
-        return _weights(job.inputs["model"][0], job, store)
-    config = models.from_table(stage.model, ctx.tokenizer, job.where) if ctx.tokenizer else job.config(store)
-    return models.create(config, job.seed, job.where)
-
-
-def _weights(source: Source, job: Job, store: Store) -> nn.Module:
-    """The model of a source, with fresh weights where it is not made yet."""
-    if _ready(source, store):
-        return models.load(source.path(store, job.where), job.where)
-    return models.create(config_of(source, store, job.where), job.seed, job.where)
-
-
-class _Timed:
-    """The loop's gradients, and how long they took."""
-
-    def __init__(self, run: Train) -> None:
-        self.gradients, self.seconds = run.gradients, 0.0
-
-    def __call__(self, batches: list[Batch], note: bool = False) -> Tensors:
-        began = _now()
-        out = self.gradients(batches, note)
-        self.seconds += _now() - began
-        return out
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _flops_per_token(run: Train, rows: int) -> float:
-    run.ctx.batch_rows = rows
-    batch = run.pull()
-    if not all(m.count(batch) for _, m in run.of(Objective)):
-        return 0.0
-    with ledger.flop_counter() as counter:
-        run.gradients([batch])
-    tokens = batch["input_ids"].numel() if "input_ids" in batch else 0
-    return counter.get_total_flops() / tokens if tokens else 0.0
-
-
-def _point(run: Train, rows: int, parts: int, until: float) -> Point:
-    """Steps of ``parts`` micro-batches; the first of all makes the states and is not timed."""
-    run.ctx.batch_rows, run.accumulate = rows * parts, parts
-    ledger.reset_peak()
-    took: list[tuple[float, float]] = []
-    warm = run.ctx.step == 0
-    while len(took) < 2 + warm or (len(took) < 5 and _now() + sum(took[-1]) < until - 2):
-        clock, began = _Timed(run), _now()
-        run.gradients = clock  # type: ignore[method-assign]
-        run.step()
-        whole = _now() - began
-        run.gradients = clock.gradients  # type: ignore[method-assign]
-        took.append((clock.seconds, whole - clock.seconds))
-    forth, rest = (statistics.median(t[i] for t in took[warm:]) for i in (0, 1))
-    return Point(rows, ledger.peak_memory(), forth / parts, rest)
-
-
-def _next(points: list[Point], real: int, parts: int, base: float, until: float) -> int:
-    """Rows of the next micro-batch to try, 0 where it is enough."""
-    last = points[-1]
-    if last.rows >= real:
-        return 0
-    affordable = (until - _now()) / (2.3 * (parts * last.seconds / last.rows))
-    room = (SHARE * hardware.memory_bytes() - base) / max(1.0, (last.bytes - base) / last.rows)
-    wanted = min(real, int(affordable), int(room))
-    if len(points) == 1 and room >= 2 * last.rows:
-        return max(wanted, min(real, 2 * last.rows))             # a line takes two points
-    return wanted if wanted == real or wanted > 1.5 * last.rows else 0

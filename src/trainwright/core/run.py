@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainwright.core import sharding
+from trainwright.core import memory, sharding
 from trainwright.core.errors import located
 from trainwright.core.listener import Listener
 from trainwright.core.prepare import Job, jobs
@@ -23,15 +23,24 @@ def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[
     """All stages in order; returns their artifacts by name. Run again, it goes on where it was interrupted.
 
     Raises:
-        UserError: whatever the user can put right; nothing half-written is left in the store.
+        UserError: whatever the user can put right, a stage that cannot fit into memory (``memory.floor``) before anything runs;
+            nothing half-written is left in the store.
     """
     listener = listener or Listener()
     sharding.start()
     made: dict[str, Artifact] = {}
     prepare = partial(jobs, recipe, store)
-    for job in sharding.led(prepare) or prepare():                        # rank 0 first: it may unpack a model
+    ready = sharding.led(prepare) or prepare()                            # rank 0 first: it may unpack a model
+    sharding.led(partial(_check_memory, ready, store))                    # rank 0 alone: the others may see another amount
+    for job in ready:
         made[job.stage.name] = _stage(job, recipe, store, listener)
     return made
+
+
+def _check_memory(ready: list[Job], store: Store) -> None:
+    for job in ready:
+        if not store.find(job.stage.name, job.key):
+            memory.check(job, store)
 
 
 def _stage(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifact:
