@@ -183,15 +183,13 @@ class _Effort:
         return counter.get_total_flops(), batch["input_ids"].numel() if "input_ids" in batch else 0
 
     def point(self, rows: int) -> Point:
-        """Steps with micro-batches of so many rows: two, and more where they are quick. The first of all warms up."""
+        """Steps with micro-batches of so many rows: two, and more where they are quick. The first warms up."""
         self.run.ctx.batch_rows, self.run.accumulate = rows * self.parts, self.parts
         ledger.reset_peak()
-        if not self.run.ctx.step:
-            self.step()
-        took = [self.step()]
-        while len(took) < 2 or (len(took) < 5 and sum(took[-1]) < 0.5 * self.left()):
+        took = [self.step(), self.step()]
+        while len(took) < 6 and sum(took[-1]) < 0.5 * self.left():
             took.append(self.step())
-        forth, rest = (statistics.median(t[i] for t in took) for i in (0, 1))
+        forth, rest = (statistics.median(t[i] for t in took[1:]) for i in (0, 1))
         return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
 
     def step(self) -> tuple[float, float]:
