@@ -1,16 +1,20 @@
 """Claims of papers are tested in shared suites, and every suite and claim holds together before anything runs."""
 import importlib.util
+import json
 
 import pytest
 
-from tests.compare.tiny import Count
+from tests.compare.tiny import Count, fixed_costs, recipe
 from trainwright.compare import bench
+from trainwright.compare import costs as costing
 from trainwright.compare.compare import Comparison
 from trainwright.core import registry
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.store import Store
 from trainwright.report import cards
+
+HEAD = '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nbaseline = "full"\n'
 
 
 @pytest.mark.slow
@@ -50,3 +54,18 @@ def test_evidence_on_disk_is_whole():
     for file in cards.evidence_files():
         said = cards.evidence(file.stem)
         assert file.stem in registry.cards() and any(v in said for v in bench.EVIDENCE), file
+
+
+@pytest.mark.slow
+def test_a_bench_writes_the_effect_beside_the_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(costing, "measure", fixed_costs)
+    monkeypatch.setattr(bench, "SUITES", recipe(tmp_path, HEAD).parent)
+    claim = Bench("life", "it is smaller", metric="trainable_parameters", add=({"use": "lora", "rank": 2},), paper="A Paper")
+    monkeypatch.setattr(bench, "claimed", lambda: {"lora": claim})
+    told = bench.run("lora", Store(tmp_path / "store"), tmp_path / "evidence", Count())
+    assert json.loads((tmp_path / "evidence" / "lora.json").read_text()) == told
+    assert {"method", "paper", "claim", "suite", "baseline", "metric", "difference", "low", "high", "seeds", "verdict", "command",
+            "date", "versions"} <= set(told)
+    assert told["verdict"] == "reproduced" and told["difference"] < 0 and told["seeds"] == 2 and told["baseline"] == "full"
+    assert {o["metric"] for o in told["also"]} >= {"loss/code", "gain/code", "forgetting/prose", "seconds_per_step"}
+    assert "reproduced: trainable_parameters" in cards.evidence_sentence(told)
