@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,8 @@ PLANNED: dict[str, tuple[list[Change], tuple[str, ...]]] = {
     "a model that is no language model": ([('type = "llama", hidden_size = 16, intermediate_size = 32', 'type = "vit", hidden_size = 16, intermediate_size = 32')], (BASE, "model")),
     "unknown field of a model": ([("hidden_size = 16", "hiden_size = 16")], (f"{BASE}: model.hiden_size is no field of LlamaConfig (did you mean 'hidden_size'?)",)),
     "field of a model of another type": ([("hidden_size = 16", 'hidden_size = "big"')], (f"{BASE}: model: ", "hidden_size")),
+    "layers beyond all reason": ([("num_hidden_layers = 2", "num_hidden_layers = 1_000_000_000_000_000_000")], (f"{BASE}: model.num_hidden_layers = 1000000000000000000 is too many",)),
+    "a vocabulary beyond all reason": ([('type = "llama"', 'type = "llama", vocab_size = 1_000_000_000_000_000_000')], (BASE, "transformers cannot make this model")),
     "heads that do not divide": ([("num_attention_heads = 2", "num_attention_heads = 3")], (BASE, "heads")),
 }
 
@@ -245,6 +248,7 @@ FILES: dict[str, bytes] = {
 
 CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
     "a file that is not there": (TALK.format("none.txt", "", ""), ("there is no file or folder none.txt",)),
+    "a path that no file can have": (TALK.format("x" * 500, "", ""), ("there is no file or folder xxx",)),
     "a glob that meets nothing": (TALK.format("texts/*.md", "", ""), ("no file matches texts/*.md",)),
     "an ending that is not known": (TALK.format("odd.xyz", "", ""), ("odd.xyz: the ending '.xyz' is not known",)),
     "a folder without texts": (TALK.format("empty", "", ""), ("the folder empty holds no file that can be read",)),
@@ -384,6 +388,9 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "--set of a top-level key": (("plan", "life.toml", "--set", "sead=3"), ("life.toml: unknown key 'sead' (did you mean 'seed'?)",)),
     "--set of all stages": (("plan", "life.toml", "--set", "stage=3"), ("life.toml: stage must be a list, not 3",)),
     "a store that is a file": (("run", "life.toml", "--store", "life.toml"), ("life.toml is a file; a store is a folder",)),
+    "a recipe with a name that no file can have": (("plan", "x" * 300 + ".toml"), ("xxx.toml' is too long for the name of a file",)),
+    "--fit without a unit": (("plan", "life.toml", "--fit", "24"), ("'24' is no amount of memory: write a number above 0 and a unit", "such as 24GiB")),
+    "--fit of an unknown unit": (("plan", "life.toml", "--fit", "24 GX"), ("'24 GX' is no amount of memory",)),
     "show an unknown method": (("show", "adamv"), ("there is no method 'adamv' (did you mean 'adamw'?)",)),
     "show a file that is not there": (("show", "./none.py"), ("there is no file", "none.py")),
     "show a file that is no Python": (("show", "./broken.py"), ("broken.py, line 1: this is no Python",)),
@@ -436,6 +443,16 @@ def test_too_little_memory_is_said_by_the_plan(home: Home, say: Say, monkeypatch
     home.write()
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 1e8)
     check_refused(say("plan", "life.toml", "--store", "untouched"), BASE, "GiB of memory are needed and 0.1 GiB are there: raise accumulate")
+
+
+def test_another_rank_speaks_after_rank_0(home: Home, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits, so that it is ended if rank 0 has failed too; if not, it is heard."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    for rank, seconds in (("0", []), ("1", [cli.RANK_0_FIRST])):
+        monkeypatch.setenv("RANK", rank)
+        check_refused(say("plan", "lief.toml"), "there is no recipe lief.toml")
+        assert waited == seconds
 
 
 @pytest.mark.slow

@@ -98,9 +98,9 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     from trainwright.report import planned
     limit = parse_bytes(fit) if fit is not None else None
     Console().print(planned.render(make_plan(loaded, Store(store), predict=limit is None)))
-    if limit is not None:
+    if fit is not None and limit is not None:
         from trainwright.core.fit import propose
-        Console().print(planned.proposals(propose(loaded, Store(store), limit), limit), soft_wrap=True)
+        Console().print(planned.proposals(propose(loaded, Store(store), limit), fit.strip()), soft_wrap=True)
 
 
 app.command()(cli_compare.compare)

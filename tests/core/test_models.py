@@ -50,6 +50,25 @@ def test_a_model_that_cannot_be_made_is_a_sentence(change: dict[str, Any]) -> No
         models.skeleton(models.from_table(table, None, "here"), "here")
 
 
+@pytest.mark.parametrize(("config", "words"), [
+    ({"type": "gpt2", "n_layer": 10**18}, "model.n_layer = 1000000000000000000 is too many: a model has at most 2,048 layers"),
+    ({"type": "llama", "num_hidden_layers": 2049}, "model.num_hidden_layers = 2049 is too many"),
+])
+def test_a_slip_in_the_number_of_layers_is_a_sentence(config: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        models.from_table(config, None, "here")
+
+
+def test_a_config_of_others_does_not_put_modules_together_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "MOST_MODULES", 50)
+    config = models.from_table(TINY, None, "here")
+    config.num_hidden_layers = 10**18
+    with pytest.raises(UserError, match=r"^here: the model would have more than 50 modules: look at the sizes in its config\.$"):
+        models.skeleton(config, "here")
+    config.num_hidden_layers = 2
+    assert sum(p.numel() for p in models.skeleton(config, "here").parameters()) > 0, "the count begins anew"
+
+
 def test_fresh_weights_depend_on_the_seed_alone() -> None:
     config = models.from_table(TINY, None, "here")
     torch.manual_seed(5)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from trainwright.core.errors import UserError
-from trainwright.core.store import Artifact, Store, key_of, stamp
+from trainwright.core.store import Artifact, Store, key_of, stamp, sweep
 
 
 def add(store: Store, stage: str, key: str, finished: str = "2026-01-01", inputs: Any = None) -> Artifact:
@@ -108,3 +110,15 @@ def test_a_claim_waits_for_nobody(tmp_path: Path) -> None:
         thread.start()
         thread.join()
     assert len(heard) == 1 and "another process" in heard[0]
+
+
+def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
+    """Files are made under ``NAME.PID`` and renamed; a dead process will not do that any more."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    alive = os.getppid()
+    kept = {f"a.bin.{alive}", "a.bin", "a.json", "b.2024x"}
+    for name in {*kept, f"a.bin.{dead.pid}", f"a.json.{dead.pid}", "a.mask.99999999999999999999", f"c.bin.{os.getpid()}"}:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert {f.name for f in tmp_path.iterdir()} == kept

@@ -38,7 +38,7 @@ FITS = Proposal("base", True, {"accumulate": 4, "checkpointing": True}, {"memory
 
 
 def test_proposals_end_with_the_words_of_the_command() -> None:
-    text = shown(planned.proposals([FITS, Proposal("adapt", True, {}, {"memory_bytes": 2**29})], 1.5 * 2**30))
+    text = shown(planned.proposals([FITS, Proposal("adapt", True, {}, {"memory_bytes": 2**29})], "1.5 GiB"))
     assert "base     fits into 1.5 GiB with accumulate = 4, checkpointing = true: about 1.00 GiB at the peak · about 48 s" in text
     assert "adapt    fits into 1.5 GiB as it is: about 0.50 GiB at the peak" in text
     assert text.rstrip().endswith("--set base.accumulate=4 --set base.checkpointing=true")
@@ -51,5 +51,5 @@ def test_proposals_end_with_the_words_of_the_command() -> None:
     ([Proposal("base", True, {"batch_tokens": 32}, {})], "A smaller batch changes what is learned; the other settings do not."),
 ])
 def test_what_else_can_come_out(found: list[Proposal], words: str) -> None:
-    text = shown(planned.proposals(found, 2**30))
+    text = shown(planned.proposals(found, "1 GiB"))
     assert words in text and ("changes what is learned" in text) == ("batch" in words)

@@ -127,7 +127,8 @@ class Train:
         self.settle()                                                              # 6 settle
         ctx.grads, ctx.again = {}, None
         ctx.step += 1
-        self.row = self.ledger.row(ctx, batches, time.perf_counter() - began) | collect(ctx.notes)
+        noted = collect(ctx.notes)                                                 # waits for the device, whose time counts too
+        self.row = self.ledger.row(ctx, batches, time.perf_counter() - began) | noted
         self.row["lr"] = self.peak_lr * float(ctx.knobs["lr"])
         if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):
             raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}")

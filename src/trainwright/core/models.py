@@ -101,7 +101,7 @@ def _from_config(config: Any, where: str) -> nn.Module:
     except Exception as error:
         if "Unrecognized configuration class" in str(error):
             raise UserError(f"{where}: model.type {config.model_type!r} is no causal language model of transformers.") from None
-        raise UserError(f"{where}: transformers cannot make this model: {_first_line(error)}") from None
+        raise UserError(f"{where}: transformers cannot make this model: {_first_line(error).rstrip('.')}.") from None
 
 
 def body_parameters(model: nn.Module) -> int:

@@ -23,9 +23,8 @@ def render(plan: Plan) -> Group:
     return Group(*parts, _total(plan))
 
 
-def proposals(found: Sequence[Proposal], limit: float) -> Group:
-    """A line for each stage, and the words that make a command of it all."""
-    size = f"{limit / 2**30:.4g} GiB"
+def proposals(found: Sequence[Proposal], size: str) -> Group:
+    """A line for each stage, and the words that make a command of it all; ``size`` is the limit as it was said."""
     if not found:
         return Group(Text(f"no training stage is to run: nothing has to fit into {size}"))
     lines = [_proposed(one, size) for one in found]
