@@ -156,6 +156,40 @@ def test_a_mistake_that_one_rank_finds_is_told_once(home: Path) -> None:
     assert "[rank1]: Traceback" not in out and not [*(home / "broken").rglob("*.tmp")], out
 
 
+LONE = '''"""A mistake that one rank alone finds."""
+from trainwright.core import sharding
+from trainwright.core.errors import UserError
+from trainwright.core.method import Update
+
+
+class Lone(Update):
+    """Stops rank 1 in its second step."""
+
+    def update(self, updates, params, state, ctx):
+        if sharding.rank() == 1 and ctx.step == 1:
+            raise UserError("only rank 1 knows.")
+        return updates
+'''
+
+
+def test_a_mistake_that_another_rank_finds_alone_is_heard(home: Path) -> None:
+    """Rank 0 waits for that rank, which speaks before it closes its connections."""
+    (home / "lone.py").write_text(LONE)
+    (home / "life.toml").write_text(RECIPE.replace('{ use = "clip" }', '{ use = "./lone.py" }'))
+    process = start(home, 2, "--store", "lone")
+    out, _ = process.communicate(timeout=120)
+    told, closed = out.find("error: life.toml: stage 'base': only rank 1 knows."), out.find("Connection closed by peer")
+    assert process.returncode and told >= 0 and (closed < 0 or told < closed), out
+
+
+def test_too_little_memory_is_told_once_before_anything_runs(home: Path) -> None:
+    slow(home)
+    process = start(home, 2, "--store", "large", "--set", "base.model.hidden_size=65536")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode and out.count("GiB of memory are needed") == 1 and "[rank1]" not in out, out
+    assert not [*(home / "large").glob("*-*")]
+
+
 def test_rows_that_do_not_divide_are_refused(home: Path) -> None:
     slow(home)
     process = start(home, 2, "--store", "odd", "--set", "base.batch_tokens=192")
