@@ -23,7 +23,7 @@ def test_each_has_its_process_or_all_share_one(life: Path, monkeypatch: pytest.M
     asked: list[Any] = []
 
     def ask(self: Any, function: Any, *arguments: Any) -> Any:
-        asked.append((self, arguments[3:]))
+        asked.append((self, arguments[-1]))
         return len(asked)
 
     monkeypatch.setattr(predict.Worker, "ask", ask)
@@ -37,7 +37,7 @@ def test_each_has_its_process_or_all_share_one(life: Path, monkeypatch: pytest.M
         for _ in range(2):
             trials.known.clear()
             trials.of(recipe, job, store)
-    assert asked[2][0] is asked[3][0] and [part for _, part in asked] == [(), (), (predict.BRIEF,), (predict.BRIEF,)]
+    assert asked[2][0] is asked[3][0] and [part for _, part in asked] == [1.0, 1.0, predict.BRIEF, predict.BRIEF]
 
 
 def test_a_trial_that_is_killed_is_told(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:

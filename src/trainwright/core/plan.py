@@ -17,7 +17,7 @@ from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import CorpusStage, TrainStage
 from trainwright.core.store import Store
 from trainwright.core.training import batch_rows, row_tokens, steps_of
-from trainwright.core.trial import has_data, unmade
+from trainwright.core.trial import ready
 
 PLACES: tuple[tuple[str, tuple[type[Method], ...]], ...] = (
     ("1 surgery", (Surgery,)), ("2 control", (Controller,)), ("3 data", (Data,)), ("4 objective", (Objective, Weigh)),
@@ -145,12 +145,10 @@ def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: 
         out.figures["tokens"] = ctx.steps * ctx.batch_rows * (tokens or 0)
     check(floor(job, stage, skeleton, store), job.where)
     source = job.source("model")
-    if source is not None and "model" in unmade(job, store) and carries(source, store, job.where):
+    if source is not None and not ready(job, store) and carries(source, store, job.where):
         raise Unknown("a part of the model is not in its config: memory and time are predicted once it is made.")
-    if tokens is None and not has_data(job, store):
-        raise Unknown("memory and time are predicted once the data is made: how long its rows are is not known before.")
-    if total > LARGEST:
-        raise Unknown("memory and time are predicted for models of up to 600 M parameters.")
+    if total > LARGEST or (tokens is None and not ready(job, store)):
+        raise Unknown("memory and time are predicted for language models of up to 600 M parameters.")
     trial, rows = trials.of(recipe, job, store), ctx.batch_rows // stage.accumulate
     memory = trial.memory_bytes(rows) + left_behind(job, store)
     out.figures |= {"parameters": trial.parameters, "trainable": trial.trainable, "memory_bytes": memory}

@@ -1,13 +1,13 @@
 """What training stages will take: each is tried for a few steps, in a process of its own."""
 from __future__ import annotations
 
-import torch
+from contextlib import nullcontext
 
 from trainwright.core.errors import UserError
 from trainwright.core.prepare import Job
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
-from trainwright.core.trial import Trial, attempt, unmade
+from trainwright.core.trial import Trial, attempt, ready
 from trainwright.core.worker import Died, Worker
 
 BRIEF = 0.2
@@ -22,8 +22,8 @@ class Trials:
     """
 
     def __init__(self, shared: bool = False) -> None:
-        self.worker = Worker(torch.get_num_threads()) if shared else None
-        self.known: dict[tuple[str, str, tuple[str, ...]], Trial] = {}
+        self.worker = Worker() if shared else None
+        self.known: dict[tuple[str, str, bool], Trial] = {}
 
     def __enter__(self) -> Trials:
         return self
@@ -38,17 +38,15 @@ class Trials:
         Raises:
             UserError: a mistake of the recipe that shows when the stage is built, or too little memory for the smallest trial.
         """
-        key = (str(store.root), job.key, unmade(job, store))
+        key = (str(store.root), job.key, ready(job, store))
         if key not in self.known:
             self.known[key] = self._tried(recipe, job, store)
         return self.known[key]
 
     def _tried(self, recipe: Recipe, job: Job, store: Store) -> Trial:
         try:
-            if self.worker is not None:
-                return self.worker.ask(attempt, recipe, store.root, job.stage.name, BRIEF)
-            with Worker(torch.get_num_threads()) as alone:
-                return alone.ask(attempt, recipe, store.root, job.stage.name)
+            with nullcontext(self.worker) if self.worker is not None else Worker() as worker:
+                return worker.ask(attempt, recipe, store.root, job.stage.name, BRIEF if worker is self.worker else 1.0)
         except Died as why:
             raise UserError(f"{job.where}: the process that tried a few rows of it was ended by {why}; "
                             "most likely there is too little memory.") from None

@@ -8,9 +8,7 @@ points that are nearest. Nothing comes from a table; the few constants of what i
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +18,8 @@ from torch import nn
 from trainwright.core import hardware, ledger, models, sharding
 from trainwright.core._synthetic import Synthetic
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError
-from trainwright.core.loop import Diverged, Train
-from trainwright.core.method import Batch, Data, Method, Objective, Surgery, Tensors, Update, Weigh
+from trainwright.core.loop import Train
+from trainwright.core.method import Batch, Objective, Surgery, Tensors, Update, Weigh
 from trainwright.core.prepare import Job, Source, config_of, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import TrainStage
@@ -43,9 +40,8 @@ COMPILE_SECONDS = {"cpu": 22.0, "cuda": 60.0}
 """What torch.compile takes at the start: measured with nothing in its cache (a second time it is 3 s); not tried."""
 COMPILE_GAIN = {"cpu": 1.2, "cuda": 1.0}
 """How much faster compiled code is: measured on CPUs in bfloat16 (1.1 at 30 M parameters, 1.3 at 1 M); not tried."""
-COMPILE_KEEPS = 0.85
-"""Part of the memory of a micro-batch that a compiled stage takes: measured on CPUs (0.65 at 9 M parameters; 1.0 at 1 M, where
-counting FLOPs before the first step, uncompiled, takes the most); not tried."""
+COMPILE_KEEPS = 0.7
+"""Part of the memory of a micro-batch that compiled code takes: measured on CPUs; not tried."""
 
 
 @dataclass(frozen=True)
@@ -94,18 +90,9 @@ class Trial:
         return y0 + max(0.0, (y1 - y0) / (x1 - x0)) * (rows - x0)
 
 
-MODELS = ("model", "reference", "teacher")
-"""Roles of ``from`` for which fresh weights stand in."""
-
-
-def unmade(job: Job, store: Store) -> tuple[str, ...]:
-    """The roles of ``from`` that a stage still has to make."""
-    return tuple(role for role, sources in job.inputs.items() if not all(_ready(s, store) for s in sources))
-
-
-def has_data(job: Job, store: Store) -> bool:
-    """Whether the rows that the stage trains on can be read already."""
-    return set(unmade(job, store)) <= set(MODELS)
+def ready(job: Job, store: Store) -> bool:
+    """Whether everything that the stage is made from is there."""
+    return all(_ready(s, store) for sources in job.inputs.values() for s in sources)
 
 
 def _ready(source: Source, store: Store) -> bool:
@@ -119,41 +106,36 @@ def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
     job = next(j for j in jobs(recipe, store) if j.stage.name == name)
     stage = job.stage
     assert isinstance(stage, TrainStage)
+    run, compiled = build(job, stage, store)
+    counts, base = parameter_counts(run), ledger.memory()
     real = batch_rows(job, stage) // (sharding.world() * stage.accumulate)
+    effort = _Effort(run, min(stage.accumulate, 2), part)
     points, rows = list[Point](), min(real, max(1, FIRST // (row_tokens(job) or FIRST)))
-    with tempfile.TemporaryDirectory() as scratch:
-        run, compiled = build(job, stage, store, Path(scratch))
-        counts, base = parameter_counts(run), ledger.memory()
-        effort, flops, tokens = _Effort(run, min(stage.accumulate, 2), part), 0.0, 0
-        with suppress(torch.OutOfMemoryError):
-            flops, tokens = effort.count(rows)
-            while rows:
-                points.append(effort.point(rows))
-                rows = effort.next(points, real, base)
-    if not points:
-        raise UserError(f"{job.where}: a step of {rows} rows needs more than the memory there is: take shorter rows or a smaller "
-                        "model.")
+    flops, tokens = effort.count(rows)
+    while rows:
+        points.append(effort.point(rows))
+        rows = effort.next(points, real, base)
     fixed = base + state_bytes(run)
     return Trial(counts["parameters"], counts["trainable"], flops / tokens if tokens else 0.0, fixed, tuple(points), compiled,
                  run.ctx.device.type)
 
 
-def build(job: Job, stage: TrainStage, store: Store, scratch: Path) -> tuple[Train, bool]:
-    """The stage's loop as a run builds it, uncompiled and without what only watches, and whether the run would compile it."""
-    ctx = Context(seed=job.seed, device=sharding.device(), root=job.root, folder=scratch)
+def build(job: Job, stage: TrainStage, store: Store) -> tuple[Train, bool]:
+    """The stage's loop as a run builds it, uncompiled, and whether the run would compile it."""
+    ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
     ctx.inputs = {role: [s.path(store, job.where) for s in found] for role, found in job.inputs.items()
-                  if role not in unmade(job, store)}
+                  if all(_ready(s, store) for s in found)}
     folder = next((ctx.inputs[role][0] for role in ("data", "tokenizer", "model") if role in ctx.inputs), None)
     ctx.tokenizer = models.load_tokenizer(folder, job.where) if folder else None
     ctx.batch_rows = batch_rows(job, stage)
     model = _model(job, stage, store, ctx).to(ctx.device)
-    for role in MODELS[1:]:
+    for role in ("reference", "teacher"):
         if source := job.source(role):
             ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
-    methods: list[Method] = job.of(Data)
-    if not has_data(job, store):
-        methods = [Synthetic(tokens=row_tokens(job) or 0, vocabulary=model.get_input_embeddings().num_embeddings)]  # type: ignore[operator]
-    methods += [m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update))]
+    methods = job.methods
+    if not ready(job, store):
+        made_up = Synthetic(tokens=row_tokens(job) or 0, vocabulary=model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+        methods = [made_up, *(m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update)))]
     compiled = stage.compile
     if compiled == "auto":
         steps = steps_of(job, stage, ctx) if stage.epochs is None or "data" in ctx.inputs else 0
@@ -214,8 +196,7 @@ class _Effort:
         """Seconds of the gradients, and of the rest of a step."""
         clock, began = _Timed(self.run), _now()
         self.run.gradients = clock  # type: ignore[method-assign]
-        with suppress(Diverged):                                          # it has been a step all the same
-            self.run.step()
+        self.run.step()
         self.run.gradients = clock.gradients  # type: ignore[method-assign]
         self.work -= self.work_a_row * self.run.ctx.batch_rows
         return clock.seconds, _now() - began - clock.seconds
