@@ -122,11 +122,12 @@ def list_methods(kind: Annotated[str | None, typer.Option(help="Only this kind, 
 @app.command()
 def show(method: Annotated[str, typer.Argument(help="A method's name, or an artifact's in the store.", show_default=False)],
          store: StoreDir = Path("store")) -> None:
-    """Show a method's card: what it does, its paper, a table of its settings, and the evidence."""
+    """Show a method's card (what it does, its paper, a table of its settings, the evidence), or what an artifact came from."""
     from trainwright.core import registry
+    from trainwright.core.store import Store
     from trainwright.report import cards
-    Console().print(cards.card(registry.read_card(registry.locate(method, Path(), "show"), Path(method).stem, "")
-                               if method.endswith(".py") else cards.known(method)))
+    Console().print(cards.card(registry.read_card(registry.locate(method, Path(), "show"), Path(method).stem, ""))
+                    if method.endswith(".py") else cards.shown(method, Store(store)))
 
 
 @app.command()

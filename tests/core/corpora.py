@@ -36,6 +36,17 @@ class KeepLong(Curate):
         return documents.where(documents["text"].length() >= self.least)
 
 
+class Chosen(Curate):
+    """Keeps the documents of these ids."""
+
+    ids: tuple[str, ...] = ()
+    """Their ids."""
+
+    def apply(self, documents: Any, ctx: Context) -> Any:
+        from trainwright.data._selecting import keep
+        return keep(documents, self.ids)
+
+
 def texts(n: int, domain: str = "d") -> list[dict[str, Any]]:
     """``n`` documents with odd characters, all different."""
     return [{"id": f"{domain}/{i:04d}", "text": f"{ODD[i % len(ODD)]} number {i} of {domain}", "domain": domain}

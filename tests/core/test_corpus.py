@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.core.corpora import ODD, Given, KeepLong, build, texts
+from tests.core.corpora import ODD, Chosen, Given, KeepLong, build, texts
 from trainwright.core import corpus, documents, tokens
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
@@ -90,7 +90,8 @@ def test_blank_documents_are_dropped_and_every_method_counted(tmp_path: Path) ->
     rows = [*texts(20), {"id": "blank", "text": " \n\t "}, {"id": "none", "text": ""}]
     figures = build(tmp_path / "c", rows, KeepLong(least=1), said=said)
     assert figures["documents"] == 20 and figures["empty_documents"] == 1
-    assert figures["curated"] == [("given", 22), ("keep_long", 21)]
+    assert figures["curated"] == [{"method": "given", "in": 0, "written": 22, "dropped": 0, "out": 22},
+                                  {"method": "keep_long", "in": 22, "written": 0, "dropped": 1, "out": 21}]
     assert "blank" not in selected(tmp_path / "c") and any("1 empty ones dropped" in line for line in said)
 
 
@@ -117,7 +118,7 @@ def test_splits_follow_the_id_and_no_domain_is_left_out() -> None:
 
 
 def test_an_empty_corpus_names_what_was_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"the corpus is empty: .*Given\(rows=.*1 were blank"):
+    with pytest.raises(UserError, match=r"the corpus is empty: .*1 were blank.*Given\(rows="):
         build(tmp_path / "c", [{"id": "a", "text": "  "}])
 
 
@@ -213,8 +214,10 @@ def test_settings_are_those_of_the_stage() -> None:
     from trainwright.core.settings import docs_of
     from trainwright.core.stage_settings import CorpusStage
     stage = {f.name: f.default for f in fields(CorpusStage)}
+    shares = dict(zip(("tune", "test"), CorpusStage(name="c", methods=({"use": "text"},)).shares(), strict=True))
     for field in fields(corpus.CorpusSettings):
-        assert stage[field.name] == field.default and docs_of(corpus.CorpusSettings)[field.name]
+        assert docs_of(corpus.CorpusSettings)[field.name]
+        assert field.name == "data" or shares.get(field.name, stage[field.name]) == field.default
 
 
 def test_nothing_is_told_to_anybody() -> None:
@@ -224,3 +227,41 @@ def test_nothing_is_told_to_anybody() -> None:
     assert os.environ["DO_NOT_TRACK"] == "1" and os.environ["DAFT_PROGRESS_BAR"] == "0"
     assert telemetry.opted_out() is True
     assert Given.__mro__[1] is Curate
+
+
+def test_a_corpus_made_of_another_works_on_its_training_documents_alone(tmp_path: Path) -> None:
+    class Scored(Curate):
+        def apply(self, documents: Any, ctx: Any) -> Any:
+            assert documents.count_rows() == train, "those kept back are not seen"
+            return documents.with_column("characters", documents["text"].length())
+
+    build(tmp_path / "raw", texts(40), tune=0.2, test=0.2)
+    raw = {split: set(tokens.Corpus(tmp_path / "raw").select(split).id) for split in tokens.SPLITS}
+    train = len(raw["train"])
+    assert train < 40 and raw["tune"] and raw["test"]
+    chosen = sorted(raw["train"])[:5]
+    figures = build(tmp_path / "chosen", None, Scored(), Chosen(ids=tuple(chosen)), data=tmp_path / "raw",
+                    tokenizer=str(tmp_path / "raw"), vocab_size=None)
+    made = tokens.Corpus(tmp_path / "chosen")
+    assert set(made.select("train").id) == set(chosen)
+    assert all(set(made.select(split).id) == raw[split] for split in ("tune", "test"))
+    assert [(r["method"], r["in"], r["dropped"], r["out"]) for r in figures["curated"]] == [
+        ("from.data", 0, 0, train), ("scored", train, 0, train), ("chosen", train, train - 5, 5)]
+    rows = pq.read_table(tmp_path / "chosen" / "documents").to_pylist()
+    assert all((r["characters"] is None) == (r["id"] not in chosen) for r in rows), "a score is null where none was made"
+
+
+def test_provenance_names_the_method_that_dropped_each_document(tmp_path: Path) -> None:
+    build(tmp_path / "c", [*texts(6), {"id": "short", "text": "x"}], KeepLong(least=2), Chosen(ids=("d/0001", "d/0002")))
+    found = {r["id"]: r for r in pq.read_table(tmp_path / "c" / "provenance.parquet").to_pylist()}
+    assert len(found) == 7 and all(r["written"] == "given" and r["domain"] == "d" for r in found.values())
+    assert found["short"]["dropped"] == "keep_long" and found["short"]["characters"] == 1
+    assert found["d/0000"]["dropped"] == "chosen" and found["d/0001"]["dropped"] is None
+
+
+def test_an_empty_selection_says_where_the_documents_went(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the corpus is empty: .*20 out of given, 0 out of keep_long"):
+        build(tmp_path / "c", texts(20), KeepLong(least=10_000))
+    build(tmp_path / "raw", texts(40), tune=0.2, test=0.2)
+    with pytest.raises(UserError, match=r"\d+ out of from.data, 0 out of chosen"):
+        build(tmp_path / "chosen", None, Chosen(), data=tmp_path / "raw", tokenizer=str(tmp_path / "raw"), vocab_size=None)

@@ -40,12 +40,6 @@ def test_order_is_that_of_the_readers_and_unions_fill_with_null() -> None:
     assert {r["score"] for r in found[:2005]} == {None} and {r["score"] for r in found[2005:]} == {1.5}
 
 
-def test_rows_are_counted_where_they_leave_a_method() -> None:
-    seen: list[int] = []
-    frame = documents.counted(union(documents.empty(), table("good", [good])), seen)
-    assert len(read(frame.where(frame["id"] != "3").where(frame["text"] == "t"))) == 9 and sum(seen) == 10
-
-
 def test_ray_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r'engine = "ray" needs Ray: pip install "trainwright\[ray\]"'):

@@ -138,4 +138,4 @@ def test_mistakes_in_settings(given: dict[str, Any], told: str) -> None:
 
 def test_a_corpus_of_it(tmp_path: Path) -> None:
     figures = build(tmp_path / "c", None, PythonLibrary(megabytes=0.1), vocab_size=500)
-    assert set(figures["domains"]) == {"code", "prose"} and figures["curated"] == [("python_library", figures["documents"])]
+    assert set(figures["domains"]) == {"code", "prose"} and figures["curated"][0]["out"] == figures["documents"]

@@ -44,9 +44,9 @@ def spec_of(method: str, bench: Bench) -> Spec:
         raise UserError(f"{method}: there is no suite {bench.suite!r}{suggest(bench.suite, suites())}.")
     file = suites()[bench.suite]
     name = bench.versus or read(file)[0]["compare"]["baseline"]
-    arms = [Arm(name=name, add=bench.baseline, drop=bench.baseline_drop),
+    arms = [Arm(name=name, add=bench.baseline, drop=bench.baseline_drop, set=bench.baseline_set or {}, stage=bench.stages),
             Arm(name=method, add=bench.add or ({"use": method},), drop=bench.drop,
-                at=bench.at or None, search=bench.search)]
+                at=bench.at or None, set=bench.set or {}, stage=bench.stages, search=bench.search)]
     return specs.load(file, {"baseline": name}, arms)
 
 

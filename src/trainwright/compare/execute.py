@@ -16,7 +16,7 @@ from trainwright.compare.failures import FAILURES, Failed, ask, reason
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
+from trainwright.core.store import Artifact, Store
 from trainwright.core.worker import Worker
 
 Record = dict[str, Any]
@@ -79,12 +79,18 @@ def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = Non
     stage, judge = made[unit.stage], made[unit.judge].figures
     record = {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": with_mean(judge["numbers"][unit.stage]),
               "figures": stage.figures, "curve": curve(stage.metrics()), "failed": None, "pruned": False,
-              "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)}}
+              "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)},
+              "selected": {name: {k: a.figures[k] for k in ("curated", "kept")} for name, a in made.items() if _selects(a)}}
     write(store.root / "runs" / f"{unit.key}.json", record)
     for name in unit.own if not keep else ():
         if name not in before:
             store.remove(made[name].path.name, force=True)
     return record
+
+
+def _selects(artifact: Artifact) -> bool:
+    """Whether it is a corpus for which documents were dropped."""
+    return any(row["dropped"] for row in artifact.figures.get("curated", ()))
 
 
 def with_mean(numbers: dict[str, float]) -> dict[str, float]:
@@ -114,7 +120,7 @@ def write(file: Path, what: Any) -> None:
 def failure(unit: Unit, why: str, pruned: bool = False) -> Record:
     """The record of a run that ended before its end."""
     return {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": {}, "figures": {}, "curve": None,
-            "failed": why, "pruned": pruned, "hashes": {}}
+            "failed": why, "pruned": pruned, "hashes": {}, "selected": {}}
 
 
 def run_all(units: Sequence[Unit], store: Store, watch: Watch, jobs: int = 1, engine: Literal["native", "ray"] = "native",

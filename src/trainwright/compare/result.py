@@ -83,7 +83,8 @@ def _arm(c: Comparison, name: str, records: list[Record], runs: list[dict[str, A
     return {"name": name, "stage": stages[c.variants.stage], "changes": _changes(arm), "failed": c.failed.get(name),
             "parameters": ledger["parameters"], "trainable": ledger["trainable_parameters"], "trials": trials, "chosen": chosen,
             "at_edge": tuning.edges([t["values"] for t in trials], chosen), "ledger": ledger, "runs": runs,
-            "curve": _curve(records, cost, c.spec)}
+            "curve": _curve(records, cost, c.spec),
+            "selected": next((r["selected"] for r in records if r.get("selected")), {})}
 
 
 def _changes(arm: Any) -> str:

@@ -47,7 +47,7 @@ class Variants:
         """One run of an arm, measured at its end on the documents of ``split``."""
         stages = self.stages(arm, values or {})
         for name in (self.stage, *self.spec.settings.reseed):
-            if stages[name]["kind"] == "train":
+            if stages[name]["kind"] in ("train", "corpus"):
                 stages[name]["seed"] = seed
         if stages[self.stage]["kind"] == "train":
             self._limit(stages[self.stage], length)
@@ -85,7 +85,7 @@ class Variants:
         """The arm's stage without anything that is measured: to see what it costs."""
         stages = self.stages(arm, {})
         for name in (self.stage, *self.spec.settings.reseed):
-            if stages[name]["kind"] == "train":
+            if stages[name]["kind"] in ("train", "corpus"):
                 stages[name]["seed"] = 0
         self._limit(stages[self.stage], Length(far))
         return self._recipe(stages, [self.stage], [])

@@ -66,6 +66,22 @@ def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
     return daft.from_arrow(pa.Table.from_pylist([*rows(), *extra], documents.ARROW))
 
 
+def scored(documents: DataFrame) -> DataFrame:
+    """The table with columns that other methods would have written: ``score``, a number, and ``embedding``, four of them."""
+    import pyarrow as pa
+
+    from trainwright.core import documents as tables
+    from trainwright.core import tokens
+
+    # isort: split
+    import daft
+    ids = [row["id"] for batch in tables.stream(documents.select("id")) for row in batch.to_pylist()]
+    place = [[tokens.uniform(name, salt) for salt in ("a", "b", "c", "d")] for name in ids]
+    told = pa.table({"id": pa.array(ids, pa.large_string()), "score": [p[0] for p in place],
+                     "embedding": pa.array(place, pa.list_(pa.float32()))})
+    return documents.join(daft.from_arrow(told), on="id")
+
+
 class Sentences(Curate):
     """The documents above."""
 
@@ -116,6 +132,22 @@ def context(folder: Path, kind: str = LLAMA) -> Context:
                    tokenizer=tokenizer())
 
 
+def curating(folder: Path) -> Context:
+    """What a corpus stage gives its methods that has all of ``from``: an earlier corpus, a target, and models."""
+    corpora, trained = [corpus()], [_saved(seed) for seed in range(3)]
+    return Context(seed=1, inputs={"data": corpora, "target": corpora, "model": trained[:1], "models": trained}, root=corpus(),
+                   folder=folder)
+
+
+@cache
+def _saved(seed: int) -> Path:
+    """A checkpoint of a fresh model, removed with the corpus."""
+    folder = corpus().parent / f"model{seed}"
+    folder.mkdir()
+    models.save(model(seed=seed), folder, tokenizer())
+    return folder
+
+
 def default(kind: str, **settings: Any) -> Method:
     """The installed method that stands in for its kind, with its example's settings."""
     name = registry.default_of(kind)
@@ -133,7 +165,8 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
         return [data, method, default("Optimizer")]
     if isinstance(method, Optimizer):
         others = method.on[1:] if method.on.startswith("!") else f"!{method.on}"
-        return [data, objective, method, *([] if method.on == "*" else [default("Optimizer", on=others)])]
+        alone = method.on == "*" or isinstance(method, Surgery)       # such a surgery freezes all that it does not train itself
+        return [data, objective, method, *([] if alone else [default("Optimizer", on=others)])]
     return [data, objective, default("Optimizer"), *([method] if method else [])]
 
 

@@ -1,14 +1,43 @@
 """Rows of a step: cut into micro-batches, put together again; and the numbers noted along the way."""
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from trainwright.core import sharding
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch
+from trainwright.core.method import Batch, Data, State
+
+if TYPE_CHECKING:
+    from trainwright.core.context import Context
+
+
+def pull(methods: Sequence[tuple[str, Data]], states: dict[str, State], ctx: Context) -> Batch:
+    """A batch through the data methods, each of which pulls from the one before it.
+
+    Raises:
+        UserError: the first pulls although there is none before it, or one does not pull, so that those before it do nothing.
+    """
+    made: list[str] = []
+
+    def source() -> Batch:
+        raise UserError("the first data method pulled from the one before it: it must make batches, not change them.")
+
+    def link(key: str, method: Data, before: Callable[[], Batch]) -> Batch:
+        made.append(key)
+        return method.next(before, states[key], ctx)
+    for key, method in methods:
+        source = partial(link, key, method, source)
+    batch = source()
+    idle = [key for key, _ in methods if key not in made] if ctx.step == 0 else []       # later, one may repeat what it had
+    if idle:
+        name = next(m.name for k, m in methods if k == made[-1])
+        raise UserError(f"{name} makes batches of its own, so that {', '.join(idle)} before it would do nothing: leave one out.")
+    return batch
 
 
 def cut(batch: Batch, parts: int) -> list[Batch]:

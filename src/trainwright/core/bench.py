@@ -25,6 +25,12 @@ class Bench(NamedTuple):
     """Methods of the suite that the baseline's arm does without."""
     versus: str = ""
     """What the baseline is called; empty: the suite's own name for it."""
+    stages: tuple[dict[str, Any], ...] = ()
+    """Whole stages that both arms have before the one that is compared (a teacher, say)."""
+    set: dict[str, Any] | None = None
+    """Other settings of its arm, of the compared stage where they name none: ``{"from.reference": "base"}``."""
+    baseline_set: dict[str, Any] | None = None
+    """Other settings of the baseline's arm."""
     search: dict[str, Any] | None = None
     """The arm's own search space, of as many trials as the suite's."""
     paper: str = ""

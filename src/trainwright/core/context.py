@@ -23,6 +23,10 @@ class Context:
     """Steps that the stage will take in all (0 where it does not train)."""
     batch_rows: int = 0
     """Rows of one step over all ranks, 0 where the data method decides."""
+    row_tokens: int = 0
+    """Tokens of a row, 0 where rows have no fixed number of them."""
+    peak_lr: float = 0.0
+    """The largest of the optimizers' learning rates, before a schedule."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compile: bool = False
     inputs: dict[str, list[Path]] = field(default_factory=dict)

@@ -2,13 +2,17 @@
 
 The table is streamed three times (to Parquet, to the tokenizer's trainer, to the shards) and is never whole in memory; only
 ids, domains and lengths are. What a reader selects does not depend on the order in which the documents came.
+
+A corpus made of an earlier one (``from.data``) begins with its documents for training and its tokenizer; the documents that were
+kept back stay kept back, whatever the methods do, so that all corpora made of one are measured on the same text.
 """
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +22,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainwright.core import bpe, chat, documents, tokens
+from trainwright.core import bpe, chat, documents, provenance, tokens
+from trainwright.core.claims import name_all
 from trainwright.core.context import Context
 from trainwright.core.documents import ID, MESSAGES, SOURCE, TEXT
 from trainwright.core.errors import UserError
@@ -35,6 +40,8 @@ SAY_EVERY = 10.0
 class CorpusSettings:
     """What a corpus stage says beside its methods."""
 
+    data: Path | None = None
+    """Folder of an earlier corpus whose documents to begin with."""
     tokenizer: str | None = None
     """Folder whose tokenizer to use."""
     vocab_size: int | None = None
@@ -56,8 +63,14 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
     Raises:
         UserError: no document with text, an id that occurs twice, no fitting chat template, nothing to learn.
     """
-    table = _write_documents(folder / "documents", methods, settings, ctx)
-    table.splits = assign_splits(table.ids, table.domains, settings.tune, settings.test)
+    earlier = documents.Earlier(settings.data) if settings.data else None
+    table = _write_documents(folder, methods, settings, ctx, earlier)
+    for name, text in ctx.texts.items():
+        say(f"{name}: {text}")
+    if earlier is None:
+        table.splits = assign_splits(table.ids, table.domains, settings.tune, settings.test)
+    else:
+        table.splits = np.array([tokens.SPLITS.index(earlier.split.get(name, "train")) for name in table.ids], dtype=np.int64)
     dropped = f", {table.empty:,} empty ones dropped" if table.empty else ""
     names = sorted(set(table.domains))
     say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {len(names)} domains ({', '.join(names)}){dropped}")
@@ -69,30 +82,55 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
     tokenizer.save_pretrained(folder)
     encoder = tokens.Encoder(tokenizer, talk)
     figures = _tokenize(folder / "tokens", table, encoder, cache / "tokens", say)
-    return figures | {"empty_documents": table.empty, "vocab_size": encoder.vocab_size, "curated": table.rows}
+    notes = {name: float(sum(value for value, _ in told)) for name, told in ctx.notes.items()}
+    return figures | {"empty_documents": table.empty, "vocab_size": encoder.vocab_size, "curated": table.curated,
+                      "kept": table.kept, "notes": notes}
 
 
-def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context) -> documents.Table:
+def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context,
+                     earlier: documents.Earlier | None) -> documents.Table:
     documents.start(settings.engine)
-    frame, seen = documents.empty(), [list[int]() for _ in methods]
-    for method, rows in zip(methods, seen, strict=True):
-        frame = documents.standard(method.apply(frame, ctx), method.name)
-        if settings.engine == "native":
-            frame = documents.counted(frame, rows)
-    writer = documents.Writer(folder)
+    taps = folder / "taps"
+    taps.mkdir()
+    frame = earlier.training() if earlier else documents.empty()
+    steps: list[tuple[str, Curate | None]] = [("from.data", None)] if earlier else []
+    used = [m.name for m in methods]
+    steps += [(m.name if used.count(m.name) == 1 else name, m) for (name, _), m in zip(name_all(methods), methods, strict=True)]
+    for number, (name, method) in enumerate(steps):
+        if method:
+            scratch = (ctx.folder or taps) / f"{number:03d}-{name}"
+            scratch.mkdir(parents=True, exist_ok=True)
+            frame = documents.standard(method.apply(frame, replace(ctx, folder=scratch)), name)
+        frame = documents.tapped(frame, taps, number)
+    writer = documents.Writer(folder / "documents")
     try:
         for batch in documents.stream(frame):
             writer.add(pa.Table.from_batches([batch]))
+        table = writer.found
+        traced = _provenance(folder, taps, [name for name, _ in steps])
+        table.curated, table.kept = provenance.counts(traced, [name for name, _ in steps]), provenance.kept(traced)
+        if not writer.rows:
+            raise UserError(_empty(table, methods))
+        for rows in earlier.held(writer.schema) if earlier else ():
+            writer.add(rows)
     finally:
         writer.close()
     table = writer.table()
-    if settings.engine == "native":
-        table.rows = [(m.name, sum(rows)) for m, rows in zip(methods, seen, strict=True)]
-    if not len(table.ids):
-        read = "; ".join(f"{m}" for m in methods) or "no method"
-        raise UserError(f"the corpus is empty: no document with text came out of {read} ({table.empty} were blank).")
     _refuse_twins(table)
     return table
+
+
+def _provenance(folder: Path, taps: Path, names: Sequence[str]) -> pa.Table:
+    traced = provenance.trace(taps, names)
+    pq.write_table(traced, folder / provenance.FILE, compression="zstd")
+    shutil.rmtree(taps)
+    return traced
+
+
+def _empty(table: documents.Table, methods: list[Curate]) -> str:
+    path = ", ".join(f"{row['out']:,} out of {row['method']}" for row in table.curated) or "no method"
+    read = "; ".join(f"{m}" for m in methods)
+    return f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its methods: {read}."
 
 
 def _refuse_twins(table: documents.Table) -> None:

@@ -5,7 +5,8 @@ import importlib.util
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from daft.exceptions import DaftCoreException
+from daft.io.source import DataSource, DataSourceTask
+from daft.recordbatch import RecordBatch
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
@@ -38,6 +41,8 @@ SCHEMA: dict[str, str] = {
 """The columns that every table has, all of them strings; methods may add more."""
 ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES = SCHEMA
 ARROW = pa.schema([(name, pa.large_string()) for name in SCHEMA])
+TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("characters", pa.int64())])
+"""What is noted of each row that leaves a method (see ``provenance.py``)."""
 FILE_BYTES = 256 << 20
 """Bytes of a table in one Parquet file, about; a row group holds a sixteenth of that at most."""
 GROUP_ROWS = 4096
@@ -70,8 +75,8 @@ def standard(table: DataFrame, method: str) -> DataFrame:
     return table.with_columns({name: table[name].cast(daft.DataType.string()) for name in SCHEMA})
 
 
-def counted(table: DataFrame, seen: list[int]) -> DataFrame:
-    """``table``, noting in ``seen`` how many rows go by when it runs. Only where the engine runs in this process.
+def tapped(table: DataFrame, folder: Path, number: int) -> DataFrame:
+    """``table``, which notes what goes by when it runs: id, domain and characters of each row, in ``folder`` under ``number``.
 
     Every column goes through Python, untouched and uncopied: the engine would move a later filter in front of a column that it
     does not need, and rows would be missed.
@@ -79,12 +84,17 @@ def counted(table: DataFrame, seen: list[int]) -> DataFrame:
     def passing(name: str) -> Any:
         @daft.func.batch(return_dtype=table.schema()[name].dtype)  # type: ignore[untyped-decorator]
         def same(column: Any) -> Any:
-            if name == ID:
-                seen.append(len(column))  # called from several threads: an append is never lost, a sum may be
             return column
         return same(table[name])
 
-    return table.with_columns({name: passing(name) for name in table.column_names})
+    @daft.func.batch(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
+    def noting(ids: Any, domains: Any, texts: Any) -> Any:
+        seen = pa.table({ID: ids.to_arrow(), DOMAIN: domains.to_arrow(), "characters": pc.utf8_length(texts.to_arrow())})
+        pq.write_table(seen.cast(TAP), folder / f"{number:03d}-{uuid.uuid4().hex}.parquet")
+        return ids
+
+    return table.with_columns({name: passing(name) for name in table.column_names if name != ID}
+                              | {ID: noting(table[ID], table[DOMAIN], table[TEXT])}).select(*table.column_names)
 
 
 def union(a: DataFrame, b: DataFrame) -> DataFrame:
@@ -115,6 +125,77 @@ def stream(table: DataFrame) -> Iterator[Any]:
         raise failures[0]
 
 
+def parquet(files: Sequence[Path]) -> DataFrame:
+    """A lazy table of Parquet files of one schema, in order. Unlike the engine's own reader it takes a name as it is written
+    (which may have brackets), and a failure of it is not lost."""
+    return _Parquet(files).read()
+
+
+class _Parquet(DataSource):  # type: ignore[misc]
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = files
+
+    @property
+    def name(self) -> str:
+        return "parquet"
+
+    @property
+    def schema(self) -> daft.Schema:
+        return daft.Schema.from_pyarrow_schema(pq.read_schema(self._files[0]))
+
+    async def get_tasks(self, pushdowns: Any) -> AsyncIterator[DataSourceTask]:
+        for file in self._files:
+            yield _ParquetTask(file)
+
+
+class _ParquetTask(DataSourceTask):  # type: ignore[misc]
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    @property
+    def schema(self) -> daft.Schema:
+        return daft.Schema.from_pyarrow_schema(pq.read_schema(self._file))
+
+    async def read(self) -> AsyncIterator[RecordBatch]:
+        try:
+            with pq.ParquetFile(self._file) as opened:
+                for batch in opened.iter_batches(batch_size=1024):
+                    yield RecordBatch.from_arrow_record_batches([batch], opened.schema_arrow)
+        except Exception as error:
+            failures.append(error)
+            raise
+
+
+class Earlier:
+    """The documents of a corpus that was built before: those for training, on which methods work, and those kept back, which
+    go along untouched."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = sorted((folder / "documents").glob("*.parquet"))
+        if not self.files:
+            raise UserError(f"{folder} is no corpus: it has no documents.")
+        index = pq.read_table(folder / "tokens" / "index.parquet", columns=["id", "split"])
+        kept = index.filter(pc.not_equal(index["split"], "train"))
+        self.split: dict[str, str] = dict(zip(kept["id"].to_pylist(), kept["split"].to_pylist(), strict=True))
+
+    def training(self) -> DataFrame:
+        """The documents for training, with every column that was written."""
+        table = parquet(self.files)
+        return table.where(~table[ID].is_in(sorted(self.split))) if self.split else table
+
+    def held(self, schema: pa.Schema) -> Iterator[pa.Table]:
+        """The documents kept back, with the columns of ``schema``; those that no method wrote for them are null."""
+        wanted = pa.array(sorted(self.split), pa.large_string())
+        for file in self.files:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(batch_size=256):
+                    rows = pa.Table.from_batches([batch])
+                    rows = rows.filter(pc.is_in(rows[ID].cast(pa.large_string()), value_set=wanted))
+                    columns = [rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type)
+                               for f in schema]
+                    yield pa.table(columns, schema=schema)
+
+
 @dataclass
 class Table:
     """What is known of the documents once they are written: arrays in the order of the files."""
@@ -126,8 +207,10 @@ class Table:
     empty: int = 0
     conversations: int = 0
     bytes: int = 0
-    rows: list[tuple[str, int]] = field(default_factory=list)
-    """Documents that left each method, in recipe order (not counted on a cluster)."""
+    curated: list[dict[str, Any]] = field(default_factory=list)
+    """Documents in and out of each method, in recipe order (see ``provenance.py``)."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """All documents and those that were kept, by domain and by length."""
 
 
 class Writer:
@@ -142,6 +225,8 @@ class Writer:
         self.ids: list[pa.ChunkedArray] = []
         self.domains: list[pa.ChunkedArray] = []
         self.found = Table()
+        self.rows = 0
+        self.schema = ARROW
 
     def add(self, rows: pa.Table) -> None:
         blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(rows[TEXT], ""))), 0)
@@ -157,6 +242,7 @@ class Writer:
         self.ids.append(rows[ID])
         self.domains.append(rows[DOMAIN])
         self.held.append(rows)
+        self.rows, self.schema = self.rows + len(rows), rows.schema
         if sum(t.num_rows for t in self.held) >= GROUP_ROWS or sum(t.nbytes for t in self.held) >= FILE_BYTES / 16:
             self.flush()
 

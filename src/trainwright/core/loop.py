@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
-from trainwright.core.batches import collect, cut, join
+from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
 from trainwright.core.claims import check_claims, check_steps, name_all
 from trainwright.core.context import Context, View
@@ -60,6 +60,7 @@ class Train:
         self.ctx = ctx or Context()
         self.ctx.steps, self.ctx.knobs = steps, {"lr": 1.0}
         self.named_methods = name_all(self.methods)
+        self.ctx.row_tokens = next((n for _, m in reversed(self.of(Data)) if (n := m.row_tokens())), 0)
         self.journal: list[tuple[int, Surgery]] = []
         self.performed: list[Surgery] = []
         self.row: dict[str, float] = {}
@@ -98,7 +99,7 @@ class Train:
         """What is derived from the model's modules, after they changed."""
         self.params: Tensors = dict(self.model.named_parameters())
         self.chain = Chain(self.of(Update))
-        self.peak_lr = max((m.lr for _, m in self.of(Optimizer)), default=0.0)
+        self.ctx.peak_lr = max((m.lr for _, m in self.of(Optimizer)), default=0.0)
 
     # ---- the loop -----------------------------------------------------------------------------------
 
@@ -129,7 +130,7 @@ class Train:
         ctx.step += 1
         noted = collect(ctx.notes)                                                 # waits for the device, whose time counts too
         self.row = self.ledger.row(ctx, batches, time.perf_counter() - began) | noted
-        self.row["lr"] = self.peak_lr * float(ctx.knobs["lr"])
+        self.row["lr"] = ctx.peak_lr * float(ctx.knobs["lr"])
         if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):
             raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}")
         if ctx.step == self.steps or (self.eval_every and ctx.step % self.eval_every == 0):
@@ -201,11 +202,8 @@ class Train:
     # ---- the places, one by one ------------------------------------------------------------------------
 
     def pull(self) -> Batch:
-        def source() -> Batch:
-            raise UserError("the first data method pulled from the one before it: it must make batches, not change them.")
-        for k, m in self.of(Data):
-            source = partial(m.next, source, self.states[k], self.ctx)
-        return {n: t.to(self.ctx.device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in source().items()}
+        batch = pull(self.of(Data), self.states, self.ctx)
+        return {n: t.to(self.ctx.device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in batch.items()}
 
     @torch.no_grad()
     def settle(self) -> None:

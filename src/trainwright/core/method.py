@@ -32,7 +32,8 @@ class Method:
     """A method is its settings: frozen, printable, comparable. The run keeps its state."""
 
     example: ClassVar[dict[str, Any]] = {}
-    """Settings small enough for the conformance battery, whose corpus has the domains ``code``, ``prose`` and ``chat``."""
+    """Settings small enough for the battery, whose corpus has the domains ``code``, ``prose`` and ``chat``.
+    Tables of documents have the columns ``score`` and ``embedding`` there, and ``from`` names a corpus and models in every role."""
     default: ClassVar[bool] = False
     """Whether a stage uses it when its recipe names no method of this kind."""
     off: ClassVar[dict[str, Any] | None] = None
@@ -109,6 +110,10 @@ class Surgery(Method):
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
         raise NotImplementedError
+
+    def config(self, config: Any) -> Any:
+        """The transformers config of the model after the operation, given that of before: a copy, where sizes change."""
+        return config
 
     def fold(self, model: nn.Module) -> None:
         """Undo the operation for export, in place: the plain architecture, computing the same function."""

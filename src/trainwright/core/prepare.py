@@ -95,8 +95,10 @@ class Job:
     def vocabulary(self) -> int | None:
         """How many tokens the data's tokenizer has, as far as that is known before running."""
         data = self.source("data") or self.source("tokenizer")
-        if data is not None and data.job is not None and isinstance(data.job.stage, CorpusStage):
-            return data.job.stage.vocab_size
+        while data is not None and data.job is not None and isinstance(data.job.stage, CorpusStage):
+            if data.job.stage.vocab_size is not None or data.job.stage.tokenizer is not None:
+                return data.job.stage.vocab_size
+            data = data.job.source("tokenizer") or data.job.source("data")
         return None
 
     def config(self, store: Store) -> Any:
@@ -119,7 +121,10 @@ def config_of(source: Source, store: Store, where: str) -> Any:
     if store.find(source.job.stage.name, source.job.key):
         return models.load_config(store.path(source.job.stage.name, source.job.key), where)
     if isinstance(source.job.stage, TrainStage):
-        return source.job.config(store)
+        config = source.job.config(store)
+        for surgery in source.job.of(Surgery) if config is not None else ():
+            config = surgery.config(config)
+        return config
     return config_of(source.job.inputs["models"][0], store, where)
 
 

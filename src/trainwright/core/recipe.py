@@ -146,7 +146,7 @@ def _check_input(name: str, role: str, before: list[Stage], names: list[Any], wh
             return
         raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path"
                         f"{suggest(name, [s.name for s in before])}.")
-    wanted = ("corpus",) if role == "data" else ("corpus", "train", "merge") if role == "tokenizer" else ("train", "merge")
+    wanted = {"data": ("corpus",), "target": ("corpus",), "tokenizer": ("corpus", "train", "merge")}.get(role, ("train", "merge"))
     if stage.kind not in wanted:
         raise UserError(f"{where}: from.{role} must be a stage of kind {' or '.join(wanted)}; {name!r} is of kind {stage.kind}.")
 

@@ -38,34 +38,47 @@ class Stage:
 class CorpusStage(Stage):
     """Documents, filtered and tokenized."""
 
-    roles = {"tokenizer": "one?", "model": "one?"}
+    roles = {"data": "one?", "target": "one?", "tokenizer": "one?", "model": "one?", "models": "many?"}
 
     tokenizer: str | None = None
-    """Whose tokenizer to use: an earlier stage, a checkpoint's path, or ``package://NAME``."""
+    """Whose tokenizer to use: an earlier stage, a checkpoint's path, or ``package://NAME``; default: that of ``from.data``, or of
+    ``from.model``."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size on the corpus instead."""
-    tune: float = 0.01
-    """Share of the documents (by hash of their id) kept for tuning."""
-    test: float = 0.02
-    """Share of the documents kept for evaluation."""
+    tune: float | None = None
+    """Share of the documents (by hash of their id) kept for tuning; default: 0.01. Of an earlier corpus (``from.data``) the
+    documents for training are worked on, and those kept back stay what they are."""
+    test: float | None = None
+    """Share of the documents kept for evaluation; default: 0.02."""
     chat_template: str | None = None
     """Template for documents with ``messages``: ``chatml``, ``by_turn`` (the tokenizer's own, the answers found by rendering turn
     by turn) or a file; default: the tokenizer's own, which must mark what the assistant says."""
     engine: Literal["native", "ray"] = "native"
     """What runs the table: this machine, or a Ray cluster."""
+    seed: int | None = None
+    """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:
-        given = (self.tokenizer is not None, self.vocab_size is not None, "tokenizer" in self.inputs, "model" in self.inputs)
-        if sum(given) != 1:
+        given = (self.tokenizer is not None, self.vocab_size is not None, "tokenizer" in self.inputs)
+        if sum(given) > 1 or not (any(given) or {"data", "model"} & set(self.inputs)):
             raise UserError(f"{where}: say either vocab_size (train a tokenizer) or tokenizer (use one).")
         if self.vocab_size is not None and self.vocab_size < 258:
             raise UserError(f"{where}: vocab_size must be at least 258 (256 bytes and two more), not {self.vocab_size}.")
-        if not (0 <= self.tune < 1 and 0 <= self.test < 1 and self.tune + self.test < 1):
+        if "data" in self.inputs and (self.tune is not None or self.test is not None):
+            raise UserError(f"{where}: tune and test are those of from.data, whose documents kept back stay kept back: "
+                            "leave them out.")
+        tune, test = self.shares()
+        if not (0 <= tune < 1 and 0 <= test < 1 and tune + test < 1):
             raise UserError(f"{where}: tune and test are shares between 0 and 1 that leave some for training, "
-                            f"not {self.tune} and {self.test}.")
-        if not self.methods:
+                            f"not {tune} and {test}.")
+        check_seed(self.seed, where)
+        if not self.methods and "data" not in self.inputs:
             raise UserError(f"{where}: methods names no source of documents, for example "
                             "{ use = \"text\", paths = [\"texts/\"] }.")
+
+    def shares(self) -> tuple[float, float]:
+        """``tune`` and ``test``, with their defaults."""
+        return 0.01 if self.tune is None else self.tune, 0.02 if self.test is None else self.test
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,16 +49,30 @@ def corpus(site: Site) -> dict[str, Any]:
     from trainwright.core import corpus as corpora
     stage = site.job.stage
     assert isinstance(stage, CorpusStage)
-    tokenizer = site.folder("tokenizer") or site.folder("model")
+    tokenizer = site.folder("tokenizer") or (None if stage.vocab_size else site.folder("data") or site.folder("model"))
     if stage.tokenizer is not None:
         tokenizer = _tokenizer_folder(site, stage.tokenizer)
-    template = stage.chat_template
+    template = _template(site.job)
     if template and (site.job.root / template).is_file():
         template = str((site.job.root / template).resolve())
-    settings = corpora.CorpusSettings(tokenizer=str(tokenizer) if tokenizer else None, vocab_size=stage.vocab_size,
-                                      tune=stage.tune, test=stage.test, chat_template=template, engine=stage.engine)
+    tune, test = stage.shares()
+    settings = corpora.CorpusSettings(data=site.folder("data"), tokenizer=str(tokenizer) if tokenizer else None,
+                                      vocab_size=stage.vocab_size, tune=tune, test=test, chat_template=template,
+                                      engine=stage.engine)
     methods: list[Curate] = site.job.of(Curate)
-    return corpora.build(site.out, methods, settings, site.context(), site.store.root / "cache", site.listener.say)
+    ctx = site.context()
+    figures = corpora.build(site.out, methods, settings, ctx, site.store.root / "cache", site.listener.say)
+    site.texts |= ctx.texts
+    return figures
+
+
+def _template(job: Job) -> str | None:
+    """The chat template that the stage names, or the corpus that it begins with."""
+    assert isinstance(job.stage, CorpusStage)
+    earlier = job.source("data")
+    if job.stage.chat_template is None and earlier is not None and earlier.job is not None:
+        return _template(earlier.job)
+    return job.stage.chat_template
 
 
 def _tokenizer_folder(site: Site, name: str) -> Path:

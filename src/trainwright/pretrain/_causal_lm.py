@@ -19,6 +19,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch
 from trainwright.pretrain._cross_entropy import tiled_cross_entropy
+from trainwright.pretrain._prefix import prefix_mask
 
 UNTRAINED = -100
 JOINT_BYTES = 256 << 20
@@ -31,17 +32,18 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
     """Cross-entropy [R, L], float32, of each position's target; 0 where the target is -100, whose logits are never computed.
 
     ``position_ids`` restart at 0 at each document of a row, and attention does not cross where they do. A batch whose
-    ``packed`` is False promises one document a row: then no mask is needed. The body is compiled where ``ctx.compile`` says so
-    and gradients are wanted.
+    ``packed`` is False promises one document a row: then no mask is needed. The positions of a batch's ``prefix`` are seen by all
+    of their document (see ``prefix_mask``). The body is compiled where ``ctx.compile`` says so and gradients are wanted.
     """
     way, targets = way_of(model), batch["targets"]
     ids, places = batch["input_ids"], batch["position_ids"] if way.takes_places else None
+    seen = prefix_mask(model, batch)
     trained = (targets.flatten() != UNTRAINED).nonzero()[:, 0]           # found before the body runs: a GPU waits for it here
     fast = ctx.compile and torch.is_grad_enabled()
     with _one_document_a_row() if fast and not batch.get("packed", True) else _as_it_is():
         if way.plain_head:
-            return sharding.within(model, _score, ids, places, targets, trained, fast)
-        logits = _own_logits(model, ids, places)
+            return sharding.within(model, _score, ids, places, seen, targets, trained, fast)
+        logits = _own_logits(model, ids, places, seen)
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none")
     return losses.view_as(targets)
 
@@ -96,7 +98,7 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
     ids = torch.cat([first, second.expand(2, half)], 1).to(ctx.device)
     places = torch.arange(half).repeat(2, 2).to(ctx.device) if way.takes_places else None
     with torch.no_grad(), evaluating(model), torch.autocast(ctx.device.type, enabled=False):
-        out = sharding.within(model, _body_states, ids, places) if way.plain_head else _own_logits(model, ids, places)
+        out = sharding.within(model, body_states, ids, places) if way.plain_head else _own_logits(model, ids, places)
     seen = out[:, half:].float()
     error = float((seen[0] - seen[1]).abs().max() / seen.abs().max())
     if not error <= LEAK:
@@ -177,12 +179,13 @@ def _takes_places(module: nn.Module) -> bool:
     return "position_ids" in inspect.signature(module.forward).parameters
 
 
-def _score(model: nn.Module, ids: Tensor, places: Tensor | None, targets: Tensor, trained: Tensor, fast: bool) -> Tensor:
+def _score(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None, targets: Tensor, trained: Tensor,
+           fast: bool) -> Tensor:
     body, head = model.get_decoder(), model.get_output_embeddings()
     if fast and targets.numel() * head.weight.shape[0] * 4 <= JOINT_BYTES:
         with torch.compiler.config.patch(recompile_limit=64):
-            return _compiled_joint()(body, head, ids, places, targets)
-    hidden = (_compiled_hidden if fast else _hidden)(body, ids, places).flatten(0, 1)
+            return _compiled_joint()(body, head, ids, places, seen, targets)
+    hidden = (_compiled_hidden if fast else _hidden)(body, ids, places, seen).flatten(0, 1)
     flat = targets.flatten()
     if len(trained) == len(flat):
         return tiled_cross_entropy(hidden, head.weight, head.bias, flat, fast).view_as(targets)
@@ -190,30 +193,35 @@ def _score(model: nn.Module, ids: Tensor, places: Tensor | None, targets: Tensor
     return losses.new_zeros(len(flat)).index_copy(0, trained, losses).view_as(targets)
 
 
-def _hidden(body: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
-    given = {} if places is None else {"position_ids": places}
+def _given(places: Tensor | None, seen: Tensor | None) -> dict[str, Tensor]:
+    return {n: t for n, t in (("position_ids", places), ("attention_mask", seen)) if t is not None}
+
+
+def _hidden(body: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    given = _given(places, seen)
     return body(input_ids=ids, use_cache=False, **given)[0]
 
 
-def _body_states(model: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
+def body_states(model: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
     return _hidden(model.get_decoder(), ids, places)
 
 
-def _own_logits(model: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
-    given = {} if places is None else {"position_ids": places}
+def _own_logits(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    given = _given(places, seen)
     return model(input_ids=ids, use_cache=False, **given).logits
 
 
-def _compiled_hidden(body: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
+def _compiled_hidden(body: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None) -> Tensor:
     """Code is shared by models of one configuration. A process with many of them (a comparison) would pass torch's limit of 8
     variants, and go on uncompiled."""
     with torch.compiler.config.patch(recompile_limit=64):
-        return _compiled()(body, ids, places)
+        return _compiled()(body, ids, places, seen)
 
 
-def _joint(body: nn.Module, head: nn.Linear, ids: Tensor, places: Tensor | None, targets: Tensor) -> Tensor:
+def _joint(body: nn.Module, head: nn.Linear, ids: Tensor, places: Tensor | None, seen: Tensor | None,
+           targets: Tensor) -> Tensor:
     """Body, head and loss as one graph, for logits that are small: the compiler then fuses the loss into the head."""
-    logits = head(_hidden(body, ids, places))
+    logits = head(_hidden(body, ids, places, seen))
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none").view_as(targets)
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from trainwright.report import comparison_plots as draw
-from trainwright.report import plots
+from trainwright.report import curated, plots
 from trainwright.report._compared import FEW, Arm, Compared, shorten, shown, unit_words, words
 from trainwright.report.numbers import value
 from trainwright.report.plots import WIDTH, Line, Values
@@ -197,3 +197,13 @@ def _limits(c: Compared) -> tuple[float, float] | None:
     reach = 4 * abs(middle - best) or abs(best) * 0.01 or 1.0
     worst = max((abs(x - best) for x in seen if abs(x - best) <= reach), default=reach) or reach
     return (best - 0.12 * worst, best + 1.15 * worst) if c.lower else (best - 1.15 * worst, best + 0.12 * worst)
+
+
+def selected(c: Compared, out: Path) -> list[Plot]:
+    """What each arm was trained on, where documents were selected: those kept among all."""
+    found = []
+    for i, a in enumerate(c.arms):
+        for stage, figures in (a.told.get("selected") or {}).items():
+            said = f"{a.name}: {curated.label(figures)}"
+            found.append(_whole(curated.figure(figures, a.colour), f"selected-{i}-{stage}", said, f"What {said}", out))
+    return found

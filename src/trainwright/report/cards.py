@@ -13,7 +13,7 @@ from rich.text import Text
 from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.registry import Card
-from trainwright.core.store import Store
+from trainwright.core.store import Artifact, Store
 
 KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
          "Evaluator", "Task", "Law")
@@ -54,6 +54,33 @@ def known(name: str) -> Card:
     if name not in registry.cards():
         raise UserError(f"there is no method {name!r}{suggest(name, registry.cards())}.")
     return registry.cards()[name]
+
+
+def shown(name: str, store: Store) -> Group:
+    """The card of an installed method, or of an artifact in the store.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in registry.cards():
+        found = [a for a in store.artifacts() if name in (a.path.name, a.manifest["stage"])]
+        if found:
+            return artifact_card(found[-1])
+    return card(known(name))
+
+
+def artifact_card(artifact: Artifact) -> Group:
+    """What an artifact came from; of a corpus, how many documents went in and out of each method."""
+    from trainwright.report import curated  # draws, and so takes a while to import
+    told = artifact.manifest
+    head = Text.assemble((artifact.path.name, "bold cyan"), f"  {told['kind']}, {told['finished'][:16].replace('T', ' ')}")
+    sources = ", ".join(f"{i['stage']} ({role})" for role, inputs in told["inputs"].items() for i in inputs)
+    used = ", ".join(m["use"] for m in told["settings"]["methods"])
+    lines = [Text(f"from {sources}") if sources else Text("from no other artifact"), Text(f"methods: {used or 'none'}"),
+             Text(f"made by: {told['command']}")]
+    counted = [Text(), curated.table(told["figures"])] if told["figures"].get("curated") else []
+    more = Text(f"trainwright store show {artifact.path.name} prints all of it", "dim")
+    return Group(head, Text(), *lines, *counted, Text(), more)
 
 
 def card(c: Card) -> Group:

@@ -47,7 +47,7 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
         ledger=[k for k in LEDGER if any(a.ledger.get(k) is not None for a in c.arms)],
         differences=drawn.differences(c, folder), noise=drawn.noise(c), beyond=drawn.beyond(c),
         balance=drawn.balance(c, folder), curves=drawn.curves(c, folder), pareto=drawn.pareto(c, folder),
-        tuning=drawn.tuning(c, folder), grouped=_grouped(c))
+        tuning=drawn.tuning(c, folder), selected=drawn.selected(c, folder), grouped=_grouped(c))
     page = folder / "index.html"
     page.write_text(text, encoding="utf-8")
     return page

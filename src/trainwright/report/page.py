@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from trainwright.report import numbers, plots
+from trainwright.report import curated, numbers, plots
 from trainwright.report.numbers import Measured, count, duration, measured, metrics_of, signed, size, value
 
 STATES = {"cached": "from the store", "finished": "run now", "resumed": "resumed", "failed": "failed"}
@@ -89,6 +89,8 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
     for stage in stages:
         if stage.kind == "train":
             _plot_training(stage, rows[stage.name], colours, out)
+        elif stage.kind == "corpus" and curated.selects(stage.figures):
+            _plot_selection(stage, out)
         elif stage.rows:
             _plot_evaluation(stage, colours, out)
     text = _environment().get_template("run.html").render(
@@ -150,6 +152,10 @@ def _plot_evaluation(stage: Stage, colours: dict[str, int], out: Path) -> None:
         said = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
         _keep(stage, plots.effects(shown, f"worse than {base}", f"better than {base}"), out, "effect",
               f"How much lower the loss is than that of {base}: {said}")
+
+
+def _plot_selection(stage: Stage, out: Path) -> None:
+    _keep(stage, curated.figure(stage.figures), out, "selected", f"What {stage.name} kept: {curated.label(stage.figures)}")
 
 
 def _keep(stage: Stage, figure: Figure, out: Path, what: str, label: str) -> None:

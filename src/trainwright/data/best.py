@@ -1,0 +1,42 @@
+"""Keeps the documents with the highest (or lowest) score: top-k by a column that a method before has written.
+
+Of documents with one score the first by id is kept. A document without a score (null) is never kept.
+
+Errors: no such column, one that holds no numbers, a score that is NaN, a count larger than the documents that have a score.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from trainwright.core.method import Curate
+from trainwright.data._selecting import amount, check_amount, keep, scores, settled
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+
+
+class Best(Curate):
+    """Keeps the documents with the best score."""
+
+    column: str
+    """Column with the scores."""
+    lowest: bool = False
+    """Whether the lowest scores are the best ones."""
+    count: int | None = None
+    """Documents to keep; or ``share``."""
+    share: float | None = None
+    """Documents to keep, as a share of those that come in; a tenth where neither is said."""
+    example: ClassVar[dict[str, Any]] = {"column": "score", "share": 0.5}
+
+    def __post_init__(self) -> None:
+        check_amount(self.count, self.share)
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        rows = settled(documents, ctx)
+        ids, values = scores(rows, self.column, self.name)
+        order = np.lexsort((ids.astype(str), values if self.lowest else -values))
+        return keep(rows, ids[order[:amount(len(ids), self.count, self.share, self.name)]])

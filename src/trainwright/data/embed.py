@@ -1,0 +1,58 @@
+"""Adds an embedding of each document: a column of float32 lists, which methods that cluster or compare documents read.
+
+By default the mean over the tokens of a document of the last hidden states of ``from.model``, any causal language model; one
+longer than ``length`` is read in parts, each without what came before. With ``library`` a model of the package
+sentence-transformers makes it instead ("Sentence-BERT", arXiv 1908.10084). An empty document has zeros.
+
+Errors: neither ``from.model`` nor ``library``, a package that is not installed.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainwright.core.errors import UserError
+from trainwright.core.method import Curate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+
+
+class Embed(Curate):
+    """Adds the mean hidden state of each document, or what sentence-transformers makes of it."""
+
+    column: str = "embedding"
+    """Name of the column."""
+    library: str = ""
+    """Name or folder of a model of sentence-transformers; default: ``from.model``."""
+    length: int = 512
+    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    batch_tokens: int = 8192
+    """Tokens of a forward pass, about."""
+    example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.batch_tokens < 1:
+            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        from trainwright.data._scoring import Reader, embeddings
+        from trainwright.data._selecting import attach, settled
+        rows = settled(documents, ctx)
+        told = self._by_library(rows) if self.library else \
+            embeddings(rows, Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens))
+        return attach(rows, told.rename_columns(["id", self.column]))
+
+    def _by_library(self, rows: DataFrame) -> pa.Table:
+        import pyarrow as pa
+
+        from trainwright.data._selecting import columns
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise UserError('embed: library needs the package sentence-transformers: pip install "trainwright[embed]".') from None
+        texts = columns(rows, "id", "text")
+        made = SentenceTransformer(self.library).encode(texts["text"].to_pylist(), show_progress_bar=False)
+        return pa.table({"id": texts["id"], "embedding": pa.array([row.tolist() for row in made], pa.list_(pa.float32()))})

@@ -1,0 +1,42 @@
+"""Keeps the documents for which a condition on their columns holds.
+
+The condition is SQL over the columns: the standard ones (``id text domain source metadata messages``), ``characters``, which is
+added for it, and those that methods before have written: ``where = "characters >= 200 AND loss < 4.5"``. A document for which it
+is null (no score) is dropped.
+
+Errors: a condition that cannot be read, or that names a column which is not there; the corpus stage refuses an empty selection.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainwright.core.errors import UserError
+from trainwright.core.method import Curate
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+
+
+class Filter(Curate):
+    """Keeps documents by a condition on columns."""
+
+    where: str
+    """The condition, in SQL."""
+    example: ClassVar[dict[str, Any]] = {"where": "characters >= 10 AND domain <> 'chat'"}
+
+    def __post_init__(self) -> None:
+        if not self.where.strip():
+            raise ValueError("where is empty: write a condition such as \"characters >= 200\".")
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        import daft
+        own = "characters" in documents.column_names
+        table = documents if own else documents.with_column("characters", documents["text"].length())
+        try:
+            kept = table.where(daft.sql_expr(self.where))
+        except Exception as error:  # of several classes, none of them public
+            why = " ".join(str(error).split())
+            raise UserError(f"filter: where = {self.where!r} is no condition on {', '.join(table.column_names)}: {why}") from None
+        return kept if own else kept.exclude("characters")

@@ -1,0 +1,81 @@
+"""Spoils a corpus on purpose: near-duplicates and noise, known as such, so that a selection can be judged.
+
+For a share of the documents (drawn by seed and id) a near-duplicate is added: the same text with about one word in thirty
+replaced by another of its words. For another share noise is added: half of it has the words of a document in random order, half
+random letters. Both keep the domain of the document that they were made of, whose id they carry as ``ID#duplicate`` or
+``ID#noise``; their metadata say ``{"planted": "duplicate"}`` or ``{"planted": "noise"}``. Conversations are left alone.
+
+For tests and comparisons of selections, not for training. Use it on the documents for training (``from.data``), so that no
+duplicate of a document that is kept back gets among them.
+"""
+from __future__ import annotations
+
+import random
+import re
+import string
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainwright.core.method import Curate
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+    from trainwright.data._documents import Row
+
+Original = tuple[str, str, str]
+"""Id, text and domain of a document."""
+
+
+class Spoil(Curate):
+    """Adds near-duplicates and noise."""
+
+    duplicates: float = 0.3
+    """Near-duplicates, as a share of the documents that come in; above 1 each has several."""
+    noise: float = 0.3
+    """Documents of noise, as a share of those that come in."""
+    example: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        if self.duplicates < 0 or self.noise < 0:
+            raise ValueError(f"duplicates and noise are shares of 0 and more, not {self.duplicates} and {self.noise}")
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        from trainwright.data._documents import table, union
+        from trainwright.data._selecting import columns, settled
+        rows = settled(documents, ctx)
+        found = columns(rows.where(rows["messages"].is_null()), "id", "text", "domain").to_pylist()
+        originals = sorted((r["id"], r["text"] or "", r["domain"]) for r in found)
+        return union(rows, table("spoil", [partial(_planted, originals, self.duplicates, self.noise, ctx.seed)]))
+
+
+def _planted(originals: list[Original], duplicates: float, noise: float, seed: int) -> Iterator[Row]:
+    from trainwright.data._documents import document
+    for what, share in (("duplicate", duplicates), ("noise", noise)):
+        for id, text, domain in originals:
+            draw = random.Random(f"spoil/{seed}/{what}/{id}")
+            copies = int(share) + (draw.random() < share % 1)
+            for number in range(copies):
+                spoiled = _duplicate(text, draw) if what == "duplicate" else _noise(text, draw)
+                yield document(id=f"{id}#{what}{number or ''}", text=spoiled, domain=domain, source="spoil",
+                               metadata={"planted": what})
+
+
+def _duplicate(text: str, draw: random.Random) -> str:
+    """``text`` with about one word in thirty replaced, one at least; the space between words stays."""
+    parts = re.split(r"(\s+)", text)
+    words = [i for i, part in enumerate(parts) if part.strip()]
+    for i in draw.sample(words, min(len(words), max(1, len(words) // 30))):
+        parts[i] = parts[draw.choice(words)]
+    return "".join(parts)
+
+
+def _noise(text: str, draw: random.Random) -> str:
+    """The words in random order, or as many random letters."""
+    words = text.split()
+    if draw.random() < 0.5:
+        draw.shuffle(words)
+        return " ".join(words)
+    return " ".join("".join(draw.choices(string.ascii_letters, k=len(word))) for word in words)

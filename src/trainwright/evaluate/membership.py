@@ -1,0 +1,90 @@
+"""How well the loss tells documents that were trained on from documents that were not: membership inference.
+
+The attack of "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting" (arXiv 1709.01604), with the area under its
+ROC curve instead of one threshold: the probability that a member (a ``train`` document) has a lower mean loss than a non-member (a
+``test`` document of the same domain), ties counted half,
+
+    auc = #{(m, n): loss(m) < loss(n)} / (members · non-members)
+
+0.5 is no better than guessing: nothing was memorized that the loss would show; 1 tells all. Documents are drawn by the hash of their
+id, so both sides are of one distribution; of each its first ``length`` tokens are read. The standard error of a chance value is
+about 0.29 / sqrt(documents of the smaller side).
+
+Not for a corpus whose training documents were selected by something that the loss sees: members and others then differ before any
+training. Errors: a domain that the corpus has not, or one without documents of either kind.
+"""
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Evaluator
+from trainwright.core.tokens import Corpus, open_corpus, uniform
+from trainwright.data._rows import Piece, fill
+from trainwright.pretrain._causal_lm import evaluating, most_positions, token_losses
+
+
+class Membership(Evaluator):
+    """Measures ``membership_auc/DOMAIN``."""
+
+    on: tuple[str, ...] = ()
+    """Domains; all of the corpus' where none is named."""
+    documents: int = 200
+    """Documents of each side and domain at most."""
+    length: int = 256
+    """Tokens of each that are read; fewer where the model has fewer positions."""
+    batch_size: int = 16
+    """Rows of a forward pass."""
+    makes: ClassVar[tuple[str, ...]] = ("membership_auc/*",)
+    example: ClassVar[dict[str, object]] = {"documents": 10, "length": 32}
+
+    def __post_init__(self) -> None:
+        for name in ("documents", "length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def may_make(self, metric: str) -> bool:
+        return super().may_make(metric) and (not self.on or metric.partition("/")[2] in self.on)
+
+    def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
+        corpus = open_corpus(ctx.path("data"))
+        out = {}
+        for domain in self.on or corpus.domains:
+            members, others = (self._losses(model, corpus, split, domain, ctx) for split in ("train", "test"))
+            out[f"membership_auc/{domain}"] = auc(members, others)
+        return out
+
+    def _losses(self, model: nn.Module, corpus: Corpus, split: str, domain: str, ctx: Context) -> NDArray[np.float64]:
+        """The mean loss of each document that has something to predict."""
+        found = corpus.select(split, (domain,))
+        order = np.argsort([uniform(name, "membership") for name in found.id], kind="stable")
+        length = min(self.length, most_positions(model) or self.length)
+        pieces = [Piece(int(found.shard[i]), int(found.offset[i]), min(length, int(found.length[i]) - 1))
+                  for i in order if found.length[i] > 1 and found.trained[i] > 0][:self.documents]
+        if not pieces:
+            raise UserError(f"membership: the {split!r} documents of the domain {domain!r} have no token to measure.")
+        pieces.sort(key=lambda p: (p.size, p.shard, p.offset))
+        out: list[float] = []
+        for at in range(0, len(pieces), self.batch_size):
+            part = pieces[at:at + self.batch_size]
+            batch = fill(corpus, [(corpus.domains.index(domain), [p]) for p in part], part[-1].size) | {"packed": False}
+            batch = {n: t.to(ctx.device) if isinstance(t, torch.Tensor) else t for n, t in batch.items()}
+            with evaluating(model):
+                nats = token_losses(model, batch, ctx).double().sum(1)
+            counts = (batch["targets"] != -100).sum(1)
+            out += (nats / counts)[counts > 0].tolist()
+        return np.array(out)
+
+
+def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    """Share of the pairs in which the member has the lower loss; a tie is half a pair."""
+    ordered = np.sort(others)
+    above = len(others) - np.searchsorted(ordered, members, side="right")
+    ties = np.searchsorted(ordered, members, side="right") - np.searchsorted(ordered, members, side="left")
+    return float((above + ties / 2).sum() / (len(members) * len(others)))
