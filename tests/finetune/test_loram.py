@@ -1,0 +1,172 @@
+"""LoRAM trains a smaller model, and every row and column that it learned comes back to its own place in the whole one."""
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tests.finetune.architectures import IDS, make, moved
+from trainwright.core import deltas, models
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.settings import make as settings
+from trainwright.finetune._loram import Part, on_disk, places, sizes
+from trainwright.finetune.loram import Loram
+
+KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "qwen3"])
+ALL = Loram(rank=4, alpha=8.0, ratio=0.5, first=0, last=0)
+
+
+def operated(kind: str, method: Loram = ALL, **given) -> nn.Module:
+    model = make(kind, **given)
+    method.operate(model, Context(seed=1))
+    return model
+
+
+def test_places_by_hand() -> None:
+    kept = torch.tensor([1, 3])
+    assert places(kept, 4, 4).tolist() == [1, 3]
+    assert places(kept, 4, 12).tolist() == [3, 4, 5, 9, 10, 11]               # units of three rows
+    assert places(kept, 4, 8, layers=2).tolist() == [1, 3, 5, 7]              # a gate and its layer in one
+
+
+def test_units_of_the_largest_weights_stay() -> None:
+    model = make("llama")
+    block = model.model.layers[0]
+    with torch.no_grad():
+        for layer in (block.mlp.gate_proj, block.mlp.up_proj):
+            layer.weight[5] *= 100
+        block.mlp.down_proj.weight[:, 9] *= 100
+        block.self_attn.k_proj.weight[8:16] *= 10                             # the second of two key-value heads
+    mlp = Part(48, {"g": 1, "u": 1}, "d")
+    layers = {"g": block.mlp.gate_proj, "u": block.mlp.up_proj, "d": block.mlp.down_proj}
+    by_hand = sum((w**2).sum(1) for w in (layers["g"].weight, layers["u"].weight)) + (layers["d"].weight**2).sum(0)
+    assert torch.allclose(sizes(mlp, layers), by_hand.detach(), rtol=1e-5)
+    ALL.operate(model, Context())
+    down, keys, queries = (model.get_submodule(f"model.layers.0.{n}") for n in ("mlp.down_proj", "self_attn.k_proj",
+                                                                               "self_attn.q_proj"))
+    assert len(down.columns) == 24 and {5, 9} <= set(down.columns.tolist())
+    assert keys.rows.tolist() == list(range(8, 16))
+    assert queries.rows.tolist() == list(range(16, 32))                       # the two query heads that it serves
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+def test_training_computes_what_a_smaller_model_computes(kind: str) -> None:
+    """A plain model of half the heads and neurons, filled with what stays; its own additions too."""
+    model, small = operated(kind), make(kind, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, head_dim=8)
+    moved(model)
+    with torch.no_grad():
+        for name, parameter in small.named_parameters():
+            parameter.copy_(model.get_parameter(name))
+        for name, layer in ALL.layers(model).items():
+            small.get_submodule(name).weight += 2.0 * layer.lora_B @ layer.lora_A
+    for layer in ALL.layers(model).values():
+        layer.whole = None                                                    # nothing of the rest is looked at in training
+    assert torch.allclose(model.train()(input_ids=IDS).logits, small.train()(input_ids=IDS).logits, atol=1e-5)
+    held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    assert held == sum(p.numel() for p in small.parameters())
+
+
+@KINDS
+def test_elsewhere_it_is_the_whole_model_and_starts_as_that(kind: str) -> None:
+    model, before = operated(kind), make(kind)
+    assert torch.allclose(model.eval()(input_ids=IDS).logits, before(input_ids=IDS).logits, atol=1e-6)
+    assert not torch.allclose(model.train()(input_ids=IDS).logits, before(input_ids=IDS).logits, atol=1e-3)
+
+
+@KINDS
+def test_recovery_puts_every_row_and_column_back(kind: str) -> None:
+    model, plain = operated(kind), make(kind)
+    logits = moved(model)
+    learned = {n: (m.rows, m.columns, 2.0 * m.lora_B.detach() @ m.lora_A.detach()) for n, m in ALL.layers(model).items()}
+    ALL.fold(model)
+    assert torch.allclose(model.eval()(input_ids=IDS).logits, logits, atol=1e-5)
+    assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
+    for name, (rows, columns, product) in learned.items():
+        old, new = (m.get_submodule(name).weight.detach() for m in (plain, model))
+        change = (new - old).T if kind == "gpt2" else new - old
+        inside = torch.zeros(change.shape, dtype=torch.bool)
+        for i, row in enumerate(rows.tolist()):
+            for j, column in enumerate(columns.tolist()):
+                inside[row, column] = True
+                assert abs(float(change[row, column] - product[i, j])) < 1e-6
+        assert not change[~inside].any() and bool(inside.all()) == (".attn." in name)         # GPT-2's attention stays whole
+    assert all(torch.equal(p, plain.get_parameter(n)) for n, p in model.named_parameters() if n.endswith("bias"))
+
+
+@KINDS
+def test_the_delta_is_a_lora_of_the_original_model(kind: str, tmp_path: Path) -> None:
+    model = operated(kind)
+    logits = moved(model)
+    narrow = copy.deepcopy(ALL.layers(model))
+    deltas.write(model, [ALL], 1, tmp_path, None)
+    theirs = peft.PeftModel.from_pretrained(make(kind), tmp_path / "adapter").eval()
+    assert torch.allclose(theirs(input_ids=IDS).logits, logits, atol=1e-5)
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, layer in narrow.items():
+        A = stored[f"base_model.model.{name}.lora_A.weight"]
+        assert torch.equal(A[:, layer.columns], layer.lora_A) and int((A != 0).any(0).sum()) == len(layer.columns)
+    again = make(kind)
+    deltas.put(again, tmp_path / "adapter")
+    assert torch.allclose(again.eval()(input_ids=IDS).logits, logits, atol=1e-6)
+    assert torch.allclose(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-5)
+
+
+def test_first_and_last_blocks_stay_whole_and_choices_can_be_random() -> None:
+    method = Loram(ratio=0.75, choose="random", first=1, last=2)
+    model = operated("llama", method, num_hidden_layers=4)
+    shapes = [tuple(b.mlp.up_proj.weight.shape) for b in model.model.layers]
+    assert shapes == [(48, 32), (12, 32), (48, 32), (48, 32)]
+    rows = model.model.layers[1].mlp.up_proj.rows
+    assert torch.equal(rows, model.model.layers[1].mlp.down_proj.columns) and len(set(rows.tolist())) == 12
+    other = make("llama", num_hidden_layers=4)
+    method.operate(other, Context(seed=2))
+    assert not torch.equal(rows, other.model.layers[1].mlp.up_proj.rows)
+    with pytest.raises(UserError, match="nothing to leave out: of 2 blocks"):
+        operated("llama", Loram())
+
+
+@pytest.mark.parametrize("kind", ["phi3", "gpt_neox", "olmo2"])
+def test_attention_of_another_form_stays_whole(kind: str) -> None:
+    """Phi-3 makes queries, keys and values in one layer, and a gate with its layer; OLMo 2 has norms over all heads."""
+    model, before = operated(kind), make(kind)
+    for name, layer in ALL.layers(model).items():
+        cut = len(layer.rows) * len(layer.columns) < layer.whole.numel()
+        assert cut == ("mlp" in name)
+    assert model.train()(input_ids=IDS, labels=IDS).loss.isfinite()
+    assert torch.allclose(model.eval()(input_ids=IDS).logits, before(input_ids=IDS).logits, atol=1e-6)
+
+
+def test_what_is_left_out_waits_in_a_file(tmp_path: Path) -> None:
+    for tensor in (torch.randn(5, 7), torch.randn(4, 3).to(torch.bfloat16), torch.randn(6, 2).T):
+        kept = on_disk(tensor, tmp_path)
+        assert torch.equal(kept, tensor) and kept.dtype == tensor.dtype and kept.data_ptr() != tensor.data_ptr()
+    assert not list(tmp_path.iterdir())                                       # without a name: gone with the tensor
+
+
+def test_only_additions_train_and_bf16_agrees() -> None:
+    model = operated("llama")
+    exact = moved(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.allclose(model.eval()(input_ids=IDS).logits.float(), exact, atol=0.1)
+    grads: list[list[Tensor]] = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.zero_grad()
+        model.train()(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+        grads.append([p.grad for n, p in model.named_parameters() if p.requires_grad and "lora_" in n])
+    assert len(grads[0]) == 28 == sum(p.requires_grad for p in model.parameters())
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"rank": 0}, "rank must be 1 or more"), ({"ratio": 1.0}, "ratio above 0 and less"), ({"choose": "largest"}, "must be one")])
+def test_bad_settings(given: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        settings(Loram, given, "adapt")
