@@ -1,0 +1,127 @@
+"""PolyCom: the activation of the feed-forward layers is a polynomial whose coefficients are trained, in place of GELU or SwiGLU.
+
+"Polynomial Composition Activations: Unleashing the Dynamics of Large Language Models" (arXiv 2411.03884). A feed-forward is
+down(act(up(x))), of two matrices and without a gate. With z [.., hidden] what up gives, elementwise,
+
+    polynorm:  act(z) = w_1 N(z^3) + w_2 N(z^2) + w_3 N(z) + b,    N(u) = u / sqrt(mean(u^2) + 1e-6),
+    polyrelu:  act(z) = w_1 relu(z)^3 + w_2 relu(z)^2 + w_3 relu(z) + b.
+
+The mean runs over the hidden dimension, of each power by itself: N(z^3), not N(z)^3; and it is a mean, where the paper's formula
+has a plain length, as in the authors' code. The highest power comes first. w starts at 1 / order each, b at 0, and each layer
+has its own; ``adamw`` does not decay what has one dimension, as it should be. Powers are taken in float32, where the authors take
+them in the dtype of the run. Backward computes them again from z, which alone is kept.
+
+A gated feed-forward (Llama, Qwen) gives way to a plain one of as many parameters, which is 1.5 times as wide: half of the gate's
+rows become rows of up, the others columns of down, so that no number is drawn anew. It assumes that all three matrices were drawn
+alike. In GPT-2's feed-forward, which is plain, the activation changes and nothing else.
+
+It cannot be folded in. The artifact has the matrices, in the places of the gated ones, in ``backbone/``, and the coefficients in
+``adapter/``; later stages, evaluation and ``generate`` load both, transformers alone does not, and merging refuses it.
+Not for a model that is trained already: it makes another function of it.
+
+Errors: a feed-forward of another kind (experts, a fused gate, a gate with biases, an activation that transformers does not know).
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.method import Surgery
+from trainwright.finetune import _delta
+from trainwright.finetune._targets import put
+from trainwright.pretrain._feed_forward import GATED, Ungated, activation_of, feed_forwards, gated
+
+FILE = "polycom.safetensors"
+EPS = 1e-6
+
+
+class Polycom(Surgery):
+    """Trains a polynomial as the activation of each feed-forward layer, without a gate, at equal parameters."""
+
+    variant: Literal["polynorm", "polyrelu"] = "polynorm"
+    """Powers of the input, each divided by its root mean square, or powers of its positive part."""
+    order: int = 3
+    """Highest power."""
+    neutral: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
+    bench: ClassVar[Bench | None] = Bench(
+        suite="pretrain", claim="1 B parameters, as many in both: a training loss of 2.17 where SwiGLU comes to 2.19",
+        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]}, versus="SwiGLU of as many parameters",
+        scale="the difference of 0.02 was measured at 1 B parameters")
+    example: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        if self.order < 1:
+            raise ValueError(f"order must be 1 or more, not {self.order}.")
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return {f"{name}.{part}.weight" for name, mlp in feed_forwards(model).items() if gated(mlp) for part in GATED}
+
+    def operate(self, model: nn.Module, ctx: Context) -> None:
+        for name, mlp in feed_forwards(model).items():
+            leaf = activation_of(mlp)
+            act = Polynomial(self, mlp.get_submodule(leaf), next(mlp.parameters()).device)
+            if gated(mlp):
+                put(model, name, Ungated(mlp, act))
+            else:
+                put(model, f"{name}.{leaf}", act)
+
+    def activations(self, model: nn.Module) -> dict[str, Polynomial]:
+        """The activations that this method, and not another of its kind, has put in."""
+        return {n: m for n, m in model.named_modules() if isinstance(m, Polynomial) and m.settings == self}
+
+    def fold(self, model: nn.Module) -> None:
+        """Takes the polynomials out: what is left is a plain model that computes something else."""
+        for name, act in self.activations(model).items():
+            parent = name.rpartition(".")[0]
+            mlp = model.get_submodule(parent)
+            if isinstance(mlp, Ungated):
+                put(model, parent, mlp.regated())
+            else:
+                put(model, name, act.replaced[0])
+
+    def coefficients(self, model: nn.Module) -> dict[str, Tensor]:
+        return {f"{n}.{p}": t for n, m in self.activations(model).items() for p, t in m.named_parameters()}
+
+    def save_delta(self, model: nn.Module, folder: Path) -> None:
+        """``polycom.safetensors``: of each activation ``NAME.weight`` [order], highest power first, and ``NAME.bias`` [1]."""
+        _delta.write(self.coefficients(model), folder / FILE)
+
+    def load_delta(self, model: nn.Module, folder: Path) -> None:
+        _delta.read(self.coefficients(model), folder / FILE)
+
+
+class Polynomial(nn.Module):
+    """The activation of one feed-forward."""
+
+    def __init__(self, settings: Polycom, replaced: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.settings, self.replaced = settings, (replaced,)
+        self.weight = nn.Parameter(torch.full((settings.order,), 1 / settings.order, device=device))
+        self.bias = nn.Parameter(torch.zeros(1, device=device))
+
+    def forward(self, z: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            again: Tensor = checkpoint(self.value, z, use_reentrant=False, preserve_rng_state=False)
+            return again
+        return self.value(z)
+
+    def value(self, z: Tensor) -> Tensor:
+        """The polynomial of z [.., hidden], in the dtype of z."""
+        base = z.float() if self.settings.variant == "polynorm" else z.float().relu()
+        total = self.bias.float()
+        for w, power in zip(self.weight.float(), range(self.settings.order, 0, -1), strict=True):
+            u = base.pow(power)
+            if self.settings.variant == "polynorm":
+                u = u * torch.rsqrt(u.square().mean(-1, keepdim=True) + EPS)
+            total = total + w * u
+        return total.to(z.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.settings.variant}, order={self.settings.order}"
