@@ -1,0 +1,80 @@
+"""What objectives share that hold a model to a frozen one: both read the same tokens, and what they make of them is compared."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Batch
+from trainwright.pretrain._causal_lm import UNTRAINED, body_states, way_of
+
+
+def frozen(who: str, role: str, ctx: Context) -> nn.Module:
+    """The other model of the stage.
+
+    Raises:
+        UserError: ``from`` names none.
+    """
+    if role not in ctx.frozen:
+        raise UserError(f"{who}: the stage has no model to hold on to: write from = {{ {role} = \"NAME\", … }}, an earlier stage "
+                        "or the path of a checkpoint.")
+    return ctx.frozen[role]
+
+
+def divergence(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
+    """Kullback-Leibler divergence [R, L], float32, of the model's next token from the other's; 0 where nothing is learned.
+
+    With logits z it is lse(z) - lse(z') - sum p' (z - z'). Where the two models are equal, it and its gradient are exactly 0: an
+    optimizer that divides by the size of gradients would make steps of what rounding leaves.
+    """
+    trained = (batch["targets"].flatten() != UNTRAINED).nonzero()[:, 0]
+    z = _logits_of(model, batch, trained)
+    with torch.no_grad():
+        z_other = _logits_of(other, batch, trained)
+        whole = z_other.logsumexp(-1)
+        p_other = (z_other - whole[:, None]).exp()
+    return _spread(z.logsumexp(-1) - whole - (p_other * (z - z_other)).sum(-1), trained, batch)
+
+
+def distance(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
+    """Squared distance [R, L], float32, of the final hidden states, as a mean over their entries; 0 where nothing is learned."""
+    trained = (batch["targets"].flatten() != UNTRAINED).nonzero()[:, 0]
+    mine = _states(model, batch)[trained]
+    with torch.no_grad():
+        theirs = _states(other, batch)[trained]
+    if mine.shape != theirs.shape:
+        raise UserError(f"the hidden states of the two models cannot be compared: {mine.shape[-1]} columns and "
+                        f"{theirs.shape[-1]}.")
+    return _spread((mine.float() - theirs.float()).square().mean(-1), trained, batch)
+
+
+def _states(model: nn.Module, batch: Batch) -> Tensor:
+    """What the body gives to the head: [R L, H]."""
+    return sharding.within(model, body_states, batch["input_ids"], _places(model, batch)).flatten(0, 1)
+
+
+def _logits_of(model: nn.Module, batch: Batch, trained: Tensor) -> Tensor:
+    """Of the next token at the trained positions: [N, V], float32."""
+    ids, places = batch["input_ids"], _places(model, batch)
+    if way_of(model).plain_head:
+        logits: Tensor = sharding.within(model, _logits, ids, places, trained)
+    else:                                                             # a head with a cap or a scale: the model's own forward
+        given = {} if places is None else {"position_ids": places}
+        logits = model(input_ids=ids, use_cache=False, **given).logits.flatten(0, 1)[trained]
+    return logits.float()
+
+
+def _logits(model: nn.Module, ids: Tensor, places: Tensor | None, trained: Tensor) -> Tensor:
+    return model.get_output_embeddings()(body_states(model, ids, places).flatten(0, 1)[trained])
+
+
+def _places(model: nn.Module, batch: Batch) -> Tensor | None:
+    return batch["position_ids"] if way_of(model).takes_places else None
+
+
+def _spread(values: Tensor, trained: Tensor, batch: Batch) -> Tensor:
+    """Numbers of the trained positions at their places, 0 elsewhere."""
+    targets = batch["targets"]
+    return values.new_zeros(targets.numel()).index_copy(0, trained, values).view_as(targets)

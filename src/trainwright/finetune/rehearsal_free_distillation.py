@@ -1,0 +1,57 @@
+"""Holds what a model says, or how it sees a text, to the model that the stage started from: distillation without old data.
+
+"A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269), its two distillations beside the penalties of
+``rehearsal_free_cl``. The new texts are read by the model in training and by the frozen one of before (the role ``reference``);
+for each position that is learned, with p the probabilities of the next token and h [H] the final hidden state,
+    prediction:  sum over words of p_before log(p_before / p)      (Learning without Forgetting's, for a vocabulary)
+    features:    mean over H of (h - h_before)^2,
+which is 0 as long as the model is the old one. Times ``weight``, it is added to the loss of the new texts. The paper's images
+have a sigmoid for each class; a vocabulary has one softmax, hence the divergence. Documents are read as they are packed.
+
+Name the start in the recipe: ``from = { model = "base", reference = "base", … }``. Costs a second forward and backward pass
+of the model and a forward pass of the reference, which is whole on each rank; ``prediction`` holds the logits of both.
+Not for texts that the old model reads badly: it is then held to its mistakes.
+
+Errors: no reference; a reference of another width or vocabulary.
+"""
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Batch, Objective, State
+from trainwright.finetune import _frozen
+from trainwright.pretrain._causal_lm import trained_tokens
+
+
+class RehearsalFreeDistillation(Objective):
+    """Distance from the frozen start model on the new texts, one number a position; 0 where nothing is learned."""
+
+    how: Literal["prediction", "features"] = "prediction"
+    """Compare the probabilities of the next token, or the final hidden states."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="adapt", metric="forgetting/prose", set={"from.reference": "base"},
+        claim="prediction distillation to the start forgets less than plain fine-tuning, without old data")
+    example: ClassVar[dict[str, Any]] = {}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        other = _frozen.frozen(self.name, "reference", ctx)
+        size, wanted = (m.get_input_embeddings().num_embeddings for m in (model, other))  # type: ignore[operator, union-attr]
+        if size != wanted:
+            raise UserError(f"rehearsal_free_distillation: the reference has {wanted} tokens, the model {size}: take the model "
+                            "that the stage starts from.")
+        return {}
+
+    def count(self, batch: Batch) -> float:
+        return trained_tokens(batch)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
+        compare = _frozen.divergence if self.how == "prediction" else _frozen.distance
+        values = compare(model, ctx.frozen["reference"], batch)
+        units = trained_tokens(batch)
+        ctx.note(f"distillation/{self.how}", values.detach().sum() / max(1.0, units), weight=units)
+        return values

@@ -1,0 +1,65 @@
+"""Further pretraining whose hidden states are held to those of a teacher: the same start, pretrained further before it.
+
+"Self-Distillation for Further Pre-training of Transformers" (arXiv 2210.02871). In three stages, with w0 the pretrained weights:
+    1. teacher: from w0, further pretraining on the target texts with the plain loss;
+    2. student: from w0 again (not from the teacher), on the same texts, with
+           loss = plain loss + weight |f(x) - f_teacher(x)|^2 / H,   f(x) [H] the final hidden state of a position, no gradient
+           into the teacher;
+    3. fine-tuning of the student.
+This is the second term; name it beside ``next_token``, and ``from = { model = "base", teacher = "teacher", … }``. The paper masks
+parts of an input; a causal model has no mask, both read the same tokens. The squared distance is a mean over the H entries, so
+that ``weight`` does not change with the width (the norm of the formula has weight / H). For more rounds let the student be the
+teacher of the next, which starts from w0 too.
+
+The target texts are trained on twice: compare with further pretraining of twice the length. Costs a second forward and backward
+pass, and the teacher's forward pass; the teacher is whole on each rank. Not where the target texts are many: it is a regularizer.
+
+Errors: no teacher; a teacher of another width; a student that starts from the teacher's weights.
+"""
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import sharding
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Batch, Objective, State
+from trainwright.finetune import _frozen
+from trainwright.pretrain._causal_lm import trained_tokens
+
+
+class SelfDistillationFurtherPretraining(Objective):
+    """Squared distance of the hidden states from a teacher's, one number a position; 0 where nothing is learned."""
+
+    bench: ClassVar[Bench | None] = Bench(
+        suite="adapt", claim="generalizes better than further pretraining alone, also when that is as long as both of its stages",
+        add=({"use": "self_distillation_further_pretraining"},), set={"from.teacher": "teacher"},
+        baseline_set={"from.model": "teacher"}, versus="further pretraining, twice as long",
+        stages=({"name": "teacher", "kind": "train", "from": {"model": "base", "data": "corpus"}, "tokens": 120_000,
+                 "batch_tokens": 2048, "methods": [
+                     {"use": "pack", "length": 256, "domains": ["code"]}, {"use": "next_token"}, {"use": "clip", "norm": 1.0},
+                     {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1}, {"use": "cosine", "warmup": 0.05}]},),
+        scale="it counters overfitting to few target texts, which the suite's are not")
+    example: ClassVar[dict[str, Any]] = {}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        teacher = dict(_frozen.frozen(self.name, "teacher", ctx).named_parameters())
+        started = ctx.folder is not None and ctx.step == 0              # in a plan both may have weights that nobody trained
+        if started and all(n in teacher and torch.equal(sharding.full(p), teacher[n]) for n, p in model.named_parameters()):
+            raise UserError("self_distillation_further_pretraining: the student starts from the teacher's own weights, so that "
+                            "there is nothing to learn from it: from.model must be the start of both, from.teacher a stage that "
+                            "went on from it.")
+        return {}
+
+    def count(self, batch: Batch) -> float:
+        return trained_tokens(batch)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
+        values = _frozen.distance(model, ctx.frozen["teacher"], batch)
+        units = trained_tokens(batch)
+        ctx.note("distillation/teacher", values.detach().sum() / max(1.0, units), weight=units)
+        return values
