@@ -33,6 +33,7 @@ def pages() -> dict[str, str]:
     out["_generated/commands.md"] = commands()
     out["_generated/compare.md"] = settings_table(Settings)
     out["_generated/evidence.md"] = evidence_table()
+    out["_generated/pairs.md"] = pairs_table()
     return out
 
 
@@ -186,6 +187,20 @@ def evidence_table() -> str:
         rows.append((f"[{told['method']}](methods/{told['method']}.md)", inline(told["claim"]), inline(told["baseline"]),
                      f"{told['suite']}, {told['seeds']} seeds", f"`{effect}`", f"**{told['verdict']}**"))
     return table(("method", "the paper", "against", "suite", "measured (95 %)", "verdict"), rows) + "\n"
+
+
+def pairs_table() -> str:
+    """Which methods of a training stage work together, and which are refused: what ``make pairs`` found."""
+    file = DOCS.parent / "benchmarks" / "results" / "pairs.json"
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    names = sorted({name for a, b, _, _ in found for name in (a, b)})
+    tried = {n: [verdict for a, b, verdict, _ in found if n in (a, b)] for n in names}
+    counts = [(f"[{n}](methods/{n}.md)", str(tried[n].count("works")), str(tried[n].count("refused"))) for n in names]
+    refused = [(f"`{a}`", f"`{b}`", inline(why)) for a, b, verdict, why in found if verdict == "refused"]
+    works = sum(verdict == "works" for _, _, verdict, _ in found)
+    return "\n\n".join([f"Of {len(found):,} pairs, {works:,} work and {len(refused):,} are refused.",
+                        table(("method", "works with", "refused with"), counts),
+                        "## Refused, and why", table(("one", "the other", "why"), refused)]) + "\n"
 
 
 def kinds_table() -> str:

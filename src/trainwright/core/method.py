@@ -33,7 +33,7 @@ class Method:
 
     example: ClassVar[dict[str, Any]] = {}
     """Settings small enough for the battery, whose corpus has the domains ``code``, ``prose`` and ``chat``.
-    Tables of documents have the columns ``score`` and ``embedding`` there, and ``from`` names a corpus and models in every role."""
+    Tables of documents have the columns ``score`` and ``embedding`` there; ``from`` names a corpus and models in every role."""
     default: ClassVar[bool] = False
     """Whether a stage uses it when its recipe names no method of this kind."""
     off: ClassVar[dict[str, Any] | None] = None

@@ -24,7 +24,7 @@ from trainwright.core._laws import TRAINS, copied, difference, timeless, weights
 from trainwright.core.conformance import absent, load, told
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
-from trainwright.core.method import Data, Method, Objective, Optimizer
+from trainwright.core.method import Data, Method, Objective, Optimizer, Surgery
 
 UNTIL, CUT = 3, 2
 
@@ -62,7 +62,7 @@ def stage(a: Method, b: Method, folder: Path, journal: Sequence[Any] = ()) -> Tr
         data.insert(0, _tiny.default("Data"))                                # type: ignore[arg-type]
     objectives: list[Method] = [m for m in both if isinstance(m, Objective)] or [_tiny.default("Objective")]
     optimizers: list[Any] = [m for m in both if isinstance(m, Optimizer)] or [_tiny.default("Optimizer")]
-    if len(optimizers) == 1 and optimizers[0].on != "*":
+    if len(optimizers) == 1 and optimizers[0].on != "*" and not isinstance(optimizers[0], Surgery):
         on = optimizers[0].on
         optimizers.append(_tiny.default("Optimizer", on=on[1:] if on.startswith("!") else f"!{on}"))
     rest = [m for m in both if not isinstance(m, (Data, Objective, Optimizer))]
