@@ -1,0 +1,150 @@
+"""UL2, a mixture of denoisers: each text has parts hidden in one of seven ways, and the model learns to say what is missing.
+
+"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). In front of each text stands the token of its mode. A denoiser
+(mean, rate) hides, of a text of L tokens,
+    N = round(rate L) tokens, from 1 to L - 1, in n = max(1, round(N / mean)) spans:
+N and L - N are cut into n parts each, all ways alike, and laid in turn, so that a text begins with what is kept and ends with
+what is hidden. R (regular) has (3, .15) and (8, .15); X (extreme: mean >= 12 or rate >= .3) has (3, .5), (8, .5), (64, .15) and
+(64, .5); S (sequential) hides the end of a text, one span of round(L / 4) tokens in the mean, all lengths around it alike:
+    R, X:   [mode] kept_1 <0> kept_2 <1> …  <0> hidden_1 <1> hidden_2 … end-of-text        S:   [mode] kept hidden
+Only what stands behind the last kept token or sentinel <i> is learned. This is the decoder-only form: inputs and targets in one
+document, where the inputs see each other in both directions and the targets what is before them (``bidirectional = false``: all
+is causal). Put it behind ``pack``. A text is a document's part of a row, or, since sentinels take room, a random stretch of it
+that fits; parts of less than 5 positions get S. All tokens are text, a user's turn of a chat too.
+
+Control tokens are the model's last ids, as in T5: sentinel i is ``last - i``, then come R, X and S. The model must have them
+beyond its tokenizer (``model = { vocab_size = … }``), or ``last`` names ids that no text has (reserved tokens). To ask a model
+later, put the same id in front; what measures plain text (``held_out``) reads it without a mode, and causally.
+Compare at equal target tokens (``trained_tokens`` of a run), of which the modes have unlike many. Not for short rows: where a
+text is shorter than mean / rate its denoiser hides one span; the preview tells the counts.
+
+Errors: too few ids, ids that a text has, more spans than sentinels, a model that takes no such mask. State: ``shared``: last.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Batch, Data, State
+from trainwright.pretrain._causal_lm import UNTRAINED
+from trainwright.pretrain._denoisers import Text, check_both_ways, counts, ending, longest, parts, stretch, texts
+
+MODES = ("R", "X", "S")
+
+
+class Ul2(Data):
+    """Hides parts of each text in one of several ways, behind the token of its mode; the targets are what is hidden."""
+
+    spans: tuple[tuple[float, ...], ...] = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))
+    """The denoisers R and X: mean length of a hidden span, and share of the tokens that is hidden."""
+    sequential: float = 0.25
+    """The denoiser S: share of the tokens that is hidden, at the end, in the mean."""
+    weights: tuple[float, ...] = ()
+    """How often each denoiser is drawn, S last; equally often unless given."""
+    sentinels: int = 100
+    """Tokens that stand for hidden spans: the most spans of a text."""
+    last: int | None = None
+    """Id of the first sentinel, from which all control tokens count down; default: the model's last."""
+    bidirectional: bool = True
+    """Whether the inputs see each other in both directions."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="adapt", at="base", claim="fine-tuned, better than causal (GPT-like) pretraining (20 B: the best on 50 tasks)",
+        set={"base.model.vocab_size": 2176}, baseline_set={"base.model.vocab_size": 2176}, versus="causal pretraining",
+        scale="the paper fine-tunes models of 0.2 to 20 B parameters on supervised tasks")
+    example: ClassVar[dict[str, Any]] = {"spans": ((3.0, 0.15), (3.0, 0.5)), "sentinels": 12, "last": 222}
+
+    def __post_init__(self) -> None:
+        for pair in self.spans:
+            if len(pair) != 2 or pair[0] < 1 or not 0 < pair[1] < 1:
+                raise ValueError(f"spans are pairs of a mean length (1 or more) and a share between 0 and 1, not {list(pair)}")
+        if not 0 < self.sequential < 1:
+            raise ValueError(f"sequential must be between 0 and 1, not {self.sequential}")
+        if self.weights and (len(self.weights) != len(self.spans) + 1 or min(self.weights) < 0 or not sum(self.weights)):
+            raise ValueError(f"weights must be a number for each of the {len(self.spans)} spans and one for S behind them, not "
+                             f"{list(self.weights)}")
+        if self.sentinels < 1:
+            raise ValueError(f"sentinels must be 1 or more, not {self.sentinels}")
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        size: int = model.get_input_embeddings().num_embeddings
+        known = len(ctx.tokenizer) if ctx.tokenizer is not None else 0
+        last = size - 1 if self.last is None else self.last
+        if last >= size or last < self.sentinels + 2:
+            raise UserError(f"ul2: {self.sentinels + 3} control tokens up to the id {last} do not fit the model's {size} ids.")
+        if self.last is None and known > last - self.sentinels - 2:
+            raise UserError(f"ul2: the tokenizer has {known} tokens and the model {size} ids, which leaves no room for "
+                            f"{self.sentinels + 3} control tokens: make the model with vocab_size = "
+                            f"{known + self.sentinels + 3}, lower sentinels, or set last to reserved ids that no text has.")
+        if self.bidirectional:
+            check_both_ways(model, ctx)
+        return {"shared": {"last": last}}
+
+    def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
+        batch, last = pull(), state["shared"]["last"]
+        ids, first = batch["input_ids"], ctx.rows(ctx.batch_rows).start
+        if ((ids <= last) & (ids >= last - self.sentinels - 2)).any():
+            raise UserError(f"ul2: the text has tokens among the ids {last - self.sentinels - 2} to {last}, which are control "
+                            "tokens: set last to ids that no text has.")
+        made = {"input_ids": torch.zeros_like(ids), "targets": torch.full_like(ids, UNTRAINED),
+                "document": torch.full_like(ids, -1)}
+        prefix = torch.zeros_like(ids, dtype=torch.bool)
+        for r in range(len(ids)):
+            rng = ctx.rng(f"ul2/{first + r}")
+            for text in texts(batch, r):
+                tokens, given = self.corrupted(text, last, ctx.tokenizer, rng)
+                end = text.at + len(tokens) - 1
+                made["input_ids"][r, text.at:end] = torch.tensor(tokens[:-1])
+                made["targets"][r, text.at + given - 1:end] = torch.tensor(tokens[given:])
+                made["document"][r, text.at:end], prefix[r, text.at:min(text.at + given, end)] = text.number, True
+        goes_on = (batch["position_ids"][:, 1:] != 0) & (made["targets"][:, :-1] != UNTRAINED)
+        made["input_ids"][:, 1:] = torch.where(goes_on, made["targets"][:, :-1], made["input_ids"][:, 1:])     # into padding too
+        return batch | made | ({"prefix": prefix} if self.bidirectional else {})
+
+    def corrupted(self, text: Text, last: int, tokenizer: Any, rng: torch.Generator) -> tuple[list[int], int]:
+        """The tokens of an example, and how many of them are its input."""
+        weights = torch.tensor(self.weights or (1.0,) * (len(self.spans) + 1))
+        which = int(torch.multinomial(weights, 1, generator=rng))
+        if which == len(self.spans) or not (size := longest(len(text.tokens), text.room, *self.spans[which])):
+            return self.sequence(text, last, rng)
+        mean, rate = self.spans[which]
+        hidden, n = counts(size, mean, rate)
+        if n > self.sentinels:
+            raise UserError(f"ul2: a text of {size} tokens has {n} spans of {mean:g} in the mean at a rate of {rate:g}; set "
+                            f"sentinels to {n} or more, not {self.sentinels}.")
+        tokens, given, wanted, at = stretch(text.tokens, size, rng), [self.mode(mode(mean, rate), last)], list[int](), 0
+        for i, (keep, hide) in enumerate(zip(parts(size - hidden, n, rng), parts(hidden, n, rng), strict=True)):
+            given += [*tokens[at:at + keep], last - i]
+            wanted += [last - i, *tokens[at + keep:at + keep + hide]]
+            at += keep + hide
+        end = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return given + wanted + end, len(given)
+
+    def sequence(self, text: Text, last: int, rng: torch.Generator) -> tuple[list[int], int]:
+        """An example of S; nothing of a single token is learned."""
+        tokens = stretch(text.tokens, min(len(text.tokens), text.room), rng)
+        hidden = ending(len(tokens), self.sequential, rng) if len(tokens) > 1 else 0
+        return [self.mode("S", last), *tokens], 1 + len(tokens) - hidden
+
+    def mode(self, name: str, last: int) -> int:
+        """The id of a mode's token."""
+        return last - self.sentinels - MODES.index(name)
+
+    def preview(self, batch: Batch, ctx: Context) -> str:
+        room = batch["input_ids"].shape[1]
+        told = []
+        for mean, rate in self.spans:
+            if size := longest(room, room, mean, rate):
+                hidden, n = counts(size, mean, rate)
+                told.append(f"{mode(mean, rate)} ({mean:g}, {rate:g}) has {size} tokens of text, {hidden} of them hidden in {n}")
+        return f"ul2, hidden spans in {room} positions: " + "; ".join([*told, f"S hides {self.sequential:g} of the text in 1"])
+
+
+def mode(mean: float, rate: float) -> str:
+    """Regular or extreme: long spans, or much that is hidden."""
+    return MODES[int(mean >= 12 or rate >= 0.3)]
