@@ -1,0 +1,150 @@
+"""SpIEL: train a few weights of each matrix, as deltas from what they were, and drop and regrow them where more is to gain.
+
+"Scaling Sparse Fine-Tuning to Large Language Models" (arXiv 2401.16405). A layer W [out, in] has k places and k deltas d:
+
+    y = (W + scatter(d)) x + b,   k = int(N size(W) / size of all such W),   N = int(density * all parameters of the model).
+
+W is frozen; places start at random, deltas at 0. After step s, where s mod ``every`` = ``capture``, in each layer int(p k) deltas
+of smallest size are dropped and as many places grown, p = 1 the first time and then drop (1 - s / steps). How many there are
+never changes. A place that is dropped and grown at once keeps its delta, moments and age; other grown ones begin at 0.
+``accumulated_gradient``: in the first of the ``capture`` (+ 1) steps before that the k places of the largest gradient become
+candidates, in the others their gradients are summed. Grown are the largest |sum|. Steps are Adam's, each entry with an age of
+its own: the n gradients seen of a grown one give it age n, m = mean(g) (1 - beta1^n), v = mean(g^2) (1 - beta2^n).
+``momentum_approximation``: steps are SM3's, v = min(row, column) + g^2, u = g / sqrt(v + eps), rows and columns the largest v
+of theirs. Grown are the largest row * column of the places that are not active.
+Weight decay acts on the deltas: it pulls to W. It is the optimizer of its deltas: name another only for what others train.
+
+The dense gradient of a layer exists until its entries are read off; what is kept is 9 numbers a place, with SM3 2. Candidates
+are a parameter (and counted as one) whose values are not used, so that their gradients are summed like all others, 2^20 times
+smaller until read, so as not to count where a norm is clipped. The authors' code chooses candidates in its first micro-batch,
+whose gradient counts in the sum; here a step's first row chooses, so that accumulation and ranks bend nothing. Its ages are one
+less. A stage can have one. Not where memory is plenty: full training learns more, and each pass copies a layer's weights.
+Errors: a density too low or too high for a layer; ``layers`` matches no linear layer, a taken or a tied one. State: ``param``:
+of deltas adam [3, k] (both moments and ages) or rows [out, 1] and columns [in, 1]; of candidates sums [2, k] (of g and of g^2).
+"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.method import Optimizer, State, Surgery, Tensors
+from trainwright.finetune import _delta, _spiel
+from trainwright.finetune._sparse_delta import scattered
+from trainwright.finetune._spiel import SpielLinear
+from trainwright.finetune._targets import as_linear_weight, freeze, linear_layers, put
+
+FILE = "spiel.safetensors"
+
+
+class Spiel(Surgery, Optimizer):
+    """Sparse deltas that are dropped where they stay small and regrown where gradients are large."""
+
+    lr: float = 1e-3
+    """Peak learning rate; a schedule multiplies it."""
+    density: float = 0.01
+    """Deltas as a share of all parameters of the model."""
+    growth: Literal["accumulated_gradient", "momentum_approximation"] = "accumulated_gradient"
+    """What tells where to grow: gradients of candidates (steps of Adam), or sums of squares by row and column (steps of SM3)."""
+    every: int = 20
+    """Steps between two exchanges."""
+    capture: int = 5
+    """Steps whose gradients are summed before an exchange."""
+    drop: float = 0.2
+    """Share of the deltas that is exchanged, falling to 0 at the last step; the first time all are."""
+    beta1: float = 0.9
+    """Share of the mean of gradients that Adam keeps at each step."""
+    beta2: float = 0.999
+    """Share of the mean of squared gradients that Adam keeps at each step."""
+    eps: float = 1e-6
+    """Added to the root of Adam's mean square, and within that of SM3."""
+    weight_decay: float = 0.0
+    """Share of the deltas that is subtracted at a learning rate of 1."""
+    layers: str = "all-linear"
+    """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
+    on: ClassVar[str] = "*.spiel_*"  # type: ignore[misc]
+    whole: ClassVar[bool] = True
+    reads_grads: ClassVar[bool] = False
+    bench: ClassVar[Bench | None] = Bench(
+        suite="adapt", claim="often better than LoRA at a comparable run time (instruction-tuned LLaMA-2 of 7B and 13B)",
+        add=({"use": "spiel", "density": 0.09, "lr": 9e-3},), drop=("adamw",), search={"spiel.lr": [3e-3, 9e-3, 2.7e-2]},
+        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}), versus="LoRA")
+    example: ClassVar[dict[str, Any]] = {"density": 0.1, "every": 3, "capture": 2}
+
+    def __post_init__(self) -> None:
+        if not (0 < self.density < 1 and 0 <= self.drop <= 1 and 2 <= self.capture < self.every):
+            raise ValueError("density must be above 0 and below 1, drop between 0 and 1, capture at least 2 and below every, not "
+                             f"{self.density}, {self.drop}, {self.capture} of {self.every}.")
+
+    @property
+    def by_gradient(self) -> bool:
+        return self.growth == "accumulated_gradient"
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)} | {f"step:{self.on}"}
+
+    def operate(self, model: nn.Module, ctx: Context) -> None:
+        layers = linear_layers(model, self.layers)
+        counts = _spiel.counts(model, layers, self.density)
+        freeze(model)
+        for name, layer in layers.items():
+            put(model, name, SpielLinear(layer, self, counts[name], ctx.rng(f"spiel/{name}", at=0)))
+
+    def mine(self, model: nn.Module) -> dict[str, SpielLinear]:
+        """The layers that this method, and not another of its kind, has put in."""
+        return {n: m for n, m in model.named_modules() if isinstance(m, SpielLinear) and m.settings == self}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        return {"param": {f"{n}.{p}": leaf for n, m in self.mine(model).items() for p, leaf in m.remembers().items()},
+                "shared": {"steps": 0, "captured": 0}}
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        step, shared, out = ctx.step + 1, state["shared"], {}
+        summed = step > 1 and 1 <= step % self.every <= self.capture
+        shared["steps"], shared["captured"] = step, shared["captured"] + int(summed)
+        for name, grad in updates.items():
+            leaf, layer = state["param"][name], ctx.policy.get_submodule(name.rpartition(".")[0])
+            if "sums" in leaf:
+                leaf["sums"] += torch.stack([grad / _spiel.QUIET, (grad / _spiel.QUIET).square()]) * summed
+                out[name] = torch.zeros_like(grad)
+            else:
+                out[name] = _spiel.stepped(grad, layer, leaf).add_(params[name], alpha=self.weight_decay)
+        return out
+
+    def settle(self, params: Tensors, state: State, ctx: Context) -> None:
+        step, layers = ctx.step + 1, self.mine(ctx.policy)
+        if state["shared"]["steps"] == step:                          # not so before the first
+            if self.chooses(step):
+                _spiel.agree(layers)
+            if step % self.every == self.capture:
+                share = 1.0 if step == self.capture else self.drop * (1 - step / ctx.steps)
+                ctx.note("exchanged", sum(_spiel.exchange(n, m, share, params, state, ctx) for n, m in layers.items()))
+                state["shared"]["captured"] = 0
+            step += 1
+        for layer in layers.values():
+            layer.choosing, layer.chosen = self.chooses(step), None
+
+    def chooses(self, step: int) -> bool:
+        """Whether candidates are chosen in this step, counted from 1."""
+        return self.by_gradient and (step == 1 or step % self.every == 0)
+
+    @torch.no_grad()
+    def fold(self, model: nn.Module) -> None:
+        for name, layer in self.mine(model).items():
+            weight = as_linear_weight(layer)
+            weight.copy_(scattered(weight, layer.spiel_deltas, layer.places, torch.float32))
+            put(model, name, layer.plain())
+
+    def learned(self, model: nn.Module) -> dict[str, Tensor]:
+        return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("spiel_deltas", "places")}
+
+    def save_delta(self, model: nn.Module, folder: Path) -> None:
+        """``spiel.safetensors``: of each layer ``NAME.spiel_deltas`` and ``NAME.places`` (flat, in W [out, in])."""
+        _delta.write(self.learned(model), folder / FILE)
+
+    def load_delta(self, model: nn.Module, folder: Path) -> None:
+        _delta.read(self.learned(model), folder / FILE)
