@@ -17,7 +17,7 @@ from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.tokens import open_corpus
-from trainwright.data._rows import best_fit
+from trainwright.data._rows import SHARD, best_fit
 from trainwright.data.pack import Pack
 from trainwright.pretrain._causal_lm import token_losses
 
@@ -100,6 +100,14 @@ def test_two_ranks_read_the_rows_of_one(folder: Path, monkeypatch: pytest.Monkey
         parts.append(pull(method, context(folder, rows=6), 5))
     for whole, a, b in zip(one, *parts, strict=True):
         assert torch.equal(whole["input_ids"], torch.cat([a["input_ids"], b["input_ids"]]))
+
+
+def test_addresses_say_where_in_the_corpus_a_token_lies(folder: Path):
+    (batch,) = pull(Pack(length=64, whole=True), context(folder, rows=4), 1)
+    inside = batch["document"] >= 0
+    places = [divmod(a, SHARD) for a in batch["address"][inside].tolist()]
+    assert [int(open_corpus(folder).read(*place, 1)[0]) for place in places] == batch["input_ids"][inside].tolist()
+    assert not inside.all() and torch.equal(batch["address"] < 0, ~inside)
 
 
 def test_rows_follow_the_mixture(folder: Path):

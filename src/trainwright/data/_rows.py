@@ -20,6 +20,8 @@ from trainwright.core.method import Batch
 from trainwright.core.tokens import Corpus, Documents, open_corpus
 
 UNTRAINED = -100
+SHARD = 1 << 40
+"""Addresses of a shard: the token at ``offset`` of shard s has the address ``s * SHARD + offset``."""
 
 
 class Piece(NamedTuple):
@@ -50,16 +52,19 @@ def fill(corpus: Corpus, rows: Sequence[tuple[int, Sequence[Piece]]], length: in
     shape = len(rows), length
     ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, UNTRAINED)
     places, document = np.tile(np.arange(length), (len(rows), 1)), np.full(shape, -1)
+    address = np.full(shape, -1)
     for r, (_, pieces) in enumerate(rows):
         at = 0
         for k, (shard, offset, size) in enumerate(pieces):
             tokens, end = corpus.read(shard, offset, size + 1), at + size
             ids[r, at:end], document[r, at:end] = tokens[:-1], k
+            address[r, at:end] = np.arange(offset, offset + size) + shard * SHARD
             targets[r, at:end] = np.where(corpus.read_mask(shard, offset + 1, size), tokens[1:], UNTRAINED)
             places[r, at:] = np.arange(length - at)
             at = end
     domain = np.repeat(np.array([d for d, _ in rows], dtype=np.int64)[:, None], length, 1)
-    arrays = {"input_ids": ids, "targets": targets, "position_ids": places, "domain": domain, "document": document}
+    arrays = {"input_ids": ids, "targets": targets, "position_ids": places, "domain": domain, "document": document,
+              "address": address}
     return {n: torch.from_numpy(a) for n, a in arrays.items()} | {"domains": corpus.domains}
 
 

@@ -8,8 +8,9 @@ and shown. A document with nothing left to learn from is left out and counted.
 
 A batch holds, for R rows of L positions: ``input_ids``, ``targets`` (the next token, -100 where nothing is learned),
 ``position_ids`` (from 0 in each document: this keeps them apart), ``document`` (number in its row, -1 for padding), ``domain``,
-all int64 [R, L], and ``domains``, ``packed``. Each epoch has every trained token once. The knob ``mixture`` gives domains the
-shares of rows that it says; a small domain is then seen more often than others.
+``address`` (where in the corpus the token lies, see ``_rows.py``; -1 for padding), all int64 [R, L], and ``domains``, ``packed``.
+Each epoch has every trained token once. The knob ``mixture`` gives domains the shares of rows that it says; a small domain is
+then seen more often than others.
 
 Errors: an unknown or empty domain, in ``domains`` or ``mixture``; a length that the model has no positions for; a model whose
 documents see each other (found by running it once): those need ``isolate = "rows"``, for the price of padding.
