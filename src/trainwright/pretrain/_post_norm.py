@@ -125,10 +125,19 @@ class PostNorm(nn.Module):
         first.forward = _through
         second.forward = partial(_as, first)
         self.handles = [block.register_forward_pre_hook(self.begin),
-                        block.get_submodule(parts.feed).register_forward_hook(self.add, with_kwargs=True),
                         block.register_forward_hook(self.end, prepend=True)]       # before those that record hidden states
+        self.feed = parts.feed
+        self.follow(block)
+
+    def follow(self, block: nn.Module) -> None:
+        """Listen to the block's feed-forward of now."""
+        feed = block.get_submodule(self.feed)
+        self.heard = feed, feed.register_forward_hook(self.add, with_kwargs=True)
 
     def begin(self, block: nn.Module, given: tuple[Any, ...]) -> None:
+        if block.get_submodule(self.feed) is not self.heard[0]:                    # a later surgery has put another in its place
+            self.heard[1].remove()
+            self.follow(block)
         self.open = True
 
     def add(self, feed: nn.Module, given: tuple[Any, ...], told: dict[str, Any], out: Any) -> None:
@@ -143,7 +152,7 @@ class PostNorm(nn.Module):
 
     def undo(self) -> None:
         """The block is what it was."""
-        for handle in self.handles:
+        for handle in (*self.handles, self.heard[1]):
             handle.remove()
         for norm in self.norms:
             del norm.forward
