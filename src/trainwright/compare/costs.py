@@ -10,7 +10,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,18 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
     finally:
         if base is not None:
             base.close()
-    return found, failed
+    return {arm: one_clock(cost, found.get(baseline)) for arm, cost in found.items()}, failed
+
+
+def one_clock(cost: Costs, base: Costs | None) -> Costs:
+    """The costs with seconds as the baseline counts them now: an arm that was measured another day, or beside other work, keeps
+    its ratio to the baseline of then."""
+    then = statistics.median(cost.baseline_rounds)
+    if base is None or not then:
+        return cost
+    factor = base.seconds / then
+    return replace(cost, seconds=cost.seconds * factor, rounds=tuple(s * factor for s in cost.rounds),
+                   baseline_rounds=tuple(s * factor for s in cost.baseline_rounds))
 
 
 def _read(file: Path) -> Costs:
