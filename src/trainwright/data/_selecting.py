@@ -54,7 +54,7 @@ def settled(documents: DataFrame, ctx: Context, name: str = "table") -> DataFram
     if not folder.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        with pq.ParquetWriter(unfinished / "rows.parquet", documents.schema().to_pyarrow_schema(), compression="zstd") as file:
+        with pq.ParquetWriter(unfinished / "rows.parquet", documents.schema().to_pyarrow_schema(), compression="lz4") as file:
             for batch in stream(documents):
                 file.write_table(pa.Table.from_batches([batch]).cast(file.schema))
         unfinished.rename(folder)
