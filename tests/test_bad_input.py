@@ -439,6 +439,7 @@ def test_a_command_that_is_none_shows_its_usage(words: tuple[str, ...], say: Say
     assert answer.code == 2 and "Error" in answer.err and "Traceback" not in answer.err
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_said_by_the_plan(home: Home, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     home.write()
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 1e8)

@@ -191,6 +191,7 @@ def artifact(folder: Path, stage: str) -> Path:
     return found
 
 
+@pytest.mark.slow
 def test_a_plan_before_anything_is_there(folder: Path) -> None:
     told = invoke("plan", "life.toml", "--store", "planned", cwd=folder).stdout
     for word in ("corpus", "base", "adapt", "merged", "judge", "next_token", "clip", "adamw", "wsd", "interpolate", "held_out"):
@@ -220,6 +221,7 @@ def test_a_models_artifact_is_a_checkpoint_of_transformers(lived: tuple[Path, st
         assert torch.allclose(value, (base[name] + adapt[name]) / 2, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_only_what_depends_on_a_change_runs_again(lived: tuple[Path, str, str]) -> None:
     folder = lived[0]
     told = invoke("run", "life.toml", "--set", "merged.methods.interpolate.weights=[0.25, 0.75]", cwd=folder).stdout
@@ -289,6 +291,7 @@ def test_a_wrong_comparison_is_told_before_anything_runs(words: tuple[str, ...],
     assert not list((life.parent / "store").glob("*/manifest.json"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_run_and_runs_nothing(life: Path) -> None:
     told = invoke("compare", life, *COMPARED, "--arm", "lora: lora rank=2", "--seeds", "3", "--dry-run",
                   "--store", life.parent / "store").stdout

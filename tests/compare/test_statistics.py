@@ -152,6 +152,7 @@ def test_verdict_knows_which_way_is_better() -> None:
 # ---- simulated arms: the promises hold ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verdicts_of_equal_arms_are_wrong_in_at_most_one_family_of_twenty() -> None:
     """Three arms against one shared baseline, five seeds, nothing truly different, the whole way from numbers to verdicts.
 
@@ -213,6 +214,7 @@ def test_a_true_difference_beside_equal_arms_makes_no_others() -> None:
     assert np.mean((adjusted[:, 1:] < 0.05).any(axis=1)) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_interval_covers_the_true_difference(seeds: int) -> None:
     sample = generator(14).normal(0.3, 0.7, (20_000, seeds))
@@ -287,6 +289,7 @@ def test_noise_floor_by_hand() -> None:
     assert statistics.noise_floor([3.1, 3.1]) == 0.0
 
 
+@pytest.mark.slow
 def test_noise_floor_holds_two_sets_of_the_same_arm() -> None:
     first, second = generator(18).normal(3.0, 0.02, (2, 20_000, 5))
     floors = np.array([statistics.noise_floor(one) for one in first])

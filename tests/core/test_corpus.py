@@ -168,6 +168,7 @@ def test_a_vocabulary_too_small_or_a_folder_without_tokenizer(tmp_path: Path) ->
         build(tmp_path / "c", texts(3), tokenizer=str(tmp_path / "nothing"))
 
 
+@pytest.mark.slow
 def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
     build(tmp_path / "small", texts(20))

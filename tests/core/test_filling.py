@@ -196,6 +196,7 @@ class Ear(Listener):
         self.lines.append(line)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_was_filled_in_and_keeps_it(folder: Path) -> None:
     life, store, ear = recipe(folder, tokens=640), Store(folder / "store"), Ear()
     told = str(plan(life, store, predict=False))

@@ -85,6 +85,7 @@ def train(steps: int = 6, *more: Any, **settings: Any) -> Train:
     return Train(convnet(), [Digits(), Classify(), Adamw(lr=5e-3), *more], steps, **settings)
 
 
+@pytest.mark.slow
 def test_a_vision_classifier_learns_by_the_same_loop():
     run = train(120, Accuracy())
     run.run()

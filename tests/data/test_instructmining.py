@@ -86,6 +86,7 @@ def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path, mon
         {r["id"]: r["instructmining"] for r in made.to_pylist()}
 
 
+@pytest.mark.slow
 def test_models_that_are_tuned_tell_good_documents_from_bad_ones(tmp_path: Path) -> None:
     build(tmp_path / "target", written("target", "abcde", 12), tune=0.5)
     made = written("good", "abcde", 30) + written("bad", "KLMNO", 30)

@@ -44,6 +44,7 @@ def test_counterexamples_come_from_the_bottom() -> None:
         examples(np.array([3, 3]), np.zeros(2))
 
 
+@pytest.mark.slow
 def test_planted_documents_come_first(tmp_path: Path, ranked: list[Path]) -> None:
     ctx = context(tmp_path / "s", models=ranked)
     made = Preselect(share=0.2, sample=50).apply(rows(), ctx).to_pylist()
@@ -58,6 +59,7 @@ def test_planted_documents_come_first(tmp_path: Path, ranked: list[Path]) -> Non
     assert min(telling) > max(silent)
 
 
+@pytest.mark.slow
 def test_the_best_model_may_stand_last(tmp_path: Path, ranked: list[Path]) -> None:
     last = kept(Preselect(share=0.3, sample=30, best="last").apply(rows(), context(tmp_path / "t", models=ranked[::-1])))
     assert last and all(name.startswith("telling") for name in last)

@@ -22,6 +22,7 @@ def test_a_question_names_what_it_asks_about():
     assert "json.JSONDecoder.decode" in asked and asked == question("json/__init__.py", "JSONDecoder.decode:2")
 
 
+@pytest.mark.slow
 def test_conversations_are_the_same_each_time_and_never_repeat():
     tables = [PythonQuestions(most=30).apply(empty(), Context()).to_pydict() for _ in range(2)]
     assert tables[0]["messages"] == tables[1]["messages"] and len(tables[0]["id"]) == len(set(tables[0]["id"])) == 30

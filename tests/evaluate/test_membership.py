@@ -37,6 +37,7 @@ def test_the_area_by_hand_and_by_scipy() -> None:
     assert np.isclose(auc(members, others), 1 - mannwhitneyu(members, others).statistic / (50 * 70))
 
 
+@pytest.mark.slow
 def test_what_was_learned_by_heart_is_told_from_what_was_not(folder: Path) -> None:
     """Random words: nothing but memory lowers their loss."""
     torch.manual_seed(0)

@@ -172,6 +172,7 @@ def test_bf16(half: bool) -> None:
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in trained)
 
 
+@pytest.mark.slow
 def test_compiles() -> None:
     model = operated(llama(), Lora(rank=4))
     compiled = torch.compile(model, backend="aot_eager", fullgraph=False)

@@ -140,7 +140,7 @@ def test_the_checkpoint_is_a_plain_one_of_the_larger_size(tmp_path: Path) -> Non
     assert (plain.config.hidden_size, plain.config.num_hidden_layers, plain.config.intermediate_size) == (64, 4, 96)
     torch.testing.assert_close(plain(ids).logits, live(ids).logits, rtol=1e-5, atol=1e-5)
     assert not list(tmp_path.glob("adapter*"))
-    foretold = Bert2bert(depth=2.0).config(build().config)
+    foretold = Bert2bert(depth=2.0).resized(build().config)
     assert {n: p.shape for n, p in models.skeleton(foretold, "here").named_parameters()} == {n: p.shape for n, p in
                                                                                             live.named_parameters()}
 

@@ -102,6 +102,7 @@ def test_a_model_whose_documents_see_each_other_is_refused():
         isolation_error(model, 60, Context())
 
 
+@pytest.mark.slow
 def test_compiled_code_gives_the_same_losses():
     model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                                          num_attention_heads=2))

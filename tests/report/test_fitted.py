@@ -33,6 +33,7 @@ def told(*words: object) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_command_tells_constants_errors_a_prediction_and_the_recipes_line(rows: Path) -> None:
     said = told("step_law", "--rows", rows, "--parameters", "4e6", "--tokens", "8e7")
     assert "fitted on 315 runs" in said and "95 % interval" in said and "percent above a group's best loss" in said

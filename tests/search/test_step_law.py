@@ -77,6 +77,7 @@ def test_its_error_is_that_of_groups_it_has_not_seen() -> None:
     assert fitted(swapped).errors[worst] > max(1.0, 5 * clean[worst])
 
 
+@pytest.mark.slow
 def test_all_good_runs_place_the_best_better_than_the_best_run_alone() -> None:
     """Noise decides which run of a flat bottom is the lowest."""
     off: dict[float, list[float]] = {0.0025: [], 1e-9: []}

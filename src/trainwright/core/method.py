@@ -111,7 +111,7 @@ class Surgery(Method):
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
         raise NotImplementedError
 
-    def config(self, config: Any) -> Any:
+    def resized(self, config: Any) -> Any:
         """The transformers config of the model after the operation, given that of before: a copy, where sizes change."""
         return config
 

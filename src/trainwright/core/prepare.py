@@ -123,7 +123,7 @@ def config_of(source: Source, store: Store, where: str) -> Any:
     if isinstance(source.job.stage, TrainStage):
         config = source.job.config(store)
         for surgery in source.job.of(Surgery) if config is not None else ():
-            config = surgery.config(config)
+            config = surgery.resized(config)
         return config
     return config_of(source.job.inputs["models"][0], store, where)
 

@@ -73,7 +73,7 @@ class Bert2bert(Surgery):
     def claims(self, model: nn.Module) -> set[str]:
         return set(dims_of(model))
 
-    def config(self, config: Any) -> Any:
+    def resized(self, config: Any) -> Any:
         return resized(config, self.width, self.order(config), self.name)
 
     def order(self, config: Any) -> list[int]:
@@ -98,7 +98,7 @@ class Bert2bert(Surgery):
                 copies = [f"{parent}.{new}.{at[1]}" for new, came in enumerate(self.order(config)) if came == at[0]]
             for copy in copies:
                 weights[copy], source[copy] = wide, (name, partial(expand, dims=dims[name], maps=maps))
-        become(model, self.config(config), weights)
+        become(model, self.resized(config), weights)
         return ParamMap(source)
 
 

@@ -80,7 +80,7 @@ class MultiLevelVCycle(Surgery):
     def claims(self, model: nn.Module) -> set[str]:
         return set(dims_of(model))
 
-    def config(self, config: Any) -> Any:
+    def resized(self, config: Any) -> Any:
         return config if self.go == "up" else self.smaller(config)
 
     def smaller(self, config: Any) -> Any:
