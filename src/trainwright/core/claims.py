@@ -20,6 +20,24 @@ def name_all(methods: Sequence[Method]) -> list[tuple[str, Method]]:
     return out
 
 
+def trainable(model: nn.Module) -> set[str]:
+    """Names of the parameters that are trained."""
+    return {n for n, p in model.named_parameters() if p.requires_grad}
+
+
+def check_alive(brought: dict[str, set[str]], model: nn.Module) -> None:
+    """Refuse a surgery whose own parameters a later one has frozen: it would do nothing, unnoticed.
+
+    Args:
+        brought: for each surgery the trained parameters that it brought in.
+    """
+    now, there = trainable(model), {n for n, _ in model.named_parameters()}
+    for name, own in brought.items():
+        if own & there and not own & now:
+            raise UserError(f"{name} would train nothing: another surgery behind it freezes all that it brings in. Leave one out, "
+                            f"or name {name} last.")
+
+
 def match(on: str, names: Iterable[str]) -> list[str]:
     """Names that a glob meets; ``!`` in front takes all the others."""
     if on.startswith("!"):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trainwright.core import sharding
 from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
-from trainwright.core.claims import check_claims, check_steps, name_all
+from trainwright.core.claims import check_alive, check_claims, check_steps, name_all, trainable
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.ledger import Ledger
@@ -74,10 +74,13 @@ class Train:
         """Surgery, journal replay, sharding, states. A checkpoint is loaded after this (``checkpoint.load_into``)."""
         check_claims(self.methods, self.model)
         self.owned = {k: m.claims(self.model) for k, m in self.of(Controller)}
+        brought: dict[str, set[str]] = {}
         for at, surgery in [*((0, m) for _, m in self.of(Surgery)), *journal]:
-            self.ctx.step = at
+            self.ctx.step, before = at, trainable(self.model)
             surgery.operate(self.model, self.ctx)                                  # 1 surgery
             self.performed.append(surgery)
+            brought.setdefault(surgery.name, set()).update(trainable(self.model) - before)
+        check_alive(brought, self.model)
         self.ctx.step = 0
         self.journal = list(journal)
         self.model = sharding.shard(self.model)

@@ -68,9 +68,15 @@ def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
 
 def predicted(fit: Fit, known: dict[str, float]) -> dict[str, tuple[Any, tuple[float, float] | None]]:
     """What the fitted law suggests, with the 95 % interval of each number over the draws."""
-    told = [one.suggest(known) for one in fit.draws]
+    told = [suggested(one, known) for one in fit.draws]
     return {name: (value, _most([t[name] for t in told]) if _vary([t[name] for t in told]) else None)
-            for name, value in fit.law.suggest(known).items()}
+            for name, value in suggested(fit.law, known).items()}
+
+
+def suggested(law: Law, known: dict[str, float]) -> dict[str, Any]:
+    """What a law suggests, each number of a table under a name of its own: ``mixture.weights.code``."""
+    return {f"{name}.{key}" if key else name: one for name, value in law.suggest(known).items()
+            for key, one in (value.items() if isinstance(value, dict) else [("", value)])}
 
 
 def _vary(values: list[Any]) -> bool:

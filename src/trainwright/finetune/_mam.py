@@ -38,7 +38,8 @@ def sublayers(model: nn.Module) -> list[Sublayers]:
     """
     every = [n for n, m in model.named_modules() if type(m) in LINEAR or isinstance(m, Adapter)]
     role, found = roles(model, every), []
-    for block in block_names(model):
+    decoder = next(n for n, m in model.named_modules() if m is model.get_decoder())  # type: ignore[operator]
+    for block in (n for n in block_names(model) if n.startswith(f"{decoder}.")):       # not those of a network beside it
         inside = [n for n in role if n.startswith(f"{block}.")]
         attention = {n.rpartition(".")[0] for n in inside if role[n] == "attention"}
         ffn = {f"{block}.{n[len(block) + 1:].split('.')[0]}" for n in inside if role[n] == "mlp"}

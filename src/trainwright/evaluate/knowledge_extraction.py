@@ -1,0 +1,127 @@
+"""How many questions a model answers exactly: knowledge that it can use, not only repeat.
+
+The measure of "Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316). The model goes on
+behind each question, taking the likeliest token each time; what it writes up to the end of the line, without blank space and
+a final full stop, must be the answer to the letter:
+
+    exact_match/ATTRIBUTE = questions answered exactly / questions,   exact_match/mean = the mean over attributes
+
+Questions are the documents of a domain whose metadata have ``question`` and ``answer`` (and ``attribute``), as
+``physics_of_lms_3_1`` makes them, or conversations: the last turn of the assistant is the answer then, and the chat template
+makes the prompt of what comes before. With n questions the standard error of a share p is sqrt(p (1 - p) / n).
+
+Not for answers that can be worded in several ways. Errors: no tokenizer, a domain that the corpus has not or without questions, a
+question that leaves no room in the positions of the model, conversations without a chat template.
+"""
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import nn
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.method import Evaluator
+from trainwright.core.models import is_pretrained
+
+
+class Asked(NamedTuple):
+    """A question as tokens, its answer, and what it is about."""
+
+    prompt: list[int]
+    answer: str
+    attribute: str
+
+
+class KnowledgeExtraction(Evaluator):
+    """Measures ``exact_match/ATTRIBUTE`` and ``exact_match/mean``."""
+
+    domain: str = "qa_test"
+    """Domain of the corpus that holds the questions."""
+    split: Literal["all", "train", "tune", "test"] = "all"
+    """Which of its documents."""
+    most: int = 200
+    """Questions of each attribute at most, drawn by their ids."""
+    new_tokens: int = 32
+    """Tokens of an answer at most."""
+    batch_size: int = 32
+    """Questions answered at once."""
+    makes: ClassVar[tuple[str, ...]] = ("exact_match/*",)
+    example: ClassVar[dict[str, Any]] = {"domain": "chat", "most": 4, "new_tokens": 2}
+
+    def __post_init__(self) -> None:
+        for name in ("most", "new_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+
+    def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
+        from trainwright.data._local_writer import continued
+        if ctx.tokenizer is None or not is_pretrained(model):
+            raise UserError("knowledge_extraction needs a causal model of transformers and its tokenizer.")
+        asked = sorted(self._asked(model, ctx), key=lambda one: len(one.prompt))
+        right: dict[str, list[bool]] = {}
+        for at in range(0, len(asked), self.batch_size):
+            part = asked[at:at + self.batch_size]
+            said = continued(model, ctx.tokenizer, [one.prompt for one in part], self.new_tokens)
+            for one, text in zip(part, said, strict=True):
+                right.setdefault(one.attribute, []).append(exact(text, one.answer))
+        shares = {f"exact_match/{name}": sum(found) / len(found) for name, found in sorted(right.items())}
+        return shares | {"exact_match/mean": sum(shares.values()) / len(shares)}
+
+    def _asked(self, model: nn.Module, ctx: Context) -> list[Asked]:
+        from trainwright.core.tokens import uniform
+        from trainwright.pretrain._causal_lm import most_positions
+        rows = sorted(self._rows(ctx), key=lambda row: uniform(row["id"], "knowledge_extraction"))
+        positions, found, many = most_positions(model), list[Asked](), dict[str, int]()
+        for row in rows:
+            one = self._read(row, ctx.tokenizer)
+            if one is None or many.setdefault(one.attribute, 0) >= self.most:
+                continue
+            many[one.attribute] += 1
+            if positions is not None and len(one.prompt) + self.new_tokens > positions:
+                raise UserError(f"knowledge_extraction: the question {row['id']!r} has {len(one.prompt)} tokens, which with "
+                                f"new_tokens = {self.new_tokens} are more than the {positions} positions of the model.")
+            found.append(one)
+        if not found:
+            raise UserError(f"knowledge_extraction: no document of the domain {self.domain!r} ({self.split}) is a question; "
+                            "one has question and answer in its metadata, or messages.")
+        return found
+
+    def _rows(self, ctx: Context) -> list[dict[str, str]]:
+        import pyarrow.parquet as pq
+
+        from trainwright.core.tokens import open_corpus
+        folder = ctx.path("data")
+        corpus = open_corpus(folder)
+        if self.domain not in corpus.domains:
+            raise UserError(f"knowledge_extraction: the corpus has no domain {self.domain!r}"
+                            f"{suggest(self.domain, corpus.domains)}.")
+        ids = None if self.split == "all" else set(map(str, corpus.select(self.split, (self.domain,)).id))
+        columns = ["id", "metadata", "messages"]
+        tables = [pq.read_table(f, columns=columns, filters=[("domain", "==", self.domain)])
+                  for f in sorted((folder / "documents").glob("*.parquet"))]
+        return [row for table in tables for row in table.to_pylist() if ids is None or row["id"] in ids]
+
+    def _read(self, row: dict[str, str], tokenizer: Any) -> Asked | None:
+        """The question that a document asks, or None where it asks none."""
+        if row["messages"] is not None:
+            messages = json.loads(row["messages"])
+            if len(messages) < 2 or messages[-1]["role"] != "assistant":
+                return None
+            if tokenizer.chat_template is None:
+                raise UserError("knowledge_extraction: the questions are conversations, but the tokenizer has no chat template.")
+            prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return Asked(ids, messages[-1]["content"], self.domain) if ids else None
+        known = json.loads(row["metadata"] or "{}")
+        if not isinstance(known.get("question"), str) or not isinstance(known.get("answer"), str):
+            return None
+        ids = tokenizer(known["question"])["input_ids"]
+        return Asked(ids, known["answer"], str(known.get("attribute") or self.domain)) if ids else None
+
+
+def exact(said: str, answer: str) -> bool:
+    """Whether the first line of what was said is the answer, but for space around it and a full stop behind it."""
+    first = (said.strip().splitlines() or [""])[0]
+    return first.strip().removesuffix(".") == answer.strip().removesuffix(".")
