@@ -4,7 +4,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from trainwright.core.context import View
+from trainwright.core.context import Context, View
+from trainwright.core.errors import UserError
 from trainwright.core.method import Set
 from trainwright.data.mixture import Mixture
 
@@ -15,7 +16,12 @@ def test_it_sets_its_knob_before_the_first_step_only():
     assert list(method.tick(View(1, 9, {}, {}), {})) == [] and method.claims(nn.Module()) == {"knob:mixture"}
 
 
-@pytest.mark.parametrize("weights", [{}, {"a": 0.0}, {"a": -1.0, "b": 2.0}, {"a": float("nan")}])
+@pytest.mark.parametrize("weights", [{"a": 0.0}, {"a": -1.0, "b": 2.0}, {"a": float("nan")}])
 def test_weights_must_say_something(weights: dict[str, float]):
     with pytest.raises(ValueError, match="weights"):
         Mixture(weights=weights)
+
+
+def test_without_weights_nothing_begins():
+    with pytest.raises(UserError, match="say weights"):
+        Mixture().init(nn.Module(), Context())

@@ -60,7 +60,7 @@ def render(fit: Fit, before: Law, known: dict[str, float], rows: int, notes: lis
 def _predictions(fit: Fit, before: Law, known: dict[str, float]) -> Table:
     at = ", ".join(f"{value:,.6g} {name}" for name, value in known.items())
     table = _table(f"at {at}", "fitted", "95 % interval", "before")
-    told = before.suggest(known)
+    told = runs.suggested(before, known)
     for name, (value, pair) in runs.predicted(fit, known).items():
         table.add_row(escape(name), _number(value), _interval(pair) if pair else "", _number(told[name]) if name in told else "")
     return table

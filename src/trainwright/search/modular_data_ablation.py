@@ -1,0 +1,139 @@
+"""Modular data ablation: what a model would gain from mixtures of parts of a corpus, told by averages of models of one part.
+
+"Scalable Data Ablation Approximations for Language Models through Modular Training and Merging" (arXiv 2410.15661). The model
+that is measured is the seed; the documents for training are parted by ``field`` (``domain``, ``source``, or a key of their
+metadata). From the seed one copy goes on with each part, all alike: ``tokens`` tokens, AdamW, a rate that falls in a line to
+zero. Of a mixture of ``size`` parts
+    proxy    = the loss of the uniform average of its parts' weights,
+    trained  = the loss of one copy that goes on with all of its parts, as many tokens of each
+on the held-out documents of ``on``. k trainings give the proxies of all mixtures. With ``verify`` the mixtures are trained too,
+and ``rank_correlation`` (Spearman) says how far the proxies can be trusted to rank them, beside that of the mean of the single
+models' losses (``naive_rank_correlation``), which the average should beat. Its 95 % interval is Fisher's z with a standard error
+of sqrt((1 + rho^2 / 2) / (mixtures - 3)); mixtures share parts, so it is rather too narrow. Below four mixtures it is -1 to 1.
+
+Only the ranking is claimed: a proxy is higher than the loss of training. Parts are of equal size (those with fewer tokens are
+left out; of the others the ``parts`` with the most are taken), since the average is uniform. It trains inside a measurement, k
+and as many short runs as there are mixtures, whose models are gone afterwards: put it into an evaluate stage. Not across seeds
+or models: averages of weights that did not begin alike mean nothing. Errors: too few parts of enough tokens, no such field, a
+model with adapters in it.
+"""
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import models, sharding
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Evaluator
+from trainwright.core.tokens import Documents, open_corpus
+from trainwright.data._metadata import metadata_of
+from trainwright.data._rows import SHARD
+from trainwright.evaluate.held_out import HeldOut
+from trainwright.pretrain._causal_lm import UNTRAINED, most_positions, token_losses
+from trainwright.search._averages import averaged, cut, joined, part, put, rank_correlation
+
+
+class ModularDataAblation(Evaluator):
+    """Measures ``proxy/A+B`` for each mixture, and how well the proxies rank mixtures that were trained."""
+
+    field: str = "source"
+    """What parts the documents: ``domain``, ``source``, or a key of their metadata."""
+    parts: int = 5
+    """Parts at most."""
+    size: int = 2
+    """Parts in a mixture."""
+    tokens: int = 20_000
+    """Tokens of each part."""
+    verify: bool = True
+    """Whether the mixtures are trained too."""
+    on: tuple[str, ...] = ()
+    """Domains of the held-out documents; all of the corpus' where none is named."""
+    split: Literal["tune", "test"] = "tune"
+    """Which documents are measured."""
+    measured: int = 10_000
+    """About how many tokens of each domain are measured."""
+    lr: float = 1e-3
+    """Peak learning rate."""
+    length: int = 256
+    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    batch_size: int = 8
+    """Pieces of documents in a step."""
+    makes: ClassVar[tuple[str, ...]] = ("proxy/*", "trained/*", "*rank_correlation*")
+    example: ClassVar[dict[str, Any]] = {"field": "domain", "tokens": 120, "measured": 60, "length": 32, "on": ["prose"]}
+
+    def __post_init__(self) -> None:
+        for name in ("size", "tokens", "measured", "lr", "length", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.parts <= self.size:
+            raise ValueError(f"parts must be more than size: {self.parts} parts make no mixtures of {self.size} to compare")
+
+    def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
+        parts, seed = self.parted(ctx), {n: sharding.full(p.detach()).clone() for n, p in model.named_parameters()}
+        copy = models.create(model.config, 0, self.name).to(ctx.device).eval()
+        if {n for n, _ in copy.named_parameters()} != seed.keys():
+            raise UserError(f"{self.name} goes on with copies of the plain model, and this one has other parameters: measure it "
+                            "in an evaluate stage, where it is whole.")
+        single = {name: self.trained(copy, seed, found, name, ctx) for name, found in parts.items()}
+        alone = {name: self.loss(copy, weights, ctx) for name, weights in single.items()}
+        proxies, others, naive = dict[str, float](), dict[str, float](), list[float]()
+        for names in combinations(parts, self.size):
+            mixture = "+".join(names)
+            proxies[mixture] = self.loss(copy, averaged([single[n] for n in names]), ctx)
+            naive.append(float(np.mean([alone[n] for n in names])))
+            if self.verify:
+                union = joined([parts[n] for n in names])
+                others[mixture] = self.loss(copy, self.trained(copy, seed, union, mixture, ctx), ctx)
+        out = {f"proxy/{n}": v for n, v in proxies.items()} | {f"trained/{n}": v for n, v in others.items()}
+        if self.verify:
+            rho, low, high = rank_correlation(list(proxies.values()), list(others.values()))
+            out |= {"rank_correlation": rho, "rank_correlation_low": low, "rank_correlation_high": high,
+                    "naive_rank_correlation": rank_correlation(naive, list(others.values()))[0]}
+        return out
+
+    def parted(self, ctx: Context) -> dict[str, Documents]:
+        """The documents of each part, as many as have ``tokens`` tokens."""
+        folder = ctx.path("data")
+        found, known = open_corpus(folder).select("train"), metadata_of(folder, self.field)
+        which = known.which[np.searchsorted(known.starts, found.shard * SHARD + found.offset)]
+        has = {name: int((found.length - 1)[which == i].sum()) for i, name in enumerate(known.said)}
+        names = [n for n in sorted(has, key=lambda n: -has[n]) if has[n] >= self.tokens][:self.parts]
+        if len(names) <= self.size:
+            raise UserError(f"{self.name}: {len(names)} parts by {self.field!r} have {self.tokens:,} tokens, and to compare "
+                            f"mixtures of {self.size} takes {self.size + 1} (the largest have {sorted(has.values())[::-1][:4]}).")
+        order = torch.randperm(len(found), generator=ctx.rng("modular_data_ablation/documents", at=0)).numpy()
+        return {n: cut(part(found, order[which[order] == known.said.index(n)]), self.tokens) for n in sorted(names)}
+
+    def trained(self, copy: nn.Module, seed: dict[str, Tensor], found: Documents, name: str, ctx: Context) -> dict[str, Tensor]:
+        """The weights after going on from the seed with these documents, once each."""
+        put(copy, seed)
+        copy.requires_grad_(True)
+        quiet, corpus = Context(device=ctx.device), open_corpus(ctx.path("data"))
+        source = HeldOut(batch_size=self.batch_size)
+        batches = list(source.batches(corpus, found, corpus.domains[0], self.seen(copy), quiet))
+        optimizer = torch.optim.AdamW(copy.parameters(), lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        order = torch.randperm(len(batches), generator=ctx.rng(f"modular_data_ablation/{name}", at=0)).tolist()
+        with torch.enable_grad():
+            for step, i in enumerate(order):
+                optimizer.param_groups[0]["lr"] = self.lr * (1 - step / len(order))
+                optimizer.zero_grad()
+                losses = token_losses(copy, batches[i], quiet)
+                (losses.sum() / (batches[i]["targets"] != UNTRAINED).sum().clamp(min=1)).backward()
+                optimizer.step()
+        return {n: p.detach().clone() for n, p in copy.requires_grad_(False).named_parameters()}
+
+    def seen(self, model: nn.Module) -> int:
+        """Tokens of a piece."""
+        return min(self.length, most_positions(model) or self.length)
+
+    def loss(self, copy: nn.Module, weights: dict[str, Tensor], ctx: Context) -> float:
+        """Mean loss over the held-out domains with these weights."""
+        put(copy, weights)
+        measure = HeldOut(on=self.on, split=self.split, tokens=self.measured, length=self.length, batch_size=self.batch_size)
+        told = measure.measure(copy, Context(device=ctx.device, inputs=ctx.inputs))
+        return float(np.mean([v for n, v in told.items() if n.startswith("loss/")]))

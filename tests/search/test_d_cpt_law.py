@@ -1,0 +1,142 @@
+"""The law of shares by hand, and a fit that finds planted constants and the best share beyond its runs."""
+from __future__ import annotations
+
+import json
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.conftest import LIFE, write_texts
+from trainwright.cli import app
+from trainwright.core import runs
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.prepare import jobs
+from trainwright.core.recipe import parse
+from trainwright.core.settings import make
+from trainwright.core.store import Store
+from trainwright.search._shares import Constants, names
+from trainwright.search.d_cpt_law import DCptLaw
+
+SETTINGS: dict[str, Any] = {"domain": "code", "general": "prose", "rise": 0.03, "draws": 60}
+DOMAIN = Constants(1.2, 50.0, 0.28, 90.0, 0.35, 0.5, 0.5, 0.45)
+GENERAL = Constants(2.0, 90.0, 0.33, 30.0, 0.28, 0.25, 0.25, 0.7)
+PLANTED = DCptLaw(**SETTINGS, **{n: v for part, c in (("domain", DOMAIN), ("general", GENERAL))
+                                 for n, v in zip(names(part), c, strict=True)})
+LARGE = {"parameters": 1e9, "tokens": 1e10}
+"""Sixteen times the parameters of the largest run that is fitted, and eight times the tokens of the longest."""
+
+
+@cache
+def fitted(seed: int) -> runs.Fit:
+    return runs.fitted(DCptLaw(**SETTINGS), PLANTED.made_up(Context(seed=seed)), Context(seed=seed), "rows")
+
+
+def test_the_law_by_hand() -> None:
+    """At 10^4 parameters and tokens and a share of 0.25 with round exponents."""
+    law = Constants(1.0, 100.0, 0.5, 200.0, 0.5, 0.5, 0.3, 1.0)
+    assert law.loss(1e4, 1e4, 0.25, 0.05) == pytest.approx(1 + 1 + 200 * 0.5 / 100 + 0.3 / 0.3)
+
+
+def test_each_part_has_its_own_share() -> None:
+    """More code: a lower loss on code, a higher one on prose."""
+    domain, general = PLANTED.losses(1e6, 2e7, np.linspace(0, 1, 50))
+    assert (np.diff(domain) < 0).all() and (np.diff(general) > 0).all()
+    assert general[0] == GENERAL.loss(1e6, 2e7, 1.0, 0.1) and domain[-1] == DOMAIN.loss(1e6, 2e7, 1.0, 0.1)
+
+
+def test_a_fit_finds_planted_constants() -> None:
+    """From losses that scatter by a thousandth, with 95 % intervals: over seeds nearly all hold what was planted."""
+    held = []
+    for seed in range(3):
+        fit = fitted(seed)
+        found = runs.intervals(fit)
+        assert set(found) == {*names("domain"), *names("general")}
+        held += [low <= getattr(PLANTED, name) <= high for name, (low, high) in found.items()]
+        exponents = [n for n in found if n.endswith(("alpha", "beta", "eta", "gamma"))]
+        assert all(abs(getattr(fit.law, n) - getattr(PLANTED, n)) < 0.05 for n in exponents)
+        assert all(value < 0.2 for value in fit.errors.values()) and len(fit.errors) == 6
+    assert np.mean(held) > 0.85
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_best_share_beyond_the_runs_is_within_its_interval(seed: int) -> None:
+    fit = fitted(seed)
+    true = PLANTED.share(LARGE)
+    value, pair = runs.predicted(fit, LARGE)["mixture.weights.code"]
+    assert pair is not None and pair[0] <= true <= pair[1] and abs(value - true) < 0.03 and pair[1] - pair[0] < 0.1
+    assert 0.05 < true < 0.95 and "extrapolated" in fit.law.doubts(LARGE)
+    assert not fit.law.doubts({"parameters": 4e6, "tokens": 8e7})
+
+
+def test_the_best_share_keeps_the_general_loss_within_its_rise() -> None:
+    def general(law: DCptLaw, share: float) -> float:
+        return float(law.losses(*LARGE.values(), share)[1])
+    share = PLANTED.share(LARGE)
+    allowed = (1 + PLANTED.rise) * general(PLANTED, 0.0)
+    assert general(PLANTED, share) <= allowed < general(PLANTED, share + 0.002), "and no greater share does"
+    assert DCptLaw(**SETTINGS | {"rise": 9.0}).share(LARGE) == 1.0
+    law = DCptLaw(**SETTINGS, general_before=0.1)
+    assert law.share(LARGE) == 0.0 and "no share keeps the loss on prose" in law.doubts(LARGE)
+
+
+def test_little_domain_data_makes_a_small_share_a_long_run() -> None:
+    """Of 10^8 tokens of code, D = 10^8 / r: by hand on a grid; with more of them the share is larger."""
+    grid = np.linspace(0.001, 1, 1000)
+    for tokens in (1e8, 1e9):
+        told = DCptLaw(**SETTINGS | {"rise": 9.0}, domain_tokens=tokens)
+        loss = [told.losses(1e9, tokens / r, r)[0] for r in grid]
+        assert told.share(LARGE) == pytest.approx(grid[int(np.argmin(loss))], abs=1e-9)
+    assert "rises" not in told.doubts(LARGE)
+
+
+def test_a_law_that_is_no_guide_says_so() -> None:
+    assert "are an example" in DCptLaw(**SETTINGS).doubts(LARGE)
+    bent = DCptLaw(**SETTINGS, domain_c=1e-3, domain_b=500.0)
+    assert "rises with its share from" in bent.doubts({"parameters": 1e6, "tokens": 2e7})
+
+
+def test_the_command_fits_it(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in PLANTED.made_up(Context())))
+    said = CliRunner().invoke(app, ["fit-law", "d_cpt_law", "--rows", str(file), "--parameters", "1e9", "--tokens", "1e10",
+                                    *(a for k, v in SETTINGS.items() for a in ("--set", f"{k}={json.dumps(v)}"))])
+    assert said.exit_code == 0, said.output
+    assert "mixture.weights.code" in said.output and "domain_gamma" in said.output and 'use = "d_cpt_law"' in said.output
+
+
+@pytest.mark.parametrize("said", [None, {"code": 0.5, "prose": 0.5}])
+def test_it_fills_in_a_mixture_that_has_no_weights(said: dict[str, float] | None, tmp_path: Path) -> None:
+    """Beside one that has some it says what it would take."""
+    write_texts(tmp_path / "texts")
+    table = tomllib.loads(LIFE)
+    base = table["stage"][1]
+    base["methods"] = [{"use": "pack", "length": 32}, {"use": "next_token"}, {"use": "adamw", "lr": 1e-2},
+                       {"use": "mixture"} | ({"weights": said} if said else {}),
+                       {"use": "d_cpt_law", "domain": "code", "general": "prose", "domain_b": 0.01, "general_b": 0.01}]
+    job = jobs(parse({**table, "stage": table["stage"][:2]}, tmp_path / "life.toml"), Store(tmp_path / "store"))[1]
+    weights = next(m for m in job.settings["methods"] if m["use"] == "mixture")["weights"]
+    (line,) = job.told
+    assert sum(weights.values()) == pytest.approx(1) and (weights == said if said else 0 < weights["code"] < 1)
+    assert ("stays as the recipe says it" if said else "fills in mixture.weights") in line and "are an example" in line
+
+
+def test_rows_that_cannot_tell_are_refused() -> None:
+    rows = PLANTED.made_up(Context())
+    wrong: list[tuple[str, list[dict[str, Any]]]] = [
+        ("have 1 of parameters", [r for r in rows if r["parameters"] == 1e6]),
+        ("have 2 of shares", [r for r in rows if r["mixture.weights.code"] in (0.2, 0.5)]),
+        ("row 1: loss/prose", [{k: v for k, v in r.items() if k != "loss/prose"} for r in rows]),
+        ("of no mixture of code and prose alone", [r | {"mixture.weights.chat": 0.5} for r in rows]),
+        ("of no mixture", [{k: v for k, v in r.items() if "mixture" not in k} for r in rows])]
+    for told, short in wrong:
+        with pytest.raises(UserError, match=told):
+            runs.fitted(DCptLaw(**SETTINGS), short, Context(), "rows")
+    for name, setting in (("rise", {"rise": -1.0}), ("another domain", {"general": "code"}), ("general_a", {"general_a": 0.0})):
+        with pytest.raises(UserError, match=name):
+            make(DCptLaw, SETTINGS | setting, "here")
