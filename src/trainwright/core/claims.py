@@ -34,8 +34,8 @@ def check_alive(brought: dict[str, set[str]], model: nn.Module) -> None:
     now, there = trainable(model), {n for n, _ in model.named_parameters()}
     for name, own in brought.items():
         if own & there and not own & now:
-            raise UserError(f"{name} would train nothing: another surgery behind it freezes all that it brings in. Leave one out, "
-                            f"or name {name} last.")
+            raise UserError(f"{name} would train nothing: another surgery behind it freezes all that it brings in. Leave one "
+                            f"out, or name {name} last.")
 
 
 def match(on: str, names: Iterable[str]) -> list[str]:

@@ -1,7 +1,7 @@
 """Scores documents by the loss that a causal language model has on them.
 
-The column gets the mean of the negative log-likelihoods of a document's tokens, in nats a token: -1/n sum_i log p(x_i | x_<i); null
-for a document with nothing to predict. One longer than ``length`` is read in parts, each without what came before. Of a
+The column gets the mean of the negative log-likelihoods of a document's tokens, in nats a token: -1/n sum_i log p(x_i | x_<i);
+null for a document with nothing to predict. One longer than ``length`` is read in parts, each without what came before. Of a
 conversation only what the assistant says counts, where the model's chat template marks it.
 
 The model is the stage's ``from.model``: any causal language model with its tokenizer.

@@ -1,14 +1,14 @@
 """How well the loss tells documents that were trained on from documents that were not: membership inference.
 
-The attack of "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting" (arXiv 1709.01604), with the area under its
-ROC curve instead of one threshold: the probability that a member (a ``train`` document) has a lower mean loss than a non-member (a
-``test`` document of the same domain), ties counted half,
+The attack of "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting" (arXiv 1709.01604), with the area under
+its ROC curve instead of one threshold: the probability that a member (a ``train`` document) has a lower mean loss than a
+non-member (a ``test`` document of the same domain), ties counted half,
 
     auc = #{(m, n): loss(m) < loss(n)} / (members · non-members)
 
-0.5 is no better than guessing: nothing was memorized that the loss would show; 1 tells all. Documents are drawn by the hash of their
-id, so both sides are of one distribution; of each its first ``length`` tokens are read. The standard error of a chance value is
-about 0.29 / sqrt(documents of the smaller side).
+0.5 is no better than guessing: nothing was memorized that the loss would show; 1 tells all. Documents are drawn by the hash of
+their id, so both sides are of one distribution; of each its first ``length`` tokens are read. The standard error of a chance
+value is about 0.29 / sqrt(documents of the smaller side).
 
 Not for a corpus whose training documents were selected by something that the loss sees: members and others then differ before any
 training. Errors: a domain that the corpus has not, or one without documents of either kind.
