@@ -85,12 +85,14 @@ print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", ["--help", "list", "list --search adam", "show adamw", "store ls", "run --help"])
 def test_what_is_light_imports_nothing_heavy(words: str, command: Command, tmp_path: Path) -> None:
     done = command(*words.split(), cwd=tmp_path, python=("-c", LIGHT))
     assert done.returncode == 0 and done.stderr.strip().endswith("[]"), done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--help",), ("list",)])
 def test_it_answers_at_once(words: tuple[str, ...], tmp_path: Path) -> None:
     """Processor time of the process, not the clock on the wall: others may be at work on this machine."""
@@ -108,6 +110,7 @@ def test_it_answers_at_once(words: tuple[str, ...], tmp_path: Path) -> None:
 # ---- methods --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_list_and_show_know_every_method() -> None:
     listed = invoke("list").stdout
     for name, card in registry.cards().items():

@@ -24,6 +24,7 @@ def read(frame: Any) -> list[Any]:
     return [row for batch in documents.stream(frame) for row in batch.to_pylist()]
 
 
+@pytest.mark.slow
 def test_a_failure_beside_another_table_is_raised_each_time() -> None:
     """The engine's union of a reader that fails and one that is done lets about every other failure pass."""
     for _ in range(40):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -38,6 +39,7 @@ def backward(counter: FlopCounterMode) -> float:
     return ledger.peak_memory() - before
 
 
+@pytest.mark.slow
 def test_counting_flops_leaves_checkpointing_its_effect() -> None:
     backward(FlopCounterMode(display=False))                               # what is done but once
     theirs, ours = FlopCounterMode(display=False), ledger.flop_counter()

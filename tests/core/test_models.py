@@ -43,6 +43,7 @@ def test_a_table_that_is_wrong(change: dict[str, Any], words: str, tokenizer: An
     assert str(told.value).startswith("here: ") and words in str(told.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"type": "t5"}, {"num_attention_heads": 3}])
 def test_a_model_that_cannot_be_made_is_a_sentence(change: dict[str, Any]) -> None:
     table = {"type": "t5"} if change == {"type": "t5"} else TINY | change

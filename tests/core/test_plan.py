@@ -35,6 +35,7 @@ def test_defaults_stand_in_for_kinds_that_are_left_out(life: Path) -> None:
     assert [m.name for m in base.job.methods] == ["pack", "clip", "wsd", "next_token", "adamw", "step_law"]
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_run(life: Path) -> None:
     store, recipe = Store(life.parent / "store"), load(life)
     told = {s.job.stage.name: s.figures for s in plan(recipe, store, trials=Here()).stages}
@@ -73,6 +74,7 @@ def test_nothing_is_tried_twice(life: Path) -> None:
     assert trials.tried == ["base", "adapt", "adapt"], "base did not change"
 
 
+@pytest.mark.slow
 def test_a_corpus_in_the_same_process_is_charged(life: Path) -> None:
     store, recipe, trials = Store(life.parent / "store"), load(life), Here()
     before = plan(recipe, store, trials=trials).stages

@@ -64,6 +64,7 @@ def test_both_domains_are_filled_and_no_more(some: list[dict[str, Any]]) -> None
     assert {r["domain"] for r in read(megabytes=0.05, domains=["prose"])} == {"prose"}
 
 
+@pytest.mark.slow
 def test_it_is_the_same_each_time_and_names_no_place_of_this_machine(some: list[dict[str, Any]]) -> None:
     assert read(megabytes=0.3) == some
     assert len({r["id"] for r in some}) == len({r["text"] for r in some}) == len(some)

@@ -183,6 +183,7 @@ def test_inputs_see_each_other_and_no_target_is_seen_before_its_time(family: str
     assert abs(moved[0]) > 1e-5 and moved[1] == 0, "the first input sees the last one; without a prefix it does not"
 
 
+@pytest.mark.slow
 def test_documents_of_a_row_stay_apart_and_attention_kinds_agree() -> None:
     (_, batch), = batches(SMALL)
     found = {}

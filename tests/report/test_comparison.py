@@ -90,6 +90,7 @@ def test_everything_that_was_compared_is_on_the_page(page: Path) -> None:
         assert all(key in told for run in arm["runs"] for key in run["hashes"].values())
 
 
+@pytest.mark.slow
 def test_every_string_of_a_user_is_escaped(tmp_path: Path) -> None:
     told = sample.result()
     for arm in told["arms"]:
@@ -118,6 +119,7 @@ def test_every_string_of_a_user_is_escaped(tmp_path: Path) -> None:
     assert all(f.parent == tmp_path / "report" for f in tmp_path.rglob("*") if f.is_file())
 
 
+@pytest.mark.slow
 def test_letters_that_the_font_lacks_and_mathematics(tmp_path: Path) -> None:
     told = sample.bare(sample.single())
     for where in (told["arms"][1], *told["comparisons"]):
@@ -155,6 +157,7 @@ def test_same_arm_twice() -> None:
     assert "A difference was found where there is none." in sentences(alarm)[1]
 
 
+@pytest.mark.slow
 def test_an_arm_without_the_main_metric_is_said_to_have_none(tmp_path: Path) -> None:
     told = sample.bare(sample.single())
     told["comparisons"] = [c for c in told["comparisons"] if c["metric"] != "loss/code"]

@@ -49,6 +49,7 @@ def whole(root: Path) -> str:
     return out.read_text()
 
 
+@pytest.mark.slow
 def test_page_tells_the_run(tmp_path: Path) -> None:
     text = whole(tmp_path)
     seen = Checked(text)
@@ -121,6 +122,7 @@ def test_a_failed_stage_shows_its_reason_and_nothing_is_needed(tmp_path: Path) -
     assert ">–<" in text and "None" not in text and "nan<" not in text and 'id="plan"' not in text
 
 
+@pytest.mark.slow
 def test_without_evaluation_the_story_is_the_training(tmp_path: Path) -> None:
     manifests, folders = sample.run(tmp_path / "store")
     text = page.write(tmp_path / "r", "", "t", manifests[:2], folders[:2], "").read_text()

@@ -50,6 +50,7 @@ def test_each_part_has_its_own_share() -> None:
     assert general[0] == GENERAL.loss(1e6, 2e7, 1.0, 0.1) and domain[-1] == DOMAIN.loss(1e6, 2e7, 1.0, 0.1)
 
 
+@pytest.mark.slow
 def test_a_fit_finds_planted_constants() -> None:
     """From losses that scatter by a thousandth, with 95 % intervals: over seeds nearly all hold what was planted."""
     held = []
@@ -101,6 +102,7 @@ def test_a_law_that_is_no_guide_says_so() -> None:
     assert "rises with its share from" in bent.doubts({"parameters": 1e6, "tokens": 2e7})
 
 
+@pytest.mark.slow
 def test_the_command_fits_it(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in PLANTED.made_up(Context())))

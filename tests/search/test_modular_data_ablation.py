@@ -73,6 +73,7 @@ def test_parts_are_of_one_size(folder: Path) -> None:
     assert all(set(found.id) <= train and all(name in i for i in found.id) for name, found in parts.items())
 
 
+@pytest.mark.slow
 def test_proxies_rank_mixtures_as_training_does(folder: Path) -> None:
     """Ten mixtures of two of five parts: the rank correlation and its interval, and the seed model as it was."""
     model = model_of(folder)

@@ -1,4 +1,4 @@
-"""Every two methods that may share a training stage: they work together, or are refused with a reason before they do harm.
+"""Every two methods that may share a training stage: they work together, or are refused with a reason.
 
 A pair works if it trains three steps on the tiny stage of the battery, and comes to the same weights, states and rows, to the
 bit, when it is interrupted after the second. ``python -m trainwright.core.pairs OUT.json`` tries all of them.
@@ -86,8 +86,10 @@ def outcome(a: str, b: str) -> Pair:
             return Pair(a, b, "broken", told(error))
         try:
             return Pair(a, b, *_resumes(whole, rows, (a, b), folder))
+        except UserError as error:                               # one that acts later, an evaluator say
+            return Pair(a, b, "refused", str(error))
         except Exception as error:
-            return Pair(a, b, "broken", str(error) if isinstance(error, UserError) else told(error))
+            return Pair(a, b, "broken", told(error))
 
 
 def _make(use: str) -> Method:

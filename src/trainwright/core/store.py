@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,12 +70,18 @@ class Store:
 
     def artifacts(self) -> list[Artifact]:
         """All artifacts, oldest first."""
-        found = [Artifact(f.parent) for f in self.root.glob("*/manifest.json")]
-        return sorted(found, key=lambda a: a.manifest["finished"])
+        found = []
+        for file in self.root.glob("*/manifest.json"):
+            with suppress(FileNotFoundError):                            # another process may be removing it
+                found.append((Artifact(file.parent).manifest["finished"], file.parent))
+        return [Artifact(folder) for _, folder in sorted(found)]
 
     def named(self, name: str) -> Artifact:
         """An artifact by its folder's name, or the newest of a stage's name."""
-        found = [a for a in self.artifacts() if a.path.name == name or a.manifest["stage"] == name]
+        exact = Artifact(self.root / name)
+        if (exact.path / "manifest.json").is_file():
+            return exact
+        found = [a for a in self.artifacts() if a.manifest["stage"] == name]
         if not found:
             known = {a.manifest["stage"] for a in self.artifacts()}
             raise UserError(f"{self.root}: no artifact {name!r}{suggest(name, known)}.")
@@ -117,8 +123,8 @@ class Store:
     def remove(self, name: str, force: bool = False) -> Path:
         """Remove an artifact, unless others were made from it."""
         artifact = self.named(name)
-        users = self.users(artifact)
-        if users and not force:
+        users = [] if force else self.users(artifact)
+        if users:
             raise UserError(f"{artifact.path.name} is what {', '.join(u.path.name for u in users)} came from; "
                             "remove those first, or say --force.")
         trash = self.root / "work" / f"{artifact.path.name}.removed"    # at once: half an artifact would be taken for a whole one
