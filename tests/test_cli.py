@@ -253,7 +253,9 @@ def test_the_store_is_shown_and_thinned(lived: tuple[Path, str, str], tmp_path: 
     assert all(f.parent.name in told for f in store.glob("*/manifest.json"))
     shown = json.loads(invoke("store", "show", "adapt", "--store", store).stdout)
     assert shown["inputs"]["model"][0]["stage"] == "base" and shown["settings"]["methods"][2]["lr"] == 0.01
-    for name in ("judge", "judge", "merged", "merged"):
+    last = [name for name in ("judge", "merged") for _ in store.glob(f"{name}-*")]      # one each, or another after a change
+    assert len(last) >= 2
+    for name in last:
         assert "removed" in invoke("store", "rm", name, "--store", store).stdout
     invoke("store", "rm", "base", "--force", "--store", store)
     assert {f.name.split("-")[0] for f in store.glob("*-*")} == {"corpus", "adapt"}
