@@ -6,8 +6,9 @@ import statistics
 
 import pytest
 
-from tests.compare.tiny import Count, comparison, fixed_costs, spec
+from tests.compare.tiny import Count, comparison, fixed_costs, recipe, spec
 from trainwright.compare import costs as costing
+from trainwright.compare import spec as specs
 from trainwright.compare.compare import Comparison, read
 from trainwright.compare.spec import Arm
 from trainwright.compare.statistics import paired
@@ -200,3 +201,25 @@ def test_a_folder_without_a_result_is_told(tmp_path):
     with pytest.raises(UserError, match="no comparison has ended here"):
         read(tmp_path)
 
+
+
+def test_what_is_chosen_anew_for_each_seed_is_there_for_its_costs_and_told(tmp_path):
+    """A selection as an arm: made with each seed, measured on what was kept back, and part of the result."""
+    chosen = '''
+[[stage]]
+name = "chosen"
+kind = "corpus"
+from = { data = "corpus" }
+methods = [{ use = "random_subset", share = 0.5 }]
+'''
+    file = recipe(tmp_path, '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nreseed = ["chosen"]\n')
+    text = file.read_text().replace('[[stage]]\nname = "adapt"', chosen.strip() + '\n\n[[stage]]\nname = "adapt"')
+    old = 'from = { model = "base", data = "corpus" }\nsteps = 8'
+    file.write_text(text.replace(old, old.replace('"corpus"', '"chosen"')))
+    arms = [Arm(name="half"), Arm(name="all", at="chosen", add=({"use": "random_subset", "share": 1.0},))]
+    result = Comparison(specs.load(file, {}, arms), Store(tmp_path / "store"), Count()).run()
+    half, whole = result["arms"]
+    assert not half["failed"] and not whole["failed"]
+    (all_documents, kept), = [pair for name, pair in half["selected"]["chosen"]["kept"]["domains"].items() if name == "code"]
+    assert 0 < kept < all_documents and "chosen" not in whole["selected"], "where nothing was dropped there is nothing to tell"
+    assert len({r["hashes"]["chosen"] for r in half["runs"]}) == 2

@@ -431,3 +431,17 @@ def test_small_figures() -> None:
     assert [numbers.quantity("seconds_per_step", s) for s in (0.0412, 0.412, 41.2)] == ["41.2 ms", "0.41 s", "41.2 s"]
     assert [words(m) for m in ("loss/code", "forgetting/prose", "bits_per_byte/x", "peak_memory_bytes", "acc")] == [
         "loss on code", "forgetting of prose", "bits per byte on x", "peak memory", "acc"]  # fmt: skip
+
+
+def test_what_arms_selected_is_drawn_where_they_differ(tmp_path: Path) -> None:
+    def kept(n: int) -> dict[str, Any]:
+        return {"curated": [{"method": "best", "in": 9, "written": 0, "dropped": 9 - n, "out": n}],
+                "kept": {"domains": {"code": [9, n]}, "lengths": {"edges": [1.0, 10.0, 100.0], "all": [4, 5], "kept": [0, n]}}}
+
+    told = copy.deepcopy(sample.result())
+    for i, arm in enumerate(told["arms"]):
+        arm["selected"] = {"raw": kept(3), "chosen": kept(4 + i % 2)}
+    text = comparison.write(tmp_path, told).read_text()
+    assert "What was selected" in text and "4 of 9 documents were kept" in text and "5 of 9" in text
+    assert "3 of 9" not in text, "what is the same for all is no matter of the comparison"
+    assert "What was selected" not in comparison.write(tmp_path / "plain", sample.result()).read_text()

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -172,6 +172,8 @@ class Comparison:
 
     def _measure_costs(self) -> dict[str, Length]:
         """FLOPs, seconds and memory of a step of each arm, and what the budget comes to in its steps."""
+        for arm in self.alive() if self.spec.settings.reseed else ():
+            self._made(arm, self.variants.bare(arm, self.far(None)))
         arms = self.alive()
         recipes = {a.name: self.variants.bare(a, self.far(None)) for a in arms}
         keys = {name: self._job(recipe).key for name, recipe in recipes.items()}
@@ -190,6 +192,16 @@ class Comparison:
             steps = self._steps(arm, cost)
             lengths[arm.name] = Length(self.far(cost), steps, cost.compiled)
         return lengths
+
+    def _made(self, arm: Arm, recipe: Recipe) -> None:
+        """What the compared stage of a recipe is made of, also where each seed has its own."""
+        before = replace(recipe, stages=tuple(s for s in recipe.stages if s.name != self.spec.settings.stage))
+        try:
+            run_recipe(before, self.store, self.watch)
+        except FAILURES as error:
+            if arm.name == self.spec.baseline:
+                raise
+            self.failed[arm.name] = reason(error)
 
     def _unit(self, arm: Arm, seed: int, length: Length, values: tuning.Values, split: str) -> Unit:
         recipe = self.variants.run(arm, seed, length, values, split)

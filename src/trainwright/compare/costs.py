@@ -122,12 +122,15 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
                 continue
             try:
                 if base is None:
-                    base = Worker()
-                    ask(base, open_probe, recipes[baseline], stage, store.root)
+                    base = _opened(recipes[baseline], stage, store)
+            except Failed as error:
+                failed[baseline] = str(error)
+                break
+            try:
                 found[arm] = _pair(base, recipes[arm], stage, store) if arm != baseline else _alone(base, found)
             except Failed as error:
                 failed[arm] = str(error)
-                if base is None or base.process is None or arm == baseline:
+                if base.process is None:
                     base = None
                 continue
             files[arm].parent.mkdir(parents=True, exist_ok=True)
@@ -153,6 +156,17 @@ def one_clock(cost: Costs, base: Costs | None) -> Costs:
 def _read(file: Path) -> Costs:
     told = json.loads(file.read_text())
     return Costs(**told | {n: tuple(told[n]) for n in ("rounds", "baseline_rounds")})
+
+
+def _opened(recipe: Recipe, stage: str, store: Store) -> Worker:
+    """A worker with the stage in it, ready to step."""
+    worker = Worker()
+    try:
+        ask(worker, open_probe, recipe, stage, store.root)
+    except Failed:
+        worker.close()
+        raise
+    return worker
 
 
 def _pair(base: Worker, recipe: Recipe, stage: str, store: Store) -> Costs:

@@ -200,10 +200,12 @@ def _limits(c: Compared) -> tuple[float, float] | None:
 
 
 def selected(c: Compared, out: Path) -> list[Plot]:
-    """What each arm was trained on, where documents were selected: those kept among all."""
+    """What each arm was trained on, where its documents were selected otherwise than those of others: those kept among all."""
+    told = [a.told.get("selected") or {} for a in c.arms]
     found = []
-    for i, a in enumerate(c.arms):
-        for stage, figures in (a.told.get("selected") or {}).items():
-            said = f"{a.name}: {curated.label(figures)}"
-            found.append(_whole(curated.figure(figures, a.colour), f"selected-{i}-{stage}", said, f"What {said}", out))
+    for i, (a, stages) in enumerate(zip(c.arms, told, strict=True)):
+        for stage, figures in stages.items():
+            if any(other.get(stage) != figures for other in told):
+                said = f"{a.name}: {curated.label(figures)}"
+                found.append(_whole(curated.figure(figures, a.colour), f"selected-{i}-{stage}", said, f"What {said}", out))
     return found
