@@ -195,11 +195,13 @@ def pairs_table() -> str:
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     names = sorted({name for a, b, _, _ in found for name in (a, b)})
     tried = {n: [verdict for a, b, verdict, _ in found if n in (a, b)] for n in names}
-    counts = [(f"[{n}](methods/{n}.md)", str(tried[n].count("works")), str(tried[n].count("refused"))) for n in names]
-    refused = [(f"`{a}`", f"`{b}`", inline(why)) for a, b, verdict, why in found if verdict == "refused"]
+    counts = [(f"[{n}](methods/{n}.md)", *(str(tried[n].count(v)) for v in ("works", "refused", "refused late"))) for n in names]
+    refused = [(f"`{a}`", f"`{b}`", inline(why) + (" (in the run)" if verdict == "refused late" else ""))
+               for a, b, verdict, why in found if verdict.startswith("refused")]
     works = sum(verdict == "works" for _, _, verdict, _ in found)
-    return "\n\n".join([f"Of {len(found):,} pairs, {works:,} work and {len(refused):,} are refused.",
-                        table(("method", "works with", "refused with"), counts),
+    return "\n\n".join([f"Of {len(found):,} pairs, {works:,} work and {len(refused):,} are refused, "
+                        f"{sum(v == 'refused late' for _, _, v, _ in found):,} of them by what first acts in the run.",
+                        table(("method", "works with", "refused with", "in the run"), counts),
                         "## Refused, and why", table(("one", "the other", "why"), refused)]) + "\n"
 
 

@@ -27,7 +27,7 @@ def test_pairs_of_the_day(part: int) -> None:
     assert len(found) == MANY // 4
     broken = [f"{p.a} + {p.b}: {p.why}" for p in found if p.verdict == "broken"]
     assert not broken, "\n".join(broken)
-    assert all(p.why.strip() for p in found if p.verdict == "refused")
+    assert all(p.why.strip() for p in found if p.verdict.startswith("refused"))
 
 
 def test_what_works_and_what_is_refused() -> None:
@@ -35,6 +35,28 @@ def test_what_works_and_what_is_refused() -> None:
     two = pairs.outcome("cosine", "linear")
     assert two.verdict == "refused" and "lr" in two.why
     assert pairs.outcome("adamw", "sgd_sai").verdict == "refused"
+
+
+def test_a_method_of_two_kinds_stands_once(tmp_path: Path) -> None:
+    """One that makes batches and scores them, and one that is surgery and its own optimizer."""
+    for name in ("phf", "spiel"):
+        names = [m.name for m in pairs.stage(pairs._make(name), pairs._make("clip"), tmp_path).methods]
+        assert names.count(name) == 1
+
+
+def test_what_diverges_or_does_not_resume_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainwright.core.errors import UserError
+    from trainwright.core.loop import Diverged, Train
+
+    def fails(error: Exception):
+        def run(self, until=None, on_step=None):
+            raise error
+        return run
+
+    monkeypatch.setattr(Train, "run", fails(Diverged("the loss is nan")))
+    assert pairs.outcome("clip", "lora").verdict == "broken"
+    monkeypatch.setattr(Train, "run", fails(UserError("not with this one")))
+    assert pairs.outcome("clip", "lora").verdict == "refused late"
 
 
 def test_each_pair_once() -> None:

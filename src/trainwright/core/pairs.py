@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -15,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
@@ -23,10 +22,14 @@ from trainwright.core import _tiny, checkpoint, registry
 from trainwright.core._laws import TRAINS, copied, difference, timeless, weights
 from trainwright.core.conformance import absent, load, told
 from trainwright.core.errors import UserError
-from trainwright.core.loop import Train
+from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Method, Objective, Optimizer, Surgery
 
 UNTIL, CUT = 3, 2
+
+
+Verdict = Literal["works", "refused", "refused late", "broken"]
+"""``refused`` is said before the first step, ``refused late`` by what first acts in the run; ``broken`` is everything else."""
 
 
 class Pair(NamedTuple):
@@ -34,7 +37,7 @@ class Pair(NamedTuple):
 
     a: str
     b: str
-    verdict: Literal["works", "refused", "broken"]
+    verdict: Verdict
     why: str = ""
 
 
@@ -66,8 +69,8 @@ def stage(a: Method, b: Method, folder: Path, journal: Sequence[Any] = ()) -> Tr
         on = optimizers[0].on
         optimizers.append(_tiny.default("Optimizer", on=on[1:] if on.startswith("!") else f"!{on}"))
     rest = [m for m in both if not isinstance(m, (Data, Objective, Optimizer))]
-    run = Train(_tiny.model(), [*data, *objectives, *optimizers, *rest], _tiny.STEPS, accumulate=2, eval_every=CUT,
-                ctx=_tiny.context(folder))
+    ordered = {id(m): m for m in (*data, *objectives, *optimizers, *rest)}   # one of two kinds (data, objective) stands once
+    run = Train(_tiny.model(), list(ordered.values()), _tiny.STEPS, accumulate=2, eval_every=CUT, ctx=_tiny.context(folder))
     run.build(journal)
     return run
 
@@ -75,34 +78,33 @@ def stage(a: Method, b: Method, folder: Path, journal: Sequence[Any] = ()) -> Tr
 def outcome(a: str, b: str) -> Pair:
     """What becomes of two methods in one stage."""
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+        folder, rows = Path(place), list[dict[str, float]]()
+        verdict: Verdict = "refused"
         try:
             whole = stage(_make(a), _make(b), folder)
-            rows: list[dict[str, float]] = []
-            whole.run(until=1, on_step=lambda row: rows.append(timeless(row)))
+            verdict = "refused late"
+            whole.run(until=CUT, on_step=lambda row: rows.append(timeless(row)))
+            checkpoint.save(whole, folder / "checkpoints", {})
+            whole.run(until=UNTIL, on_step=lambda row: rows.append(timeless(row)))
+        except Diverged as error:
+            return Pair(a, b, "broken", str(error))
         except UserError as error:
-            return Pair(a, b, "refused", str(error))
+            return Pair(a, b, verdict, str(error))
         except Exception as error:
             return Pair(a, b, "broken", told(error))
         try:
-            return Pair(a, b, *_resumes(whole, rows, (a, b), folder))
-        except UserError as error:                               # one that acts later, an evaluator say
-            return Pair(a, b, "refused", str(error))
-        except Exception as error:
-            return Pair(a, b, "broken", told(error))
+            problem = _resumes(whole, rows, (a, b), folder)
+        except Exception as error:                              # a sentence, too: what ran must run again
+            problem = told(error)
+        return Pair(a, b, "broken" if problem else "works", problem)
 
 
 def _make(use: str) -> Method:
     return registry.create({"use": use, **load(use).example}, Path(), _tiny.WHERE)
 
 
-def _resumes(whole: Train, rows: list[dict[str, float]], uses: tuple[str, str], folder: Path) -> tuple[Any, str]:
-    """Go on to the cut, save, go on to the end; then the end again from what was saved."""
-    whole.run(until=CUT, on_step=lambda row: rows.append(timeless(row)))
-    checkpoint.save(whole, folder / "checkpoints", {})
-    whole.run(until=UNTIL, on_step=lambda row: rows.append(timeless(row)))
-    if not math.isfinite(whole.row["loss"]):
-        return "broken", f"the loss is {whole.row['loss']} after {UNTIL} steps"
+def _resumes(whole: Train, rows: list[dict[str, float]], uses: tuple[str, str], folder: Path) -> str:
+    """How the end differs that is reached from what was saved; empty where it does not."""
     path, _ = checkpoint.newest(folder / "checkpoints")
     assert path is not None
     rest = checkpoint.read(path)
@@ -114,8 +116,8 @@ def _resumes(whole: Train, rows: list[dict[str, float]], uses: tuple[str, str], 
              "rows": (rows[CUT:], last)}
     for what, (one, other) in found.items():
         if at := difference(one, other):
-            return "broken", f"interrupted, it ends with other {what} ({at})"
-    return "works", ""
+            return f"interrupted, it ends with other {what} ({at})"
+    return ""
 
 
 def try_all(pairs: Sequence[tuple[str, str]], processes: int = 1) -> list[Pair]:
@@ -134,12 +136,12 @@ def main(out: Path) -> int:
     """Try all pairs and write what came of them; returns how many broke."""
     found = try_all(couples(), os.cpu_count() or 1)
     out.write_text(json.dumps([list(p) for p in found], indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    counts = {v: sum(p.verdict == v for p in found) for v in ("works", "refused", "broken")}
-    print(f"{len(found):,} pairs: {counts['works']:,} work, {counts['refused']:,} are refused, {counts['broken']:,} broke")
+    counts = {v: sum(p.verdict == v for p in found) for v in get_args(Verdict)}
+    print(f"{len(found):,} pairs: " + ", ".join(f"{v} {n:,}" for v, n in counts.items()))
     for p in found:
         if p.verdict == "broken":
             print(f"  {p.a} + {p.b}: {p.why}")
-    return counts["broken"]
+    return int(counts["broken"])
 
 
 if __name__ == "__main__":
