@@ -37,6 +37,20 @@ def test_verdicts_on_a_claim():
     found = ("better", "worse", "no difference")
     assert [bench.judged(v, plain) for v in found] == ["reproduced", "contradicted", "no difference"]
     assert [bench.judged(v, small) for v in found] == ["reproduced", "needs scale", "needs scale"]
+    assert bench.judged("better", plain, paid=True) == "contradicted" and bench.judged("better", small, paid=True) == "needs scale"
+
+
+def test_a_saving_that_is_paid_for_with_quality_is_not_reproduced():
+    def row(metric, difference, verdict):
+        return {"arm": "sgd_sai", "metric": metric, "difference": difference, "low": 0.0, "high": 0.0, "verdict": verdict,
+                "better": "lower", "baseline_mean": 1.0, "detectable": None}
+
+    claim = Bench("pretrain", "half the memory", metric="state_bytes")
+    for verdict, expected in (("worse", "contradicted"), ("no difference", "reproduced"), ("better", "reproduced")):
+        rows = [row("loss/prose", 0.5, verdict), row("state_bytes", -10.0, "better")]
+        result = {"comparisons": rows, "baseline": "AdamW", "seeds": [0, 1], "tuning": None, "hardware": "none"}
+        told = bench.evidence("sgd_sai", claim, result, rows[1], "loss/prose")
+        assert told["verdict"] == expected and ("loss/prose is worse by 0.5" in told["reason"]) == (verdict == "worse")
 
 
 def test_the_paper_is_read_from_the_docstring():

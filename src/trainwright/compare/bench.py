@@ -12,6 +12,7 @@ from typing import Any
 from trainwright.compare import spec as specs
 from trainwright.compare.compare import Comparison
 from trainwright.compare.execute import Watch, write
+from trainwright.compare.result import COSTS
 from trainwright.compare.spec import Arm, Spec
 from trainwright.core import registry
 from trainwright.core.bench import Bench
@@ -67,29 +68,39 @@ def run(method: str, store: Store, folder: Path, watch: Watch) -> dict[str, Any]
         failed = next((r for r in result["comparisons"] if r["verdict"] == "failed"), None)
         raise UserError(f"{method}: " + (f"failed in the suite {bench.suite}: {failed['reason']}" if failed else
                                          f"the suite {bench.suite} does not measure {metric}."))
-    told = evidence(method, bench, result, row)
+    told = evidence(method, bench, result, row, spec.settings.metric)
     write(folder / f"{method}.json", told)
     return told
 
 
-def evidence(method: str, bench: Bench, result: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    """The measured effect beside the claim. ``also`` holds the other metrics, so that no price of the effect stays unsaid."""
+def evidence(method: str, bench: Bench, result: dict[str, Any], row: dict[str, Any], decides: str) -> dict[str, Any]:
+    """The measured effect beside the claim. ``also`` holds the other metrics, so that no price of the effect stays unsaid.
+
+    Args:
+        decides: the suite's own metric.
+    """
     others = [{k: r[k] for k in ("metric", "difference", "low", "high", "verdict")}
               for r in result["comparisons"] if r is not row and r["arm"] == method]
+    quality = next((r for r in others if r["metric"] == decides), None)
+    paid = bool(quality and quality["verdict"] == "worse" and row["metric"] in COSTS)
+    price = f"{decides} is worse by {abs(quality['difference']):.3g}" if quality and paid else ""
+    verdict = judged(row["verdict"], bench, paid)
+    reason = "; ".join(w for w in (price, "" if verdict == "reproduced" else bench.scale) if w)
     said = {k: row[k] for k in ("metric", "better", "difference", "low", "high", "baseline_mean", "detectable")}
     return {"method": method, "paper": bench.paper or paper(registry.cards()[method].doc), "claim": bench.claim,
             "suite": bench.suite, "baseline": result["baseline"], **said, "seeds": len(result["seeds"]),
-            "tuning_trials": result["tuning"]["trials"] if result["tuning"] else 0, "verdict": judged(row["verdict"], bench),
-            "reason": bench.scale if row["verdict"] != "better" else "", "also": others,
+            "tuning_trials": result["tuning"]["trials"] if result["tuning"] else 0, "verdict": verdict,
+            "reason": reason, "also": others,
             "command": f"trainwright bench {method}", "date": date.today().isoformat(), "hardware": result["hardware"],
             "versions": versions()}
 
 
-def judged(verdict: str, bench: Bench) -> str:
-    """The comparison's verdict as one on the claim, which is always that the method is better."""
-    if verdict == "better":
+def judged(verdict: str, bench: Bench, paid: bool = False) -> str:
+    """The comparison's verdict as one on the claim, which is always that the method is better; a saving that is ``paid`` for with
+    quality is none."""
+    if verdict == "better" and not paid:
         return "reproduced"
-    return "needs scale" if bench.scale else "contradicted" if verdict == "worse" else "no difference"
+    return "needs scale" if bench.scale else "contradicted" if verdict == "worse" or paid else "no difference"
 
 
 def paper(doc: str) -> str:
