@@ -4,6 +4,7 @@ A method names its suite, its baseline and its claim (``Method.bench``); data, b
 """
 from __future__ import annotations
 
+import os
 import re
 from datetime import date
 from pathlib import Path
@@ -51,7 +52,13 @@ def spec_of(method: str, bench: Bench) -> Spec:
     return specs.load(file, {"baseline": name}, arms)
 
 
-def run(method: str, store: Store, folder: Path, watch: Watch) -> dict[str, Any]:
+def at_a_time() -> int:
+    """Runs of a suite that this machine makes at once: their models are too small to keep two cores busy."""
+    import torch
+    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
+
+
+def run(method: str, store: Store, folder: Path, watch: Watch, jobs: int = 1) -> dict[str, Any]:
     """Compare, and write ``folder/METHOD.json``; returns the evidence.
 
     Raises:
@@ -61,7 +68,7 @@ def run(method: str, store: Store, folder: Path, watch: Watch) -> dict[str, Any]
     if bench is None:
         raise UserError(f"{method} states no claim of a paper that could be tested (bench){suggest(method, claimed())}.")
     spec = spec_of(method, bench)
-    result = Comparison(spec, store, watch).run()
+    result = Comparison(spec, store, watch, jobs).run()
     metric = bench.metric or spec.settings.metric
     row = next((r for r in result["comparisons"] if r["arm"] == method and r["metric"] == metric), None)
     if row is None:
