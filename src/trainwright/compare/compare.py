@@ -13,7 +13,7 @@ from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, w
 from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.result import assemble
 from trainwright.compare.spec import Arm, Spec
-from trainwright.compare.variants import Length, Variants, every_of
+from trainwright.compare.variants import Length, Variants
 from trainwright.core.errors import UserError
 from trainwright.core.prepare import jobs as jobs_of
 from trainwright.core.recipe import Recipe
@@ -78,6 +78,8 @@ class Comparison:
         for a, b in [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b] and not self.spec.aa]:
             raise UserError(f"{self.spec.file}: the arms {a!r} and {b!r} do not differ; to compare an arm with itself, say --aa.")
         self._check_metric()
+        if self.early_stop and not self.spec.settings.points:
+            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, and points = 0 measures nothing there.")
         for arm in self.spec.arms:
             for values in self.tried[arm.name]:
                 self._job(self.variants.run(arm, 0, Length(self.far(None)), values))
@@ -204,7 +206,7 @@ class Comparison:
             self.failed[arm.name] = reason(error)
 
     def _unit(self, arm: Arm, seed: int, length: Length, values: tuning.Values, split: str) -> Unit:
-        recipe = self.variants.run(arm, seed, length, values, split)
+        recipe = self.variants.run(arm, seed, length, values, split, curve=split == "test" or self.early_stop)
         made = {j.stage.name: j for j in jobs_of(recipe, self.store)}
         own = tuple(n for n in (*self.spec.settings.reseed, self.spec.settings.stage, self.variants.judge) if n in made)
         key = key_of(made[self.variants.judge].key, self.spec.settings.stage)
@@ -227,7 +229,7 @@ class Comparison:
         if self.early_stop:
             for trials in units.values():
                 listed = [u for trial in trials for u in trial]
-                records |= tuning.halve(listed, self.store, self.spec, self.watch, every_of(self.lengths[listed[0].arm]))
+                records |= tuning.halve(listed, self.store, self.spec, self.watch, self.variants.every(self.lengths[listed[0].arm]))
         else:
             records = run_all(every, self.store, self.watch, self.jobs, self.engine)
         for arm, trials in units.items():

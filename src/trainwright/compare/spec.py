@@ -65,6 +65,8 @@ class Settings:
     """Tuning trials of each arm, where they do not follow from ``tune``."""
     tune_seeds: int = 1
     """Seeds of a trial; never those of the final runs."""
+    points: int = 6
+    """Measurements of each run on the way, for its curve; with 0 there is none."""
     new: tuple[str, ...] = ()
     """Domains to learn; default: what the recipe's evaluation says."""
     old: tuple[str, ...] = ()
@@ -177,6 +179,8 @@ def _checked(spec: Spec) -> Spec:
         raise UserError(f"{where}: seeds = {s.seeds}: an interval needs two runs at least; five are a good start.")
     if s.tune_seeds < 1 or (s.trials is not None and s.trials < 1):
         raise UserError(f"{where}: trials and tune_seeds must be positive.")
+    if s.points < 0:
+        raise UserError(f"{where}: points = {s.points}: a run is measured on the way so many times, or with 0 never.")
     if not s.better and direction(s.metric) is None:
         raise UserError(f"{where}: say better = \"lower\" or \"higher\": the name {s.metric!r} does not tell which it is.")
     _check_budget(spec, where)

@@ -15,7 +15,6 @@ ALONE = ("Optimizer", "Arithmetic")
 """Kinds of which a stage has one: an arm's takes the place of the recipe's."""
 CURVE_TOKENS = 8000
 """Held-out tokens that are measured on the way, for the curve of an arm."""
-CURVE_POINTS = 6
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,15 @@ class Variants:
         """Name of the stage that measures; no other stage has it."""
         return "judge" if "judge" not in self._base() else f"{self.stage}.judge"
 
-    def run(self, arm: Arm, seed: int, length: Length, values: dict[str, Any] | None = None, split: str = "test") -> Recipe:
-        """One run of an arm, measured at its end on the documents of ``split``."""
+    def run(self, arm: Arm, seed: int, length: Length, values: dict[str, Any] | None = None, split: str = "test",
+            curve: bool = True) -> Recipe:
+        """One run of an arm, measured at its end on the documents of ``split``, and on the way where a ``curve`` is wanted."""
         stages = self.stages(arm, values or {})
         for name in (self.stage, *self.spec.settings.reseed):
             if stages[name]["kind"] in ("train", "corpus"):
                 stages[name]["seed"] = seed
         if stages[self.stage]["kind"] == "train":
-            self._limit(stages[self.stage], length)
+            self._limit(stages[self.stage], length, curve)
         judge = {"name": self.judge, "kind": "evaluate", "from": {"models": [self.stage], "data": self.data(stages)},
                  "methods": self.evaluators(split), "seed": seed}
         return self._recipe(stages, [self.stage], [judge])
@@ -87,7 +87,7 @@ class Variants:
         for name in (self.stage, *self.spec.settings.reseed):
             if stages[name]["kind"] in ("train", "corpus"):
                 stages[name]["seed"] = 0
-        self._limit(stages[self.stage], Length(far))
+        self._limit(stages[self.stage], Length(far), curve=False)
         return self._recipe(stages, [self.stage], [])
 
     def stages(self, arm: Arm, values: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -166,7 +166,12 @@ class Variants:
                 methods[at] = dict(new)
         stage["methods"] = methods
 
-    def _limit(self, stage: dict[str, Any], length: Length) -> None:
+    def every(self, length: Length) -> int:
+        """Steps between two measurements on the way; 0: there are none."""
+        points = self.spec.settings.points
+        return max(1, -(-length.steps // points)) if points else 0
+
+    def _limit(self, stage: dict[str, Any], length: Length, curve: bool) -> None:
         """The length of a run; what is measured on the way never sees the documents of the final judgement."""
         if length.far:
             for key in ("tokens", "steps", "epochs"):
@@ -175,23 +180,18 @@ class Variants:
         if length.compiled is not None:
             stage["compile"] = length.compiled
         stage["methods"] = [m for m in stage.get("methods", ()) if _kind(m) not in ("Evaluator", "Task")]
-        curve = next(iter(self.evaluators("tune")), None)
         stage["eval_every"] = 0
-        if curve and length.steps:
-            fewer = {"tokens": min(int(curve.get("tokens", CURVE_TOKENS)), CURVE_TOKENS)} if _has(curve, "tokens") else {}
-            stage["methods"].append(curve | fewer)
-            stage["eval_every"] = every_of(length)
+        evaluator = next(iter(self.evaluators("tune")), None) if curve else None
+        if evaluator and length.steps and self.every(length):
+            fewer = {"tokens": min(int(evaluator.get("tokens", CURVE_TOKENS)), CURVE_TOKENS)} if _has(evaluator, "tokens") else {}
+            stage["methods"].append(evaluator | fewer)
+            stage["eval_every"] = self.every(length)
 
     def _recipe(self, stages: dict[str, dict[str, Any]], goals: list[str], more: list[dict[str, Any]]) -> Recipe:
         wanted = set(goals) | {n for t in more for n in _sources(t)}
         needed = set(_ancestors(stages, sorted(wanted & set(stages)))) | (wanted & set(stages))
         table = {"title": self.spec.title, "seed": self.spec.seed, "stage": [t for n, t in stages.items() if n in needed] + more}
         return recipes.parse(table, self.spec.life)
-
-
-def every_of(length: Length) -> int:
-    """Steps between two measurements on the way."""
-    return max(1, -(-length.steps // CURVE_POINTS))
 
 
 def _kind(method: dict[str, Any]) -> str:

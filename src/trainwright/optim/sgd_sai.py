@@ -47,7 +47,7 @@ class SgdSai(Optimizer):
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="half of AdamW's optimizer memory (Llama2-7B: 25 GB less), with a loss as low or lower",
-        metric="state_bytes", add=({"use": "sgd_sai", "lr": 0.1},))
+        metric="state_bytes", add=({"use": "sgd_sai", "lr": 0.01},))
     example: ClassVar[dict[str, Any]] = {"lr": 1e-3}
 
     def __post_init__(self) -> None:
