@@ -35,6 +35,8 @@ class Context:
     """Folder against which relative paths of the recipe are read."""
     folder: Path | None = None
     """The stage's work folder: scratch that survives an interruption, removed when the stage is done."""
+    cache: Path | None = None
+    """Where all stages of a store find what is slow to make and follows from its file's name alone; None without a store."""
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     """Other models of ``from`` (a reference, a teacher), by role, in evaluation mode."""
     policy: nn.Module | None = None

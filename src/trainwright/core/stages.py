@@ -35,7 +35,8 @@ class Site:
     texts: dict[str, str] = field(default_factory=dict)
 
     def context(self) -> Context:
-        return Context(seed=self.job.seed, device=sharding.device(), inputs=self.inputs, folder=self.work, root=self.job.root)
+        return Context(seed=self.job.seed, device=sharding.device(), inputs=self.inputs, folder=self.work,
+                       cache=self.store.root / "cache", root=self.job.root)
 
     def folder(self, role: str) -> Path | None:
         return self.inputs[role][0] if self.inputs.get(role) else None

@@ -1,7 +1,7 @@
 """Documents through a language model: the loss of each, or the mean of its hidden states.
 
-Documents are read in blocks, and what came out of a block is kept in the stage's scratch under a hash of the model and of its
-documents: an interrupted stage goes on with the next block. Within a block, pieces of about one length share a batch, so that
+Documents are read in blocks, and what came out of a block is kept in the store's cache under a hash of the model and of its
+documents: an interrupted stage goes on with the next block, and another stage that has the same read need not. Within a block, pieces of about one length share a batch, so that
 little is padding; padding stands behind a document, where a causal model does not see it.
 """
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainwright.core import models
 from trainwright.core.chat import Chat
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.store import key_of, stamp
+from trainwright.core.store import key_of, stamp, sweep
 from trainwright.core.tokens import Document, Encoder
 from trainwright.pretrain._causal_lm import UNTRAINED, body_states, evaluating, most_positions, token_losses, way_of
 
@@ -147,10 +147,12 @@ def _embeddings(reader: Reader, block: Sequence[Document]) -> dict[str, Any]:
 
 def read_blocks(documents: DataFrame, reader: Reader, name: str,
                 work: Callable[[Sequence[Document]], dict[str, Any]]) -> pa.Table:
-    """What ``work`` makes of each block of documents, with their ids; from the scratch where it was made before."""
-    assert reader.ctx.folder is not None
-    folder = reader.ctx.folder / f"{name}-{reader.key}"
+    """What ``work`` makes of each block of documents, with their ids; from the cache where it was made before."""
+    kept = reader.ctx.cache or reader.ctx.folder
+    assert kept is not None
+    folder = kept / f"{name}-{reader.key}"
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     parts = []
     for block in _blocks(documents):
         digest = hashlib.sha256(repr(block).encode()).hexdigest()[:24]
