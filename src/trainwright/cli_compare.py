@@ -88,7 +88,7 @@ def bench(method: Annotated[list[str] | None, typer.Argument(help="Methods whose
                                                              show_default=False)] = None,
           every: Annotated[bool, typer.Option("--all", help="Every method that states a claim.")] = False,
           evidence: Annotated[Path, typer.Option(help="Folder for METHOD.json.")] = Path("evidence"),
-          jobs: Annotated[int, typer.Option(min=0, help="Runs at a time, each in a process; 0: one a core, or one on a GPU.")] = 0,
+          jobs: Annotated[int, typer.Option(min=0, help="Runs at a time, in processes; 0: one a core, or one on a GPU.")] = 0,
           store: StoreDir = Path("store")) -> None:
     """Measure a method against its baseline in a shared suite, and write what its paper claims beside what was measured."""
     from trainwright.compare import bench as benches

@@ -79,7 +79,7 @@ class Comparison:
             raise UserError(f"{self.spec.file}: the arms {a!r} and {b!r} do not differ; to compare an arm with itself, say --aa.")
         self._check_metric()
         if self.early_stop and not self.spec.settings.points:
-            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, and points = 0 measures nothing there.")
+            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, where points = 0 measures nothing.")
         for arm in self.spec.arms:
             for values in self.tried[arm.name]:
                 self._job(self.variants.run(arm, 0, Length(self.far(None)), values))
@@ -229,7 +229,8 @@ class Comparison:
         if self.early_stop:
             for trials in units.values():
                 listed = [u for trial in trials for u in trial]
-                records |= tuning.halve(listed, self.store, self.spec, self.watch, self.variants.every(self.lengths[listed[0].arm]))
+                every_so_often = self.variants.every(self.lengths[listed[0].arm])
+                records |= tuning.halve(listed, self.store, self.spec, self.watch, every_so_often)
         else:
             records = run_all(every, self.store, self.watch, self.jobs, self.engine)
         for arm, trials in units.items():

@@ -59,9 +59,12 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
             if name in known:
                 fields.setdefault(name, getattr(tokenizer, name))
     try:
-        return cls(**fields)
+        config = cls(**fields)
     except Exception as error:
         raise UserError(f"{where}: model: {_first_line(error)}") from None
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = config.pad_token_id or 0                    # which T5 leaves open
+    return config
 
 
 def create(config: Any, seed: int, where: str) -> nn.Module:
@@ -92,16 +95,21 @@ def skeleton(config: Any, where: str) -> nn.Module:
 
 
 def _from_config(config: Any, where: str) -> nn.Module:
-    from transformers import AutoModelForCausalLM
     quiet()
     try:
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
+        return _auto(config).from_config(config, dtype=torch.float32)  # type: ignore[no-any-return]
     except UserError:
         raise
     except Exception as error:
         if "Unrecognized configuration class" in str(error):
-            raise UserError(f"{where}: model.type {config.model_type!r} is no causal language model of transformers.") from None
+            raise UserError(f"{where}: model.type {config.model_type!r} is no language model of transformers.") from None
         raise UserError(f"{where}: transformers cannot make this model: {_first_line(error).rstrip('.')}.") from None
+
+
+def _auto(config: Any) -> Any:
+    """transformers' class of language models that writes with a decoder alone, or with an encoder beside it."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def body_parameters(model: nn.Module) -> int:
@@ -123,11 +131,11 @@ def check_folder(folder: Path, where: str) -> None:
 
 
 def load(location: str | Path, where: str) -> nn.Module:
-    """A causal language model in float32 from a checkpoint folder, or a Hub name as ``hf://NAME``.
+    """A language model in float32 from a checkpoint folder, or a Hub name as ``hf://NAME``.
 
     What a stage could not fold into the weights is put back (see ``deltas.py``).
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     from trainwright.core import deltas
     quiet()
@@ -137,7 +145,8 @@ def load(location: str | Path, where: str) -> nn.Module:
         check_folder(location, where)
     name = str(location).removeprefix("hf://")
     try:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)  # type: ignore[no-any-return]
+        kind = _auto(AutoConfig.from_pretrained(name))
+        return kind.from_pretrained(name, dtype=torch.float32, use_safetensors=True)  # type: ignore[no-any-return]
     except Exception as error:
         raise UserError(f"{where}: cannot load the model {name}: {_first_line(error)}") from None
 
@@ -219,7 +228,8 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: b
         torch.manual_seed(seed)
         out = model.generate(input_ids=given["input_ids"], attention_mask=torch.ones_like(given["input_ids"]),  # type: ignore[operator]
                              max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)
-    text: str = tokenizer.decode(out[0][given["input_ids"].shape[1] if chat else 0:], skip_special_tokens=True)
+    behind = chat and not model.config.is_encoder_decoder  # type: ignore[union-attr]   # whose decoder says the answer alone
+    text: str = tokenizer.decode(out[0][given["input_ids"].shape[1] if behind else 0:], skip_special_tokens=True)
     return text
 
 

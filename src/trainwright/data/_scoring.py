@@ -1,8 +1,9 @@
 """Documents through a language model: the loss of each, or the mean of its hidden states.
 
 Documents are read in blocks, and what came out of a block is kept in the store's cache under a hash of the model and of its
-documents: an interrupted stage goes on with the next block, and another stage that has the same read need not. Within a block, pieces of about one length share a batch, so that
-little is padding; padding stands behind a document, where a causal model does not see it.
+documents: an interrupted stage goes on with the next block, and another stage that has the same read need not. Within a block,
+pieces of about one length share a batch, so that little is padding; padding stands behind a document, where a causal model does
+not see it.
 """
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch
 from trainwright.pretrain._cross_entropy import tiled_cross_entropy
+from trainwright.pretrain._encoder_decoder import encoded_losses, has_encoder
 from trainwright.pretrain._prefix import prefix_mask
 
 UNTRAINED = -100
@@ -34,7 +35,10 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
     ``position_ids`` restart at 0 at each document of a row, and attention does not cross where they do. A batch whose
     ``packed`` is False promises one document a row: then no mask is needed. The positions of a batch's ``prefix`` are seen by all
     of their document (see ``prefix_mask``). The body is compiled where ``ctx.compile`` says so and gradients are wanted.
+    Where the model has an encoder, that reads what is given of each document (see ``_encoder_decoder``).
     """
+    if has_encoder(model):
+        return sharding.within(model, encoded_losses, batch)
     way, targets = way_of(model), batch["targets"]
     ids, places = batch["input_ids"], batch["position_ids"] if way.takes_places else None
     seen = prefix_mask(model, batch)
@@ -93,6 +97,8 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
     Raises:
         UserError: it is above ``LEAK``: this architecture does not keep packed documents apart.
     """
+    if has_encoder(model):
+        return 0.0                                                        # there each document has a row of its own
     g, half, way = ctx.rng("isolation", at=0), 16, way_of(model)
     first, second = torch.randint(vocab, (2, half), generator=g), torch.randint(vocab, (1, half), generator=g)
     ids = torch.cat([first, second.expand(2, half)], 1).to(ctx.device)
@@ -136,7 +142,13 @@ _ways: weakref.WeakKeyDictionary[nn.Module, Way] = weakref.WeakKeyDictionary()
 
 
 def way_of(model: nn.Module) -> Way:
-    """Found out once for each model and head."""
+    """Found out once for each model and head.
+
+    Raises:
+        UserError: a model with an encoder, whose decoder alone says nothing.
+    """
+    if has_encoder(model):
+        raise UserError(f"a {type(model).__name__} has an encoder; this method needs a model that is a decoder alone.")
     head, way = model.get_output_embeddings(), _ways.get(model)
     if way is None or (head is not None and way.head() is not head):
         with torch.no_grad(), evaluating(model), torch.autocast(sharding.device().type, enabled=False):
