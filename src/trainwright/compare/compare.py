@@ -79,7 +79,7 @@ class Comparison:
             raise UserError(f"{self.spec.file}: the arms {a!r} and {b!r} do not differ; to compare an arm with itself, say --aa.")
         self._check_metric()
         if self.early_stop and not self.spec.settings.points:
-            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, where points = 0 measures nothing.")
+            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, and points = 0 measures none.")
         for arm in self.spec.arms:
             for values in self.tried[arm.name]:
                 self._job(self.variants.run(arm, 0, Length(self.far(None)), values))

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from trainwright.core.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from daft import DataFrame
+
+GROUP_ROWS, GROUP_BYTES = 4096, 32 << 20
+"""Of a row group of a table that is kept for a while."""
 
 
 def check_amount(count: int | None, share: float | None) -> None:
@@ -54,11 +57,25 @@ def settled(documents: DataFrame, ctx: Context, name: str = "table") -> DataFram
     if not folder.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
-        with pq.ParquetWriter(unfinished / "rows.parquet", documents.schema().to_pyarrow_schema(), compression="lz4") as file:
-            for batch in stream(documents):
-                file.write_table(pa.Table.from_batches([batch]).cast(file.schema))
+        schema = documents.schema().to_pyarrow_schema()
+        with pq.ParquetWriter(unfinished / "rows.parquet", schema, compression="lz4", use_dictionary=False,
+                              write_statistics=False) as file:
+            for group in _groups(stream(documents), schema):
+                file.write_table(group)
         unfinished.rename(folder)
     return parquet([folder / "rows.parquet"])
+
+
+def _groups(batches: Iterable[Any], schema: pa.Schema) -> Iterator[pa.Table]:
+    """Tables of some thousand rows, or of fewer that are large."""
+    held: list[pa.Table] = []
+    for batch in batches:
+        held.append(pa.Table.from_batches([batch]).cast(schema))
+        if sum(len(t) for t in held) >= GROUP_ROWS or sum(t.nbytes for t in held) >= GROUP_BYTES:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def columns(documents: DataFrame, *names: str) -> pa.Table:
