@@ -33,7 +33,8 @@ class Ema(Update):
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="the averaged weights do better than the last ones (4.35 % against 6.28 % error on CIFAR-10)",
-        add=({"use": "ema", "decay": 0.95},), versus="last weights")
+        add=({"use": "constant", "warmup": 0.05}, {"use": "ema", "decay": 0.95}), drop=("cosine",),
+        baseline=({"use": "constant", "warmup": 0.05},), baseline_drop=("cosine",), versus="last weights")
     example: ClassVar[dict[str, Any]] = {"decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {}
 
