@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from daft.exceptions import DaftCoreException
 from daft.io.source import DataSource, DataSourceTask
 from daft.recordbatch import RecordBatch
+from daft.runners import get_or_infer_runner_type
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
@@ -55,11 +56,17 @@ logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
 
 
 def start(engine: str) -> None:
-    """Run tables on this machine (``native``) or on a Ray cluster (``ray``)."""
-    if engine == "ray":
-        if importlib.util.find_spec("ray") is None:
-            raise UserError('engine = "ray" needs Ray: pip install "trainwright[ray]".')
-        daft.set_runner_ray()
+    """Run tables on this machine (``native``) or on a Ray cluster (``ray``), which from then on runs all of this process."""
+    if engine != "ray":
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise UserError('engine = "ray" needs Ray: pip install "trainwright[ray]".')
+    if get_or_infer_runner_type() != "ray":
+        try:
+            daft.set_runner_ray()
+        except DaftCoreException:
+            raise UserError('engine = "ray": this process has already run a table on engine = "native", and cannot change; say '
+                            '"ray" of the first corpus too, or run the recipe again, which goes on here.') from None
 
 
 def empty() -> DataFrame:

@@ -1,0 +1,94 @@
+"""A life whose corpora are filtered, deduplicated, scored and selected on a local Ray of two workers has the same rows."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+LIFE = """title = "a selection"
+[[stage]]
+name = "raw"
+kind = "corpus"
+vocab_size = 400
+tune = 0.05
+test = 0.05
+engine = "ENGINE"
+methods = [{ use = "python_library", megabytes = 0.1 }, { use = "filter", where = "length(text) > 250" }]
+
+[[stage]]
+name = "base"
+kind = "train"
+from = { data = "raw" }
+model = { type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2 }
+steps = 2
+methods = [{ use = "pack", length = 128 }, { use = "next_token" }, { use = "adamw", lr = 1e-3 }]
+
+[[stage]]
+name = "chosen"
+kind = "corpus"
+from = { data = "raw", model = "base" }
+engine = "ENGINE"
+methods = [
+  { use = "spoil", duplicates = 0.5, noise = 0.3 },
+  { use = "minhash" },
+  { use = "score_loss", length = 128 },
+  { use = "best", column = "loss", lowest = true, share = 0.5 },
+]
+"""
+CARRY_OUT = """
+import logging, sys
+import trainwright as tw
+if sys.argv[1] == "ray":
+    import ray
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+tw.run(tw.load(sys.argv[1] + ".toml"), sys.argv[1])
+"""
+MIXED = """
+import trainwright as tw
+from trainwright.core.errors import UserError
+try:
+    tw.run(tw.load("mixed.toml"), "mixed")
+except UserError as error:
+    print(error)
+"""
+
+
+def carried_out(folder: Path, code: str, *words: str) -> str:
+    """In a process of its own: one has one engine."""
+    ran = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True,
+                         env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    return ran.stdout
+
+
+def documents(store: Path, stage: str) -> list[dict[str, Any]]:
+    (folder,) = store.glob(f"{stage}-*/documents")
+    rows = pa.concat_tables([pq.read_table(file) for file in sorted(folder.glob("*.parquet"))]).to_pylist()
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+@pytest.mark.slow
+def test_the_same_rows_on_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    for engine in ("native", "ray"):
+        (tmp_path / f"{engine}.toml").write_text(LIFE.replace("ENGINE", engine))
+        carried_out(tmp_path, CARRY_OUT, engine)
+    for stage in ("raw", "chosen"):
+        here, there = (documents(tmp_path / engine, stage) for engine in ("native", "ray"))
+        names = [[(r["id"], r["text"], r["domain"], r["source"]) for r in rows] for rows in (here, there)]
+        assert len(here) > 30 and names[0] == names[1]
+    assert sum(r["loss"] is not None for r in here) > 20
+    assert all(a["loss"] == pytest.approx(b["loss"], abs=1e-5) for a, b in zip(here, there, strict=True) if a["loss"] is not None)
+
+
+@pytest.mark.slow
+def test_a_process_has_one_engine(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    (tmp_path / "mixed.toml").write_text(LIFE.replace("ENGINE", "native", 1).replace("ENGINE", "ray"))
+    assert 'this process has already run a table on engine = "native"' in carried_out(tmp_path, MIXED)
