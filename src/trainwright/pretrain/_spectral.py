@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.pytorch_utils import Conv1D
 
 from trainwright.core import sharding
-from trainwright.finetune._targets import as_linear_weight, in_out
+from trainwright.finetune._targets import as_linear_weight
+from trainwright.pretrain._factored import FactoredLinear
 
 Factors = tuple[Tensor, Tensor, Tensor]
 """U [out, m], S [m] and V [in, m], m = min(in, out)."""
@@ -39,7 +39,7 @@ def drawn(s: Tensor, count: int, rng: torch.Generator) -> Tensor:
     return torch.cat([every[active], every[~active]]).to(s.device)
 
 
-class SpectralLinear(nn.Module):
+class SpectralLinear(FactoredLinear):
     """y = U diag(S) V^T x + bias. The first ``rank`` columns are ``U`` and ``V``, which train, the others ``U_rest`` and
     ``V_rest``, which do not; S is in the order of both. All are float32: in bfloat16 vectors are not orthogonal."""
 
@@ -51,17 +51,13 @@ class SpectralLinear(nn.Module):
 
     @torch.no_grad()
     def __init__(self, layer: nn.Module, settings: Any, rank: int, rng: torch.Generator) -> None:
-        super().__init__()
-        self.settings, self.transposed = settings, isinstance(layer, Conv1D)
-        self.in_features, self.out_features = in_out(layer)
-        self.bias = layer.bias
+        super().__init__(layer, settings)
         U, S, V = decompose(as_linear_weight(layer))
         self.rank, order = min(rank, len(S)), drawn(S, rank, rng)
         parts = self.parts((U[:, order], S[order], V[:, order]))
         for name in ("U", "S", "V", "U_rest", "V_rest"):
             kept = nn.Parameter(parts[name], requires_grad="rest" not in name) if name in parts else None
             self.register_parameter(name, kept)
-        self.train(layer.training)
 
     def parts(self, factors: Factors) -> dict[str, Tensor]:
         """What each parameter holds of these factors, of which the first columns are to be trained."""
@@ -80,29 +76,14 @@ class SpectralLinear(nn.Module):
         """How many draws of so many pairs make as many as there are."""
         return math.ceil(len(self.S) / self.rank)
 
-    def forward(self, x: Tensor) -> Tensor:
-        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rows, bias = x.reshape(-1, self.in_features).to(kind), None if self.bias is None else self.bias.to(kind)
-        y: Tensor = Product.apply(rows, self.U, self.S, self.V, self.U_rest, self.V_rest, bias)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], self.out_features)
+    def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        return Product.apply(rows, self.U, self.S, self.V, self.U_rest, self.V_rest, bias)  # type: ignore[no-any-return, no-untyped-call]
 
-    @property
-    def weight(self) -> Tensor:
-        """W, as the layer before it kept it; made anew each time."""
-        w = together(self.U, self.S, self.V, self.U_rest, self.V_rest)
-        return w.T if self.transposed else w
-
-    def plain(self) -> nn.Module:
-        """The ordinary layer that computes the same."""
-        with torch.device("meta"):
-            layer = (Conv1D(self.out_features, self.in_features) if self.transposed
-                     else nn.Linear(self.in_features, self.out_features, bias=self.bias is not None))
-        layer.weight, layer.bias = nn.Parameter(self.weight.contiguous()), self.bias
-        return layer.train(self.training)
+    def matrix(self) -> Tensor:
+        return together(self.U, self.S, self.V, self.U_rest, self.V_rest)
 
     def extra_repr(self) -> str:
-        return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-                f"trained pairs={self.rank} of {len(self.S)}")
+        return f"{super().extra_repr()}, trained pairs={self.rank} of {len(self.S)}"
 
 
 def together(U: Tensor, S: Tensor, V: Tensor, U_rest: Tensor | None, V_rest: Tensor | None) -> Tensor:

@@ -26,13 +26,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
 from trainwright.finetune._targets import as_linear_weight, in_out, linear_layers, put
+from trainwright.pretrain._factored import FactoredLinear
 from trainwright.pretrain._sparse_low_rank import Product, together
 
 
@@ -78,17 +78,15 @@ class Sltrain(Surgery):
             put(model, name, layer.plain())
 
 
-class SltrainLinear(nn.Module):
+class SltrainLinear(FactoredLinear):
     """A linear layer that holds B, A and the values and places of S."""
 
     places: Tensor
     """Flat places of S in W [out, in], in order."""
 
     def __init__(self, layer: nn.Module, settings: Sltrain, rng: torch.Generator) -> None:
-        super().__init__()
-        self.settings, self.scale, self.transposed = settings, settings.alpha / settings.rank, isinstance(layer, Conv1D)
-        self.in_features, self.out_features = in_out(layer)
-        self.bias, like = layer.bias, as_linear_weight(layer)
+        super().__init__(layer, settings)
+        self.scale, like = settings.alpha / settings.rank, as_linear_weight(layer)
         size, bound = self.in_features * self.out_features, 1 / math.sqrt(self.in_features)
         count = int(settings.density * size)
         places = torch.randperm(size, generator=rng)[:count].sort().values
@@ -97,29 +95,13 @@ class SltrainLinear(nn.Module):
         self.A = nn.Parameter(draw[count:].view(settings.rank, self.in_features).clone())
         self.values = nn.Parameter(draw[:count].clone())
         self.register_buffer("places", places.to(like.device, torch.int32 if size < 2**31 else torch.int64))
-        self.train(layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
-        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        rows, bias = x.reshape(-1, self.in_features).to(kind), None if self.bias is None else self.bias.to(kind)
-        parts = self.B.to(kind), self.A.to(kind), self.values.to(kind), self.places
-        y: Tensor = Product.apply(rows, *parts, bias, self.scale)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], self.out_features)
+    def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        parts = [p.to(rows.dtype) for p in (self.B, self.A, self.values)]
+        return Product.apply(rows, *parts, self.places, bias, self.scale)  # type: ignore[no-any-return, no-untyped-call]
 
-    @property
-    def weight(self) -> Tensor:
-        """W, as the layer before it kept it; made anew each time."""
-        w = together(self.B, self.A, self.values, self.places, self.scale)
-        return w.T if self.transposed else w
-
-    def plain(self) -> nn.Module:
-        """The ordinary layer that computes the same."""
-        with torch.device("meta"):
-            layer = (Conv1D(self.out_features, self.in_features) if self.transposed
-                     else nn.Linear(self.in_features, self.out_features, bias=self.bias is not None))
-        layer.weight, layer.bias = nn.Parameter(self.weight.contiguous()), self.bias
-        return layer.train(self.training)
+    def matrix(self) -> Tensor:
+        return together(self.B, self.A, self.values, self.places, self.scale)
 
     def extra_repr(self) -> str:
-        return (f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-                f"rank={self.settings.rank}, entries={len(self.values)}")
+        return f"{super().extra_repr()}, rank={self.settings.rank}, entries={len(self.values)}"
