@@ -1,9 +1,10 @@
 """A few steps of a training stage, and what they tell of all of it.
 
 The stage is built as a run builds it (its model, its methods, its data where they are made already; fresh weights and made-up
-rows where they are not), and takes steps of few rows, then of more, up to the micro-batch of the recipe where that is quick.
-Peak memory and seconds are close to linear in the rows of a micro-batch: what was not tried is read off the line through the two
-points that are nearest. Nothing comes from a table; the few constants of what is not tried are in capitals.
+rows where they are not), and takes steps of the recipe's own micro-batches where those are quick, and of nothing else, so that
+the memory has the history that it will have in the run. Where they are not, or others are asked for too, it takes steps of few
+rows, then of more. Peak memory and seconds are close to linear in the rows of a micro-batch: what was not tried is read off the
+line through the two points that are nearest. Nothing comes from a table; the few constants of what is not tried are in capitals.
 """
 from __future__ import annotations
 
@@ -46,12 +47,14 @@ COMPILE_KEEPS = 0.7
 
 @dataclass(frozen=True)
 class Point:
-    """Micro-batches of so many rows: the most bytes in use, seconds of one micro-batch, and of the rest of a step."""
+    """Micro-batches of so many rows: the most bytes in use, seconds of one micro-batch, of the rest of a step, and what the
+    first step took beyond a later one."""
 
     rows: int
     bytes: float
     seconds: float
     rest: float
+    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,7 @@ class Trial:
 
     def memory_bytes(self, rows: int) -> float:
         """The peak with micro-batches of so many rows."""
-        peak = self._line(rows, [p.bytes for p in self.points])
+        peak = self._line(rows, [p.bytes for p in self.points], self.fixed)
         if not self.compiled:
             return peak
         gradients = 4.0 * self.trainable
@@ -76,15 +79,16 @@ class Trial:
 
     def seconds(self, rows: int, accumulate: int, steps: int) -> float:
         """Of all steps."""
-        forth = max(0.0, self._line(rows, [p.seconds for p in self.points])) * accumulate
+        forth = max(0.0, self._line(rows, [p.seconds for p in self.points], 0.0)) * accumulate
         if not self.compiled:
-            return steps * (forth + self.points[-1].rest)
+            return self.points[-1].start + steps * (forth + self.points[-1].rest)
         return COMPILE_SECONDS[self.device] + steps * (forth / COMPILE_GAIN[self.device] + self.points[-1].rest)
 
-    def _line(self, rows: int, values: list[float]) -> float:
-        """Between two points, or on beyond the last two; never below what fewer rows took."""
+    def _line(self, rows: int, values: list[float], none: float) -> float:
+        """Between two points, or on beyond the last two; never below what fewer rows took. From what no rows take to the point
+        where there is one."""
         if len(values) == 1:
-            return values[0] * max(1.0, rows / self.points[0].rows)
+            return none + max(0.0, values[0] - none) * rows / self.points[0].rows
         i = next((i for i, p in enumerate(self.points[1:-1], 1) if p.rows >= rows), len(values) - 1)
         (x0, y0), (x1, y1) = ((self.points[j].rows, values[j]) for j in (i - 1, i))
         return y0 + max(0.0, (y1 - y0) / (x1 - x0)) * (rows - x0)
@@ -112,6 +116,7 @@ def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
     effort = _Effort(run, min(stage.accumulate, 2), part)
     points, rows = list[Point](), min(real, max(1, FIRST // (row_tokens(job) or FIRST)))
     flops, tokens = effort.count(rows)
+    rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
     while rows:
         points.append(effort.point(rows))
         rows = effort.next(points, real, base)
@@ -190,7 +195,7 @@ class _Effort:
         while len(took) < 6 and sum(took[-1]) < 0.5 * self.left():
             took.append(self.step())
         forth, rest = (statistics.median(t[i] for t in took[1:]) for i in (0, 1))
-        return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
+        return Point(rows, ledger.peak_memory(), forth / self.parts, rest, max(0.0, sum(took[0]) - forth - rest))
 
     def step(self) -> tuple[float, float]:
         """Seconds of the gradients, and of the rest of a step."""
@@ -200,6 +205,11 @@ class _Effort:
         self.run.gradients = clock.gradients  # type: ignore[method-assign]
         self.work -= self.work_a_row * self.run.ctx.batch_rows
         return clock.seconds, _now() - began - clock.seconds
+
+    def affords(self, rows: int, counted: int, base: float) -> bool:
+        """Whether two steps with micro-batches of so many rows are little work, and fit by what ``counted`` rows took."""
+        needed = base + (ledger.peak_memory() - base) * rows / counted
+        return 0 < 2 * self.parts * self.work_a_row * rows <= self.work and needed <= SHARE * hardware.memory_bytes()
 
     def left(self) -> float:
         """Seconds."""
