@@ -64,6 +64,14 @@ def test_a_method_without_a_claim_is_told(tmp_path):
         bench.run("text", Store(tmp_path), tmp_path, Count())
 
 
+def test_an_arm_that_fails_is_no_evidence(tmp_path, monkeypatch):
+    row = {"arm": "lora", "metric": "trainable_parameters", "difference": None, "verdict": "failed", "reason": "no memory"}
+    monkeypatch.setattr(bench.Comparison, "run", lambda self: {"comparisons": [row]})
+    with pytest.raises(UserError, match=r"^lora: failed in the suite sft: no memory$"):
+        bench.run("lora", Store(tmp_path), tmp_path / "evidence", Count())
+    assert not (tmp_path / "evidence").exists()
+
+
 def test_evidence_on_disk_is_whole():
     for file in cards.evidence_files():
         said = cards.evidence(file.stem)

@@ -71,7 +71,7 @@ def run(method: str, store: Store, folder: Path, watch: Watch, jobs: int = 1) ->
     result = Comparison(spec, store, watch, jobs).run()
     metric = bench.metric or spec.settings.metric
     row = next((r for r in result["comparisons"] if r["arm"] == method and r["metric"] == metric), None)
-    if row is None:
+    if row is None or row["verdict"] == "failed":
         failed = next((r for r in result["comparisons"] if r["verdict"] == "failed"), None)
         raise UserError(f"{method}: " + (f"failed in the suite {bench.suite}: {failed['reason']}" if failed else
                                          f"the suite {bench.suite} does not measure {metric}."))

@@ -61,7 +61,7 @@ class Bert2bert(Surgery):
     neutral: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="45 % (BERT base) and 47 % (GPT base) fewer FLOPs than from scratch, without those of the small "
-        "model, of half the size", stages=(phase("small", 200_000, {"use": "cosine", "warmup": 0.05}, model=NARROW),),
+        "model, of half the size", stages=(phase("small", 150_000, {"use": "cosine", "warmup": 0.05}, model=NARROW),),
         set={"from.model": "small", "model": None}, versus="training from scratch", search={"adamw.lr": [1e-3, 3e-3, 9e-3]})
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"width": 1.0, "depth": 1.0}
