@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -74,6 +75,7 @@ def run(folder: Path, text: str) -> None:
     """A recipe, in a process of its own."""
     (folder / "recipe.toml").write_text(text)
     words = [sys.executable, "-m", "trainwright", "run", "recipe.toml", "--store", "store"]
+    os.sync()                                                          # what was written before is not charged to what comes
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
@@ -88,6 +90,7 @@ def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
     """The figures of all stages to run, from one process."""
     (folder / "planned.toml").write_text(text)
     words = [sys.executable, "-c", PLAN, "planned.toml", "store"]
+    os.sync()
     out = subprocess.run(words, cwd=folder, check=True, capture_output=True, text=True)
     figures: dict[str, dict[str, float]] = json.loads(out.stdout.splitlines()[-1])
     return figures

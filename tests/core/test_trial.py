@@ -28,8 +28,6 @@ def test_between_points_and_beyond_them_it_is_a_line() -> None:
     single = replace(MEASURED, points=MEASURED.points[:1])
     assert [single.memory_bytes(n) for n in (1, 3)] == [2000, 4000], "from what is in use between two steps"
     assert single.seconds(3, 1, 1) == 3.5
-    late = replace(MEASURED, points=(replace(MEASURED.points[0], start=2.0),))
-    assert late.seconds(1, 1, 10) == 2.0 + 10 * 1.5, "the first step takes longer"
 
 
 def test_seconds_are_micro_batches_and_the_rest_of_each_step() -> None:

@@ -29,7 +29,9 @@ from trainwright.core.training import batch_rows, parameter_counts, row_tokens, 
 
 FIRST = 512
 """Tokens of the first and smallest micro-batch, about."""
-SECONDS, SECONDS_A_PARAMETER = 3.0, 1e-7
+MOST_STEPS = 9
+"""With micro-batches of one size."""
+SECONDS, SECONDS_A_PARAMETER = 4.0, 1e-7
 """How long a stage is tried; a large model longer."""
 WORK = 1e12
 """FLOPs that a stage is tried with even where the machine takes longer for them, so that a busy one does not predict worse …"""
@@ -47,14 +49,12 @@ COMPILE_KEEPS = 0.7
 
 @dataclass(frozen=True)
 class Point:
-    """Micro-batches of so many rows: the most bytes in use, seconds of one micro-batch, of the rest of a step, and what the
-    first step took beyond a later one."""
+    """Micro-batches of so many rows: the most bytes in use, seconds of one micro-batch, and of the rest of a step."""
 
     rows: int
     bytes: float
     seconds: float
     rest: float
-    start: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Trial:
         """Of all steps."""
         forth = max(0.0, self._line(rows, [p.seconds for p in self.points], 0.0)) * accumulate
         if not self.compiled:
-            return self.points[-1].start + steps * (forth + self.points[-1].rest)
+            return steps * (forth + self.points[-1].rest)
         return COMPILE_SECONDS[self.device] + steps * (forth / COMPILE_GAIN[self.device] + self.points[-1].rest)
 
     def _line(self, rows: int, values: list[float], none: float) -> float:
@@ -192,10 +192,10 @@ class _Effort:
         self.run.ctx.batch_rows, self.run.accumulate = rows * self.parts, self.parts
         ledger.reset_peak()
         took = [self.step(), self.step()]
-        while len(took) < 6 and sum(took[-1]) < 0.5 * self.left():
+        while len(took) < MOST_STEPS and sum(took[-1]) < 0.5 * self.left():
             took.append(self.step())
         forth, rest = (statistics.median(t[i] for t in took[1:]) for i in (0, 1))
-        return Point(rows, ledger.peak_memory(), forth / self.parts, rest, max(0.0, sum(took[0]) - forth - rest))
+        return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
 
     def step(self) -> tuple[float, float]:
         """Seconds of the gradients, and of the rest of a step."""
