@@ -50,10 +50,12 @@ if sys.argv[1] == "ray":
 tw.run(tw.load(sys.argv[1] + ".toml"), sys.argv[1])
 """
 MIXED = """
-import trainwright as tw
+from trainwright.core import documents
 from trainwright.core.errors import UserError
+documents.start("native")
+list(documents.stream(documents.empty()))
 try:
-    tw.run(tw.load("mixed.toml"), "mixed")
+    documents.start("ray")
 except UserError as error:
     print(error)
 """
@@ -90,5 +92,4 @@ def test_the_same_rows_on_ray(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_process_has_one_engine(tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    (tmp_path / "mixed.toml").write_text(LIFE.replace("ENGINE", "native", 1).replace("ENGINE", "ray"))
     assert 'this process has already run a table on engine = "native"' in carried_out(tmp_path, MIXED)

@@ -8,16 +8,15 @@ what is hidden. R (regular) has (3, .15) and (8, .15); X (extreme: mean >= 12 or
 (64, .5); S (sequential) hides the end of a text, one span of round(L / 4) tokens in the mean, all lengths around it alike:
     R, X:   [mode] kept_1 <0> kept_2 <1> …  <0> hidden_1 <1> hidden_2 … end-of-text        S:   [mode] kept hidden
 Only what stands behind the last kept token or sentinel <i> is learned. Inputs and targets are one document: for a decoder-only
-model the inputs see each other in both directions and the targets what is before them (``bidirectional = false``: all is
-causal); of a model with an encoder (``model = { type = "t5", … }``) that reads the inputs, and the decoder writes the rest. Put
-it behind ``pack``. A text is a document's part of a row, or, since sentinels take room, a random stretch of it that fits; parts
-of less than 5 positions get S. All tokens are text, a user's turn of a chat too.
+model the inputs see each other in both directions and the targets what is before them; of a model with an encoder (``type =
+"t5"``) that reads the inputs. Put it behind ``pack``. A text is a document's part of a row, or, since sentinels take room, a
+random stretch of it that fits; parts of less than 5 positions get S. All tokens are text, a user's turn of a chat too.
 
 Control tokens are the model's last ids, as in T5: sentinel i is ``last - i``, then come R, X and S. The model must have them
 beyond its tokenizer (``model = { vocab_size = … }``), or ``last`` names ids that no text has (reserved tokens). To ask a model
-later, put the same id in front; what measures plain text (``held_out``) reads it without a mode, and causally.
-Compare at equal target tokens (``trained_tokens`` of a run), of which the modes have unlike many. Not for short rows: where a
-text is shorter than mean / rate its denoiser hides one span; the preview tells the counts.
+later, put the same id in front; what measures plain text (``held_out``) reads it without a mode, and causally. Compare at equal
+target tokens (``trained_tokens`` of a run), of which the modes have unlike many. Not for short rows: where a text is shorter
+than mean / rate its denoiser hides one span; the preview tells the counts.
 
 Errors: too few ids, ids that a text has, more spans than sentinels, a model that takes no such mask. State: ``shared``: last.
 """
