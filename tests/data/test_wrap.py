@@ -11,7 +11,8 @@ from tests.data.frames import frame, told
 from tests.data.stub_writer import serving
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.data.wrap import PROMPTS, Wrap, cleaned
+from trainwright.data._generator import cleaned
+from trainwright.data.wrap import PROMPTS, Wrap
 
 TEXTS = [f"Stone {i} lies here. Moss {i} grows on it." for i in range(40)]
 

@@ -16,7 +16,8 @@ from trainwright.core.errors import UserError
 from trainwright.core.tokens import open_corpus
 from trainwright.data._biographies import QUESTIONS, people
 from trainwright.data.physics_of_lms_3_1 import PhysicsOfLms_3_1
-from trainwright.evaluate.knowledge_extraction import KnowledgeExtraction, exact
+from trainwright.evaluate._answers import exact
+from trainwright.evaluate.knowledge_extraction import KnowledgeExtraction
 
 
 def corpus(folder: Path, people: int = 4) -> Context:
@@ -56,14 +57,30 @@ def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest
         return [f" {answers()[t]}." if "major" in t else "No." for t in texts]
 
     monkeypatch.setattr(_local_writer, "continued", knowing)
-    found = KnowledgeExtraction(batch_size=5).measure(fresh(ctx.tokenizer), ctx)
+    found = KnowledgeExtraction(batch_size=5).measure(model := fresh(ctx.tokenizer), ctx)
+    likely = {name: found.pop(name) for name in list(found) if name.startswith("answer_loss")}
     assert found.pop("exact_match/mean") == pytest.approx(1 / 6)
     assert found == {f"exact_match/{a}": float(a == "major") for a in QUESTIONS}
     known = [json.loads(line)["name"] for line in _metadata(tmp_path / "c", "qa")]
     assert len(set(asked)) == len(asked) == 12 and not any(name in t for name in known for t in asked)
+    assert likely == pytest.approx(_lone_losses(model, ctx.tokenizer, tmp_path / "c"), rel=1e-5)
     asked.clear()
     KnowledgeExtraction(most=1).measure(fresh(ctx.tokenizer), ctx)
     assert len(asked) == 6
+
+
+def _lone_losses(model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
+    """Nats of each answer, one question at a time through the model's own loss."""
+    told: dict[str, list[float]] = {}
+    for known in map(json.loads, _metadata(folder, "qa_test")):
+        prompt = tokenizer(known["question"])["input_ids"]
+        ids = tokenizer(f"{known['question']} {known['answer']}.")["input_ids"]
+        labels = torch.tensor([[-100] * len(prompt) + ids[len(prompt):]])
+        with torch.no_grad():
+            mean = model.eval()(input_ids=torch.tensor([ids]), labels=labels).loss
+        told.setdefault(f"answer_loss/{known['attribute']}", []).append(float(mean) * (len(ids) - len(prompt)))
+    means = {name: sum(found) / len(found) for name, found in told.items()}
+    return means | {"answer_loss/mean": sum(means.values()) / len(means)}
 
 
 def _metadata(folder: Path, domain: str) -> list[str]:
@@ -88,6 +105,7 @@ def test_what_was_learned_by_heart_is_extracted(tmp_path: Path) -> None:
         optimizer.step()
     after = KnowledgeExtraction().measure(model, ctx)
     assert before["exact_match/mean"] == 0.0 and after["exact_match/mean"] > 0.9
+    assert after["answer_loss/mean"] < 0.2 * before["answer_loss/mean"]
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from tests.pretrain.test_ul2 import END, SMALL, VOCABULARY, batches
 from trainwright.core import models
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch
-from trainwright.pretrain._causal_lm import UNTRAINED, isolation_error, token_losses, way_of
+from trainwright.core.method import UNTRAINED, Batch
+from trainwright.pretrain._causal_lm import isolation_error, token_losses, way_of
 from trainwright.pretrain._encoder_decoder import halves
 
 T5 = {"type": "t5", "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,

@@ -12,10 +12,10 @@ from tests.pretrain.small import FAMILIES, VOCABULARY, build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
-from trainwright.core.method import Batch, Data, State
+from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.core.settings import make
 from trainwright.optim.adamw import Adamw
-from trainwright.pretrain._causal_lm import UNTRAINED, token_losses
+from trainwright.pretrain._causal_lm import token_losses
 from trainwright.pretrain._denoisers import counts, ending, longest, parts
 from trainwright.pretrain._prefix import prefix_mask
 from trainwright.pretrain.next_token import NextToken

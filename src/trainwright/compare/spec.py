@@ -13,8 +13,8 @@ from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import fit, make
 
 CURRENCIES = ("tokens", "flops", "seconds")
-LOWER = ("loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step", "peak_memory_bytes", "trainable_parameters",
-         "state_bytes", "stored_bytes")
+LOWER = ("loss", "answer_loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step", "peak_memory_bytes",
+         "trainable_parameters", "state_bytes", "stored_bytes")
 """Metrics of which less is better."""
 HIGHER = ("gain", "accuracy", "acc", "acc_norm", "exact_match", "f1", "bleu", "rouge")
 """Metrics of which more is better."""

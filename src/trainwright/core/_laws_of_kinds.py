@@ -17,6 +17,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.filling import BATCH
 from trainwright.core.loop import Train
 from trainwright.core.method import (
+    UNTRAINED,
     Arithmetic,
     Batch,
     Controller,
@@ -73,7 +74,7 @@ def _check_language(batch: Batch) -> None:
         expect(fits, f"{name} is {t.dtype} {tuple(t.shape)}; it must be int64 {tuple(ids.shape)}")
     known = int(ids.min()) >= 0 and int(max(ids.max(), targets.max())) < _tiny.VOCABULARY
     expect(known, "it has tokens that are not in the vocabulary")
-    trained = targets != -100
+    trained = targets != UNTRAINED
     expect(bool(((targets >= 0) | ~trained).all()), "targets are tokens, or -100 where nothing is learned")
     expect(bool(trained.any()), "nothing is learned: every target is -100")
     within = (places[:, 1:] != 0) & trained[:, :-1]

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainwright.core import sharding
 from trainwright.core.context import Context
-from trainwright.core.method import Batch
+from trainwright.core.method import UNTRAINED, Batch
 
 
 class Ledger:
@@ -36,7 +36,7 @@ class Ledger:
             t = b.get("targets", b.get("input_ids"))
             if isinstance(t, Tensor):
                 tokens += t.numel()
-                trained += int((t != -100).sum())
+                trained += int((t != UNTRAINED).sum())
         tokens, trained = (int(sharding.total(x)) for x in (tokens, trained)) if sharding.world() > 1 else (tokens, trained)
         self.tokens += tokens
         self.trained_tokens += trained

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]
 """Tensors whose first dimension is rows (the loop cuts them into micro-batches), and values that go along uncut."""
+UNTRAINED = -100
+"""The target, in a batch's ``targets``, of a position where nothing is learned (what PyTorch's cross-entropy ignores)."""
 Tensors = dict[str, Tensor]
 State = dict[str, Any]
 """What a method remembers. Where a leaf sits says how it is sharded and saved: ``param`` (``{parameter: {leaf:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from trainwright.data._documents import Row
 
 BLOCK_ROWS = 1024
+BEFORE = re.compile(r"\A((sure|certainly|of course|absolutely)\b[^\n]{0,160}[:!.]|here('s| is| are)\b[^\n]{0,160}:)\s*\n", re.I)
+BEHIND = re.compile(r"\n+(i hope (this|that)|(please )?let me know|feel free to|is there anything else)\b[^\n]*\s*\Z", re.I)
 
 
 class Settings(Protocol):
@@ -244,3 +246,11 @@ def passages(text: str, most: int) -> Iterator[str]:
 def filled(template: str, **parts: str) -> str:
     """``template`` with ``{name}`` replaced by each part; braces in a part stay what they are."""
     return re.sub(r"\{(\w+)\}", lambda m: parts.get(m[1], m[0]), template)
+
+
+def cleaned(answer: str) -> str:
+    """``answer`` without what a chat model says before and behind it, each on a line of its own, and without quotes around it."""
+    text = BEHIND.sub("", BEFORE.sub("", answer.strip())).strip()
+    if len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("\u201c", "\u201d")} and not {text[0], text[-1]} & set(text[1:-1]):
+        text = text[1:-1].strip()
+    return text

@@ -29,10 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
+from trainwright.core.method import UNTRAINED
 from trainwright.core.tokens import Document
 from trainwright.data._scoring import Piece, Reader, read_blocks
 from trainwright.finetune._targets import in_out, linear_layers
-from trainwright.pretrain._causal_lm import UNTRAINED, evaluating, token_losses
+from trainwright.pretrain._causal_lm import evaluating, token_losses
 
 if TYPE_CHECKING:
     from daft import DataFrame

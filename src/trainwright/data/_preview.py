@@ -4,9 +4,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
-from trainwright.core.method import Batch
+from trainwright.core.method import UNTRAINED, Batch
 
-UNTRAINED = -100
 MOST, RUN = 600, 200
 """Characters of the whole, and of a stretch of text that is all trained or all not."""
 

@@ -16,10 +16,9 @@ import torch
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch
+from trainwright.core.method import UNTRAINED, Batch
 from trainwright.core.tokens import Corpus, Documents, open_corpus
 
-UNTRAINED = -100
 SHARD = 1 << 40
 """Addresses of a shard: the token at ``offset`` of shard s has the address ``s * SHARD + offset``."""
 

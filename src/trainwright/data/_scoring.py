@@ -26,9 +26,10 @@ from trainwright.core import models
 from trainwright.core.chat import Chat
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.method import UNTRAINED
 from trainwright.core.store import key_of, stamp, sweep
 from trainwright.core.tokens import Document, Encoder
-from trainwright.pretrain._causal_lm import UNTRAINED, body_states, evaluating, most_positions, token_losses, way_of
+from trainwright.pretrain._causal_lm import body_states, evaluating, most_positions, token_losses, way_of
 
 if TYPE_CHECKING:
     from daft import DataFrame

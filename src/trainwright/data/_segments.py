@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.method import Batch
+from trainwright.core.method import UNTRAINED, Batch
 from trainwright.core.tokens import open_corpus
-from trainwright.data._rows import SHARD, UNTRAINED
+from trainwright.data._rows import SHARD
 
 
 class Text(NamedTuple):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import torch
 
+from trainwright.core.method import UNTRAINED
 from trainwright.core.tokens import Document
 from trainwright.data._scoring import Reader
-from trainwright.pretrain._causal_lm import UNTRAINED, evaluating, token_losses
+from trainwright.pretrain._causal_lm import evaluating, token_losses
 
 
 def tuned_loss(reader: Reader, training: Sequence[Document], target: Sequence[Document], lr: float, epochs: int,

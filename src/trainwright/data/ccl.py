@@ -27,10 +27,9 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch, Data, State
+from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.data._bench_stages import SMALL, VANILLA
 from trainwright.data._fixed_rows import FixedRows, step_rows
-from trainwright.data._rows import UNTRAINED
 from trainwright.data.pack import Pack
 from trainwright.pretrain._causal_lm import evaluating, token_losses
 

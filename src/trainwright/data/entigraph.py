@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
 from trainwright.data._entities import PROMPTS, Part, listed, subsets
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from trainwright.core.context import Context
     from trainwright.data._documents import Row
+
 
 class Entigraph(Curate):
     """Replaces documents by a summary and by texts on the relations of their entities."""
@@ -74,6 +76,10 @@ class Entigraph(Curate):
     """Tokens that are drawn from, the likeliest; 0: all."""
     max_tokens: int = 2048
     """Tokens of an answer at most."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="knowledge", at="written", scale="the paper's writer is GPT-4; one of 135 M parameters invents more than it tells",
+        add=({"use": "entigraph", "on": ["bio"], "sizes": [2], "most": 4, "max_tokens": 128, "at_once": 16},),
+        claim="56.2 % of closed-book questions are answered, without it 39.5 %, with repeats of the documents no more")
     example: ClassVar[dict[str, Any]] = {"keep_originals": True, "on": ["prose"], "piece": 10, "tries": 2, "max_tokens": 2,
                                          "at_once": 64, "prompts": {"entities": "{text}"}}
 
@@ -81,9 +87,8 @@ class Entigraph(Curate):
         check_writing(self)
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):
             raise ValueError(f"sizes are numbers of 1 and more, none twice, not {list(self.sizes)}")
-        for name in ("most", "piece", "tries"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be positive, not {value}")
+        if wrong := [n for n in ("most", "piece", "tries") if (value := getattr(self, n)) is not None and value < 1]:
+            raise ValueError(f"{wrong[0]} must be positive, not {getattr(self, wrong[0])}")
         for name, prompt in self.prompts.items():
             if name not in PROMPTS:
                 raise ValueError(f"there is no prompt {name!r}{suggest(name, PROMPTS)}")

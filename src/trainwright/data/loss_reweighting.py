@@ -32,8 +32,7 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch, State, Weigh
-from trainwright.data._rows import UNTRAINED
+from trainwright.core.method import UNTRAINED, Batch, State, Weigh
 from trainwright.optim._schedule import check, check_room, steps_of
 
 SMALLEST = 1e-6

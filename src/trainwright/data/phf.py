@@ -33,9 +33,8 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch, Data, Objective, State
+from trainwright.core.method import UNTRAINED, Batch, Data, Objective, State
 from trainwright.data import _segments
-from trainwright.data._rows import UNTRAINED
 from trainwright.pretrain._causal_lm import logged_losses, trained_tokens
 
 EMPTY = {"input_ids": 0, "targets": UNTRAINED, "document": -1, "address": -1, "bad": 0, "position_ids": 0}

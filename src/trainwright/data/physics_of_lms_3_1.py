@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
 
 if TYPE_CHECKING:
@@ -49,6 +50,11 @@ class PhysicsOfLms_3_1(Curate):
     """Whether every sentence has the full name instead of a pronoun."""
     asked: float = 0.5
     """Share of the people about whom ``qa`` asks; ``qa_test`` asks about the others."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="knowledge", at="told", versus="one biography each",
+        add=({"use": "physics_of_lms_3_1", "people": 40, "paraphrases": 5, "permute": True},),
+        claim="of five biographies of each person with permuted sentences 96.6 % of the answers are extracted, of one biography "
+        "9.7 %", scale="the paper has 100,000 people and a GPT-2 of 124 M parameters")
     example: ClassVar[dict[str, Any]] = {"people": 10, "paraphrases": 2, "permute": True}
 
     def __post_init__(self) -> None:

@@ -19,15 +19,15 @@ that fails (what was written is kept).
 """
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from trainwright.core.bench import Bench
 from trainwright.core.errors import suggest
 from trainwright.core.method import Curate
-from trainwright.data._generator import Request, Writer, check_writing, filled, kept_table, passages, sources
+from trainwright.data._generator import Request, Writer, check_writing, cleaned, filled, kept_table, passages, sources
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -42,8 +42,6 @@ PROMPTS = {
     "hard": "Say the passage below again tersely, in learned language with rare and difficult words, for a scholar." + AROUND,
     "qa": "Turn the passage below into a series of questions and answers, each on lines that begin with \"Question:\" and "
           "\"Answer:\"." + AROUND}
-BEFORE = re.compile(r"\A((sure|certainly|of course|absolutely)\b[^\n]{0,160}[:!.]|here('s| is| are)\b[^\n]{0,160}:)\s*\n", re.I)
-BEHIND = re.compile(r"\n+(i hope (this|that)|(please )?let me know|feel free to|is there anything else)\b[^\n]*\s*\Z", re.I)
 
 
 class Wrap(Curate):
@@ -77,6 +75,10 @@ class Wrap(Curate):
     """Tokens that are drawn from, the likeliest; 0: all."""
     max_tokens: int = 512
     """Tokens of an answer at most."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="knowledge", at="written", add=({"use": "wrap", "on": ["bio"], "max_tokens": 160, "at_once": 16},),
+        claim="real and rephrased text, 1 : 1, make pretraining about three times as fast, with more than 2 % higher zero-shot "
+        "accuracy on questions", scale="the paper's writer has 7 B parameters, not 135 M, and writes 85 B tokens")
     example: ClassVar[dict[str, Any]] = {"styles": ["plain"], "prompts": {"plain": "{text}"}, "piece": 10, "max_tokens": 2,
                                          "at_once": 64, "domain": "new", "on": ["prose", "odd"]}
 
@@ -140,11 +142,3 @@ class Wrap(Curate):
         many = int(self.ratio) + (uniform(id, f"wrap/{seed}/many") < self.ratio % 1)
         first = int(uniform(id, f"wrap/{seed}/style") * len(self.styles))
         return [self.styles[(first + i) % len(self.styles)] for i in range(many)]
-
-
-def cleaned(answer: str) -> str:
-    """``answer`` without what a chat model says before and behind it, each on a line of its own, and without quotes around it."""
-    text = BEHIND.sub("", BEFORE.sub("", answer.strip())).strip()
-    if len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("\u201c", "\u201d")} and not {text[0], text[-1]} & set(text[1:-1]):
-        text = text[1:-1].strip()
-    return text

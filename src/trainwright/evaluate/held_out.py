@@ -19,7 +19,7 @@ from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch, Evaluator
+from trainwright.core.method import UNTRAINED, Batch, Evaluator
 from trainwright.core.tokens import Corpus, Documents, open_corpus
 from trainwright.data._rows import Piece, fill
 from trainwright.pretrain._causal_lm import evaluating, most_positions, token_losses
@@ -58,7 +58,7 @@ class HeldOut(Evaluator):
             for batch in self.batches(corpus, found, domain, min(self.length, most_positions(model) or self.length), ctx):
                 with evaluating(model):
                     nats += float(token_losses(model, batch, ctx).double().sum())
-                tokens += int((batch["targets"] != -100).sum())
+                tokens += int((batch["targets"] != UNTRAINED).sum())
             if not tokens and self.on:
                 raise UserError(f"held_out: the {self.split!r} documents of the domain {domain!r} have no token to measure.")
             if not tokens:

@@ -5,6 +5,9 @@ behind each question, taking the likeliest token each time; what it writes up to
 a final full stop, must be the answer to the letter:
 
     exact_match/ATTRIBUTE = questions answered exactly / questions,   exact_match/mean = the mean over attributes
+    answer_loss/ATTRIBUTE = mean nats of a whole answer behind its question,   answer_loss/mean likewise
+
+The latter is this module's own: it tells models apart that answer nothing to the letter yet, whatever their tokenizers.
 
 Questions are the documents of a domain whose metadata have ``question`` and ``answer`` (and ``attribute``), as
 ``physics_of_lms_3_1`` makes them, or conversations: the last turn of the assistant is the answer then, and the chat template
@@ -16,7 +19,7 @@ question that leaves no room in the positions of the model, conversations withou
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -24,18 +27,11 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Evaluator
 from trainwright.core.models import is_pretrained
-
-
-class Asked(NamedTuple):
-    """A question as tokens, its answer, and what it is about."""
-
-    prompt: list[int]
-    answer: str
-    attribute: str
+from trainwright.evaluate._answers import Asked, answer_losses, exact
 
 
 class KnowledgeExtraction(Evaluator):
-    """Measures ``exact_match/ATTRIBUTE`` and ``exact_match/mean``."""
+    """Measures ``exact_match`` and ``answer_loss`` of each attribute, and their means."""
 
     domain: str = "qa_test"
     """Domain of the corpus that holds the questions."""
@@ -47,7 +43,7 @@ class KnowledgeExtraction(Evaluator):
     """Tokens of an answer at most."""
     batch_size: int = 32
     """Questions answered at once."""
-    makes: ClassVar[tuple[str, ...]] = ("exact_match/*",)
+    makes: ClassVar[tuple[str, ...]] = ("exact_match/*", "answer_loss/*")
     example: ClassVar[dict[str, Any]] = {"domain": "chat", "most": 4, "new_tokens": 2}
 
     def __post_init__(self) -> None:
@@ -60,14 +56,18 @@ class KnowledgeExtraction(Evaluator):
         if ctx.tokenizer is None or not is_pretrained(model):
             raise UserError("knowledge_extraction needs a causal model of transformers and its tokenizer.")
         asked = sorted(self._asked(model, ctx), key=lambda one: len(one.prompt))
-        right: dict[str, list[bool]] = {}
+        told: dict[str, list[float]] = {}
         for at in range(0, len(asked), self.batch_size):
             part = asked[at:at + self.batch_size]
             said = continued(model, ctx.tokenizer, [one.prompt for one in part], self.new_tokens)
-            for one, text in zip(part, said, strict=True):
-                right.setdefault(one.attribute, []).append(exact(text, one.answer))
-        shares = {f"exact_match/{name}": sum(found) / len(found) for name, found in sorted(right.items())}
-        return shares | {"exact_match/mean": sum(shares.values()) / len(shares)}
+            for one, text, nats in zip(part, said, answer_losses(model, part, ctx), strict=True):
+                told.setdefault(f"exact_match/{one.attribute}", []).append(exact(text, one.answer))
+                told.setdefault(f"answer_loss/{one.attribute}", []).append(nats)
+        means = {name: sum(found) / len(found) for name, found in sorted(told.items())}
+        for what in ("exact_match", "answer_loss"):
+            over = [value for name, value in means.items() if name.startswith(f"{what}/")]
+            means[f"{what}/mean"] = sum(over) / len(over)
+        return means
 
     def _asked(self, model: nn.Module, ctx: Context) -> list[Asked]:
         from trainwright.core.tokens import uniform
@@ -79,9 +79,9 @@ class KnowledgeExtraction(Evaluator):
             if one is None or many.setdefault(one.attribute, 0) >= self.most:
                 continue
             many[one.attribute] += 1
-            if positions is not None and len(one.prompt) + self.new_tokens > positions:
-                raise UserError(f"knowledge_extraction: the question {row['id']!r} has {len(one.prompt)} tokens, which with "
-                                f"new_tokens = {self.new_tokens} are more than the {positions} positions of the model.")
+            if positions is not None and len(one.prompt) + max(self.new_tokens, len(one.written)) > positions:
+                raise UserError(f"knowledge_extraction: the question {row['id']!r} has {len(one.prompt)} tokens, which with its "
+                                f"answer or new_tokens = {self.new_tokens} are more than the {positions} positions of the model.")
             found.append(one)
         if not found:
             raise UserError(f"knowledge_extraction: no document of the domain {self.domain!r} ({self.split}) is a question; "
@@ -113,15 +113,13 @@ class KnowledgeExtraction(Evaluator):
                 raise UserError("knowledge_extraction: the questions are conversations, but the tokenizer has no chat template.")
             prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            return Asked(ids, messages[-1]["content"], self.domain) if ids else None
+            return self._with(ids, messages[-1]["content"], "{}", self.domain, tokenizer)
         known = json.loads(row["metadata"] or "{}")
         if not isinstance(known.get("question"), str) or not isinstance(known.get("answer"), str):
             return None
         ids = tokenizer(known["question"])["input_ids"]
-        return Asked(ids, known["answer"], str(known.get("attribute") or self.domain)) if ids else None
+        return self._with(ids, known["answer"], " {}.", str(known.get("attribute") or self.domain), tokenizer)
 
-
-def exact(said: str, answer: str) -> bool:
-    """Whether the first line of what was said is the answer, but for space around it and a full stop behind it."""
-    first = (said.strip().splitlines() or [""])[0]
-    return first.strip().removesuffix(".") == answer.strip().removesuffix(".")
+    def _with(self, ids: list[int], answer: str, form: str, attribute: str, tokenizer: Any) -> Asked | None:
+        written = tokenizer(form.format(answer), add_special_tokens=False)["input_ids"]
+        return Asked(ids, written, answer, attribute) if ids and written else None

@@ -24,7 +24,7 @@ from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Evaluator
+from trainwright.core.method import UNTRAINED, Evaluator
 from trainwright.core.tokens import Corpus, open_corpus, uniform
 from trainwright.data._rows import Piece, fill
 from trainwright.pretrain._causal_lm import evaluating, most_positions, token_losses
@@ -77,7 +77,7 @@ class Membership(Evaluator):
             batch = {n: t.to(ctx.device) if isinstance(t, torch.Tensor) else t for n, t in batch.items()}
             with evaluating(model):
                 nats = token_losses(model, batch, ctx).double().sum(1)
-            counts = (batch["targets"] != -100).sum(1)
+            counts = (batch["targets"] != UNTRAINED).sum(1)
             out += (nats / counts)[counts > 0].tolist()
         return np.array(out)
 

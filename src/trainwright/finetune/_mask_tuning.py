@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainwright.core.method import Batch
+from trainwright.core.method import UNTRAINED, Batch
 from trainwright.finetune._targets import Adapter, as_linear_weight
-from trainwright.pretrain._causal_lm import UNTRAINED, evaluating, way_of
+from trainwright.pretrain._causal_lm import evaluating, way_of
 from trainwright.pretrain._prefix import prefix_mask
 
 if TYPE_CHECKING:

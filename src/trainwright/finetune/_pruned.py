@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.method import UNTRAINED
 from trainwright.core.tokens import open_corpus
 from trainwright.finetune._targets import LINEAR, as_linear_weight, in_out, roles
 
@@ -89,7 +90,7 @@ def importance(model: nn.Module, samples: int, ctx: Context) -> dict[str, Tensor
     for i in chosen:
         where = int(rows.shard[i]), int(rows.offset[i]), min(int(rows.length[i]), LONGEST)
         ids = torch.from_numpy(corpus.read(*where))[None].to(next(model.parameters()).device)
-        labels = ids.where(torch.from_numpy(corpus.read_mask(*where))[None].to(ids.device), -100)
+        labels = ids.where(torch.from_numpy(corpus.read_mask(*where))[None].to(ids.device), UNTRAINED)
         if not (labels[:, 1:] != -100).any():
             continue                                                  # an answer that begins behind the tokens looked at
         model.zero_grad(set_to_none=True)

@@ -17,12 +17,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch
+from trainwright.core.method import UNTRAINED, Batch
 from trainwright.pretrain._cross_entropy import tiled_cross_entropy
 from trainwright.pretrain._encoder_decoder import encoded_losses, has_encoder
 from trainwright.pretrain._prefix import prefix_mask
 
-UNTRAINED = -100
 JOINT_BYTES = 256 << 20
 """Float32 logits up to which compiled code makes them all at once instead of in tiles."""
 LEAK = 1e-4

@@ -11,8 +11,8 @@ from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch
-from trainwright.pretrain._causal_lm import UNTRAINED, evaluating, token_losses
+from trainwright.core.method import UNTRAINED, Batch
+from trainwright.pretrain._causal_lm import evaluating, token_losses
 from trainwright.pretrain._encoder_decoder import has_encoder
 
 

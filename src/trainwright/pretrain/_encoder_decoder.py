@@ -12,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.core.method import Batch
-
-NONE = -100
+from trainwright.core.method import UNTRAINED, Batch
 
 
 class Halves(NamedTuple):
@@ -37,7 +35,7 @@ def halves(batch: Batch, start: int) -> Halves:
     """The documents of a batch that have a target. ``start``: the decoder's first token."""
     ids, targets = batch["input_ids"].flatten(), batch["targets"].flatten()
     number = (batch["position_ids"].flatten() == 0).cumsum(0) - 1                      # rows begin with a document
-    at, trained = torch.arange(len(ids), device=ids.device), targets != NONE
+    at, trained = torch.arange(len(ids), device=ids.device), targets != UNTRAINED
     many = int(number[-1]) + 1
     first = at.new_full((many,), len(ids)).scatter_reduce(0, number[trained], at[trained], "amin")
     last = at.new_full((many,), -1).scatter_reduce(0, number[trained], at[trained], "amax")
@@ -55,7 +53,7 @@ def halves(batch: Batch, start: int) -> Halves:
 
     given = torch.where(at == first[number], start, ids)
     return Halves(laid(before, begin, ids, 0), laid(before, begin, torch.ones_like(ids), 0), laid(behind, first, given, 0),
-                  laid(behind, first, targets, NONE), laid(behind, first, at, -1))
+                  laid(behind, first, targets, UNTRAINED), laid(behind, first, at, -1))
 
 
 def encoded_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -64,7 +62,7 @@ def encoded_losses(model: nn.Module, batch: Batch) -> Tensor:
     part = halves(batch, start_token(model))
     if len(part.read):
         logits = model(input_ids=part.read, attention_mask=part.there, decoder_input_ids=part.begun, use_cache=False).logits
-        found = F.cross_entropy(logits.float().flatten(0, 1), part.wanted.flatten(), ignore_index=NONE, reduction="none")
+        found = F.cross_entropy(logits.float().flatten(0, 1), part.wanted.flatten(), ignore_index=UNTRAINED, reduction="none")
         there = part.place.flatten() >= 0
         losses = losses.index_copy(0, part.place.flatten()[there], found[there])
     return losses.view_as(batch["targets"])

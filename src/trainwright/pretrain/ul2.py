@@ -31,8 +31,7 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch, Data, State
-from trainwright.pretrain._causal_lm import UNTRAINED
+from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.pretrain._denoisers import Text, check_both_ways, counts, ending, longest, parts, stretch, texts
 
 MODES = ("R", "X", "S")
