@@ -76,6 +76,7 @@ def test_evidence_on_disk_is_whole():
     for file in cards.evidence_files():
         said = cards.evidence(file.stem)
         assert file.stem in registry.cards() and any(v in said for v in bench.EVIDENCE), file
+        assert cards.effect(file).startswith(bench.EVIDENCE) and not cards.effect(file).endswith(":")
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.registry import Card
 from trainwright.core.store import Artifact, Store
+from trainwright.report.numbers import interval
 
 KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
          "Evaluator", "Task", "Law")
 
 
 def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None) -> Table:
-    """A line a method, by place in a life.
+    """A row a method, by place in a life; below what it does, what was measured of its paper's claim.
 
     Raises:
         UserError: an unknown kind or folder.
@@ -30,7 +31,7 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
     folders = {c.folder for c in cards} | set(registry.FOLDERS)
     if folder is not None and folder not in folders:
         raise UserError(f"there is no folder {folder!r}{suggest(folder, folders)}.")
-    words = (search or "").lower().split()
+    words, measured = (search or "").lower().split(), {f.stem: f for f in evidence_files()}
     order = {name: i for i, name in enumerate(registry.FOLDERS)}
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     for head in ("method", "kind", "place", "what it does"):
@@ -39,7 +40,8 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
         text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
         asked = (kind is None or c.kind == kind.capitalize()) and (folder is None or c.folder == folder)
         if asked and all(w in text for w in words):
-            table.add_row(c.name, c.kind, c.folder, escape(c.summary))
+            told = Text.assemble(c.summary, (f"\n{effect(measured[c.name])}", "dim") if c.name in measured else "")
+            table.add_row(c.name, c.kind, c.folder, told)
     table.caption = f"{table.row_count} methods; trainwright show METHOD tells more"
     table.caption_justify = "left"
     return table
@@ -109,6 +111,14 @@ def evidence(name: str) -> str:
     if file is None:
         return "evidence: none here."
     return f"evidence: {evidence_sentence(json.loads(file.read_text(encoding='utf-8')))}"
+
+
+def effect(file: Path) -> str:
+    """The verdict on a claim and the measured effect, in a few words."""
+    told = json.loads(file.read_text(encoding="utf-8"))
+    paid = f" ({told['reason']})" if told["verdict"] == "contradicted" and told["reason"] else ""
+    difference, ends = interval(told["metric"], told["difference"], told["low"], told["high"])
+    return f"{told['verdict']}{paid}: {told['metric']} {difference} {ends}".rstrip()
 
 
 def evidence_files() -> list[Path]:
