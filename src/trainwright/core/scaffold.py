@@ -19,7 +19,7 @@ BODY = {
     "Surgery": ("Context, ParamMap, Surgery",
                 "def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:\n        return None"),
     "Objective": ("Batch, Context, Objective, State",
-                  "def count(self, batch: Batch) -> float:\n        return float((batch[\"targets\"] != -100).sum())\n\n"
+                  "def count(self, batch: Batch) -> float:\n        return trained_tokens(batch)\n\n"
                   "    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:\n"
                   "        return token_losses(model, batch, ctx)"),
     "Weigh": ("Batch, Context, State, Weigh",
@@ -86,7 +86,7 @@ def method_text(name: str, kind: str) -> str:
     ours = [(f"from trainwright.core.context import {', '.join(needs)}", bool(needs)),
             (f"from trainwright.core.method import {', '.join(core)}", True),
             ("from trainwright.core.runs import Fit", "Fit" in uses.split(", ")),
-            ("from trainwright.pretrain._causal_lm import token_losses", "token_losses" in body)]
+            ("from trainwright.pretrain._causal_lm import token_losses, trained_tokens", "token_losses" in body)]
     imports = "\n\n".join(block for part in (others, ours) if (block := "\n".join(line for line, wanted in part if wanted)))
     return f'''"""{title}: what it does, in one line (paper title, arXiv id).
 
