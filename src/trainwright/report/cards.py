@@ -116,6 +116,8 @@ def evidence(name: str) -> str:
 def effect(file: Path) -> str:
     """The verdict on a claim and the measured effect, in a few words."""
     told = json.loads(file.read_text(encoding="utf-8"))
+    if "difference" not in told:
+        return str(told.get("verdict", "not measured"))
     paid = f" ({told['reason']})" if told["verdict"] == "contradicted" and told["reason"] else ""
     difference, ends = interval(told["metric"], told["difference"], told["low"], told["high"])
     return f"{told['verdict']}{paid}: {told['metric']} {difference} {ends}".rstrip()
