@@ -125,7 +125,7 @@ def modular_data_ablation(seed: int, store: Path) -> tuple[float, float]:
              "methods": [{"use": "modular_data_ablation", "parts": 6, "tokens": 15_000}]}
     life = tw.run(tw.load({"title": "Modular data ablation", "seed": seed, "stage": [CORPUS, base("base", "l", 150_000), judge]}),
                   store)
-    told = life["judge"].figures["evaluation"]["base"]
+    told = life["judge"].figures["numbers"]["base"]
     return told["naive_rank_correlation"], told["rank_correlation"]
 
 
@@ -175,7 +175,7 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
             {"name": "judge", "kind": "evaluate", "from": {"models": [SMALL, "tuned"], "data": "lines"},
              "methods": [{"use": "knowledge_extraction", "domain": "lines", "new_tokens": 4, "batch_size": 16}]}]
     done = tw.run(tw.load({"title": "Self-Guide", "seed": seed, "stage": life}), store / f"seed{seed}")
-    told = done["judge"].figures["evaluation"]
+    told = done["judge"].figures["numbers"]
     return told[SMALL]["exact_match/mean"], told["tuned"]["exact_match/mean"]
 
 
