@@ -27,7 +27,7 @@ class TaskArithmetic(Arithmetic):
     """Scale of each model's task vector, in the order of from.models; 1/n each unless given."""
     bench: ClassVar[Bench | None] = Bench(
         suite="merge", claim="adding task vectors gives one model all of their skills (two tasks keep 98.9 % of the accuracy)",
-        add=({"use": "task_arithmetic", "weights": [0.8, 0.8]},))
+        search={"weights": [[0.5, 0.5], [0.35, 0.35], [0.75, 0.75]]})
     example: ClassVar[dict[str, Any]] = {"weights": (0.4, 0.4)}
 
     def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:
