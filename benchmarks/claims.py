@@ -21,6 +21,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -30,10 +31,10 @@ import numpy as np
 import trainwright as tw
 from trainwright.compare import bench
 from trainwright.compare.statistics import paired, verdict
-from trainwright.core import documents, hardware, runs
+from trainwright.core import documents, hardware, registry, runs
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
-from trainwright.core.store import Store
+from trainwright.core.store import Store, versions
 from trainwright.data import _arpa, _demonstrations, _kneser_ney
 from trainwright.data._classifier import Classifier
 from trainwright.data.perplexed_by_quality import sentences
@@ -41,6 +42,7 @@ from trainwright.data.python_library import PythonLibrary
 from trainwright.report.cards import evidence_sentence
 from trainwright.search.d_cpt_law import DCptLaw
 
+SUITE = "benchmarks/claims.py"
 CORPUS = {"name": "corpus", "kind": "corpus", "vocab_size": 2048, "tune": 0.03, "test": 0.04, "seed": 0,
           "methods": [{"use": "python_library", "megabytes": 3.0}]}
 SIZES = {"s": (32, 96, 2), "m": (64, 176, 3), "l": (96, 256, 4)}
@@ -193,9 +195,18 @@ CLAIMS = {
 
 
 def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
-    """The evidence: the method beside its baseline over the seeds."""
+    """The evidence: the method beside its baseline over the seeds, or why there is none where a model of this size fails."""
     claim = CLAIMS[method]
-    pairs = [claim.measure(seed, store / method) for seed in range(seeds)]
+    own = {"command": f"python benchmarks/claims.py {method}"}
+    try:
+        pairs = [claim.measure(seed, store / method) for seed in range(seeds)]
+    except tw.UserError as error:
+        if not claim.scale:
+            raise
+        stated = {"method": method, "paper": bench.paper(registry.cards()[method].doc), "claim": claim.says,
+                  "suite": SUITE, "baseline": claim.baseline, "metric": claim.metric}
+        return stated | {"verdict": "needs scale", "reason": f"{claim.scale}; {error}", "date": date.today().isoformat(),
+                         "hardware": hardware.describe(), "versions": versions()} | own
     for number, pair in enumerate(pairs):
         print(f"{method}, seed {number}: {claim.baseline} {pair[0]:.4g}, {method} {pair[1]:.4g}")
     told = paired([ours - theirs for theirs, ours in pairs])
@@ -204,8 +215,7 @@ def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
            "verdict": verdict(told.difference, told.p, claim.better)}
     result = {"comparisons": [row], "baseline": claim.baseline, "seeds": list(range(seeds)), "tuning": None,
               "hardware": hardware.describe()}
-    stated = Bench("benchmarks/claims.py", claim.says, scale=claim.scale)
-    return bench.evidence(method, stated, result, row, claim.metric) | {"command": f"python benchmarks/claims.py {method}"}
+    return bench.evidence(method, Bench(SUITE, claim.says, scale=claim.scale), result, row, claim.metric) | own
 
 
 def main() -> None:

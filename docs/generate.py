@@ -181,11 +181,14 @@ def evidence_table() -> str:
     rows = []
     for file in cards.evidence_files():
         told = json.loads(file.read_text(encoding="utf-8"))
-        if "difference" not in told:                         # a method that was begun and not measured yet
+        if not told["claim"]:                                # a method that was begun and not measured yet
             continue
-        effect = f"{told['metric']} {told['difference']:+.3g} [{told['low']:+.3g}, {told['high']:+.3g}]"
+        effect = inline(told["reason"])
+        if "difference" in told:
+            effect = f"`{told['metric']} {told['difference']:+.3g} [{told['low']:+.3g}, {told['high']:+.3g}]`"
+        seeds = f", {told['seeds']} seeds" if "seeds" in told else ""
         rows.append((f"[{told['method']}](methods/{told['method']}.md)", inline(told["claim"]), inline(told["baseline"]),
-                     f"{told['suite']}, {told['seeds']} seeds", f"`{effect}`", f"**{told['verdict']}**"))
+                     f"{told['suite']}{seeds}", effect, f"**{told['verdict']}**"))
     return table(("method", "the paper", "against", "suite", "measured (95 %)", "verdict"), rows) + "\n"
 
 

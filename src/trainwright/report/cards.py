@@ -132,7 +132,7 @@ def evidence_files() -> list[Path]:
 def evidence_sentence(told: dict[str, Any]) -> str:
     """Evidence as people read it."""
     if "difference" not in told:
-        return f"{told.get('verdict', 'not measured')}."
+        return ": ".join(told[name] for name in ("verdict", "reason") if told.get(name))
     reason = f" ({told['reason']})" if told.get("reason") else ""
     return (f"{told['verdict']}{reason}: {told['metric']} {told['difference']:+.4g} [{told['low']:+.4g}, {told['high']:+.4g}] "
             f"against {told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}")
