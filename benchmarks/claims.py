@@ -191,7 +191,7 @@ CLAIMS = {
                                   "average_precision", "higher", "linear classifier of words and pairs", perplexed_by_quality),
     "self_guide": Claim("15 % more of the answers in classification and 18 % in generation are right than with the prompt alone",
                         "exact_match", "higher", "demonstrations in the prompt", self_guide,
-                        "the paper's model has 7 B parameters; one of 135 M labels its own examples wrongly")}
+                        "the paper's model has 7 B parameters, this one 135 M")}
 
 
 def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
