@@ -152,11 +152,9 @@ def through(methods: list[dict[str, Any]], table: Path, out: Path, inputs: dict[
     from trainwright.core import documents, ledger
     from trainwright.core.context import Context
 
-    # isort: split
-    import daft
     made, losses = [create(told) for told in methods], []
     began = time.perf_counter()
-    frame = daft.read_parquet(f"{table.resolve()}/*.parquet")
+    frame = documents.parquet(sorted(table.glob("*.parquet")))
     for number, method in enumerate(made):
         scratch = out / f"scratch{number}"
         scratch.mkdir(parents=True)

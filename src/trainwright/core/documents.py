@@ -27,6 +27,7 @@ from daft.runners import get_or_infer_runner_type
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
+from trainwright.core.pace import paced, taken
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -46,11 +47,13 @@ TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("charact
 """What is noted of each row that leaves a method (see ``provenance.py``)."""
 FILE_BYTES = 256 << 20
 """Bytes of a table in one Parquet file, about; a row group holds a sixteenth of that at most."""
-GROUP_ROWS = 4096
+GROUP_ROWS, BATCH_ROWS = 4096, 1024
 
 failures: list[Exception] = []
 """What readers raised in the running table. The engine may swallow it, or hand it on as text only."""
 
+# One file after the other: several at a time are read no faster, and wait for one another in memory.
+daft.set_execution_config(scantask_max_parallel=1)
 # A failure is raised and told once, by us; the engine's own line about it would come before ours.
 logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
 
@@ -122,7 +125,7 @@ def stream(table: DataFrame) -> Iterator[Any]:
     """
     failures.clear()
     try:
-        yield from table.to_arrow_iter()
+        yield from taken(table.to_arrow_iter())
     except DaftCoreException as error:
         told = re.search(r"\bUserError: (.+)", str(error))  # from another machine comes the text of an error only
         if told is None and not failures:
@@ -166,8 +169,9 @@ class _ParquetTask(DataSourceTask):  # type: ignore[misc]
     async def read(self) -> AsyncIterator[RecordBatch]:
         try:
             with pq.ParquetFile(self._file) as opened:
-                for batch in opened.iter_batches(batch_size=1024):
+                for batch in opened.iter_batches(batch_size=BATCH_ROWS):
                     yield RecordBatch.from_arrow_record_batches([batch], opened.schema_arrow)
+                    await paced(batch.nbytes)
         except Exception as error:
             failures.append(error)
             raise

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainwright.core.documents import ARROW, SCHEMA, empty, failures, union  # sets up Daft, so it comes first
+from trainwright.core.pace import paced
 
 __all__ = ["SCHEMA", "document", "empty", "table", "union", "union_of"]
 
@@ -83,7 +84,9 @@ class _Task(DataSourceTask):
         rows = _batches(iter(self._reader()))
         while batch := self._next(rows):
             columns = {name: pa.array([row[name] for row in batch], pa.large_string()) for name in SCHEMA}
-            yield RecordBatch.from_arrow_record_batches([pa.record_batch(columns, ARROW)], ARROW)
+            made = pa.record_batch(columns, ARROW)
+            yield RecordBatch.from_arrow_record_batches([made], ARROW)
+            await paced(made.nbytes)
 
     def _next(self, batches: Iterator[list[Row]]) -> list[Row] | None:
         try:

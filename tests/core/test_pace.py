@@ -1,0 +1,65 @@
+"""A table is read no faster than its rows are taken, and a table that is left half taken holds up no other."""
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainwright.core import documents, pace
+from trainwright.data._documents import Row, document, table
+
+MANY, SIZE = 400, 1 << 18
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The rows that were read so far; readers may be 4 MB ahead."""
+    seen: list[int] = []
+    monkeypatch.setattr(pace, "AHEAD", 4 << 20)
+    monkeypatch.setattr(pace, "_read", [0])
+    yield seen
+
+
+def rows(seen: list[int]) -> Iterator[Row]:
+    for number in range(MANY):
+        seen.append(number)
+        yield document(id=f"d{number:04d}", text=chr(97 + number % 26) * SIZE, domain="d", source="s")
+
+
+def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
+    frame = table("made", [partial(rows, read)])
+    taken = []
+    for batch in documents.stream(frame.where(frame["domain"] == "d")):
+        taken += batch["id"].to_pylist()
+        time.sleep(0.02 * len(batch))
+        ahead = (len(read) - len(taken)) * SIZE
+        assert ahead < 64 << 20, f"{ahead >> 20} of {MANY * SIZE >> 20} MB were read ahead"
+    assert taken == [f"d{number:04d}" for number in range(MANY)]
+
+
+def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def noting(size: int) -> None:
+        read.append(size)
+        await pace.paced(size)
+
+    monkeypatch.setattr(documents, "paced", noting)
+    file = tmp_path / "rows.parquet"
+    with pq.ParquetWriter(file, documents.ARROW) as writer:
+        for row in rows([]):
+            writer.write_table(pa.Table.from_pylist([row], documents.ARROW))
+    monkeypatch.setattr(documents, "BATCH_ROWS", 16)
+    ids = [i for batch in documents.stream(documents.parquet([file])) for i in batch["id"].to_pylist()]
+    assert ids == [f"d{number:04d}" for number in range(MANY)] and len(read) == MANY // 16 and sum(read) > MANY * SIZE
+
+
+def test_a_table_that_is_left_half_taken_holds_up_no_other(read: list[int]) -> None:
+    other: list[int] = []
+    first = documents.stream(table("one", [partial(rows, read)]))
+    many = len(next(first))
+    assert sum(len(batch) for batch in documents.stream(table("other", [partial(rows, other)]))) == MANY == len(other)
+    assert many + sum(len(batch) for batch in first) == MANY and not pace._takers
