@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,23 +88,28 @@ def importance(model: nn.Module, samples: int, ctx: Context) -> dict[str, Tensor
     frozen = {n: p.requires_grad for n, p in parameters.items()}
     total = {n: torch.zeros_like(p) for n, p in parameters.items()}
     model.eval().requires_grad_(True)
+    hooks = [p.register_post_accumulate_grad_hook(partial(_squared, total[n])) for n, p in parameters.items()]
     for i in chosen:
         where = int(rows.shard[i]), int(rows.offset[i]), min(int(rows.length[i]), LONGEST)
         ids = torch.from_numpy(corpus.read(*where))[None].to(next(model.parameters()).device)
         labels = ids.where(torch.from_numpy(corpus.read_mask(*where))[None].to(ids.device), UNTRAINED)
-        if not (labels[:, 1:] != -100).any():
+        if not (labels[:, 1:] != UNTRAINED).any():
             continue                                                  # an answer that begins behind the tokens looked at
-        model.zero_grad(set_to_none=True)
         with torch.enable_grad():
             model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
-        for n, p in parameters.items():
-            if p.grad is not None:
-                total[n].addcmul_(p.grad, p.grad)
-    model.zero_grad(set_to_none=True)
+    for hook in hooks:
+        hook.remove()
     for n, p in parameters.items():
         p.requires_grad_(frozen[n])
     model.train(training)
     return total
+
+
+def _squared(total: Tensor, parameter: Tensor) -> None:
+    """Add a gradient's squares, and let go of it: never are there those of all parameters at once."""
+    assert parameter.grad is not None
+    total.addcmul_(parameter.grad, parameter.grad)
+    parameter.grad = None
 
 
 def largest(values: Tensor, reduction: int) -> Tensor:
