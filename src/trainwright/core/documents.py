@@ -27,7 +27,7 @@ from daft.runners import get_or_infer_runner_type
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
-from trainwright.core.pace import paced, taken
+from trainwright.core.streaming import among, paced, taken
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -192,7 +192,7 @@ class Earlier:
     def training(self) -> DataFrame:
         """The documents for training, with every column that was written."""
         table = parquet(self.files)
-        return table.where(~table[ID].is_in(sorted(self.split))) if self.split else table
+        return table.where(~among(table, self.split)) if self.split else table
 
     def held(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The documents kept back, with the columns of ``schema``; those that no method wrote for them are null."""

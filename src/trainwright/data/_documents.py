@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainwright.core.documents import ARROW, SCHEMA, empty, failures, union  # sets up Daft, so it comes first
-from trainwright.core.pace import paced
+from trainwright.core.streaming import paced
 
 __all__ = ["SCHEMA", "document", "empty", "table", "union", "union_of"]
 

@@ -23,5 +23,5 @@ def texts(rows: DataFrame, *more: str) -> Iterator[pa.RecordBatch]:
 
 def without(rows: DataFrame, ids: pa.Array | pa.ChunkedArray) -> DataFrame:
     """The rows of all other documents."""
-    import daft
-    return rows.join(daft.from_arrow(pa.table({"id": ids.cast(pa.large_string())})), on="id", how="anti") if len(ids) else rows
+    from trainwright.core.streaming import among
+    return rows.where(~among(rows, ids.to_pylist())) if len(ids) else rows

@@ -115,14 +115,12 @@ def scores(documents: DataFrame, column: str, method: str, made_by: str = "") ->
 
 def keep(documents: DataFrame, ids: Sequence[str] | NDArray[np.object_]) -> DataFrame:
     """The rows of these documents."""
-    import daft
-    wanted = pa.table({"id": pa.array(list(ids), pa.large_string())})
-    return documents.join(daft.from_arrow(wanted), on="id", how="semi")
+    from trainwright.core.streaming import among
+    return documents.where(among(documents, ids))
 
 
 def attach(documents: DataFrame, told: pa.Table) -> DataFrame:
     """``documents`` with the columns of ``told``, which has an ``id``; a document that it does not name has null there."""
-    import daft
-    new: list[Any] = [n for n in told.column_names if n != "id"]
-    kept = [n for n in documents.column_names if n not in new]
-    return documents.select(*kept).join(daft.from_arrow(told), on="id", how="left")
+    from trainwright.core.streaming import looked_up
+    new = looked_up(documents, told)
+    return documents.with_columns(new).select(*[n for n in documents.column_names if n not in new], *new)

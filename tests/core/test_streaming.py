@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainwright.core import documents, pace
+from trainwright.core import documents, streaming
 from trainwright.data._documents import Row, document, table
 
 MANY, SIZE = 400, 1 << 18
@@ -20,8 +20,8 @@ MANY, SIZE = 400, 1 << 18
 def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The rows that were read so far; readers may be 4 MB ahead."""
     seen: list[int] = []
-    monkeypatch.setattr(pace, "AHEAD", 4 << 20)
-    monkeypatch.setattr(pace, "_read", [0])
+    monkeypatch.setattr(streaming, "AHEAD", 4 << 20)
+    monkeypatch.setattr(streaming, "_read", [0])
     yield seen
 
 
@@ -45,7 +45,7 @@ def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
 def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def noting(size: int) -> None:
         read.append(size)
-        await pace.paced(size)
+        await streaming.paced(size)
 
     monkeypatch.setattr(documents, "paced", noting)
     file = tmp_path / "rows.parquet"
@@ -62,4 +62,15 @@ def test_a_table_that_is_left_half_taken_holds_up_no_other(read: list[int]) -> N
     first = documents.stream(table("one", [partial(rows, read)]))
     many = len(next(first))
     assert sum(len(batch) for batch in documents.stream(table("other", [partial(rows, other)]))) == MANY == len(other)
-    assert many + sum(len(batch) for batch in first) == MANY and not pace._takers
+    assert many + sum(len(batch) for batch in first) == MANY and not streaming._takers
+
+
+def test_rows_are_found_by_id() -> None:
+    frame = documents.union(table("made", [partial(rows, [])]), documents.empty())
+    told = pa.table({"id": ["d0007", "d0399", "of nobody"], "score": [1.5, None, 3.0], "vector": [[1.0], [2.0, 3.0], None]})
+    some = frame.where(streaming.among(frame, ["d0007", "d0399", "of nobody"]))
+    new = streaming.looked_up(some, told)
+    found = some.with_columns(new).select("id", *new).to_pylist()
+    assert found == [{"id": "d0007", "score": 1.5, "vector": [1.0]}, {"id": "d0399", "score": None, "vector": [2.0, 3.0]}]
+    assert some.with_columns(streaming.looked_up(some, told.slice(1))).to_pydict()["score"] == [None, None]
+    assert frame.where(~streaming.among(frame, [])).count_rows() == MANY

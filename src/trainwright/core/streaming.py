@@ -1,0 +1,82 @@
+"""What keeps a table of documents out of memory where the engine (Daft 0.7.26) would not.
+
+It reads a whole table ahead of whoever takes the rows: here readers wait for him. Its joins gather the whole table, and its
+``is_in`` goes through all ids for each batch: here rows are found by id in a set.
+"""
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+T = TypeVar("T")
+AHEAD = 64 << 20
+"""Bytes that the readers of this process may have read since the taker was last seen waiting."""
+IDLE, PATIENCE = 0.004, 60.0
+"""Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left half taken)."""
+
+_takers: list[list[float]] = []
+"""Since when the taker of each running table has been waiting, the latest table last; infinity while he is at work on rows."""
+_read = [0]
+
+
+def taken(batches: Iterable[T]) -> Iterator[T]:
+    """``batches``; it is known when their taker is at work on one."""
+    since = [time.monotonic()]
+    _takers.append(since)
+    try:
+        for batch in batches:
+            since[0] = math.inf
+            yield batch
+            since[0] = time.monotonic()
+    finally:
+        _takers[:] = [one for one in _takers if one is not since]
+
+
+async def paced(size: int) -> None:
+    """What a reader awaits behind each batch of ``size`` bytes. On a cluster, where nobody takes rows in the reader's own
+    process, it goes on at once."""
+    _read[0] += size
+    if _read[0] <= AHEAD:
+        return
+    until, waiting = time.monotonic() + PATIENCE, 0.0
+    while _takers and time.monotonic() < until and waiting < IDLE:
+        await asyncio.sleep(IDLE)                       # the taker may run on the same loop: what is there for him goes first
+        waiting = time.monotonic() - _takers[-1][0] if _takers else IDLE
+    _read[0] = 0
+
+
+def among(table: DataFrame, ids: Iterable[str]) -> Any:
+    """The condition that a row's ``id`` is one of these."""
+    import daft
+    known = frozenset(ids)
+
+    @daft.func.batch(return_dtype=daft.DataType.bool())  # type: ignore[untyped-decorator]
+    def found(column: Any) -> Any:
+        return pa.array([one in known for one in column.to_arrow().to_pylist()], pa.bool_())
+
+    return found(table["id"])
+
+
+def looked_up(table: DataFrame, told: pa.Table) -> dict[str, Any]:
+    """The columns of ``told`` by name, but for its ``id``, for the rows of ``table``: null where ``told`` does not have an id."""
+    import daft
+    places = {one: place for place, one in enumerate(told["id"].to_pylist())}
+
+    def column(values: pa.ChunkedArray) -> Any:
+        whole = values.combine_chunks()
+
+        @daft.func.batch(return_dtype=daft.DataType.from_arrow_type(whole.type))  # type: ignore[untyped-decorator]
+        def found(ids: Any) -> Any:
+            return whole.take(pa.array([places.get(one) for one in ids.to_arrow().to_pylist()], pa.int64()))
+
+        return found(table["id"])
+
+    return {name: column(told[name]) for name in told.column_names if name != "id"}
