@@ -8,6 +8,7 @@ import pytest
 
 from tests.compare.tiny import Count, comparison, fixed_costs, recipe, spec
 from trainwright.compare import costs as costing
+from trainwright.compare import execute
 from trainwright.compare import spec as specs
 from trainwright.compare.compare import Comparison, read
 from trainwright.compare.spec import Arm
@@ -223,3 +224,11 @@ methods = [{ use = "random_subset", share = 0.5 }]
     (all_documents, kept), = [pair for name, pair in half["selected"]["chosen"]["kept"]["domains"].items() if name == "code"]
     assert 0 < kept < all_documents and "chosen" not in whole["selected"], "where nothing was dropped there is nothing to tell"
     assert len({r["hashes"]["chosen"] for r in half["runs"]}) == 2
+
+
+def test_the_curve_has_the_mean_over_domains_too():
+    at = {"step": 2, "tokens": 8, "flops": 1.0, "seconds": 0.5}
+    found = execute.curve([at | {"step": 1, "loss": 9.0}, at | {"eval/loss/code": 2.0, "eval/loss/prose": 4.0, "eval/f1": 0.5}])
+    assert found == {"step": [2], "tokens": [8], "flops": [1.0], "seconds": [0.5],
+                     "values": {"loss/code": [2.0], "loss/prose": [4.0], "f1": [0.5], "loss/mean": [3.0]}}
+    assert execute.curve([at]) is None

@@ -104,9 +104,9 @@ def curve(rows: list[dict[str, float]]) -> dict[str, Any] | None:
     seen = [r for r in rows if any(n.startswith("eval/") for n in r)]
     if not seen:
         return None
-    names = [n for n in seen[-1] if n.startswith("eval/")]
+    told = [with_mean({n.removeprefix("eval/"): v for n, v in r.items() if n.startswith("eval/")}) for r in seen]
     return {x: [r[x] for r in seen] for x in ("step", "tokens", "flops", "seconds")} | {
-        "values": {n.removeprefix("eval/"): [r.get(n) for r in seen] for n in names}}
+        "values": {n: [values.get(n) for values in told] for n in told[-1]}}
 
 
 def write(file: Path, what: Any) -> None:

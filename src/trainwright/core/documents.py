@@ -52,8 +52,9 @@ GROUP_ROWS, BATCH_ROWS = 4096, 1024
 failures: list[Exception] = []
 """What readers raised in the running table. The engine may swallow it, or hand it on as text only."""
 
-# One file after the other: several at a time are read no faster, and wait for one another in memory.
-daft.set_execution_config(scantask_max_parallel=1)
+# One file after the other: several at a time are read no faster, and wait for one another in memory. Few rows at a time: the
+# engine's own 131,072 are half a gigabyte of text, of which each step of an expression makes another.
+daft.set_execution_config(scantask_max_parallel=1, default_morsel_size=GROUP_ROWS)
 # A failure is raised and told once, by us; the engine's own line about it would come before ours.
 logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
 
@@ -168,7 +169,7 @@ class _ParquetTask(DataSourceTask):  # type: ignore[misc]
 
     async def read(self) -> AsyncIterator[RecordBatch]:
         try:
-            with pq.ParquetFile(self._file) as opened:
+            with pq.ParquetFile(self._file, pre_buffer=False) as opened:
                 for batch in opened.iter_batches(batch_size=BATCH_ROWS):
                     yield RecordBatch.from_arrow_record_batches([batch], opened.schema_arrow)
                     await paced(batch.nbytes)
@@ -198,7 +199,7 @@ class Earlier:
         """The documents kept back, with the columns of ``schema``; those that no method wrote for them are null."""
         wanted = pa.array(sorted(self.split), pa.large_string())
         for file in self.files:
-            with pq.ParquetFile(file) as parquet:
+            with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 for batch in parquet.iter_batches(batch_size=256):
                     rows = pa.Table.from_batches([batch])
                     rows = rows.filter(pc.is_in(rows[ID].cast(pa.large_string()), value_set=wanted))
@@ -286,6 +287,6 @@ class Writer:
 def rows(table: Table, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of the written documents, in the order of the files, with some of their columns."""
     for file in table.files:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
             for batch in parquet.iter_batches(batch_size=256, columns=list(columns)):
                 yield from batch.to_pylist()

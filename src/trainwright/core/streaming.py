@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 AHEAD = 64 << 20
 """Bytes that the readers of this process may have read since the taker was last seen waiting."""
-IDLE, PATIENCE = 0.004, 60.0
+IDLE, PATIENCE = 0.01, 60.0
 """Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left half taken)."""
+BUSY = 0.3
+"""Share of a core above which this process is at work, on rows that were read before."""
 
 _takers: list[list[float]] = []
 """Since when the taker of each running table has been waiting, the latest table last; infinity while he is at work on rows."""
@@ -46,10 +48,13 @@ async def paced(size: int) -> None:
     _read[0] += size
     if _read[0] <= AHEAD:
         return
-    until, waiting = time.monotonic() + PATIENCE, 0.0
-    while _takers and time.monotonic() < until and waiting < IDLE:
+    until = time.monotonic() + PATIENCE
+    while _takers and time.monotonic() < until:
+        began, used = time.monotonic(), time.process_time()
         await asyncio.sleep(IDLE)                       # the taker may run on the same loop: what is there for him goes first
-        waiting = time.monotonic() - _takers[-1][0] if _takers else IDLE
+        now, busy = time.monotonic(), time.process_time() - used
+        if busy < BUSY * (now - began) and _takers and now - _takers[-1][0] >= IDLE:
+            break
     _read[0] = 0
 
 

@@ -127,7 +127,7 @@ def _parquet(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
     try:
-        batches = pq.ParquetFile(file).iter_batches(batch_size=1024)
+        batches = pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=1024)
         number = 0
         for batch in batches:
             for row in batch.to_pylist():

@@ -64,7 +64,7 @@ def _told(folder: Path, field: str, keys: Counter[str]) -> Iterator[tuple[str, s
     """Id and value of each document that says something; counts the keys of its metadata."""
     column = field if field in COLUMNS else "metadata"
     for file in sorted((folder / "documents").glob("*.parquet")):
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
             batches = parquet.iter_batches(batch_size=1024, columns=["id", column])
             for row in (row for batch in batches for row in batch.to_pylist()):
                 told = row[column]
