@@ -79,6 +79,14 @@ def test_evidence_on_disk_is_whole():
         assert cards.effect(file).startswith(bench.EVIDENCE) and not cards.effect(file).endswith(":")
 
 
+def test_the_readme_counts_the_evidence():
+    found = [json.loads(file.read_text())["verdict"] for file in cards.evidence_files()]
+    readme = " ".join((registry.ROOT.parents[1] / "README.md").read_text().split())
+    assert (f"of {len(found)} claims {found.count('reproduced')} were reproduced at this scale, "
+            f"{found.count('no difference')} made no difference, {found.count('contradicted')} were contradicted, and "
+            f"{found.count('needs scale')} may need more") in readme
+
+
 @pytest.mark.slow
 def test_a_bench_writes_the_effect_beside_the_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(costing, "measure", fixed_costs)
