@@ -31,6 +31,7 @@ def rows(seen: list[int]) -> Iterator[Row]:
         yield document(id=f"d{number:04d}", text=chr(97 + number % 26) * SIZE, domain="d", source="s")
 
 
+@pytest.mark.slow
 def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
     frame = table("made", [partial(rows, read)])
     taken = []
