@@ -182,7 +182,7 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
 
 
 CLAIMS = {
-    "d_cpt_law": Claim("the losses of runs that were not seen are predicted with R² above 0.97 in six domains",
+    "d_cpt_law": Claim("losses at any mixture, model size and number of tokens are predicted from small runs, in six domains",
                        "extrapolation_error", "lower", "a line in the logarithms for each share", d_cpt_law,
                        "the paper's smallest model has 0.5 B parameters"),
     "modular_data_ablation": Claim("averages of models of the parts correlate strongly with training on mixtures",

@@ -53,8 +53,8 @@ class PhysicsOfLms_3_1(Curate):
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="told", versus="one biography each",
         add=({"use": "physics_of_lms_3_1", "people": 40, "paraphrases": 5, "permute": True},),
-        claim="of five biographies of each person with permuted sentences 96.6 % of the answers are extracted, of one biography "
-        "9.7 %", scale="the paper has 100,000 people and a GPT-2 of 124 M parameters")
+        claim="without paraphrase or permutation knowledge is memorised but hardly extractable, whatever is fine-tuned "
+        "afterwards; with them it is", scale="the paper has 100,000 people and a GPT-2 of 124 M parameters")
     example: ClassVar[dict[str, Any]] = {"people": 10, "paraphrases": 2, "permute": True}
 
     def __post_init__(self) -> None:

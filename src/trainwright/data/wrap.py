@@ -78,7 +78,7 @@ class Wrap(Curate):
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="written", add=({"use": "wrap", "on": ["bio"], "max_tokens": 160, "at_once": 16},),
         claim="real and rephrased text, 1 : 1, make pretraining about three times as fast, with more than 2 % higher zero-shot "
-        "accuracy on questions", scale="the paper's writer has 7 B parameters, not 135 M, and writes 85 B tokens")
+        "accuracy on questions", scale="the paper's writer has 7 B parameters, not 135 M")
     example: ClassVar[dict[str, Any]] = {"styles": ["plain"], "prompts": {"plain": "{text}"}, "piece": 10, "max_tokens": 2,
                                          "at_once": 64, "domain": "new", "on": ["prose", "odd"]}
 
