@@ -1,6 +1,6 @@
 """What the loop costs, and what it gains: pairs in one run, medians of paired ratios.
 
-    python benchmarks/loop.py [overhead|trainer|sft|memory ...] [--quick] [--out benchmarks/results/NAME.json]
+    python benchmarks/loop.py [overhead|trainer|sft|memory ...] [--quick] [--out benchmarks/results/loop.json]
 
 overhead  our loop against a bare PyTorch loop: same model, batch, dtype, optimizer; eager against eager and
           compiled against compiled

@@ -21,7 +21,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data._passes import texts
 from trainwright.data._selecting import need
-from trainwright.data._shingles import FACTOR, SPACELESS, jaccard, shingles
+from trainwright.data._shingles import FACTOR, SPACELESS, Hashes, jaccard, shingles
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -167,9 +167,12 @@ def verified(rows: DataFrame, ctx: Context, found: Signatures, pairs: Pairs, ngr
             begin[place], end[place] = at, (at := at + len(part))
     if not at:
         return pairs[:0]
-    whole = np.memmap(file, np.uint64, mode="r")
     a, b = (np.searchsorted(wanted, pairs[:, side]) for side in (0, 1))
-    near = [jaccard(whole[begin[i]:end[i]], whole[begin[j]:end[j]]) >= threshold for i, j in zip(a, b, strict=True)]
+    with open(file, "rb", buffering=0) as told:
+        def of(place: int) -> Hashes:                        # read, not mapped: pages of a map count as memory in use
+            told.seek(8 * int(begin[place]))
+            return np.frombuffer(told.read(8 * int(end[place] - begin[place])), np.uint64)
+        near = [jaccard(of(i), of(j)) >= threshold for i, j in zip(a, b, strict=True)]
     file.unlink()
     return pairs[np.array(near)]
 
