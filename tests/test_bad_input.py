@@ -149,7 +149,7 @@ PLANNED: dict[str, tuple[list[Change], tuple[str, ...]]] = {
     "epochs nan": ([("steps = 6", "epochs = nan")], (f"{BASE}: epochs must be a number, and nan is none",)),
     "epochs infinite": ([("steps = 6", "epochs = inf")], (f"{BASE}: epochs must be a positive number, not inf",)),
     "compile of another type": ([("compile = false", 'compile = "no"')], (f"{BASE}: compile must be true or false or one of 'auto', not 'no'",)),
-    "unknown precision": ([('precision = "fp32"', 'precision = "fp16"')], (f"{BASE}: precision must be one of 'auto', 'bf16', 'fp32', not 'fp16'",)),
+    "unknown precision": ([('precision = "fp32"', 'precision = "fp16"')], (f"{BASE}: precision must be one of 'auto', 'bf16', 'bf16-true', 'fp32', not 'fp16'",)),
     "unknown engine": ([("tune = 0.1", 'engine = "spark"')], (f"{CORPUS}: engine must be one of 'native', 'ray', not 'spark'",)),
     "methods of another type": ([('methods = [{ use = "interpolate", weights = [0.5, 0.5] }]', 'methods = "interpolate"')],
                                 (f"{MERGED}: methods must be a list, not 'interpolate'",)),

@@ -20,7 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from trainwright.core import deltas
+from trainwright.core import checkpoint, deltas
 from trainwright.core._synthetic import synthetic
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -116,6 +116,18 @@ def test_a_step_by_hand() -> None:
     assert type(holder["one"]) is nn.Linear and torch.equal(holder["one"].weight, now)
 
 
+def test_both_passes_write_the_columns_into_the_weight() -> None:
+    """No copy is made of it; and where sharding has gathered it anew for the second pass, the columns are in it again."""
+    layer = operated(llama(), Paca(rank=4), moved=0.1).model.layers[0].mlp.up_proj
+    old, x = layer.weight.clone(), torch.randn(3, 32, requires_grad=True)
+    y = layer(x)
+    now = old.index_copy(1, layer.index, layer.columns.detach() * 4)
+    assert torch.equal(layer.weight, now) and not torch.equal(now, old)
+    layer.weight.data.copy_(old)
+    y.sum().backward()
+    assert torch.allclose(x.grad, torch.ones(3, 48) @ now)
+
+
 @MODELS
 def test_only_the_columns_move(build) -> None:
     before, method = build(), Paca(rank=3, alpha=6.0)
@@ -133,7 +145,8 @@ def test_only_the_columns_move(build) -> None:
         old, new = as_linear_weight(before.get_submodule(module)), as_linear_weight(run.model.get_submodule(module))
         same = (old == new).all(0)
         assert (~same).nonzero()[:, 0].tolist() == index[module].tolist()
-        assert torch.equal(kept[module], old), "the old columns are there until the fold"
+        others = ~torch.isin(torch.arange(old.shape[1]), index[module])
+        assert torch.equal(kept[module][:, others], old[:, others]), "untouched while training, too"
 
 
 def test_only_the_columns_have_state_and_are_trainable() -> None:
@@ -297,6 +310,24 @@ def test_bf16(half: bool) -> None:
     out.loss.backward()
     columns = [p for p in model.parameters() if p.requires_grad]
     assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in columns)
+
+
+def test_goes_on_exactly_in_a_model_of_bfloat16(tmp_path: Path) -> None:
+    """The weights that hold the columns of the last pass are those of a checkpoint, too."""
+    def run() -> Train:
+        return Train(llama().to(torch.bfloat16), [Same(), NextToken(), Paca(rank=3), Adamw(lr=1e-2)], 4)
+
+    whole, first, second = run(), run(), run()
+    whole.run()
+    first.run(until=2)
+    path = checkpoint.save(first, tmp_path, {})
+    second.build()
+    checkpoint.load_into(second, path, checkpoint.read(path))
+    second.run()
+    for one in (whole, second):
+        one.methods[2].fold(one.model)
+    assert all(torch.equal(t, second.model.state_dict()[n]) for n, t in whole.model.state_dict().items())
+    assert whole.row["loss"] == second.row["loss"]
 
 
 def test_second_derivatives_are_refused() -> None:

@@ -149,6 +149,17 @@ def its_delta_comes_back(make: Make, folder: Path) -> None:
         expect(off <= 1e-5, f"its delta on the {kind} model computes something else: logits differ by {off:.1e}")
 
 
+@law(Surgery)
+def it_works_on_weights_in_bfloat16(make: Make, folder: Path) -> None:
+    """With ``precision = "bf16-true"`` what it trains moves, and the output keeps the type of the weights."""
+    run = _tiny.stage(make(), folder, precision="bf16-true")
+    before = weights(run)
+    run.run(until=2)
+    expect(bool(difference(before, weights(run))), "no weight moves in two steps in bfloat16")
+    kind = logits(run.model).dtype
+    expect(kind == torch.bfloat16, f"the logits of a model in bfloat16 become {kind}")
+
+
 @law(Update)
 def on_limits_it(make: Make, folder: Path) -> None:
     """With ``on`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainwright.core import models, registry
+from trainwright.core import hardware, models, registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
@@ -188,10 +188,12 @@ def pulls(method: Data, folder: Path) -> bool:
 
 
 def stage(method: Method | None, folder: Path, *, kind: str = LLAMA, accumulate: int = 1, eval_every: int = 0,
-          more: Sequence[Method] = (), journal: Sequence[tuple[int, Surgery]] = (), train: type[Train] = Train) -> Train:
+          precision: str = "fp32", more: Sequence[Method] = (), journal: Sequence[tuple[int, Surgery]] = (),
+          train: type[Train] = Train) -> Train:
     """The tiny stage with ``method`` in it, built."""
-    methods = [*beside(method, folder), *more]
-    run = train(model(kind), methods, STEPS, accumulate=accumulate, eval_every=eval_every, ctx=context(folder, kind))
+    methods, fresh = [*beside(method, folder), *more], model(kind)
+    run = train(fresh, methods, STEPS, accumulate=accumulate, precision=hardware.set_precision(fresh, precision),
+                eval_every=eval_every, ctx=context(folder, kind))
     run.build(journal)
     return run
 

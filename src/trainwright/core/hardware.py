@@ -20,6 +20,17 @@ def best_precision() -> str:
     return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
 
 
+def set_precision(model: nn.Module, asked: str) -> str:
+    """The precision that a stage asks for, ``auto`` decided; for ``bf16-true`` the model's weights are made bfloat16.
+
+    Buffers stay as they are: rotary frequencies in bfloat16 would tell far positions no longer apart.
+    """
+    if asked == "bf16-true":
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return best_precision() if asked == "auto" else asked
+
+
 @cache
 def cpu_flags() -> frozenset[str]:
     """Feature flags of the CPU as Linux names them; empty elsewhere."""

@@ -49,7 +49,7 @@ class Train:
         methods: in recipe order; the order matters within a kind only.
         steps: optimizer steps of the whole stage.
         accumulate: micro-batches a step is cut into; the loss does not depend on it.
-        precision: ``fp32`` or ``bf16`` (autocast over float32 weights).
+        precision: ``bf16`` is autocast over float32 weights; ``fp32`` and ``bf16-true`` compute in the weights' own type.
         eval_every: steps between evaluations; the last step is always followed by one.
     """
 

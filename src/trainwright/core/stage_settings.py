@@ -101,8 +101,9 @@ class TrainStage(Stage):
     """Rows of one step, over all ranks and micro-batches, instead of ``batch_tokens``."""
     accumulate: int = 1
     """Micro-batches that a step is cut into on each rank; it never changes the loss."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it."""
+    precision: Literal["auto", "bf16", "bf16-true", "fp32"] = "auto"
+    """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it. ``bf16-true``: the weights
+    are bfloat16, half as large, for adapters on a model that is frozen; what an adapter adds stays float32."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; ``auto`` where the stage is long enough to earn it back."""
     checkpointing: bool = False

@@ -11,12 +11,14 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
 T = TypeVar("T")
+A = TypeVar("A", pa.RecordBatch, pa.Array)
 AHEAD = 64 << 20
 """Bytes that the readers of this process may have read since the taker was last seen waiting."""
 IDLE, PATIENCE = 0.01, 60.0
@@ -56,6 +58,11 @@ async def paced(size: int) -> None:
         if busy < BUSY * (now - began) and _takers and now - _takers[-1][0] >= IDLE:
             break
     _read[0] = 0
+
+
+def owned(part: A) -> A:
+    """A copy of columns of a batch, or of one, to be kept when the batch is gone: they hold all of the batch, texts included."""
+    return part.take(pa.array(np.arange(len(part))))
 
 
 def among(table: DataFrame, ids: Iterable[str]) -> Any:

@@ -85,7 +85,7 @@ def prepare(site: Site, ctx: Context) -> tuple[Train, dict[str, Any], Path | Non
     for bad in damaged:
         site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
     rest = checkpoint.read(path) if path else {}
-    precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
+    precision = hardware.set_precision(model, stage.precision)
     tokens = steps * ctx.batch_rows * (row_tokens(job) or 1)
     ctx.compile = hardware.compile_pays(model, tokens) if stage.compile == "auto" else stage.compile
     if stage.checkpointing:

@@ -147,7 +147,7 @@ def build(job: Job, stage: TrainStage, store: Store) -> tuple[Train, bool]:
         compiled = hardware.compile_pays(model, steps * ctx.batch_rows * (row_tokens(job) or 1))
     if stage.checkpointing:
         sharding.checkpoint_blocks(model)
-    precision = hardware.best_precision() if stage.precision == "auto" else stage.precision
+    precision = hardware.set_precision(model, stage.precision)
     run = Train(model, methods, 2**62, precision=precision, ctx=ctx)
     run.build()
     return run, compiled

@@ -91,11 +91,12 @@ class Benchmarks:
 
     def search(self, rows: DataFrame) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
         """Ids of the documents, and of each the most places that it shares with one set."""
+        from trainwright.core.streaming import owned
         from trainwright.data._passes import texts
         ids: list[pa.Array] = [pa.array([], pa.large_string())]
         shared: list[int] = []
         for batch in texts(rows):
-            ids.append(batch["id"].cast(pa.large_string()))
+            ids.append(owned(batch["id"]).cast(pa.large_string()))
             shared += [self._shared(text) for text in batch["text"].to_pylist()]
         return pa.chunked_array(ids), np.array(shared, dtype=np.int64)
 

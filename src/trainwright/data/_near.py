@@ -118,6 +118,7 @@ def _write(rows: DataFrame, ngram: int, bands: int, per_band: int, prefer: str, 
     from daft.functions import length, minhash, normalize, regexp_replace
 
     from trainwright.core.documents import stream
+    from trainwright.core.streaming import owned
     spaced = regexp_replace(rows["text"].fill_null(""), f"([{SPACELESS}])", " $1 ")
     said = regexp_replace(spaced, r"[^\p{L}\p{M}\p{N}_]+", " ")
     plain = normalize(said, lowercase=True, nfd_unicode=True, white_space=True)
@@ -135,7 +136,7 @@ def _write(rows: DataFrame, ngram: int, bands: int, per_band: int, prefer: str, 
                 told = np.empty(len(documents), BAND)
                 told["document"], told["key"] = documents, keys[said, band]
                 file.write(told.tobytes())
-            ids.append(batch.select(["id", *(["prefer"] if prefer else [])]))
+            ids.append(owned(batch.select(["id", *(["prefer"] if prefer else [])])))
             at += len(batch)
     schema = table.exclude("hashes", "said").schema().to_pyarrow_schema()
     pq.write_table(pa.Table.from_batches([b.cast(schema) for b in ids], schema), folder / "ids.parquet")

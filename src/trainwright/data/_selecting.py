@@ -81,8 +81,9 @@ def _groups(batches: Iterable[Any], schema: pa.Schema) -> Iterator[pa.Table]:
 def columns(documents: DataFrame, *names: str) -> pa.Table:
     """Some columns of the whole table, in memory."""
     from trainwright.core.documents import stream
+    from trainwright.core.streaming import owned
     wanted = documents.select(*names)
-    batches = [b.cast(wanted.schema().to_pyarrow_schema()) for b in stream(wanted)]
+    batches = [owned(b).cast(wanted.schema().to_pyarrow_schema()) for b in stream(wanted)]
     return pa.Table.from_batches(batches, wanted.schema().to_pyarrow_schema()).combine_chunks()
 
 

@@ -79,8 +79,7 @@ class Entigraph(Curate):
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="written", scale="the paper's writer is GPT-4; one of 135 M parameters invents more than it tells",
         add=({"use": "entigraph", "on": ["bio"], "sizes": [2], "most": 4, "max_tokens": 128, "at_once": 16},),
-        claim="questions about the documents are answered without access to them, better than after training on repeats or "
-        "paraphrases of them")
+        claim="questions about documents are answered without access to them, better than after training on their paraphrases")
     example: ClassVar[dict[str, Any]] = {"keep_originals": True, "on": ["prose"], "piece": 10, "tries": 2, "max_tokens": 2,
                                          "at_once": 64, "prompts": {"entities": "{text}"}}
 

@@ -111,10 +111,11 @@ class PerplexedByQuality(Curate):
         """Ids, perplexities (NaN where there is no word), and how many have fewer words than the longest n-gram."""
         import pyarrow as pa
 
+        from trainwright.core.streaming import owned
         from trainwright.data._passes import texts
         ids, values, short = [pa.array([], pa.large_string())], [], 0
         for batch in texts(rows):
-            ids.append(batch["id"].cast(pa.large_string()))
+            ids.append(owned(batch["id"]).cast(pa.large_string()))
             for text in batch["text"].to_pylist():
                 lines = list(sentences(text))
                 values.append(model.perplexity(lines))

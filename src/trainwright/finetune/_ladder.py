@@ -1,6 +1,7 @@
 """A side network that reads a frozen decoder's hidden states and speaks in its place."""
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -37,8 +38,14 @@ class Ladder(nn.Module):
     def forward(self, told: dict[str, Any], cache: DynamicCache | None) -> Tensor:
         """Hidden states for the head, [..., wide], from what the backbone's blocks gave (``seen``).
 
-        ``told`` is what the backbone was called with.
+        ``told`` is what the backbone was called with. Where its weights are bfloat16, the side network computes in that type.
         """
+        kind, device = self.seen[START].dtype, self.seen[START].device.type
+        lower = kind != self.up.weight.dtype and not torch.is_autocast_enabled(device)
+        with torch.autocast(device, dtype=kind) if lower else nullcontext():
+            return self.through(told, cache)
+
+    def through(self, told: dict[str, Any], cache: DynamicCache | None) -> Tensor:
         start = self.downs[0](F.dropout(self.seen[START], self.dropout, self.training))
         given = {n: told[n] for n in ("attention_mask", "position_ids") if n in told}
         self.seen[START] = start                                      # the first side block reads this and nothing added to it

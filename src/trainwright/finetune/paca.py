@@ -6,15 +6,15 @@ S once, uniformly; all else is frozen. With P [out, rank] trained, s = alpha / r
     V = W with s P as its columns S,    y = V x + b,    dL/dx = V' dL/dy,    dL/dP = s (dL/dy) x[S]'
 
 so that the gradient is the dense one on those columns, and the forward pass is one product. Backward keeps x[S] (rank numbers a
-token) and the weights themselves: V is a passing copy in the dtype of the activations, which autocast makes of a frozen weight
-anyhow. W keeps its old columns until ``fold`` writes s P into it; the other columns stay as they were, to the bit. P is
+token) and the weights themselves: each pass writes s P into W, and V is W. Only where autocast gives the activations another
+dtype V is a passing copy, as it makes one of any frozen weight. The other columns of W stay as they were, to the bit. P is
 float32. Weight decay pulls the columns to zero, not back to W. Under Adam a step moves them by about s times the learning
 rate; alpha = rank is plain training of the columns.
 
 The released code computes some passes with columns of an earlier step, and takes inputs of three dimensions only. Here every
 pass has the columns of now, for any number of dimensions.
 
-Not for generating much text in training: each pass copies the weights, which counts where a pass has few tokens.
+Not for generating much text under autocast or compiled: each pass then copies the weights, which counts where it has few tokens.
 Errors: a rank above the inputs of a layer; ``on`` matches no linear layer, one that has an adapter, or one whose weight is tied.
 """
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Paca(Surgery):
     def fold(self, model: nn.Module) -> None:
         for name, layer in self.layers(model).items():
             weight = as_linear_weight(layer)
-            weight.copy_(put_in(weight, layer.columns, layer.index, self.scale, weight.dtype))
+            put_in(weight, layer.columns, layer.index, self.scale, weight.dtype)
             put(model, name, layer.plain())
 
     def learned(self, model: nn.Module) -> dict[str, Tensor]:

@@ -162,6 +162,7 @@ def become(model: nn.Module, config: Any, weights: Tensors) -> None:
     other = models.skeleton(config, where) if before.is_meta else models.create(config, 0, where)
     with torch.no_grad():
         for name, parameter in other.named_parameters():
+            parameter.data = parameter.data.to(weights[name].dtype)
             parameter.copy_(weights[name])
     other.to(before.device).train(model.training)
     if any("forward" in vars(block) for block in sharding.blocks(model)):

@@ -108,7 +108,8 @@ class MultiLevelVCycle(Surgery):
                             f"depth = {self.depth} gives.")
         with torch.no_grad():
             for name, t in self.decoalesced(other, model).items():
-                model.get_parameter(name).lerp_(t.to(next(model.parameters()).device), self.alpha)
+                parameter = model.get_parameter(name)
+                parameter.lerp_(t.to(parameter), self.alpha)
         return ParamMap({})
 
     def coalesced(self, model: nn.Module) -> Tensors:

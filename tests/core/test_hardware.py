@@ -1,0 +1,43 @@
+"""The precision of a stage: what is computed in which type, and in which type the weights are."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from trainwright.core import hardware
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+                                        num_attention_heads=2, tie_word_embeddings=True))
+
+
+def test_weights_become_bfloat16_only_where_that_is_asked_for() -> None:
+    model = llama()
+    assert hardware.set_precision(model, "bf16") == "bf16" and hardware.set_precision(model, "fp32") == "fp32"
+    assert hardware.set_precision(model, "auto") == hardware.best_precision() in ("bf16", "fp32")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert hardware.set_precision(model, "bf16-true") == "bf16-true"
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert {b.dtype for n, b in model.named_buffers() if "inv_freq" in n} == {torch.float32}
+
+
+def test_an_adapter_trains_on_weights_in_bfloat16(life: Path, command: Callable[..., CompletedProcess[str]]) -> None:
+    """The checkpoint is half as large, and goes on into the next stage."""
+    text = life.read_text()
+    old = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]'
+    assert old in text
+    life.write_text(text.replace(old, '{ use = "next_token" }, { use = "paca", rank = 2 }, { use = "adamw", lr = 1e-2 }]'))
+    ran = command("run", "life.toml", "--set", "adapt.precision=bf16-true", cwd=life.parent)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    base, adapt, merged = (load_file(next((life.parent / "store").glob(f"{s}-*")) / "model.safetensors")
+                           for s in ("base", "adapt", "merged"))
+    assert {t.dtype for t in adapt.values()} == {torch.bfloat16} and base.keys() == adapt.keys() == merged.keys()
+    moved = {n for n, t in base.items() if not torch.equal(t.to(torch.bfloat16), adapt[n])}
+    assert moved == {n for n in base if n.endswith("_proj.weight")}
