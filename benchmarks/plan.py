@@ -4,7 +4,9 @@
 
 Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and rows of 128 and 512
 tokens of real text. Each plan and each stage has a process of its own; nothing is shared but the corpus and the models that
-LoRA starts from, which are made once. An error is predicted / measured - 1. About six minutes on two quiet CPU cores.
+LoRA starts from, which are made once. What is measured is the median of three runs of the stage, since one alone may meet
+another process, or an allocator that keeps more. An error is predicted / measured - 1. About twelve minutes on two quiet CPU
+cores.
 """
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,6 +30,8 @@ from trainwright.core import hardware
 SIZES = {  # hidden, intermediate, layers, heads; tokens and number of the steps
     "1M": (128, 352, 4, 4, 8192, 8), "10M": (320, 864, 6, 5, 4096, 5), "30M": (512, 1376, 8, 8, 2048, 4)}
 LENGTHS = (128, 512)
+RUNS = 3
+"""Of each stage; of their figures the median counts."""
 WAYS = {"full": {}, "checkpointing": {"checkpointing": True}, "accumulate": {"accumulate": 4}, "lora": {}}
 """Settings of a stage."""
 VOCABULARY = 8192
@@ -79,11 +84,17 @@ def run(folder: Path, text: str) -> None:
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
-def measured(folder: Path, name: str) -> dict[str, float]:
-    """The figures of the stage's manifest."""
-    (file,) = folder.glob(f"store/{name}-*/manifest.json")
-    figures: dict[str, float] = json.loads(file.read_text())["figures"]
-    return figures
+def measured(folder: Path, text: str, name: str) -> dict[str, list[float]]:
+    """Peak memory and seconds of each run of the stage, as its manifest has them."""
+    found: dict[str, list[float]] = {"peak_memory_bytes": [], "seconds": []}
+    for _ in range(RUNS):
+        run(folder, text)
+        (file,) = folder.glob(f"store/{name}-*/manifest.json")
+        figures = json.loads(file.read_text())["figures"]
+        for what, several in found.items():
+            several.append(figures[what])
+        shutil.rmtree(file.parent)
+    return found
 
 
 def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
@@ -96,13 +107,13 @@ def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
     return figures
 
 
-def compared(size: str, length: int, way: str, told: dict[str, float], found: dict[str, float]) -> dict[str, Any]:
+def compared(size: str, length: int, way: str, told: dict[str, float], found: dict[str, list[float]]) -> dict[str, Any]:
     row: dict[str, Any] = {"size": size, "length": length, "way": way}
     said = []
     for what, mine, theirs, unit in (("memory", "memory_bytes", "peak_memory_bytes", 2**20),
                                      ("seconds", "seconds", "seconds", 1)):
-        predicted, actual = told[mine], found[theirs]
-        row |= {f"{what}_predicted": predicted, f"{what}_measured": actual, f"{what}_error": predicted / actual - 1}
+        predicted, actual = told[mine], statistics.median(found[theirs])
+        row |= {f"{what}_predicted": predicted, f"{what}_measured": found[theirs], f"{what}_error": predicted / actual - 1}
         said.append(f"{what} {predicted / unit:8,.1f}, measured {actual / unit:8,.1f} ({predicted / actual - 1:+7.1%})")
     print(f"{size:>4} {length:4} {way:14} {'   '.join(said)}", flush=True)
     return row
@@ -135,9 +146,9 @@ def main() -> None:
             ways = ["full", "lora"] if given.quick else [w for w in WAYS if w != "accumulate" or length == LENGTHS[0]]
             told = planned(folder, CORPUS + base(size) + "".join(case(size, length, w) for w in ways))
             for way in ways:
-                run(folder, CORPUS + base(size) + case(size, length, way))
                 name = name_of(size, length, way)
-                rows.append(compared(size, length, way, told[name], measured(folder, name)))
+                found = measured(folder, CORPUS + base(size) + case(size, length, way), name)
+                rows.append(compared(size, length, way, told[name], found))
     total = summary(rows)
     if given.out:
         facts = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),

@@ -197,12 +197,11 @@ class Earlier:
 
     def held(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The documents kept back, with the columns of ``schema``; those that no method wrote for them are null."""
-        wanted = pa.array(sorted(self.split), pa.large_string())
         for file in self.files:
             with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 for batch in parquet.iter_batches(batch_size=256):
                     rows = pa.Table.from_batches([batch])
-                    rows = rows.filter(pc.is_in(rows[ID].cast(pa.large_string()), value_set=wanted))
+                    rows = rows.filter(pa.array([one in self.split for one in rows[ID].to_pylist()], pa.bool_()))
                     columns = [rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type)
                                for f in schema]
                     yield pa.table(columns, schema=schema)

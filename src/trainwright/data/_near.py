@@ -180,10 +180,11 @@ def verified(rows: DataFrame, ctx: Context, found: Signatures, pairs: Pairs, ngr
 
 def _texts(rows: DataFrame, names: pa.Array) -> Iterator[tuple[int, str]]:
     """Places in ``names`` and texts, of those documents alone."""
+    place_of = {name: place for place, name in enumerate(names.to_pylist())}
     for batch in texts(rows):
-        places = pc.index_in(batch["id"].cast(names.type), value_set=names)
-        known = places.is_valid()
-        yield from zip(places.filter(known).to_pylist(), batch["text"].filter(known).to_pylist(), strict=True)
+        found = [(place_of[name], row) for row, name in enumerate(batch["id"].to_pylist()) if name in place_of]
+        for place, row in found:
+            yield place, batch["text"][row].as_py()
 
 
 def clusters(pairs: Pairs, documents: int) -> NDArray[np.int64]:
