@@ -12,6 +12,7 @@ import pytest
 
 from trainwright.core import documents, streaming
 from trainwright.data._documents import Row, document, table
+from trainwright.data._selecting import columns
 
 MANY, SIZE = 400, 1 << 18
 
@@ -49,13 +50,29 @@ def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path, monkey
         await streaming.paced(size)
 
     monkeypatch.setattr(documents, "paced", noting)
-    file = tmp_path / "rows.parquet"
-    with pq.ParquetWriter(file, documents.ARROW) as writer:
-        for row in rows([]):
-            writer.write_table(pa.Table.from_pylist([row], documents.ARROW))
+    file = written(tmp_path)
     monkeypatch.setattr(documents, "BATCH_ROWS", 16)
     ids = [i for batch in documents.stream(documents.parquet([file])) for i in batch["id"].to_pylist()]
     assert ids == [f"d{number:04d}" for number in range(MANY)] and len(read) == MANY // 16 and sum(read) > MANY * SIZE
+
+
+def written(folder: Path) -> Path:
+    with pq.ParquetWriter(folder / "rows.parquet", documents.ARROW) as writer:
+        for row in rows([]):
+            writer.write_table(pa.Table.from_pylist([row], documents.ARROW))
+    return folder / "rows.parquet"
+
+
+def test_what_is_kept_of_a_batch_does_not_keep_its_texts(tmp_path: Path) -> None:
+    frame, before = documents.parquet([written(tmp_path)]), pa.total_allocated_bytes()
+    for keep in (streaming.owned, lambda column: column):
+        kept = [keep(batch["id"]) for batch in documents.stream(frame)]
+        assert sum(map(len, kept)) == MANY
+        texts_too = pa.total_allocated_bytes() - before > MANY * SIZE / 2
+        assert texts_too == (keep is not streaming.owned), "without owned() a column would hold all of its batch"
+        del kept
+    ids = columns(frame, "id")
+    assert len(ids) == MANY and pa.total_allocated_bytes() - before < MANY * SIZE / 2
 
 
 def test_a_table_that_is_left_half_taken_holds_up_no_other(read: list[int]) -> None:
