@@ -29,7 +29,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED
 from trainwright.core.store import key_of, stamp, sweep
 from trainwright.core.tokens import Document, Encoder
-from trainwright.pretrain._causal_lm import body_states, evaluating, most_positions, token_losses, way_of
+from trainwright.pretrain._causal_lm import body_states, evaluating, most_positions, padded, token_losses, way_of
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -93,15 +93,8 @@ class Reader:
             many = 1
             while at + many < len(pieces) and (many + 1) * len(pieces[at + many].ids) <= self.batch_tokens:
                 many += 1
-            part, width = pieces[at:at + many], len(pieces[at + many - 1].ids)
-            ids, targets = torch.zeros(many, width, dtype=torch.int64), torch.full((many, width), UNTRAINED)
-            for row, piece in enumerate(part):
-                ids[row, :len(piece.ids)] = torch.from_numpy(piece.ids)
-                targets[row, :len(piece.ids)] = torch.from_numpy(piece.targets)
-            places = torch.arange(width).expand(many, width)
-            batch = {"input_ids": ids, "targets": targets, "position_ids": places}
-            yield (np.array([p.document for p in part]),
-                   {n: t.to(self.ctx.device) for n, t in batch.items()} | {"packed": False})
+            part = pieces[at:at + many]
+            yield np.array([p.document for p in part]), padded([(p.ids, p.targets) for p in part], self.ctx)
             at += many
 
 

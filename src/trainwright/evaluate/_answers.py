@@ -9,7 +9,7 @@ from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.method import UNTRAINED
-from trainwright.pretrain._causal_lm import evaluating, token_losses
+from trainwright.pretrain._causal_lm import evaluating, padded, token_losses
 
 
 class Asked(NamedTuple):
@@ -29,13 +29,7 @@ def exact(said: str, answer: str) -> bool:
 
 def answer_losses(model: nn.Module, asked: Sequence[Asked], ctx: Context) -> list[float]:
     """Nats of each answer behind its question, summed over its tokens."""
-    shape = len(asked), max(len(one.prompt) + len(one.written) for one in asked) - 1
-    ids, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, UNTRAINED)
-    for row, one in enumerate(asked):
-        both, at = one.prompt + one.written, len(one.prompt) - 1
-        ids[row, :len(both) - 1] = torch.tensor(both[:-1])
-        targets[row, at:len(both) - 1] = torch.tensor(one.written)
-    batch = {"input_ids": ids, "targets": targets, "position_ids": torch.arange(shape[1]).expand(shape)}
+    rows = [((one.prompt + one.written)[:-1], [UNTRAINED] * (len(one.prompt) - 1) + one.written) for one in asked]
     with torch.no_grad(), evaluating(model):
-        losses = token_losses(model, {n: t.to(ctx.device) for n, t in batch.items()} | {"packed": False}, ctx)
+        losses = token_losses(model, padded(rows, ctx), ctx)
     return [float(one) for one in losses.double().sum(1)]

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -110,6 +110,16 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
         raise UserError(f"{type(model).__name__} lets a document see the one before it in its row (its outputs move by "
                         f"{error:.1%}): set isolate = \"rows\" on pack, which gives each document a row of its own.")
     return error
+
+
+def padded(rows: Sequence[tuple[Any, Any]], ctx: Context) -> Batch:
+    """Rows of (ids, targets), each of a text alone, as one batch; behind a shorter row stands nothing that is learned."""
+    width = max(len(ids) for ids, _ in rows)
+    ids, targets = torch.zeros(len(rows), width, dtype=torch.int64), torch.full((len(rows), width), UNTRAINED)
+    for row, (one, told) in enumerate(rows):
+        ids[row, :len(one)], targets[row, :len(told)] = torch.as_tensor(one), torch.as_tensor(told)
+    batch = {"input_ids": ids, "targets": targets, "position_ids": torch.arange(width).expand(len(rows), width)}
+    return {n: t.to(ctx.device) for n, t in batch.items()} | {"packed": False}
 
 
 @contextmanager
