@@ -20,6 +20,7 @@ from trainwright.core.registry import Card
 from trainwright.core.settings import docs_of, hints_of, name_of
 from trainwright.core.stage_settings import STAGES, Stage
 from trainwright.report import cards
+from trainwright.report.numbers import interval
 
 DOCS = Path(__file__).parent
 
@@ -32,7 +33,7 @@ def pages() -> dict[str, str]:
     out["_generated/kinds.md"] = kinds_table()
     out["_generated/commands.md"] = commands()
     out["_generated/compare.md"] = settings_table(Settings)
-    out["_generated/evidence.md"] = evidence_table()
+    out["_generated/evidence.md"] = evidence_tables()
     out["_generated/pairs.md"] = pairs_table()
     return out
 
@@ -176,20 +177,34 @@ def settings_table(cls: type) -> str:
     return table(("key", "type", "default", "what it means"), rows) + "\n"
 
 
-def evidence_table() -> str:
-    """What papers claim, and what was measured here."""
-    rows = []
-    for file in cards.evidence_files():
-        told = json.loads(file.read_text(encoding="utf-8"))
-        if not told["claim"]:                                # a method that was begun and not measured yet
-            continue
-        effect = inline(told["reason"])
-        if "difference" in told:
-            effect = f"`{told['metric']} {told['difference']:+.3g} [{told['low']:+.3g}, {told['high']:+.3g}]`"
-        seeds = f", {told['seeds']} seeds" if "seeds" in told else ""
-        rows.append((f"[{told['method']}](methods/{told['method']}.md)", inline(told["claim"]), inline(told["baseline"]),
-                     f"{told['suite']}{seeds}", effect, f"**{told['verdict']}**"))
-    return table(("method", "the paper", "against", "suite", "measured (95 %)", "verdict"), rows) + "\n"
+NO_BREAK = "&nbsp;"
+VERDICTS = {
+    "reproduced": "The claimed effect was found; where it is a saving, the suite's own metric is not worse for it.",
+    "no difference": "Neither the claimed effect nor its opposite can be told at this scale.",
+    "contradicted": "The opposite was found, or the saving was paid for with the suite's own metric.",
+    "needs scale": "There was nothing to see, and a reason why a small model may not show it."}
+
+
+def evidence_tables() -> str:
+    """What papers claim, and what was measured here: a table for each verdict."""
+    every = [json.loads(file.read_text(encoding="utf-8")) for file in cards.evidence_files()]
+    out = []
+    for verdict, says in VERDICTS.items():
+        found = [t for t in every if t["claim"] and t["verdict"] == verdict]      # one without a claim was begun and not measured
+        why = verdict in ("contradicted", "needs scale")
+        head = ("method", "measured (95 %)", "against", *(["why"] if why else []), "the paper claims", "suite")
+        rows = [(f"[{t['method']}](methods/{t['method']}.md)", measured(t), inline(t["baseline"]),
+                 *([inline(t.get("reason") or "")] if why else []), inline(t["claim"]), inline(t["suite"])) for t in found]
+        out.append(f"## {verdict.capitalize()}: {len(rows)}\n\n{says}\n\n{table(head, rows)}")
+    return "\n\n".join(out) + "\n"
+
+
+def measured(told: dict[str, Any]) -> str:
+    """The effect on the metric that the claim is about."""
+    if "difference" not in told:
+        return "nothing"
+    difference, ends = interval(told["metric"], told["difference"], told["low"], told["high"])
+    return f"{inline(told['metric'])} **{difference}** {ends.replace(' ', NO_BREAK)}".rstrip()
 
 
 def pairs_table() -> str:
