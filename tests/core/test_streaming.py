@@ -22,6 +22,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The rows that were read so far; readers may be 4 MB ahead."""
     seen: list[int] = []
     monkeypatch.setattr(streaming, "AHEAD", 4 << 20)
+    monkeypatch.setattr(streaming, "IDLE", 0.02)
     monkeypatch.setattr(streaming, "_read", [0])
     yield seen
 

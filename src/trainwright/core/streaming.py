@@ -19,15 +19,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 A = TypeVar("A", pa.RecordBatch, pa.Array)
-AHEAD = 64 << 20
+AHEAD = 128 << 20
 """Bytes that the readers of this process may have read since the taker was last seen waiting."""
-IDLE, PATIENCE = 0.01, 60.0
-"""Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left half taken)."""
-BUSY = 0.3
+IDLE, PATIENCE = 0.1, 60.0
+"""Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left half taken).
+Shorter ones would take a process for idle whose turn on a busy machine has not come."""
+BUSY = 0.1
 """Share of a core above which this process is at work, on rows that were read before."""
 
 _takers: list[list[float]] = []
-"""Since when the taker of each running table has been waiting, the latest table last; infinity while he is at work on rows."""
+"""Since when the taker of each running table has been waiting; infinity while he is at work on rows. Who waited last is last."""
 _read = [0]
 
 
@@ -40,6 +41,7 @@ def taken(batches: Iterable[T]) -> Iterator[T]:
             since[0] = math.inf
             yield batch
             since[0] = time.monotonic()
+            _takers[:] = [one for one in _takers if one is not since] + [since]
     finally:
         _takers[:] = [one for one in _takers if one is not since]
 
@@ -54,8 +56,11 @@ async def paced(size: int) -> None:
     while _takers and time.monotonic() < until:
         began, used = time.monotonic(), time.process_time()
         await asyncio.sleep(IDLE)                       # the taker may run on the same loop: what is there for him goes first
-        now, busy = time.monotonic(), time.process_time() - used
-        if busy < BUSY * (now - began) and _takers and now - _takers[-1][0] >= IDLE:
+        now = time.monotonic()
+        busy, waits = time.process_time() - used > BUSY * (now - began), now - _takers[-1][0] if _takers else IDLE
+        if busy and waits == -math.inf:                 # at work, be it for hours: a model may read the rows
+            until = now + PATIENCE
+        elif not busy and waits >= IDLE:
             break
     _read[0] = 0
 
