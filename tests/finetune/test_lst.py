@@ -198,14 +198,18 @@ def test_importance_is_the_sum_of_squared_gradients(tmp_path: Path) -> None:
     corpus = open_corpus(tmp_path / "c")
     rows, plain = corpus.select("train"), make("llama", vocab_size=400)
     name = "model.layers.1.mlp.up_proj.weight"
-    expected = torch.zeros_like(plain.get_parameter(name))
+    expected, words = torch.zeros_like(plain.get_parameter(name)), plain.get_input_embeddings().weight
+    of_words = torch.zeros(words.shape[1])
     for shard, offset, length in zip(rows.shard, rows.offset, rows.length, strict=True):
         ids = torch.from_numpy(corpus.read(int(shard), int(offset), int(length)))
         logits = plain(input_ids=ids[None]).logits[0, :-1]
-        grad, = torch.autograd.grad(F.cross_entropy(logits, ids[1:]), plain.get_parameter(name))
+        grad, other = torch.autograd.grad(F.cross_entropy(logits, ids[1:]), [plain.get_parameter(name), words])
         expected += grad**2
+        of_words += (other**2).sum(0)
     found = importance(model, 99, ctx)
     assert torch.allclose(found[name], expected, rtol=1e-3, atol=1e-10)
+    assert torch.allclose(found["model.embed_tokens.weight"], of_words, rtol=1e-3, atol=1e-10)
+    assert not [n for n in found if n.endswith(("norm.weight", "down_proj.weight"))], "what decides nothing is not held"
     assert all(p.grad is None for p in model.parameters()) and not model.training
     assert torch.equal(importance(model, 99, Context())[name], model.get_parameter(name).abs())
     method = Lst(reduction=2, samples=5)

@@ -75,20 +75,25 @@ def kept_of_head(config: Any, reduction: int) -> Tensor:
 
 
 def importance(model: nn.Module, samples: int, ctx: Context) -> dict[str, Tensor]:
-    """Of each parameter: the sum of squared gradients over documents of the stage's corpus, one at a time (Fisher information).
+    """Sums of squared gradients over documents of the stage's corpus, one at a time (Fisher information), by parameter.
 
-    Without a corpus, or samples, the weights' own sizes.
+    Of the parameters that decide what is kept, not of all, which would be the model a second time: of the blocks' linear layers
+    that read the stream [like the weight], and of the embeddings, summed over tokens [hidden]. Without a corpus, or samples, the
+    weights' own sizes.
     """
+    table = model.get_input_embeddings().weight  # type: ignore[operator]
+    layers = [m for b in sharding.blocks(model) for m in b.modules() if type(m) in LINEAR]
+    readers = {id(m.weight) for m in layers if in_out(m)[0] == table.shape[1]}
+    parameters = {n: p for n, p in model.named_parameters() if p is table or id(p) in readers}
     if not samples or not ctx.inputs.get("data"):
-        return {n: p.detach().abs() for n, p in model.named_parameters()}
+        return {n: p.detach().abs().sum(0) if p is table else p.detach().abs() for n, p in parameters.items()}
     corpus = open_corpus(ctx.path("data"))
     rows = corpus.select("train")
     chosen = torch.randperm(len(rows), generator=ctx.rng("lst/samples", at=0))[:samples].tolist()
-    parameters, training = dict(model.named_parameters()), model.training
-    frozen = {n: p.requires_grad for n, p in parameters.items()}
-    total = {n: torch.zeros_like(p) for n, p in parameters.items()}
-    model.eval().requires_grad_(True)
-    hooks = [p.register_post_accumulate_grad_hook(partial(_squared, total[n])) for n, p in parameters.items()]
+    training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
+    total = {n: torch.zeros_like(p[0] if p is table else p) for n, p in parameters.items()}
+    model.eval().requires_grad_(False)
+    hooks = [p.requires_grad_().register_post_accumulate_grad_hook(partial(_squared, total[n])) for n, p in parameters.items()]
     for i in chosen:
         where = int(rows.shard[i]), int(rows.offset[i]), min(int(rows.length[i]), LONGEST)
         ids = torch.from_numpy(corpus.read(*where))[None].to(next(model.parameters()).device)
@@ -99,16 +104,19 @@ def importance(model: nn.Module, samples: int, ctx: Context) -> dict[str, Tensor
             model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
     for hook in hooks:
         hook.remove()
-    for n, p in parameters.items():
-        p.requires_grad_(frozen[n])
-    model.train(training)
+    model.requires_grad_(False).train(training)
+    for parameter in trained:
+        parameter.requires_grad_()
     return total
 
 
 def _squared(total: Tensor, parameter: Tensor) -> None:
     """Add a gradient's squares, and let go of it: never are there those of all parameters at once."""
     assert parameter.grad is not None
-    total.addcmul_(parameter.grad, parameter.grad)
+    if total.dim() < parameter.dim():
+        total += parameter.grad.square_().sum(0)
+    else:
+        total.addcmul_(parameter.grad, parameter.grad)
     parameter.grad = None
 
 
@@ -145,12 +153,12 @@ def cut_decoder(model: nn.Module, small: nn.Module, layers: list[int], reduction
     decoder, config = model.get_decoder(), model.config.get_text_config()
     names = {id(p): n for n, p in model.named_parameters()}
     table = worth[names[id(model.get_input_embeddings().weight)]]
-    cut = Cut(largest(table.sum(0), reduction), table.shape[1], kept_of_head(config, reduction), head_size(config))
+    cut = Cut(largest(table, reduction), len(table), kept_of_head(config, reduction), head_size(config))
     blocks, small_blocks = sharding.blocks(decoder), sharding.blocks(small)
-    if table.shape[1] != config.hidden_size:
+    if len(table) != config.hidden_size:
         raise UserError(f"the embedding is not as wide as the blocks, so that none of its dimensions can be kept: {RANDOM}.")
     for i, block in zip(layers, small_blocks, strict=True):
-        kept = {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters()}
+        kept = {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters() if names[id(p)] in worth}
         cut_block(blocks[i], block, cut, kept, reduction)
     within = {id(p) for b in (*blocks, *small_blocks) for p in b.parameters()}
     large = dict(decoder.named_parameters())
