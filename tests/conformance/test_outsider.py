@@ -258,6 +258,25 @@ class Mine(Surgery):
         for layer in model.model.layers if "model" in model._modules else model.transformer.h:
             layer.mlp = Scaled(layer.mlp)
 '''},
+    "it_works_on_weights_in_bfloat16": {
+        "must have the same dtype": '''class Added(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.more = inner, nn.Linear(inner.in_features, inner.out_features)
+
+    def forward(self, x):
+        return self.inner(x) + self.more(x)
+
+
+class Mine(Surgery):
+    """."""
+
+    neutral: ClassVar[bool] = False
+
+    def operate(self, model, ctx):
+        for layer in model.model.layers:
+            layer.mlp.up_proj = Added(layer.mlp.up_proj)
+'''},
     "it_runs_on_another_model": {
         "has no attribute 'model'": '''class Mine(Surgery):
     """."""

@@ -27,6 +27,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Data, State
 from trainwright.core.settings import make
+from trainwright.finetune import _columns
 from trainwright.finetune._targets import as_linear_weight, linear_layers
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.paca import FILE, Paca, PacaLinear
@@ -116,16 +117,21 @@ def test_a_step_by_hand() -> None:
     assert type(holder["one"]) is nn.Linear and torch.equal(holder["one"].weight, now)
 
 
-def test_both_passes_write_the_columns_into_the_weight() -> None:
-    """No copy is made of it; and where sharding has gathered it anew for the second pass, the columns are in it again."""
-    layer = operated(llama(), Paca(rank=4), moved=0.1).model.layers[0].mlp.up_proj
-    old, x = layer.weight.clone(), torch.randn(3, 32, requires_grad=True)
+@pytest.mark.parametrize("half", [False, True])
+def test_no_pass_copies_a_weight_of_its_own_type(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The columns are in the weight while it is multiplied, and the old ones afterwards, be it that the product failed."""
+    model = llama().to(torch.bfloat16) if half else llama()
+    layer = operated(model, Paca(rank=4), moved=0.1).model.layers[0].mlp.up_proj
+    old, x = layer.weight.clone(), torch.randn(3, 32, dtype=layer.weight.dtype, requires_grad=True)
+    now = old.index_copy(1, layer.index, (layer.columns.detach() * 4).to(old.dtype))
+    monkeypatch.setattr(_columns, "copied", None)
     y = layer(x)
-    now = old.index_copy(1, layer.index, layer.columns.detach() * 4)
-    assert torch.equal(layer.weight, now) and not torch.equal(now, old)
-    layer.weight.data.copy_(old)
     y.sum().backward()
-    assert torch.allclose(x.grad, torch.ones(3, 48) @ now)
+    assert torch.equal(layer.weight, old) and not torch.equal(now, old)
+    assert torch.equal(y, x @ now.T) and torch.equal(x.grad, torch.ones_like(y) @ now)
+    with pytest.raises(RuntimeError):
+        layer(x[:, 1:])
+    assert torch.equal(layer.weight, old)
 
 
 @MODELS
@@ -145,8 +151,7 @@ def test_only_the_columns_move(build) -> None:
         old, new = as_linear_weight(before.get_submodule(module)), as_linear_weight(run.model.get_submodule(module))
         same = (old == new).all(0)
         assert (~same).nonzero()[:, 0].tolist() == index[module].tolist()
-        others = ~torch.isin(torch.arange(old.shape[1]), index[module])
-        assert torch.equal(kept[module][:, others], old[:, others]), "untouched while training, too"
+        assert torch.equal(kept[module], old), "the old columns are there until the fold"
 
 
 def test_only_the_columns_have_state_and_are_trainable() -> None:
@@ -313,7 +318,6 @@ def test_bf16(half: bool) -> None:
 
 
 def test_goes_on_exactly_in_a_model_of_bfloat16(tmp_path: Path) -> None:
-    """The weights that hold the columns of the last pass are those of a checkpoint, too."""
     def run() -> Train:
         return Train(llama().to(torch.bfloat16), [Same(), NextToken(), Paca(rank=3), Adamw(lr=1e-2)], 4)
 

@@ -1,6 +1,7 @@
 """A product with a weight of which some input columns are trained: the gradient of those alone, and little kept for it."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch.autograd.function import once_differentiable
 class Columns(torch.autograd.Function):
     """``F.linear(x, V, bias)``, where V is ``weight`` [out, in] with ``scale * columns`` [out, rank] as its columns ``index``.
 
-    Only ``columns`` and ``x`` [..., in] get a gradient; of ``x`` the entries at ``index`` are kept. V is ``weight`` itself, into
-    which both passes put the columns; where ``x`` has another dtype, a copy that each pass makes and none keeps.
+    Only ``columns`` and ``x`` [..., in] get a gradient; of ``x`` the entries at ``index`` are kept. V is ``weight`` itself, with
+    the columns in it while a product takes; where ``x`` has another dtype, a copy that each pass makes and none keeps.
     """
 
     @staticmethod
@@ -21,8 +22,8 @@ class Columns(torch.autograd.Function):
         part = x.reshape(-1, x.shape[-1]).T.index_select(0, index)     # [rank, tokens], a copy: a view would keep all of x
         ctx.save_for_backward(part, columns, weight, index)
         ctx.scale = scale
-        make = copied if torch.compiler.is_compiling() else put_in
-        return F.linear(x, make(weight, columns, index, scale, x.dtype), None if bias is None else bias.to(x.dtype))
+        bias = None if bias is None else bias.to(x.dtype)
+        return product(lambda v: F.linear(x, v, bias), weight, columns, index, scale, x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -32,23 +33,28 @@ class Columns(torch.autograd.Function):
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
                 told = weight, columns, index, ctx.scale
-                grad_x = _back(grad, *told) if torch.compiler.is_compiling() else grad @ put_in(*told, grad.dtype)
+                compiled = torch.compiler.is_compiling()
+                grad_x = _back(grad, *told) if compiled else product(lambda v: grad @ v, *told, grad.dtype)
             if ctx.needs_input_grad[1]:
                 grad_columns = (part @ grad.reshape(-1, grad.shape[-1])).T.to(columns.dtype).mul_(ctx.scale)
         return grad_x, grad_columns, None, None, None, None
 
 
-def put_in(weight: Tensor, columns: Tensor, index: Tensor, scale: float, kind: torch.dtype) -> Tensor:
-    """``weight`` [out, in] in the dtype ``kind``, after ``scale * columns`` was written into its columns ``index``.
-
-    Autograd is not told (``data``): until the columns change, each pass writes what stands there already.
-    """
-    weight.data.index_copy_(1, index, columns.mul(scale).to(weight.dtype))
-    return weight.to(kind)
+def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, index: Tensor, scale: float,
+            kind: torch.dtype) -> Tensor:
+    """``of(V)`` in the dtype ``kind``. Autograd is not told of what is put in and taken out again (``data``)."""
+    if weight.dtype != kind or torch.compiler.is_compiling():
+        return of(copied(weight, columns, index, scale, kind))
+    old = weight.index_select(1, index)
+    try:
+        weight.data.index_copy_(1, index, columns.mul(scale).to(kind))
+        return of(weight)
+    finally:
+        weight.data.index_copy_(1, index, old)
 
 
 def copied(weight: Tensor, columns: Tensor, index: Tensor, scale: float, kind: torch.dtype) -> Tensor:
-    """The same in a copy; ``weight`` stays as it is."""
+    """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``scale * columns`` as its columns ``index``."""
     return weight.to(kind, copy=True).index_copy_(1, index, columns.mul(scale).to(kind))
 
 

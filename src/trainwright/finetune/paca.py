@@ -6,10 +6,10 @@ S once, uniformly; all else is frozen. With P [out, rank] trained, s = alpha / r
     V = W with s P as its columns S,    y = V x + b,    dL/dx = V' dL/dy,    dL/dP = s (dL/dy) x[S]'
 
 so that the gradient is the dense one on those columns, and the forward pass is one product. Backward keeps x[S] (rank numbers a
-token) and the weights themselves: each pass writes s P into W, and V is W. Only where autocast gives the activations another
-dtype V is a passing copy, as it makes one of any frozen weight. The other columns of W stay as they were, to the bit. P is
-float32. Weight decay pulls the columns to zero, not back to W. Under Adam a step moves them by about s times the learning
-rate; alpha = rank is plain training of the columns.
+token) and the weights themselves: for each product s P is put into W, and the old columns back. Only where autocast gives the
+activations another dtype V is a passing copy, as it makes one of any frozen weight. ``fold`` writes s P into W for good; the
+other columns stay as they were, to the bit. P is float32. Weight decay pulls the columns to zero, not back to W. Under Adam a
+step moves them by about s times the learning rate; alpha = rank is plain training of the columns.
 
 The released code computes some passes with columns of an earlier step, and takes inputs of three dimensions only. Here every
 pass has the columns of now, for any number of dimensions.
@@ -30,7 +30,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
 from trainwright.finetune import _delta
-from trainwright.finetune._columns import Columns, put_in
+from trainwright.finetune._columns import Columns, copied
 from trainwright.finetune._targets import Adapter, as_linear_weight, freeze, in_out, linear_layers, put
 
 FILE = "paca.safetensors"
@@ -82,7 +82,7 @@ class Paca(Surgery):
     def fold(self, model: nn.Module) -> None:
         for name, layer in self.layers(model).items():
             weight = as_linear_weight(layer)
-            put_in(weight, layer.columns, layer.index, self.scale, weight.dtype)
+            weight.copy_(copied(weight, layer.columns, layer.index, self.scale, weight.dtype))
             put(model, name, layer.plain())
 
     def learned(self, model: nn.Module) -> dict[str, Tensor]:
