@@ -11,7 +11,7 @@ from trainwright.core import documents, provenance
 
 def tap(folder: Path, number: int, ids: str, part: str = "a") -> None:
     rows = pa.table({"id": list(ids), "domain": ["d"] * len(ids), "characters": [1] * len(ids)})
-    pq.write_table(rows.cast(documents.TAP), folder / f"{number:03d}-{part}.parquet")
+    pq.write_table(rows.cast(provenance.TAP), folder / f"{number:03d}-{part}.parquet")
 
 
 def test_what_is_written_and_dropped_by_hand(tmp_path: Path) -> None:
@@ -44,8 +44,8 @@ def test_rows_are_noted_where_they_leave_a_method(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"id": str(i), "text": "x" * i, "domain": "d", "source": "s", "metadata": "{}",
                                    "messages": None} for i in range(10)]
     import daft
-    table = documents.tapped(daft.from_arrow(pa.Table.from_pylist(rows, documents.ARROW)), tmp_path, 0)
-    kept = documents.tapped(table.where(table["id"] == "3"), tmp_path, 1)
+    table = provenance.tapped(daft.from_arrow(pa.Table.from_pylist(rows, documents.ARROW)), tmp_path, 0)
+    kept = provenance.tapped(table.where(table["id"] == "3"), tmp_path, 1)
     assert sum(batch.num_rows for batch in documents.stream(kept)) == 1
     told = provenance.trace(tmp_path, ["all", "one"])
     assert len(told) == 10 and sum(d is None for d in told["dropped"].to_pylist()) == 1

@@ -23,7 +23,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     seen: list[int] = []
     monkeypatch.setattr(streaming, "AHEAD", 4 << 20)
     monkeypatch.setattr(streaming, "IDLE", 0.02)
-    monkeypatch.setattr(streaming, "_read", [0])
+    monkeypatch.setattr(streaming, "_ahead", [0.0])
     yield seen
 
 
@@ -46,15 +46,33 @@ def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
 
 
 def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def noting(size: int) -> None:
-        read.append(size)
-        await streaming.paced(size)
+    async def noting(batch: pa.RecordBatch) -> None:
+        read.append(batch.nbytes)
+        await streaming.paced(batch)
 
     monkeypatch.setattr(documents, "paced", noting)
     file = written(tmp_path)
     monkeypatch.setattr(documents, "BATCH_ROWS", 16)
     ids = [i for batch in documents.stream(documents.parquet([file])) for i in batch["id"].to_pylist()]
     assert ids == [f"d{number:04d}" for number in range(MANY)] and len(read) == MANY // 16 and sum(read) > MANY * SIZE
+
+
+def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+
+    async def noting(batch: pa.RecordBatch) -> None:
+        seen.update(batch.schema.names)
+
+    monkeypatch.setattr(documents, "paced", noting)
+    frame = documents.parquet([written(tmp_path)])
+    for asked, given, needed in ((frame.select("id"), ["id"], {"id"}),
+                                 (frame.where(frame["domain"] == "d").select("source"), ["source"], {"source", "domain"}),
+                                 (frame.where(streaming.among(frame, ["d0001"])), [*documents.SCHEMA], {*documents.SCHEMA})):
+        seen.clear()
+        rows = [row for batch in documents.stream(asked) for row in batch.to_pylist()]
+        assert len(rows) == (1 if len(given) > 1 else MANY) and list(rows[0]) == given and seen == needed
+    seen.clear()
+    assert frame.count_rows() == MANY and "text" not in seen
 
 
 def written(folder: Path) -> Path:

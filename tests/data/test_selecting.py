@@ -6,12 +6,15 @@ from typing import Any
 
 import daft
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from trainwright.core import documents
+from trainwright.core import documents, provenance
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data import _selecting
+from trainwright.data._documents import document
+from trainwright.data.random_subset import RandomSubset
 
 
 def table(**more: Any) -> Any:
@@ -55,6 +58,22 @@ def test_a_settled_table_runs_once_and_after_an_interruption(tmp_path: Path) -> 
     assert rows(first) == rows(first) == rows(_selecting.settled(frame(), ctx))
     assert sum(ran) == 6
     assert len(rows(_selecting.settled(table().where(daft.lit(False)), ctx, "none"))) == 0
+
+
+def test_a_table_in_files_is_not_copied_for_a_second_look_and_counted_once(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([document(id=f"d{i}", text=f"t{i}", domain="d", source="s") for i in range(6)]),
+                   tmp_path / "rows.parquet")
+    taps = tmp_path / "taps"
+    taps.mkdir()
+    frame = provenance.tapped(documents.parquet([tmp_path / "rows.parquet"]), taps, 0)
+    ctx = Context(folder=tmp_path / "stage")
+    assert _selecting.settled(frame, ctx, often=False) is frame and not (tmp_path / "stage").exists()
+    chosen = provenance.tapped(RandomSubset(count=2).apply(frame, ctx), taps, 1)
+    assert len(rows(chosen)) == 2 and not (tmp_path / "stage").exists()
+    counted = provenance.counts(provenance.trace(taps, ["from.data", "random_subset"]), ["from.data", "random_subset"])
+    assert counted[1] == {"method": "random_subset", "in": 6, "written": 0, "dropped": 4, "out": 2}
+    made = frame.with_column("twice", frame["text"] + frame["text"])
+    assert _selecting.settled(made, ctx, often=False) is not made and (tmp_path / "stage" / "table").is_dir()
 
 
 def test_scores_and_their_errors() -> None:

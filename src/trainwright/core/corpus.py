@@ -101,7 +101,7 @@ def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettin
             scratch = (ctx.folder or taps) / f"{number:03d}-{name}"
             scratch.mkdir(parents=True, exist_ok=True)
             frame = documents.standard(method.apply(frame, replace(ctx, folder=scratch)), name)
-        frame = documents.tapped(frame, taps, number)
+        frame = provenance.tapped(frame, taps, number)
     writer = documents.Writer(folder / "documents")
     try:
         for batch in documents.stream(frame):

@@ -5,11 +5,11 @@ import importlib.util
 import logging
 import os
 import re
-import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
@@ -43,14 +43,13 @@ SCHEMA: dict[str, str] = {
 """The columns that every table has, all of them strings; methods may add more."""
 ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES = SCHEMA
 ARROW = pa.schema([(name, pa.large_string()) for name in SCHEMA])
-TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("characters", pa.int64())])
-"""What is noted of each row that leaves a method (see ``provenance.py``)."""
 FILE_BYTES = 256 << 20
 """Bytes of a table in one Parquet file, about; a row group holds a sixteenth of that at most."""
 GROUP_ROWS, BATCH_ROWS = 4096, 1024
 
 failures: list[Exception] = []
 """What readers raised in the running table. The engine may swallow it, or hand it on as text only."""
+_in_files: WeakSet[DataFrame] = WeakSet()
 
 # One file after the other: several at a time are read no faster, and wait for one another in memory. Few rows at a time: the
 # engine's own 131,072 are half a gigabyte of text, of which each step of an expression makes another.
@@ -86,28 +85,6 @@ def standard(table: DataFrame, method: str) -> DataFrame:
     return table.with_columns({name: table[name].cast(daft.DataType.string()) for name in SCHEMA})
 
 
-def tapped(table: DataFrame, folder: Path, number: int) -> DataFrame:
-    """``table``, which notes what goes by when it runs: id, domain and characters of each row, in ``folder`` under ``number``.
-
-    Every column goes through Python, untouched and uncopied: the engine would move a later filter in front of a column that it
-    does not need, and rows would be missed.
-    """
-    def passing(name: str) -> Any:
-        @daft.func.batch(return_dtype=table.schema()[name].dtype)  # type: ignore[untyped-decorator]
-        def same(column: Any) -> Any:
-            return column
-        return same(table[name])
-
-    @daft.func.batch(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
-    def noting(ids: Any, domains: Any, texts: Any) -> Any:
-        seen = pa.table({ID: ids.to_arrow(), DOMAIN: domains.to_arrow(), "characters": pc.utf8_length(texts.to_arrow())})
-        pq.write_table(seen.cast(TAP), folder / f"{number:03d}-{uuid.uuid4().hex}.parquet")
-        return ids
-
-    return table.with_columns({name: passing(name) for name in table.column_names if name != ID}
-                              | {ID: noting(table[ID], table[DOMAIN], table[TEXT])}).select(*table.column_names)
-
-
 def union(a: DataFrame, b: DataFrame) -> DataFrame:
     """The rows of ``a``, then those of ``b``; a column that one of them lacks is null there.
 
@@ -139,7 +116,18 @@ def stream(table: DataFrame) -> Iterator[Any]:
 def parquet(files: Sequence[Path]) -> DataFrame:
     """A lazy table of Parquet files of one schema, in order. Unlike the engine's own reader it takes a name as it is written
     (which may have brackets), and a failure of it is not lost."""
-    return _Parquet(files).read()
+    return in_files(_Parquet(files).read())
+
+
+def in_files(table: DataFrame) -> DataFrame:
+    """``table``, of which is known from now on that its rows only need to be read (see ``settled`` in ``data/_selecting.py``)."""
+    _in_files.add(table)
+    return table
+
+
+def lies_in_files(table: DataFrame) -> bool:
+    """Whether a second look at ``table`` costs no more than to read it again."""
+    return table in _in_files
 
 
 class _Parquet(DataSource):  # type: ignore[misc]
@@ -155,24 +143,27 @@ class _Parquet(DataSource):  # type: ignore[misc]
         return daft.Schema.from_pyarrow_schema(pq.read_schema(self._files[0]))
 
     async def get_tasks(self, pushdowns: Any) -> AsyncIterator[DataSourceTask]:
+        names = self.schema.column_names()
+        wanted = {*(pushdowns.columns or names), *pushdowns.filter_required_column_names()}
         for file in self._files:
-            yield _ParquetTask(file)
+            yield _ParquetTask(file, [name for name in names if name in wanted])
 
 
 class _ParquetTask(DataSourceTask):  # type: ignore[misc]
-    def __init__(self, file: Path) -> None:
-        self._file = file
+    def __init__(self, file: Path, columns: list[str]) -> None:
+        self._file, self._columns = file, columns
 
     @property
     def schema(self) -> daft.Schema:
-        return daft.Schema.from_pyarrow_schema(pq.read_schema(self._file))
+        schema = pq.read_schema(self._file)
+        return daft.Schema.from_pyarrow_schema(pa.schema([schema.field(name) for name in self._columns]))
 
     async def read(self) -> AsyncIterator[RecordBatch]:
         try:
             with pq.ParquetFile(self._file, pre_buffer=False) as opened:
-                for batch in opened.iter_batches(batch_size=BATCH_ROWS):
-                    yield RecordBatch.from_arrow_record_batches([batch], opened.schema_arrow)
-                    await paced(batch.nbytes)
+                for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=self._columns):
+                    yield RecordBatch.from_arrow_record_batches([batch], batch.schema)
+                    await paced(batch)
         except Exception as error:
             failures.append(error)
             raise
@@ -193,7 +184,7 @@ class Earlier:
     def training(self) -> DataFrame:
         """The documents for training, with every column that was written."""
         table = parquet(self.files)
-        return table.where(~among(table, self.split)) if self.split else table
+        return in_files(table.where(~among(table, self.split))) if self.split else table
 
     def held(self, schema: pa.Schema) -> Iterator[pa.Table]:
         """The documents kept back, with the columns of ``schema``; those that no method wrote for them are null."""

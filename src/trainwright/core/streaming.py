@@ -17,10 +17,9 @@ import pyarrow as pa
 if TYPE_CHECKING:
     from daft import DataFrame
 
-T = TypeVar("T")
 A = TypeVar("A", pa.RecordBatch, pa.Array)
 AHEAD = 128 << 20
-"""Bytes that the readers of this process may have read since the taker was last seen waiting."""
+"""Bytes that the readers of this process may be ahead of the takers."""
 IDLE, PATIENCE = 0.1, 60.0
 """Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left half taken).
 Shorter ones would take a process for idle whose turn on a busy machine has not come."""
@@ -29,16 +28,18 @@ BUSY = 0.1
 
 _takers: list[list[float]] = []
 """Since when the taker of each running table has been waiting; infinity while he is at work on rows. Who waited last is last."""
-_read = [0]
+_ahead, _row = [0.0], [0.0]
+"""Bytes that were read and, as far as is known, not taken; of a row, the bytes that were read for it lately."""
 
 
-def taken(batches: Iterable[T]) -> Iterator[T]:
-    """``batches``; it is known when their taker is at work on one."""
+def taken(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """``batches``; it is known what was taken, and when the taker is at work on it."""
     since = [time.monotonic()]
     _takers.append(since)
     try:
         for batch in batches:
             since[0] = math.inf
+            _ahead[0] = max(0.0, _ahead[0] - len(batch) * _row[0])
             yield batch
             since[0] = time.monotonic()
             _takers[:] = [one for one in _takers if one is not since] + [since]
@@ -46,23 +47,24 @@ def taken(batches: Iterable[T]) -> Iterator[T]:
         _takers[:] = [one for one in _takers if one is not since]
 
 
-async def paced(size: int) -> None:
-    """What a reader awaits behind each batch of ``size`` bytes. On a cluster, where nobody takes rows in the reader's own
-    process, it goes on at once."""
-    _read[0] += size
-    if _read[0] <= AHEAD:
-        return
-    until = time.monotonic() + PATIENCE
-    while _takers and time.monotonic() < until:
-        began, used = time.monotonic(), time.process_time()
-        await asyncio.sleep(IDLE)                       # the taker may run on the same loop: what is there for him goes first
+async def paced(batch: pa.RecordBatch) -> None:
+    """What a reader awaits behind each batch that it gave: that takers have what was read, or wait, since a filter kept nothing
+    of it. On a cluster, where nobody takes rows in the reader's own process, it goes on at once."""
+    _ahead[0] += batch.nbytes
+    _row[0] = batch.nbytes / max(1, len(batch))
+    began, used = time.monotonic(), time.process_time()
+    until = began + PATIENCE
+    while _takers and _ahead[0] > AHEAD:
+        await asyncio.sleep(IDLE / 10)                  # the taker may run on the same loop: what is there for him goes first
         now = time.monotonic()
-        busy, waits = time.process_time() - used > BUSY * (now - began), now - _takers[-1][0] if _takers else IDLE
+        if now - began < IDLE or not _takers:
+            continue
+        busy, waits = time.process_time() - used > BUSY * (now - began), now - _takers[-1][0]
         if busy and waits == -math.inf:                 # at work, be it for hours: a model may read the rows
             until = now + PATIENCE
-        elif not busy and waits >= IDLE:
-            break
-    _read[0] = 0
+        elif now > until or (not busy and waits >= IDLE):
+            _ahead[0] = 0.0
+        began, used = now, time.process_time()
 
 
 def owned(part: A) -> A:

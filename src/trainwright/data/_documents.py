@@ -86,7 +86,7 @@ class _Task(DataSourceTask):
             columns = {name: pa.array([row[name] for row in batch], pa.large_string()) for name in SCHEMA}
             made = pa.record_batch(columns, ARROW)
             yield RecordBatch.from_arrow_record_batches([made], ARROW)
-            await paced(made.nbytes)
+            await paced(made)
 
     def _next(self, batches: Iterator[list[Row]]) -> list[Row] | None:
         try:

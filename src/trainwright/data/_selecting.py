@@ -48,17 +48,23 @@ def amount(documents: int, count: int | None, share: float | None, method: str) 
     return count or max(1, math.floor((0.1 if share is None else share) * documents + 0.5))
 
 
-def settled(documents: DataFrame, ctx: Context, name: str = "table") -> DataFrame:
+def settled(documents: DataFrame, ctx: Context, name: str = "table", often: bool = True) -> DataFrame:
     """The table, run once: what comes before it does not run again for each look at it. It lies in the stage's scratch until the
-    stage is done, so that an interrupted stage need not make it again."""
-    from trainwright.core.documents import parquet, stream
+    stage is done, so that an interrupted stage need not make it again; as it is, since that is three times as fast as compressed.
+
+    Args:
+        often: whether the text is read more than once; if not, a table that only needs to be read is not written first.
+    """
+    from trainwright.core.documents import lies_in_files, parquet, stream
+    if not often and lies_in_files(documents):
+        return documents
     assert ctx.folder is not None
     folder, unfinished = ctx.folder / name, ctx.folder / f"{name}.unfinished"
     if not folder.is_dir():
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
         schema = documents.schema().to_pyarrow_schema()
-        with pq.ParquetWriter(unfinished / "rows.parquet", schema, compression="lz4", use_dictionary=False,
+        with pq.ParquetWriter(unfinished / "rows.parquet", schema, compression="none", use_dictionary=False,
                               write_statistics=False) as file:
             for group in _groups(stream(documents), schema):
                 file.write_table(group)

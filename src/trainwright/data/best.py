@@ -36,7 +36,7 @@ class Best(Curate):
         check_amount(self.count, self.share)
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        rows = settled(documents, ctx)
+        rows = settled(documents, ctx, often=False)
         ids, values = scores(rows, self.column, self.name)
         order = np.lexsort((ids.astype(str), values if self.lowest else -values))
         return keep(rows, ids[order[:amount(len(ids), self.count, self.share, self.name)]])

@@ -73,7 +73,7 @@ class Deita(Curate):
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.data._clusters import points
-        rows = settled(documents, ctx)
+        rows = settled(documents, ctx, often=False)
         score = self._scores(rows)
         ids, embeddings = points(rows, self.column, self.name)
         whole = np.array([name in score for name in ids]) & (embeddings != 0).any(1)

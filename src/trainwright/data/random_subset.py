@@ -34,7 +34,7 @@ class RandomSubset(Curate):
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.core.tokens import uniform
-        rows = settled(documents, ctx)
+        rows = settled(documents, ctx, often=False)
         ids = columns(rows, "id")["id"].to_numpy().astype(object)
         place = np.array([uniform(name, f"random_subset/{ctx.seed}") for name in ids])
         return keep(rows, ids[np.argsort(place, kind="stable")[:amount(len(ids), self.count, self.share, self.name)]])
