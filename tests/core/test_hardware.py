@@ -4,12 +4,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
+from typing import cast
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainwright.core import hardware
+from trainwright.core import hardware, training
+from trainwright.core.loop import Train
 
 
 def llama() -> LlamaForCausalLM:
@@ -28,6 +32,19 @@ def test_weights_become_bfloat16_only_where_that_is_asked_for() -> None:
     assert {b.dtype for n, b in model.named_buffers() if "inv_freq" in n} == {torch.float32}
 
 
+def test_small_steps_that_would_be_lost_are_told() -> None:
+    model = llama()
+    run = cast(Train, SimpleNamespace(params=dict(model.named_parameters())))
+    assert not training._rounded(run)
+    hardware.set_precision(model, "bf16-true")
+    matrix = model.lm_head.weight.numel()
+    model.requires_grad_(False)
+    assert not training._rounded(run), "what is frozen loses nothing"
+    model.lm_head.weight.requires_grad_(True)
+    assert training._rounded(run)[0].startswith(f"{matrix:,} of {matrix:,} trained parameters are bfloat16, which keeps no")
+
+
+@pytest.mark.slow
 def test_an_adapter_trains_on_weights_in_bfloat16(life: Path, command: Callable[..., CompletedProcess[str]]) -> None:
     """The checkpoint is half as large, and goes on into the next stage."""
     text = life.read_text()
@@ -36,6 +53,7 @@ def test_an_adapter_trains_on_weights_in_bfloat16(life: Path, command: Callable[
     life.write_text(text.replace(old, '{ use = "next_token" }, { use = "paca", rank = 2 }, { use = "adamw", lr = 1e-2 }]'))
     ran = command("run", "life.toml", "--set", "adapt.precision=bf16-true", cwd=life.parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "trained parameters are bfloat16" not in ran.stdout
     base, adapt, merged = (load_file(next((life.parent / "store").glob(f"{s}-*")) / "model.safetensors")
                            for s in ("base", "adapt", "merged"))
     assert {t.dtype for t in adapt.values()} == {torch.bfloat16} and base.keys() == adapt.keys() == merged.keys()

@@ -36,7 +36,7 @@ def train(site: Site) -> dict[str, Any]:
     run, rest, path = prepare(site, ctx)
     info = {"steps": run.steps, "tokens": run.steps * ctx.batch_rows * (row_tokens(job) or 0), **parameter_counts(run)}
     site.started(info, resumed=path is not None)
-    for line in job.told:
+    for line in (*job.told, *_rounded(run)):
         site.listener.say(f"{stage.name}: {line}")
     if path is None and run.ctx.step == 0:
         _probe(run, site)
@@ -164,6 +164,14 @@ def state_bytes(run: Train) -> int:
     """Bytes of what the methods remember of single parameters."""
     leaves = [t for s in run.states.values() for named in s.get("param", {}).values() for t in named.values()]
     return sum(t.numel() * t.element_size() for t in leaves)
+
+
+def _rounded(run: Train) -> list[str]:
+    """A line where weights are trained whose type is too coarse for small steps."""
+    trained = [p for p in run.params.values() if p.requires_grad]
+    coarse, whole = (sum(p.numel() for p in of) for of in ([p for p in trained if p.dtype == torch.bfloat16], trained))
+    return [f"{coarse:,} of {whole:,} trained parameters are bfloat16, which keeps no change below about a 256th of a weight: "
+            'small steps are lost. Train an adapter (its own weights are float32), or say precision = "bf16"'] if coarse else []
 
 
 def parameter_counts(run: Train) -> dict[str, int]:
