@@ -262,12 +262,10 @@ def main() -> None:
         measure_peak(given.peak)
         return
     with tempfile.TemporaryDirectory() as folder:
-        results = benchmark(given, 2 if given.quick else given.rounds, Path(folder))
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        benchmark(given, 2 if given.quick else given.rounds, Path(folder))
 
 
-def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> dict[str, Any]:
+def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> None:
     chosen, quick = arms(given.methods), given.quick
     if quick:
         place = folder / "tiny"
@@ -281,16 +279,16 @@ def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> dict[str,
                "rank": RANK, "rounds": rounds}
     say(f"{results['hardware']}, torch {torch.__version__}, {results['model']}, {results['precision']}, "
         f"{race.rows} rows of {LENGTH} tokens")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, table in chosen.items():
         rows.append(race.against(name, table))
         if equal := equal_rank(race, rows[-1]):
             rows.append(race.against(f"{name}, rank {equal['rank']}", equal))
+        if given.out:                                                 # what was measured is kept if the rest is not
+            given.out.write_text(json.dumps(results | {"rivals": race.rivals_rows(), "arms": rows}, indent=1) + "\n")
         gc.collect()
-    rivals = race.rivals_rows()
-    for row in rivals:
+    for row in race.rivals_rows():
         say(line(row))
-    return results | {"rivals": rivals, "arms": rows}
 
 
 if __name__ == "__main__":
