@@ -5,7 +5,7 @@
 Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and rows of 128 and 512
 tokens of real text. Each plan and each stage has a process of its own; nothing is shared but the corpus and the models that
 LoRA starts from, which are made once. What is measured is the median of three runs of the stage, since one alone may meet
-another process, or an allocator that keeps more. An error is predicted / measured - 1. About twelve minutes on two quiet CPU
+another process, or an allocator that keeps more. An error is predicted / measured - 1. About half an hour on two quiet CPU
 cores.
 """
 from __future__ import annotations

@@ -116,7 +116,8 @@ def list_methods(kind: Annotated[str | None, typer.Option(help="Only this kind, 
     """List the methods: name, kind, and what each does."""
     from trainwright.core import registry
     from trainwright.report import cards
-    Console().print(cards.listing(list(registry.cards().values()), kind, folder, search))
+    console = Console()
+    console.print(cards.listing(list(registry.cards().values()), kind, folder, search, max(40, min(console.width, 110))))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer
          "Evaluator", "Task", "Law")
 
 
-def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None) -> Table:
-    """A row a method, by place in a life; below what it does, what was measured of its paper's claim.
+def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None, width: int = 110) -> Text:
+    """The methods by place in a life; below each what it does, and what was measured of its paper's claim.
 
     Raises:
         UserError: an unknown kind or folder.
@@ -33,18 +34,25 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
         raise UserError(f"there is no folder {folder!r}{suggest(folder, folders)}.")
     words, measured = (search or "").lower().split(), {f.stem: f for f in evidence_files()}
     order = {name: i for i, name in enumerate(registry.FOLDERS)}
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    for head in ("method", "kind", "place", "what it does"):
-        table.add_column(head, no_wrap=head != "what it does", style="cyan" if head == "method" else "")
+    lines, count, place = Text(), 0, ""
     for c in sorted(cards, key=lambda c: (order.get(c.folder, 99), c.name)):
         text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
         asked = (kind is None or c.kind == kind.capitalize()) and (folder is None or c.folder == folder)
         if asked and all(w in text for w in words):
-            told = Text.assemble(c.summary, (f"\n{effect(measured[c.name])}", "dim") if c.name in measured else "")
-            table.add_row(c.name, c.kind, c.folder, told)
-    table.caption = f"{table.row_count} methods; trainwright show METHOD tells more"
-    table.caption_justify = "left"
-    return table
+            if c.folder != place:
+                lines.append(f"{c.folder}\n", "bold")
+            place, count = c.folder, count + 1
+            lines.append(f"  {c.name}", "cyan").append(f"  {c.kind}\n")
+            lines.append(indented(c.summary, width))
+            if c.name in measured:
+                lines.append(indented(effect(measured[c.name]), width), "dim")
+    return lines.append(f"{count} methods; trainwright show METHOD tells more", "dim italic")
+
+
+def indented(text: str, width: int) -> str:
+    """A paragraph in lines of at most ``width`` characters, set off by six blanks; ends its last line."""
+    lines = textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def known(name: str) -> Card:
