@@ -14,6 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainwright.core import hardware, training
 from trainwright.core.loop import Train
+from trainwright.core.recipe import load
+from trainwright.core.run import run
+from trainwright.core.store import Store
 
 
 def llama() -> LlamaForCausalLM:
@@ -59,3 +62,17 @@ def test_an_adapter_trains_on_weights_in_bfloat16(life: Path, command: Callable[
     assert {t.dtype for t in adapt.values()} == {torch.bfloat16} and base.keys() == adapt.keys() == merged.keys()
     moved = {n for n, t in base.items() if not torch.equal(t.to(torch.bfloat16), adapt[n])}
     assert moved == {n for n in base if n.endswith("_proj.weight")}
+
+
+@pytest.mark.slow
+def test_an_evaluation_computes_in_the_precision_that_it_names(life: Path) -> None:
+    def judged(precision: str) -> dict[str, float]:
+        made = run(load(life, {"judge.precision": precision}), Store(life.parent / "store"))["judge"]
+        return dict(made.figures["numbers"]["base"])
+
+    exact, rounded = judged("fp32"), judged("bf16")
+    assert exact == judged("fp32") and exact.keys() == rounded.keys()
+    losses = [n for n in exact if n.startswith("loss/")]
+    assert all(rounded[n] != exact[n] for n in losses) and [rounded[n] for n in losses] == pytest.approx(
+        [exact[n] for n in losses], rel=1e-2)
+    assert judged("auto") == (rounded if hardware.best_precision() == "bf16" else exact)

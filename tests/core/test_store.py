@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from trainwright.core import run
 from trainwright.core.errors import UserError
 from trainwright.core.store import Artifact, Store, key_of, stamp, sweep
 
@@ -122,3 +123,20 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     sweep(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == kept
+
+
+def test_what_was_begun_goes_even_if_it_is_still_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that was given up half way may put down a file after its folder has been emptied."""
+    begun, remove, calls = tmp_path / "artifact.tmp", shutil.rmtree, []
+
+    def late(folder: Path, ignore_errors: bool) -> None:
+        remove(folder, ignore_errors=ignore_errors)
+        calls.append(folder)
+        if len(calls) < 3:
+            begun.mkdir()
+            (begun / "late.parquet").touch()
+
+    begun.mkdir()
+    monkeypatch.setattr(shutil, "rmtree", late)
+    run._discard(begun)
+    assert not begun.exists() and len(calls) == 3

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,14 @@ def test_it_answers_from_one_other_process(one: Worker) -> None:
     first = one.ask(os.getpid)
     assert first != os.getpid() and one.ask(os.getpid) == first
     assert one.ask(operator.add, 2, 3) == 5
+
+
+def test_what_was_begun_goes_on_while_another_works(one: Worker, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with Worker() as other:
+        other.begin(Path.read_text, tmp_path / "pipe")                # waits for somebody who writes
+        assert one.ask(Path.write_text, tmp_path / "pipe", "heard") == 5
+        assert other.answer() == "heard"
 
 
 def test_what_is_printed_there_is_no_answer(one: Worker) -> None:

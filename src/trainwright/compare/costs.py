@@ -5,6 +5,7 @@ stays; the two take turns, some steps each, so that a noisy machine hits both eq
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import tempfile
@@ -14,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trainwright.compare.failures import Failed, ask
+from trainwright.compare.execute import write
+from trainwright.compare.failures import Failed, answer, ask, begin
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store, key_of
 from trainwright.core.worker import Worker
@@ -86,10 +88,9 @@ class Probe:
 _probe: list[Probe] = []
 
 
-def open_probe(recipe: Recipe, stage: str, store: Path) -> float:
-    """In a worker: build the stage; returns the seconds of a step."""
+def open_probe(recipe: Recipe, stage: str, store: Path) -> None:
+    """In a worker: build the stage."""
     _probe[:] = [Probe(recipe, stage, store)]
-    return _probe[0].steps(1)
 
 
 def turn(n: int) -> float:
@@ -115,30 +116,33 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
     failed: dict[str, str] = {}
     files = {arm: store.root / "runs" / f"costs-{key_of(keys[arm], keys[baseline])}.json" for arm in recipes}
     base: Worker | None = None
-    try:
+    with contextlib.ExitStack() as end:
+        def opened(arm: str) -> Worker:
+            worker = end.enter_context(Worker())
+            begin(worker, open_probe, recipes[arm], stage, store.root)
+            return worker
+
         for arm in sorted(recipes, key=lambda a: a == baseline):            # the baseline last: it is measured all along
             if files[arm].is_file():
                 found[arm] = _read(files[arm])
                 continue
+            worker = opened(arm) if arm != baseline else None              # builds its stage while the baseline builds its own
             try:
                 if base is None:
-                    base = _opened(recipes[baseline], stage, store)
+                    base = opened(baseline)
+                    answer(base)
             except Failed as error:
                 failed[baseline] = str(error)
                 break
             try:
-                found[arm] = _pair(base, recipes[arm], stage, store) if arm != baseline else _alone(base, found)
+                found[arm] = _alone(base, found) if worker is None else _pair(base, worker)
             except Failed as error:
                 failed[arm] = str(error)
                 if base.process is None:
                     base = None
                 continue
-            files[arm].parent.mkdir(parents=True, exist_ok=True)
-            files[arm].write_text(json.dumps(asdict(found[arm])))
+            write(files[arm], asdict(found[arm]))
             done(arm)
-    finally:
-        if base is not None:
-            base.close()
     return {arm: one_clock(cost, found.get(baseline)) for arm, cost in found.items()}, failed
 
 
@@ -158,36 +162,22 @@ def _read(file: Path) -> Costs:
     return Costs(**told | {n: tuple(told[n]) for n in ("rounds", "baseline_rounds")})
 
 
-def _opened(recipe: Recipe, stage: str, store: Store) -> Worker:
-    """A worker with the stage in it, ready to step."""
-    worker = Worker()
-    try:
-        ask(worker, open_probe, recipe, stage, store.root)
-    except Failed:
-        worker.close()
-        raise
-    return worker
-
-
-def _pair(base: Worker, recipe: Recipe, stage: str, store: Store) -> Costs:
-    """An arm in turns with the baseline."""
-    worker = Worker()
-    try:
-        first = ask(worker, open_probe, recipe, stage, store.root)
-        mine, theirs = _turns(worker, base, first)
-        facts = ask(worker, close_probe)
-    finally:
-        worker.close()
-    return _costs(facts, mine, theirs)
+def _pair(base: Worker, worker: Worker) -> Costs:
+    """An arm in turns with the baseline; its worker ends with them."""
+    with worker:
+        answer(worker)
+        mine, theirs = _turns(worker, base)
+        return _costs(ask(worker, close_probe), mine, theirs)
 
 
 def _alone(base: Worker, others: dict[str, Costs]) -> Costs:
     """The baseline itself: what it took in its turns, or in some of its own."""
-    rounds = [s for c in others.values() for s in c.baseline_rounds] or _turns(base, None, ask(base, turn, 1))[0]
+    rounds = [s for c in others.values() for s in c.baseline_rounds] or _turns(base, None)[0]
     return _costs(ask(base, close_probe), rounds, rounds)
 
 
-def _turns(worker: Worker, other: Worker | None, first: float) -> tuple[list[float], list[float]]:
+def _turns(worker: Worker, other: Worker | None) -> tuple[list[float], list[float]]:
+    first = ask(worker, turn, 1)
     rounds = SLOW_ROUNDS if first > SLOW else ROUNDS
     n = max(1, round(TURN / max(first, 1e-4)))
     mine, theirs = [], []

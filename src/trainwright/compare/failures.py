@@ -28,13 +28,24 @@ def ask(worker: Worker, function: Callable[..., Any], *arguments: Any) -> Any:
         Failed: what went wrong there is one of FAILURES, or the process was killed.
         RuntimeError: a bug there, with its traceback.
     """
+    begin(worker, function, *arguments)
+    return answer(worker)
+
+
+def begin(worker: Worker, function: Callable[..., Any], *arguments: Any) -> None:
+    """The same without waiting: ``answer`` returns it."""
+    worker.begin(attempt, function, arguments)
+
+
+def answer(worker: Worker) -> Any:
+    """What came of what was begun; raises what ``ask`` raises."""
     try:
-        answer, why = worker.ask(attempt, function, arguments)
+        what, why = worker.answer()
     except Died as error:
         raise Failed(f"its process was killed ({error}), for want of memory most likely") from None
     if why is not None:
         raise Failed(why)
-    return answer
+    return what
 
 
 def attempt(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str | None]:

@@ -31,6 +31,11 @@ def set_precision(model: nn.Module, asked: str) -> str:
     return best_precision() if asked == "auto" else asked
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context in which modules compute in a precision (``auto`` decided) that their weights do not have."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
 @cache
 def cpu_flags() -> frozenset[str]:
     """Feature flags of the CPU as Linux names them; empty elsewhere."""

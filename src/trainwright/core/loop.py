@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import sharding
+from trainwright.core import hardware, sharding
 from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
 from trainwright.core.claims import check_alive, check_claims, check_steps, name_all, trainable
@@ -283,7 +283,7 @@ class Train:
         return [(k, m) for k, m in self.named_methods if isinstance(m, kind)]
 
     def autocast(self) -> Any:
-        return torch.autocast(self.ctx.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+        return hardware.autocast(self.ctx.device, self.precision)
 
     @contextmanager
     def randomness(self, micro: int) -> Iterator[None]:

@@ -18,6 +18,9 @@ from trainwright.core.recipe import Recipe
 from trainwright.core.stages import KINDS, Site
 from trainwright.core.store import Artifact, Store, git_commit, versions
 
+DISCARD_SECONDS = 5.0
+"""How long to go on removing what still writes."""
+
 
 def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[str, Artifact]:
     """All stages in order; returns their artifacts by name. Run again, it goes on where it was interrupted.
@@ -72,7 +75,7 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
             figures = KINDS[stage.kind](site)
     except BaseException as error:
         listener.stage(stage.name, stage.kind, "failed", {"why": str(error) or type(error).__name__})
-        shutil.rmtree(out, ignore_errors=True)
+        _discard(out)
         raise
     if sharding.main():
         seconds = time.perf_counter() - clock
@@ -81,6 +84,15 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
     artifact = Artifact(store.path(stage.name, job.key))
     listener.stage(stage.name, stage.kind, "finished", artifact.figures | {"path": str(artifact.path)})
     return artifact
+
+
+def _discard(folder: Path) -> None:
+    """Remove what was begun. A table that was given up half way may still write a file while this goes on, hence again."""
+    until = time.monotonic() + DISCARD_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.01)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _inputs(job: Job, store: Store) -> dict[str, list[Path]]:

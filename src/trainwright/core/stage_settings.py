@@ -160,6 +160,9 @@ class EvaluateStage(Stage):
     """Domains on which a rise of the loss is forgetting."""
     new: tuple[str, ...] = ()
     """Domains on which a fall of the loss is gain."""
+    precision: Literal["auto", "bf16", "fp32"] = "fp32"
+    """``bf16`` measures under autocast: faster where the hardware is fast at it, which is where ``auto`` takes it. Losses then
+    differ in the third digit, and from machine to machine; ``fp32`` computes in the weights' own type."""
     seed: int | None = None
     """Seed of this stage; default: the recipe's."""
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainwright.core import models, sharding
+from trainwright.core import hardware, models, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.listener import Listener
@@ -178,7 +178,7 @@ def evaluate(site: Site) -> dict[str, Any]:
         model = models.load(folder, site.job.where).to(ctx.device).eval()
         ctx.tokenizer, ctx.policy = models.load_tokenizer(folder, site.job.where), model
         numbers[source.name] = {}
-        with torch.no_grad():
+        with torch.no_grad(), hardware.autocast(ctx.device, hardware.set_precision(model, stage.precision)):
             for m in site.job.methods:
                 numbers[source.name] |= m.measure(model, ctx)  # type: ignore[attr-defined]
         site.texts |= {f"{source.name}/{k}": v for k, v in ctx.texts.items()}

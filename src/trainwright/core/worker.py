@@ -1,6 +1,7 @@
 """A process of its own that does what it is asked: what is measured there is charged with nothing else."""
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -39,24 +40,34 @@ class Worker:
         self.close()
 
     def ask(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The answer.
+        """The answer; raises what ``answer`` raises."""
+        self.begin(function, *arguments)
+        return self.answer()  # type: ignore[no-any-return]
+
+    def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Hand the work over and do not wait: ``answer`` tells what came of it. One piece of work at a time."""
+        if self.process is None:
+            path = os.pathsep.join(p for p in sys.path if p)
+            around = {k: v for k, v in os.environ.items() if k not in RANKS} | {"PYTHONPATH": path} | self.threads
+            self.process = subprocess.Popen([sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=subprocess.DEVNULL, env=around)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):              # it has died: its answer will say so
+            pickle.dump((function, arguments), self.process.stdin)
+            self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """What came of the work that was begun.
 
         Raises:
             UserError: as the function raised it.
             Died: the process was killed or ended itself.
             RuntimeError: anything else that was raised there, with its traceback.
         """
-        if self.process is None:
-            path = os.pathsep.join(p for p in sys.path if p)
-            around = {k: v for k, v in os.environ.items() if k not in RANKS} | {"PYTHONPATH": path} | self.threads
-            self.process = subprocess.Popen([sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL, env=around)
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process is not None and self.process.stdout is not None
         try:
-            pickle.dump((function, arguments), self.process.stdin)
-            self.process.stdin.flush()
             how, what = pickle.load(self.process.stdout)
-        except (EOFError, BrokenPipeError):
+        except EOFError:
             died, self.process = self.process, None
             died.communicate()                                  # waits, and closes the pipes
             code = died.returncode
@@ -65,7 +76,7 @@ class Worker:
             raise UserError(what)
         if how == "broken":
             raise RuntimeError(f"in a process started for it:\n{what}")
-        return what  # type: ignore[no-any-return]
+        return what
 
     def close(self) -> None:
         """End the process. Nothing of what it does outlives it."""
