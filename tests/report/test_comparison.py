@@ -429,8 +429,8 @@ def test_small_figures() -> None:
     assert [numbers.p_value(p) for p in (0.0, 0.0041, 0.0321, 1.0, None)] == ["< 0.001", "0.0041", "0.032", "1.000", "–"]
     assert [numbers.decimals(w) for w in (0.0123, 0.0081, 0.0035, 1.3, 8.0, 250.0, 0.0)] == [3, 3, 4, 1, 0, 0, 3]
     assert [numbers.quantity("seconds_per_step", s) for s in (0.0412, 0.412, 41.2)] == ["41.2 ms", "0.41 s", "41.2 s"]
-    assert [words(m) for m in ("loss/code", "forgetting/prose", "bits_per_byte/x", "peak_memory_bytes", "acc")] == [
-        "loss on code", "forgetting of prose", "bits per byte on x", "peak memory", "acc"]  # fmt: skip
+    assert [words(m) for m in ("loss/code", "loss/mean", "forgetting/prose", "bits_per_byte/x", "peak_memory_bytes", "acc")] == [
+        "loss on code", "mean loss", "forgetting of prose", "bits per byte on x", "peak memory", "acc"]  # fmt: skip
 
 
 def test_what_arms_selected_is_drawn_where_they_differ(tmp_path: Path) -> None:

@@ -26,9 +26,12 @@ SPEAKING = 0.05
 
 
 def words(metric: str) -> str:
-    """A metric as people say it: ``loss on code``, ``forgetting of prose``, ``peak memory``."""
+    """A metric as people say it: ``loss on code``, ``mean loss``, ``forgetting of prose``, ``peak memory``."""
     name, _, domain = metric.partition("/")
-    return WORDS.get(name, name.replace("_", " ")) + (f" {'of' if name == 'forgetting' else 'on'} {domain}" if domain else "")
+    said = WORDS.get(name, name.replace("_", " "))
+    if domain == "mean":
+        return f"mean {said}"
+    return said + (f" {'of' if name == 'forgetting' else 'on'} {domain}" if domain else "")
 
 
 def unit_words(metric: str) -> str:
