@@ -4,9 +4,9 @@
 
 Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and rows of 128 and 512
 tokens of real text. Each plan and each stage has a process of its own; nothing is shared but the corpus and the models that
-LoRA starts from, which are made once. What is measured is the median of three runs of the stage, since one alone may meet
-another process, or an allocator that keeps more. An error is predicted / measured - 1. About half an hour on two quiet CPU
-cores.
+LoRA starts from, which are made once. An error is predicted / measured - 1; of each stage it is the median of three, each with a
+plan and a run of its own, since either may meet another process, or an allocator that keeps more. About half an hour on two
+quiet CPU cores.
 """
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from trainwright.core import hardware
 SIZES = {  # hidden, intermediate, layers, heads; tokens and number of the steps
     "1M": (128, 352, 4, 4, 8192, 8), "10M": (320, 864, 6, 5, 4096, 5), "30M": (512, 1376, 8, 8, 2048, 4)}
 LENGTHS = (128, 512)
-RUNS = 3
-"""Of each stage; of their figures the median counts."""
+ROUNDS = 3
+"""Plans and runs of each stage; of their errors the median counts."""
 WAYS = {"full": {}, "checkpointing": {"checkpointing": True}, "accumulate": {"accumulate": 4}, "lora": {}}
 """Settings of a stage."""
 VOCABULARY = 8192
@@ -84,17 +84,13 @@ def run(folder: Path, text: str) -> None:
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
-def measured(folder: Path, text: str, name: str) -> dict[str, list[float]]:
-    """Peak memory and seconds of each run of the stage, as its manifest has them."""
-    found: dict[str, list[float]] = {"peak_memory_bytes": [], "seconds": []}
-    for _ in range(RUNS):
-        run(folder, text)
-        (file,) = folder.glob(f"store/{name}-*/manifest.json")
-        figures = json.loads(file.read_text())["figures"]
-        for what, several in found.items():
-            several.append(figures[what])
-        shutil.rmtree(file.parent)
-    return found
+def measured(folder: Path, text: str, name: str) -> dict[str, float]:
+    """Peak memory and seconds of the stage, as its manifest has them."""
+    run(folder, text)
+    (file,) = folder.glob(f"store/{name}-*/manifest.json")
+    figures: dict[str, float] = json.loads(file.read_text())["figures"]
+    shutil.rmtree(file.parent)
+    return figures
 
 
 def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
@@ -107,14 +103,17 @@ def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
     return figures
 
 
-def compared(size: str, length: int, way: str, told: dict[str, float], found: dict[str, list[float]]) -> dict[str, Any]:
+def compared(size: str, length: int, way: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:
+    """What was predicted and what was measured in each round, and the median of the errors."""
     row: dict[str, Any] = {"size": size, "length": length, "way": way}
     said = []
     for what, mine, theirs, unit in (("memory", "memory_bytes", "peak_memory_bytes", 2**20),
                                      ("seconds", "seconds", "seconds", 1)):
-        predicted, actual = told[mine], statistics.median(found[theirs])
-        row |= {f"{what}_predicted": predicted, f"{what}_measured": found[theirs], f"{what}_error": predicted / actual - 1}
-        said.append(f"{what} {predicted / unit:8,.1f}, measured {actual / unit:8,.1f} ({predicted / actual - 1:+7.1%})")
+        predicted, actual = [told[mine] for told, _ in pairs], [found[theirs] for _, found in pairs]
+        error = statistics.median(p / a - 1 for p, a in zip(predicted, actual, strict=True))
+        row |= {f"{what}_predicted": predicted, f"{what}_measured": actual, f"{what}_error": error}
+        middle = [statistics.median(values) / unit for values in (predicted, actual)]
+        said.append(f"{what} {middle[0]:8,.1f}, measured {middle[1]:8,.1f} ({error:+7.1%})")
     print(f"{size:>4} {length:4} {way:14} {'   '.join(said)}", flush=True)
     return row
 
@@ -126,9 +125,19 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
         errors = [r[f"{what}_error"] for r in rows]
         sizes = [abs(e) for e in errors]
         out[what] = {"median": statistics.median(sizes), "worst": max(sizes), "bias": statistics.median(errors)}
-        print(f"{what:8} error: median {out[what]['median']:.1%}, worst {out[what]['worst']:.1%}, "
-              f"median with its sign {out[what]['bias']:+.1%}, {len(rows)} cases")
     return out
+
+
+def cell(folder: Path, size: str, length: int, ways: list[str]) -> list[dict[str, Any]]:
+    """The stages of one model and one length of rows, round by round: a plan of all of them, then each."""
+    ways = [w for w in ways if w != "accumulate" or length == LENGTHS[0]]
+    pairs: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        told = planned(folder, CORPUS + base(size) + "".join(case(size, length, w) for w in ways))
+        for way in ways:
+            name = name_of(size, length, way)
+            pairs[way].append((told[name], measured(folder, CORPUS + base(size) + case(size, length, way), name)))
+    return [compared(size, length, way, found) for way, found in pairs.items()]
 
 
 def main() -> None:
@@ -136,24 +145,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two cases: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
-    print(f"{hardware.describe()}, torch {torch.__version__}, {hardware.best_precision()}", flush=True)
+    facts = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
+             "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
+    print(f"{facts['hardware']}, torch {facts['torch']}, {facts['precision']}", flush=True)
     cells = [("1M", 128)] if given.quick else [(s, n) for s in SIZES for n in LENGTHS]
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         run(folder, CORPUS + "".join(base(s) for s in dict.fromkeys(s for s, _ in cells)))
         for size, length in cells:
-            ways = ["full", "lora"] if given.quick else [w for w in WAYS if w != "accumulate" or length == LENGTHS[0]]
-            told = planned(folder, CORPUS + base(size) + "".join(case(size, length, w) for w in ways))
-            for way in ways:
-                name = name_of(size, length, way)
-                found = measured(folder, CORPUS + base(size) + case(size, length, way), name)
-                rows.append(compared(size, length, way, told[name], found))
-    total = summary(rows)
-    if given.out:
-        facts = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
-                 "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
-        given.out.write_text(json.dumps(facts | {"errors": total, "cases": rows}, indent=1) + "\n")
+            rows += cell(folder, size, length, ["full", "lora"] if given.quick else list(WAYS))
+            if given.out:                                              # what was measured is kept if the rest is not
+                given.out.write_text(json.dumps(facts | {"errors": summary(rows), "cases": rows}, indent=1) + "\n")
+    for what, told in summary(rows).items():
+        print(f"{what:8} error: median {told['median']:.1%}, worst {told['worst']:.1%}, "
+              f"median with its sign {told['bias']:+.1%}, {len(rows)} cases")
 
 
 if __name__ == "__main__":
