@@ -6,8 +6,8 @@ of the neurons inside may differ from block to block.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,13 +20,17 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED
 from trainwright.core.tokens import open_corpus
+from trainwright.data._rows import Piece, fill
 from trainwright.finetune._targets import LINEAR, as_linear_weight, in_out, roles
+from trainwright.pretrain._causal_lm import evaluating, token_losses
 
 SIZES = ("hidden_size", "intermediate_size", "head_dim", "rotary_dim", "ffn_dim", "n_inner", "word_embed_proj_dim")
 """Fields of a config that are divided, as far as it has them."""
 RANDOM = "set start = \"random\""
-LONGEST = 512
-"""Tokens of a document that are looked at for the importance of weights."""
+LONGEST = 128
+"""Tokens of a document that are looked at for the importance of weights: its last ones, where an answer stands."""
+Pick = Callable[[Tensor], Tensor]
+"""What is kept of the worth of each entry of a parameter."""
 
 
 def small_config(config: Any, reduction: int, layers: Iterable[int]) -> Any:
@@ -74,49 +78,64 @@ def kept_of_head(config: Any, reduction: int) -> Tensor:
 # ---- what weights are worth -----------------------------------------------------------------------------------------
 
 
-def importance(model: nn.Module, samples: int, ctx: Context) -> dict[str, Tensor]:
-    """Sums of squared gradients over documents of the stage's corpus, one at a time (Fisher information), by parameter.
+def importance(model: nn.Module, samples: int, reduction: int, ctx: Context) -> dict[str, Tensor]:
+    """What those parameters are worth, by name, that decide what is kept: the embeddings, summed over tokens [hidden], then the
+    layers that make neurons, in the hidden dimensions alone that are kept [neurons, kept].
 
-    Of the parameters that decide what is kept, not of all, which would be the model a second time: of the blocks' linear layers
-    that read the stream [like the weight], and of the embeddings, summed over tokens [hidden]. Without a corpus, or samples, the
-    weights' own sizes.
+    An entry is worth the sum of its squared gradients over documents of the stage's corpus, one at a time (Fisher information);
+    without a corpus, or samples, its size. Neither gradients nor sums of the whole model are ever there at once: that would take
+    more memory than training beside the model does.
     """
-    table = model.get_input_embeddings().weight  # type: ignore[operator]
-    layers = [m for b in sharding.blocks(model) for m in b.modules() if type(m) in LINEAR]
-    readers = {id(m.weight) for m in layers if in_out(m)[0] == table.shape[1]}
-    parameters = {n: p for n, p in model.named_parameters() if p is table or id(p) in readers}
-    if not samples or not ctx.inputs.get("data"):
-        return {n: p.detach().abs().sum(0) if p is table else p.detach().abs() for n, p in parameters.items()}
-    corpus = open_corpus(ctx.path("data"))
+    measure = partial(_fisher, samples=samples, ctx=ctx) if samples and ctx.inputs.get("data") else _sizes
+    names = {id(p): n for n, p in model.named_parameters()}
+    table = names[id(model.get_input_embeddings().weight)]  # type: ignore[operator]
+    found = measure(model, {table: partial(torch.sum, dim=0)})
+    makers = {names[id(m.weight)]: m for b in sharding.blocks(model) for m in parts(b)["mlp"].values()
+              if in_out(m)[0] == len(found[table])}
+    hidden = largest(found[table], reduction)
+    return found | measure(model, {n: partial(_columns, hidden, type(m) is Conv1D) for n, m in makers.items()})
+
+
+def _columns(hidden: Tensor, transposed: bool, worth: Tensor) -> Tensor:
+    return (worth.T if transposed else worth)[:, hidden.to(worth.device)]
+
+
+def _sizes(model: nn.Module, kept: dict[str, Pick]) -> dict[str, Tensor]:
+    return {n: pick(model.get_parameter(n).detach().abs()) for n, pick in kept.items()}
+
+
+def _fisher(model: nn.Module, kept: dict[str, Pick], samples: int, ctx: Context) -> dict[str, Tensor]:
+    corpus, seen, device = open_corpus(ctx.path("data")), 0, next(model.parameters()).device
     rows = corpus.select("train")
     chosen = torch.randperm(len(rows), generator=ctx.rng("lst/samples", at=0))[:samples].tolist()
-    training, trained = model.training, [p for p in model.parameters() if p.requires_grad]
-    total = {n: torch.zeros_like(p[0] if p is table else p) for n, p in parameters.items()}
-    model.eval().requires_grad_(False)
-    hooks = [p.requires_grad_().register_post_accumulate_grad_hook(partial(_squared, total[n])) for n, p in parameters.items()]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.requires_grad_(False)
+    parameters = {n: model.get_parameter(n).requires_grad_() for n in kept}
+    total = {n: pick(torch.zeros_like(parameters[n])).float() for n, pick in kept.items()}
+    hooks = [p.register_post_accumulate_grad_hook(partial(_squared, total[n], kept[n])) for n, p in parameters.items()]
     for i in chosen:
-        where = int(rows.shard[i]), int(rows.offset[i]), min(int(rows.length[i]), LONGEST)
-        ids = torch.from_numpy(corpus.read(*where))[None].to(next(model.parameters()).device)
-        labels = ids.where(torch.from_numpy(corpus.read_mask(*where))[None].to(ids.device), UNTRAINED)
-        if not (labels[:, 1:] != UNTRAINED).any():
-            continue                                                  # an answer that begins behind the tokens looked at
-        with torch.enable_grad():
-            model(input_ids=ids, labels=labels, use_cache=False).loss.backward()
+        most = int(rows.length[i]) - 1
+        size = min(most, LONGEST)
+        piece = Piece(int(rows.shard[i]), int(rows.offset[i]) + most - size, size)
+        batch = fill(corpus, [(int(rows.domain[i]), [piece])], size)
+        batch = {n: t.to(device) if isinstance(t, Tensor) else t for n, t in batch.items()} | {"packed": False}
+        tokens = int((batch["targets"] != UNTRAINED).sum())
+        seen += tokens
+        if tokens:
+            with evaluating(model), torch.enable_grad():
+                (token_losses(model, batch, replace(ctx, compile=False)).sum() / tokens).backward()
     for hook in hooks:
         hook.remove()
-    model.requires_grad_(False).train(training)
+    model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_()
-    return total
+    return total if seen else _sizes(model, kept)
 
 
-def _squared(total: Tensor, parameter: Tensor) -> None:
-    """Add a gradient's squares, and let go of it: never are there those of all parameters at once."""
+def _squared(total: Tensor, pick: Pick, parameter: Tensor) -> None:
+    """Add what is kept of a gradient's squares, and let go of it."""
     assert parameter.grad is not None
-    if total.dim() < parameter.dim():
-        total += parameter.grad.square_().sum(0)
-    else:
-        total.addcmul_(parameter.grad, parameter.grad)
+    total += pick(parameter.grad.square_())
     parameter.grad = None
 
 
@@ -167,14 +186,18 @@ def cut_decoder(model: nn.Module, small: nn.Module, layers: list[int], reduction
             parameter.copy_(large[name][cut.hidden.to(parameter.device)])
 
 
-def cut_block(block: nn.Module, small: nn.Module, cut: Cut, worth: dict[str, Tensor], reduction: int) -> None:
+def parts(block: nn.Module) -> dict[str, dict[str, nn.Module]]:
+    """The linear layers of a block, ``attention`` and ``mlp``, by their names in it."""
     linear = {n: m for n, m in block.named_modules() if type(m) in LINEAR}
-    part = roles(nn.ModuleList([block]), [f"0.{n}" for n in linear])
+    role = roles(nn.ModuleList([block]), [f"0.{n}" for n in linear])
+    return {part: {n: m for n, m in linear.items() if role[f"0.{n}"] == part} for part in ("attention", "mlp")}
+
+
+def cut_block(block: nn.Module, small: nn.Module, cut: Cut, worth: dict[str, Tensor], reduction: int) -> None:
     done: set[str] = set()
-    for role in ("attention", "mlp"):
-        mine = [n for n in linear if part[f"0.{n}"] == role]
+    for role, mine in parts(block).items():
         if mine:
-            done |= cut_part({n: linear[n] for n in mine}, small, cut, worth, role, reduction)
+            done |= cut_part(mine, small, cut, worth, role, reduction)
     for name, parameter in small.named_parameters():
         if name not in done:
             large = block.get_parameter(name)
@@ -199,7 +222,7 @@ def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: di
     inner = in_out(layers[writer])[0]
     unit, kept = cut.head_width, cut.head
     if role == "mlp":
-        unit, kept = inner, largest(neurons(layers, readers, cut, worth, inner), reduction)
+        unit, kept = inner, largest(neurons(readers, worth, inner), reduction)
     done = set()
     for name, layer in layers.items():
         columns, rows = in_out(layer)
@@ -213,13 +236,11 @@ def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: di
     return done
 
 
-def neurons(layers: dict[str, nn.Module], readers: list[str], cut: Cut, worth: dict[str, Tensor], inner: int) -> Tensor:
+def neurons(readers: list[str], worth: dict[str, Tensor], inner: int) -> Tensor:
     """The importance of each neuron: products over the layers that make it, of the entries that read kept dimensions, summed."""
     product: Tensor | float = 1.0
     for name in readers:
-        weight = worth[f"{name}.weight"].double()
-        weight = weight.T if type(layers[name]) is Conv1D else weight
-        for group in weight[:, cut.hidden.to(weight.device)].split(inner):               # a gate may be fused with its layer
+        for group in worth[f"{name}.weight"].double().split(inner):                      # a gate may be fused with its layer
             product = product * group / group.mean().clamp(min=1e-300)
     assert isinstance(product, Tensor)
     return product.sum(1)

@@ -12,7 +12,8 @@ alone: the backbone builds no graph, keeps nothing for backward and runs in eval
 ``start = "pruned"`` gives the side blocks weights of the backbone's: hidden dimensions of the largest importance (L1 by dimension
 of the embedding's), one set for all blocks; neurons of the largest importance (L1, product over the layers that make them); of
 each head evenly spaced dimensions, whose rotary angles are those of a head of that size. Importance is the sum of squared
-gradients over ``samples`` documents of the stage's corpus (the paper takes 1024), or without a corpus the size of the weights.
+gradients over the last 128 tokens of each of ``samples`` documents of the stage's corpus (the paper takes 1024), or without a
+corpus the size of the weights.
 The paper carries the dimensions kept from layer to layer; in its released code each layer that writes to the hidden states
 chooses its own, so that one stream mixes several choices, and a head gets dimensions of several heads. Here one choice holds.
 
@@ -76,7 +77,7 @@ class Lst(Surgery):
     def operate(self, model: nn.Module, ctx: Context) -> None:
         decoder, config = model.get_decoder(), model.config.get_text_config()
         layers = self.chosen(len(sharding.blocks(decoder)))
-        worth = importance(model, self.samples, ctx) if self.start == "pruned" else {}
+        worth = importance(model, self.samples, self.reduction, ctx) if self.start == "pruned" else {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(ctx.rng("lst", at=0).initial_seed())
             side = type(decoder)(small_config(config, self.reduction, layers))
