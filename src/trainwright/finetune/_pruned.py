@@ -18,11 +18,10 @@ from transformers.pytorch_utils import Conv1D
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import UNTRAINED
 from trainwright.core.tokens import open_corpus
 from trainwright.data._rows import Piece, fill
 from trainwright.finetune._targets import LINEAR, as_linear_weight, in_out, roles
-from trainwright.pretrain._causal_lm import evaluating, token_losses
+from trainwright.pretrain._causal_lm import evaluating, token_losses, trained_tokens
 
 SIZES = ("hidden_size", "intermediate_size", "head_dim", "rotary_dim", "ffn_dim", "n_inner", "word_embed_proj_dim")
 """Fields of a config that are divided, as far as it has them."""
@@ -105,7 +104,7 @@ def _sizes(model: nn.Module, kept: dict[str, Pick]) -> dict[str, Tensor]:
 
 
 def _fisher(model: nn.Module, kept: dict[str, Pick], samples: int, ctx: Context) -> dict[str, Tensor]:
-    corpus, seen, device = open_corpus(ctx.path("data")), 0, next(model.parameters()).device
+    corpus, seen, device = open_corpus(ctx.path("data")), 0.0, next(model.parameters()).device
     rows = corpus.select("train")
     chosen = torch.randperm(len(rows), generator=ctx.rng("lst/samples", at=0))[:samples].tolist()
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -115,11 +114,11 @@ def _fisher(model: nn.Module, kept: dict[str, Pick], samples: int, ctx: Context)
     hooks = [p.register_post_accumulate_grad_hook(partial(_squared, total[n], kept[n])) for n, p in parameters.items()]
     for i in chosen:
         most = int(rows.length[i]) - 1
-        size = min(most, LONGEST)
+        size = max(0, min(most, LONGEST))
         piece = Piece(int(rows.shard[i]), int(rows.offset[i]) + most - size, size)
         batch = fill(corpus, [(int(rows.domain[i]), [piece])], size)
         batch = {n: t.to(device) if isinstance(t, Tensor) else t for n, t in batch.items()} | {"packed": False}
-        tokens = int((batch["targets"] != UNTRAINED).sum())
+        tokens = trained_tokens(batch)
         seen += tokens
         if tokens:
             with evaluating(model), torch.enable_grad():
