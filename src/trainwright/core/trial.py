@@ -31,6 +31,8 @@ FIRST = 512
 """Tokens of the first and smallest micro-batch, about."""
 MOST_STEPS = 9
 """With micro-batches of one size."""
+STEADY = 4
+"""Steps at the least with the micro-batches of the recipe: the second is slow too, while memory still grows."""
 SECONDS, SECONDS_A_PARAMETER = 4.0, 1e-7
 """How long a stage is tried; a large model longer."""
 WORK = 1e12
@@ -118,7 +120,7 @@ def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
     flops, tokens = effort.count(rows)
     rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
     while rows:
-        points.append(effort.point(rows))
+        points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
         rows = effort.next(points, real, base)
     fixed = base + state_bytes(run)
     return Trial(counts["parameters"], counts["trainable"], flops / tokens if tokens else 0.0, fixed, tuple(points), compiled,
@@ -187,12 +189,13 @@ class _Effort:
         self.work_a_row = counter.get_total_flops() / rows
         return counter.get_total_flops(), batch["input_ids"].numel() if "input_ids" in batch else 0
 
-    def point(self, rows: int) -> Point:
-        """Steps with micro-batches of so many rows: two, and more where they are quick. The first warms up."""
+    def point(self, rows: int, least: int) -> Point:
+        """``least`` steps with micro-batches of so many rows, fewer where they take long and more where they are quick. The
+        first warms up."""
         self.run.ctx.batch_rows, self.run.accumulate = rows * self.parts, self.parts
         ledger.reset_peak()
         took = [self.step(), self.step()]
-        while len(took) < MOST_STEPS and sum(took[-1]) < 0.5 * self.left():
+        while len(took) < MOST_STEPS and sum(took[-1]) < 0.5 * self.left() + (MOST_SECONDS if len(took) < least else 0.0):
             took.append(self.step())
         forth, rest = (statistics.median(t[i] for t in took[1:]) for i in (0, 1))
         return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
