@@ -1,10 +1,12 @@
 """Cross-entropy in tiles equals the plain one, keeps far less, and fits any head."""
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -25,21 +27,62 @@ from trainwright.pretrain._cross_entropy import tiled_cross_entropy
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_tiles_give_the_values_and_gradients_of_the_whole(bias: bool, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("size", [1.0, 60.0])
+def test_tiles_give_the_values_and_gradients_of_the_whole(bias: bool, frozen: bool, size: float, monkeypatch: pytest.MonkeyPatch):
+    """Also with logits whose exponentials float32 does not hold."""
     monkeypatch.setattr(_cross_entropy, "CPU_TILE", 16)
     g = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(37, 8, generator=g), torch.randn(53, 8, generator=g)
+    hidden, weight = size * torch.randn(37, 8, generator=g), torch.randn(53, 8, generator=g)
     b = torch.randn(53, generator=g) if bias else None
     targets, upstream = torch.randint(53, (37,), generator=g), torch.rand(37, generator=g)
     grads = []
     for tiled in (True, False):
         leaves = [t.clone().requires_grad_() for t in (hidden, weight, b) if t is not None]
         h, w, c = leaves[0], leaves[1], leaves[2] if bias else None
+        for head in leaves[1:]:
+            head.requires_grad_(not frozen)
         losses = tiled_cross_entropy(h, w, c, targets) if tiled else F.cross_entropy(F.linear(h, w, c), targets, reduction="none")
         (losses * upstream).sum().backward()
-        grads.append([losses.detach(), *(t.grad for t in leaves)])
+        grads.append([losses.detach(), *(t.grad for t in leaves if t.requires_grad)])
+    assert len(grads[0]) == (2 if frozen else 3 + bias)
     for mine, plain in zip(*grads, strict=True):
-        assert torch.allclose(mine, plain, atol=1e-5)
+        assert torch.allclose(mine, plain, atol=1e-5 * size)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_impossible_words_cost_nothing(frozen: bool, monkeypatch: pytest.MonkeyPatch):
+    """A head may forbid words by a bias of -inf: a whole tile of them, and those at the border of another."""
+    monkeypatch.setattr(_cross_entropy, "CPU_TILE", 16)
+    g = torch.Generator().manual_seed(0)
+    hidden, weight, bias = torch.randn(5, 8, generator=g), torch.randn(48, 8, generator=g), torch.zeros(48)
+    bias[:16] = bias[31] = bias[32] = float("-inf")
+    targets = torch.tensor([16, 20, 30, 33, 47])
+    h, c = (hidden.clone().requires_grad_() for _ in range(2))
+    losses = tiled_cross_entropy(h, nn.Parameter(weight, requires_grad=not frozen), bias, targets)
+    plain = F.cross_entropy(F.linear(c, weight, bias), targets, reduction="none")
+    assert torch.allclose(losses, plain, atol=1e-5)
+    losses.sum().backward()
+    plain.sum().backward()
+    assert torch.allclose(h.grad, c.grad, atol=1e-5)
+
+
+def test_a_frozen_head_makes_each_tile_once(monkeypatch: pytest.MonkeyPatch):
+    made = 0
+
+    def logits(*given: Any) -> Tensor:
+        nonlocal made
+        made += 1
+        return plain(*given)
+    plain = _cross_entropy._logits
+    monkeypatch.setattr(_cross_entropy, "_logits", logits)
+    monkeypatch.setattr(_cross_entropy, "CPU_TILE", 16)
+    targets, counts = torch.arange(32), []
+    for frozen in (False, True):
+        made, weight = 0, nn.Parameter(torch.ones(48, 8), requires_grad=not frozen)
+        tiled_cross_entropy(torch.ones(32, 8, requires_grad=True), weight, None, targets).sum().backward()
+        counts.append(made)
+    assert counts == [12, 6]
 
 
 def test_no_logits_are_kept_for_backward():
@@ -152,4 +195,4 @@ def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
         token_losses(model, batch, Context()).sum().backward()
         assert (model.lm_head.weight.grad is None) == frozen
         grads.append(model.model.norm.weight.grad)
-    assert torch.equal(*grads)
+    assert torch.allclose(*grads, rtol=1e-5, atol=1e-7)

@@ -2,29 +2,62 @@
 
 With hidden states h [N, H], head W [V, H] and b [V], targets t [N]:
     z = h W' + b,   loss = logsumexp(z) - z[t],   d loss / d z = softmax(z) - onehot(t).
-Both passes walk over tiles of z that fit into a cache; the backward pass computes them again from h and W. What is kept between
-the passes is h, W, b, t and one number a position. Products are taken in the autocast dtype, the rest in float32. On a CPU this
-is also the quick way: a tile is read while it is still in the cache.
+All passes walk over tiles of z that fit into a cache. Where the head is trained, the backward pass computes them again from h
+and W, and what is kept between the passes is h, W, b, t and one number a position. Where it is frozen, the forward pass already
+finds d loss / dh = softmax(z) W - W[t], as attention does with W for keys and values, and keeps that alone: two products instead
+of three, and each tile is made once. Products are taken in the autocast dtype, the rest in float32. On a CPU this is also the
+quick way: a tile is read while it is still in the cache.
 """
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 CPU_TILE, GPU_TILE = 1024, 4096
 """Positions, and words, of a tile: 4 MiB of float32 for a core's cache, 64 MiB for a GPU that wants large products."""
+LEAST = torch.finfo(torch.float32).min
+"""Taken for the largest logit of a tile whose words are all impossible (-inf)."""
 
 
 def tiled_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool = False) -> Tensor:
     """Losses [N], float32, of hidden states [N, H]; ``targets`` [N] are words, never -100. Differentiable once."""
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.promote_types(hidden.dtype, weight.dtype)
-    return _Tiled.apply(hidden, weight, bias, targets, dtype, compiled)
+    frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
+    way = _Frozen if frozen and hidden.requires_grad and torch.is_grad_enabled() else _Tiled
+    return way.apply(hidden, weight, bias, targets, dtype, compiled)
+
+
+class _Frozen(torch.autograd.Function):
+    """A gradient of h alone, found in the forward pass: sums over words are kept relative to the largest logit so far."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype,
+                compiled: bool) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            top = torch.full_like(targets, LEAST, dtype=torch.float32)
+            norm, right, slope = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(hidden, dtype=torch.float32)
+            part = _kernels(compiled).part
+            for rows, words in _tiles(h, w):
+                p, top[rows], shrink, total, hit = part(_logits(h, w, b, rows, words), top[rows], targets[rows] - words.start)
+                norm[rows] = norm[rows] * shrink + total
+                right[rows] += hit
+                _add_product(slope[rows].mul_(shrink[:, None]), p, w[words])
+            slope.div_(norm[:, None]).sub_(w[targets])
+        ctx.save_for_backward(slope.to(hidden.dtype))
+        return top + norm.log() - right
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        (slope,) = ctx.saved_tensors
+        return (upstream[:, None] * slope).to(slope.dtype), None, None, None, None, None
 
 
 class _Tiled(torch.autograd.Function):
@@ -34,7 +67,7 @@ class _Tiled(torch.autograd.Function):
                 compiled: bool) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-            score, _ = _kernels(compiled)
+            score = _kernels(compiled).score
             total = torch.full_like(targets, float("-inf"), dtype=torch.float32)
             right = torch.zeros_like(total)
             for rows, words in _tiles(h, w):
@@ -56,7 +89,7 @@ class _Tiled(torch.autograd.Function):
         upstream = upstream.float()
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = hidden.to(ctx.dtype), weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
-            _, slope = _kernels(ctx.compiled)
+            slope = _kernels(ctx.compiled).slope
             for rows, words in _tiles(h, w):
                 g = slope(_logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start)
                 if grad_h is not None:
@@ -89,15 +122,29 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _score(z: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a tile: its logsumexp, and the logit of each target that lies in it (else 0). ``place`` is the target's column."""
+    """Of a tile: its logsumexp, and what ``_hit`` finds. Works in place, since the tile is nobody else's."""
     z = z.float()
+    hit, top = _hit(z, place), z.amax(1).clamp_(min=LEAST)
+    return z.sub_(top[:, None]).exp_().sum(1).log_().add_(top), hit
+
+
+def _hit(z: Tensor, place: Tensor) -> Tensor:
+    """The logit of each target that lies in a tile (else 0). ``place`` is the target's column."""
     inside = (place >= 0) & (place < z.shape[1])
-    right = z.gather(1, place.clamp(0, z.shape[1] - 1)[:, None])[:, 0]
-    return torch.logsumexp(z, -1), right * inside
+    return torch.where(inside, z.gather(1, place.clamp(0, z.shape[1] - 1)[:, None])[:, 0], 0)
+
+
+def _part(z: Tensor, top: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Of a tile: exp(z - the largest logit so far) in its dtype, that largest, the factor for sums that were relative to the one
+    before (``top``), their sum, and what ``_hit`` finds. In place, too."""
+    kind, z = z.dtype, z.float()
+    hit, new = _hit(z, place), torch.maximum(top, z.amax(1))
+    p = z.sub_(new[:, None]).exp_()
+    return p.to(kind), new, torch.exp(top - new), p.sum(1), hit
 
 
 def _slope(z: Tensor, total: Tensor, upstream: Tensor, place: Tensor) -> Tensor:
-    """Of a tile: the gradient with respect to its logits, in their dtype. Works in place, since the tile is nobody else's."""
+    """Of a tile: the gradient with respect to its logits, in their dtype. In place, too."""
     inside = (place >= 0) & (place < z.shape[1])
     p = z.float().sub_(total[:, None]).exp_()
     p.scatter_add_(1, place.clamp(0, z.shape[1] - 1)[:, None], -inside.float()[:, None])
@@ -111,6 +158,13 @@ def _slope_fused(z: Tensor, total: Tensor, upstream: Tensor, place: Tensor) -> T
     return (torch.where(right, p - 1, p) * upstream[:, None]).to(z.dtype)
 
 
+class _Kernels(NamedTuple):
+    score: Any
+    part: Any
+    slope: Any
+
+
 @cache
-def _kernels(compiled: bool) -> tuple[Any, Any]:
-    return (torch.compile(_score), torch.compile(_slope_fused)) if compiled else (_score, _slope)
+def _kernels(compiled: bool) -> _Kernels:
+    plain = _Kernels(_score, _part, _slope)
+    return _Kernels(*map(torch.compile, (_score, _part, _slope_fused))) if compiled else plain
