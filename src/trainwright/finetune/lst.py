@@ -61,7 +61,7 @@ class Lst(Surgery):
     folds: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
         suite="sft", claim="saves 69 % of the memory of fine-tuning, where LoRA and adapters save 26 %",
-        metric="peak_memory_bytes", add=({"use": "lst", "samples": 8},), baseline=({"use": "lora", "rank": 8},), versus="LoRA",
+        metric="peak_memory_bytes", add=({"use": "lst", "samples": 2},), baseline=({"use": "lora", "rank": 8},), versus="LoRA",
         scale="a side network has to learn to speak first, for which four steps of 256 tokens are too few")
     example: ClassVar[dict[str, Any]] = {"reduction": 4, "samples": 4}
 
