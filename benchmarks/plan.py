@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two cases: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))            # an exception, so that what was started ends, too
     facts = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
              "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
     print(f"{facts['hardware']}, torch {facts['torch']}, {facts['precision']}", flush=True)
