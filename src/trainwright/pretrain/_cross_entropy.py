@@ -40,7 +40,7 @@ class _Frozen(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype,
                 compiled: bool) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            h, w, b = _cast(hidden, weight, bias, dtype)
             top = torch.full_like(targets, LEAST, dtype=torch.float32)
             norm, right, slope = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(hidden, dtype=torch.float32)
             part = _kernels(compiled).part
@@ -66,7 +66,7 @@ class _Tiled(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype,
                 compiled: bool) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w, b = hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            h, w, b = _cast(hidden, weight, bias, dtype)
             score = _kernels(compiled).score
             total = torch.full_like(targets, float("-inf"), dtype=torch.float32)
             right = torch.zeros_like(total)
@@ -88,7 +88,7 @@ class _Tiled(torch.autograd.Function):
         grad_b = torch.zeros_like(bias, dtype=torch.float32) if needs_b else None
         upstream = upstream.float()
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w, b = hidden.to(ctx.dtype), weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
+            h, w, b = _cast(hidden, weight, bias, ctx.dtype)
             slope = _kernels(ctx.compiled).slope
             for rows, words in _tiles(h, w):
                 g = slope(_logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start)
@@ -100,6 +100,10 @@ class _Tiled(torch.autograd.Function):
                     grad_b[words] += g.sum(0, dtype=torch.float32)
         return (None if grad_h is None else grad_h.to(hidden.dtype), None if grad_w is None else grad_w.to(weight.dtype),
                 None if grad_b is None else grad_b.to(bias.dtype), None, None, None)
+
+
+def _cast(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
