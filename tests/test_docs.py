@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import environment
 from trainwright.compare import spec as specs
 from trainwright.compare.compare import Comparison
 from trainwright.core import recipe as recipes
@@ -214,11 +214,6 @@ def workplace(tmp_path: Path) -> Path:
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "quickstart.toml").write_text(TINY)
     return tmp_path
-
-
-def environment() -> dict[str, str]:
-    """The environment of a program that runs beside the tests."""
-    return os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.testing import assert_close
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -63,32 +64,26 @@ def torchs(method: Adamw) -> Tensors:
     return {n: p.detach() for n, p in params.items()}
 
 
-def close(a: Tensors, b: Tensors, tolerance: float) -> None:
-    assert a.keys() == b.keys()
-    for n in a:
-        torch.testing.assert_close(a[n], b[n], rtol=tolerance, atol=tolerance)
-
-
 @pytest.mark.parametrize("method", [Adamw(lr=0.05), Adamw(lr=0.05, decay_1d=True, beta2=0.999, weight_decay=0.5),
                                     Adamw(lr=0.05, weight_decay=0.0, beta1=0.0)], ids=["default", "decay_1d", "no_decay"])
 def test_fused_is_the_formula_is_torch(method: Adamw) -> None:
     """The formula takes its bias corrections from a float32 step count, hence 1e-6 and not 1e-12."""
     (by_kernel, kept), (by_formula, kept_too) = fused(method), unfused(method)
-    close(by_kernel, torchs(method), 1e-12)
-    close(by_kernel, by_formula, 1e-6)
+    assert_close(by_kernel, torchs(method), rtol=1e-12, atol=1e-12)
+    assert_close(by_kernel, by_formula, rtol=1e-6, atol=1e-6)
     for n in SHAPES:
-        close(kept["param"][n], kept_too["param"][n], 1e-12)
+        assert_close(kept["param"][n], kept_too["param"][n], rtol=1e-12, atol=1e-12)
 
 
 def test_fused_is_the_formula_in_float32() -> None:
-    close(fused(Adamw(lr=0.05), torch.float32)[0], unfused(Adamw(lr=0.05), torch.float32)[0], 2e-6)
+    assert_close(fused(Adamw(lr=0.05), torch.float32)[0], unfused(Adamw(lr=0.05), torch.float32)[0], rtol=2e-6, atol=2e-6)
 
 
 def test_the_first_step_by_hand() -> None:
     """At t = 1 the bias corrections undo the averages: u = g / (|g| + eps) + weight_decay p."""
     p, g = torch.tensor([[2.0, -4.0]]), torch.tensor([[0.5, -3.0]])
     u = Adamw(weight_decay=0.1, eps=0.5).update({"w": g}, {"w": p}, {}, Context())["w"]
-    torch.testing.assert_close(u, torch.tensor([[0.5 / 1.0 + 0.2, -3.0 / 3.5 - 0.4]]))
+    assert_close(u, torch.tensor([[0.5 / 1.0 + 0.2, -3.0 / 3.5 - 0.4]]))
 
 
 def test_parameters_age_one_by_one() -> None:
@@ -98,7 +93,7 @@ def test_parameters_age_one_by_one() -> None:
         method.apply({"a": torch.ones(2)}, p, state, Context(step=t), 1.0)
     method.apply({n: torch.ones(2) for n in p}, p, state, Context(step=5), 1.0)
     assert [float(state["param"][n]["step"]) for n in p] == [6.0, 1.0]
-    torch.testing.assert_close(p["b"], -torch.ones(2))
+    assert_close(p["b"], -torch.ones(2))
 
 
 def test_a_transposed_gradient_is_read_right() -> None:
@@ -119,7 +114,7 @@ def test_it_takes_in_weight_decay() -> None:
         updates = Adamw(lr=0.05, weight_decay=0.0).update(gradients(t), params, state, Context(step=t))
         for n, u in decay.update(updates, params, {}, Context(step=t)).items():
             params[n].sub_(u, alpha=rate(t, merged))
-    close(params, fused(merged)[0], 1e-6)
+    assert_close(params, fused(merged)[0], rtol=1e-6, atol=1e-6)
 
 
 def test_it_takes_in_nothing_else() -> None:
