@@ -1,17 +1,20 @@
 """What many tests share: a folder of texts, a tiny life in one recipe, and the program as a process."""
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import trainwright
+
+Ranks = Callable[..., subprocess.CompletedProcess[str]]
 
 LIFE = """title = "A tiny life"
 seed = 3
@@ -100,3 +103,19 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
         line = [sys.executable, *python, *map(str, words)]
         return subprocess.run(line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
     return run
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """``ranks(folder, store, number, *words)`` runs ``folder/life.toml`` on so many forked ranks, as torchrun does, without the
+    seconds that three processes take to import what they need."""
+    line = [sys.executable, str(Path(__file__).with_name("forks.py"))]
+    with subprocess.Popen(line, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+        assert server.stdin is not None and server.stdout is not None
+
+        def run(folder: Path, store: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:
+            print(json.dumps([str(folder), store, number, words]), file=server.stdin, flush=True)
+            code, out = json.loads(server.stdout.readline())  # type: ignore[union-attr]
+            return subprocess.CompletedProcess(words, code, out)
+        yield run
+        server.stdin.close()

@@ -1,10 +1,13 @@
-"""Runs the program in forked processes, which saves its imports, and kills them. A program of its own, used by ``test_kill.py``.
+"""Runs the program in forked processes, which saves its imports. A program of its own, in two ways.
 
 ``python tests/forks.py FOLDER`` runs ``FOLDER/life.toml`` in three stores below FOLDER and prints what it did as JSON:
 
 - ``whole``: without interruption;
 - ``times``: killed at random times, again and again, each process going on where the one before it died;
 - ``operations``: killed right before the 1st, the 2nd, … file operation of saving, then of the export and the commit.
+
+``python tests/forks.py`` reads lines ``[FOLDER, STORE, RANKS, [WORD …]]``, runs ``FOLDER/life.toml`` on so many ranks and answers
+``[CODE, OUTPUT]``.
 """
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +34,8 @@ from trainwright.report import trackers  # noqa: F401
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
-def fork(folder: Path, store: str, arm: Callable[[], None] = lambda: None) -> int:
-    """Start ``trainwright run life.toml --store STORE`` in a process of its own; returns its number."""
+def fork(folder: Path, store: str, arm: Callable[[], None] = lambda: None, words: tuple[str, ...] = ()) -> int:
+    """Start ``trainwright run life.toml --store STORE WORD …`` in a process of its own; returns its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -40,7 +45,7 @@ def fork(folder: Path, store: str, arm: Callable[[], None] = lambda: None) -> in
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(folder)
-        sys.argv = ["trainwright", "run", "life.toml", "--store", store]
+        sys.argv = ["trainwright", "run", "life.toml", "--store", store, *words]
         arm()
         cli.main()
     except SystemExit as ended:
@@ -123,11 +128,38 @@ def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], No
     return hook
 
 
+def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[int, str]:
+    """As torchrun does it: where one process fails, the others are ended. Returns its exit code and what all of them said."""
+    log = folder / f"{store}.log"
+    before = log.stat().st_size if log.is_file() else 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        around = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
+                  "MASTER_PORT": str(free.getsockname()[1])}
+    left = {fork(folder, store, partial(os.environ.update, around | {"RANK": str(r), "LOCAL_RANK": str(r)}), tuple(words))
+            for r in range(ranks)}
+    failed = 0
+    while left:
+        pid, status = os.wait()
+        left.discard(pid)
+        code = os.waitstatus_to_exitcode(status)
+        if code and not failed:
+            failed = code
+            for other in left:
+                os.kill(other, signal.SIGTERM)
+    return failed, log.read_bytes()[before:].decode()
+
+
 def main() -> None:
-    folder = Path(sys.argv[1])
     assert registry.cards() and run.KINDS and training.train
-    print(json.dumps({"whole": ended(fork(folder, "whole")), "times": at_times(folder, "times"),
-                      "operations": at_operations(folder, "operations")}))
+    if not sys.argv[1:]:
+        for line in sys.stdin:
+            folder, *rest = json.loads(line)
+            print(json.dumps(on_ranks(Path(folder), *rest)), flush=True)
+        return
+    at = Path(sys.argv[1])
+    print(json.dumps({"whole": ended(fork(at, "whole")), "times": at_times(at, "times"),
+                      "operations": at_operations(at, "operations")}))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import forks
-from tests.conftest import LIFE, environment, write_texts
+from tests.conftest import LIFE, Ranks, environment, write_texts
 
 pytestmark = pytest.mark.slow
 
@@ -53,23 +53,17 @@ class Wait(Update):
 '''
 
 
-def start(folder: Path, ranks: int, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, ranks: int, store: str) -> subprocess.Popen[str]:
+    """The program, with torchrun where there are several ranks: as a user starts it."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    line = [sys.executable, *torchrun, "-m", "trainwright", "run", "life.toml", *words]
+    line = [sys.executable, *torchrun, "-m", "trainwright", "run", "life.toml", "--store", store]
     return subprocess.Popen(line, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def run(folder: Path, ranks: int, *words: str) -> str:
-    process = start(folder, ranks, *words)
-    out, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, out
-    return out
-
-
-def interrupt(folder: Path, ranks: int, step: int, *words: str) -> str:
+def interrupt(folder: Path, ranks: int, step: int, store: str) -> str:
     """Run up to a step and press Ctrl-C."""
-    process, store, until = start(folder, ranks, *words), folder / words[words.index("--store") + 1], time.monotonic() + 120
-    while forks.progress(store) < step:
+    process, until = start(folder, ranks, store), time.monotonic() + 120
+    while forks.progress(folder / store) < step:
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
@@ -79,12 +73,12 @@ def interrupt(folder: Path, ranks: int, step: int, *words: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory, ranks: Ranks) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_texts(folder / "texts")
     (folder / "wait.py").write_text(SLOW)
     (folder / "life.toml").write_text(RECIPE)
-    run(folder, 1, "--store", "one")
+    assert not ranks(folder, "one", 1).returncode
     return folder
 
 
@@ -105,7 +99,9 @@ def figures(store: Path, stage: str) -> dict[str, Any]:
 
 
 def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
-    out = run(home, 2, "--store", "two")
+    process = start(home, 2, "two")
+    out, _ = process.communicate(timeout=200)
+    assert not process.returncode, out
     assert out.count("base     started") == 1, "one of them talks"
     for stage in ("base", "adapt"):
         assert farthest(artifact(home / "one", stage), artifact(home / "two", stage)) < TOLERANCE
@@ -124,25 +120,24 @@ def slow(home: Path, own: bool = False) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, home: Path) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, home: Path, ranks: Ranks) -> None:
     slow(home)
     store = f"from{before}to{after}"
-    out = interrupt(home, before, 4, "--store", store)
+    out = interrupt(home, before, 4, store)
     step = re.search(rf"stopped at step (\d+) of {STEPS}; run the same command to go on", out)
     assert step and 4 <= int(step[1]) < STEPS, out
     (saved,) = (home / store).glob(f"work/base-*/checkpoints/step-{int(step[1]):08d}")
     assert json.loads((saved / "state.json").read_text())["world"] == before
-    assert "resumed" in run(home, after, "--store", store)
+    assert "resumed" in ranks(home, store, after).stdout
     assert farthest(artifact(home / "one", "base"), artifact(home / store, "base")) < TOLERANCE
 
 
-def test_state_of_single_ranks_is_refused_on_another_number(home: Path) -> None:
+def test_state_of_single_ranks_is_refused_on_another_number(home: Path, ranks: Ranks) -> None:
     slow(home, own=True)
-    interrupt(home, 2, 3, "--store", "own")
-    process = start(home, 1, "--store", "own")
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 2 and "wait.1 keeps state of its own on each rank; go on with 2 ranks, not 1" in out, out
-    assert "resumed" in run(home, 2, "--store", "own")
+    interrupt(home, 2, 3, "own")
+    done = ranks(home, "own", 1)
+    assert done.returncode == 2 and "wait.1 keeps state of its own on each rank; go on with 2 ranks, not 1" in done.stdout
+    assert "resumed" in ranks(home, "own", 2).stdout
     assert farthest(artifact(home / "one", "base"), artifact(home / "own", "base")) < TOLERANCE
 
 
@@ -150,7 +145,7 @@ def test_a_mistake_that_one_rank_finds_is_told_once(home: Path) -> None:
     """Rank 0 alone reads the documents; the other must not take its silence for a broken connection."""
     (home / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
     (home / "life.toml").write_text(RECIPE.replace('paths = ["texts/prose", "texts/code"]', 'paths = ["broken.jsonl"]'))
-    process = start(home, 2, "--store", "broken")
+    process = start(home, 2, "broken")
     out, _ = process.communicate(timeout=120)
     assert process.returncode and out.count("life.toml: stage 'corpus': broken.jsonl, line 2: this is no JSON object") == 1, out
     assert "[rank1]: Traceback" not in out and not [*(home / "broken").rglob("*.tmp")], out
@@ -172,27 +167,25 @@ class Lone(Update):
 '''
 
 
-def test_a_mistake_that_another_rank_finds_alone_is_heard(home: Path) -> None:
+def test_a_mistake_that_another_rank_finds_alone_is_heard(home: Path, ranks: Ranks) -> None:
     """Rank 0 waits for that rank, which speaks before it closes its connections."""
     (home / "lone.py").write_text(LONE)
     (home / "life.toml").write_text(RECIPE.replace('{ use = "clip" }', '{ use = "./lone.py" }'))
-    process = start(home, 2, "--store", "lone")
-    out, _ = process.communicate(timeout=120)
-    told, closed = out.find("error: life.toml: stage 'base': only rank 1 knows."), out.find("Connection closed by peer")
-    assert process.returncode and told >= 0 and (closed < 0 or told < closed), out
+    done = ranks(home, "lone", 2)
+    told, closed = (done.stdout.find(said) for said in
+                    ("error: life.toml: stage 'base': only rank 1 knows.", "Connection closed by peer"))
+    assert done.returncode and told >= 0 and (closed < 0 or told < closed), done.stdout
 
 
-def test_too_little_memory_is_told_once_before_anything_runs(home: Path) -> None:
+def test_too_little_memory_is_told_once_before_anything_runs(home: Path, ranks: Ranks) -> None:
     slow(home)
-    process = start(home, 2, "--store", "large", "--set", "base.model.hidden_size=65536")
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode and out.count("GiB of memory are needed") == 1 and "[rank1]" not in out, out
+    done = ranks(home, "large", 2, "--set", "base.model.hidden_size=65536")
+    assert done.returncode and done.stdout.count("GiB of memory are needed") == 1 and "Traceback" not in done.stdout, done.stdout
     assert not [*(home / "large").glob("*-*")]
 
 
-def test_rows_that_do_not_divide_are_refused(home: Path) -> None:
+def test_rows_that_do_not_divide_are_refused(home: Path, ranks: Ranks) -> None:
     slow(home)
-    process = start(home, 2, "--store", "odd", "--set", "base.batch_tokens=192")
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode and "a step of 6 rows does not divide over 2 ranks and 2 micro-batches" in out, out
-    assert "take a multiple of 4 rows of 32 tokens each" in out
+    done = ranks(home, "odd", 2, "--set", "base.batch_tokens=192")
+    assert done.returncode and "a step of 6 rows does not divide over 2 ranks and 2 micro-batches" in done.stdout, done.stdout
+    assert "take a multiple of 4 rows of 32 tokens each" in done.stdout

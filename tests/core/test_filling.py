@@ -2,9 +2,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.conftest import LIFE, environment, write_texts
+from tests.conftest import LIFE, Ranks, write_texts
 from trainwright.core import filling, models, registry, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
@@ -212,17 +209,15 @@ def test_a_run_says_what_was_filled_in_and_keeps_it(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_fill_in_the_same_and_make_the_same_artifact(folder: Path) -> None:
+def test_two_ranks_fill_in_the_same_and_make_the_same_artifact(folder: Path, ranks: Ranks) -> None:
     text = LIFE.split('[[stage]]\nname = "adapt"')[0].replace("steps = 6\nbatch_tokens = 256", "tokens = 1024", 1)
     law = '{ use = "step_law", lr_scale = 0.01, lr_parameters = 0, lr_tokens = 0, batch_scale = 256, batch_exponent = 0 }'
     (folder / "life.toml").write_text(text.replace('{ use = "adamw", lr = 1e-2 }', '{ use = "adamw", eps = 1e-6 }, ' + law))
-    for ranks in (1, 2):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if ranks == 2 else []
-        line = [sys.executable, *launch, "-m", "trainwright", "run", "life.toml", "--store", f"on{ranks}"]
-        done = subprocess.run(line, cwd=folder, env=os.environ | environment(), text=True, capture_output=True, timeout=200)
-        assert done.returncode == 0, done.stderr
+    for number in (1, 2):
+        done = ranks(folder, f"on{number}", number)
+        assert done.returncode == 0, done.stdout
         assert done.stdout.count("base: step_law fills in adamw.lr = 0.01, batch_tokens = 256") == 1
-    one, two = (next((folder / f"on{ranks}").glob("base-*")) for ranks in (1, 2))
+    one, two = (next((folder / f"on{number}").glob("base-*")) for number in (1, 2))
     assert one.name == two.name
     weights = [load_file(f / "model.safetensors") for f in (one, two)]
     assert all(float((w - weights[1][n]).abs().max()) < 1e-5 for n, w in weights[0].items())
