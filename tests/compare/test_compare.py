@@ -94,6 +94,7 @@ def test_run_again_nothing_runs_and_more_seeds_or_arms_reuse_what_ran(place):
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(place):
+    comparison(place).run()                                               # the baseline's runs are there
     arms = (Arm(name="full"), Arm(name="brisk", set={"methods.adamw.lr": 2e-2}))
     stopped = comparison(place, Count(stop_after=2), arms=arms)
     with pytest.raises(KeyboardInterrupt):

@@ -165,9 +165,10 @@ def _noise(c: Comparison, runs: dict[str, list[dict[str, Any]]], comparisons: li
     """How far two sets of seeds of one arm lie apart: from an A/A comparison where there was one, else the baseline's seeds."""
     out: dict[str, Any] = {}
     measured = {r["metric"] for r in comparisons if r["verdict"] != "failed" and not r["exact"]} - {"seconds_per_step"}
+    others = _others(c, runs)
     for metric in sorted(measured):
         values = [r["metrics"][metric] for r in runs[c.spec.baseline] if metric in r["metrics"]]
-        again = _again(c, metric, runs) if len(values) > 1 else []
+        again = [float(x) for numbers in others if (x := numbers.get(metric)) is not None]
         if len(values) > 1:
             out[metric] = {"half_width": noise_floor(values + again),
                            "source": "A/A" if again else "baseline over its seeds"}
@@ -176,14 +177,12 @@ def _noise(c: Comparison, runs: dict[str, list[dict[str, Any]]], comparisons: li
     return out
 
 
-def _again(c: Comparison, metric: str, runs: dict[str, list[dict[str, Any]]]) -> list[float]:
+def _others(c: Comparison, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """What the other side of an A/A comparison measured: in this comparison, or in one that ran before in this store."""
-    other = f"{c.spec.baseline} again"
     if c.spec.aa:
-        return [r["metrics"][metric] for r in runs.get(other, []) if metric in r["metrics"]]
+        return [r["metrics"] for r in runs.get(f"{c.spec.baseline} again", [])]
     kept = [recorded(u, c.store) for u in c.beyond()]
-    numbers = [r["numbers"].get(metric) for r in kept if r and not r["failed"]]
-    return [float(x) for x in numbers if x is not None]
+    return [r["numbers"] for r in kept if r and not r["failed"]]
 
 
 def _tuning(c: Comparison) -> dict[str, Any] | None:
