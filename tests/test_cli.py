@@ -225,8 +225,8 @@ def test_a_models_artifact_is_a_checkpoint_of_transformers(lived: tuple[Path, st
 
 
 @pytest.mark.slow
-def test_only_what_depends_on_a_change_runs_again(lived: tuple[Path, str, str]) -> None:
-    folder = lived[0]
+def test_only_what_depends_on_a_change_runs_again(lived: tuple[Path, str, str], tmp_path: Path) -> None:
+    folder = shutil.copytree(lived[0], tmp_path / "own")
     told = invoke("run", "life.toml", "--set", "merged.methods.interpolate.weights=[0.25, 0.75]", cwd=folder).stdout
     assert [told.count(f"{s:<8} cached") for s in ("corpus", "base", "adapt", "merged", "judge")] == [1, 1, 1, 0, 0]
     told = invoke("run", "life.toml", "--set", "base.save_every=1", "--set", "title='renamed'", cwd=folder).stdout
@@ -253,9 +253,7 @@ def test_the_store_is_shown_and_thinned(lived: tuple[Path, str, str], tmp_path: 
     assert all(f.parent.name in told for f in store.glob("*/manifest.json"))
     shown = json.loads(invoke("store", "show", "adapt", "--store", store).stdout)
     assert shown["inputs"]["model"][0]["stage"] == "base" and shown["settings"]["methods"][2]["lr"] == 0.01
-    last = [name for name in ("judge", "merged") for _ in store.glob(f"{name}-*")]      # one each, or another after a change
-    assert len(last) >= 2
-    for name in last:
+    for name in ("judge", "merged"):
         assert "removed" in invoke("store", "rm", name, "--store", store).stdout
     invoke("store", "rm", "base", "--force", "--store", store)
     assert {f.name.split("-")[0] for f in store.glob("*-*")} == {"corpus", "adapt"}

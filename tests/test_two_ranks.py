@@ -99,6 +99,7 @@ def figures(store: Path, stage: str) -> dict[str, Any]:
 
 
 def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
+    (home / "life.toml").write_text(RECIPE)
     process = start(home, 2, "two")
     out, _ = process.communicate(timeout=200)
     assert not process.returncode, out
