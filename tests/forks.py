@@ -31,6 +31,8 @@ from trainwright import cli
 from trainwright.core import registry, run, training
 from trainwright.report import trackers  # noqa: F401
 
+PATIENCE = 120
+"""Seconds after which a rank that stands still is killed."""
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
@@ -136,8 +138,11 @@ def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[in
         free.bind(("127.0.0.1", 0))
         around = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
                   "MASTER_PORT": str(free.getsockname()[1])}
-    left = {fork(folder, store, partial(os.environ.update, around | {"RANK": str(r), "LOCAL_RANK": str(r)}), tuple(words))
-            for r in range(ranks)}
+
+    def arm(rank: int) -> None:
+        os.environ.update(around | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        signal.alarm(PATIENCE)
+    left = {fork(folder, store, partial(arm, r), tuple(words)) for r in range(ranks)}
     failed = 0
     while left:
         pid, status = os.wait()

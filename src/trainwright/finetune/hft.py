@@ -10,8 +10,8 @@ and keep the draw until the round ends. In general floor(n/2) of n are drawn, an
 (rounded down). Biases go with their matrix. Embeddings, head and final norm are trained unless ``outside`` is false. Frozen
 matrices have requires_grad off: no gradient, no state of the optimizer, no decay, and backward skips their gradient. All else of
 a step remains, the gradient of the activations above all: of a block's products a sixth is saved, of the optimizer's work half.
-The paper's 30 % of the time was not reached: a step of SmolLM2-135M on two cores takes 0.82 to 0.91 of one of full training (32
-to 256 tokens, float32, bf16 and bf16-true; ``benchmarks/adapters.py hft``).
+The paper's 30 % of the time was not reached: a step of SmolLM2-135M on two cores takes 0.88 to 0.96 of one of full training (one
+and four rows of 256 tokens; ``benchmarks/adapters.py hft --rows 1``).
 
 A stage is a round; in a sequence of stages give each its ``round``. ``rounds`` cuts one stage into several of equal length: its
 draws are those of as many stages, and what methods remember of single parameters starts anew, as in a new stage; the schedule of

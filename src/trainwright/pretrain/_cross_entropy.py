@@ -44,7 +44,7 @@ class _Frozen(torch.autograd.Function):
             top = torch.full_like(targets, LEAST, dtype=torch.float32)
             norm, right, slope = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(hidden, dtype=torch.float32)
             part = _kernels(compiled).part
-            for words, rows in product(_parts(w), _parts(h)):
+            for rows, words in _tiles(h, w):
                 p, top[rows], shrink, total, hit = part(_logits(h, w, b, rows, words), top[rows], targets[rows] - words.start)
                 norm[rows] = norm[rows] * shrink + total
                 right[rows] += hit
@@ -70,7 +70,7 @@ class _Tiled(torch.autograd.Function):
             score = _kernels(compiled).score
             total = torch.full_like(targets, float("-inf"), dtype=torch.float32)
             right = torch.zeros_like(total)
-            for words, rows in product(_parts(w), _parts(h)):
+            for rows, words in _tiles(h, w):
                 partial, hit = score(_logits(h, w, b, rows, words), targets[rows] - words.start)
                 total[rows] = torch.logaddexp(total[rows], partial)
                 right[rows] += hit
@@ -84,42 +84,33 @@ class _Tiled(torch.autograd.Function):
         hidden, weight, bias, targets, total = ctx.saved_tensors
         needs_h, needs_w, needs_b = ctx.needs_input_grad[:3]
         grad_h = torch.zeros_like(hidden, dtype=torch.float32) if needs_h else None
-        grad_w = torch.empty_like(weight) if needs_w else None
+        grad_w = torch.zeros_like(weight, dtype=torch.float32) if needs_w else None
         grad_b = torch.zeros_like(bias, dtype=torch.float32) if needs_b else None
         upstream = upstream.float()
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = _cast(hidden, weight, bias, ctx.dtype)
             slope = _kernels(ctx.compiled).slope
-            for words in _parts(w):
-                sum_w = None if grad_w is None else _zeros(grad_w[words])
-                for rows in _parts(h):
-                    g = slope(_logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start)
-                    if grad_h is not None:
-                        _add_product(grad_h[rows], g, w[words])
-                    if sum_w is not None:
-                        _add_product(sum_w, g.T, h[rows])
-                    if grad_b is not None:
-                        grad_b[words] += g.sum(0, dtype=torch.float32)
+            for rows, words in _tiles(h, w):
+                g = slope(_logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start)
+                if grad_h is not None:
+                    _add_product(grad_h[rows], g, w[words])
                 if grad_w is not None:
-                    grad_w[words] = sum_w
-        return (None if grad_h is None else grad_h.to(hidden.dtype), grad_w,
+                    _add_product(grad_w[words], g.T, h[rows])
+                if grad_b is not None:
+                    grad_b[words] += g.sum(0, dtype=torch.float32)
+        return (None if grad_h is None else grad_h.to(hidden.dtype), None if grad_w is None else grad_w.to(weight.dtype),
                 None if grad_b is None else grad_b.to(bias.dtype), None, None, None)
-
-
-def _zeros(t: Tensor) -> Tensor:
-    """Zeros to sum up in float32: the tensor itself where it has room for that."""
-    return t.zero_() if t.dtype == torch.float32 else torch.zeros_like(t, dtype=torch.float32)
 
 
 def _cast(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _parts(t: Tensor) -> Iterator[slice]:
-    """A tile's positions (of h) or words (of W). Words are the outer loop, so that a part of the head stays in the cache."""
-    size = CPU_TILE if t.device.type == "cpu" else GPU_TILE
-    for first in range(0, len(t), size):
-        yield slice(first, min(first + size, len(t)))
+def _tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Slices of positions and words; the words' loop is the outer one, so that a part of the head stays in the cache."""
+    size = CPU_TILE if h.device.type == "cpu" else GPU_TILE
+    for word, row in product(range(0, len(w), size), range(0, len(h), size)):
+        yield slice(row, min(row + size, len(h))), slice(word, min(word + size, len(w)))
 
 
 def _logits(h: Tensor, w: Tensor, b: Tensor | None, rows: slice, words: slice) -> Tensor:
