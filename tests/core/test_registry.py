@@ -90,3 +90,19 @@ def test_defaults_are_marked_by_the_methods() -> None:
     assert chosen["Data"] and chosen["Optimizer"] and chosen["Surgery"] is None
     marked = [c.kind for c in registry.cards().values() if c.default]
     assert len(marked) == len(set(marked)), "two methods stand in for one kind"
+
+
+def test_a_card_read_in_brief_is_the_whole_one() -> None:
+    """Parsed up to the first function of its class, a method's file tells what all of it tells."""
+    brief = [c for c in registry.cards().values() if registry._head(c.file) is not None]
+    assert len(brief) > len(registry.cards()) / 2
+    assert all(c == registry.read_card(c.file, c.name, c.folder) for c in brief)
+
+
+def test_a_setting_behind_a_function_is_read_too(tmp_path: Path) -> None:
+    text = '"""Mine."""\nclass Mine(Weigh):\n    """Mine."""\n    by: float = 2.0\n\n    def weigh(self):\n        return 1\n'
+    (tmp_path / "mine.py").write_text(text)
+    assert registry._head(tmp_path / "mine.py") is not None
+    (tmp_path / "mine.py").write_text(text + "\n    late: int = 3\n")
+    card = registry.read_card(tmp_path / "mine.py", "mine", "optim", brief=True)
+    assert [f[0] for f in card.fields] == ["by", "late"]

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import ast
-import gc
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from dataclasses import dataclass
@@ -42,6 +42,15 @@ class Card:
     """Name, type, default (as written; empty where the setting is needed) and docstring of each setting."""
 
 
+KIND_NAMES = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator",
+              "Task", "Law")
+CLASS = rf"^class \w+\([^)]*\b(?:{'|'.join(KIND_NAMES)})\b[^)]*\):\n"
+HEAD = re.compile(CLASS + r"(?:(?!    (?:def|async def|@)|\S).*\n)*", re.MULTILINE)
+"""A method's class before its first function."""
+REST = re.compile(r"(?:\s.*\n|\n)*")
+SETTING = re.compile(r"^    \w+\s*[:=]", re.MULTILINE)
+
+
 @cache
 def cards() -> dict[str, Card]:
     """Every method that is installed, by name, sorted: ours and those of the entry points ``trainwright.methods``."""
@@ -51,22 +60,16 @@ def cards() -> dict[str, Card]:
         spec = importlib.util.find_spec(point.value.partition(":")[0])
         if spec is not None and spec.origin:
             files.append((point.name, "elsewhere", Path(spec.origin)))
-    collecting = gc.isenabled()
-    gc.disable()                                           # a sixth of the time: syntax trees are many objects and no garbage
-    try:
-        for name, folder, file in sorted(files):
-            if name in found:
-                raise UserError(f"two methods are called {name!r}: {found[name].file} and {file}.")
-            found[name] = read_card(file, name, folder)
-    finally:
-        if collecting:
-            gc.enable()
+    for name, folder, file in sorted(files):
+        if name in found:
+            raise UserError(f"two methods are called {name!r}: {found[name].file} and {file}.")
+        found[name] = read_card(file, name, folder, brief=folder in FOLDERS)
     return found
 
 
-def read_card(file: Path, name: str, folder: str) -> Card:
-    """The card of the one method that ``file`` defines."""
-    tree = _parsed(file)
+def read_card(file: Path, name: str, folder: str, brief: bool = False) -> Card:
+    """The card of the one method that ``file`` defines. ``brief``: no more of it is parsed than that takes."""
+    tree = (_head(file) if brief else None) or _parsed(file)
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and (kind := _kind(node)):
             doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
@@ -87,10 +90,22 @@ def _parsed(file: Path) -> ast.Module:
         raise UserError(f"{file}: not a Python file in UTF-8.") from None
 
 
+def _head(file: Path) -> ast.Module | None:
+    """The syntax tree up to the first function of the method's class, a third of the time of all of it; None where settings may
+    stand behind that, or the cut is in the middle of something."""
+    text = file.read_text(encoding="utf-8")
+    cut = HEAD.search(text)
+    rest = REST.match(text, cut.end()) if cut else None
+    if cut is None or rest is None or SETTING.search(rest[0]):
+        return None
+    try:
+        return ast.parse(text[:cut.end()])
+    except SyntaxError:
+        return None
+
+
 def _kind(node: ast.ClassDef) -> str:
-    kinds = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
-             "Evaluator", "Task", "Law")
-    return next((name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in kinds), "")
+    return next((name for base in node.bases if (name := ast.unparse(base).split(".")[-1]) in KIND_NAMES), "")
 
 
 @cache
