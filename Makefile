@@ -53,7 +53,7 @@ check: install ## ruff, mypy and the fast tests: what one runs while working
 	$(PYTEST) -n 2 --dist worksteal -m 'not slow' -q
 
 pairs: install ## every two methods in one training stage: they work together, or are refused with a reason
-	$(BIN)/python -m trainwright.core.pairs benchmarks/results/pairs.json
+	$(BIN)/python -m trainwright.check.pairs benchmarks/results/pairs.json
 
 docs: install ## generate the method pages and build the site into site/
 	$(BIN)/python docs/generate.py

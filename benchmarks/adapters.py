@@ -37,12 +37,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import hardware, ledger, models, registry, sharding
-from trainwright.core._synthetic import synthetic
+from trainwright.core import hardware, ledger, registry, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Data, Method, Objective, Optimizer, State, Surgery
+from trainwright.families import models
+from trainwright.planning.synthetic import synthetic
 
 RANK, LENGTH = 8, 256
 TRAINS = ("Surgery", "Update", "Optimizer", "Controller")

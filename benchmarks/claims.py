@@ -31,14 +31,16 @@ import numpy as np
 import trainwright as tw
 from trainwright.compare import bench
 from trainwright.compare.statistics import paired, verdict
-from trainwright.core import documents, hardware, registry, runs
+from trainwright.core import hardware, registry
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.store import Store, versions
+from trainwright.corpus import documents
 from trainwright.data import _arpa, _demonstrations, _kneser_ney
 from trainwright.data._classifier import Classifier
 from trainwright.data.perplexed_by_quality import sentences
 from trainwright.data.python_library import PythonLibrary
+from trainwright.planning import runs
 from trainwright.report.cards import evidence_sentence
 from trainwright.search.d_cpt_law import DCptLaw
 

@@ -86,7 +86,7 @@ def rows(size: float, words: int) -> Iterator[dict[str, Any]]:
 
 def make_table(folder: Path, size: float, words: int = 500, most: int | None = None) -> int:
     """Parquet files of about 256 MB of text; gives the documents."""
-    from trainwright.core.documents import ARROW
+    from trainwright.corpus.documents import ARROW
     schema = ARROW.append(pa.field("score", pa.float64()))
     folder.mkdir(parents=True)
     held: list[dict[str, Any]] = []
@@ -122,13 +122,14 @@ def prepare(place: Path, megabytes: float) -> dict[str, int]:
 
 def make_model(place: Path, table: Path) -> None:
     """A corpus of the table's documents, and a fresh model with its tokenizer."""
-    from trainwright.core import corpus, models
     from trainwright.core.context import Context
+    from trainwright.corpus import building
+    from trainwright.families import models
     (place / "corpus").mkdir()
     texts = {"use": "text", "paths": [str(table)], "id": "id"}
-    settings = corpus.CorpusSettings(vocab_size=2048, tune=0.0, test=0.0)
+    settings = building.CorpusSettings(vocab_size=2048, tune=0.0, test=0.0)
     ctx = Context(folder=place / "scratch")
-    corpus.build(place / "corpus", [create(texts)], settings, ctx, place / "cache", lambda line: None)
+    building.build(place / "corpus", [create(texts)], settings, ctx, place / "cache", lambda line: None)
     tokenizer = models.load_tokenizer(place / "corpus", "benchmark")
     models.save(models.create(models.from_table(MODEL, tokenizer, "benchmark"), 0, "benchmark"), place / "model", tokenizer)
 
@@ -149,8 +150,9 @@ def ours(what: str, place: Path, out: Path) -> dict[str, Any]:
 
 def through(methods: list[dict[str, Any]], table: Path, out: Path, inputs: dict[str, list[Path]]) -> dict[str, Any]:
     """A table through methods as a corpus stage sends it, into files."""
-    from trainwright.core import documents, ledger
+    from trainwright.core import ledger
     from trainwright.core.context import Context
+    from trainwright.corpus import documents
 
     made, losses = [create(told) for told in methods], []
     began = time.perf_counter()

@@ -29,11 +29,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.core import chat, hardware, models, registry
-from trainwright.core._synthetic import synthetic
+from trainwright.core import hardware, registry
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
 from trainwright.core.method import Data
+from trainwright.corpus import chat
+from trainwright.families import models
+from trainwright.planning.synthetic import synthetic
 
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads: about 1, 10 and 30 M parameters
     "1M": (4096, 128, 352, 4, 4), "10M": (8192, 320, 864, 6, 5), "30M": (8192, 512, 1376, 8, 8)}
@@ -284,8 +286,8 @@ import sys, torch
 from torch import nn
 from trainwright.core import ledger, models
 from trainwright.core.context import Context
-from trainwright.core._synthetic import synthetic
-from trainwright.pretrain._causal_lm import token_losses
+from trainwright.planning.synthetic import synthetic
+from trainwright.lm.losses import token_losses
 config = models.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512,
                             "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": True}, None, "x")
 model = models.create(config, 0, "x")

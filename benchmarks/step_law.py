@@ -23,8 +23,9 @@ import torch
 from rich.console import Console
 
 import trainwright as tw
-from trainwright.core import hardware, runs
+from trainwright.core import hardware
 from trainwright.core.context import Context
+from trainwright.planning import runs
 from trainwright.report import fitted
 from trainwright.search.step_law import StepLaw
 

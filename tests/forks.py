@@ -28,8 +28,9 @@ import daft  # noqa: F401  (imported here, so that a forked process need not)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
 from trainwright import cli
-from trainwright.core import registry, run, training
+from trainwright.core import registry, run
 from trainwright.report import trackers  # noqa: F401
+from trainwright.stages import training
 
 PATIENCE = 120
 """Seconds after which a rank that stands still is killed."""

@@ -289,7 +289,7 @@ MINE = "from trainwright.core.method import Objective\n\n\nclass Mine(Objective)
 NAN = '''"""A loss that goes wrong."""
 import torch
 from trainwright.core.method import Objective, Update
-from trainwright.pretrain._causal_lm import token_losses, trained_tokens
+from trainwright.lm.losses import token_losses, trained_tokens
 
 
 class Mine(Objective):

@@ -19,8 +19,9 @@ from typer.testing import CliRunner, Result
 
 import trainwright
 from tests.conftest import LIFE, environment, write_texts
+from trainwright.check import scaffold
 from trainwright.cli import app
-from trainwright.core import registry, scaffold
+from trainwright.core import registry
 from trainwright.core.errors import UserError
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

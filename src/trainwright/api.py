@@ -10,11 +10,11 @@ from trainwright.core import registry
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.loop import Train
-from trainwright.core.plan import Plan
-from trainwright.core.plan import plan as _plan
 from trainwright.core.recipe import Recipe
 from trainwright.core.run import run as _run
 from trainwright.core.store import Artifact, Store
+from trainwright.planning.plan import Plan
+from trainwright.planning.plan import plan as _plan
 
 __all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
 

@@ -68,8 +68,8 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
 
 def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> None:
     """The tables and the page of what has run, a stage that failed included."""
-    from trainwright.core.plan import plan as make_plan
     from trainwright.core.prepare import artifacts
+    from trainwright.planning.plan import plan as make_plan
     from trainwright.report import page
     from trainwright.report.progress import evaluation_table
     planned = make_plan(recipe, store, predict=False)
@@ -92,14 +92,14 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     """Show what a recipe will do, without doing it: who acts in which place and in what order, what it owns, parameters,
     tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found before running is found here."""
     loaded = _load(recipe, changes)
-    from trainwright.core.memory import parse_bytes
-    from trainwright.core.plan import plan as make_plan
     from trainwright.core.store import Store
+    from trainwright.planning.memory import parse_bytes
+    from trainwright.planning.plan import plan as make_plan
     from trainwright.report import planned
     limit = parse_bytes(fit) if fit is not None else None
     Console().print(planned.render(make_plan(loaded, Store(store), predict=limit is None)))
     if fit is not None and limit is not None:
-        from trainwright.core.fit import propose
+        from trainwright.planning.fit import propose
         Console().print(planned.proposals(propose(loaded, Store(store), limit), fit.strip()), soft_wrap=True)
 
 
@@ -140,7 +140,7 @@ def new(method: Annotated[str, typer.Argument(help="The method's name in snake_c
                                                         "kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:
     """Write the three files of a new method: the method, its test, and its evidence."""
-    from trainwright.core import scaffold
+    from trainwright.check import scaffold
     for file in scaffold.write(method, kind, folder, root):
         Console().print(f"wrote {file}", soft_wrap=True)
 
@@ -150,10 +150,10 @@ def check(method: Annotated[str | None, typer.Argument(help="A method's name, or
                                                        show_default=False)] = None) -> None:
     """Run the conformance battery: settings round-trip, exact resume, micro-batches and ranks that do not bend the loss,
     neutral state …"""
-    from trainwright.core import conformance
+    from trainwright.check import battery
     console = Console()
     bad = 0
-    for name, test, problem in conformance.check_all([method] if method else None):
+    for name, test, problem in battery.check_all([method] if method else None):
         bad += bool(problem)
         said = "[red]FAILED[/]" if problem else "[green]passed[/]"
         console.print(f"{said} {name:<22} {test}" + (f": {escape(problem)}" if problem else ""))
@@ -167,8 +167,8 @@ def export(stage: Annotated[str, typer.Argument(help="A stage's name, or an arti
            dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
            store: StoreDir = Path("store")) -> None:
     """Write a stage's model as a Hugging Face checkpoint."""
-    from trainwright.core import models
     from trainwright.core.store import Store
+    from trainwright.families import models
     models.export(Store(store).named(stage).path, folder, dtype)
     Console().print(f"wrote {folder}", soft_wrap=True)
 
@@ -182,8 +182,8 @@ def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artif
              chat: Annotated[bool, typer.Option(help="Put the prompt through the chat template as a user's message.")] = False,
              seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0, store: StoreDir = Path("store")) -> None:
     """Let a stage's model go on from a prompt."""
-    from trainwright.core import models
     from trainwright.core.store import Store
+    from trainwright.families import models
     folder = Path(stage) if (Path(stage) / "config.json").is_file() else Store(store).named(stage).path
     Console().print(escape(models.generate(folder, prompt, tokens, temperature, chat, seed)), soft_wrap=True)
 

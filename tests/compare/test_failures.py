@@ -7,7 +7,7 @@ import pytest
 
 from trainwright.compare.failures import Failed, ask, attempt, reason
 from trainwright.core.errors import UserError
-from trainwright.core.worker import Worker
+from trainwright.planning.worker import Worker
 
 
 def test_failures_bugs_and_death():

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from trainwright.check import battery
+from trainwright.check.laws import LAWS
 from trainwright.cli import app
-from trainwright.core import conformance
-from trainwright.core._laws import LAWS
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +22,8 @@ from torch import nn
 
 from trainwright.core.claims import match
 from trainwright.core.method import *
-from trainwright.core.runs import Fit
-from trainwright.pretrain._causal_lm import token_losses, trained_tokens
+from trainwright.planning.runs import Fit
+from trainwright.lm.losses import token_losses, trained_tokens
 
 
 '''
@@ -409,7 +409,7 @@ def test_a_broken_method_is_caught(law: str, words: str, text: str, tmp_path: Pa
     file = tmp_path / "mine.py"
     file.write_text(HEAD + text)
     (found,) = [one for one in LAWS if one.name == law]
-    assert words in conformance.problem(found, str(file), tmp_path)
+    assert words in battery.problem(found, str(file), tmp_path)
 
 
 def test_every_law_has_been_broken() -> None:
@@ -422,7 +422,7 @@ def test_a_sound_method_passes_the_command_and_a_broken_one_does_not(tmp_path: P
     file.write_text(SOUND)
     told = CliRunner().invoke(app, ["check", str(file)])
     assert told.exit_code == 0, told.output
-    assert conformance.RANKS in told.output and "FAILED" not in told.output
+    assert battery.RANKS in told.output and "FAILED" not in told.output
     other = tmp_path / "other.py"
     other.write_text(HEAD + BROKEN["equal_tensors_stay"]["handed on"])
     told = CliRunner().invoke(app, ["check", str(other)])
@@ -432,4 +432,4 @@ def test_a_sound_method_passes_the_command_and_a_broken_one_does_not(tmp_path: P
 def test_what_needs_a_package_that_is_not_there_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(SOUND.replace("    radius", '    needs: ClassVar[tuple[str, ...]] = ("no_such_package",)\n    radius', 1))
-    assert list(conformance.check_all([str(file)])) == [(str(file), "skipped: needs no_such_package", "")]
+    assert list(battery.check_all([str(file)])) == [(str(file), "skipped: needs no_such_package", "")]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainwright.core import pairs
+from trainwright.check import pairs
 
 pytestmark = pytest.mark.slow
 MANY = 120

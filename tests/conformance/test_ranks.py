@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from trainwright.core import conformance, registry
-from trainwright.core._laws import TRAINS
+from trainwright.check import battery
+from trainwright.check.laws import TRAINS
+from trainwright.core import registry
 
 SHARDED = '''"""Scales updates by the norm of what this rank happens to hold."""
 from trainwright.core import sharding
@@ -53,9 +54,9 @@ class Own(Update):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_processes_come_to_the_weights_of_one() -> None:
-    classes = {name: conformance.load(name) for name in registry.cards()}
-    names = [name for name, cls in classes.items() if issubclass(cls, TRAINS) and not conformance.absent(cls)]
-    problems = conformance.check_ranks(names)
+    classes = {name: battery.load(name) for name in registry.cards()}
+    names = [name for name, cls in classes.items() if issubclass(cls, TRAINS) and not battery.absent(cls)]
+    problems = battery.check_ranks(names)
     assert problems == dict.fromkeys(names, "")
 
 
@@ -64,7 +65,7 @@ def test_a_method_that_knows_of_shards_is_caught(tmp_path: Path) -> None:
     for name, text in (("sharded", SHARDED), ("own", OWN), ("waiting", WAITING)):
         (tmp_path / f"{name}.py").write_text(text)
     sharded, own, waiting = (str(tmp_path / f"{name}.py") for name in ("sharded", "own", "waiting"))
-    problems = conformance.check_ranks([sharded, own, waiting])
+    problems = battery.check_ranks([sharded, own, waiting])
     assert "two processes come to another" in problems[sharded]
     assert problems[own] == "", "state of single ranks may depend on their number"
     assert "only one of two stops" in problems[waiting]

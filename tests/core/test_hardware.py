@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainwright.core import hardware, training
+from trainwright.core import hardware
 from trainwright.core.loop import Train
 from trainwright.core.recipe import load
 from trainwright.core.run import run
 from trainwright.core.store import Store
+from trainwright.stages import training
 
 
 def llama() -> LlamaForCausalLM:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainwright.core.documents import ARROW, stream
+from trainwright.corpus.documents import ARROW, stream
 
 # isort: split
 import daft
 
-from trainwright.data._documents import document
+from trainwright.corpus.sources import document
 
 
 def frame(rows: Sequence[dict[str, Any]], **columns: Sequence[Any]) -> Any:

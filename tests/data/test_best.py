@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.data.test_selecting import rows, table
+from tests.corpus.test_selecting import rows, table
 from trainwright.core.context import Context
 from trainwright.data.best import Best
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
@@ -56,9 +56,9 @@ def test_a_row_with_nothing_to_learn_comes_last() -> None:
 
 
 def test_rows_are_scored_by_the_reference(tmp_path: Path) -> None:
-    method, ctx = Ccl(length=64, batch_size=7), _tiny.context(tmp_path)
-    ctx.frozen["reference"] = reference = _tiny.model(seed=3).eval()
-    losses = method.init(_tiny.model(), ctx)["shared"]["losses"]
+    method, ctx = Ccl(length=64, batch_size=7), tiny.context(tmp_path)
+    ctx.frozen["reference"] = reference = tiny.model(seed=3).eval()
+    losses = method.init(tiny.model(), ctx)["shared"]["losses"]
     rows = FixedRows(method.source, ctx)
     assert len(losses) == len(rows) == method.epoch(ctx)
     batch = rows.batch(np.array([8]))
@@ -72,10 +72,10 @@ def test_rows_are_scored_by_the_reference(tmp_path: Path) -> None:
 
 
 def test_a_round_is_one_pass_over_what_was_drawn(tmp_path: Path) -> None:
-    method, ctx = Ccl(length=64), _tiny.context(tmp_path)
+    method, ctx = Ccl(length=64), tiny.context(tmp_path)
     state = method.init(nn.Module(), ctx)
     n, losses = len(FixedRows(method.source, ctx)), state["shared"]["losses"]
-    batches = [method.next(pytest.fail, state, ctx) for _ in range(3 * n // _tiny.ROWS)]  # type: ignore[arg-type]
+    batches = [method.next(pytest.fail, state, ctx) for _ in range(3 * n // tiny.ROWS)]  # type: ignore[arg-type]
     seen = torch.cat([b["input_ids"] for b in batches])
     sizes, at = [n // 4, n // 2, n], 0
     for turn, size in enumerate(sizes):
@@ -87,7 +87,7 @@ def test_a_round_is_one_pass_over_what_was_drawn(tmp_path: Path) -> None:
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"from\.reference"):
-        Ccl(length=64).init(nn.Module(), Context(inputs=_tiny.context(tmp_path).inputs, batch_rows=4))
+        Ccl(length=64).init(nn.Module(), Context(inputs=tiny.context(tmp_path).inputs, batch_rows=4))
     wrong: list[dict[str, Any]] = [{"start": 0.0}, {"start": 0.5, "end": 0.4}, {"multiplier": 1.0}, {"batch_size": 0}]
     for settings in wrong:
         with pytest.raises(UserError, match=next(iter(settings))):

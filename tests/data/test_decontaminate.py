@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import trainwright as tw
-from tests.core.corpora import build
+from tests.corpus.corpora import build
 from tests.data.frames import frame, told
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -85,7 +85,7 @@ def test_marking_instead_of_dropping(quiz: dict[str, str], tmp_path: Path) -> No
 
 def test_documents_kept_back_are_looked_for(tmp_path: Path) -> None:
     """A corpus of 40 documents; those kept back, planted in a table, are found, those for training are not."""
-    from trainwright.core.tokens import open_corpus
+    from trainwright.corpus.tokens import open_corpus
     texts = {f"{i:02d}": sentence(40, 1000 + i) for i in range(40)}
     rows = [{"id": i, "text": text, "domain": "prose" if int(i) % 2 else "code"} for i, text in texts.items()]
     build(tmp_path / "corpus", rows, tune=0.1, test=0.2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
@@ -42,7 +42,7 @@ def test_it_owns_the_mixture() -> None:
 
 def test_the_rows_of_a_run_follow_it(tmp_path: Path) -> None:
     """Before the last three of nine steps there is prose alone, then there is no prose."""
-    run = _tiny.stage(DomainUpsampling(weights={"code": 1.0}, base=BASE, duration=3), tmp_path)
+    run = tiny.stage(DomainUpsampling(weights={"code": 1.0}, base=BASE, duration=3), tmp_path)
     seen = []
     run.run(on_step=lambda row: seen.append({n for n in ("prose", "code", "chat") if f"train_loss/{n}" in row}))
     assert seen == [{"prose"}] * 6 + [{"code"}] * 3

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_selecting import rows, table
+from tests.corpus.test_selecting import rows, table
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data.filter import Filter

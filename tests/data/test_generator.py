@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.data.stub_writer import Stub, serving
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data import _endpoint
@@ -129,11 +129,11 @@ def test_a_local_answer_depends_on_its_own_request_alone(tmp_path: Path) -> None
     for number, (block, asked) in enumerate(((3, requests), (1, requests[::-1]), (2, requests[1:]))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        answers = written(Asking(at_once=block), _tiny.curating(folder), asked)
+        answers = written(Asking(at_once=block), tiny.curating(folder), asked)
         found.append({r.name: answer for r, answer in zip(asked, answers, strict=True)})
     assert found[0] == found[1] and found[2] == {n: found[0][n] for n in "bc"} and all(found[0].values())
     with pytest.raises(UserError, match=r"'long' has \d+ tokens, which with max_tokens = 4 .* 64 positions"):
-        written(Asking(), _tiny.curating(tmp_path), [Request("long", "a b c " * 40)])
+        written(Asking(), tiny.curating(tmp_path), [Request("long", "a b c " * 40)])
     with pytest.raises(UserError, match="asking has nobody to write"):
         Writer(Asking(), Context(folder=tmp_path))
 

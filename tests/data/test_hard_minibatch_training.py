@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
@@ -22,9 +22,9 @@ EASY_LATER = {0: [2.0, 1.0], 1: [4.0, 0.1], 2: [3.0, 2.5], 3: [5.0, 0.2]}
 
 def of_four(delta: float, tmp_path: Path, steps: int) -> list[int]:
     """Which mini-batch each step has, where there are four with those losses."""
-    method, ctx = HardMinibatchTraining(length=32, delta=delta), _tiny.context(tmp_path)
+    method, ctx = HardMinibatchTraining(length=32, delta=delta), tiny.context(tmp_path)
     ctx.batch_rows = len(FixedRows(method.source, ctx)) // 4
-    state, notes = method.init(_tiny.model(), ctx), dict[str, float]()
+    state, notes = method.init(tiny.model(), ctx), dict[str, float]()
     first: list[Batch] = []
     found: list[int] = []
     for step in range(steps):
@@ -66,7 +66,7 @@ class Watching(Train):
 
 def test_a_run_repeats_what_its_own_steps_found_hardest(tmp_path: Path) -> None:
     method = HardMinibatchTraining(length=64)
-    run = _tiny.stage(method, tmp_path, train=Watching)
+    run = tiny.stage(method, tmp_path, train=Watching)
     assert isinstance(run, Watching)
     rows, many = FixedRows(method.source, run.ctx), method.minibatches(run.ctx)
     order, losses = shuffled(len(rows), run.ctx.seed, method.name), list[float]()
@@ -74,13 +74,13 @@ def test_a_run_repeats_what_its_own_steps_found_hardest(tmp_path: Path) -> None:
     hardest = sorted(sorted(range(many), key=lambda i: -losses[i])[:many // 2])
     assert many >= 3 and run.states["hard_minibatch_training.1"]["shared"]["round"].tolist() == hardest
     for batch, i in zip(run.seen, [*range(many), *hardest], strict=True):
-        wanted = rows.batch(order[i * _tiny.ROWS:(i + 1) * _tiny.ROWS])
+        wanted = rows.batch(order[i * tiny.ROWS:(i + 1) * tiny.ROWS])
         assert torch.equal(batch["input_ids"], wanted["input_ids"])
 
 
 def test_another_number_of_rows_begins_anew(tmp_path: Path) -> None:
-    method, ctx = HardMinibatchTraining(length=32), _tiny.context(tmp_path)
-    state = method.init(_tiny.model(), ctx)
+    method, ctx = HardMinibatchTraining(length=32), tiny.context(tmp_path)
+    state = method.init(tiny.model(), ctx)
     method.next(pytest.fail, state, ctx)  # type: ignore[arg-type]
     ctx.batch_rows = 4
     assert len(method.next(pytest.fail, state, ctx)["input_ids"]) == 4  # type: ignore[arg-type]
@@ -88,13 +88,13 @@ def test_another_number_of_rows_begins_anew(tmp_path: Path) -> None:
 
 
 def test_an_epoch_is_as_many_steps_as_ordinary_training_has(tmp_path: Path) -> None:
-    method, ctx = HardMinibatchTraining(length=32, delta=0.1), _tiny.context(tmp_path)
-    assert method.epoch(ctx) == len(FixedRows(method.source, ctx)) // _tiny.ROWS * _tiny.ROWS
+    method, ctx = HardMinibatchTraining(length=32, delta=0.1), tiny.context(tmp_path)
+    assert method.epoch(ctx) == len(FixedRows(method.source, ctx)) // tiny.ROWS * tiny.ROWS
 
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a step has 100000"):
-        HardMinibatchTraining(length=32).minibatches(Context(inputs=_tiny.context(tmp_path).inputs, batch_rows=100_000))
+        HardMinibatchTraining(length=32).minibatches(Context(inputs=tiny.context(tmp_path).inputs, batch_rows=100_000))
     for delta in (0.0, 1.5):
         with pytest.raises(UserError, match="delta"):
             make(HardMinibatchTraining, {"delta": delta}, "here")

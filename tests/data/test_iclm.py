@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.core.corpora import build
+from tests.corpus.corpora import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Curate
 from trainwright.core.settings import make
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data import _walk
-from trainwright.data._rows import SHARD
 from trainwright.data.iclm import Iclm
+from trainwright.lm.rows import SHARD
 
 WORDS = ["oak", "elm", "fir", "ash", "yew", "bay", "fig", "box", "may", "nut"]
 TOPICS = 6
@@ -32,7 +32,7 @@ class Embedded(Curate):
     def apply(self, documents: Any, ctx: Context) -> Any:
         import pyarrow as pa
 
-        from trainwright.data._selecting import attach, columns
+        from trainwright.corpus.selecting import attach, columns
         ids = columns(documents, "id")["id"].to_pylist()
         made: list[Any] = []
         for name in sorted(ids):

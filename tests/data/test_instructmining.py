@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.core.corpora import Given, build
+from tests.corpus.corpora import Given, build
 from tests.data.unigrams import context, kept, written
-from trainwright.core import _tiny, documents
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus import documents
 from trainwright.data import _tuning
 from trainwright.data._linear_rule import draw, fit
 from trainwright.data.instructmining import Instructmining
@@ -71,7 +72,7 @@ def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path, mon
         return math.exp(1.0 + told.mean())
 
     monkeypatch.setattr(_tuning, "tuned_loss", loss)
-    ctx = _tiny.curating(tmp_path)
+    ctx = tiny.curating(tmp_path)
     method = Instructmining(indicators=("reward", "near"), subsets=6, size=10, count=20)
     made = method.apply(rows(**columns), ctx)
     order = np.argsort(predicted(columns))[:20]
@@ -96,7 +97,7 @@ def test_models_that_are_tuned_tell_good_documents_from_bad_ones(tmp_path: Path)
     import pyarrow as pa
     texts = pa.table({"id": [f"x/{i:03d}" for i in range(60)], "text": [one["text"] for one in made], "domain": ["d"] * 60,
                       "messages": pa.nulls(60, pa.large_string())})
-    ctx = context(tmp_path / "s", model=_tiny.curating(tmp_path).inputs["model"], target=[tmp_path / "target"])
+    ctx = context(tmp_path / "s", model=tiny.curating(tmp_path).inputs["model"], target=[tmp_path / "target"])
     method = Instructmining(indicators=("good",), subsets=5, size=12, lr=3e-3, count=30, length=32, batch_tokens=64)
     chosen = kept(method.apply(table.join(daft.from_arrow(texts), on="id"), ctx))
     assert ctx.notes["instructmining/good"][0][0] < 0 and ctx.notes["instructmining/r2"][0][0] > 0.5
@@ -110,7 +111,7 @@ def test_length_is_an_indicator_that_needs_no_column(tmp_path: Path) -> None:
 
 
 def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
-    ctx, columns = _tiny.curating(tmp_path), planted(40)
+    ctx, columns = tiny.curating(tmp_path), planted(40)
     columns["far"] = [1 - 2 * x for x in columns["near"]]
     columns["same"] = [3.0] * 40
     table = rows(**columns)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.batches import cut
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -70,7 +70,7 @@ def test_before_the_end_of_the_burn_in_all_count_alike() -> None:
 @pytest.mark.parametrize("unit", ["row", "document"])
 def test_the_gradient_is_that_of_constant_weights(unit: Literal["row", "document"], tmp_path: Path) -> None:
     """By hand over the whole step, however the step is cut; the authors' form: M sum w_i (n_i / N) l_i."""
-    run = _tiny.stage(LossReweighting(burn_in=0.0, unit=unit), tmp_path)
+    run = tiny.stage(LossReweighting(burn_in=0.0, unit=unit), tmp_path)
     batch = run.pull()
     objective = next(m for k, m in run.named_methods if k == "next_token.1")
     values: Tensor = objective.loss(run.model, batch, {}, run.ctx)  # type: ignore[attr-defined]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from tests.core.corpora import build, texts
+from tests.corpus.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch
 from trainwright.core.settings import make
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data._metadata import host, metadata_of
 from trainwright.data.meco import Meco
 from trainwright.data.pack import Pack

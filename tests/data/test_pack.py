@@ -12,14 +12,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from tests.core.corpora import build, texts
+from tests.corpus.corpora import build, texts
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.tokens import open_corpus
-from trainwright.data._rows import SHARD, best_fit
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data.pack import Pack
-from trainwright.pretrain._causal_lm import token_losses
+from trainwright.lm.losses import token_losses
+from trainwright.lm.rows import SHARD, best_fit
 
 MODELS = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,

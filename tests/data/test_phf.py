@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import nn
 
-from tests.core.corpora import build
-from trainwright.core import _tiny, models
+from tests.corpus.corpora import build
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Curate
 from trainwright.core.settings import make
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data._segments import badness, lines, starts_of
 from trainwright.data.pack import Pack
 from trainwright.data.phf import Phf
+from trainwright.families import models
 from trainwright.optim.adamw import Adamw
 
 GOOD, BAD = 401, 400
@@ -35,7 +36,7 @@ class Half(Curate):
     def apply(self, documents: Any, ctx: Context) -> Any:
         import pyarrow as pa
 
-        from trainwright.data._selecting import attach, columns
+        from trainwright.corpus.selecting import attach, columns
         ids = sorted(columns(documents, "id")["id"].to_pylist())
         told = [1.0 if i % 4 == 0 else None if i % 4 == 1 else 0.0 for i in range(len(ids))]
         return attach(documents, pa.table({"id": pa.array(ids, pa.large_string()), "rude": told, "word": [str(t) for t in told]}))
@@ -56,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model_of(folder: Path, vocabulary: int = 402) -> nn.Module:
-    table = {"type": "llama", **_tiny.SHAPES["llama"], "hidden_size": 32, "intermediate_size": 64, "vocab_size": vocabulary}
+    table = {"type": "llama", **tiny.SHAPES["llama"], "hidden_size": 32, "intermediate_size": 64, "vocab_size": vocabulary}
     return models.create(models.from_table(table, open_corpus(folder).tokenizer, "here"), 0, "here")
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.core.corpora import Given
+from tests.corpus.corpora import Given
 from tests.data.unigrams import checkpoint, context, kept, written
-from trainwright.core import documents
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus import documents
 from trainwright.data.preselect import Preselect, examples, strength
 
 TELLING, SILENT = "abcdefghi", "rstuvwxyz"

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.core.corpora import build
-from trainwright.core import documents, settings
+from tests.corpus.corpora import build
+from trainwright.core import settings
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus import documents
 from trainwright.data import _python_sources as sources
 from trainwright.data.python_library import PythonLibrary
 

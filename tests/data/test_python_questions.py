@@ -6,7 +6,7 @@ import json
 import pytest
 
 from trainwright.core.context import Context
-from trainwright.core.documents import empty
+from trainwright.corpus.documents import empty
 from trainwright.data.python_questions import PythonQuestions, opening, question
 
 

@@ -10,21 +10,22 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from tests.core.corpora import Given, build
+from tests.corpus.corpora import Given, build
 from tests.data.unigrams import context, kept, written
-from tests.finetune.architectures import make
-from trainwright.core import _tiny, documents
+from tests.lm.architectures import make
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus import documents
 from trainwright.data import _bandit as bandits
 from trainwright.data import _influence
-from trainwright.data._scoring import Piece, Reader
 from trainwright.data.quad import Quad
+from trainwright.lm.scoring import Piece, Reader
 
 
 def gradients(kind: str = "llama", **settings: Any) -> _influence.Gradients:
     model = make(kind, **settings).requires_grad_(False)
-    reader = Reader.of(_tiny.curating(Path()).inputs["model"][0], Context(), "test")
+    reader = Reader.of(tiny.curating(Path()).inputs["model"][0], Context(), "test")
     return _influence.Gradients(replace(reader, model=model, length=12, batch_tokens=100))
 
 
@@ -173,7 +174,7 @@ def rows(kinds: dict[str, str]) -> Any:
 def test_documents_like_the_target_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"letters": "abcde", "others": "pqrst", "capitals": "KLMNO"}
     build(tmp_path / "target", written("target", "abcde", 12), tune=0.5)
-    model = _tiny.curating(tmp_path).inputs["model"]
+    model = tiny.curating(tmp_path).inputs["model"]
     ctx = context(tmp_path / "s", model=model, target=[tmp_path / "target"])
     method = Quad(clusters=3, arms=1, block=10, scored=0.2, exploration=0.0, count=24, length=32)
     chosen = kept(method.apply(rows(kinds), ctx))
@@ -184,13 +185,13 @@ def test_documents_like_the_target_are_chosen(tmp_path: Path, monkeypatch: pytes
 
 
 def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
-    ctx = _tiny.curating(tmp_path)
+    ctx = tiny.curating(tmp_path)
     with pytest.raises(UserError, match=r"reads the column 'embedding'.*embed writes one"):
-        Quad().apply(_tiny.table(), ctx)
+        Quad().apply(tiny.table(), ctx)
     with pytest.raises(UserError, match="count = 1,000 is more than the 120 documents"):
-        Quad(count=1000).apply(_tiny.scored(_tiny.table()), replace(ctx, folder=tmp_path / "again"))
+        Quad(count=1000).apply(tiny.scored(tiny.table()), replace(ctx, folder=tmp_path / "again"))
     with pytest.raises(UserError, match=r"the largest of the 100 clusters has \d documents, and it takes 10 to measure one"):
-        Quad().apply(_tiny.scored(_tiny.table()), replace(ctx, folder=tmp_path / "small"))
+        Quad().apply(tiny.scored(tiny.table()), replace(ctx, folder=tmp_path / "small"))
     with pytest.raises(ValueError, match=r"at most 0\.2"):
         Quad(scored=0.5)
     with pytest.raises(ValueError, match="less than one document"):

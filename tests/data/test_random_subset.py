@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_selecting import rows
-from trainwright.core import _tiny
+from tests.corpus.test_selecting import rows
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data.random_subset import RandomSubset
@@ -13,7 +13,7 @@ from trainwright.data.random_subset import RandomSubset
 
 def kept(folder: Path, seed: int = 0, **settings: float) -> set[str]:
     method = RandomSubset(**settings)  # type: ignore[arg-type]
-    return {r["id"] for r in rows(method.apply(_tiny.table(), Context(seed=seed, folder=folder / f"{seed}{settings}")))}
+    return {r["id"] for r in rows(method.apply(tiny.table(), Context(seed=seed, folder=folder / f"{seed}{settings}")))}
 
 
 def test_shares_are_met_and_contain_each_other(tmp_path: Path) -> None:

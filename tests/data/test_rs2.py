@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch
@@ -60,24 +60,24 @@ def test_a_static_subset_is_one_draw_in_new_orders() -> None:
 
 def test_steps_follow_the_epochs(tmp_path: Path) -> None:
     """The rows of the steps are those of the epochs, one behind the other; a stage's epoch has the rows of a short one."""
-    method, ctx = Rs2(fraction=0.3, length=32), _tiny.context(tmp_path)
+    method, ctx = Rs2(fraction=0.3, length=32), tiny.context(tmp_path)
     rows = FixedRows(method.source, ctx)
     size = method.epoch(ctx)
-    assert size == round(0.3 * len(rows)) and _tiny.ROWS % size
+    assert size == round(0.3 * len(rows)) and tiny.ROWS % size
     seen = torch.cat([b["input_ids"] for b in batches(method, ctx, 6)])
     wanted = np.concatenate([subset("with_replacement", e, len(rows), size, ctx.seed) for e in range(9)])[:len(seen)]
     assert torch.equal(seen, rows.batch(wanted)["input_ids"])
 
 
 def test_a_row_is_the_same_text_in_every_epoch(tmp_path: Path) -> None:
-    method, ctx = Rs2(fraction=1.0, draw="once", length=32), _tiny.context(tmp_path)
+    method, ctx = Rs2(fraction=1.0, draw="once", length=32), tiny.context(tmp_path)
     ctx.batch_rows = method.epoch(ctx)
     first, second = (Counter(map(tuple, b["input_ids"].tolist())) for b in batches(method, ctx, 2))
     assert first == second
 
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
-    ctx = _tiny.context(tmp_path)
+    ctx = tiny.context(tmp_path)
     ctx.knobs = {"mixture": {"code": 1.0}}
     with pytest.raises(UserError, match="cannot follow a mixture"):
         batches(Rs2(length=32), ctx, 1)

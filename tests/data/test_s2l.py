@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.core.corpora import Given
+from tests.corpus.corpora import Given
 from tests.data.unigrams import checkpoint, context, kept, written
-from trainwright.core import documents
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus import documents
 from trainwright.data.s2l import S2l, quotas
 
 
@@ -70,7 +70,7 @@ def test_mistakes_get_a_sentence(tmp_path: Path, checkpoints: list[Path]) -> Non
 
 
 def test_a_model_that_went_wrong_is_named(tmp_path: Path, checkpoints: list[Path]) -> None:
-    from trainwright.core import models
+    from trainwright.families import models
     broken = models.load(checkpoints[0], "test")
     broken.lm_head.weight.data.fill_(float("nan"))
     (tmp_path / "broken").mkdir()

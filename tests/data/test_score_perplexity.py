@@ -3,14 +3,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from tests.data.test_selecting import rows
-from trainwright.core import _tiny
+from tests.corpus.test_selecting import rows
+from trainwright.check import tiny
 from trainwright.data.score_loss import ScoreLoss
 from trainwright.data.score_perplexity import ScorePerplexity
 
 
 def test_perplexity_is_exp_of_the_loss(tmp_path: Path) -> None:
-    loss, perplexity = ({r["id"]: r[name] for r in rows(method.apply(_tiny.table(), _tiny.curating(tmp_path / name)))}
+    loss, perplexity = ({r["id"]: r[name] for r in rows(method.apply(tiny.table(), tiny.curating(tmp_path / name)))}
                         for name, method in (("loss", ScoreLoss(length=32)), ("perplexity", ScorePerplexity(length=32))))
     assert loss.keys() == perplexity.keys()
     assert all(math.isclose(perplexity[i], math.exp(x), rel_tol=1e-9) for i, x in loss.items() if x is not None)

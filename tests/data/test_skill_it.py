@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set, State
@@ -110,7 +110,7 @@ def test_probes_come_one_after_the_other() -> None:
 
 def test_a_stage_measures_and_learns(tmp_path: Path) -> None:
     method = SkillIt(skills=("prose", "code"), probe=2, update=1)
-    run = _tiny.stage(method, tmp_path, eval_every=2, more=[HeldOut(split="tune", tokens=60, length=32)])
+    run = tiny.stage(method, tmp_path, eval_every=2, more=[HeldOut(split="tune", tokens=60, length=32)])
     run.run()
     shared = run.states["skill_it.1"]["shared"]
     assert len(shared["marks"]) == 3 and all(len(v) == 3 for v in shared["losses"].values())
@@ -128,6 +128,6 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="probe shorter"):
         SkillIt(skills=("a", "b"), probe=0.5).init(nn.Module(), Context(steps=10))
     with pytest.raises(UserError, match=r"eval/loss/prose.*eval_every"):
-        _tiny.stage(SkillIt(skills=("prose", "code"), probe=2), tmp_path).run()
+        tiny.stage(SkillIt(skills=("prose", "code"), probe=2), tmp_path).run()
     with pytest.raises(UserError, match="knows no loss of prose"):
-        _tiny.stage(SkillIt(skills=("prose",), graph={"prose": {"prose": 1.0}}, update=2), tmp_path).run()
+        tiny.stage(SkillIt(skills=("prose",), graph={"prose": {"prose": 1.0}}, update=2), tmp_path).run()

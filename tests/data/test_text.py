@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.core.corpora import ODD, build
-from trainwright.core import documents, settings
+from tests.corpus.corpora import ODD, build
+from trainwright.core import settings
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus import documents
 from trainwright.data.text import Text
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello 👋🏽"}]

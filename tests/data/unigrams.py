@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from trainwright.core import _tiny, models
+from trainwright.check import tiny
 from trainwright.core.context import Context
+from trainwright.families import models
 
 
 def checkpoint(folder: Path, shares: dict[str, float]) -> Path:
     """A tiny Llama that gives the tokens made of some letters that share of the probability; what is left goes to all others."""
-    model, tokenizer = _tiny.model(), _tiny.tokenizer()
-    texts = [token.strip("Ġ") for token in tokenizer.convert_ids_to_tokens(range(_tiny.VOCABULARY))]
-    chance = torch.zeros(_tiny.VOCABULARY)
+    model, tokenizer = tiny.model(), tiny.tokenizer()
+    texts = [token.strip("Ġ") for token in tokenizer.convert_ids_to_tokens(range(tiny.VOCABULARY))]
+    chance = torch.zeros(tiny.VOCABULARY)
     for letters, share in shares.items():
         inside = torch.tensor([bool(text) and set(text) <= set(letters) for text in texts])
         chance[inside] = share / inside.sum()

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from tests.core.corpora import build, texts
+from tests.corpus.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.evaluate.held_out import HeldOut
 
 

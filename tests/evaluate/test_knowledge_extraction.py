@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.core.corpora import build
+from tests.corpus.corpora import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data._biographies import QUESTIONS, people
 from trainwright.data.physics_of_lms_3_1 import PhysicsOfLms_3_1
 from trainwright.evaluate._answers import exact

@@ -8,10 +8,10 @@ import torch
 from scipy.stats import mannwhitneyu
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.core.corpora import build
+from tests.corpus.corpora import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.evaluate.membership import Membership, auc
 
 

@@ -11,16 +11,17 @@ from peft.tuners.lora.config import CordaConfig
 from peft.tuners.lora.corda import preprocess_corda
 from torch import nn
 
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import _tiny, deltas, models
+from tests.lm.architectures import IDS, make, moved
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
+from trainwright.families import deltas, models
 from trainwright.finetune import _calibration
 from trainwright.finetune._corda import decompose
-from trainwright.finetune._targets import as_linear_weight, linear_layers
 from trainwright.finetune.corda import Corda
+from trainwright.lm.layers import as_linear_weight, linear_layers
 
 SAMPLES = list(torch.randint(0, 64, (12, 40), generator=torch.Generator().manual_seed(3)))
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
@@ -154,7 +155,7 @@ def test_the_delta_needs_no_corpus(kind: str, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_samples_are_training_rows_of_the_domains(tmp_path: Path) -> None:
-    ctx, model = _tiny.context(tmp_path), _tiny.model()
+    ctx, model = tiny.context(tmp_path), tiny.model()
     rows = _calibration.rows(model, ["prose"], 3, 16, ctx)
     assert [len(r) for r in rows] == [16, 16, 16]
     corpus = open_corpus(ctx.path("data"))
@@ -169,8 +170,8 @@ def test_samples_are_training_rows_of_the_domains(tmp_path: Path) -> None:
 def test_what_is_looked_at_decides(tmp_path: Path) -> None:
     starts = []
     for domain in ("prose", "code"):
-        model, method = _tiny.model(), Corda(rank=2, samples=8, length=32, domains=(domain,), on="*.0.*.q_proj")
-        method.operate(model, _tiny.context(tmp_path))
+        model, method = tiny.model(), Corda(rank=2, samples=8, length=32, domains=(domain,), on="*.0.*.q_proj")
+        method.operate(model, tiny.context(tmp_path))
         starts.append(next(iter(method.layers(model).values())).corda_A)
     assert not torch.allclose(*starts, atol=1e-3)
 
@@ -179,7 +180,7 @@ def test_what_is_looked_at_decides(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told_before_anything_changes(tmp_path: Path) -> None:
-    model, ctx = _tiny.model(), _tiny.context(tmp_path)
+    model, ctx = tiny.model(), tiny.context(tmp_path)
     before = {n: p.clone() for n, p in model.state_dict().items()}
     for method, words in ((Corda(rank=17), "rank = 17 is more than the width of"),
                           (Corda(mode="knowledge_preserved", rank=2, samples=1, length=8), "8 tokens of samples do not tell"),

@@ -17,7 +17,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from trainwright.core._synthetic import synthetic
 from trainwright.core.claims import check_claims
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -28,6 +27,7 @@ from trainwright.finetune.hft import Hft
 from trainwright.finetune.lora import Lora
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.ema import Ema
+from trainwright.planning.synthetic import synthetic
 from trainwright.pretrain.next_token import NextToken
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.finetune.architectures import IDS, make, moved
+from tests.lm.architectures import IDS, make, moved
 from tests.pretrain.small import build, train
-from trainwright.core import deltas, models
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._increlora import QUIET, WAITING, allocate, orthonormal, remember
-from trainwright.finetune._targets import as_linear_weight
 from trainwright.finetune.increlora import Increlora
+from trainwright.lm.layers import as_linear_weight
 from trainwright.optim.adamw import Adamw
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from scipy.linalg import hadamard as matrix
 from torch import Tensor, nn
 
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import deltas, models
+from tests.lm.architectures import IDS, make, moved
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._subspace import KINDS, Fastfood, hadamard
 from trainwright.finetune.intrinsic_dimension import IntrinsicDimension, d90
 

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import deltas, models
+from tests.lm.architectures import IDS, make, moved
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._loram import Part, on_disk, places, sizes
 from trainwright.finetune.loram import Loram
 

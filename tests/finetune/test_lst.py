@@ -10,16 +10,17 @@ import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor, nn
 
-from tests.core.corpora import build, texts
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import deltas, models, sharding
+from tests.corpus.corpora import build, texts
+from tests.lm.architectures import IDS, make, moved
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.core.tokens import open_corpus
-from trainwright.finetune._pruned import importance, kept_of_head, largest
+from trainwright.corpus.tokens import open_corpus
+from trainwright.families import deltas, models
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.lst import Lst
+from trainwright.lm.pruned import importance, kept_of_head, largest
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 

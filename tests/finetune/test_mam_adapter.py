@@ -10,15 +10,15 @@ import torch.nn.functional as F
 import transformers as tf
 from torch import Tensor, nn
 
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import deltas, models
+from tests.lm.architectures import IDS, make, moved
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._mam import Prefix, prefix_attention
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.mam_adapter import MamAdapter
-from trainwright.pretrain._causal_lm import isolation_error
+from trainwright.lm.losses import isolation_error
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 BOTH = MamAdapter(prefix=5, bottleneck=6)

@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import deltas, models
+from tests.lm.architectures import IDS, make, moved
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._shards import MosLinear
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.mixture_of_shards import MixtureOfShards

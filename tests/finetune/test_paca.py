@@ -20,18 +20,19 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from trainwright.core import checkpoint, deltas
-from trainwright.core._synthetic import synthetic
+from trainwright.core import checkpoint
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Data, State
 from trainwright.core.settings import make
+from trainwright.families import deltas
 from trainwright.finetune import _columns
-from trainwright.finetune._targets import as_linear_weight, linear_layers
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.paca import FILE, Paca, PacaLinear
+from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.optim.adamw import Adamw
+from trainwright.planning.synthetic import synthetic
 from trainwright.pretrain.next_token import NextToken
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.finetune.architectures import IDS, make
-from trainwright.core import deltas, models
-from trainwright.core._synthetic import Synthetic
+from tests.lm.architectures import IDS, make
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._mask_tuning import Masked, agreement, general_losses, packed, unpacked
 from trainwright.finetune.r_amt import RAmt
 from trainwright.optim.adamw import Adamw
+from trainwright.planning.synthetic import Synthetic
 from trainwright.pretrain.next_token import NextToken
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])

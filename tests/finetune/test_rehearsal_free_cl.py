@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
@@ -40,10 +40,10 @@ def test_ewc_adds_the_gradient_of_its_penalty() -> None:
     assert torch.allclose(pulled(method, now, {"start": W0, "fisher": fisher}, grad), grad + w.grad)
 
 
-@pytest.mark.parametrize("kind", [_tiny.LLAMA, _tiny.GPT2])
+@pytest.mark.parametrize("kind", [tiny.LLAMA, tiny.GPT2])
 def test_the_fisher_information_by_hand(kind: str, tmp_path: Path) -> None:
     """The mean over rows of the squared gradient of a row's mean loss, from the model's own logits; domains are the old ones."""
-    model, ctx = _tiny.model(kind), _tiny.context(tmp_path, kind)
+    model, ctx = tiny.model(kind), tiny.context(tmp_path, kind)
     ctx.batch_rows = 3
     method = RehearsalFreeCl(how="ewc", old=("prose",), fisher_rows=3, length=24)
     found = method.init(model, ctx)["param"]
@@ -68,9 +68,9 @@ def test_it_holds_the_weights_near_the_start(tmp_path: Path) -> None:
     from trainwright.pretrain.next_token import NextToken
 
     def moved(*more: RehearsalFreeCl) -> dict[str, float]:
-        model, start = _tiny.model(), dict(_tiny.model().named_parameters())
+        model, start = tiny.model(), dict(tiny.model().named_parameters())
         methods = [Pack(length=32), NextToken(), *more, Adamw(lr=1e-2, weight_decay=0.0)]
-        run = Train(model, methods, 6, ctx=_tiny.context(tmp_path))
+        run = Train(model, methods, 6, ctx=tiny.context(tmp_path))
         run.run()
         assert not more or run.row["distance"] > 0
         return {n: float((p - start[n]).detach().norm()) for n, p in run.params.items()}

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.finetune.architectures import make as build
-from trainwright.core import _tiny
-from trainwright.core._synthetic import synthetic
+from tests.lm.architectures import make as build
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch
 from trainwright.finetune.rehearsal_free_distillation import RehearsalFreeDistillation
+from trainwright.planning.synthetic import synthetic
 
 KINDS = ("llama", "qwen2", "gpt2", "gemma2")
 """Gemma caps its logits: its head is not a plain one."""
@@ -74,8 +74,8 @@ def test_it_is_zero_at_the_start(how: str, kind: str) -> None:
 def test_beside_next_token_it_is_added_by_its_weight(tmp_path: Path) -> None:
     """The loss of a step with both is the one plus ``weight`` times the other."""
     def loss(*methods: object) -> float:
-        run = _tiny.stage(None, tmp_path, more=methods)  # type: ignore[arg-type]
-        run.ctx.frozen["reference"] = _tiny.model(seed=1)
+        run = tiny.stage(None, tmp_path, more=methods)  # type: ignore[arg-type]
+        run.ctx.frozen["reference"] = tiny.model(seed=1)
         run.run(until=1)
         return run.row["loss"]
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.finetune.architectures import IDS, make, moved
+from tests.lm.architectures import IDS, make, moved
 from tests.pretrain.small import build, train
-from trainwright.core import deltas, models
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._sara import SaraLinear, polar, smallest
-from trainwright.finetune._targets import as_linear_weight, linear_layers
 from trainwright.finetune.sara import Sara
+from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.optim.adamw import Adamw
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.finetune.architectures import make as build
+from tests.lm.architectures import make as build
+from trainwright.check import tiny
 from trainwright.compare import bench
-from trainwright.core import _tiny
-from trainwright.core._synthetic import synthetic
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.finetune.self_distillation_further_pretraining import SelfDistillationFurtherPretraining
+from trainwright.planning.synthetic import synthetic
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
@@ -31,7 +31,7 @@ def test_the_squared_distance_of_the_final_states(kind: str) -> None:
 
 
 def test_it_brings_the_student_to_the_teacher(tmp_path: Path) -> None:
-    run = _tiny.stage(SelfDistillationFurtherPretraining(), tmp_path)
+    run = tiny.stage(SelfDistillationFurtherPretraining(), tmp_path)
     seen = []
     run.run(on_step=lambda row: seen.append(row["distillation/teacher"]))
     assert seen[-1] < 0.7 * seen[0] and seen[0] == pytest.approx(2.0, rel=0.3)       # at first two independent normed states

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.finetune.architectures import IDS, make, moved
+from tests.lm.architectures import IDS, make, moved
 from tests.pretrain.small import build, train
-from trainwright.core import deltas, models
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune import _spiel
 from trainwright.finetune._sparse_delta import Watch, product, scattered
-from trainwright.finetune._targets import as_linear_weight, linear_layers
 from trainwright.finetune.spiel import Spiel
+from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.optim.clip import Clip
 from trainwright.optim.ema import Ema
 

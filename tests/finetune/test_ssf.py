@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 import transformers as tf
 
-from tests.finetune.architectures import IDS, make, moved
-from trainwright.core import deltas, models
+from tests.lm.architectures import IDS, make, moved
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import deltas, models
 from trainwright.finetune._scale_shift import ScaleShift, offset
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.ssf import Ssf

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from tests.core.corpora import build, texts
+from tests.corpus.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data.pack import Pack
 from trainwright.finetune.supervised import Supervised
 

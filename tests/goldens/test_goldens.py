@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainwright.core import _tiny, registry
+from trainwright.check import tiny
+from trainwright.core import registry
 from trainwright.core.loop import Train
 
 STEPS = 50
@@ -31,12 +32,12 @@ AFTER = {"lora": "pretrain"}
 
 def curve(name: str, folder: Path) -> list[float]:
     """The loss of each step, in float32."""
-    model = _tiny.model()
+    model = tiny.model()
     losses: list[float] = []
     for recipe in [RECIPES[n] for n in (AFTER.get(name), name) if n]:
         losses.clear()
         methods = [registry.create(table, Path(), "golden") for table in recipe]
-        run = Train(model, methods, STEPS, accumulate=2, ctx=_tiny.context(folder))
+        run = Train(model, methods, STEPS, accumulate=2, ctx=tiny.context(folder))
         run.run(on_step=lambda row: losses.append(row["loss"]))
     return losses
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
@@ -61,7 +61,7 @@ def test_the_old_domains_get_their_share_of_the_rows(tmp_path: Path) -> None:
     (mixture,) = [c for c in method.tick(View(0, 9, {}, {"lr": 1.0}), {}) if c.knob == "mixture"]
     assert mixture.value == {"prose": 0.25, "code": 0.375, "chat": 0.375}
     assert not [c for c in method.tick(View(1, 9, {}, {"lr": 1.0}), {}) if c.knob == "mixture"]
-    data, ctx = Pack(length=32), _tiny.context(tmp_path)
+    data, ctx = Pack(length=32), tiny.context(tmp_path)
     ctx.batch_rows, ctx.knobs = 600, {"mixture": mixture.value}
     batch = data.next(pytest.fail, data.init(nn.Identity(), ctx), ctx)
     seen = Counter(batch["domains"][int(d)] for d in batch["domain"][:, 0])

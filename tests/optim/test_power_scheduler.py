@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from trainwright.core import _tiny
+from trainwright.check import tiny
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
@@ -64,10 +64,10 @@ def test_below_the_cap_it_is_constant_and_it_decays_to_nothing() -> None:
 
 
 def test_in_a_stage_it_counts_the_tokens_of_the_step(tmp_path: Path) -> None:
-    run = _tiny.stage(PowerScheduler(a=0.001, warmup=0, decay=0), tmp_path)
+    run = tiny.stage(PowerScheduler(a=0.001, warmup=0, decay=0), tmp_path)
     rows: list[dict[str, float]] = []
     run.run(on_step=rows.append)
-    step, lr = _tiny.ROWS * 32, run.ctx.peak_lr
+    step, lr = tiny.ROWS * 32, run.ctx.peak_lr
     expected = [lr] + [min(lr, step / 4096 * 0.001 * (step * i) ** -0.51) for i in range(1, len(rows))]
     assert [row["lr"] for row in rows] == pytest.approx(expected) and expected[-1] < lr
 

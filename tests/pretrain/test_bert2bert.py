@@ -11,15 +11,16 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.finetune.architectures import IDS
-from tests.finetune.architectures import make as architecture
+from tests.lm.architectures import IDS
+from tests.lm.architectures import make as architecture
 from tests.pretrain.small import Counting, Next, build
-from trainwright.core import checkpoint, deltas, models, sharding
+from trainwright.core import checkpoint, sharding
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Command, Controller, Operate, State
 from trainwright.core.settings import make
+from trainwright.families import deltas, models
 from trainwright.finetune.lora import Lora
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.ema import Ema

@@ -13,9 +13,9 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import State, Tensors, Update
 from trainwright.core.settings import make
+from trainwright.lm.masks import largest, threshold
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.ema import Ema
-from trainwright.pretrain._masks import largest, threshold
 from trainwright.pretrain.granet import Granet, densities
 
 

@@ -9,12 +9,13 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from tests.finetune.architectures import IDS, make
+from tests.lm.architectures import IDS, make
 from tests.pretrain.small import build
-from trainwright.core import models, sharding
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
+from trainwright.families import models
 from trainwright.pretrain.mix_ln import MixLn
 
 HALF = MixLn(post_ln=0.5)

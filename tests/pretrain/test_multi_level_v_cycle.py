@@ -11,16 +11,17 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from tests.finetune.architectures import IDS
-from tests.finetune.architectures import make as architecture
+from tests.lm.architectures import IDS
+from tests.lm.architectures import make as architecture
 from tests.pretrain.small import Counting, Next, build
 from trainwright import api
-from trainwright.core import models, prepare
+from trainwright.core import prepare
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make
 from trainwright.core.store import Store
+from trainwright.families import models
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain._sizes import shrink
 from trainwright.pretrain.multi_level_v_cycle import MultiLevelVCycle

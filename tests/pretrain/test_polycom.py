@@ -11,7 +11,7 @@ import transformers as tf
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tests.finetune.architectures import make
+from tests.lm.architectures import make
 from tests.pretrain.small import FAMILIES, build, train
 from trainwright.core import sharding
 from trainwright.core.context import Context

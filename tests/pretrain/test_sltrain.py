@@ -11,15 +11,16 @@ import transformers as tf
 from torch import nn
 
 from tests.pretrain.small import FAMILIES, build, train
-from trainwright.core import models, sharding
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make
-from trainwright.core.training import state_bytes
+from trainwright.families import models
 from trainwright.finetune.lora import Lora
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain.sltrain import Sltrain, SltrainLinear
+from trainwright.stages.training import state_bytes
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 SMALL = Sltrain(rank=4, alpha=2.0, density=0.05)

@@ -13,11 +13,11 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make
 from trainwright.finetune.lora import Lora
+from trainwright.lm.masks import maskable
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.ema import Ema
 from trainwright.optim.torch_optim import TorchOptim
 from trainwright.optim.weight_decay import WeightDecay
-from trainwright.pretrain._masks import maskable
 from trainwright.pretrain.spdf import Spdf
 
 MUON = (TorchOptim(optimizer="Muon", on="*_proj.weight", lr=0.05), Adamw(on="!*_proj.weight"))

@@ -9,13 +9,13 @@ import transformers as tf
 from torch import Tensor, nn
 
 from tests.pretrain.small import FAMILIES, build, train
-from trainwright.core import models
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Optimizer
 from trainwright.core.settings import make
-from trainwright.finetune._targets import as_linear_weight
+from trainwright.families import models
+from trainwright.lm.layers import as_linear_weight
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain._spectral import SpectralLinear, drawn, probabilities
 from trainwright.pretrain.sst import Sst

@@ -14,10 +14,10 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.core.settings import make
+from trainwright.lm.losses import token_losses
+from trainwright.lm.prefix import prefix_mask
 from trainwright.optim.adamw import Adamw
-from trainwright.pretrain._causal_lm import token_losses
 from trainwright.pretrain._denoisers import counts, ending, longest, parts
-from trainwright.pretrain._prefix import prefix_mask
 from trainwright.pretrain.next_token import NextToken
 from trainwright.pretrain.ul2 import Ul2, mode
 

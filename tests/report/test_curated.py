@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.core.corpora import KeepLong, build, texts
+from tests.corpus.corpora import KeepLong, build, texts
 from trainwright.report import curated, plots
 
 

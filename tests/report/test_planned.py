@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trainwright.core.fit import Proposal
-from trainwright.core.plan import plan
 from trainwright.core.recipe import load
 from trainwright.core.store import Store
+from trainwright.planning.fit import Proposal
+from trainwright.planning.plan import plan
 from trainwright.report import planned
 
 

@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from tests.conftest import LIFE, write_texts
 from trainwright.cli import app
-from trainwright.core import runs
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.prepare import jobs
 from trainwright.core.recipe import parse
 from trainwright.core.settings import make
 from trainwright.core.store import Store
+from trainwright.planning import runs
 from trainwright.search._shares import Constants, names
 from trainwright.search.d_cpt_law import DCptLaw
 

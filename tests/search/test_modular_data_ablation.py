@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.core.corpora import build
-from trainwright.core import _tiny, models
+from tests.corpus.corpora import build
+from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
+from trainwright.families import models
 from trainwright.search._averages import averaged, rank_correlation
 from trainwright.search.modular_data_ablation import ModularDataAblation
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model_of(folder: Path, seed: int = 0) -> nn.Module:
-    table = {"type": "llama", **_tiny.SHAPES["llama"]}
+    table = {"type": "llama", **tiny.SHAPES["llama"]}
     return models.create(models.from_table(table, open_corpus(folder).tokenizer, "here"), seed, "here")
 
 

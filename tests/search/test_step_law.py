@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trainwright.core import runs
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.planning import runs
 from trainwright.search.step_law import CONSTANTS, StepLaw
 
 PLANTED = StepLaw(lr_scale=0.9, lr_parameters=-0.55, lr_tokens=0.2, batch_scale=3.0, batch_exponent=0.45)

@@ -20,7 +20,7 @@ from trainwright.core.recipe import Recipe
 from trainwright.core.run import run as run_recipe
 from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store, key_of
-from trainwright.core.training import batch_rows, row_tokens
+from trainwright.stages.training import batch_rows, row_tokens
 
 
 @dataclass

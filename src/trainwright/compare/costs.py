@@ -19,7 +19,7 @@ from trainwright.compare.execute import write
 from trainwright.compare.failures import Failed, answer, ask, begin
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store, key_of
-from trainwright.core.worker import Worker
+from trainwright.planning.worker import Worker
 
 ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
 """Turns of each side; fewer where a step takes longer than so many seconds."""
@@ -47,11 +47,12 @@ class Probe:
     """An arm's stage, built as the run will build it, ready to step. Lives in a worker."""
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
-        from trainwright.core import ledger, models, sharding
+        from trainwright.core import ledger, sharding
         from trainwright.core.listener import Listener
         from trainwright.core.prepare import jobs
         from trainwright.core.stages import Site
-        from trainwright.core.training import parameter_counts, prepare, state_bytes
+        from trainwright.families import models
+        from trainwright.stages.training import parameter_counts, prepare, state_bytes
         models.quiet()
         sharding.start()
         held = Store(store)

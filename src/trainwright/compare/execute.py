@@ -17,7 +17,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Artifact, Store
-from trainwright.core.worker import Worker
+from trainwright.planning.worker import Worker
 
 Record = dict[str, Any]
 """Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``, ``hashes``, ``failed``."""
@@ -69,9 +69,9 @@ def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = Non
 
     Raises what a run raises; see ``failures.FAILURES`` for what is a result of its arm.
     """
-    from trainwright.core import models
     from trainwright.core.prepare import jobs
     from trainwright.core.run import run
+    from trainwright.families import models
     models.quiet()
     store = Store(root)
     before = {j.stage.name for j in jobs(unit.recipe, store) if store.find(j.stage.name, j.key)}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from trainwright.core.errors import UserError
-from trainwright.core.worker import Died, Worker
+from trainwright.planning.worker import Died, Worker
 
 FAILURES = (UserError, MemoryError, ArithmeticError, RuntimeError)
 """A loss that is no number, no more memory, a shape that a method cannot take (torch tells the latter two by RuntimeError)."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from trainwright.compare.compare import Comparison
 from trainwright.core.errors import UserError
-from trainwright.core.plan import plan
-from trainwright.core.predict import Trials
 from trainwright.core.prepare import jobs
+from trainwright.planning.plan import plan
+from trainwright.planning.predict import Trials
 
 
 @dataclass(frozen=True)

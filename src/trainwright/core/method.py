@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context, View
-    from trainwright.core.runs import Fit
+    from trainwright.planning.runs import Fit
 
 Batch = dict[str, Any]
 """Tensors whose first dimension is rows (the loop cuts them into micro-batches), and values that go along uncut."""
@@ -67,7 +67,7 @@ class Curate(Method):
     """Adds columns to a table of documents, or drops or adds rows. Composes as a pipe, in recipe order."""
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        """Lazily; columns are at least ``id, text, domain, source, metadata, messages`` (see ``data/_documents.py``)."""
+        """Lazily; columns are at least ``id, text, domain, source, metadata, messages`` (see ``corpus/sources.py``)."""
         raise NotImplementedError
 
     def depends(self, root: Path) -> str:
@@ -124,7 +124,7 @@ class Surgery(Method):
         """Write the small file that turns the original model into this one, where there is one. Before ``fold``."""
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        """Read that file, on a model on which this surgery was performed with the seed of then (see ``core/deltas.py``)."""
+        """Read that file, on a model on which this surgery was performed with the seed of then (see ``families/deltas.py``)."""
         raise NotImplementedError
 
 
@@ -250,7 +250,7 @@ class Law(Method):
         return ""
 
     def fit(self, rows: Sequence[dict[str, Any]], ctx: Context) -> Fit:
-        """New constants from finished runs, a row each (see ``core/runs.py``)."""
+        """New constants from finished runs, a row each (see ``planning/runs.py``)."""
         raise NotImplementedError
 
     def made_up(self, ctx: Context) -> list[dict[str, Any]]:

@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from trainwright.core import models, registry
+from trainwright.core import registry
 from trainwright.core.claims import check_claims, check_steps, name_all
 from trainwright.core.errors import UserError, located
-from trainwright.core.filling import fill
 from trainwright.core.method import (
     Arithmetic,
     Controller,
@@ -31,6 +30,8 @@ from trainwright.core.method import (
 from trainwright.core.recipe import Recipe, plain
 from trainwright.core.stage_settings import CorpusStage, EvaluateStage, MergeStage, Stage, TrainStage
 from trainwright.core.store import Artifact, Store, key_of, stamp
+from trainwright.families import models
+from trainwright.stages.resolve import fill
 
 ALLOWED: dict[type[Stage], tuple[type[Method], ...]] = {
     CorpusStage: (Curate,), MergeStage: (Arithmetic,), EvaluateStage: (Evaluator,),

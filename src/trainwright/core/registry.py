@@ -55,7 +55,8 @@ SETTING = re.compile(r"^    \w+\s*[:=]", re.MULTILINE)
 def cards() -> dict[str, Card]:
     """Every method that is installed, by name, sorted: ours and those of the entry points ``trainwright.methods``."""
     found: dict[str, Card] = {}
-    files = [(f.stem, folder, f) for folder in FOLDERS for f in (ROOT / folder).glob("*.py") if not f.stem.startswith("_")]
+    files = [(f.stem, f.parent.relative_to(ROOT).as_posix(), f) for folder in FOLDERS
+             for f in (ROOT / folder).rglob("*.py") if not f.stem.startswith("_")]
     for point in entry_points(group="trainwright.methods"):
         spec = importlib.util.find_spec(point.value.partition(":")[0])
         if spec is not None and spec.origin:
@@ -63,7 +64,7 @@ def cards() -> dict[str, Card]:
     for name, folder, file in sorted(files):
         if name in found:
             raise UserError(f"two methods are called {name!r}: {found[name].file} and {file}.")
-        found[name] = read_card(file, name, folder, brief=folder in FOLDERS)
+        found[name] = read_card(file, name, folder, brief=folder != "elsewhere")
     return found
 
 

@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainwright.core import memory, sharding
+from trainwright.core import sharding
 from trainwright.core.errors import located
 from trainwright.core.listener import Listener
 from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stages import KINDS, Site
 from trainwright.core.store import Artifact, Store, git_commit, versions
+from trainwright.planning import memory
 
 DISCARD_SECONDS = 5.0
 """How long to go on removing what still writes."""

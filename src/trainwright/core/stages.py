@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainwright.core import hardware, models, sharding
+from trainwright.core import hardware, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.listener import Listener
@@ -20,6 +20,7 @@ from trainwright.core.method import Arithmetic, Curate
 from trainwright.core.prepare import Job
 from trainwright.core.stage_settings import CorpusStage, EvaluateStage
 from trainwright.core.store import Store
+from trainwright.families import models
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Site:
 
 def corpus(site: Site) -> dict[str, Any]:
     """Documents through the curating methods, tokenized into shards."""
-    from trainwright.core import corpus as corpora
+    from trainwright.corpus import building as corpora
     stage = site.job.stage
     assert isinstance(stage, CorpusStage)
     tokenizer = site.folder("tokenizer") or (None if stage.vocab_size else site.folder("data") or site.folder("model"))
@@ -196,7 +197,7 @@ def _check_domains(stage: EvaluateStage, numbers: dict[str, dict[str, float]], w
 
 
 def _train(site: Site) -> dict[str, Any]:
-    from trainwright.core.training import train
+    from trainwright.stages.training import train
     return train(site)
 
 

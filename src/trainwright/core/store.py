@@ -44,7 +44,7 @@ class Artifact:
 
     def model(self) -> Any:
         """The transformers model."""
-        from trainwright.core import models
+        from trainwright.families import models
         return models.load(self.path, str(self.path))
 
     def tokenizer(self) -> Any:

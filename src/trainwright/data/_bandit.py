@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
-from trainwright.core.tokens import uniform
+from trainwright.corpus.tokens import uniform
 
 Look = Callable[[list[str]], dict[str, float]]
 """Measures the influence of documents, by their ids."""

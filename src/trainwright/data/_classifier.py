@@ -46,7 +46,7 @@ class Classifier:
 
     def judge(self, documents: DataFrame, column: str) -> tuple[pa.Table, NDArray[np.int64]]:
         """``id`` and probability of each document that says something, a batch at a time, and the characters of each."""
-        from trainwright.core.documents import stream
+        from trainwright.corpus.documents import stream
         ids: list[str] = []
         characters: list[int] = []
         found = []

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
-from trainwright.data._selecting import columns, need
+from trainwright.corpus.selecting import columns, need
 
 if TYPE_CHECKING:
     from daft import DataFrame

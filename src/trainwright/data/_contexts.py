@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.core.tokens import Corpus, Documents, open_corpus
+from trainwright.corpus.tokens import Corpus, Documents, open_corpus
 from trainwright.data import _walk
-from trainwright.data._rows import SHARD
+from trainwright.lm.rows import SHARD
 
 ARRAYS = ("id", "domain", "shard", "offset", "length", "bytes", "trained")
 

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from trainwright.core.errors import UserError
 
 if TYPE_CHECKING:
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 PLAIN = (".txt", ".md", ".rst", ".py")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -56,7 +56,7 @@ def read(path: Path, written: str, how: Reading) -> Iterator[Row]:
 
 
 def _plain(file: IO[bytes], written: str, how: Reading) -> Iterator[Row]:
-    from trainwright.data._documents import document
+    from trainwright.corpus.sources import document
     text = _decode(file.read(), written, how.invalid)
     for number, piece in enumerate(pieces(text, how.characters), 1):
         name = f"{how.domain}/{written}" + (f":{number}" if how.characters else "")
@@ -142,7 +142,7 @@ TABLES: dict[str, Callable[[IO[bytes], str], Iterator[tuple[int, Any]]]] = {
 
 def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
     """The document that one row of a table is."""
-    from trainwright.data._documents import document
+    from trainwright.corpus.sources import document
     where = f"{written}, row {line}"
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a row is an object with columns, not {str(row)[:40]!r}.")

@@ -26,7 +26,7 @@ from trainwright.core.errors import UserError, suggest
 if TYPE_CHECKING:
     from daft import DataFrame
 
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 BLOCK_ROWS = 1024
 BEFORE = re.compile(r"\A((sure|certainly|of course|absolutely)\b[^\n]{0,160}[:!.]|here('s| is| are)\b[^\n]{0,160}:)\s*\n", re.I)
@@ -198,7 +198,7 @@ def blocks(things: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 def kept_table(rows: Iterable[Row], ctx: Context) -> DataFrame:
     """A table of rows that are made now, one block at a time; in the stage's scratch until the stage is done."""
-    from trainwright.core.documents import ARROW, parquet
+    from trainwright.corpus.documents import ARROW, parquet
     assert ctx.folder is not None
     file, unfinished = ctx.folder / "made.parquet", ctx.folder / "made.unfinished"
     if not file.is_file():
@@ -215,7 +215,7 @@ def sources(documents: DataFrame, on: Sequence[str], method: str) -> list[dict[s
     Raises:
         UserError: a domain without documents, or no document at all.
     """
-    from trainwright.data._selecting import columns
+    from trainwright.corpus.selecting import columns
     found = columns(documents.where(documents["messages"].is_null()), "id", "text", "domain").to_pylist()
     there = {r["domain"] for r in found}
     for domain in on:

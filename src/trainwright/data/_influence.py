@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED
-from trainwright.core.tokens import Document
-from trainwright.data._scoring import Piece, Reader, read_blocks
-from trainwright.finetune._targets import in_out, linear_layers
-from trainwright.pretrain._causal_lm import evaluating, token_losses
+from trainwright.corpus.tokens import Document
+from trainwright.lm.layers import in_out, linear_layers
+from trainwright.lm.losses import evaluating, token_losses
+from trainwright.lm.scoring import Piece, Reader, read_blocks
 
 if TYPE_CHECKING:
     from daft import DataFrame

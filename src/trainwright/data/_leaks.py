@@ -58,7 +58,7 @@ class Benchmarks:
 
     def add_files(self, path: str, field: str, ctx: Context) -> None:
         """The texts of a file, folder or glob; a benchmark has the name that the method ``text`` gives their domain."""
-        from trainwright.core.documents import empty, stream
+        from trainwright.corpus.documents import empty, stream
         from trainwright.data.text import Text
         for batch in stream(Text(paths=[path], field=field).apply(empty(), ctx)):
             for row in batch.select(["domain", "text"]).to_pylist():
@@ -66,7 +66,7 @@ class Benchmarks:
 
     def add_held_out(self, role: str, folder: Path) -> None:
         """The documents that a corpus keeps back, by domain."""
-        from trainwright.core.documents import ARROW, Earlier
+        from trainwright.corpus.documents import ARROW, Earlier
         for table in Earlier(folder).held(ARROW):
             for row in table.select(["domain", "text"]).to_pylist():
                 self._add(f"{role}/{row['domain']}", row["text"])
@@ -91,7 +91,7 @@ class Benchmarks:
 
     def search(self, rows: DataFrame) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
         """Ids of the documents, and of each the most places that it shares with one set."""
-        from trainwright.core.streaming import owned
+        from trainwright.corpus.streaming import owned
         from trainwright.data._passes import texts
         ids: list[pa.Array] = [pa.array([], pa.large_string())]
         shared: list[int] = []

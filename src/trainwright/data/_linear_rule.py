@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
-from trainwright.data._selecting import scores
+from trainwright.corpus.selecting import scores
 
 if TYPE_CHECKING:
     from daft import DataFrame

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainwright.core import models
-from trainwright.core.chat import own_template
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.store import key_of, stamp
+from trainwright.corpus.chat import own_template
 from trainwright.data._generator import Request, Sampling, Settings, Stopped
-from trainwright.pretrain._causal_lm import evaluating, most_positions
+from trainwright.families import models
+from trainwright.lm.losses import evaluating, most_positions
 
 
 class LocalWriter:

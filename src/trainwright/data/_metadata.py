@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.tokens import Encoder, open_corpus
-from trainwright.data._rows import SHARD
+from trainwright.corpus.tokens import Encoder, open_corpus
+from trainwright.lm.rows import SHARD
 
 COLUMNS = ("domain", "source")
 """Columns that a field may name; any other is a key of a document's metadata."""

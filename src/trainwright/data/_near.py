@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus.selecting import need
 from trainwright.data._passes import texts
-from trainwright.data._selecting import need
 from trainwright.data._shingles import FACTOR, SPACELESS, Hashes, jaccard, shingles
 
 if TYPE_CHECKING:
@@ -117,8 +117,8 @@ def _check_numbers(told: pa.Table, prefer: str, method: str) -> None:
 def _write(rows: DataFrame, ngram: int, bands: int, per_band: int, prefer: str, seed: int, folder: Path) -> None:
     from daft.functions import length, minhash, normalize, regexp_replace
 
-    from trainwright.core.documents import stream
-    from trainwright.core.streaming import owned
+    from trainwright.corpus.documents import stream
+    from trainwright.corpus.streaming import owned
     spaced = regexp_replace(rows["text"].fill_null(""), f"([{SPACELESS}])", " $1 ")
     said = regexp_replace(spaced, r"[^\p{L}\p{M}\p{N}_]+", " ")
     plain = normalize(said, lowercase=True, nfd_unicode=True, white_space=True)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.data._scoring import Reader, losses
+from trainwright.lm.scoring import Reader, losses
 
 if TYPE_CHECKING:
     from daft import DataFrame

@@ -15,7 +15,7 @@ AT_ONCE = 256
 
 def texts(rows: DataFrame, *more: str) -> Iterator[pa.RecordBatch]:
     """``id``, ``text`` and ``more`` of a few documents at a time; no text is null."""
-    from trainwright.core.documents import stream
+    from trainwright.corpus.documents import stream
     for batch in stream(rows.select("id", rows["text"].fill_null(""), *more)):
         for at in range(0, len(batch), AT_ONCE):
             yield batch.slice(at, AT_ONCE)
@@ -23,5 +23,5 @@ def texts(rows: DataFrame, *more: str) -> Iterator[pa.RecordBatch]:
 
 def without(rows: DataFrame, ids: pa.Array | pa.ChunkedArray) -> DataFrame:
     """The rows of all other documents."""
-    from trainwright.core.streaming import among
+    from trainwright.corpus.streaming import among
     return rows.where(~among(rows, ids.to_pylist())) if len(ids) else rows

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.core.tokens import open_corpus
-from trainwright.data._rows import SHARD
+from trainwright.corpus.tokens import open_corpus
+from trainwright.lm.rows import SHARD
 
 
 class Text(NamedTuple):

@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainwright.core.context import Context
-from trainwright.core.tokens import Document, open_corpus, uniform
+from trainwright.corpus.tokens import Document, open_corpus, uniform
 
 
 def target_documents(ctx: Context, split: str, most: int, method: str) -> list[Document]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from trainwright.core.method import UNTRAINED
-from trainwright.core.tokens import Document
-from trainwright.data._scoring import Reader
-from trainwright.pretrain._causal_lm import evaluating, token_losses
+from trainwright.corpus.tokens import Document
+from trainwright.lm.losses import evaluating, token_losses
+from trainwright.lm.scoring import Reader
 
 
 def tuned_loss(reader: Reader, training: Sequence[Document], target: Sequence[Document], lr: float, epochs: int,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.tokens import Corpus, Documents
+from trainwright.corpus.tokens import Corpus, Documents
 
 ENTRIES = 1 << 25
 """Similarities that are in memory at one time."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from trainwright.core.method import Curate
-from trainwright.data._selecting import amount, check_amount, keep, scores, settled
+from trainwright.corpus.selecting import amount, check_amount, keep, scores, settled
 
 if TYPE_CHECKING:
     from daft import DataFrame

@@ -31,7 +31,7 @@ from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.data._bench_stages import SMALL, VANILLA
 from trainwright.data._fixed_rows import FixedRows, step_rows
 from trainwright.data.pack import Pack
-from trainwright.pretrain._causal_lm import evaluating, token_losses
+from trainwright.lm.losses import evaluating, token_losses
 
 LEAST = 1e-3
 """Loss below which all rows are equally easy."""

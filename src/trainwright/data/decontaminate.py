@@ -63,8 +63,8 @@ class Decontaminate(Curate):
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         import pyarrow as pa
 
+        from trainwright.corpus.selecting import attach, settled
         from trainwright.data._passes import without
-        from trainwright.data._selecting import attach, settled
         benchmarks = self._benchmarks(ctx)
         rows = settled(documents, ctx)
         ids, shared = benchmarks.search(rows)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.data._selecting import amount, check_amount, keep, scores, settled
+from trainwright.corpus.selecting import amount, check_amount, keep, scores, settled
 
 if TYPE_CHECKING:
     from daft import DataFrame

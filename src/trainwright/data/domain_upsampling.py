@@ -29,7 +29,7 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Set, State
-from trainwright.optim._schedule import check, check_room, steps_of
+from trainwright.lm.schedules import check, check_room, steps_of
 
 BASE = {"code": 0.9, "prose": 0.1}
 PACK: dict[str, Any] = {"use": "pack", "length": 256}

@@ -38,8 +38,8 @@ class Embed(Curate):
             raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._scoring import Reader, embeddings
-        from trainwright.data._selecting import attach, settled
+        from trainwright.corpus.selecting import attach, settled
+        from trainwright.lm.scoring import Reader, embeddings
         rows = settled(documents, ctx)
         told = self._by_library(rows) if self.library else \
             embeddings(rows, Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens))
@@ -48,7 +48,7 @@ class Embed(Curate):
     def _by_library(self, rows: DataFrame) -> pa.Table:
         import pyarrow as pa
 
-        from trainwright.data._selecting import columns
+        from trainwright.corpus.selecting import columns
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 
 class Entigraph(Curate):
@@ -96,8 +96,8 @@ class Entigraph(Curate):
                 raise ValueError(f"the prompt {name!r} lacks {{text}}{' or {entities}' if name == 'relation' else ''}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import union
-        from trainwright.data._selecting import columns, keep, settled
+        from trainwright.corpus.selecting import columns, keep, settled
+        from trainwright.corpus.sources import union
         rows = settled(documents, ctx)
         found = sources(rows, self.on, self.name)
         with Writer(self, ctx) as writer:
@@ -129,7 +129,7 @@ class Entigraph(Curate):
         return parts
 
     def _written(self, parts: Sequence[Part], writer: Writer, ctx: Context) -> Iterator[Row]:
-        from trainwright.data._documents import document
+        from trainwright.corpus.sources import document
         prompt, asked = (PROMPTS | self.prompts)["relation"], deque[tuple[Part, str, tuple[str, ...]]]()
 
         def requests() -> Iterator[Request]:

@@ -27,14 +27,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from trainwright.core import models
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Batch, Data, State
 from trainwright.data._contexts import Contexts, contexts_of
-from trainwright.data._preview import preview
-from trainwright.pretrain._causal_lm import most_positions
+from trainwright.families import models
+from trainwright.lm.losses import most_positions
+from trainwright.lm.preview import preview
 
 
 class Iclm(Data):

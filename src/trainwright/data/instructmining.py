@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.data._selecting import amount, attach, check_amount, columns, keep, settled
+from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, settled
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -125,10 +125,10 @@ class Instructmining(Curate):
 
     def _losses(self, rows: DataFrame, subsets: list[NDArray[np.object_]], ctx: Context) -> NDArray[np.float64]:
         """The loss on the target of a model tuned on each subset; from the scratch where it was tuned before."""
-        from trainwright.core.tokens import Document
-        from trainwright.data._scoring import Reader
+        from trainwright.corpus.tokens import Document
         from trainwright.data._target import target_documents
         from trainwright.data._tuning import tuned_loss
+        from trainwright.lm.scoring import Reader
         assert ctx.folder is not None
         reader = Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens)
         target = target_documents(ctx, self.split, self.target, self.name)

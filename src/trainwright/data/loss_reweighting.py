@@ -33,7 +33,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, State, Weigh
-from trainwright.optim._schedule import check, check_room, steps_of
+from trainwright.lm.schedules import check, check_room, steps_of
 
 SMALLEST = 1e-6
 """Range of the losses below which they count as equal."""

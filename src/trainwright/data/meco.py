@@ -31,10 +31,10 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
-from trainwright.core.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data._metadata import metadata_of, tokens_of
-from trainwright.data._rows import SHARD
-from trainwright.optim._schedule import check, check_room, steps_of
+from trainwright.lm.rows import SHARD
+from trainwright.lm.schedules import check, check_room, steps_of
 
 EMPTY = {"input_ids": 0, "targets": UNTRAINED, "document": -1, "address": -1}
 """What stands in a row where there is no text."""

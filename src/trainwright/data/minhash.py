@@ -64,9 +64,9 @@ class Minhash(Curate):
             raise ValueError(f"ngram and hashes must be positive, not {self.ngram} and {self.hashes}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        from trainwright.corpus.selecting import settled
         from trainwright.data import _near
         from trainwright.data._passes import without
-        from trainwright.data._selecting import settled
         rows = settled(documents, ctx)
         bands, per_band = _near.banding(self.threshold, self.hashes, CARE if self.verify else 0.5)
         found = _near.Signatures.of(rows, ctx, self.ngram, bands, per_band, self.prefer, self.name)

@@ -23,14 +23,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from trainwright.core import models
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Batch, Data, State
-from trainwright.core.tokens import open_corpus
-from trainwright.data._preview import preview
-from trainwright.data._rows import Cut, Rows, rows_of
-from trainwright.pretrain._causal_lm import isolation_error, most_positions
+from trainwright.corpus.tokens import open_corpus
+from trainwright.families import models
+from trainwright.lm.losses import isolation_error, most_positions
+from trainwright.lm.preview import preview
+from trainwright.lm.rows import Cut, Rows, rows_of
 
 
 class Pack(Data):

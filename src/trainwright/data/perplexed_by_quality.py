@@ -66,8 +66,8 @@ class PerplexedByQuality(Curate):
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         import pyarrow as pa
 
+        from trainwright.corpus.selecting import attach, settled
         from trainwright.data._passes import without
-        from trainwright.data._selecting import attach, settled
         from trainwright.data._valley import valley
         model = self._read(ctx)
         rows = settled(documents, ctx)
@@ -102,7 +102,7 @@ class PerplexedByQuality(Curate):
         return _arpa.read(file)
 
     def _texts(self, ctx: Context) -> Iterator[str]:
-        from trainwright.core.documents import empty, stream
+        from trainwright.corpus.documents import empty, stream
         from trainwright.data.text import Text
         for batch in stream(Text(paths=list(self.harmful), field=self.field).apply(empty(), ctx)):
             yield from (text or "" for text in batch["text"].to_pylist())
@@ -111,7 +111,7 @@ class PerplexedByQuality(Curate):
         """Ids, perplexities (NaN where there is no word), and how many have fewer words than the longest n-gram."""
         import pyarrow as pa
 
-        from trainwright.core.streaming import owned
+        from trainwright.corpus.streaming import owned
         from trainwright.data._passes import texts
         ids, values, short = [pa.array([], pa.large_string())], [], 0
         for batch in texts(rows):

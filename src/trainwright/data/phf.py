@@ -35,7 +35,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, Objective, State
 from trainwright.data import _segments
-from trainwright.pretrain._causal_lm import logged_losses, trained_tokens
+from trainwright.lm.losses import logged_losses, trained_tokens
 
 EMPTY = {"input_ids": 0, "targets": UNTRAINED, "document": -1, "address": -1, "bad": 0, "position_ids": 0}
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 
 class PhysicsOfLms_3_1(Curate):
@@ -64,13 +64,13 @@ class PhysicsOfLms_3_1(Curate):
             raise ValueError(f"asked is a share from 0 to 1, not {self.asked}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import table, union
+        from trainwright.corpus.sources import table, union
         return union(documents, table(self.name, [partial(_rows, self, ctx.seed)]))
 
 
 def _rows(how: PhysicsOfLms_3_1, seed: int) -> Iterator[Row]:
+    from trainwright.corpus.sources import document
     from trainwright.data._biographies import ATTRIBUTES, QUESTIONS, people, told
-    from trainwright.data._documents import document
     asked = set(random.Random(f"{how.name}/{seed}/asked").sample(range(how.people), round(how.asked * how.people)))
     for number, person in enumerate(people(how.people, seed)):
         draw = random.Random(f"{how.name}/{seed}/told/{number}")

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.data._selecting import columns, keep, settled
+from trainwright.corpus.selecting import columns, keep, settled
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,9 +75,9 @@ class Preselect(Curate):
         return need_sklearn(self.name)
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.core.tokens import uniform
+        from trainwright.corpus.selecting import attach
+        from trainwright.corpus.tokens import uniform
         from trainwright.data._panel import panel
-        from trainwright.data._selecting import attach
         rows = settled(documents, ctx)
         ids = columns(rows, "id")["id"].to_numpy().astype(object)
         place = np.array([uniform(name, f"preselect/{ctx.seed}") for name in ids])

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
     from trainwright.data._python_sources import File
 
 DOMAINS = ("code", "prose")
@@ -50,7 +50,7 @@ class PythonLibrary(Curate):
             raise ValueError(f"megabytes must be positive, not {self.megabytes}.")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import table, union
+        from trainwright.corpus.sources import table, union
         from trainwright.data._python_sources import ordered, packages
         rows = list(self._rows(ordered(packages(REQUIRING))))
         return union(documents, table(self.name, [partial(iter, rows)]))
@@ -62,7 +62,7 @@ class PythonLibrary(Curate):
 
     def _rows(self, files: Iterator[File]) -> Iterator[Row]:
         """Documents until each domain is full; the same text never twice."""
-        from trainwright.data._documents import document
+        from trainwright.corpus.sources import document
         left = dict.fromkeys(self.domains, self.megabytes * 1e6)
         seen: set[bytes] = set()
         for file in files:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 QUESTIONS = ("What does {name} do in Python?", "Explain {name} from the module {module}.", "What is {name} for?",
              "I found {name} in some Python code. What is it?", "How would you describe {name} in {module}?")
@@ -47,12 +47,12 @@ class PythonQuestions(Curate):
             raise ValueError(f"most and longest must be positive, not {self.most} and {self.longest}.")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import table, union
+        from trainwright.corpus.sources import table, union
         rows = list(islice(self._rows(), self.most))
         return union(documents, table(self.name, [partial(iter, rows)]))
 
     def _rows(self) -> Iterator[Row]:
-        from trainwright.data._documents import document
+        from trainwright.corpus.sources import document
         from trainwright.data._python_sources import ordered, packages, parse, read
         from trainwright.data.python_library import REQUIRING
         seen: set[str] = set()

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
-from trainwright.data._selecting import amount, check_amount, keep, settled
+from trainwright.corpus.selecting import amount, check_amount, keep, settled
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -118,8 +118,8 @@ class Quad(Curate):
     def _look(self, rows: DataFrame, ctx: Context) -> Look:
         """What measures the influence of documents, by their ids."""
         from trainwright.data._influence import Gradients, influences, towards
-        from trainwright.data._scoring import Reader
         from trainwright.data._target import target_documents
+        from trainwright.lm.scoring import Reader
         gradients = Gradients(Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens))
         wanted = target_documents(ctx, self.split, self.target, self.name)
         aim = towards(gradients, wanted, self.damping, self.name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from trainwright.core.method import Curate
-from trainwright.data._selecting import amount, check_amount, columns, keep, settled
+from trainwright.corpus.selecting import amount, check_amount, columns, keep, settled
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -33,7 +33,7 @@ class RandomSubset(Curate):
         check_amount(self.count, self.share)
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.core.tokens import uniform
+        from trainwright.corpus.tokens import uniform
         rows = settled(documents, ctx, often=False)
         ids = columns(rows, "id")["id"].to_numpy().astype(object)
         place = np.array([uniform(name, f"random_subset/{ctx.seed}") for name in ids])

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
-from trainwright.data._selecting import amount, check_amount, columns, keep, settled
+from trainwright.corpus.selecting import amount, check_amount, columns, keep, settled
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -94,7 +94,7 @@ class S2l(Curate):
 
     def _draw(self, ids: NDArray[np.object_], trajectories: NDArray[np.float64], budget: int, domain: str,
               ctx: Context) -> list[str]:
-        from trainwright.core.tokens import uniform
+        from trainwright.corpus.tokens import uniform
         from trainwright.data._clusters import kmeans
         label, centre = kmeans(trajectories, self.clusters, ctx.rng(f"s2l/{domain}", at=0), self.name)
         order = np.lexsort((np.array([uniform(name, f"s2l/{ctx.seed}") for name in ids]), label))

@@ -36,8 +36,8 @@ class ScoreLoss(Curate):
             raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._scoring import Reader, losses
-        from trainwright.data._selecting import attach, settled
+        from trainwright.corpus.selecting import attach, settled
+        from trainwright.lm.scoring import Reader, losses
         rows = settled(documents, ctx)
         told = losses(rows, Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens))
         return attach(rows, told.select(["id", "loss"]).rename_columns(["id", self.column]))

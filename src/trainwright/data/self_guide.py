@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 
 class SelfGuide(Curate):
@@ -93,14 +93,14 @@ class SelfGuide(Curate):
             raise ValueError(f"rounds and per_round must be positive, not {self.rounds} and {self.per_round}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import union
-        from trainwright.data._selecting import settled
+        from trainwright.corpus.selecting import settled
+        from trainwright.corpus.sources import union
         rows = settled(documents, ctx)
         with Writer(self, ctx) as writer:
             return union(rows, kept_table(self._rows(writer, ctx), ctx))
 
     def _rows(self, writer: Writer, ctx: Context) -> Iterator[Row]:
-        from trainwright.data._documents import document
+        from trainwright.corpus.sources import document
         inputs = self._inputs(writer, ctx.seed)
         pairs = self._pairs(inputs, writer, ctx.seed)
         ctx.note("self_guide/inputs", float(len(inputs)))

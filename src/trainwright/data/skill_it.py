@@ -31,7 +31,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Command, Controller, Set, State
-from trainwright.optim._schedule import check, steps_of
+from trainwright.lm.schedules import check, steps_of
 
 EDGE = 0.5
 """Weight of a learned edge."""

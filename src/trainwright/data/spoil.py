@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 Original = tuple[str, str, str]
 """Id, text and domain of a document."""
@@ -43,8 +43,8 @@ class Spoil(Curate):
             raise ValueError(f"duplicates and noise are shares of 0 and more, not {self.duplicates} and {self.noise}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import table, union
-        from trainwright.data._selecting import columns, settled
+        from trainwright.corpus.selecting import columns, settled
+        from trainwright.corpus.sources import table, union
         rows = settled(documents, ctx)
         found = columns(rows.where(rows["messages"].is_null()), "id", "text", "domain").to_pylist()
         originals = sorted((r["id"], r["text"] or "", r["domain"]) for r in found)
@@ -52,7 +52,7 @@ class Spoil(Curate):
 
 
 def _planted(originals: list[Original], duplicates: float, noise: float, seed: int) -> Iterator[Row]:
-    from trainwright.data._documents import document
+    from trainwright.corpus.sources import document
     for what, share in (("duplicate", duplicates), ("noise", noise)):
         for id, text, domain in originals:
             draw = random.Random(f"spoil/{seed}/{what}/{id}")

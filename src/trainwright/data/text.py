@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
     from trainwright.data._files import Reading
 
 HUB = "hf://"
@@ -60,7 +60,7 @@ class Text(Curate):
             raise ValueError(f"piece must not be negative, not {self.piece}.")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import table, union
+        from trainwright.corpus.sources import table, union
         from trainwright.data._files import read
         hub = [partial(_hub_rows, path, self.split, self.subset, self._reading(path.rstrip("/").split("/")[-1]))
                for path in self.paths if path.startswith(HUB)]

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data._documents import Row
+    from trainwright.corpus.sources import Row
 
 AROUND = " Keep every fact, add none, and answer with the new text only.\n\n{text}"
 PROMPTS = {
@@ -99,8 +99,8 @@ class Wrap(Curate):
             raise ValueError(f"piece must be positive, not {self.piece}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.data._documents import union
-        from trainwright.data._selecting import settled
+        from trainwright.corpus.selecting import settled
+        from trainwright.corpus.sources import union
         rows = settled(documents, ctx)
         originals = sources(rows, self.on, self.name)
         with Writer(self, ctx) as writer:
@@ -108,7 +108,7 @@ class Wrap(Curate):
 
     def _rephrased(self, originals: Sequence[dict[str, str]], writer: Writer, ctx: Context) -> Iterator[Row]:
         """A row for each document and style, as soon as all of its passages are there."""
-        from trainwright.data._documents import document
+        from trainwright.corpus.sources import document
         parts: list[str] = []
         for (one, style, left), answer in self._answers(originals, writer, ctx):
             parts.append(cleaned(answer))
@@ -138,7 +138,7 @@ class Wrap(Curate):
 
     def drawn(self, id: str, seed: int) -> list[str]:
         """The styles in which a document is rephrased."""
-        from trainwright.core.tokens import uniform
+        from trainwright.corpus.tokens import uniform
         many = int(self.ratio) + (uniform(id, f"wrap/{seed}/many") < self.ratio % 1)
         first = int(uniform(id, f"wrap/{seed}/style") * len(self.styles))
         return [self.styles[(first + i) % len(self.styles)] for i in range(many)]

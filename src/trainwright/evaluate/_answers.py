@@ -9,7 +9,7 @@ from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.method import UNTRAINED
-from trainwright.pretrain._causal_lm import evaluating, padded, token_losses
+from trainwright.lm.losses import evaluating, padded, token_losses
 
 
 class Asked(NamedTuple):

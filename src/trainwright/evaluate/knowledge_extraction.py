@@ -26,8 +26,8 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Evaluator
-from trainwright.core.models import is_pretrained
 from trainwright.evaluate._answers import Asked, answer_losses, exact
+from trainwright.families.models import is_pretrained
 
 
 class KnowledgeExtraction(Evaluator):
@@ -70,8 +70,8 @@ class KnowledgeExtraction(Evaluator):
         return means
 
     def _asked(self, model: nn.Module, ctx: Context) -> list[Asked]:
-        from trainwright.core.tokens import uniform
-        from trainwright.pretrain._causal_lm import most_positions
+        from trainwright.corpus.tokens import uniform
+        from trainwright.lm.losses import most_positions
         rows = sorted(self._rows(ctx), key=lambda row: uniform(row["id"], "knowledge_extraction"))
         positions, found, many = most_positions(model), list[Asked](), dict[str, int]()
         for row in rows:
@@ -91,7 +91,7 @@ class KnowledgeExtraction(Evaluator):
     def _rows(self, ctx: Context) -> list[dict[str, str]]:
         import pyarrow.parquet as pq
 
-        from trainwright.core.tokens import open_corpus
+        from trainwright.corpus.tokens import open_corpus
         folder = ctx.path("data")
         corpus = open_corpus(folder)
         if self.domain not in corpus.domains:

@@ -25,9 +25,9 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Evaluator
-from trainwright.core.tokens import Corpus, open_corpus, uniform
-from trainwright.data._rows import Piece, fill
-from trainwright.pretrain._causal_lm import evaluating, most_positions, token_losses
+from trainwright.corpus.tokens import Corpus, open_corpus, uniform
+from trainwright.lm.losses import evaluating, most_positions, token_losses
+from trainwright.lm.rows import Piece, fill
 
 
 class Membership(Evaluator):

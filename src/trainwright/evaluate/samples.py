@@ -16,7 +16,7 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator
-from trainwright.pretrain._causal_lm import evaluating, most_positions
+from trainwright.lm.losses import evaluating, most_positions
 
 
 class Samples(Evaluator):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.tokens import open_corpus
-from trainwright.finetune._targets import in_out
-from trainwright.pretrain._causal_lm import most_positions
+from trainwright.corpus.tokens import open_corpus
+from trainwright.lm.layers import in_out
+from trainwright.lm.losses import most_positions
 
 
 def rows(model: nn.Module, domains: Sequence[str], samples: int, length: int, ctx: Context) -> list[Tensor]:

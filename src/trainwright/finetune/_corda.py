@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
-from trainwright.finetune._targets import Adapter, as_linear_weight
+from trainwright.lm.layers import Adapter, as_linear_weight
 
 if TYPE_CHECKING:
     from trainwright.finetune.corda import Corda

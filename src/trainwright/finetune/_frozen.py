@@ -8,7 +8,7 @@ from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.pretrain._causal_lm import body_states, way_of
+from trainwright.lm.losses import body_states, way_of
 
 
 def frozen(who: str, role: str, ctx: Context) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainwright.core.method import State, Tensors
-from trainwright.finetune._targets import Adapter, as_linear_weight
+from trainwright.lm.layers import Adapter, as_linear_weight
 
 if TYPE_CHECKING:
     from trainwright.finetune.increlora import Increlora

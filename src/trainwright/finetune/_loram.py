@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from trainwright.finetune._pruned import head_size
-from trainwright.finetune._targets import as_linear_weight, in_out, roles
 from trainwright.finetune.lora import LoraLinear
+from trainwright.lm.layers import as_linear_weight, in_out, roles
+from trainwright.lm.pruned import head_size
 
 if TYPE_CHECKING:
     from trainwright.core.context import Context

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from trainwright.core import models
 from trainwright.core.errors import UserError
-from trainwright.finetune._pruned import head_size
-from trainwright.finetune._targets import LINEAR, Adapter, Carrier, block_names, roles
+from trainwright.families import models
+from trainwright.lm.layers import LINEAR, Adapter, Carrier, block_names, roles
+from trainwright.lm.pruned import head_size
 
 if TYPE_CHECKING:
     from trainwright.finetune.mam_adapter import MamAdapter

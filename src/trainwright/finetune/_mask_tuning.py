@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.finetune._targets import Adapter, as_linear_weight
-from trainwright.pretrain._causal_lm import evaluating, way_of
-from trainwright.pretrain._prefix import prefix_mask
+from trainwright.lm.layers import Adapter, as_linear_weight
+from trainwright.lm.losses import evaluating, way_of
+from trainwright.lm.prefix import prefix_mask
 
 if TYPE_CHECKING:
     from trainwright.finetune.r_amt import RAmt

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainwright.core import sharding
 from trainwright.finetune._sparse_delta import product, scattered
-from trainwright.finetune._targets import Adapter, as_linear_weight
+from trainwright.lm.layers import Adapter, as_linear_weight
 
 if TYPE_CHECKING:
     from trainwright.finetune.sara import Sara

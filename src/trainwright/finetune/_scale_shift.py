@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainwright.core import models
 from trainwright.core.errors import UserError
-from trainwright.finetune._targets import LINEAR, Adapter, Carrier, as_linear_weight, pattern
+from trainwright.families import models
+from trainwright.lm.layers import LINEAR, Adapter, Carrier, as_linear_weight, pattern
 
 
 class ScaleShift(torch.autograd.Function):

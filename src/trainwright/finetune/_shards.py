@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.finetune._targets import Adapter, Carrier, in_out
+from trainwright.lm.layers import Adapter, Carrier, in_out
 
 if TYPE_CHECKING:
     from trainwright.finetune.mixture_of_shards import MixtureOfShards

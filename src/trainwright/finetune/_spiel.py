@@ -12,7 +12,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors
 from trainwright.finetune._sparse_delta import Watch, product
-from trainwright.finetune._targets import Adapter, as_linear_weight, in_out
+from trainwright.lm.layers import Adapter, as_linear_weight, in_out
 
 if TYPE_CHECKING:
     from trainwright.finetune.spiel import Spiel

@@ -36,9 +36,10 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune import _calibration, _delta
+from trainwright.finetune import _calibration
 from trainwright.finetune._corda import CordaLinear
-from trainwright.finetune._targets import freeze, in_out, linear_layers, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import freeze, in_out, linear_layers, put
 
 FILE = "corda.safetensors"
 PARTS = ("corda_A", "corda_B", "start_A", "start_B")
@@ -116,13 +117,13 @@ class Corda(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``corda.safetensors``: of each layer A, B and what they were at the start; B A - B_0 A_0 is added to the original."""
-        _delta.write(self.learned(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     @torch.no_grad()
     def load_delta(self, model: nn.Module, folder: Path) -> None:
         for layer in self.layers(model).values():
             layer.add(layer.start_B @ layer.start_A)
-        _delta.read(self.learned(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)
         for layer in self.layers(model).values():
             layer.add(-layer.start_B @ layer.start_A)
 

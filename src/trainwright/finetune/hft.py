@@ -32,7 +32,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery
-from trainwright.finetune._targets import block_names, roles
+from trainwright.lm.layers import block_names, roles
 
 NORM = "norm"
 

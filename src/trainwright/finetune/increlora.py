@@ -34,10 +34,10 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
-from trainwright.finetune import _delta
 from trainwright.finetune._increlora import IncreloraLinear, allocate, orthogonal, remember
-from trainwright.finetune._targets import freeze, linear_layers, put
-from trainwright.optim._schedule import check, steps_of
+from trainwright.lm import deltas
+from trainwright.lm.layers import freeze, linear_layers, put
+from trainwright.lm.schedules import check, steps_of
 
 FILE = "increlora.safetensors"
 PARTS = ("increlora_A", "increlora_B", "increlora_E", "ranks")
@@ -143,7 +143,7 @@ class Increlora(Surgery, Update):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``increlora.safetensors``: of each layer A, B, E, and ``ranks``: how many components are in use, and how many wait."""
-        _delta.write(self.learned(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.learned(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)

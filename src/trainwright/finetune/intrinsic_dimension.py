@@ -32,8 +32,8 @@ from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune._subspace import KINDS, Subspace
+from trainwright.lm import deltas
 
 FILE = "intrinsic_dimension.safetensors"
 NAME = "subspace"
@@ -87,10 +87,10 @@ class IntrinsicDimension(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``intrinsic_dimension.safetensors``: theta_d [d], and nothing else; the seed is in ``surgery.json``."""
-        _delta.write({"theta_d": getattr(model, NAME).theta_d}, folder / FILE)
+        deltas.write({"theta_d": getattr(model, NAME).theta_d}, folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read({"theta_d": getattr(model, NAME).theta_d}, folder / FILE)
+        deltas.read({"theta_d": getattr(model, NAME).theta_d}, folder / FILE)
 
 
 class Moved:

@@ -28,7 +28,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune._targets import Adapter, as_linear_weight, freeze, linear_layers, put, shortest
+from trainwright.lm.layers import Adapter, as_linear_weight, freeze, linear_layers, put, shortest
 
 
 class Lora(Surgery):

@@ -33,10 +33,10 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune._loram import LoramLinear, Part, parts, places, sizes
-from trainwright.finetune._targets import block_names, freeze, in_out, linear_layers, put
 from trainwright.finetune.lora import Lora
+from trainwright.lm import deltas
+from trainwright.lm.layers import block_names, freeze, in_out, linear_layers, put
 
 FILE = "adapter_model.safetensors"
 
@@ -134,7 +134,7 @@ class Loram(Surgery):
     @torch.no_grad()
     def load_delta(self, model: nn.Module, folder: Path) -> None:
         whole = self.recovered(model)
-        _delta.read(whole, folder / FILE)
+        deltas.read(whole, folder / FILE)
         for name, layer in self.layers(model).items():
             layer.lora_A.copy_(whole[f"base_model.model.{name}.lora_A.weight"][:, layer.columns.cpu()])
             layer.lora_B.copy_(whole[f"base_model.model.{name}.lora_B.weight"][layer.rows.cpu()])

@@ -35,9 +35,9 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune._ladder import Ladder
-from trainwright.finetune._pruned import cut_decoder, importance, small_config
+from trainwright.lm import deltas
+from trainwright.lm.pruned import cut_decoder, importance, small_config
 
 FILE = "lst.safetensors"
 NAME = "ladder"
@@ -106,7 +106,7 @@ class Lst(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``lst.safetensors``: everything that is trained, under its name in the side network."""
-        _delta.write(self.trained(model), folder / FILE)
+        deltas.write(self.trained(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.trained(model), folder / FILE)
+        deltas.read(self.trained(model), folder / FILE)

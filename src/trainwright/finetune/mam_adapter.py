@@ -32,9 +32,10 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta, _mam
+from trainwright.finetune import _mam
 from trainwright.finetune._mam import ParallelAdapter, Prefix
-from trainwright.finetune._targets import freeze
+from trainwright.lm import deltas
+from trainwright.lm.layers import freeze
 
 FILE = "mam_adapter.safetensors"
 
@@ -97,7 +98,7 @@ class MamAdapter(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``mam_adapter.safetensors``: everything that is trained, under its name in the model."""
-        _delta.write(self.learned(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.learned(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)

@@ -31,9 +31,9 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune._shards import MosLinear, Pool, Pools
-from trainwright.finetune._targets import as_linear_weight, freeze, in_out, linear_layers, pattern, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import as_linear_weight, freeze, in_out, linear_layers, pattern, put
 
 FILE = "mixture_of_shards.safetensors"
 NAME = "shards"
@@ -127,7 +127,7 @@ class MixtureOfShards(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``mixture_of_shards.safetensors``: of each kind of layer the pools ``KIND.A`` and ``KIND.B``, and nothing else."""
-        _delta.write(self.learned(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.learned(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)

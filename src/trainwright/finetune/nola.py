@@ -33,9 +33,9 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune._bases import combine, uniform
-from trainwright.finetune._targets import Adapter, as_linear_weight, freeze, linear_layers, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import Adapter, as_linear_weight, freeze, linear_layers, put
 
 FILE = "nola.safetensors"
 
@@ -87,10 +87,10 @@ class Nola(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``nola.safetensors``: of each layer ``NAME.nola_a`` and ``NAME.nola_b`` [bases], and nothing else."""
-        _delta.write(self.coefficients(model), folder / FILE)
+        deltas.write(self.coefficients(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.coefficients(model), folder / FILE)
+        deltas.read(self.coefficients(model), folder / FILE)
 
 
 class NolaLinear(Adapter):

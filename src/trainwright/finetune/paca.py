@@ -29,9 +29,9 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune._columns import Columns, copied
-from trainwright.finetune._targets import Adapter, as_linear_weight, freeze, in_out, linear_layers, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import Adapter, as_linear_weight, freeze, in_out, linear_layers, put
 
 FILE = "paca.safetensors"
 
@@ -90,10 +90,10 @@ class Paca(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``paca.safetensors``: of each layer ``NAME.columns`` [out, rank] (P, still to be scaled) and ``NAME.index`` [rank]."""
-        _delta.write(self.learned(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.learned(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)
 
 
 class PacaLinear(Adapter):

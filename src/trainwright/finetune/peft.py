@@ -23,7 +23,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Surgery
-from trainwright.finetune._targets import LINEAR, roles
+from trainwright.lm.layers import LINEAR, roles
 
 HELD = "_peft_model"
 """PEFT's wrapper is kept beside the model's modules, so that the model stays what it is, names of its parameters included."""

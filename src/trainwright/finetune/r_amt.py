@@ -37,10 +37,10 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State, Surgery, Tensors, Update
-from trainwright.finetune import _delta
 from trainwright.finetune._mask_tuning import MaskedLinear, agreement, general_losses, packed, unpacked
-from trainwright.finetune._targets import as_linear_weight, freeze, linear_layers, put
-from trainwright.pretrain._causal_lm import logged_losses, trained_tokens
+from trainwright.lm import deltas
+from trainwright.lm.layers import as_linear_weight, freeze, linear_layers, put
+from trainwright.lm.losses import logged_losses, trained_tokens
 
 FILE = "r_amt.safetensors"
 TASK, GENERAL, OTHERS = "task", "general", "others"
@@ -99,13 +99,13 @@ class RAmt(Surgery, Objective, Update):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``r_amt.safetensors``: of each layer ``NAME.mask``, a bit a weight of [out, in], eight in a byte from the lowest."""
-        _delta.write({f"{n}.mask": packed(m.mask()) for n, m in self.masked(model).items()}, folder / FILE)
+        deltas.write({f"{n}.mask": packed(m.mask()) for n, m in self.masked(model).items()}, folder / FILE)
 
     @torch.no_grad()
     def load_delta(self, model: nn.Module, folder: Path) -> None:
         layers = self.masked(model)
         bits = {f"{n}.mask": packed(m.mask()) for n, m in layers.items()}
-        _delta.read(bits, folder / FILE)
+        deltas.read(bits, folder / FILE)
         for name, layer in layers.items():
             layer.scores.copy_(self.start * unpacked(bits[f"{name}.mask"], layer.scores.shape))
 

@@ -34,7 +34,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors, Update
 from trainwright.data.pack import Pack
-from trainwright.pretrain._causal_lm import evaluating, most_positions, token_losses, trained_tokens
+from trainwright.lm.losses import evaluating, most_positions, token_losses, trained_tokens
 
 
 class RehearsalFreeCl(Update):

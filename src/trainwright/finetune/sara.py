@@ -34,9 +34,9 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
-from trainwright.finetune import _delta
 from trainwright.finetune._sara import SaraLinear, polar, smallest
-from trainwright.finetune._targets import as_linear_weight, freeze, linear_layers, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import as_linear_weight, freeze, linear_layers, put
 
 FILE = "sara.safetensors"
 
@@ -123,8 +123,8 @@ class Sara(Surgery, Update):
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``sara.safetensors``: of each layer ``NAME.sara_values``, the weights that were trained, at ``NAME.places``."""
         found = {f"{n}.sara_values": m.whole().reshape(-1)[m.places.long()] for n, m in self.mine(model).items()}
-        _delta.write(found | {f"{n}.places": m.places for n, m in self.mine(model).items()}, folder / FILE)
+        deltas.write(found | {f"{n}.places": m.places for n, m in self.mine(model).items()}, folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read({f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("sara_values", "places")},
+        deltas.read({f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("sara_values", "places")},
                     folder / FILE)

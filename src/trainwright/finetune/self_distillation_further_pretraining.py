@@ -29,7 +29,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
 from trainwright.finetune import _frozen
-from trainwright.pretrain._causal_lm import trained_tokens
+from trainwright.lm.losses import trained_tokens
 
 
 class SelfDistillationFurtherPretraining(Objective):

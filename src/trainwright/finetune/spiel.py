@@ -33,10 +33,11 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Surgery, Tensors
-from trainwright.finetune import _delta, _spiel
+from trainwright.finetune import _spiel
 from trainwright.finetune._sparse_delta import scattered
 from trainwright.finetune._spiel import SpielLinear
-from trainwright.finetune._targets import as_linear_weight, freeze, linear_layers, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import as_linear_weight, freeze, linear_layers, put
 
 FILE = "spiel.safetensors"
 
@@ -144,7 +145,7 @@ class Spiel(Surgery, Optimizer):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``spiel.safetensors``: of each layer ``NAME.spiel_deltas`` and ``NAME.places`` (flat, in W [out, in])."""
-        _delta.write(self.learned(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.learned(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)

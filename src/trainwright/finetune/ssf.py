@@ -32,10 +32,10 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
 from trainwright.finetune import _scale_shift as places
 from trainwright.finetune._scale_shift import ScaleShiftLinear, ScaleShiftOutput
-from trainwright.finetune._targets import freeze, linear_layers, put
+from trainwright.lm import deltas
+from trainwright.lm.layers import freeze, linear_layers, put
 
 FILE = "ssf.safetensors"
 
@@ -112,7 +112,7 @@ class Ssf(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``ssf.safetensors``: of each place ``NAME.ssf_scale`` and, where it has one, ``NAME.ssf_shift``."""
-        _delta.write(self.trained(model), folder / FILE)
+        deltas.write(self.trained(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.trained(model), folder / FILE)
+        deltas.read(self.trained(model), folder / FILE)

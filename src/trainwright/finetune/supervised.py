@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
-from trainwright.core.tokens import open_corpus
-from trainwright.pretrain._causal_lm import logged_losses, trained_tokens
+from trainwright.corpus.tokens import open_corpus
+from trainwright.lm.losses import logged_losses, trained_tokens
 
 
 class Supervised(Objective):

@@ -19,7 +19,7 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
-from trainwright.optim._schedule import check, check_final, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import check, check_final, check_room, progress, rising, set_lr, steps_of
 
 
 class Linear(Controller):

@@ -32,7 +32,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, State
-from trainwright.optim._schedule import check, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import check, check_room, progress, rising, set_lr, steps_of
 
 
 class PowerScheduler(Controller):

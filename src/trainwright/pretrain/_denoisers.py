@@ -12,8 +12,8 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.pretrain._causal_lm import evaluating, token_losses
-from trainwright.pretrain._encoder_decoder import has_encoder
+from trainwright.lm.encoder_decoder import has_encoder
+from trainwright.lm.losses import evaluating, token_losses
 
 
 class Text(NamedTuple):

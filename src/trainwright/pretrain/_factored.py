@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from trainwright.finetune._targets import in_out
+from trainwright.lm.layers import in_out
 
 
 class FactoredLinear(nn.Module):

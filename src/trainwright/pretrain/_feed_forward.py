@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2CLS
 
 from trainwright.core.errors import UserError
-from trainwright.finetune._targets import LINEAR, block_names, in_out, roles
+from trainwright.lm.layers import LINEAR, block_names, in_out, roles
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 """Layers of a gated feed-forward: down(act(gate(x)) * up(x))."""

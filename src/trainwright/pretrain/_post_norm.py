@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
-from trainwright.finetune._targets import block_names
+from trainwright.lm.layers import block_names
 
 
 class Parts(NamedTuple):

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import models, sharding
+from trainwright.core import sharding
 from trainwright.core.errors import UserError
 from trainwright.core.method import Tensors
-from trainwright.finetune._targets import block_names
+from trainwright.families import models
+from trainwright.lm.layers import block_names
 
 Dims = tuple[str, ...]
 Maps = Mapping[str, Tensor]

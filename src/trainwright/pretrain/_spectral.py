@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainwright.core import sharding
-from trainwright.finetune._targets import as_linear_weight
+from trainwright.lm.layers import as_linear_weight
 from trainwright.pretrain._factored import FactoredLinear
 
 Factors = tuple[Tensor, Tensor, Tensor]

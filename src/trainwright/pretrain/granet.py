@@ -36,8 +36,8 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors, Update
-from trainwright.optim._schedule import check, steps_of
-from trainwright.pretrain._masks import drawn, hide, largest, maskable, masked, zero
+from trainwright.lm.masks import drawn, hide, largest, maskable, masked, zero
+from trainwright.lm.schedules import check, steps_of
 
 LEAST = 0.005
 

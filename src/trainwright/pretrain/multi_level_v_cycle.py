@@ -27,11 +27,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import models
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery, Tensors
+from trainwright.families import models
 from trainwright.pretrain._bench_phases import LARGE, phase
 from trainwright.pretrain._sizes import (
     become,

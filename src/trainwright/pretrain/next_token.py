@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainwright.core.context import Context
 from trainwright.core.method import Batch, Objective, State
-from trainwright.pretrain._causal_lm import logged_losses, trained_tokens
+from trainwright.lm.losses import logged_losses, trained_tokens
 
 
 class NextToken(Objective):

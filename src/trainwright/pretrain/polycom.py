@@ -33,8 +33,8 @@ from torch.utils.checkpoint import checkpoint
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune import _delta
-from trainwright.finetune._targets import put
+from trainwright.lm import deltas
+from trainwright.lm.layers import put
 from trainwright.pretrain._feed_forward import GATED, Ungated, activation_of, feed_forwards, gated
 
 FILE = "polycom.safetensors"
@@ -91,10 +91,10 @@ class Polycom(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``polycom.safetensors``: of each activation ``NAME.weight`` [order], highest power first, and ``NAME.bias`` [1]."""
-        _delta.write(self.coefficients(model), folder / FILE)
+        deltas.write(self.coefficients(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        _delta.read(self.coefficients(model), folder / FILE)
+        deltas.read(self.coefficients(model), folder / FILE)
 
 
 class Polynomial(nn.Module):

@@ -31,7 +31,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune._targets import as_linear_weight, in_out, linear_layers, put
+from trainwright.lm.layers import as_linear_weight, in_out, linear_layers, put
 from trainwright.pretrain._factored import FactoredLinear
 from trainwright.pretrain._sparse_low_rank import Product, together
 

@@ -30,7 +30,7 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
-from trainwright.pretrain._masks import drawn, hide, maskable, masked
+from trainwright.lm.masks import drawn, hide, maskable, masked
 
 
 class Spdf(Update):

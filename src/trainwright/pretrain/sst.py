@@ -38,8 +38,8 @@ from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery, Tensors, Update
-from trainwright.finetune._targets import linear_layers, put
-from trainwright.optim._schedule import check, rising, steps_of
+from trainwright.lm.layers import linear_layers, put
+from trainwright.lm.schedules import check, rising, steps_of
 from trainwright.pretrain._spectral import SpectralLinear, decompose, drawn
 
 Map = dict[str, tuple[str, Callable[[Tensor], Tensor]]]

@@ -11,12 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from trainwright.core import registry, runs
+from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Law
-from trainwright.core.runs import Fit
 from trainwright.core.store import Store
+from trainwright.planning import runs
+from trainwright.planning.runs import Fit
 
 
 def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | None, loss: str | None,

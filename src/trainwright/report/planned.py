@@ -10,8 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from trainwright.core.fit import Proposal
-from trainwright.core.plan import Plan, StagePlan
+from trainwright.planning.fit import Proposal
+from trainwright.planning.plan import Plan, StagePlan
 from trainwright.report.numbers import count, duration
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainwright.core.tokens import Documents
+from trainwright.corpus.tokens import Documents
 
 ARRAYS = ("id", "domain", "shard", "offset", "length", "bytes", "trained")
 

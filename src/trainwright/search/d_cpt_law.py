@@ -27,7 +27,7 @@ import numpy as np
 
 from trainwright.core.context import Context
 from trainwright.core.method import Law
-from trainwright.core.runs import Fit
+from trainwright.planning.runs import Fit
 from trainwright.search import _shares
 from trainwright.search._fits import Row
 from trainwright.search._shares import Constants, names

@@ -26,15 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import models, sharding
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Evaluator
-from trainwright.core.tokens import Documents, open_corpus
+from trainwright.corpus.tokens import Documents, open_corpus
 from trainwright.data._metadata import metadata_of
-from trainwright.data._rows import SHARD
 from trainwright.evaluate.held_out import HeldOut
-from trainwright.pretrain._causal_lm import most_positions, token_losses
+from trainwright.families import models
+from trainwright.lm.losses import most_positions, token_losses
+from trainwright.lm.rows import SHARD
 from trainwright.search._averages import averaged, cut, joined, part, put, rank_correlation
 
 

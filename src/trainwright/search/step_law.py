@@ -26,7 +26,7 @@ import torch
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Law
-from trainwright.core.runs import Fit
+from trainwright.planning.runs import Fit
 from trainwright.search._fits import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest, thin
 
 CONSTANTS = ("lr_scale", "lr_parameters", "lr_tokens", "batch_scale", "batch_exponent")

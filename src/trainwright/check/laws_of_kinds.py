@@ -1,0 +1,299 @@
+"""The laws of single kinds of method."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainwright.check import tiny
+from trainwright.check.laws import Broken, Make, difference, expect, key_of, law, logits, weights, without
+from trainwright.core import registry
+from trainwright.core.claims import match
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.loop import Train
+from trainwright.core.method import (
+    UNTRAINED,
+    Arithmetic,
+    Batch,
+    Controller,
+    Curate,
+    Data,
+    Evaluator,
+    Law,
+    Objective,
+    Operate,
+    Set,
+    Stop,
+    Surgery,
+    Update,
+)
+from trainwright.corpus import documents
+from trainwright.families import deltas, models
+from trainwright.planning import runs
+from trainwright.stages.resolve import BATCH
+
+
+@law(Curate)
+def rows_are_the_same_twice(make: Make, folder: Path) -> None:
+    """Empty and strange texts pass, the standard columns stay, and the same table gives the same rows."""
+    method = make()
+    found = []
+    for turn in range(2):
+        scratch = folder / f"scratch{turn}"
+        scratch.mkdir()
+        made = documents.standard(method.apply(tiny.scored(tiny.table(ODD)), tiny.curating(scratch)), method.name)
+        found.append(sorted(repr(row) for batch in documents.stream(made) for row in batch.to_pylist()))
+    expect(not difference(found[0], found[1]), "the same table gives other rows when it is applied again")
+    names = [method.depends(folder) for _ in range(2)]
+    expect(isinstance(names[0], str) and names[0] == names[1], f"depends must be one string, the same twice: {names}")
+
+
+ODD: Sequence[dict[str, str | None]] = tuple(
+    {"id": f"odd/{i}", "text": text, "domain": "odd", "source": "made up", "metadata": "{}", "messages": None}
+    for i, text in enumerate(["", " \n\t ", "\u0000\u202e", "e\u0301 \u00e9 \ufb01 \u1e9e", "\U0001f469\u200d\U0001f467" * 40,
+                              "\uffff", "no end" * 2000]))
+
+
+@law(Data)
+def rows_are_lawful(make: Make, folder: Path) -> None:
+    """A step has the rows that were asked for; language has tokens, shifted targets and places, of one shape."""
+    run = tiny.stage(make(), folder)
+    for _ in range(3):
+        batch = run.pull()
+        sizes = {n: len(t) for n, t in batch.items() if isinstance(t, Tensor)}
+        expect(set(sizes.values()) == {tiny.ROWS}, f"a step of {tiny.ROWS} rows has {sizes}")
+        if "input_ids" in batch and "targets" in batch:
+            _check_language(batch)
+
+
+def _check_language(batch: Batch) -> None:
+    ids, targets, places = batch["input_ids"], batch["targets"], batch["position_ids"]
+    for name, t in (("input_ids", ids), ("targets", targets), ("position_ids", places)):
+        fits = t.dtype == torch.int64 and t.shape == ids.shape
+        expect(fits, f"{name} is {t.dtype} {tuple(t.shape)}; it must be int64 {tuple(ids.shape)}")
+    known = int(ids.min()) >= 0 and int(max(ids.max(), targets.max())) < tiny.VOCABULARY
+    expect(known, "it has tokens that are not in the vocabulary")
+    trained = targets != UNTRAINED
+    expect(bool(((targets >= 0) | ~trained).all()), "targets are tokens, or -100 where nothing is learned")
+    expect(bool(trained.any()), "nothing is learned: every target is -100")
+    within = (places[:, 1:] != 0) & trained[:, :-1]
+    follow = bool((targets[:, :-1] == ids[:, 1:])[within].all())
+    expect(follow, "targets are not the tokens that follow; they come shifted already")
+    counts = (places[:, 1:] - places[:, :-1] == 1) | (places[:, 1:] == 0)
+    expect(bool((places >= 0).all() and counts.all()), "position_ids must count up from 0 in each document")
+
+
+@law(Objective)
+def it_scores_units(make: Make, folder: Path) -> None:
+    """One finite number per unit, rows first, zero where there is no unit."""
+    method = make()
+    run = tiny.stage(method, folder)
+    batch = run.pull()
+    units = method.count(batch)
+    values = method.loss(run.model, batch, run.states[key_of(run, method)], run.ctx)
+    first = values.ndim > 0 and len(values) == tiny.ROWS
+    expect(first, f"its loss is of shape {tuple(values.shape)}; the {tiny.ROWS} rows come first")
+    expect(bool(values.isfinite().all()), "its loss is not finite")
+    scored = int((values != 0).sum())
+    expect(scored <= units, f"{scored} entries of its loss are not zero, and it counts {units:g} units")
+
+
+@law(Surgery, where="neutral")
+def it_starts_neutral(make: Make, folder: Path) -> None:
+    """Right after the operation the model computes what it computed before, unless the class says ``neutral = False``."""
+    for kind in tiny.SHAPES:
+        model = tiny.model(kind).eval()
+        before = logits(model)
+        try:
+            make().operate(model, tiny.context(folder, kind))
+        except UserError:
+            continue
+        off = float((logits(model.eval()) - before).abs().max())
+        expect(off <= 1e-5, f"the {kind} model's logits move by {off:.1e} when it is put in; if meant, say neutral = False")
+
+
+@law(Surgery)
+def it_changes_what_it_claims(make: Make, folder: Path) -> None:
+    """Other parameters keep their values (it may freeze them); a map of parameters fits the models before and after."""
+    surgery, model = make(), tiny.model()
+    before = dict(model.named_parameters())
+    values = {n: p.detach().clone() for n, p in before.items()}
+    mine = {n for claim in surgery.claims(model) for n in match(claim, before)}
+    moved = surgery.operate(model, tiny.context(folder))
+    after = dict(model.named_parameters())
+    for name in before.keys() - mine:
+        same = name in after and torch.equal(after[name], values[name])
+        expect(same, f"it changes {name}, which it does not claim")
+    for new, (old, how) in moved.source.items() if moved else ():
+        expect(new in after and old in values, f"its map goes from {old} to {new}, and there are no such parameters")
+        expect(how(values[old]).shape == after[new].shape, f"its map gives {new} the shape {tuple(how(values[old]).shape)}")
+
+
+@law(Surgery)
+def its_delta_comes_back(make: Make, folder: Path) -> None:
+    """On the original model, or on what ``fold`` left where it does not fold, what it saved computes again what was trained.
+    For surgeries that read their deltas."""
+    for kind in tiny.SHAPES if type(make()).load_delta is not Surgery.load_delta else ():
+        try:
+            run = tiny.stage(make(), folder, kind=kind)
+        except UserError:
+            continue
+        run.run(until=2)
+        with run.viewed():
+            live = logits(run.model)
+            unfolded = deltas.write(run.model, run.performed, run.ctx.seed, folder / kind, None)
+        model = models.load(folder / kind / models.BACKBONE, tiny.WHERE) if unfolded else tiny.model(kind)
+        deltas.put(model, folder / kind / "adapter")
+        off = float((logits(model.eval()) - live).abs().max())
+        expect(off <= 1e-5, f"its delta on the {kind} model computes something else: logits differ by {off:.1e}")
+
+
+@law(Surgery)
+def it_works_on_weights_in_bfloat16(make: Make, folder: Path) -> None:
+    """With ``precision = "bf16-true"`` what it trains moves, and the output keeps the type of the weights."""
+    run = tiny.stage(make(), folder, precision="bf16-true")
+    before = weights(run)
+    run.run(until=2)
+    expect(bool(difference(before, weights(run))), "no weight moves in two steps in bfloat16")
+    kind = logits(run.model).dtype
+    expect(kind == torch.bfloat16, f"the logits of a model in bfloat16 become {kind}")
+
+
+@law(Update)
+def on_limits_it(make: Make, folder: Path) -> None:
+    """With ``on`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
+    if make().on != "*":
+        return
+    everywhere = tiny.stage(make(), folder)
+    everywhere.run(until=1)
+    for on in ("*_proj.weight", "!*_proj.weight"):
+        method = dataclasses.replace(make(), on=on)
+        run, other = tiny.stage(method, folder), without(method, folder)
+        mine = match(on, run.params)
+        with torch.no_grad():
+            for n in mine:                           # what holds of these before the first step moves the gradients of the others
+                other.params[n].copy_(run.params[n])
+        run.run(until=1)
+        other.run(until=1)
+        rest = [{n: w for n, w in weights(r).items() if n not in mine} for r in (run, other)]
+        at = difference(rest[0], rest[1])
+        expect(not at, f"with on = {on!r} it changes {at}")
+        kept, all_kept = (set(r.states[f"{method.name}.1"].get("param", {})) for r in (run, everywhere))
+        strange = kept ^ set(match(on, all_kept))
+        expect(not strange, f"with on = {on!r} its state is wrong about {', '.join(sorted(strange)[:2])}: see core.claims.match")
+
+
+class Listening(Train):
+    """A loop that writes down who asked for what."""
+
+    def build(self, journal: Sequence[tuple[int, Surgery]] = ()) -> None:
+        self.asked: list[tuple[str, Any]] = []
+        super().build(journal)
+
+    def obey(self, who: str, command: Any) -> None:
+        self.asked.append((who, command))
+        super().obey(who, command)
+
+
+@law(Controller)
+def commands_are_claimed(make: Make, folder: Path) -> None:
+    """It asks for commands that there are, and sets the knobs that it has claimed (the loop refuses others)."""
+    method = make()
+    run = tiny.stage(method, folder, train=Listening)
+    assert isinstance(run, Listening)
+    run.run()
+    for _, command in run.asked:
+        expect(isinstance(command, (Set, Operate, Stop)), f"it asked for {command!r}, which is no command")
+
+
+@law(Evaluator)
+def measuring_moves_nothing(make: Make, folder: Path) -> None:
+    """The weights of a stage are the same with and without it, and it measures the same numbers twice."""
+    run, without = tiny.stage(make(), folder, eval_every=1), tiny.stage(None, folder)
+    run.run(until=4)
+    without.run(until=4)
+    at = difference(weights(run), weights(without))
+    expect(not at, f"with it in a stage, {at} comes out differently")
+    before, flags = weights(run), [p.requires_grad for p in run.params.values()]
+    first, second = run.measure(), run.measure()
+    expect(not difference(before, weights(run)), "it changes the weights")
+    expect(flags == [p.requires_grad for p in run.params.values()], "it freezes or thaws parameters")
+    expect(not difference(first, second), f"measured twice, {difference(first, second)} differs")
+    expect(bool(first) and all(type(v) is float for v in first.values()), f"it must measure numbers (float): {first}")
+
+
+@law(Arithmetic)
+def equal_tensors_stay(make: Make, folder: Path) -> None:
+    """Of equal models it makes the same model; dtype and shape stay, whole numbers are copied, nothing given is changed."""
+    method = make()
+    draw = torch.Generator().manual_seed(0)
+    for dtype, close in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        for shape in ((5, 7), (6,), ()):
+            t = torch.randn(shape, generator=draw).to(dtype)
+            given = [t.clone(), t.clone()]
+            made = method.combine(given, t.clone())
+            expect(made.dtype == dtype and made.shape == t.shape, f"it makes {made.dtype} {tuple(made.shape)} of {dtype} {shape}")
+            same = torch.allclose(made, t, rtol=close, atol=close)
+            expect(same, f"of two equal tensors of {dtype} {shape} it makes another one")
+            expect(all(torch.equal(g, t) for g in given), "it changes the tensors that it is given")
+    whole = torch.arange(4)
+    made = method.combine([whole, whole.clone()], whole.clone())
+    expect(made.dtype == whole.dtype and torch.equal(made, whole), "whole numbers must stay as they are")
+    expect(made.data_ptr() != whole.data_ptr(), "whole numbers must be copied, not handed on")
+
+
+FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10})
+"""What is known of a small run and of a large one."""
+
+
+@law(Law)
+def suggestions_are_settings(make: Make, folder: Path) -> None:
+    """It suggests settings that a recipe can have, the same ones when it is asked twice, and leaves the facts as they are."""
+    method = make()
+    for facts in FACTS:
+        known = dict(facts)
+        suggested = method.suggest(known)
+        expect(bool(suggested), "it suggests nothing")
+        expect(not difference(suggested, method.suggest(known)) and known == facts, "asked twice it suggests something else")
+        expect(isinstance(method.doubts(known), str), "doubts are words")
+        for name, value in suggested.items():
+            use, _, setting = name.rpartition(".")
+            cls: Any = registry.find(use) if use else None
+            there = setting in {f.name for f in dataclasses.fields(cls)} if use else name == BATCH
+            expect(there, f"it suggests {name}, which is no setting of a recipe")
+            expect(not isinstance(value, (int, float)) or 0 < value < float("inf"), f"it suggests {name} = {value}")
+
+
+@law(Law)
+def a_fit_finds_the_law_again(make: Make, folder: Path) -> None:
+    """On rows that follow it, the intervals hold its constants; its error is measured; what it needs of a row must be there."""
+    method, ctx = make(), tiny.context(folder)
+    rows = method.made_up(ctx)
+    before = [dict(r) for r in rows]
+    found, again = (runs.fitted(method, rows, ctx, tiny.WHERE) for _ in range(2))
+    expect(type(found.law) is type(method), f"its fit makes a {found.law.name} of it")
+    expect(found == again and rows == before, "fitted twice on the same rows it finds something else, or it changes the rows")
+    constants = runs.intervals(found)
+    expect(bool(constants), "its draws do not differ in any setting, so that nobody knows how sure its constants are")
+    for name, (low, high) in constants.items():
+        true = getattr(method, name)
+        expect(low <= true <= high, f"rows made with {name} = {true} give it an interval of {low:.4g} to {high:.4g}")
+    measured = bool(found.errors) and all(isinstance(v, float) and v == v for v in found.errors.values())
+    expect(measured, f"its error on rows that the fit has not seen must be numbers: {found.errors}")
+    _check_refused(rows[:1], method, ctx, "a single row is enough for it")
+    for column in method.columns:
+        short = [{k: v for k, v in r.items() if k != column} for r in rows]
+        _check_refused(short, method, ctx, f"it is fitted on rows without {column}")
+
+
+def _check_refused(rows: Sequence[runs.Row], method: Law, ctx: Context, otherwise: str) -> None:
+    try:
+        runs.fitted(method, rows, ctx, tiny.WHERE)
+    except UserError:
+        return
+    raise Broken(otherwise)

@@ -1,0 +1,219 @@
+"""A training stage so small that a law can be held against it in a blink: a corpus of a few dozen documents, two models."""
+from __future__ import annotations
+
+import atexit
+import copy
+import json
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from trainwright.core import hardware, registry
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.loop import Train
+from trainwright.core.method import Batch, Curate, Data, Method, Objective, Optimizer, State, Surgery, Tensors, Update
+from trainwright.families import models
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+WHERE = "the conformance battery"
+STEPS, ROWS, VOCABULARY = 9, 8, 300
+LLAMA, GPT2 = "llama", "gpt2"
+SHAPES: dict[str, dict[str, Any]] = {
+    LLAMA: {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "max_position_embeddings": 64},
+    GPT2: {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
+"""Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per micro-batch."""
+WORDS = {"prose": "the old farmer sows wheat and barley while rain falls over a quiet valley — grüne Äcker, пшеница, 麦",
+         "code": "def walk ( node ) : while node is not None yield node.value ; return left [ 0 ] += 1 # größer",
+         "chat": "please tell me how many apples are left in that basket or whether we should pick some more today"}
+"""What the documents of each domain are made of; a method's example may name these domains."""
+
+
+def rows() -> Iterator[dict[str, str | None]]:
+    """Plain documents of two domains, and conversations as a third, so that every objective finds something.
+
+    They are short: in rows of 32 tokens several meet, and an answer is not cut away.
+    """
+    draw = random.Random(0)
+    for number in range(120):
+        domain = list(WORDS)[number % 3]
+        longest = 3 if domain == "chat" else 9
+        said = [" ".join(draw.choices(WORDS[domain].split(), k=draw.randrange(1, longest))) for _ in range(2)]
+        turns = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
+        yield {"id": f"{domain}/{number}", "text": ". ".join(said), "domain": domain, "source": "made up", "metadata": "{}",
+               "messages": json.dumps(turns) if domain == "chat" else None}
+
+
+def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
+    """Those documents as the first method of a corpus would hand them on."""
+    import pyarrow as pa
+
+    from trainwright.corpus import documents  # before Daft: it sets that up
+
+    # isort: split
+    import daft
+    return daft.from_arrow(pa.Table.from_pylist([*rows(), *extra], documents.ARROW))
+
+
+def scored(documents: DataFrame) -> DataFrame:
+    """The table with columns that other methods would have written: ``score``, a number, and ``embedding``, four of them."""
+    import pyarrow as pa
+
+    from trainwright.corpus import documents as tables
+    from trainwright.corpus import tokens
+
+    # isort: split
+    import daft
+    ids = [row["id"] for batch in tables.stream(documents.select("id")) for row in batch.to_pylist()]
+    place = [[tokens.uniform(name, salt) for salt in ("a", "b", "c", "d")] for name in ids]
+    told = pa.table({"id": pa.array(ids, pa.large_string()), "score": [p[0] for p in place],
+                     "embedding": pa.array(place, pa.list_(pa.float32()))})
+    return documents.join(daft.from_arrow(told), on="id")
+
+
+class Sentences(Curate):
+    """The documents above."""
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        return table()
+
+
+class Idle(Update):
+    """A link of the chain that does nothing: what an update is compared with that is switched off."""
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        return updates
+
+
+@cache
+def corpus() -> Path:
+    """The corpus' folder, built once a process and removed with it."""
+    from trainwright.corpus import building as corpora
+    place = Path(tempfile.mkdtemp(prefix="trainwright-conformance-"))
+    atexit.register(shutil.rmtree, place, ignore_errors=True)
+    folder = place / "corpus"
+    settings = corpora.CorpusSettings(vocab_size=VOCABULARY, tune=0.1, test=0.1, chat_template="chatml")
+    folder.mkdir()
+    corpora.build(folder, [Sentences()], settings, Context(), place / "cache", lambda line: None)
+    return folder
+
+
+def tokenizer() -> Any:
+    from trainwright.corpus.tokens import open_corpus
+    return open_corpus(corpus()).tokenizer
+
+
+@cache
+def _made(kind: str, seed: int) -> nn.Module:
+    return models.create(models.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE), seed, WHERE)
+
+
+def model(kind: str = LLAMA, seed: int = 0) -> nn.Module:
+    """A model with fresh weights; two calls give equal ones."""
+    return copy.deepcopy(_made(kind, seed))
+
+
+def context(folder: Path, kind: str = LLAMA) -> Context:
+    """What a stage of the tiny setting gives its methods: a reference equal to the model, a teacher that is not."""
+    others = {"reference": model(kind), "teacher": model(kind, seed=1)}
+    frozen = {role: other.eval().requires_grad_(False) for role, other in others.items()}
+    return Context(seed=1, batch_rows=ROWS, inputs={"data": [corpus()]}, root=corpus(), folder=folder, frozen=frozen,
+                   tokenizer=tokenizer())
+
+
+def curating(folder: Path) -> Context:
+    """What a corpus stage gives its methods that has all of ``from``: an earlier corpus, a target, and models."""
+    corpora, trained = [corpus()], [_saved(seed) for seed in range(3)]
+    return Context(seed=1, inputs={"data": corpora, "target": corpora, "model": trained[:1], "models": trained}, root=corpus(),
+                   folder=folder)
+
+
+@cache
+def _saved(seed: int) -> Path:
+    """A checkpoint of a fresh model, removed with the corpus."""
+    folder = corpus().parent / f"model{seed}"
+    folder.mkdir()
+    models.save(model(seed=seed), folder, tokenizer())
+    return folder
+
+
+def default(kind: str, **settings: Any) -> Method:
+    """The installed method that stands in for its kind, with its example's settings."""
+    name = registry.default_of(kind)
+    if name is None:
+        raise UserError(f"no method of kind {kind} is marked as the default, so that no stage can be made.")
+    return registry.create({"use": name, **registry.find(name).example, **settings}, Path(), WHERE)
+
+
+def beside(method: Method | None, folder: Path) -> list[Method]:
+    """The methods of a stage in which ``method`` takes part, as a recipe orders them. An update stands behind the optimizer."""
+    data, objective = default("Data"), default("Objective")
+    if isinstance(method, Data):
+        return [*([data] if pulls(method, folder) else []), method, objective, default("Optimizer")]
+    if isinstance(method, Objective):
+        return [data, method, default("Optimizer")]
+    if isinstance(method, Optimizer):
+        others = method.on[1:] if method.on.startswith("!") else f"!{method.on}"
+        alone = method.on == "*" or isinstance(method, Surgery)       # such a surgery freezes all that it does not train itself
+        return [data, objective, method, *([] if alone else [default("Optimizer", on=others)])]
+    return [data, objective, default("Optimizer"), *([method] if method else [])]
+
+
+class _Pulled(Exception):
+    """A data method asked for the batch of the one before it."""
+
+
+def pulls(method: Data, folder: Path) -> bool:
+    """Whether it changes batches instead of making them."""
+    def pull() -> Batch:
+        raise _Pulled
+    ctx = context(folder)
+    ctx.steps, ctx.knobs = STEPS, {"lr": 1.0}
+    try:
+        method.next(pull, method.init(model(), ctx), ctx)
+    except _Pulled:
+        return True
+    return False
+
+
+def stage(method: Method | None, folder: Path, *, kind: str = LLAMA, accumulate: int = 1, eval_every: int = 0,
+          precision: str = "fp32", more: Sequence[Method] = (), journal: Sequence[tuple[int, Surgery]] = (),
+          train: type[Train] = Train) -> Train:
+    """The tiny stage with ``method`` in it, built."""
+    methods, fresh = [*beside(method, folder), *more], model(kind)
+    run = train(fresh, methods, STEPS, accumulate=accumulate, precision=hardware.set_precision(fresh, precision),
+                eval_every=eval_every, ctx=context(folder, kind))
+    run.build(journal)
+    return run
+
+
+@contextmanager
+def scrambled(seed: int) -> Iterator[None]:
+    """Other global generators than usual, put back afterwards: whoever draws from one gives himself away."""
+    outside = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(outside[0])
+            np.random.set_state(outside[1])
+
+
+def generators() -> dict[str, Any]:
+    """Where the global generators stand."""
+    return {"torch": torch.get_rng_state().tolist(), "random": random.getstate(), "numpy": repr(np.random.get_state())}

@@ -1,0 +1,253 @@
+"""Building a corpus: documents through the curating methods, a tokenizer trained or loaded, tokens in shards, one index.
+
+The table is streamed three times (to Parquet, to the tokenizer's trainer, to the shards) and is never whole in memory; only
+ids, domains and lengths are. What a reader selects does not depend on the order in which the documents came.
+
+A corpus made of an earlier one (``from.data``) begins with its documents for training and its tokenizer; the documents that were
+kept back stay kept back, whatever the methods do, so that all corpora made of one are measured on the same text.
+"""
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from trainwright.core.claims import name_all
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Curate
+from trainwright.corpus import bpe, chat, documents, provenance, tokens
+from trainwright.corpus.documents import ID, MESSAGES, SOURCE, TEXT
+
+TRAINER_BYTES = 256 << 20
+"""Bytes of text that a tokenizer is trained on at most: a larger corpus gives a sample of documents, by hash."""
+
+SAY_EVERY = 10.0
+"""Seconds between two lines about tokens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusSettings:
+    """What a corpus stage says beside its methods."""
+
+    data: Path | None = None
+    """Folder of an earlier corpus whose documents to begin with."""
+    tokenizer: str | None = None
+    """Folder whose tokenizer to use."""
+    vocab_size: int | None = None
+    """Train a byte-level BPE of this size instead."""
+    tune: float = 0.01
+    """Share of each domain's documents (by hash of the id) kept for tuning."""
+    test: float = 0.02
+    """Share of each domain's documents kept for evaluation."""
+    chat_template: str | None = None
+    """Template for conversations: a built-in name, a file, ``by_turn``; None: the tokenizer's own."""
+    engine: Literal["native", "ray"] = "native"
+    """What runs the table of documents."""
+
+
+def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context, cache: Path,
+          say: Callable[[str], None]) -> dict[str, Any]:
+    """Fill ``folder`` with documents, tokenizer, shards and index; returns the figures of the manifest.
+
+    Raises:
+        UserError: no document with text, an id that occurs twice, no fitting chat template, nothing to learn.
+    """
+    earlier = documents.Earlier(settings.data) if settings.data else None
+    table = _write_documents(folder, methods, settings, ctx, earlier)
+    for name, text in ctx.texts.items():
+        say(f"{name}: {text}")
+    if earlier is None:
+        table.splits = assign_splits(table.ids, table.domains, settings.tune, settings.test)
+    else:
+        table.splits = np.array([tokens.SPLITS.index(earlier.split.get(name, "train")) for name in table.ids], dtype=np.int64)
+    dropped = f", {table.empty:,} empty ones dropped" if table.empty else ""
+    names = sorted(set(table.domains))
+    say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {len(names)} domains ({', '.join(names)}){dropped}")
+    tokenizer = _tokenizer(table, settings, say)
+    talk = chat.Chat(tokenizer, settings.chat_template) if table.conversations or settings.chat_template else None
+    if talk is not None:
+        _compare(talk, table)
+        tokenizer.chat_template = talk.template
+    tokenizer.save_pretrained(folder)
+    encoder = tokens.Encoder(tokenizer, talk)
+    figures = _tokenize(folder / "tokens", table, encoder, cache / "tokens", say)
+    notes = {name: float(sum(value for value, _ in told)) for name, told in ctx.notes.items()}
+    return figures | {"empty_documents": table.empty, "vocab_size": encoder.vocab_size, "curated": table.curated,
+                      "kept": table.kept, "notes": notes}
+
+
+def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context,
+                     earlier: documents.Earlier | None) -> documents.Table:
+    documents.start(settings.engine)
+    taps = folder / "taps"
+    taps.mkdir()
+    frame = earlier.training() if earlier else documents.empty()
+    steps: list[tuple[str, Curate | None]] = [("from.data", None)] if earlier else []
+    used = [m.name for m in methods]
+    steps += [(m.name if used.count(m.name) == 1 else name, m) for (name, _), m in zip(name_all(methods), methods, strict=True)]
+    for number, (name, method) in enumerate(steps):
+        if method:
+            scratch = (ctx.folder or taps) / f"{number:03d}-{name}"
+            scratch.mkdir(parents=True, exist_ok=True)
+            frame = documents.standard(method.apply(frame, replace(ctx, folder=scratch)), name)
+        frame = provenance.tapped(frame, taps, number)
+    writer = documents.Writer(folder / "documents")
+    try:
+        for batch in documents.stream(frame):
+            writer.add(pa.Table.from_batches([batch]))
+        table = writer.found
+        traced = _provenance(folder, taps, [name for name, _ in steps])
+        table.curated, table.kept = provenance.counts(traced, [name for name, _ in steps]), provenance.kept(traced)
+        if not writer.rows:
+            raise UserError(_empty(table, methods))
+        for rows in earlier.held(writer.schema) if earlier else ():
+            writer.add(rows)
+    finally:
+        writer.close()
+    table = writer.table()
+    _refuse_twins(table)
+    return table
+
+
+def _provenance(folder: Path, taps: Path, names: Sequence[str]) -> pa.Table:
+    traced = provenance.trace(taps, names)
+    pq.write_table(traced, folder / provenance.FILE, compression="zstd")
+    shutil.rmtree(taps)
+    return traced
+
+
+def _empty(table: documents.Table, methods: list[Curate]) -> str:
+    path = ", ".join(f"{row['out']:,} out of {row['method']}" for row in table.curated) or "no method"
+    read = "; ".join(f"{m}" for m in methods)
+    return f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its methods: {read}."
+
+
+def _refuse_twins(table: documents.Table) -> None:
+    order = np.argsort(table.ids, kind="stable")
+    same = np.flatnonzero(table.ids[order][1:] == table.ids[order][:-1])
+    if len(same):
+        places = order[same[0] : same[0] + 2]
+        sources = [row[SOURCE] for i, row in enumerate(documents.rows(table, [SOURCE])) if i in places]
+        raise UserError(f"{len(same):,} documents share an id with another, the first {table.ids[places[0]]!r} (from "
+                        f"{sources[0]} and {sources[1]}): read each file once, and give such documents different domains or ids.")
+
+
+def assign_splits(ids: NDArray[np.object_], domains: NDArray[np.object_], tune: float, test: float) -> NDArray[np.int64]:
+    """Index into ``tokens.SPLITS`` for each document, by a hash of its id within its domain.
+
+    A domain of three documents and more has at least one in each split whose share is above 0; a smaller one is all for training.
+    """
+    place = np.array([tokens.uniform(name, "split") for name in ids])
+    splits = np.zeros(len(place), dtype=np.int64)
+    for domain in set(domains):
+        members = np.flatnonzero(domains == domain)
+        if len(members) < 3:
+            continue
+        order = members[np.argsort(place[members], kind="stable")]
+        tested = max(int((place[order] < test).sum()), int(test > 0))
+        held = max(int((place[order] < test + tune).sum()), tested + int(tune > 0))
+        held = min(held, len(order) - 1)
+        tested = min(tested, held - int(tune > 0))
+        splits[order[:tested]], splits[order[tested:held]] = tokens.SPLITS.index("test"), tokens.SPLITS.index("tune")
+    return splits
+
+
+def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[str], None]) -> Any:
+    from trainwright.families.models import load_tokenizer
+    if settings.vocab_size is not None:
+        share = min(1.0, TRAINER_BYTES / max(table.bytes, 1))
+        wanted = (table.splits == 0) & np.array([share == 1 or tokens.uniform(i, "tokenizer") < share for i in table.ids])
+        controls = chat.control_tokens(settings.chat_template)
+        rows = zip(documents.rows(table, [TEXT]), wanted, strict=True)
+        made = bpe.train((row[TEXT] for row, use in rows if use), settings.vocab_size, controls)
+        say(f"tokenizer: {len(made):,} tokens, byte-level BPE trained on {int(wanted.sum()):,} documents")
+        if len(made) < settings.vocab_size:
+            say(f"tokenizer: vocab_size = {settings.vocab_size:,} asked for more, but the text has nothing left to merge")
+        return made
+    if settings.tokenizer is None:
+        raise UserError("the corpus stage needs a tokenizer: say vocab_size (train one) or tokenizer (use one).")
+    loaded = load_tokenizer(Path(settings.tokenizer), "corpus")
+    if loaded is None or not loaded.is_fast:
+        raise UserError(f"{settings.tokenizer} has no tokenizer.json: the corpus needs a tokenizer of the tokenizers library.")
+    return loaded
+
+
+def _compare(talk: chat.Chat, table: documents.Table) -> None:
+    first = []
+    for row in documents.rows(table, [ID, MESSAGES]):
+        if row[MESSAGES] is not None:
+            first.append((row[ID], row[MESSAGES]))
+        if len(first) == chat.COMPARED:
+            break
+    talk.check([name for name, _ in first], [messages for _, messages in first])
+
+
+def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: Path,
+              say: Callable[[str], None]) -> dict[str, Any]:
+    rows = (tokens.Document(r[ID], r[TEXT] or "", r[MESSAGES]) for r in documents.rows(table, [ID, TEXT, MESSAGES]))
+    shards, told = [], time.monotonic()
+    for shard in tokens.write(rows, encoder, cache, out):
+        shards.append(shard)
+        if time.monotonic() - told > SAY_EVERY:
+            told = time.monotonic()
+            say(f"tokens: {sum(len(s.length) for s in shards):,} of {len(table.ids):,} documents")
+    index = _index(table, shards)
+    pq.write_table(index, out / "index.parquet", compression="zstd")
+    masked = any(s.masked for s in shards)
+    facts = {"vocab_size": encoder.vocab_size, "dtype": encoder.dtype.name, "domains": sorted(set(table.domains)), "chat": masked}
+    (out / "tokens.json").write_text(json.dumps(facts))
+    untrained = _untrained(table, index)
+    figures: dict[str, Any] = {"documents": len(table.ids), "tokens": pc.sum(index["length"]).as_py(),
+                               "trained_tokens": pc.sum(index["trained"]).as_py(), "bytes": pc.sum(index["bytes"]).as_py(),
+                               "conversations": table.conversations, "untrained_documents": untrained,
+                               "tokenized_now": sum(len(s.length) for s in shards if not s.cached),
+                               "from_cache": sum(len(s.length) for s in shards if s.cached), "domains": _by_domain(index)}
+    silent = f"; {untrained:,} conversations have nothing to learn" if untrained else ""
+    say(f"tokens: {figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from the cache{silent}")
+    return figures
+
+
+def _untrained(table: documents.Table, index: pa.Table) -> int:
+    """Conversations without a token to learn; a plain text of one token has none either but is no mistake."""
+    if not table.conversations:
+        return 0
+    talks = {row[ID] for row in documents.rows(table, [ID, MESSAGES]) if row[MESSAGES] is not None}
+    untrained = sum(name in talks for name in index.filter(pc.equal(index["trained"], 0))["id"].to_pylist())
+    if untrained == len(talks):
+        raise UserError(f"none of the {untrained:,} conversations has a token to learn: the assistant says nothing in them; "
+                        "messages need turns of role 'assistant'.")
+    return untrained
+
+
+def _index(table: documents.Table, shards: Sequence[tokens.Shard]) -> pa.Table:
+    """One row for each document, sorted by id, so that the order of the files never matters."""
+    order = np.argsort(table.ids, kind="stable")
+    number = np.concatenate([np.full(len(s.length), i, dtype=np.int64) for i, s in enumerate(shards)])
+    offset = np.concatenate([np.cumsum(s.length) - s.length for s in shards])
+    length, size, trained = (np.concatenate([getattr(s, name) for s in shards]) for name in ("length", "bytes", "trained"))
+    return pa.table({
+        "id": pa.array(table.ids[order], pa.string()), "domain": pa.array(table.domains[order], pa.string()),
+        "split": pa.array(np.array(tokens.SPLITS, dtype=object)[table.splits[order]], pa.string()), "shard": number[order],
+        "offset": offset[order], "length": length[order], "bytes": size[order], "trained": trained[order]})
+
+
+def _by_domain(index: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
+    """Documents, tokens, trained tokens and bytes of each domain and split."""
+    numbers = ("length", "trained", "bytes")
+    sums = index.group_by(["domain", "split"]).aggregate([("id", "count"), *((name, "sum") for name in numbers)])
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    for row in sorted(sums.to_pylist(), key=lambda r: (r["domain"], tokens.SPLITS.index(r["split"]))):
+        found.setdefault(row["domain"], {})[row["split"]] = {"documents": row["id_count"], "tokens": row["length_sum"],
+                                                             "trained_tokens": row["trained_sum"], "bytes": row["bytes_sum"]}
+    return found

@@ -1,0 +1,93 @@
+"""What surgeries leave behind when a stage ends: a plain checkpoint, their deltas beside it, and a way to put a delta back.
+
+A surgery that can be folded in ends as a plain checkpoint of transformers, and its delta is a small file for those who keep the
+original. One that cannot (``folds = False``: a network beside the model) is taken out again. Then the plain checkpoint, which
+alone is another function, lies in ``backbone/``, where no reader takes it for the whole, and ``models.load`` puts the delta back.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainwright.core import checkpoint, registry
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Surgery
+from trainwright.families import models
+
+TABLE = "surgery.json"
+"""Beside a delta: the surgery's settings, the seed it was performed with, and whether it was folded in."""
+CARRIED = "_carried"
+"""Where a model keeps the surgeries that it was loaded with, each with its seed."""
+
+
+def carried(model: nn.Module) -> list[tuple[Surgery, int]]:
+    """Surgeries that are part of a loaded model, since they could not be folded in when it was saved."""
+    kept: list[tuple[Surgery, int]] = model.__dict__.get(CARRIED, [])
+    return kept
+
+
+def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, tokenizer: Any) -> list[str]:
+    """Save the deltas, undo the surgeries, the last one first, and save what is left. The model is its plain self after this.
+
+    Returns the names of the surgeries that could not be folded in.
+    """
+    chain = [*carried(model), *((s, seed) for s in performed)]
+    model.__dict__.pop(CARRIED, None)
+    for i, (surgery, seed_then) in reversed(list(enumerate(chain, 1))):
+        folder = out / f"adapter-{i}"
+        surgery.save_delta(model, folder)
+        if folder.is_dir():
+            _describe(folder, surgery, seed_then, i)
+        elif not surgery.folds:
+            raise TypeError(f"{surgery.name} does not fold and saves no delta: what it learned would be lost")
+        surgery.fold(model)
+    written = list(out.glob("adapter-*"))
+    if len(written) == 1:
+        written[0].rename(out / "adapter")
+    kept = [s.name for s, _ in chain if not s.folds]
+    models.save(model, out / models.BACKBONE if kept else out, None if kept else tokenizer)
+    if kept and tokenizer is not None:
+        tokenizer.save_pretrained(out)
+    return kept
+
+
+def _describe(folder: Path, surgery: Surgery, seed: int, order: int) -> None:
+    table = {"surgery": checkpoint.surgery_table(surgery), "seed": seed, "folded": surgery.folds, "order": order}
+    (folder / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+
+
+def put(model: nn.Module, folder: Path) -> Surgery:
+    """Perform the surgery that a delta belongs to on the original model, in place, and give it what it had learned.
+
+    Raises:
+        UserError: ``folder`` holds no delta, one of another model, or one of a method that reads no deltas.
+    """
+    surgery, seed = _read(folder)
+    if type(surgery).load_delta is Surgery.load_delta:
+        raise UserError(f"{folder}: the method {surgery.name} has no load_delta, so that its delta cannot be put back here.")
+    surgery.operate(model, Context(seed=seed, device=next(model.parameters()).device))
+    surgery.load_delta(model, folder)
+    return surgery
+
+
+def _read(folder: Path) -> tuple[Surgery, int]:
+    if not (folder / TABLE).is_file():
+        raise UserError(f"{folder} holds no delta (it needs {TABLE}).")
+    table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
+    surgery = registry.create(table["surgery"], Path(), str(folder))
+    assert isinstance(surgery, Surgery)
+    return surgery, int(table["seed"])
+
+
+def restore(artifact: Path, where: str) -> nn.Module:
+    """The model of an artifact with a ``backbone/``: that, and on it what could not be folded in, in the order of then."""
+    model = models.load(artifact / models.BACKBONE, where)
+    tables = [(json.loads(f.read_text(encoding="utf-8")), f.parent) for f in artifact.glob(f"adapter*/{TABLE}")]
+    unfolded = sorted((t["order"], t["seed"], folder) for t, folder in tables if not t["folded"])
+    model.__dict__[CARRIED] = [(put(model, folder), seed) for _, seed, folder in unfolded]
+    return model

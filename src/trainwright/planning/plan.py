@@ -1,0 +1,167 @@
+"""What a recipe will do, and what it will cost, before it does it."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.errors import located
+from trainwright.core.method import Controller, Curate, Data, Evaluator, Method, Objective, Surgery, Update, Weigh
+from trainwright.core.prepare import Job, carries, jobs
+from trainwright.core.recipe import Recipe
+from trainwright.core.stage_settings import CorpusStage, TrainStage
+from trainwright.core.store import Store
+from trainwright.families import models
+from trainwright.planning.memory import floor, refuse
+from trainwright.planning.predict import Trials
+from trainwright.planning.probe import ready
+from trainwright.stages.training import batch_rows, row_tokens, steps_of
+
+PLACES: tuple[tuple[str, tuple[type[Method], ...]], ...] = (
+    ("1 surgery", (Surgery,)), ("2 control", (Controller,)), ("3 data", (Data,)), ("4 objective", (Objective, Weigh)),
+    ("5-6 update", (Update,)), ("7 measure", (Evaluator,)))
+LARGEST = 6e8
+"""Parameters up to which a plan makes the model and tries it."""
+CORPUS_LEAVES = 180 * 2**20
+"""What making a corpus leaves behind in its process: the code and the caches of the table engine (measured; not tried)."""
+
+
+@dataclass
+class StagePlan:
+    """One stage: who acts where, and the figures that can be known before running."""
+
+    job: Job
+    cached: bool
+    places: list[tuple[str, list[str]]]
+    figures: dict[str, float] = field(default_factory=dict)
+    """parameters, trainable, steps, tokens, flops, seconds, memory_bytes: as far as known."""
+    owns: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass
+class Plan:
+    """A recipe's stages as planned."""
+
+    recipe: Recipe
+    stages: list[StagePlan]
+
+    def __str__(self) -> str:
+        lines = [self.recipe.title]
+        for one in self.stages:
+            lines.append(f"{one.job.stage.name} ({one.job.stage.kind}, {'in the store' if one.cached else 'to run'})")
+            lines += [f"  {place:12} {' -> '.join(who)}" for place, who in one.places]
+            lines += [f"  {name:12} {value:,.0f}" for name, value in one.figures.items()]
+            lines += [f"  {one.note}"] if one.note else []
+        return "\n".join(lines)
+
+
+def plan(recipe: Recipe, store: Store, predict: bool = True, trials: Trials | None = None) -> Plan:
+    """Check everything that can be checked before running, and predict what each stage will cost (seconds a training stage).
+
+    ``trials`` are kept from one plan to the next, so that nothing is tried twice.
+
+    Raises:
+        UserError: any mistake in the recipe, claims that collide, or more memory than the machine has.
+    """
+    with nullcontext(trials) if trials else Trials() as tried:
+        out = Plan(recipe, [])
+        for job in jobs(recipe, store):
+            one = examine(recipe, job, store, tried if predict else None, refuse)
+            if not one.cached:
+                refuse(one.figures.get("memory_bytes", 0.0), job.where)
+            out.stages.append(one)
+        return out
+
+
+def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check: Callable[[float, str], None]) -> StagePlan:
+    """One stage, with figures that were measured where it is in the store, and are predicted where there are trials.
+
+    Before it is tried, ``check`` is told how many bytes it needs at the least, and where it stands in the recipe.
+    """
+    found = store.find(job.stage.name, job.key)
+    out = StagePlan(job, found is not None, places(job))
+    if not isinstance(job.stage, TrainStage):
+        return out
+    if found is not None:
+        names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens",
+                 "flops": "flops", "seconds": "seconds", "peak_memory_bytes": "memory_bytes"}
+        out.figures = {mine: found.figures[theirs] for theirs, mine in names.items()}
+    elif trials is not None:
+        with located(job.where):
+            try:
+                _predict(recipe, job, job.stage, store, trials, out, check)
+            except Unknown as why:
+                out.note = str(why)
+    return out
+
+
+def places(job: Job) -> list[tuple[str, list[str]]]:
+    """Who acts in which place, in order."""
+    if not isinstance(job.stage, TrainStage):
+        kind = "curate" if job.of(Curate) else "combine" if job.stage.kind == "merge" else "measure"
+        return [(kind, [words(m) for m in job.methods])]
+    acting = [(place, [words(m) for m in job.methods if isinstance(m, kinds)]) for place, kinds in PLACES
+              if any(isinstance(m, kinds) for m in job.methods)]
+    return acting + ([("laws", job.told)] if job.told else [])
+
+
+def words(method: Method) -> str:
+    """A method with the settings that differ from their defaults."""
+    changed = {f.name: v for f in dataclasses.fields(method)  # type: ignore[arg-type]
+               if (v := getattr(method, f.name)) != f.default and v not in ((), {})}
+    return method.name + (f"({', '.join(f'{k}={v!r}' for k, v in changed.items())})" if changed else "")
+
+
+def _claims(claims: list[str]) -> str:
+    """``knob:lr``, or how many parameters and one of them."""
+    return ", ".join(claims) if len(claims) < 4 else f"{len(claims)} parameters, {claims[0]} …"
+
+
+class Unknown(Exception):
+    """A figure that cannot be known before an earlier stage has run."""
+
+
+def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: Trials, out: StagePlan,
+             check: Callable[[float, str], None]) -> None:
+    config = job.config(store)
+    if config is None:
+        raise Unknown("the model is not on this machine yet: nothing is predicted.")
+    ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
+    ctx.batch_rows = batch_rows(job, stage)
+    data = job.source("data")
+    there = data is None or data.job is None or store.find(data.job.stage.name, data.job.key) is not None
+    if there:
+        ctx.inputs = {"data": [s.path(store, job.where) for s in job.inputs.get("data", ())]}
+    skeleton = models.skeleton(config, job.where)
+    total = sum(p.numel() for p in skeleton.parameters())
+    tokens = row_tokens(job)
+    out.figures["parameters"] = total
+    out.owns = [f"{m.name}: {_claims(sorted(claims))}" for m in job.methods if (claims := m.claims(skeleton))]
+    if stage.epochs is None or there:
+        out.figures["steps"] = ctx.steps = steps_of(job, stage, ctx)
+        out.figures["tokens"] = ctx.steps * ctx.batch_rows * (tokens or 0)
+    check(floor(job, stage, skeleton, store), job.where)
+    source = job.source("model")
+    if source is not None and not ready(job, store) and carries(source, store, job.where):
+        raise Unknown("a part of the model is not in its config: memory and time are predicted once it is made.")
+    if total > LARGEST or (tokens is None and not ready(job, store)):
+        raise Unknown("memory and time are predicted for language models of up to 600 M parameters.")
+    trial, rows = trials.of(recipe, job, store), ctx.batch_rows // stage.accumulate
+    memory = trial.memory_bytes(rows) + left_behind(job, store)
+    out.figures |= {"parameters": trial.parameters, "trainable": trial.trainable, "memory_bytes": memory}
+    if "steps" in out.figures:
+        out.figures["flops"] = trial.flops_per_token * out.figures["tokens"]
+        out.figures["seconds"] = trial.seconds(rows, stage.accumulate, ctx.steps)
+
+
+def left_behind(job: Job, store: Store) -> float:
+    """Bytes that making what the stage comes from leaves in use in the same process, where memory is the process' own."""
+    unmade = [s.job for sources in job.inputs.values() for s in sources
+              if s.job is not None and not store.find(s.job.stage.name, s.job.key)]
+    if sharding.device().type != "cpu" or not unmade:
+        return 0.0
+    return CORPUS_LEAVES if any(isinstance(j.stage, CorpusStage) for j in unmade) else max(left_behind(j, store) for j in unmade)

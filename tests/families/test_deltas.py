@@ -1,0 +1,112 @@
+"""What stages leave of surgeries: what folds is a plain checkpoint; what does not stays whole through later stages."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.lm.architectures import IDS, make
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import Surgery
+from trainwright.core.prepare import jobs
+from trainwright.core.recipe import load
+from trainwright.core.run import run
+from trainwright.core.store import Store
+from trainwright.families import deltas, models
+from trainwright.finetune.nola import Nola
+from trainwright.planning.plan import plan
+
+ADAPT = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]\n\n[[stage]]\nname = "merged"'
+FURTHER = """
+[[stage]]
+name = "further"
+kind = "train"
+from = { model = "adapt", data = "corpus" }
+steps = 2
+batch_tokens = 256
+precision = "fp32"
+compile = false
+methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "adamw", lr = 1e-2 }]
+"""
+
+
+def beside(life: Path) -> Path:
+    """The tiny life, adapted by a network beside the model, trained further and measured, without a merge."""
+    text = life.read_text()
+    merge, judge = text.index('[[stage]]\nname = "merged"'), text.index('[[stage]]\nname = "judge"')
+    text = text[:merge] + FURTHER + text[judge:].replace('["base", "merged"]', '["base", "adapt", "further"]')
+    at = text.index('domains = ["code"] },')
+    life.write_text(text[:at] + 'domains = ["code"] }, { use = "lst", reduction = 4, samples = 2 },' + text[at + 21:])
+    return life
+
+
+@pytest.mark.slow
+def test_a_part_that_does_not_fold_lives_through_later_stages(life: Path) -> None:
+    recipe, store = load(beside(life)), Store(life.parent / "store")
+    before = {s.job.stage.name: s for s in plan(recipe, store, predict=False).stages}
+    made = run(recipe, store)
+    assert set(before) == set(made)
+    adapt, further, judge = made["adapt"], made["further"], made["judge"]
+    for artifact in (adapt, further):
+        assert {f.name for f in artifact.path.iterdir() if f.is_dir()} == {"backbone", "adapter"}
+        assert artifact.figures["stored_bytes"] > artifact.figures["delta_bytes"] > 0
+        assert artifact.tokenizer() is not None and not (artifact.path / "config.json").exists()
+    base, one, two = made["base"].model().eval(), adapt.model().eval(), further.model().eval()
+    plain = {n: t for n, t in two.state_dict().items() if not n.startswith("ladder.")}
+    assert all(torch.equal(t, base.state_dict()[n]) for n, t in plain.items())                  # the backbone never moves
+    side = [n for n, p in one.named_parameters() if p.requires_grad]
+    assert side and all(n.startswith("ladder.") for n in side)
+    assert any(not torch.equal(one.get_parameter(n), two.get_parameter(n)) for n in side)       # the side network goes on
+    assert further.figures["trainable_parameters"] == sum(one.get_parameter(n).numel() for n in side)
+    assert further.metrics()[0]["loss"] < adapt.metrics()[0]["loss"]
+    numbers = judge.figures["numbers"]
+    assert len({numbers[n]["loss/prose"] for n in ("base", "adapt", "further")}) == 3
+    assert models.generate(further.path, "the", 4, 0.0, False, 0)
+    with pytest.raises(UserError, match="this needs a plain checkpoint"):
+        models.export(further.path, life.parent / "out", "float32")
+
+
+def test_merging_such_a_model_is_refused_by_the_plan(life: Path) -> None:
+    text = life.read_text()
+    at = text.index('domains = ["code"] },')
+    life.write_text(text[:at] + 'domains = ["code"] }, { use = "lst", reduction = 4 },' + text[at + 21:])
+    with pytest.raises(UserError, match="adapt has a part that cannot be folded into its weights"):
+        jobs(load(life), Store(life.parent / "store"))
+
+
+class Louder(Surgery):
+    """A surgery that folds and saves nothing."""
+
+    factor: float = 2.0
+
+    def operate(self, model: nn.Module, ctx: Context) -> None:
+        model.get_output_embeddings().weight.data.mul_(self.factor)
+
+
+class Beside(Louder):
+    """One that does not fold, and forgets to save."""
+
+    folds = False
+
+
+def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
+    model = make("llama")
+    Louder().operate(model, Context())
+    logits = model(input_ids=IDS).logits
+    assert deltas.write(model, [Louder()], 0, tmp_path, None) == []
+    assert not list(tmp_path.glob("adapter*")) and torch.equal(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits)
+    with pytest.raises(TypeError, match="what it learned would be lost"):
+        deltas.write(model, [Beside()], 0, tmp_path, None)
+
+
+def test_the_table_beside_a_delta_says_how_it_was_made(tmp_path: Path) -> None:
+    method, model = Nola(bases=3, on="attention"), make("llama")
+    method.operate(model, Context(seed=9))
+    deltas.write(model, [method], 9, tmp_path, None)
+    told = json.loads((tmp_path / "adapter" / "surgery.json").read_text())
+    assert told == {"surgery": {"use": "nola", "bases": 3, "rank": 8, "alpha": 8.0, "on": "attention"}, "seed": 9, "folded": True,
+                    "order": 1}

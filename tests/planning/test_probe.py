@@ -1,0 +1,111 @@
+"""From a few steps to all of them: the line through the points, and which points are worth their time."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainwright.core import hardware
+from trainwright.core.context import Context
+from trainwright.core.method import Data, Evaluator
+from trainwright.core.prepare import Job, jobs
+from trainwright.core.recipe import load
+from trainwright.core.run import run
+from trainwright.core.stage_settings import TrainStage
+from trainwright.core.store import Store
+from trainwright.planning import probe
+from trainwright.planning.probe import Point, Trial, _Effort
+
+MEASURED = Trial(parameters=100, trainable=60, flops_per_token=6.0, fixed=1000.0, compiled=False, device="cpu", points=(
+    Point(1, 2000.0, 1.0, 0.5), Point(4, 2600.0, 2.5, 0.4), Point(8, 3000.0, 4.5, 0.25)))
+
+
+def test_between_points_and_beyond_them_it_is_a_line() -> None:
+    assert [MEASURED.memory_bytes(n) for n in (1, 2, 4, 6, 8, 16)] == [2000, 2200, 2600, 2800, 3000, 3800]
+    falling = replace(MEASURED, points=(Point(1, 2000.0, 1.0, 0.5), Point(2, 1900.0, 0.9, 0.5)))
+    assert falling.memory_bytes(8) == 2000 and falling.seconds(8, 1, 1) == 1.5, "more rows never take less"
+    single = replace(MEASURED, points=MEASURED.points[:1])
+    assert [single.memory_bytes(n) for n in (1, 3)] == [2000, 4000], "from what is in use between two steps"
+    assert single.seconds(3, 1, 1) == 3.5
+
+
+def test_seconds_are_micro_batches_and_the_rest_of_each_step() -> None:
+    assert MEASURED.seconds(8, 1, 10) == pytest.approx(10 * (4.5 + 0.25))
+    assert MEASURED.seconds(4, 6, 10) == pytest.approx(10 * (6 * 2.5 + 0.25))
+
+
+def test_compiled_code_starts_late_and_is_quicker_and_smaller() -> None:
+    compiled = replace(MEASURED, compiled=True)
+    step = 4.5 / probe.COMPILE_GAIN["cpu"] + 0.25
+    assert compiled.seconds(8, 1, 100) == pytest.approx(probe.COMPILE_SECONDS["cpu"] + 100 * step)
+    kept = 1000 + 4 * 60
+    assert compiled.memory_bytes(8) == pytest.approx(kept + probe.COMPILE_KEEPS * (3000 - kept))
+
+
+def job_of(life: Path, stage: str) -> tuple[Job, TrainStage, Store]:
+    store = Store(life.parent / "store")
+    job = next(j for j in jobs(load(life), store) if j.stage.name == stage)
+    assert isinstance(job.stage, TrainStage)
+    return job, job.stage, store
+
+
+def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> None:
+    life.write_text(life.read_text().replace('{ use = "wsd" }', '{ use = "wsd" }, { use = "held_out", length = 32 }'))
+    train, compiled = probe.build(*job_of(life, "base"))
+    assert not compiled and [m.name for m in train.methods] == ["synthetic", "next_token", "clip", "adamw"]
+    train.ctx.batch_rows = 4
+    train.step()
+    assert train.row["tokens"] == 4 * 32 and train.row["loss"] > 0
+    run(load(life), Store(life.parent / "store"))
+    train, _ = probe.build(*job_of(life, "adapt"))
+    assert [m.name for m in train.methods] == ["pack", "next_token", "adamw"]
+    weights = Store(life.parent / "store").named("base").model().state_dict()
+    assert all(torch.equal(t, weights[n]) for n, t in train.model.state_dict().items()), "the weights that the run starts from"
+
+
+def test_made_up_rows_hold_two_documents() -> None:
+    made = probe.Synthetic(tokens=8, vocabulary=50)
+    batch = made.next(lambda: {}, {}, Context(batch_rows=3))
+    assert batch["packed"] and batch["position_ids"][2].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert batch["document"][0].tolist() == [0] * 4 + [1] * 4 and batch["input_ids"].shape == (3, 8)
+    assert isinstance(made, Data) and not isinstance(made, Evaluator)
+
+
+def test_small_stages_are_tried_whole(life: Path) -> None:
+    told = probe.attempt(load(life), life.parent / "store", "base", 0.05)
+    assert told.points[-1].rows == 8, "the micro-batch of the recipe"
+    assert told.parameters == told.trainable and told.flops_per_token > 6 * 16 * 300
+    assert all(p.bytes > told.fixed > 0 and p.seconds > 0 and p.rest > 0 for p in told.points)
+
+
+class _Fake(_Effort):
+    """An effort without a stage: two micro-batches a step, so many seconds and FLOPs left."""
+
+    def __init__(self, seconds: float, work: float) -> None:
+        self.parts, self.work, self.work_a_row, self.seconds = 2, work, 100.0, seconds
+
+    def left(self) -> float:
+        return self.seconds
+
+
+@pytest.mark.parametrize(("seconds", "work", "rows"), [
+    (80.0, 0.0, 20),        # two steps of two micro-batches of 20 rows, a second a row
+    (0.0, 8000.0, 5),       # so much work is worth it however slow the machine is, for 20 seconds more
+    (1.0, 0.0, 4),          # a line takes two points
+    (1e6, 0.0, 64),         # and no more than the recipe asks for
+])
+def test_the_next_point_is_worth_its_time(seconds: float, work: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: float("inf"))
+    first = Point(2, 3000.0, 2.0, 0.0)
+    assert _Fake(seconds, work).next([first], 64, 1000.0) == rows
+    assert _Fake(1.0, 0.0).next([first, Point(4, 4000.0, 4.0, 0.0)], 64, 1000.0) == 0
+    assert _Fake(1e6, 0.0).next([first, Point(64, 4000.0, 4.0, 0.0)], 64, 1000.0) == 0
+
+
+def test_a_point_that_memory_may_not_hold_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Point(2, 3000.0, 2.0, 0.0)                                     # a thousand bytes a row, and a thousand without any
+    for available, rows in ((13_500.0, 9), (7_500.0, 5), (3_500.0, 0)):
+        monkeypatch.setattr(hardware, "memory_bytes", lambda: available)  # noqa: B023
+        assert _Fake(1e6, 0.0).next([first], 64, 1000.0) == rows

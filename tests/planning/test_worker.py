@@ -1,0 +1,87 @@
+"""A process that answers: what it returns, what it raises, how it dies."""
+from __future__ import annotations
+
+import operator
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainwright.core import recipe
+from trainwright.core.errors import UserError
+from trainwright.planning.worker import Died, Worker
+
+
+@pytest.fixture
+def one() -> Iterator[Worker]:
+    with Worker() as made:
+        yield made
+
+
+def test_it_answers_from_one_other_process(one: Worker) -> None:
+    first = one.ask(os.getpid)
+    assert first != os.getpid() and one.ask(os.getpid) == first
+    assert one.ask(operator.add, 2, 3) == 5
+
+
+def test_what_was_begun_goes_on_while_another_works(one: Worker, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with Worker() as other:
+        other.begin(Path.read_text, tmp_path / "pipe")                # waits for somebody who writes
+        assert one.ask(Path.write_text, tmp_path / "pipe", "heard") == 5
+        assert other.answer() == "heard"
+
+
+def test_what_is_printed_there_is_no_answer(one: Worker) -> None:
+    one.ask(print, "a line that a library prints")
+    assert one.ask(operator.add, "a", "b") == "ab"
+
+
+def test_mistakes_come_back_as_they_are(one: Worker) -> None:
+    with pytest.raises(UserError, match=r"there is no recipe nowhere\.toml\."):
+        one.ask(recipe.load, "nowhere.toml")
+    assert one.ask(operator.add, 1, 1) == 2, "it goes on"
+
+
+def test_other_errors_come_back_with_their_place(one: Worker) -> None:
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        one.ask(operator.truediv, 1, 0)
+
+
+def test_a_process_that_dies_is_told_and_replaced(one: Worker) -> None:
+    first = one.ask(os.getpid)
+    with pytest.raises(Died, match=r"signal 9 \(SIGKILL\)"):
+        one.ask(os.kill, first, 9)
+    with pytest.raises(Died, match="exit code 3"):
+        one.ask(os._exit, 3)
+    assert one.ask(os.getpid) != first
+
+
+def test_it_ends_with_the_one_that_asks() -> None:
+    with Worker() as made:
+        number = made.ask(os.getpid)
+    until = time.monotonic() + 20
+    while runs(number) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not runs(number)
+
+
+def runs(number: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_it_is_no_rank_and_imports_what_we_do(one: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("OTHER", "kept")
+    assert one.ask(os.getenv, "RANK") is None and one.ask(os.getenv, "OTHER") == "kept"
+    assert set(one.ask(os.getenv, "PYTHONPATH").split(os.pathsep)) == {p for p in sys.path if p}  # type: ignore[union-attr]
+    with Worker(threads=3) as few:
+        assert few.ask(os.getenv, "OMP_NUM_THREADS") == "3"
