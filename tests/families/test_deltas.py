@@ -104,9 +104,9 @@ def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_the_table_beside_a_delta_says_how_it_was_made(tmp_path: Path) -> None:
-    method, model = Nola(bases=3, on="attention"), make("llama")
+    method, model = Nola(bases=3, layers="attention"), make("llama")
     method.operate(model, Context(seed=9))
     deltas.write(model, [method], 9, tmp_path, None)
     told = json.loads((tmp_path / "adapter" / "surgery.json").read_text())
-    assert told == {"surgery": {"use": "nola", "bases": 3, "rank": 8, "alpha": 8.0, "on": "attention"}, "seed": 9, "folded": True,
+    assert told == {"surgery": {"use": "nola", "bases": 3, "rank": 8, "alpha": 8.0, "layers": "attention"}, "seed": 9, "folded": True,
                     "order": 1}

@@ -59,7 +59,7 @@ def test_equals_peft_on_the_same_covariance(kind: str, mode: str, monkeypatch: p
     assert all(torch.allclose(ours[n], theirs[n], rtol=1e-4, atol=1e-5) for n in names)
     adapted = peft.get_peft_model(plain, config)
     method = Corda(mode=mode, rank=4)
-    layers = method.layers(operated(kind, method, monkeypatch, theirs))
+    layers = method.mine(operated(kind, method, monkeypatch, theirs))
     assert list(layers) == names
     for name, layer in layers.items():
         other = adapted.base_model.model.get_submodule(name)
@@ -120,7 +120,7 @@ def test_it_starts_as_the_model_was_and_trains_its_terms_alone(kind: str, mode: 
     model = operated(kind, method, monkeypatch)
     assert torch.allclose(model(input_ids=IDS).logits, before(input_ids=IDS).logits, atol=1e-5)
     assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"corda_A", "corda_B"}
-    for name, layer in method.layers(model).items():
+    for name, layer in method.mine(model).items():
         plain = as_linear_weight(before.get_submodule(name))
         assert torch.allclose(as_linear_weight(layer) + layer.corda_B @ layer.corda_A, plain, atol=1e-5)
         assert layer.corda_A.shape == (4, layer.in_features) and layer.corda_B.shape == (layer.out_features, 4)
@@ -134,7 +134,7 @@ def test_the_modes_train_opposite_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {}
     for mode in PEFTS:
         method = Corda(mode=mode, rank=4)
-        layers = method.layers(operated("llama", method, monkeypatch)).values()
+        layers = method.mine(operated("llama", method, monkeypatch)).values()
         sizes[mode] = [float((m.start_B @ m.start_A).norm()) for m in layers]
     assert all(a < b for a, b in zip(sizes["knowledge_preserved"], sizes["instruction_previewed"], strict=True))
 
@@ -170,9 +170,9 @@ def test_samples_are_training_rows_of_the_domains(tmp_path: Path) -> None:
 def test_what_is_looked_at_decides(tmp_path: Path) -> None:
     starts = []
     for domain in ("prose", "code"):
-        model, method = tiny.model(), Corda(rank=2, samples=8, length=32, domains=(domain,), on="*.0.*.q_proj")
+        model, method = tiny.model(), Corda(rank=2, samples=8, length=32, domains=(domain,), layers="*.0.*.q_proj")
         method.operate(model, tiny.context(tmp_path))
-        starts.append(next(iter(method.layers(model).values())).corda_A)
+        starts.append(next(iter(method.mine(model).values())).corda_A)
     assert not torch.allclose(*starts, atol=1e-3)
 
 

@@ -36,7 +36,7 @@ MODELS = pytest.mark.parametrize("build", [llama, gpt2])
 def operated(model: PreTrainedModel, method: Lora, moved: bool = True) -> PreTrainedModel:
     method.operate(model, Context(seed=1))
     torch.manual_seed(2)
-    for layer in method.layers(model).values() if moved else ():
+    for layer in method.mine(model).values() if moved else ():
         layer.lora_B.data.normal_(std=0.1)
     return model
 
@@ -44,9 +44,9 @@ def operated(model: PreTrainedModel, method: Lora, moved: bool = True) -> PreTra
 def in_peft(model: PreTrainedModel, method: Lora, ours: PreTrainedModel) -> peft.PeftModel:
     """PEFT's LoRA on ``model``, with our A and B."""
     theirs = peft.get_peft_model(model, peft.LoraConfig(
-        r=method.rank, lora_alpha=method.alpha, use_rslora=method.rslora, target_modules=list(method.layers(ours)),
+        r=method.rank, lora_alpha=method.alpha, use_rslora=method.rslora, target_modules=list(method.mine(ours)),
         fan_in_fan_out=isinstance(model, GPT2LMHeadModel), task_type="CAUSAL_LM")).eval()
-    for name, layer in method.layers(ours).items():
+    for name, layer in method.mine(ours).items():
         other = theirs.base_model.model.get_submodule(name)
         other.lora_A["default"].weight.data.copy_(layer.lora_A.data)
         other.lora_B["default"].weight.data.copy_(layer.lora_B.data)
@@ -54,7 +54,7 @@ def in_peft(model: PreTrainedModel, method: Lora, ours: PreTrainedModel) -> peft
 
 
 @MODELS
-@pytest.mark.parametrize("method", [Lora(rank=4), Lora(rank=4, alpha=5.0, rslora=True, on="attention"), Lora(on="mlp")])
+@pytest.mark.parametrize("method", [Lora(rank=4), Lora(rank=4, alpha=5.0, rslora=True, layers="attention"), Lora(layers="mlp")])
 def test_equals_peft(build, method: Lora) -> None:
     ours = operated(build(), method)
     theirs = in_peft(build(), method, ours)
@@ -62,8 +62,8 @@ def test_equals_peft(build, method: Lora) -> None:
     assert torch.allclose(a.logits, b.logits, atol=1e-5)
     a.loss.backward()
     b.loss.backward()
-    assert method.layers(ours)
-    for name, layer in method.layers(ours).items():
+    assert method.mine(ours)
+    for name, layer in method.mine(ours).items():
         other = theirs.base_model.model.get_submodule(name)
         assert torch.allclose(layer.lora_A.grad, other.lora_A["default"].weight.grad, atol=1e-6)
         assert torch.allclose(layer.lora_B.grad, other.lora_B["default"].weight.grad, atol=1e-6)
@@ -73,7 +73,7 @@ def test_equals_peft(build, method: Lora) -> None:
 def test_formula_by_hand() -> None:
     model = llama()
     before = copy.deepcopy(model.model.layers[0].mlp.up_proj)
-    method = Lora(rank=2, alpha=6.0, on="*.0.mlp.up_proj")
+    method = Lora(rank=2, alpha=6.0, layers="*.0.mlp.up_proj")
     layer = operated(model, method).model.layers[0].mlp.up_proj
     x = torch.randn(3, 5, 32)
     assert torch.allclose(layer(x), before(x) + 3.0 * (x @ layer.lora_A.T @ layer.lora_B.T), atol=1e-6)
@@ -88,7 +88,7 @@ def test_starts_as_the_model_was(build) -> None:
 
 @MODELS
 def test_fold_gives_the_plain_model_of_the_same_function(build) -> None:
-    before, method = build(), Lora(rank=4, on="all-linear")
+    before, method = build(), Lora(rank=4, layers="all-linear")
     model = operated(build(), method)
     logits = model(IDS).logits
     method.fold(model)
@@ -110,7 +110,7 @@ def test_only_its_matrices_train_and_other_names_stay() -> None:
 
 
 def test_start_depends_on_seed_and_name_alone() -> None:
-    one, two = operated(llama(), Lora(), moved=False), operated(llama(), Lora(on="mlp"), moved=False)
+    one, two = operated(llama(), Lora(), moved=False), operated(llama(), Lora(layers="mlp"), moved=False)
     name = "model.layers.1.mlp.down_proj.lora_A"
     assert torch.equal(one.get_parameter(name), two.get_parameter(name))
     assert not torch.equal(one.get_parameter(name)[:, :32], one.get_parameter("model.layers.1.mlp.up_proj.lora_A"))
@@ -119,18 +119,18 @@ def test_start_depends_on_seed_and_name_alone() -> None:
 
 @MODELS
 def test_peft_loads_the_delta(build, tmp_path: Path) -> None:
-    for method in (Lora(rank=4), Lora(rank=4, on="attention", rslora=True)):
-        folder = tmp_path / method.on
+    for method in (Lora(rank=4), Lora(rank=4, layers="attention", rslora=True)):
+        folder = tmp_path / method.layers
         model = operated(build(), method)
         method.save_delta(model, folder)
         loaded = peft.PeftModel.from_pretrained(build(), folder).eval()
         assert torch.allclose(loaded(input_ids=IDS).logits, model(IDS).logits, atol=1e-5)
-        assert len([m for m in loaded.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]) == len(method.layers(model))
+        assert len([m for m in loaded.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]) == len(method.mine(model))
     assert json.loads((folder / "adapter_config.json").read_text())["use_rslora"] is True
 
 
 def test_two_on_different_layers_live_together_and_two_on_one_are_refused() -> None:
-    first, second = Lora(on="*.0.*.q_proj", rank=2), Lora(on="*.1.*.q_proj", rank=3)
+    first, second = Lora(layers="*.0.*.q_proj", rank=2), Lora(layers="*.1.*.q_proj", rank=3)
     model = operated(operated(llama(), first), second)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         f"model.layers.{i}.self_attn.q_proj.lora_{x}" for i in (0, 1) for x in "AB"}
@@ -140,9 +140,9 @@ def test_two_on_different_layers_live_together_and_two_on_one_are_refused() -> N
     second.fold(model)
     assert torch.allclose(model(IDS).logits, logits, atol=1e-5)
     assert first.claims(llama()) == {"model.layers.0.self_attn.q_proj.weight"}
-    assert not Lora(on="attention").claims(llama()) & Lora(on="mlp").claims(llama())
+    assert not Lora(layers="attention").claims(llama()) & Lora(layers="mlp").claims(llama())
     with pytest.raises(UserError, match="another adapter"):
-        operated(operated(llama(), Lora(on="attention")), Lora())
+        operated(operated(llama(), Lora(layers="attention")), Lora())
 
 
 def test_gradient_checkpointing_gives_the_same_gradients() -> None:

@@ -63,9 +63,9 @@ def test_training_computes_what_a_smaller_model_computes(kind: str) -> None:
     with torch.no_grad():
         for name, parameter in small.named_parameters():
             parameter.copy_(model.get_parameter(name))
-        for name, layer in ALL.layers(model).items():
+        for name, layer in ALL.mine(model).items():
             small.get_submodule(name).weight += 2.0 * layer.lora_B @ layer.lora_A
-    for layer in ALL.layers(model).values():
+    for layer in ALL.mine(model).values():
         layer.whole = None                                                    # nothing of the rest is looked at in training
     assert torch.allclose(model.train()(input_ids=IDS).logits, small.train()(input_ids=IDS).logits, atol=1e-5)
     held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
@@ -83,7 +83,7 @@ def test_elsewhere_it_is_the_whole_model_and_starts_as_that(kind: str) -> None:
 def test_recovery_puts_every_row_and_column_back(kind: str) -> None:
     model, plain = operated(kind), make(kind)
     logits = moved(model)
-    learned = {n: (m.rows, m.columns, 2.0 * m.lora_B.detach() @ m.lora_A.detach()) for n, m in ALL.layers(model).items()}
+    learned = {n: (m.rows, m.columns, 2.0 * m.lora_B.detach() @ m.lora_A.detach()) for n, m in ALL.mine(model).items()}
     ALL.fold(model)
     assert torch.allclose(model.eval()(input_ids=IDS).logits, logits, atol=1e-5)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
@@ -103,7 +103,7 @@ def test_recovery_puts_every_row_and_column_back(kind: str) -> None:
 def test_the_delta_is_a_lora_of_the_original_model(kind: str, tmp_path: Path) -> None:
     model = operated(kind)
     logits = moved(model)
-    narrow = copy.deepcopy(ALL.layers(model))
+    narrow = copy.deepcopy(ALL.mine(model))
     deltas.write(model, [ALL], 1, tmp_path, None)
     theirs = peft.PeftModel.from_pretrained(make(kind), tmp_path / "adapter").eval()
     assert torch.allclose(theirs(input_ids=IDS).logits, logits, atol=1e-5)
@@ -135,7 +135,7 @@ def test_first_and_last_blocks_stay_whole_and_choices_can_be_random() -> None:
 def test_attention_of_another_form_stays_whole(kind: str) -> None:
     """Phi-3 makes queries, keys and values in one layer, and a gate with its layer; OLMo 2 has norms over all heads."""
     model, before = operated(kind), make(kind)
-    for name, layer in ALL.layers(model).items():
+    for name, layer in ALL.mine(model).items():
         cut = len(layer.rows) * len(layer.columns) < layer.whole.numel()
         assert cut == ("mlp" in name)
     assert model.train()(input_ids=IDS, labels=IDS).loss.isfinite()

@@ -112,7 +112,7 @@ def test_memory_saved_against_lora() -> None:
     Here bytes kept for backward, without the logits, which are the same for all.
     """
     sizes, given = {}, {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6}
-    for name, method in (("full", None), ("attention", Lora(on="attention")), ("all", Lora()), ("lst", Lst())):
+    for name, method in (("full", None), ("attention", Lora(layers="attention")), ("all", Lora()), ("lst", Lst())):
         model = make("llama", **given)
         if method is not None:
             method.operate(model, Context())

@@ -177,7 +177,7 @@ def test_checkpointing_and_bf16_agree() -> None:
 
 def test_it_shares_a_model_with_lora() -> None:
     """The paper's other mixtures: a prefix in attention and LoRA in the feed-forward layers."""
-    method, lora, model = MamAdapter(prefix=4, bottleneck=0), Lora(on="mlp"), make("llama")
+    method, lora, model = MamAdapter(prefix=4, bottleneck=0), Lora(layers="mlp"), make("llama")
     for one in (method, lora):
         one.operate(model, Context())
     assert {n.rpartition(".")[2] for n in trained(model)} == {"vectors", "lora_A", "lora_B"}

@@ -102,7 +102,7 @@ def test_with_private_shards_alone_it_is_lora() -> None:
     lora.operate(theirs, Context())
     logits = moved(ours)
     with torch.no_grad():
-        for name, layer in lora.layers(theirs).items():
+        for name, layer in lora.mine(theirs).items():
             A, B = ours.get_submodule(name).matrices()
             layer.lora_A.copy_(A)
             layer.lora_B.copy_(B)
@@ -151,8 +151,8 @@ def test_pools_and_seed_rebuild_the_model_to_the_bit(kind: str, tmp_path: Path) 
 
 
 def test_it_shares_a_model_with_its_like_and_with_lora() -> None:
-    first, second = MixtureOfShards(rank=2, on="attention"), MixtureOfShards(rank=3, on="*.mlp.up_proj")
-    lora, model = Lora(on="*.mlp.down_proj"), make("llama")
+    first, second = MixtureOfShards(rank=2, layers="attention"), MixtureOfShards(rank=3, layers="*.mlp.up_proj")
+    lora, model = Lora(layers="*.mlp.down_proj"), make("llama")
     for method in (first, second, lora):
         method.operate(model, Context())
     assert {n.split(".")[0] for n in trained(model)} == {"shards", "shards_2", "model"}

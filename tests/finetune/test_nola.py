@@ -86,7 +86,7 @@ def test_mixture_and_its_gradient_equal_those_of_stored_matrices() -> None:
 
 
 def test_formula_by_hand() -> None:
-    method = Nola(bases=5, rank=3, alpha=6.0, on="*.0.mlp.up_proj")
+    method = Nola(bases=5, rank=3, alpha=6.0, layers="*.0.mlp.up_proj")
     plain, model = make("llama").model.layers[0].mlp.up_proj, operated("llama", method)
     layer = model.model.layers[0].mlp.up_proj
     moved(model, size=1.0)
@@ -101,7 +101,7 @@ def test_formula_by_hand() -> None:
 def test_first_b_moves_then_a() -> None:
     """A_0 keeps the start alive: where it is missing, both gradients are zero for ever."""
     model = operated("llama", Nola(bases=8))
-    layers = Nola(bases=8).layers(model).values()
+    layers = Nola(bases=8).mine(model).values()
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert all(m.nola_b.grad.abs().sum() > 0 and m.nola_a.grad.abs().sum() == 0 for m in layers)
     for m in layers:
@@ -142,10 +142,10 @@ def test_fold_gives_the_plain_model_of_the_same_function(kind: str) -> None:
 
 @KINDS
 def test_the_delta_is_coefficients_alone_and_rebuilds_the_model_to_the_bit(kind: str, tmp_path: Path) -> None:
-    method = Nola(bases=16, rank=4, on="attention")
+    method = Nola(bases=16, rank=4, layers="attention")
     model = operated(kind, method, seed=23)
     moved(model)
-    layers = len(method.layers(model))
+    layers = len(method.mine(model))
     deltas.write(model, [method], 23, tmp_path, None)
     tensors = load_file(tmp_path / "adapter" / "nola.safetensors")
     assert sum(t.numel() for t in tensors.values()) == layers * 2 * 16 and {t.dim() for t in tensors.values()} == {1}
@@ -171,8 +171,8 @@ def test_no_global_randomness_moves_and_layers_differ() -> None:
     model = operated("llama", Nola(bases=8))
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert torch.equal(torch.get_rng_state(), before)
-    seeds = [s for m in Nola(bases=8).layers(model).values() for s in m.seeds]
-    other = [s for m in Nola(bases=8).layers(operated("llama", Nola(bases=8), seed=2)).values() for s in m.seeds]
+    seeds = [s for m in Nola(bases=8).mine(model).values() for s in m.seeds]
+    other = [s for m in Nola(bases=8).mine(operated("llama", Nola(bases=8), seed=2)).values() for s in m.seeds]
     assert len(set(seeds)) == len(seeds) == 28 and not set(seeds) & set(other)
 
 
@@ -200,7 +200,7 @@ def test_checkpointing_and_bf16_agree() -> None:
 
 
 def test_it_shares_a_model_with_lora_on_other_layers(tmp_path: Path) -> None:
-    nola, lora, model = Nola(on="attention", bases=4), Lora(on="mlp"), make("llama")
+    nola, lora, model = Nola(layers="attention", bases=4), Lora(layers="mlp"), make("llama")
     for method in (nola, lora):
         method.operate(model, Context())
     trained = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}

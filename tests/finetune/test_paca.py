@@ -69,7 +69,7 @@ class Same(Data):
 def operated(model: PreTrainedModel, method: Paca, moved: float = 0.0) -> PreTrainedModel:
     method.operate(model, Context(seed=1))
     torch.manual_seed(2)
-    for layer in method.layers(model).values():
+    for layer in method.mine(model).values():
         layer.columns.data.add_(torch.randn_like(layer.columns), alpha=moved)
     return model
 
@@ -88,8 +88,8 @@ def test_gradient_is_the_dense_one_on_the_columns(build, alpha: float) -> None:
     ours = operated(build(), method)
     ours(IDS, labels=IDS).loss.backward()
     dense(IDS, labels=IDS).loss.backward()
-    assert len(method.layers(ours)) == len(linear_layers(dense, "all-linear"))
-    for name, layer in method.layers(ours).items():
+    assert len(method.mine(ours)) == len(linear_layers(dense, "all-linear"))
+    for name, layer in method.mine(ours).items():
         other = dense.get_submodule(name)
         grad = other.weight.grad if isinstance(other, nn.Linear) else other.weight.grad.T
         assert layer.columns.shape == (len(grad), 4)
@@ -102,7 +102,7 @@ def test_a_step_by_hand() -> None:
     holder = nn.ModuleDict({"one": nn.Linear(3, 3, bias=False)})
     weight = torch.tensor([[1., 2, 3], [4, 5, 6], [7, 8, 10]])
     holder["one"].weight.data.copy_(weight)
-    method = Paca(rank=1, alpha=2.0, on="one")
+    method = Paca(rank=1, alpha=2.0, layers="one")
     method.operate(holder, Context(seed=0))
     layer = holder["one"]
     layer.index.fill_(2)
@@ -139,8 +139,8 @@ def test_no_pass_copies_a_weight_of_its_own_type(half: bool, monkeypatch: pytest
 def test_only_the_columns_move(build) -> None:
     before, method = build(), Paca(rank=3, alpha=6.0)
     run = trained(build(), method)
-    index = {n: m.index.clone() for n, m in method.layers(run.model).items()}
-    kept = {n: as_linear_weight(m).clone() for n, m in method.layers(run.model).items()}
+    index = {n: m.index.clone() for n, m in method.mine(run.model).items()}
+    kept = {n: as_linear_weight(m).clone() for n, m in method.mine(run.model).items()}
     method.fold(run.model)
     assert [type(m) for m in run.model.modules()] == [type(m) for m in before.modules()]
     assert run.model.state_dict().keys() == before.state_dict().keys()
@@ -158,7 +158,7 @@ def test_only_the_columns_move(build) -> None:
 def test_only_the_columns_have_state_and_are_trainable() -> None:
     method = Paca(rank=3)
     run = trained(llama(), method)
-    columns = {f"{n}.columns": (m.out_features, 3) for n, m in method.layers(run.model).items()}
+    columns = {f"{n}.columns": (m.out_features, 3) for n, m in method.mine(run.model).items()}
     assert {n: tuple(p.shape) for n, p in run.model.named_parameters() if p.requires_grad} == columns
     state = run.states["adamw.1"]["param"]
     assert {n: tuple(leaves["exp_avg"].shape) for n, leaves in state.items()} == columns
@@ -166,9 +166,9 @@ def test_only_the_columns_have_state_and_are_trainable() -> None:
 
 def test_weight_decay_pulls_the_columns_to_zero() -> None:
     """Not back to the pretrained weights, as it would with a zero-initialized addition."""
-    method = Paca(rank=3, on="*.0.mlp.up_proj")
+    method = Paca(rank=3, layers="*.0.mlp.up_proj")
     model = operated(llama(), method)
-    (layer,) = method.layers(model).values()
+    (layer,) = method.mine(model).values()
     layer.columns.data.mul_(0.5)
     method.fold(model)
     old, new = llama().model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight
@@ -242,7 +242,7 @@ def test_starts_as_the_model_was_to_the_bit(build) -> None:
 
 
 def test_every_layer_draws_its_own_columns_from_seed_and_name() -> None:
-    one, two = (Paca(rank=8, on=on).layers(operated(llama(), Paca(rank=8, on=on))) for on in ("all-linear", "mlp"))
+    one, two = (Paca(rank=8, layers=on).mine(operated(llama(), Paca(rank=8, layers=on))) for on in ("all-linear", "mlp"))
     assert all(torch.equal(m.index, one[n].index) for n, m in two.items())
     drawn = [tuple(m.index.tolist()) for m in one.values()]
     assert len(set(drawn)) == len(drawn) and all(len(set(d)) == 8 for d in drawn)
@@ -255,7 +255,7 @@ def test_columns_are_drawn_uniformly() -> None:
     count, layer = torch.zeros(16), nn.ModuleDict({"one": nn.Linear(16, 1)})
     for seed in range(400):
         model = copy.deepcopy(layer)
-        Paca(rank=4, on="one").operate(model, Context(seed=seed))
+        Paca(rank=4, layers="one").operate(model, Context(seed=seed))
         count[model["one"].index] += 1
     assert count.sum() == 1600 and (count - 100).abs().max() < 40          # 4.6 standard deviations of 8.7
 
@@ -278,7 +278,7 @@ def test_fold_and_delta_give_the_function_that_was_trained(build, tmp_path: Path
 
 
 def test_two_on_different_layers_live_together_and_two_on_one_are_refused() -> None:
-    first, second = Paca(on="attention", rank=2), Paca(on="mlp", rank=3)
+    first, second = Paca(layers="attention", rank=2), Paca(layers="mlp", rank=3)
     model = operated(operated(llama(), first), second, moved=0.1)
     assert sum(p.requires_grad for p in model.parameters()) == 14
     logits = model(IDS).logits
@@ -287,11 +287,11 @@ def test_two_on_different_layers_live_together_and_two_on_one_are_refused() -> N
     second.fold(model)
     assert torch.allclose(model(IDS).logits, logits, atol=1e-5)
     with pytest.raises(UserError, match="another adapter"):
-        Paca().operate(operated(llama(), Paca(on="attention")), Context())
+        Paca().operate(operated(llama(), Paca(layers="attention")), Context())
     with pytest.raises(UserError, match="another adapter"):
-        Lora().operate(operated(llama(), Paca(on="attention")), Context())
+        Lora().operate(operated(llama(), Paca(layers="attention")), Context())
     with pytest.raises(UserError, match="shares its weight"):
-        Paca(on="lm_head").claims(llama())
+        Paca(layers="lm_head").claims(llama())
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:

@@ -12,7 +12,7 @@ from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
-from trainwright.data.pack import Pack
+from trainwright.data.order.pack import Pack
 from trainwright.finetune.rehearsal_free_cl import RehearsalFreeCl
 
 W0 = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0], [2.0, 2.0, -1.0]])
@@ -62,7 +62,7 @@ def test_the_fisher_information_by_hand(kind: str, tmp_path: Path) -> None:
 
 
 def test_it_holds_the_weights_near_the_start(tmp_path: Path) -> None:
-    """A chain with it before the optimizer: a strong pull leaves the weights nearer, and ``on`` leaves the others free."""
+    """A chain with it before the optimizer: a strong pull leaves the weights nearer, and ``params`` leaves the others free."""
     from trainwright.core.loop import Train
     from trainwright.optim.adamw import Adamw
     from trainwright.pretrain.next_token import NextToken
@@ -75,7 +75,7 @@ def test_it_holds_the_weights_near_the_start(tmp_path: Path) -> None:
         assert not more or run.row["distance"] > 0
         return {n: float((p - start[n]).detach().norm()) for n, p in run.params.items()}
 
-    free, held = moved(), moved(RehearsalFreeCl(strength=10.0, on="*self_attn*"))
+    free, held = moved(), moved(RehearsalFreeCl(strength=10.0, params="*self_attn*"))
     near = [held[n] < free[n] / 2 for n in free if "self_attn" in n]
     others = [held[n] > free[n] / 2 for n in free if "self_attn" not in n]
     assert near and all(near) and others and all(others)

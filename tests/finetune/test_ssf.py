@@ -17,9 +17,9 @@ from trainwright.finetune._scale_shift import ScaleShift, offset
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.ssf import Ssf
 
-FOLDED = [("llama", {}), ("gpt2", {}), ("qwen2", {"shift": "biased"}), ("qwen3", {"on": "attention"}),
-          ("mistral", {"shift": "none"}), ("gemma2", {"on": "attention"}), ("gpt_neox", {}),
-          ("llama", {"embedding": True, "norms": False, "on": "*.1.mlp.*"})]
+FOLDED = [("llama", {}), ("gpt2", {}), ("qwen2", {"shift": "biased"}), ("qwen3", {"layers": "attention"}),
+          ("mistral", {"shift": "none"}), ("gemma2", {"layers": "attention"}), ("gpt_neox", {}),
+          ("llama", {"embedding": True, "norms": False, "layers": "*.1.mlp.*"})]
 
 
 def operated(kind: str, method: Ssf, **given):
@@ -91,7 +91,7 @@ def test_only_pairs_train_each_place_has_its_own_and_none_decays() -> None:
     assert sum(n.endswith("scale") for n in found) == 2 * (7 + 2) + 1 and sum(n.endswith("shift") for n in found) == 2 * 7
     assert len({id(p) for p in found.values()}) == len(found) and all(p.ndim == 1 for p in found.values())
     assert set(make("llama").state_dict()) < set(model.state_dict())
-    start = operated("llama", Ssf(on="attention", norms=False))
+    start = operated("llama", Ssf(layers="attention", norms=False))
     assert all(torch.equal(p, found[n]) for n, p in trained(start).items())           # by name, whatever else is a place
 
 
@@ -118,7 +118,7 @@ def test_bf16_does_not_round_gamma() -> None:
 
 
 def test_llama_gets_biases_by_its_config_and_zeros_where_no_place_is(tmp_path: Path) -> None:
-    method = Ssf(on="*.0.*.q_proj", norms=False)
+    method = Ssf(layers="*.0.*.q_proj", norms=False)
     model = operated("llama", method)
     moved(model)
     shift = model.model.layers[0].self_attn.q_proj.ssf_shift.detach()
@@ -154,7 +154,7 @@ def test_a_tied_embedding_is_refused() -> None:
 
 
 def test_it_shares_a_model_with_lora_on_other_layers(tmp_path: Path) -> None:
-    ssf, lora, model = Ssf(on="attention"), Lora(on="mlp"), make("llama")
+    ssf, lora, model = Ssf(layers="attention"), Lora(layers="mlp"), make("llama")
     for method in (ssf, lora):
         method.operate(model, Context())
     assert {n.rpartition(".")[2] for n in trained(model)} == {"ssf_scale", "ssf_shift", "lora_A", "lora_B"}
@@ -162,7 +162,7 @@ def test_it_shares_a_model_with_lora_on_other_layers(tmp_path: Path) -> None:
     logits = moved(model)
     deltas.write(model, [ssf, lora], 0, tmp_path, None)
     assert torch.allclose(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-6)
-    assert not Ssf(on="attention").claims(make("llama")) & Lora(on="mlp").claims(make("llama"))
+    assert not Ssf(layers="attention").claims(make("llama")) & Lora(layers="mlp").claims(make("llama"))
 
 
 @pytest.mark.parametrize(("given", "words"), [

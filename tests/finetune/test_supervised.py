@@ -11,7 +11,7 @@ from tests.corpus.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.tokens import open_corpus
-from trainwright.data.pack import Pack
+from trainwright.data.order.pack import Pack
 from trainwright.finetune.supervised import Supervised
 
 

@@ -156,7 +156,7 @@ def test_it_learns_and_its_export_is_a_plain_model_of_the_same_function(family: 
 
 
 def test_two_with_other_settings_live_together() -> None:
-    first, second = Sltrain(rank=2, on="attention"), Sltrain(rank=3, on="mlp")
+    first, second = Sltrain(rank=2, layers="attention"), Sltrain(rank=3, layers="mlp")
     run = train(build(), first, second, Adamw())
     first.fold(run.model)
     assert {m.settings for m in layers(run.model).values()} == {second} and not first.claims(build()) & second.claims(build())
@@ -205,4 +205,4 @@ def test_what_would_save_nothing_is_refused() -> None:
     with pytest.raises(UserError, match=r"rank = 128 and density = 0.03 .* in place of .*; take a lower rank"):
         operated(method=Sltrain())
     with pytest.raises(UserError, match=r"matches no nn\.Linear"):
-        operated(method=Sltrain(on="*.query"))
+        operated(method=Sltrain(layers="*.query"))

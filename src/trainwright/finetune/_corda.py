@@ -63,7 +63,7 @@ def decompose(weight: Tensor, covariance: Tensor | None, name: str) -> tuple[Ten
         return torch.linalg.svd(weight, full_matrices=False)  # type: ignore[no-any-return]
     mean, identity, damping = covariance.diagonal().mean(), torch.eye(len(covariance), device=weight.device), DAMPING
     if not (mean > 0 and mean.isfinite()):
-        raise UserError(f"corda: {name} has read nothing but zeros, or no finite numbers, in the samples: leave it out ('on').")
+        raise UserError(f"corda: {name} has read nothing but zeros, or no finite numbers, in the samples: leave it out ('layers').")
     damped = covariance + damping * mean * identity
     while torch.dist(damped @ (inverse := torch.linalg.inv(damped)), identity) >= INVERTED:
         damping *= 2

@@ -123,7 +123,7 @@ def check_biases(model: nn.Module, shifted: set[str]) -> None:
     if lost:
         some = ", ".join(dict.fromkeys(map(pattern, sorted(lost))))
         raise UserError(f"{some} have no bias, and no setting of {type(model.config).__name__} gives them one, so that "
-                        "their shift could not be exported: set shift = \"biased\", or choose other layers with 'on'.")
+                        "their shift could not be exported: set shift = \"biased\", or choose other layers with 'layers'.")
 
 
 def add_biases(model: nn.Module, shifted: set[str]) -> None:

@@ -22,7 +22,7 @@ also trains the biases of the layers; here they are frozen. The delta keeps B_0 
 Not without texts that stand for what is to be kept or learned (take ``lora``); not for models of so low a precision that
 W - B_0 A_0 loses digits. Where nothing can be looked at (a plan before its corpus is made), C = I takes the place.
 Errors: a rank above a layer's width; no corpus; fewer tokens than inputs where the smallest terms are trained (C would have
-directions that no text uses, and their order would be noise); ``on`` matches no linear layer, a taken or a tied one.
+directions that no text uses, and their order would be noise); ``layers`` matches no linear layer, a taken or a tied one.
 """
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Corda(Surgery):
     """Rows of text that are looked at."""
     length: int = 2048
     """Tokens of such a row, at most as many as the model has positions."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt", metric="forgetting/prose", search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
@@ -75,14 +75,14 @@ class Corda(Surgery):
                 raise ValueError(f"{name} must be 1 or more, not {value}.")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.on)}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
-        layers = linear_layers(model, self.on)
+        layers = linear_layers(model, self.layers)
         narrow = next((n for n, m in layers.items() if min(in_out(m)) < self.rank), None)
         if narrow is not None:
             raise UserError(f"corda: rank = {self.rank} is more than the width of {narrow}, {min(in_out(layers[narrow]))}; "
-                            "choose a lower rank, or a narrower 'on'.")
+                            "choose a lower rank, or a narrower 'layers'.")
         seen = self.look(model, layers, ctx)
         freeze(model)
         for name, layer in layers.items():
@@ -102,18 +102,18 @@ class Corda(Surgery):
                             "samples or length, or name more domains.")
         return _calibration.covariances(model, layers, samples)
 
-    def layers(self, model: nn.Module) -> dict[str, CordaLinear]:
+    def mine(self, model: nn.Module) -> dict[str, CordaLinear]:
         """The layers that this method, and not another of its kind, has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, CordaLinear) and m.settings == self}
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             layer.add(layer.corda_B @ layer.corda_A)
             put(model, name, layer.plain())
 
     def learned(self, model: nn.Module) -> dict[str, Tensor]:
-        return {f"{n}.{part}": getattr(m, part) for n, m in self.layers(model).items() for part in PARTS}
+        return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in PARTS}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``corda.safetensors``: of each layer A, B and what they were at the start; B A - B_0 A_0 is added to the original."""
@@ -121,9 +121,9 @@ class Corda(Surgery):
 
     @torch.no_grad()
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        for layer in self.layers(model).values():
+        for layer in self.mine(model).values():
             layer.add(layer.start_B @ layer.start_A)
         deltas.read(self.learned(model), folder / FILE)
-        for layer in self.layers(model).values():
+        for layer in self.mine(model).values():
             layer.add(-layer.start_B @ layer.start_A)
 

@@ -15,7 +15,7 @@ and four rows of 256 tokens; ``benchmarks/adapters.py hft --rows 1``).
 
 A stage is a round; in a sequence of stages give each its ``round``. ``rounds`` cuts one stage into several of equal length: its
 draws are those of as many stages, and what methods remember of single parameters starts anew, as in a new stage; the schedule of
-the learning rate goes on. Optimizers that train the frozen half in a later round must know it from the beginning ('on').
+the learning rate goes on. Optimizers that train the frozen half in a later round must know it from the beginning ('params').
 
 Not where the new task needs all of the model and the old ones do not matter: full fine-tuning learns more.
 Errors: a model without repeated blocks; more rounds than steps. State: none, the draw follows from seed and step.

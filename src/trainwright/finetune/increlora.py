@@ -68,7 +68,7 @@ class Increlora(Surgery, Update):
     """Factor of the distance from orthonormal components in the loss."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
-    on: ClassVar[str] = "*.increlora_*"  # type: ignore[misc]
+    params: ClassVar[str] = "*.increlora_*"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt", claim="better than LoRA and AdaLoRA with as many trained numbers, above all where data are few (GLUE)",

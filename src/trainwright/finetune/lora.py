@@ -32,7 +32,7 @@ from trainwright.lm.layers import Adapter, as_linear_weight, freeze, linear_laye
 
 
 class Lora(Surgery):
-    """Raises UserError where ``on`` matches no linear layer, one that has an adapter, or one whose weight is tied."""
+    """Raises UserError where ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied."""
 
     rank: int = 8
     """Rank of the addition: columns of B, rows of A."""
@@ -40,7 +40,7 @@ class Lora(Surgery):
     """Scale of the addition, divided by the rank."""
     dropout: float = 0.0
     """Share of the inputs of A that are dropped in training."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     rslora: bool = False
     """Divide alpha by the square root of the rank, for high ranks."""
@@ -60,28 +60,28 @@ class Lora(Surgery):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.on)}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
-        layers = linear_layers(model, self.on)
+        layers = linear_layers(model, self.layers)
         freeze(model)
         for name, layer in layers.items():
             put(model, name, LoraLinear(layer, self, ctx.rng(f"lora/{name}", at=0)))
 
-    def layers(self, model: nn.Module) -> dict[str, LoraLinear]:
+    def mine(self, model: nn.Module) -> dict[str, LoraLinear]:
         """The layers that this method, and not another of its kind, has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear) and m.settings == self}
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             weight = as_linear_weight(layer)
             weight.copy_(torch.addmm(weight.float(), layer.lora_B.float(), layer.lora_A.float(), alpha=self.scale))
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them."""
-        layers = self.layers(model)
+        layers = self.mine(model)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({f"base_model.model.{n}.{part}.weight": getattr(m, part).detach().cpu().contiguous()
                    for n, m in layers.items() for part in ("lora_A", "lora_B")},

@@ -112,19 +112,19 @@ class Loram(Surgery):
             return any_of.sort().values.to(layers[part.writer].weight.device)
         return sizes(part, layers).topk(self.stay(part)).indices.sort().values
 
-    def layers(self, model: nn.Module) -> dict[str, LoramLinear]:
+    def mine(self, model: nn.Module) -> dict[str, LoramLinear]:
         """The layers that this method, and not another of its kind, has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, LoramLinear) and m.owner == self}
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             put(model, name, layer.recovered())
 
     def recovered(self, model: nn.Module) -> dict[str, Tensor]:
         """A* and B* of each layer, under PEFT's names."""
         return {f"base_model.model.{n}.lora_{part}.weight": matrix.cpu().contiguous()
-                for n, m in self.layers(model).items() for part, matrix in zip("AB", m.matrices(), strict=True)}
+                for n, m in self.mine(model).items() for part, matrix in zip("AB", m.matrices(), strict=True)}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``adapter_config.json`` and ``adapter_model.safetensors`` of the recovered LoRA, as PEFT reads them."""
@@ -135,6 +135,6 @@ class Loram(Surgery):
     def load_delta(self, model: nn.Module, folder: Path) -> None:
         whole = self.recovered(model)
         deltas.read(whole, folder / FILE)
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             layer.lora_A.copy_(whole[f"base_model.model.{name}.lora_A.weight"][:, layer.columns.cpu()])
             layer.lora_B.copy_(whole[f"base_model.model.{name}.lora_B.weight"][layer.rows.cpu()])

@@ -16,7 +16,7 @@ pools alone: the numbers follow from the seed in ``surgery.json``. The authors' 
 they leave at 1, is left out.
 
 Not for one layer, or few, of a kind: then there is nothing to share.
-Errors: ``on`` matches no linear layer, one that has an adapter, or one whose weight is tied; shards that do not divide a layer's
+Errors: ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied; shards that do not divide a layer's
 inputs or outputs; a rank for which the pool has too few shared shards.
 """
 from __future__ import annotations
@@ -55,7 +55,7 @@ class MixtureOfShards(Surgery):
     """Scale of the addition, divided by the rank."""
     dropout: float = 0.0
     """Share of the inputs of A that are dropped in training."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt", claim="better than LoRA of as many trained numbers: as good as LoRA of about 8 times as many",
@@ -80,11 +80,11 @@ class MixtureOfShards(Surgery):
     def kinds(self, model: nn.Module) -> dict[str, list[str]]:
         """The layers that share a pool, by a name for the kind: their place in a block, and their shape."""
         found: dict[str, list[str]] = {}
-        for name, layer in linear_layers(model, self.on).items():
+        for name, layer in linear_layers(model, self.layers).items():
             inputs, outputs = in_out(layer)
             if inputs % self.shards or outputs % self.shards:
                 raise UserError(f"mixture_of_shards: shards = {self.shards} does not divide the {inputs} inputs and {outputs} "
-                                f"outputs of {pattern(name)}; choose another number, or a narrower 'on'.")
+                                f"outputs of {pattern(name)}; choose another number, or a narrower 'layers'.")
             place = "_".join(part for part in name.split(".") if not part.isdigit())
             found.setdefault(f"{place}_{outputs}x{inputs}", []).append(name)
         for names in found.values():

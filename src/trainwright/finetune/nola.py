@@ -18,7 +18,7 @@ The addition is folded into W for export. The delta beside it holds the coeffici
 are float32; learning rates of 1e-3 to 5e-3 without weight decay are the paper's (``adamw`` does not decay 1-D parameters).
 
 Not where the size of the adapter does not matter: LoRA is faster for the same rank.
-Errors: ``on`` matches no linear layer, one that has an adapter, or one whose weight is tied.
+Errors: ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied.
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Nola(Surgery):
     """Rank of the addition."""
     alpha: float = 8.0
     """Scale of the addition, divided by the rank."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.[qv]_proj."""
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt", claim="half the trained numbers of LoRA of rank 1, or fewer, with no loss of quality",
@@ -63,24 +63,24 @@ class Nola(Surgery):
                 raise ValueError(f"{name} must be 1 or more, not {value}.")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.on)}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
-        layers = linear_layers(model, self.on)
+        layers = linear_layers(model, self.layers)
         freeze(model)
         for name, layer in layers.items():
             put(model, name, NolaLinear(layer, self, [ctx.rng(f"nola/{name}/{part}", at=0).initial_seed() for part in "AB"]))
 
-    def layers(self, model: nn.Module) -> dict[str, NolaLinear]:
+    def mine(self, model: nn.Module) -> dict[str, NolaLinear]:
         """The layers that this method, and not another of its kind, has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, NolaLinear) and m.settings == self}
 
     def coefficients(self, model: nn.Module) -> dict[str, Tensor]:
-        return {f"{n}.{part}": getattr(m, part) for n, m in self.layers(model).items() for part in ("nola_a", "nola_b")}
+        return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("nola_a", "nola_b")}
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             weight, (A, B) = as_linear_weight(layer), layer.matrices()
             weight.copy_(torch.addmm(weight.float(), B, A, alpha=self.alpha / self.rank))
             put(model, name, layer.plain())

@@ -15,7 +15,7 @@ The released code computes some passes with columns of an earlier step, and take
 pass has the columns of now, for any number of dimensions.
 
 Not for generating much text under autocast or compiled: each pass then copies the weights, which counts where it has few tokens.
-Errors: a rank above the inputs of a layer; ``on`` matches no linear layer, one that has an adapter, or one whose weight is tied.
+Errors: a rank above the inputs of a layer; ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied.
 """
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ FILE = "paca.safetensors"
 
 
 class Paca(Surgery):
-    """Partial connection adaptation of the linear layers that ``on`` names."""
+    """Partial connection adaptation of the linear layers that ``layers`` names."""
 
     rank: int = 8
     """Input columns of each layer that are trained."""
     alpha: float = 16.0
     """Scale of the trained columns, divided by the rank: how far a step of the optimizer moves them."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     bench: ClassVar[Bench | None] = Bench(
         suite="sft", claim="22 % less time and 16 % less memory than LoRA of the same rank, at a comparable accuracy",
@@ -62,31 +62,31 @@ class Paca(Surgery):
         return self.alpha / self.rank
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.on)}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
-        layers = linear_layers(model, self.on)
+        layers = linear_layers(model, self.layers)
         narrow = next((n for n, m in layers.items() if in_out(m)[0] < self.rank), None)
         if narrow is not None:
             raise UserError(f"paca: rank = {self.rank} is more than the {in_out(layers[narrow])[0]} inputs of {narrow}; "
-                            "choose a lower rank, or a narrower 'on'.")
+                            "choose a lower rank, or a narrower 'layers'.")
         freeze(model)
         for name, layer in layers.items():
             put(model, name, PacaLinear(layer, self, ctx.rng(f"paca/{name}", at=0)))
 
-    def layers(self, model: nn.Module) -> dict[str, PacaLinear]:
+    def mine(self, model: nn.Module) -> dict[str, PacaLinear]:
         """The layers that this method, and not another of its kind, has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, PacaLinear) and m.settings == self}
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             weight = as_linear_weight(layer)
             weight.copy_(copied(weight, layer.columns, layer.index, self.scale, weight.dtype))
             put(model, name, layer.plain())
 
     def learned(self, model: nn.Module) -> dict[str, Tensor]:
-        return {f"{n}.{part}": getattr(m, part) for n, m in self.layers(model).items() for part in ("columns", "index")}
+        return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("columns", "index")}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``paca.safetensors``: of each layer ``NAME.columns`` [out, rank] (P, still to be scaled) and ``NAME.index`` [rank]."""

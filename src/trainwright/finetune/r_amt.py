@@ -59,7 +59,7 @@ class RAmt(Surgery, Objective, Update):
     """Every score at the start."""
     threshold: float = 5e-3
     """Score above which a weight is kept."""
-    on: str = "*.scores"
+    params: str = "*.scores"
     """Glob of the scores whose gradients are changed: all of them."""
     weight: float = 1.0
     """Factor of the loss."""

@@ -1,7 +1,7 @@
 """Holds the weights to those that the stage started from, so that what they knew survives without any old data: L2 or EWC.
 
 "A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269). With w0 the weights at the start of the stage, the loss
-gets a penalty on each entry that ``on`` matches, and its gradient, which is what is added here, gets
+gets a penalty on each entry that ``params`` matches, and its gradient, which is what is added here, gets
     l2:   s (w - w0)^2     ->   g + 2 s (w - w0)
     ewc:  s F (w - w0)^2   ->   g + 2 s F (w - w0),     s = ``strength``.
 F is the diagonal of the empirical Fisher matrix at w0: the mean over ``fisher_rows`` rows of the domains ``old`` of the squared
@@ -9,7 +9,7 @@ gradient of a row's mean loss (the authors square the gradient of a batch and mu
 "Overcoming catastrophic forgetting in neural networks" (arXiv 1612.00796), with one anchor; it reads old data once, before the
 first step. F is small, so that ``strength`` is of another size there: begin with a thousand times as much.
 
-The paper finds that from a pretrained model plain L2 beats EWC, and does best on the self-attention alone (``on =
+The paper finds that from a pretrained model plain L2 beats EWC, and does best on the self-attention alone (``params =
 "*self_attn*"``) together with prediction distillation (``rehearsal_free_distillation``). The anchor is the start of this stage,
 not zero (that is weight decay) and not always the pretrained weights: in a sequence of stages it moves along.
 
@@ -33,7 +33,7 @@ from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors, Update
-from trainwright.data.pack import Pack
+from trainwright.data.order.pack import Pack
 from trainwright.lm.losses import evaluating, most_positions, token_losses, trained_tokens
 
 
@@ -69,7 +69,7 @@ class RehearsalFreeCl(Update):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        mine = {n: trained[n] for n in match(self.on, trained)}
+        mine = {n: trained[n] for n in match(self.params, trained)}
         leaves = {n: {"start": p.detach().clone()} for n, p in mine.items()}
         if self.how == "ewc":
             for n, f in self.fisher(model, mine, ctx).items():

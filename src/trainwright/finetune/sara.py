@@ -54,7 +54,7 @@ class Sara(Surgery, Update):
     """After what share of the steps only weights that are still below the threshold go on; 1 keeps all to the end."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
-    on: ClassVar[str] = "*.sara_values"  # type: ignore[misc]
+    params: ClassVar[str] = "*.sara_values"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(

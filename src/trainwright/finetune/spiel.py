@@ -67,7 +67,7 @@ class Spiel(Surgery, Optimizer):
     """Share of the deltas that is subtracted at a learning rate of 1."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
-    on: ClassVar[str] = "*.spiel_*"  # type: ignore[misc]
+    params: ClassVar[str] = "*.spiel_*"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
@@ -86,7 +86,7 @@ class Spiel(Surgery, Optimizer):
         return self.growth == "accumulated_gradient"
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.layers)} | {f"step:{self.on}"}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)} | {f"step:{self.params}"}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
         layers = linear_layers(model, self.layers)

@@ -5,7 +5,7 @@ of D channels (the last dimension) and a pair of its own for each place,
 
     y = gamma * x + beta,   gamma ~ N(1, std^2),   beta ~ N(0, std^2),   both [D], float32,
 
-and all else is frozen. Places are the linear layers that ``on`` names (behind the bias, before an activation) and every norm;
+and all else is frozen. Places are the linear layers that ``layers`` names (behind the bias, before an activation) and every norm;
 with ``embedding`` also the token embedding, which stands where the paper's image models have their patch embedding. The start is
 not the model that was loaded: the paper's std of 0.02 perturbs every place by about 2 %. The output head keeps its weights: the
 paper trains one only since its tasks have new classes.
@@ -18,7 +18,7 @@ setting does (Qwen's MLP) this is an error, and shift = "biased" leaves those pl
 
 gamma must not decay towards 0; as a 1-D parameter it does not under ``adamw``. Backward keeps the output of every place.
 Not for learning much that is new, and not with quantized weights.
-Errors: ``on`` matches no linear layer, one with an adapter, or one whose weight is tied; a shift without a bias to keep it; an
+Errors: ``layers`` matches no linear layer, one with an adapter, or one whose weight is tied; a shift without a bias to keep it; an
 embedding that is tied or no plain table; a norm that is not linear in its weight.
 """
 from __future__ import annotations
@@ -43,7 +43,7 @@ FILE = "ssf.safetensors"
 class Ssf(Surgery):
     """A trained scale and shift for each channel, behind linear layers and norms."""
 
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Linear layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     norms: bool = True
     """Whether norms, the final one too, are scaled (and shifted where they have a bias)."""
@@ -64,7 +64,7 @@ class Ssf(Surgery):
 
     def claims(self, model: nn.Module) -> set[str]:
         places.check_biases(model, self.shifted(model))
-        found = {**linear_layers(model, self.on), **self.others(model)}
+        found = {**linear_layers(model, self.layers), **self.others(model)}
         return {f"{n}.{p}" for n, m in found.items() for p, _ in m.named_parameters(recurse=False)}
 
     def others(self, model: nn.Module) -> dict[str, nn.Module]:
@@ -73,11 +73,11 @@ class Ssf(Surgery):
 
     def shifted(self, model: nn.Module) -> set[str]:
         """The linear layers that get a shift."""
-        names = set(linear_layers(model, self.on))
+        names = set(linear_layers(model, self.layers))
         return {"all": names, "biased": names - places.without_bias(model), "none": set()}[self.shift]
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
-        shifted, linear, others = self.shifted(model), linear_layers(model, self.on), self.others(model)
+        shifted, linear, others = self.shifted(model), linear_layers(model, self.layers), self.others(model)
         places.check_biases(model, shifted)
         for name, module in others.items():
             if not isinstance(module, nn.Embedding):
@@ -92,17 +92,17 @@ class Ssf(Surgery):
             scale, shift = torch.randn(2, places.channels(module), generator=draw) * self.std
             places.give(module, 1 + scale, shift if name in shifted else None, self)
 
-    def layers(self, model: nn.Module) -> dict[str, nn.Module]:
+    def mine(self, model: nn.Module) -> dict[str, nn.Module]:
         """The places of this method, and not of another of its kind."""
         kinds = (ScaleShiftLinear, ScaleShiftOutput)
         return {n: m for n, m in model.named_modules() if isinstance(m, kinds) and m.ssf_owner == self}
 
     def trained(self, model: nn.Module) -> dict[str, Tensor]:
         parts = ("ssf_scale", "ssf_shift")
-        return {f"{n}.{p}": t for n, m in self.layers(model).items() for p in parts if (t := getattr(m, p)) is not None}
+        return {f"{n}.{p}": t for n, m in self.mine(model).items() for p in parts if (t := getattr(m, p)) is not None}
 
     def fold(self, model: nn.Module) -> None:
-        layers = self.layers(model)
+        layers = self.mine(model)
         places.add_biases(model, {n for n, m in layers.items() if isinstance(m, ScaleShiftLinear) and m.ssf_shift is not None})
         for name, module in layers.items():
             if isinstance(module, ScaleShiftLinear):

@@ -17,7 +17,7 @@ of 3e-3: 60 M parameters 128, 32, 0.03; 350 M 256, 16, 0.03; 1 B 512, 8, 0.03; 7
 Not for a model that is trained already: its matrices are thrown away (use ``lora``). Compare it with low-rank training of as
 many parameters, not of the same rank. The paper's saving of 73 % takes 8-bit Adam and one update per layer in addition.
 
-Errors: ``on`` matches no linear layer, a taken or a tied one; settings with which layers would hold no fewer numbers than before.
+Errors: ``layers`` matches no linear layer, a taken or a tied one; settings with which layers would hold no fewer numbers than before.
 """
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Sltrain(Surgery):
     """Scale of the product, divided by the rank; the sparse matrix is not scaled."""
     density: float = 0.03
     """Share of a matrix' entries that the sparse matrix has."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     neutral: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
@@ -60,15 +60,15 @@ class Sltrain(Surgery):
             raise ValueError(f"density must be above 0 and below 1, not {self.density}.")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.on)}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
-        layers = linear_layers(model, self.on)
+        layers = linear_layers(model, self.layers)
         shapes = [in_out(layer) for layer in layers.values()]
         before, after = sum(i * o for i, o in shapes), sum(self.rank * (i + o) + int(self.density * i * o) for i, o in shapes)
         if after >= before:
-            raise UserError(f"sltrain: with rank = {self.rank} and density = {self.density} the layers that on = {self.on!r} "
-                            f"means hold {after:,} numbers in place of {before:,}; take a lower rank or density.")
+            raise UserError(f"sltrain: with rank = {self.rank} and density = {self.density} the matrices of layers = "
+                            f"{self.layers!r} hold {after:,} numbers in place of {before:,}; take a lower rank or density.")
         for name, layer in layers.items():
             put(model, name, SltrainLinear(layer, self, ctx.rng(f"sltrain/{name}", at=0)))
 

@@ -23,7 +23,7 @@ that a round has m / rank draws and how long the warm-up is are not certain; the
 draw, and what of that holds for S we do not know.
 Not where memory for the weights themselves is short (use ``sltrain``); not for a stage of fewer steps than a few draws.
 
-Errors: ``on`` matches no linear layer, a taken or a tied one. State: ``param``: before (while steps are warmed up).
+Errors: ``layers`` matches no linear layer, a taken or a tied one. State: ``param``: before (while steps are warmed up).
 """
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ class Sst(Surgery, Controller, Update):
     """How often pairs are drawn: a number of steps (from 1 on) or a share of the stage's steps (below 1)."""
     warmup_steps: int = 10
     """Steps after each draw over which those of the decomposed matrices grow to their full length; at most the interval."""
-    on: str = "all-linear"
+    layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
+    params: ClassVar[str] = "*.[USV]"  # type: ignore[misc]
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="the gap in perplexity between low-rank and full-rank training is reduced by 67.6 % "
@@ -73,7 +74,7 @@ class Sst(Surgery, Controller, Update):
                              f"{self.interval} and {self.warmup_steps}.")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.weight" for name in linear_layers(model, self.on)}
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
 
     def every(self, steps: int) -> int:
         """Steps between two draws."""
@@ -85,14 +86,14 @@ class Sst(Surgery, Controller, Update):
             yield Operate(self)
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
-        layers = self.layers(model)
-        for name, layer in linear_layers(model, self.on).items() if not layers else ():
+        layers = self.mine(model)
+        for name, layer in linear_layers(model, self.layers).items() if not layers else ():
             put(model, name, SpectralLinear(layer, self, self.rank, ctx.rng(f"sst/{name}", at=0)))
         if not layers or ctx.policy is None:               # before a run a journal is replayed: what came of it is loaded then
             return None
         return self.draw(model, layers, ctx)
 
-    def layers(self, model: nn.Module) -> dict[str, SpectralLinear]:
+    def mine(self, model: nn.Module) -> dict[str, SpectralLinear]:
         """The layers that this method, and not another of its kind, has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, SpectralLinear) and m.settings == self}
 
@@ -115,7 +116,7 @@ class Sst(Surgery, Controller, Update):
         return ParamMap(moved)
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        names = [f"{name}.{part}" for name in self.layers(model) for part in TRAINED]
+        names = [f"{name}.{part}" for name in self.mine(model) for part in TRAINED]
         before = {n: {"before": model.get_parameter(n).detach().clone()} for n in names if self.warmup_steps > 1}
         return {"param": before, "shared": {"trained": names}}
 
@@ -138,7 +139,7 @@ class Sst(Surgery, Controller, Update):
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
-        for name, layer in self.layers(model).items():
+        for name, layer in self.mine(model).items():
             put(model, name, layer.plain())
 
 
