@@ -36,10 +36,11 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.store import Store, versions
 from trainwright.corpus import documents
-from trainwright.data import _arpa, _demonstrations, _kneser_ney
-from trainwright.data._classifier import Classifier
-from trainwright.data.perplexed_by_quality import sentences
-from trainwright.data.python_library import PythonLibrary
+from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
+from trainwright.data.filter.perplexed_by_quality.perplexed_by_quality import sentences
+from trainwright.data.select._classifier import Classifier
+from trainwright.data.sources.python_library import PythonLibrary
+from trainwright.data.write import _demonstrations
 from trainwright.planning import runs
 from trainwright.report.cards import evidence_sentence
 from trainwright.search.d_cpt_law import DCptLaw

@@ -13,7 +13,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus import documents, provenance, selecting
 from trainwright.corpus.sources import document
-from trainwright.data.random_subset import RandomSubset
+from trainwright.data.select.random_subset import RandomSubset
 
 
 def table(**more: Any) -> Any:

@@ -14,8 +14,8 @@ from tests.corpus.corpora import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.tokens import open_corpus
-from trainwright.data._biographies import QUESTIONS, people
-from trainwright.data.physics_of_lms_3_1 import PhysicsOfLms_3_1
+from trainwright.data.sources._biographies import QUESTIONS, people
+from trainwright.data.sources.physics_of_lms_3_1 import PhysicsOfLms_3_1
 from trainwright.evaluate._answers import exact
 from trainwright.evaluate.knowledge_extraction import KnowledgeExtraction
 
@@ -47,7 +47,7 @@ def test_an_answer_must_be_right_to_the_letter() -> None:
 
 
 def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainwright.data import _local_writer
+    from trainwright.lm.writing import local
     ctx = corpus(tmp_path)
     asked: list[str] = []
 
@@ -56,7 +56,7 @@ def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest
         asked.extend(texts)
         return [f" {answers()[t]}." if "major" in t else "No." for t in texts]
 
-    monkeypatch.setattr(_local_writer, "continued", knowing)
+    monkeypatch.setattr(local, "continued", knowing)
     found = KnowledgeExtraction(batch_size=5).measure(model := fresh(ctx.tokenizer), ctx)
     likely = {name: found.pop(name) for name in list(found) if name.startswith("answer_loss")}
     assert found.pop("exact_match/mean") == pytest.approx(1 / 6)

@@ -13,7 +13,7 @@ from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
 from trainwright.core.settings import make
-from trainwright.data.pack import Pack
+from trainwright.data.order.pack import Pack
 from trainwright.optim.continual_rewarm import ContinualRewarm
 from trainwright.optim.cosine import Cosine
 

@@ -52,7 +52,7 @@ class KnowledgeExtraction(Evaluator):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
-        from trainwright.data._local_writer import continued
+        from trainwright.lm.writing.local import continued
         if ctx.tokenizer is None or not is_pretrained(model):
             raise UserError("knowledge_extraction needs a causal model of transformers and its tokenizer.")
         asked = sorted(self._asked(model, ctx), key=lambda one: len(one.prompt))

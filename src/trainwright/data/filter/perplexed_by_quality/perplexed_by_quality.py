@@ -1,0 +1,130 @@
+"""Drops documents that are too likely under an n-gram model of harmful text: low perplexity is what goes, high perplexity stays.
+
+"Perplexed by Quality: A Perplexity-based Method for Adult and Harmful Content Detection in Multilingual Heterogeneous Web Data"
+(arXiv 2212.10440). The model is estimated on harmful text alone (modified Kneser-Ney, as KenLM does), or read from an ARPA file.
+With n words and line ends in a document,
+
+    perplexity(d) = 10 ^ ( - 1/n sum log10 p(w_i | the ``order`` - 1 words before) )      drop d, if perplexity(d) <= threshold
+
+Lines are sentences, case and punctuation make no difference, unknown words have the probability of <unk>. Without ``threshold``
+it is the valley between the two modes of log10 perplexity over the documents that come in; a distribution without a clear valley
+is refused, since there a threshold would only be a quantile. ``column`` keeps the perplexity of each document, so that the
+threshold can be judged; lower it before you trust it. Different languages need models and thresholds of their own.
+
+Not against very short or garbled documents: they are unlikely under any model and pass. The log says how many have fewer than
+``order`` words. A document without words has null and stays. The usual filter with a model of *clean* text is the other way
+round: it drops what has high perplexity. Errors: neither ``harmful`` nor ``model``, both, no word in the former, no ARPA in the
+latter, no valley. Of the paper only its rule is used; order and smoothing are KenLM's defaults.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from trainwright.core.errors import UserError
+from trainwright.core.method import Curate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+    from trainwright.data.filter.perplexed_by_quality._arpa import Model
+    from trainwright.data.filter.perplexed_by_quality._kneser_ney import Floats
+
+
+class PerplexedByQuality(Curate):
+    """Drops what a model of harmful text finds too likely."""
+
+    harmful: tuple[str, ...] = ()
+    """Files, folders, globs with harmful text to estimate the model on; relative ones are read from the recipe's folder."""
+    model: str = ""
+    """An n-gram model in the ARPA format instead (``.arpa``, also ``.gz``)."""
+    threshold: float | None = None
+    """Perplexity up to which a document is dropped; default: the valley between the two modes."""
+    order: int = 5
+    """Words in the longest n-grams of the estimated model."""
+    field: str = "text"
+    """Column that holds the text, in files of ``harmful`` that are tables."""
+    drop: bool = True
+    """Whether documents are dropped; else all stay, and ``column`` tells."""
+    column: str = "harmful_perplexity"
+    """Name of the column."""
+    example: ClassVar[dict[str, Any]] = {"harmful": [__file__], "threshold": 200.0, "order": 3}
+
+    def __post_init__(self) -> None:
+        if bool(self.harmful) == bool(self.model):
+            raise ValueError("say either harmful (files to estimate the model on) or model (an ARPA file)")
+        if self.order < 1:
+            raise ValueError(f"order must be positive, not {self.order}")
+        if self.threshold is not None and not self.threshold > 0:
+            raise ValueError(f"threshold is a perplexity, above 0, not {self.threshold}")
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        import pyarrow as pa
+
+        from trainwright.corpus.passes import without
+        from trainwright.corpus.selecting import attach, settled
+        from trainwright.data.filter.perplexed_by_quality._valley import valley
+        model = self._read(ctx)
+        rows = settled(documents, ctx)
+        ids, values, short = self._perplexities(rows, model)
+        known = np.isfinite(values)
+        threshold = valley(values[known], self.name) if self.threshold is None else self.threshold
+        low = known & (values <= threshold)
+        told = pa.table({"id": ids, self.column: pa.array(values, mask=~known)})
+        for name, value in (("threshold", threshold), ("low", int(low.sum())), ("short", short)):
+            ctx.note(f"{self.name}/{name}", value)
+        ctx.show(self.name, f"{int(low.sum()):,} of {len(ids):,} documents have a perplexity up to {threshold:,.1f} under the "
+                            f"model of harmful text{' and go' if self.drop else ''}; {short:,} have too few words to be judged")
+        return attach(without(rows, ids.filter(pa.array(low))) if self.drop else rows, told)
+
+    def depends(self, root: Path) -> str:
+        """The files with their sizes and times."""
+        from trainwright.data.sources.text.text import Text
+        if self.harmful:
+            return Text(paths=list(self.harmful)).depends(root)
+        file = root / self.model
+        return repr((file.stat().st_size, file.stat().st_mtime_ns)) if file.is_file() else ""
+
+    def _read(self, ctx: Context) -> Model:
+        from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
+        assert ctx.folder is not None
+        file = ctx.root / self.model if self.model else ctx.folder / "harmful.arpa"
+        if self.harmful and not file.is_file():
+            try:
+                _kneser_ney.write((line for text in self._texts(ctx) for line in sentences(text)), self.order, file)
+            except ValueError:
+                raise UserError(f"{self.name}: there is no word in {', '.join(self.harmful)}.") from None
+        return _arpa.read(file)
+
+    def _texts(self, ctx: Context) -> Iterator[str]:
+        from trainwright.corpus.documents import empty, stream
+        from trainwright.data.sources.text.text import Text
+        for batch in stream(Text(paths=list(self.harmful), field=self.field).apply(empty(), ctx)):
+            yield from (text or "" for text in batch["text"].to_pylist())
+
+    def _perplexities(self, rows: DataFrame, model: Model) -> tuple[pa.Array, Floats, int]:
+        """Ids, perplexities (NaN where there is no word), and how many have fewer words than the longest n-gram."""
+        import pyarrow as pa
+
+        from trainwright.corpus.passes import texts
+        from trainwright.corpus.streaming import owned
+        ids, values, short = [pa.array([], pa.large_string())], [], 0
+        for batch in texts(rows):
+            ids.append(owned(batch["id"]).cast(pa.large_string()))
+            for text in batch["text"].to_pylist():
+                lines = list(sentences(text))
+                values.append(model.perplexity(lines))
+                short += sum(map(len, lines)) < len(model.orders)
+        return pa.concat_arrays(ids), np.array(values), short
+
+
+def sentences(text: str) -> Iterator[list[str]]:
+    """The words of each line that has some."""
+    from trainwright.corpus.shingles import words
+    return (found for line in text.splitlines() if (found := words(line)))
+

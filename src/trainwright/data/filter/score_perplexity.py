@@ -1,0 +1,40 @@
+"""Scores documents by the perplexity that a causal language model has on them: exp of the loss that ``score_loss`` gives.
+
+Perplexity orders documents as the loss does; it is the scale on which papers state thresholds. A document with nothing to predict
+has null.
+
+The model is the stage's ``from.model``: any causal language model with its tokenizer.
+
+Errors: no ``from.model``, or one without a tokenizer.
+"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from trainwright.core.method import Curate
+
+if TYPE_CHECKING:
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+
+
+class ScorePerplexity(Curate):
+    """Adds a column with the perplexity of each document under ``from.model``."""
+
+    column: str = "perplexity"
+    """Name of the column."""
+    length: int = 512
+    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    batch_tokens: int = 8192
+    """Tokens of a forward pass, about."""
+    example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.batch_tokens < 1:
+            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        from trainwright.data.filter.score_loss import ScoreLoss
+        scored = ScoreLoss(column=self.column, length=self.length, batch_tokens=self.batch_tokens).apply(documents, ctx)
+        return scored.with_column(self.column, scored[self.column].clip(max=700.0).exp())

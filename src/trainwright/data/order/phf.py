@@ -1,0 +1,145 @@
+"""Pretraining with human preferences: each segment of a text is known as good or bad, and the model learns which is which.
+
+"Pretraining Language Models with Human Preferences" (arXiv 2302.08582). A segment has a badness s: a line the share of its
+characters that ``patterns`` find (telephone numbers, insults), or a document its ``column``, a score that a method wrote. It is
+bad where s > ``threshold``. ``mode`` says what becomes of that:
+    conditional    a control token in front of each segment, <good> or <bad>; in ``silent`` of them none; all is learned, the
+                   control tokens too: -log p
+    unlikelihood   -log p of the tokens of good segments, -alpha log(1 - p) of those of bad ones (1 - p at least 1e-20)
+    filtering      documents (parts of a row) whose mean badness is above the threshold are not learned
+It is the score of the token that is predicted that counts. Conditional training was the best of the paper's five; its two others
+(reward and advantage weighted) are left out. To sample, put <good> in front and forbid both control tokens; without <good> the
+model is one of ordinary training.
+
+Put it behind ``pack``; it is the objective too, in the place of ``next_token``. Control tokens are the model's last two ids,
+<good> the last and <bad> the one before, which it must have beyond its tokenizer (``model = { vocab_size = … }``), or ``last``
+names ids that no text has; their embeddings begin like all others (the paper: as the mean). They push the end of a row out; rows
+should be long against their lines. A line that a row cuts counts as far as it is in the row. ``filtering`` spends positions on
+what it does not learn: ``filter`` in the stage of the corpus does not. A document without a score is good and gets no control
+token. Not where the score is wrong about what is bad: everything rests on it.
+
+Errors: neither or both of patterns and column, no such column, no room for the ids, rows that are not a corpus'. State: the ids.
+"""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.core.method import UNTRAINED, Batch, Data, Objective, State
+from trainwright.data.order import _segments
+from trainwright.lm.losses import logged_losses, trained_tokens
+
+EMPTY = {"input_ids": 0, "targets": UNTRAINED, "document": -1, "address": -1, "bad": 0, "position_ids": 0}
+
+
+class Phf(Data, Objective):
+    """Marks good and bad segments of each row, and learns from them."""
+
+    mode: Literal["conditional", "unlikelihood", "filtering"] = "conditional"
+    """What becomes of bad segments."""
+    patterns: tuple[str, ...] = ()
+    """Regular expressions of what is bad, looked for in each line; or ``column``."""
+    column: str = ""
+    """Column of the documents with their badness."""
+    threshold: float = 0.0
+    """Badness above which a segment is bad."""
+    silent: float = 0.01
+    """Share of the segments that get no control token."""
+    alpha: float = 1.0
+    """Factor of the unlikelihood."""
+    last: int | None = None
+    """Id of <good>; <bad> is the one before it; default: the model's last."""
+    weight: float = 1.0
+    """Factor of this loss in the sum."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="pretrain", set={"base.model.vocab_size": 2176}, baseline_set={"base.model.vocab_size": 2176},
+        add=({"use": "phf", "patterns": ["^\\s*>>> .*"]},), drop=("next_token",),
+        claim="as good a model of language as standard pretraining (while bad content falls by up to an order of magnitude)",
+        scale="only the loss of plain text without control tokens is measured, not what is generated")
+    example: ClassVar[dict[str, Any]] = {"patterns": ["farmer", "return"], "last": 222}
+
+    def __post_init__(self) -> None:
+        if bool(self.patterns) == bool(self.column):
+            raise ValueError("say either patterns (regular expressions of what is bad) or column (a score of the documents)")
+        for pattern in self.patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from None
+        if not 0 <= self.silent <= 1 or not self.alpha >= 0:
+            raise ValueError(f"silent must be from 0 to 1 and alpha 0 or more, not {self.silent} and {self.alpha}")
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        if self.column:
+            _segments.scores_of(ctx.path("data"), self.column)
+        size: int = model.get_input_embeddings().num_embeddings  # type: ignore[operator]
+        known = len(ctx.tokenizer) if ctx.tokenizer is not None else 0
+        good = size - 1 if self.last is None else self.last
+        if self.mode == "conditional" and (not 1 <= good < size or (self.last is None and known > good - 1)):
+            raise UserError(f"phf: the tokenizer has {known} tokens and the model {size} ids: there is no room for <good> and "
+                            f"<bad>: make the model with vocab_size = {known + 2}, or set last to an id that no text has.")
+        return {"shared": {"good": good}}
+
+    def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
+        batch, good = pull(), state["shared"]["good"]
+        if "address" not in batch:
+            raise UserError("phf: the rows do not say where in the corpus they are from: put it behind pack.")
+        if self.mode == "conditional" and ((batch["input_ids"] == good) | (batch["input_ids"] == good - 1)).any():
+            raise UserError(f"phf: the text has tokens with the ids {good - 1} or {good}, which are control tokens: set last.")
+        rows, length = batch["input_ids"].shape
+        made = {n: torch.full((rows, length), empty) for n, empty in EMPTY.items()}
+        first, bad, many = ctx.rows(ctx.batch_rows).start, 0, 0
+        for r in range(rows):
+            at, rng = 0, ctx.rng(f"phf/{first + r}")
+            for text in _segments.texts(batch, r, ctx.path("data")):
+                at = text.at if self.mode != "conditional" else at
+                segments = _segments.judged(text, ctx.path("data"), self.column, self.patterns)
+                bad, many = bad + sum(s > self.threshold for _, s in segments), many + len(segments)
+                tokens = self.marked(text, segments, good, rng, ctx)
+                put = {n: torch.tensor([one[n] for one in tokens[:length - at + 1]]) for n in tokens[0]}
+                end = min(length, at + len(tokens) - 1)
+                for n in ("input_ids", "address"):
+                    made[n][r, at:end] = put[n][:end - at]
+                made["targets"][r, at:end] = torch.where(put["learned"], put["input_ids"], UNTRAINED)[1:end - at + 1]
+                made["bad"][r, at:end] = put["bad"][1:end - at + 1]
+                made["document"][r, at:end] = text.number
+                made["position_ids"][r, at:] = torch.arange(length - at)
+                at = end
+        ctx.note("bad_segments", bad / max(1, many), weight=many)
+        return batch | made
+
+    def marked(self, text: _segments.Text, segments: list[tuple[int, float]], good: int, rng: torch.Generator,
+               ctx: Context) -> list[dict[str, Any]]:
+        """The tokens as the model reads them, each with what is known of it."""
+        out: list[dict[str, Any]] = []
+        at, lead = 0, ctx.tokenizer is not None and text.tokens[0] == ctx.tokenizer.bos_token_id
+        known = [s for _, s in segments if not math.isnan(s)]
+        dropped = self.mode == "filtering" and bool(known) and sum(known) / len(known) > self.threshold
+        for size, score in segments:
+            mark = {"input_ids": good - (score > self.threshold), "address": -1, "learned": bool(out) or lead, "bad": 0}
+            loud = float(torch.rand((), generator=rng)) >= self.silent and not math.isnan(score)
+            for k in range(at, at + size):
+                if self.mode == "conditional" and loud and k == at + (lead and not at):
+                    out.append(mark)
+                out.append({"input_ids": text.tokens[k], "address": text.address[k], "learned": text.learned[k] and not dropped,
+                            "bad": int(score > self.threshold)})
+            at += size
+        return out
+
+    def count(self, batch: Batch) -> float:
+        return trained_tokens(batch)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
+        losses = logged_losses(model, batch, ctx)
+        if self.mode != "unlikelihood":
+            return losses
+        against = -self.alpha * torch.log((-torch.expm1(-losses)).clamp(min=1e-20))
+        return torch.where((batch["bad"] > 0) & (batch["targets"] != UNTRAINED), against, losses)

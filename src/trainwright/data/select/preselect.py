@@ -1,0 +1,130 @@
+"""Keeps documents of the kind on which the losses of models tell which of them is the better one.
+
+"Predictive Data Selection: The Data That Predicts Is the Data That Teaches" (PreSelect, arXiv 2503.00808). Of N models,
+``from.models``, the order of ability is known. With L_m(d) the loss of model m on all of document d, the predictive strength of d
+is the number of pairs of models whose losses agree with it:
+
+    S(d) = |{(a, b): a better than b, L_a(d) < L_b(d)}|,    0 <= S(d) <= N (N - 1) / 2.
+
+L is a sum of nats, not a mean a token, so that models of several tokenizers can be compared (bits per character are L / (ln 2 ·
+characters of d), which orders models alike). The models read ``sample`` documents. Those with the highest S that occurs (the
+paper: all pairs) are examples of what is wanted; as many with the lowest S, from 0 on, are counterexamples. A classifier of words
+and pairs of words (hashed, logistic regression; the paper: fastText) learns the two kinds, and gives each document of the corpus
+the probability of being wanted, as the column ``column``. The documents with the highest one are kept, up to ``share`` of all
+characters.
+
+The accuracy of the classifier on a fifth of the examples, which it has not seen then, is noted as ``preselect/accuracy``: near a
+half the selection is a matter of chance. So it is where the models are of nearly the same ability. A document longer than
+``length`` is read in parts, each without what came before (the paper: windows that overlap).
+
+Errors: fewer than two models, one without a tokenizer, losses that are no numbers, all documents of one predictive strength,
+scikit-learn not installed. A document of nothing but space is never kept.
+"""
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainwright.core.bench import Bench
+from trainwright.core.errors import UserError
+from trainwright.core.method import Curate
+from trainwright.corpus.selecting import columns, keep, settled
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from daft import DataFrame
+
+    from trainwright.core.context import Context
+
+
+class Preselect(Curate):
+    """Keeps what a classifier takes for documents whose losses rank models rightly."""
+
+    share: float = 0.1
+    """Characters to keep, as a share of those that come in."""
+    best: Literal["first", "last"] = "first"
+    """Where in ``from.models`` the best model stands: they go down or up in ability."""
+    sample: int = 20_000
+    """Documents that the models read; the others are left to the classifier."""
+    column: str = "preselect"
+    """Name of the column with the probabilities."""
+    length: int = 512
+    """Tokens that a model sees at once; fewer where it has fewer positions."""
+    batch_tokens: int = 8192
+    """Tokens of a forward pass, about."""
+    needs: ClassVar[tuple[str, ...]] = ("sklearn",)
+    bench: ClassVar[Bench | None] = Bench(
+        suite="select", at="chosen", drop=("random_subset",), add=({"use": "preselect", "share": 0.2, "best": "last"},),
+        claim="a model of 1 billion parameters on 30 billion selected tokens beats one on 300 billion: a tenth of the compute",
+        scale="the paper ranks six models of 7 to 65 billion parameters; here three checkpoints of one small model")
+    example: ClassVar[dict[str, Any]] = {"share": 0.5, "sample": 100, "length": 32, "batch_tokens": 512}
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
+        if min(self.sample, self.length, self.batch_tokens) < 1:
+            raise ValueError(f"sample, length and batch_tokens must be positive, not {self.sample}, {self.length} and "
+                             f"{self.batch_tokens}")
+
+    def depends(self, root: Path) -> str:
+        from trainwright.corpus.clusters import need_sklearn
+        return need_sklearn(self.name)
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        from trainwright.corpus.selecting import attach
+        from trainwright.corpus.tokens import uniform
+        from trainwright.data.select._panel import panel
+        rows = settled(documents, ctx)
+        ids = columns(rows, "id")["id"].to_numpy().astype(object)
+        place = np.array([uniform(name, f"preselect/{ctx.seed}") for name in ids])
+        read = keep(rows, ids[np.argsort(place, kind="stable")[:self.sample]])
+        seen = panel(read, ctx, self.name, f"the best one {self.best}", self.length, self.batch_tokens)
+        nats = seen.loss * seen.tokens
+        agreeing = strength(nats if self.best == "first" else nats[:, ::-1])
+        wanted, unwanted = examples(agreeing, np.array([uniform(name, f"preselect/{ctx.seed}") for name in seen.ids]))
+        classifier = self._learned(read, seen.ids[wanted], seen.ids[unwanted], ctx)
+        told, characters = classifier.judge(rows, self.column)
+        order = np.lexsort((told["id"].to_numpy().astype(str), -told[self.column].to_numpy()))
+        most = np.searchsorted(np.cumsum(characters[order]), self.share * characters.sum(), side="right")
+        return attach(keep(rows, told["id"].to_numpy()[order[:max(1, int(most))]]), told)
+
+    def _learned(self, read: DataFrame, wanted: NDArray[np.object_], unwanted: NDArray[np.object_], ctx: Context) -> Any:
+        from trainwright.data.select._classifier import Classifier
+        table: pa.Table = columns(keep(read, [*wanted, *unwanted]), "id", "text")
+        texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
+        good, bad = ([texts[name] or "" for name in kind] for kind in (wanted, unwanted))
+        if len(good) >= 5:
+            held = np.arange(len(good)) % 5 == 0
+            rest = [[text for text, out in zip(kind, held, strict=True) if not out] for kind in (good, bad)]
+            trial = Classifier.of(rest[0], rest[1], self.name)
+            right = [*(trial.probability(good[::5]) > 0.5), *(trial.probability(bad[::5]) <= 0.5)]
+            ctx.note(f"{self.name}/accuracy", float(np.mean(right)))
+            ctx.show(self.name, f"the classifier is right on {np.mean(right):.0%} of {len(right)} examples left out")
+        return Classifier.of(good, bad, self.name)
+
+
+def strength(nats: NDArray[np.float64]) -> NDArray[np.int64]:
+    """For losses [documents, models], the best model first: how many pairs of models each document ranks as they are."""
+    agreeing = np.zeros(len(nats), dtype=np.int64)
+    for better, worse in combinations(range(nats.shape[1]), 2):
+        agreeing += nats[:, better] < nats[:, worse]
+    return agreeing
+
+
+def examples(agreeing: NDArray[np.int64], place: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Documents of the highest predictive strength, and as many from the lowest on; among equals those that ``place`` puts first.
+
+    Raises:
+        UserError: all are of one strength.
+    """
+    top = agreeing == agreeing.max()
+    many = min(int(top.sum()), int((~top).sum()))
+    if not many:
+        raise UserError(f"preselect: all {len(agreeing):,} documents that the models read agree with {agreeing.max()} pairs of "
+                        "their ranking, so that none is more predictive than another: take models further apart, or set best "
+                        "to the other end of from.models.")
+    return np.lexsort((place, -agreeing))[:many], np.lexsort((place, agreeing))[:many]

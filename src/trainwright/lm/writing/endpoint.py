@@ -1,0 +1,159 @@
+"""A writer behind an address: any server that speaks OpenAI's chat completions (vLLM, llama.cpp, SGLang, Ollama, hosted ones)."""
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from trainwright.core.errors import UserError
+from trainwright.lm.writing.writer import Request, Sampling, Settings, Stopped
+
+TRIES = 5
+WAIT = 1.0
+"""Seconds before the second try; twice as long before each other one, or as long as the server asks."""
+LONGEST_WAIT = 120.0
+TIMEOUT = 600.0
+"""Seconds that one answer may take."""
+AGAIN = {408, 409, 425, 429}
+"""Answers that are worth another try; so is every failure of the server itself (500 and above)."""
+
+
+class CalledOff(Exception):
+    """Another request failed, so that this one is not sent."""
+
+
+class Endpoint:
+    """Asks with several threads, at most so many times a minute."""
+
+    def __init__(self, settings: Settings, sampling: Sampling) -> None:
+        try:
+            import httpx2
+        except ImportError:
+            raise UserError(f"{settings.name}: an endpoint needs the library httpx2: pip install httpx2.") from None
+        self.url, self.model, self.sampling = settings.endpoint.rstrip("/"), settings.model_name, sampling
+        self.identity, self.at_once = f"endpoint {self.model}", settings.at_once
+        self.block = 16 * settings.at_once
+        self.variable = settings.key_variable
+        self.key = os.environ.get(self.variable, "").strip() if self.variable else ""
+        if self.variable and not self.key:
+            raise UserError(f"{settings.name}: the key of the endpoint is to be in the environment variable {self.variable}, "
+                            "which is not set.")
+        if not (self.key.isascii() and self.key.isprintable()):
+            raise UserError(f"{settings.name}: the key in the environment variable {self.variable} has characters that no header "
+                            "can hold.")
+        self.pace = Pace(settings.requests_per_minute)
+        self.over = threading.Event()
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        try:
+            here = httpx2.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
+        except httpx2.InvalidURL as error:
+            raise UserError(f"{settings.name}: the endpoint {self.url!r} is no address: {error}.") from None
+        self.client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(TIMEOUT, connect=10.0), trust_env=not here,
+                                    limits=httpx2.Limits(max_connections=self.at_once))
+
+    def answer(self, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
+        """Answers as they come. The first failure calls off what has not begun; what is under way is still yielded."""
+        failure: Stopped | None = None
+        pool = ThreadPoolExecutor(self.at_once)
+        try:
+            asked = enumerate(zip(requests, seeds, strict=True))
+            futures = {pool.submit(self._first_to_fail, request, seed): i for i, (request, seed) in asked}
+            for done in as_completed(futures):
+                if done.cancelled() or isinstance(error := done.exception(), CalledOff):
+                    continue
+                if isinstance(error, Stopped):
+                    failure = failure or error
+                else:
+                    yield futures[done], done.result()
+        finally:
+            self.over.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            self.over.clear()
+        if failure is not None:
+            raise failure
+
+    def close(self) -> None:
+        self.client.close()
+
+    def _first_to_fail(self, request: Request, seed: int) -> str:
+        """One answer; a failure calls off the others."""
+        try:
+            return self._one(request, seed)
+        except BaseException:
+            self.over.set()
+            raise
+
+    def _one(self, request: Request, seed: int) -> str:
+        """One answer, tried several times."""
+        import httpx2
+        body = {"model": self.model, "messages": [{"role": "user", "content": request.prompt}], "seed": seed,
+                "temperature": request.temperature, "max_tokens": self.sampling.max_tokens}
+        if self.sampling.top_k:
+            body["top_k"] = self.sampling.top_k
+        why = ""
+        for turn in range(TRIES):
+            if self.over.is_set() or not self.pace.wait(self.over):
+                raise CalledOff
+            wait = WAIT * 2**turn
+            try:
+                reply = self.client.post(f"{self.url}/chat/completions", json=body)
+            except httpx2.HTTPError as error:
+                why = self._hidden(f"{type(error).__name__}: {error}".rstrip(": "))
+            else:
+                if reply.status_code == 200 and (text := _content(reply)) is not None:
+                    return text
+                why = self._why(reply, request)
+                wait = max(wait, _asked(reply))
+            if turn + 1 < TRIES:
+                self.over.wait(min(wait, LONGEST_WAIT))
+        raise Stopped(f"the endpoint {self.url} gave no answer in {TRIES} tries ({why}).")
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self.key, "...") if self.key else text
+
+    def _why(self, reply: Any, request: Request) -> str:
+        """What was wrong with a reply that is worth another try; what is not ends it."""
+        code = reply.status_code
+        if code in AGAIN or code >= 500:
+            return f"status {code}"
+        if code == 200:
+            return "what it answers is no chat completion"
+        if code in (401, 403):
+            how = f"the one in {self.variable}" if self.variable else "and key_variable names none"
+            raise Stopped(f"the endpoint {self.url} wants another key ({how}; status {code}).")
+        said = self._hidden(" ".join(reply.text.split()))[:200]
+        raise Stopped(f"the endpoint {self.url} refuses the request {request.name!r} for the model {self.model!r} "
+                      f"(status {code}: {said}).")
+
+
+class Pace:
+    """At most so many starts a minute, evenly; 0: no limit."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.gap = 60.0 / per_minute if per_minute else 0.0
+        self.lock, self.free = threading.Lock(), 0.0
+
+    def wait(self, over: threading.Event) -> bool:
+        """Sleep until it is one's turn; False where it was called off meanwhile."""
+        with self.lock:
+            now = time.monotonic()
+            at = max(now, self.free)
+            self.free = at + self.gap
+        return not (over.wait(at - now) if at > now else over.is_set())
+
+
+def _content(reply: Any) -> str | None:
+    """The text of a chat completion, or None where it is none. A refusal has no text."""
+    try:
+        return str(reply.json()["choices"][0]["message"].get("content") or "")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return None
+
+
+def _asked(reply: Any) -> float:
+    """Seconds that the server asks to wait."""
+    asked = reply.headers.get("retry-after", "")
+    return float(asked) if asked.replace(".", "", 1).isdigit() else 0.0
