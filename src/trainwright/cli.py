@@ -135,7 +135,7 @@ def show(method: Annotated[str, typer.Argument(help="A method's name, or an arti
 def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.",
                                               show_default=False)],
         kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, "
-                                                               "Controller, Arithmetic, Evaluator or Law.")],
+                                                               "Controller, Arithmetic, Evaluator or ScalingLaw.")],
         folder: Annotated[str | None, typer.Option(help="Place in a life, such as finetune; default: the usual one of the "
                                                         "kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:

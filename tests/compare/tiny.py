@@ -44,7 +44,7 @@ batch_tokens = 128
 precision = "fp32"
 methods = [
   { use = "pack", length = 32, domains = ["code"] }, { use = "next_token" }, { use = "adamw", lr = 1e-2 },
-  { use = "held_out", on = ["code"], length = 32 },
+  { use = "held_out", domains = ["code"], length = 32 },
 ]
 
 [[stage]]

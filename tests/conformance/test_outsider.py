@@ -22,7 +22,6 @@ from torch import nn
 
 from trainwright.core.claims import match
 from trainwright.core.method import *
-from trainwright.planning.runs import Fit
 from trainwright.lm.losses import token_losses, trained_tokens
 
 
@@ -36,7 +35,7 @@ SOUND = HEAD + '''class Mine(Update):
 
     def init(self, model, ctx):
         params = dict(model.named_parameters())
-        return {"param": {n: {"mean": torch.zeros_like(params[n])} for n in match(self.on, params)}, "shared": {"steps": 0}}
+        return {"param": {n: {"mean": torch.zeros_like(params[n])} for n in match(self.params, params)}, "shared": {"steps": 0}}
 
     def update(self, updates, params, state, ctx):
         state["shared"]["steps"] += 1
@@ -52,7 +51,7 @@ SOUND = HEAD + '''class Mine(Update):
             params[n].sub_(u)
         return {n: u + again[n] for n, u in updates.items()}
 '''
-SLOPE = '''class Mine(Law):
+SLOPE = '''class Mine(ScalingLaw):
     """A law whose fit does not look at the rows."""
 
     by: float = 2.0
@@ -374,13 +373,13 @@ SEEN = []
         return token_losses(model, batch, ctx)
 '''},
     "suggestions_are_settings": {
-        "no setting of a recipe": '''class Mine(Law):
+        "no setting of a recipe": '''class Mine(ScalingLaw):
     """."""
 
     def suggest(self, known):
         return {"adamw.learning_rate": 1.0}
 ''',
-        "something else": '''class Mine(Law):
+        "something else": '''class Mine(ScalingLaw):
     """."""
 
     def suggest(self, known):
@@ -390,7 +389,7 @@ SEEN = []
 
 TIMES = []
 ''',
-        "adamw.lr = -0.1": '''class Mine(Law):
+        "adamw.lr = -0.1": '''class Mine(ScalingLaw):
     """."""
 
     def suggest(self, known):

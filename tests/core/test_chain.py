@@ -54,7 +54,7 @@ def test_recipe_order_is_the_order() -> None:
 
 
 def test_globs_limit_an_update() -> None:
-    moved = step(Scale(on="b.*", by=5.0), Plain(lr=1.0, on="*.weight"), Plain(lr=0.1, on="!*.weight"))
+    moved = step(Scale(params="b.*", by=5.0), Plain(lr=1.0, params="*.weight"), Plain(lr=0.1, params="!*.weight"))
     assert moved == {"a.weight": -1.0, "b.weight": -5.0, "b.bias": -0.5}
     assert match("!b.*", ["a", "b.x"]) == ["a"] and match("*", ["a", "b"]) == ["a", "b"]
 

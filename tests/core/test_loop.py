@@ -176,9 +176,9 @@ def test_two_owners_and_claims_on_nothing_are_refused():
     with pytest.raises(UserError, match="both claim"):
         train(1, Adamw()).build()
     with pytest.raises(UserError, match=r"no optimizer takes the step of 0\.weight"):
-        Train(convnet(), [Digits(), Classify(), Adamw(on="7.*")], 1).build()
+        Train(convnet(), [Digits(), Classify(), Adamw(params="7.*")], 1).build()
     with pytest.raises(UserError, match="matches no trainable parameter"):
-        train(1, Adamw(on="layers.*")).build()
+        train(1, Adamw(params="layers.*")).build()
 
 
 class At(Controller):

@@ -14,7 +14,7 @@ FILE = Path("life.toml")
 TABLE: dict[str, Any] = {"seed": 1, "stage": [
     {"name": "corpus", "kind": "corpus", "vocab_size": 300, "methods": [{"use": "text", "paths": ["a"]}]},
     {"name": "v1.5", "kind": "train", "from": {"data": "corpus"}, "model": {"type": "llama"}, "steps": 3,
-     "methods": [{"use": "pack"}, {"use": "adamw", "lr": 1e-3}, {"use": "adamw", "on": "head"}]},
+     "methods": [{"use": "pack"}, {"use": "adamw", "lr": 1e-3}, {"use": "adamw", "params": "head"}]},
     {"name": "both", "kind": "merge", "from": {"models": ["v1.5", "v1.5"]}, "methods": [{"use": "interpolate"}]}]}
 
 

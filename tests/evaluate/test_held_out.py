@@ -46,9 +46,9 @@ def test_the_budget_takes_whole_documents_and_domains_must_be_there(folder: Path
                                          num_attention_heads=2))
     ctx = Context(inputs={"data": [folder]})
     with torch.no_grad():
-        assert set(HeldOut(on=("a",), tokens=1).measure(model, ctx)) == {"loss/a", "perplexity/a", "bits_per_byte/a"}
+        assert set(HeldOut(domains=("a",), tokens=1).measure(model, ctx)) == {"loss/a", "perplexity/a", "bits_per_byte/a"}
     with pytest.raises(UserError, match="'c'"):
-        HeldOut(on=("c",)).measure(model, ctx)
+        HeldOut(domains=("c",)).measure(model, ctx)
 
 
 def test_a_model_with_few_positions_is_measured_in_shorter_parts(folder: Path):

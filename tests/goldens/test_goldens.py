@@ -24,8 +24,8 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "pretrain": [DATA, NEXT, {"use": "clip", "norm": 0.5}, {"use": "adamw", "lr": 1e-2}, {"use": "cosine", "warmup": 0.1}],
     "lora": [DATA | {"domains": ["chat"]}, NEXT, {"use": "lora", "rank": 4, "alpha": 8.0}, {"use": "adamw", "lr": 2e-2},
              {"use": "wsd", "warmup": 0.1}],
-    "muon": [DATA, NEXT, {"use": "torch_optim", "optimizer": "Muon", "lr": 2e-2, "on": "*_proj.weight"},
-             {"use": "adamw", "lr": 1e-2, "on": "!*_proj.weight"}, {"use": "linear"}]}
+    "muon": [DATA, NEXT, {"use": "torch_optim", "optimizer": "Muon", "lr": 2e-2, "params": "*_proj.weight"},
+             {"use": "adamw", "lr": 1e-2, "params": "!*_proj.weight"}, {"use": "linear"}]}
 AFTER = {"lora": "pretrain"}
 """Recipes that go on with the model of another: to a model that knows nothing an adapter can teach little."""
 

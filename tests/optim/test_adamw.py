@@ -119,7 +119,7 @@ def test_it_takes_in_weight_decay() -> None:
 
 def test_it_takes_in_nothing_else() -> None:
     assert Adamw().absorb(WeightDecay()) is None
-    assert Adamw(weight_decay=0.0).absorb(WeightDecay(on="a.*")) is None
+    assert Adamw(weight_decay=0.0).absorb(WeightDecay(params="a.*")) is None
     assert Adamw(weight_decay=0.0).absorb(Adamw()) is None
 
 

@@ -58,8 +58,8 @@ def test_only_what_trains_and_matches() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].bias.requires_grad_(False)
     assert set(Ema().init(model, Context())["param"]) == {"0.weight", "1.weight", "1.bias"}
-    state = Ema(on="nothing.*").init(model, Context())
-    Ema(on="nothing.*").settle(dict(model.named_parameters()), state, Context())
+    state = Ema(params="nothing.*").init(model, Context())
+    Ema(params="nothing.*").settle(dict(model.named_parameters()), state, Context())
     assert state["param"] == {}
 
 

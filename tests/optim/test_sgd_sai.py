@@ -115,7 +115,7 @@ def test_state_is_half_of_adamws_bytes() -> None:
 
 
 def test_it_owns_the_step_of_what_it_is_limited_to_and_gradients_stay_its_callers() -> None:
-    method, given = SgdSai(on="*.weight"), drawn(1)
+    method, given = SgdSai(params="*.weight"), drawn(1)
     assert method.claims(nn.Linear(1, 1)) == {"step:*.weight"}
     params, state = drawn(0), {}
     method.apply(given, params, state, Context(), 0.1)

@@ -136,9 +136,9 @@ def test_what_is_refused_and_why(settings: dict[str, Any], told: str) -> None:
 
 def test_muon_takes_matrices_only() -> None:
     model, method = nn.Linear(3, 3), TorchOptim(optimizer="Muon")
-    with pytest.raises(UserError, match=r"only supports 2D .* limit it with 'on' .* adamw"):
+    with pytest.raises(UserError, match=r"only supports 2D .* limit it with 'params' .* adamw"):
         method.init(model, Context())
-    assert TorchOptim(optimizer="Muon", on="weight").init(model, Context()) == {}
+    assert TorchOptim(optimizer="Muon", params="weight").init(model, Context()) == {}
 
 
 def test_it_leaves_the_global_generators_alone() -> None:

@@ -46,7 +46,7 @@ def write(store: Path, number: int, *, stage: str = "base", scratch: bool = True
     folder = store / f"{stage}-{number}"
     folder.mkdir(parents=True)
     methods: list[dict[str, Any]] = [{"use": "cosine", "final": 0.1}, {"use": "mixture", "weights": {"code": 0.3}}]
-    methods += [{"use": u, "lr": 1e-3, "on": "*"} for u in uses]
+    methods += [{"use": u, "lr": 1e-3, "params": "*"} for u in uses]
     figures = {"steps": 38, "tokens": 38 * 256, "evaluation": evaluation or {}, "stopped": stopped}
     manifest = {"stage": stage, "kind": "train", "finished": f"2026-01-01T00:00:{number:02d}", "figures": figures,
                 "inputs": {"data": [{"stage": "corpus", "hash": "abc"}]},

@@ -20,12 +20,12 @@ from trainwright.optim.torch_optim import TorchOptim
 from trainwright.optim.weight_decay import WeightDecay
 from trainwright.pretrain.spdf import Spdf
 
-MUON = (TorchOptim(optimizer="Muon", on="*_proj.weight", lr=0.05), Adamw(on="!*_proj.weight"))
+MUON = (TorchOptim(optimizer="Muon", params="*_proj.weight", lr=0.05), Adamw(params="!*_proj.weight"))
 ORDERS = {
     "before": (Spdf(), Adamw(lr=0.01), Ema(decay=0.5)),
     "behind": (Adamw(lr=0.01), Spdf(), Ema(decay=0.5)),
     "average_first": (Ema(decay=0.9, warmup=False), Adamw(lr=0.01), Spdf()),
-    "decay_last": (Spdf(), Adamw(lr=0.01, weight_decay=0.0), Ema(decay=0.5), WeightDecay(rate=1.0, on="*_proj.weight")),
+    "decay_last": (Spdf(), Adamw(lr=0.01, weight_decay=0.0), Ema(decay=0.5), WeightDecay(rate=1.0, params="*_proj.weight")),
     "muon_before": (Ema(decay=0.5), Spdf(), *MUON), "muon_behind": (Ema(decay=0.5), *MUON, Spdf())}
 """Muon mixes all entries of a matrix, so that it moves weights without a gradient."""
 
@@ -95,7 +95,7 @@ def test_the_mask_depends_on_seed_name_and_share_alone() -> None:
         return hidden(train(build(layers=1), Spdf(**settings), Adamw(), *more, seed=seed))
     one, name = masks(0), "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(one[name], masks(0, Ema())[name]) and not torch.equal(one[name], masks(1)[name])
-    narrow = masks(0, on="*.up_proj.weight")
+    narrow = masks(0, params="*.up_proj.weight")
     assert list(narrow) == [name] and torch.equal(one[name], narrow[name])
     assert not torch.equal(one[name], one["model.layers.0.mlp.gate_proj.weight"])
     assert not (masks(0, sparsity=0.5)[name] & ~one[name]).any(), "a sparser mask of the same seed hides the same and more"
@@ -128,10 +128,10 @@ def test_which_weights_can_be_hidden() -> None:
     assert set(maskable(vision, "!3.*")) == {"0.weight"} and maskable(vision, "!*") == {}
 
 
-@pytest.mark.parametrize("on", ["*embed*", "*.query.weight", "*norm.weight"])
-def test_a_glob_that_hides_nothing_is_refused(on: str) -> None:
+@pytest.mark.parametrize("glob", ["*embed*", "*.query.weight", "*norm.weight"])
+def test_a_glob_that_hides_nothing_is_refused(glob: str) -> None:
     with pytest.raises(UserError, match=r"matches no weight that can be pruned.*q_proj\.weight"):
-        train(build(), Spdf(on=on), Adamw())
+        train(build(), Spdf(params=glob), Adamw())
 
 
 def test_another_owner_of_the_same_weights_is_refused() -> None:

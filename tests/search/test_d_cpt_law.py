@@ -15,6 +15,7 @@ from tests.conftest import LIFE, write_texts
 from trainwright.cli import app
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.method import Fit
 from trainwright.core.prepare import jobs
 from trainwright.core.recipe import parse
 from trainwright.core.settings import make
@@ -33,7 +34,7 @@ LARGE = {"parameters": 1e9, "tokens": 1e10}
 
 
 @cache
-def fitted(seed: int) -> runs.Fit:
+def fitted(seed: int) -> Fit:
     return runs.fitted(DCptLaw(**SETTINGS), PLANTED.made_up(Context(seed=seed)), Context(seed=seed), "rows")
 
 

@@ -25,7 +25,7 @@ NEAR = {"p0": 0.0, "p1": 0.25, "p2": 0.5, "p3": 0.75, "p4": 1.0}
 """Of each part the share of words that the target has, too."""
 TARGET = ["river", "stone", "cloud", "grass", "light", "water", "field", "morning"]
 OTHER = ["error", "stack", "queue", "table", "index", "value", "token", "buffer"]
-SETTINGS: dict[str, Any] = {"field": "source", "tokens": 700, "on": ("target",), "measured": 600, "length": 32, "lr": 5e-3}
+SETTINGS: dict[str, Any] = {"field": "source", "tokens": 700, "domains": ("target",), "measured": 600, "length": 32, "lr": 5e-3}
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ import pytest
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.method import Fit
 from trainwright.planning import runs
 from trainwright.search.step_law import CONSTANTS, StepLaw
 
 PLANTED = StepLaw(lr_scale=0.9, lr_parameters=-0.55, lr_tokens=0.2, batch_scale=3.0, batch_exponent=0.45)
 
 
-def fitted(rows: list[dict[str, Any]], law: StepLaw | None = None, seed: int = 0) -> runs.Fit:
+def fitted(rows: list[dict[str, Any]], law: StepLaw | None = None, seed: int = 0) -> Fit:
     return runs.fitted(law or StepLaw(), rows, Context(seed=seed), "rows")
 
 

@@ -130,10 +130,10 @@ def test_continued_training_keeps_the_defaults(folder: Path) -> None:
 
 
 OTHER = '''"""Another law."""
-from trainwright.core.method import Law
+from trainwright.core.method import ScalingLaw
 
 
-class Other(Law):
+class Other(ScalingLaw):
     """Another law."""
 
     def suggest(self, known):

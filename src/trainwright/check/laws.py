@@ -261,7 +261,7 @@ def off_it_changes_nothing(make: Make, folder: Path) -> None:
 def without(method: Method, folder: Path) -> Train:
     """The stage without the method. A link keeps the optimizer before it from its fused kernel: then both stages have one."""
     link = isinstance(method, Update) and not isinstance(method, Optimizer) and type(method).update is not Update.update
-    return tiny.stage(None, folder, more=[tiny.Idle(on=method.on)] if link else [])  # type: ignore[attr-defined]
+    return tiny.stage(None, folder, more=[tiny.Idle(params=method.params)] if link else [])  # type: ignore[attr-defined]
 
 
 @law(*TRAINS)

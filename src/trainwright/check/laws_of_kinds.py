@@ -24,7 +24,7 @@ from trainwright.core.method import (
     Curate,
     Data,
     Evaluator,
-    Law,
+    ScalingLaw,
     Objective,
     Operate,
     Set,
@@ -166,13 +166,13 @@ def it_works_on_weights_in_bfloat16(make: Make, folder: Path) -> None:
 
 @law(Update)
 def on_limits_it(make: Make, folder: Path) -> None:
-    """With ``on`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
-    if make().on != "*":
+    """With ``params`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
+    if make().params != "*":
         return
     everywhere = tiny.stage(make(), folder)
     everywhere.run(until=1)
     for on in ("*_proj.weight", "!*_proj.weight"):
-        method = dataclasses.replace(make(), on=on)
+        method = dataclasses.replace(make(), params=on)
         run, other = tiny.stage(method, folder), without(method, folder)
         mine = match(on, run.params)
         with torch.no_grad():
@@ -182,10 +182,10 @@ def on_limits_it(make: Make, folder: Path) -> None:
         other.run(until=1)
         rest = [{n: w for n, w in weights(r).items() if n not in mine} for r in (run, other)]
         at = difference(rest[0], rest[1])
-        expect(not at, f"with on = {on!r} it changes {at}")
+        expect(not at, f"with params = {on!r} it changes {at}")
         kept, all_kept = (set(r.states[f"{method.name}.1"].get("param", {})) for r in (run, everywhere))
         strange = kept ^ set(match(on, all_kept))
-        expect(not strange, f"with on = {on!r} its state is wrong about {', '.join(sorted(strange)[:2])}: see core.claims.match")
+        expect(not strange, f"with params = {on!r} its state is wrong about {', '.join(sorted(strange)[:2])}: see core.claims.match")
 
 
 class Listening(Train):
@@ -251,7 +251,7 @@ FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10}
 """What is known of a small run and of a large one."""
 
 
-@law(Law)
+@law(ScalingLaw)
 def suggestions_are_settings(make: Make, folder: Path) -> None:
     """It suggests settings that a recipe can have, the same ones when it is asked twice, and leaves the facts as they are."""
     method = make()
@@ -269,7 +269,7 @@ def suggestions_are_settings(make: Make, folder: Path) -> None:
             expect(not isinstance(value, (int, float)) or 0 < value < float("inf"), f"it suggests {name} = {value}")
 
 
-@law(Law)
+@law(ScalingLaw)
 def a_fit_finds_the_law_again(make: Make, folder: Path) -> None:
     """On rows that follow it, the intervals hold its constants; its error is measured; what it needs of a row must be there."""
     method, ctx = make(), tiny.context(folder)
@@ -291,7 +291,7 @@ def a_fit_finds_the_law_again(make: Make, folder: Path) -> None:
         _check_refused(short, method, ctx, f"it is fitted on rows without {column}")
 
 
-def _check_refused(rows: Sequence[runs.Row], method: Law, ctx: Context, otherwise: str) -> None:
+def _check_refused(rows: Sequence[runs.Row], method: ScalingLaw, ctx: Context, otherwise: str) -> None:
     try:
         runs.fitted(method, rows, ctx, tiny.WHERE)
     except UserError:

@@ -66,9 +66,9 @@ def stage(a: Method, b: Method, folder: Path, journal: Sequence[Any] = ()) -> Tr
         data.insert(0, tiny.default("Data"))                                # type: ignore[arg-type]
     objectives: list[Method] = [m for m in both if isinstance(m, Objective)] or [tiny.default("Objective")]
     optimizers: list[Any] = [m for m in both if isinstance(m, Optimizer)] or [tiny.default("Optimizer")]
-    if len(optimizers) == 1 and optimizers[0].on != "*" and not isinstance(optimizers[0], Surgery):
-        on = optimizers[0].on
-        optimizers.append(tiny.default("Optimizer", on=on[1:] if on.startswith("!") else f"!{on}"))
+    if len(optimizers) == 1 and optimizers[0].params != "*" and not isinstance(optimizers[0], Surgery):
+        on = optimizers[0].params
+        optimizers.append(tiny.default("Optimizer", params=on[1:] if on.startswith("!") else f"!{on}"))
     rest = [m for m in both if not isinstance(m, (Data, Objective, Optimizer))]
     ordered = {id(m): m for m in (*data, *objectives, *optimizers, *rest)}   # one of two kinds (data, objective) stands once
     run = Train(tiny.model(), list(ordered.values()), tiny.STEPS, accumulate=2, eval_every=CUT, ctx=tiny.context(folder))

@@ -9,9 +9,9 @@ from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 
 FOLDER = {"Curate": "data", "Data": "data", "Surgery": "finetune", "Objective": "pretrain", "Weigh": "data", "Update": "optim",
-          "Optimizer": "optim", "Controller": "optim", "Arithmetic": "merge", "Evaluator": "evaluate", "Law": "search"}
+          "Optimizer": "optim", "Controller": "optim", "Arithmetic": "merge", "Evaluator": "evaluate", "ScalingLaw": "search"}
 STANDARD = {"Controller": "from collections.abc import Iterable\n", "Data": "from collections.abc import Callable\n",
-            "Law": "from collections.abc import Sequence\n"}
+            "ScalingLaw": "from collections.abc import Sequence\n"}
 BODY = {
     "Curate": ("Context, Curate", "def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:\n        return documents"),
     "Data": ("Batch, Context, Data, State",
@@ -37,7 +37,7 @@ BODY = {
                    "def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:\n        return tensors[0]"),
     "Evaluator": ("Context, Evaluator",
                   "def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:\n        return {}"),
-    "Law": ("Context, Fit, Law",
+    "ScalingLaw": ("Context, Fit, ScalingLaw",
             "def suggest(self, known: dict[str, float]) -> dict[str, object]:\n        return {\"batch_tokens\": 8192}\n\n"
             "    def fit(self, rows: Sequence[dict[str, object]], ctx: Context) -> Fit:\n        return Fit(self, [], {}, [])\n\n"
             "    def made_up(self, ctx: Context) -> list[dict[str, object]]:\n        return []"),
@@ -78,14 +78,13 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
 def method_text(name: str, kind: str) -> str:
     title = "".join(w.capitalize() for w in name.split("_"))
     uses, body = BODY[kind]
-    core = [u for u in uses.split(", ") if u not in ("Context", "View", "Fit")]
+    core = [u for u in uses.split(", ") if u not in ("Context", "View")]
     needs = [u for u in uses.split(", ") if u in ("Context", "View")]
     of_torch = ", ".join(w for w in ("Tensor", "nn") if re.search(rf"\b{w}\b", body))
     others = [("from daft import DataFrame", kind == "Curate"), ("import torch", "torch." in body),
               (f"from torch import {of_torch}", bool(of_torch))]
     ours = [(f"from trainwright.core.context import {', '.join(needs)}", bool(needs)),
             (f"from trainwright.core.method import {', '.join(core)}", True),
-            ("from trainwright.planning.runs import Fit", "Fit" in uses.split(", ")),
             ("from trainwright.lm.losses import token_losses, trained_tokens", "token_losses" in body)]
     imports = "\n\n".join(block for part in (others, ours) if (block := "\n".join(line for line, wanted in part if wanted)))
     return f'''"""{title}: what it does, in one line (paper title, arXiv id).

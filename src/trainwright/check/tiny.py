@@ -165,9 +165,9 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
     if isinstance(method, Objective):
         return [data, method, default("Optimizer")]
     if isinstance(method, Optimizer):
-        others = method.on[1:] if method.on.startswith("!") else f"!{method.on}"
-        alone = method.on == "*" or isinstance(method, Surgery)       # such a surgery freezes all that it does not train itself
-        return [data, objective, method, *([] if alone else [default("Optimizer", on=others)])]
+        others = method.params[1:] if method.params.startswith("!") else f"!{method.params}"
+        alone = method.params == "*" or isinstance(method, Surgery)       # such a surgery freezes all that it does not train itself
+        return [data, objective, method, *([] if alone else [default("Optimizer", params=others)])]
     return [data, objective, default("Optimizer"), *([method] if method else [])]
 
 

@@ -159,7 +159,7 @@ class Variants:
         for new in arm.add:
             kind = _kind(new)
             at = next((i for i, m in enumerate(methods) if m.get("use") == new.get("use")
-                       or (kind in ALONE and _kind(m) == kind and "on" not in m and "on" not in new)), None)
+                       or (kind in ALONE and _kind(m) == kind and "params" not in m and "params" not in new)), None)
             if at is None:
                 methods.append(dict(new))
             else:

@@ -29,7 +29,7 @@ class Chain:
         updates = dict(grads)
         rates: dict[str, float] = {}
         for i, (key, method) in enumerate(self.links):
-            mine = self.matched(method.on, updates)
+            mine = self.matched(method.params, updates)
             if not mine:
                 continue
             whole = method.whole and sharding.world() > 1
@@ -45,18 +45,18 @@ class Chain:
         for n, u in updates.items():
             params[n].sub_(u, alpha=rates[n])
 
-    def matched(self, on: str, names: Tensors) -> list[str]:
+    def matched(self, glob: str, names: Tensors) -> list[str]:
         """Names that a glob meets; remembered, since the same parameters come step after step."""
-        if on == "*":
+        if glob == "*":
             return list(names)
-        key = (on, hash(tuple(names)))
+        key = (glob, hash(tuple(names)))
         if key not in self._matched:
-            self._matched[key] = match(on, names)
+            self._matched[key] = match(glob, names)
         return [n for n in self._matched[key] if n in names]
 
     def followed(self, i: int, mine: list[str]) -> bool:
         """Whether a later link changes one of these updates."""
-        return any(method.on == "*" or match(method.on, mine) for _, method in self.links[i + 1:])
+        return any(method.params == "*" or match(method.params, mine) for _, method in self.links[i + 1:])
 
     @staticmethod
     def run(method: Update, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:

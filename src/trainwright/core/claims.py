@@ -38,11 +38,11 @@ def check_alive(brought: dict[str, set[str]], model: nn.Module) -> None:
                             f"out, or name {name} last.")
 
 
-def match(on: str, names: Iterable[str]) -> list[str]:
+def match(glob: str, names: Iterable[str]) -> list[str]:
     """Names that a glob meets; ``!`` in front takes all the others."""
-    if on.startswith("!"):
-        return [n for n in names if not fnmatchcase(n, on[1:])]
-    return [n for n in names if fnmatchcase(n, on)]
+    if glob.startswith("!"):
+        return [n for n in names if not fnmatchcase(n, glob[1:])]
+    return [n for n in names if fnmatchcase(n, glob)]
 
 
 def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
@@ -67,25 +67,25 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
     """Every trainable parameter has exactly one optimizer, and every optimizer at least one parameter.
 
     Raises:
-        UserError: none, two, or an optimizer whose ``on`` matches nothing.
+        UserError: none, two, or an optimizer whose ``params`` matches nothing.
     """
     owner: dict[str, str] = {}
     for key, m in name_all(methods):
         if isinstance(m, Optimizer):
-            hit = match(m.on, trainable)
+            hit = match(m.params, trainable)
             if not hit:
-                raise UserError(f"{key}: on = {m.on!r} matches no trainable parameter; there are {_some(trainable)}.")
+                raise UserError(f"{key}: params = {m.params!r} matches no trainable parameter; there are {_some(trainable)}.")
             _own(owner, hit, key)
     without = [n for n in trainable if n not in owner]
     if without:
         raise UserError(f"no optimizer takes the step of {_some(without)}: add one, for example "
-                        "{ use = \"adamw\", lr = 1e-3 }, or widen its 'on'.")
+                        "{ use = \"adamw\", lr = 1e-3 }, or widen its 'params'.")
 
 
 def _own(owner: dict[str, str], things: list[str], key: str) -> None:
     for thing in things:
         if thing in owner:
-            raise UserError(f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with 'on'.")
+            raise UserError(f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with 'params' or 'layers'.")
         owner[thing] = key
 
 

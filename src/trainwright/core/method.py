@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context, View
-    from trainwright.planning.runs import Fit
 
 Batch = dict[str, Any]
 """Tensors whose first dimension is rows (the loop cuts them into micro-batches), and values that go along uncut."""
@@ -155,9 +154,9 @@ class Weigh(Method):
 
 
 class Update(Method):
-    """Turns gradients into a step. Composes as a chain; ``on`` limits it to some parameters."""
+    """Turns gradients into a step. Composes as a chain; ``params`` limits it to some parameters."""
 
-    on: str = "*"
+    params: str = "*"
     """Glob of the parameters it acts on; ``!GLOB`` is all the others."""
     whole: ClassVar[bool] = False
     """Whether it must see unsharded tensors (a matrix norm, a top-k, a QR)."""
@@ -188,7 +187,7 @@ class Optimizer(Update):
     """Peak learning rate; a schedule multiplies it."""
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"step:{self.on}"}
+        return {f"step:{self.params}"}
 
     def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:
         """Take the step in place. Called instead of ``update`` where nothing follows in the chain: a fused kernel goes here."""
@@ -231,7 +230,20 @@ class Task(Evaluator):
         raise NotImplementedError
 
 
-class Law(Method):
+class Fit(NamedTuple):
+    """A scaling law fitted on finished runs."""
+
+    law: ScalingLaw
+    """The same law, its constants those of the fit."""
+    draws: Sequence[ScalingLaw]
+    """The law fitted on bootstrap samples of the rows: how sure its constants and predictions are."""
+    errors: dict[str, float]
+    """What was measured on rows that the fit had not seen, in words; empty where there were too few to hold any out."""
+    notes: list[str]
+    """What the user should know of the rows."""
+
+
+class ScalingLaw(Method):
     """Predicts settings from what is known before training. Laws fill in what a stage's recipe leaves out, each other settings;
     what the recipe says is never overwritten."""
 
@@ -285,7 +297,7 @@ Command = Set | Operate | Stop
 
 KINDS: dict[str, type[Method]] = {
     k.__name__: k for k in (Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic, Evaluator, Task,
-                            Law)}
+                            ScalingLaw)}
 
 
 def snake(word: str) -> str:

@@ -43,7 +43,7 @@ class Card:
 
 
 KIND_NAMES = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic", "Evaluator",
-              "Task", "Law")
+              "Task", "ScalingLaw")
 CLASS = rf"^class \w+\([^)]*\b(?:{'|'.join(KIND_NAMES)})\b[^)]*\):\n"
 HEAD = re.compile(CLASS + r"(?:(?!    (?:def|async def|@)|\S).*\n)*", re.MULTILINE)
 """A method's class before its first function."""
@@ -111,7 +111,7 @@ def _kind(node: ast.ClassDef) -> str:
 
 @cache
 def kind_fields(kind: str) -> tuple[tuple[str, str, str, str], ...]:
-    """The settings that every method of a kind has (``weight``, ``on``, ``lr``), read from ``method.py``."""
+    """The settings that every method of a kind has (``weight``, ``params``, ``lr``), read from ``method.py``."""
     tree = ast.parse((ROOT / "core" / "method.py").read_text(encoding="utf-8"))
     classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     found: dict[str, tuple[str, str, str, str]] = {}

@@ -6,7 +6,7 @@ Whole documents are measured, in the order of their ids, until ``tokens`` are re
 than ``length`` in parts. Bits per byte can be compared between tokenizers, losses cannot. In conversations only what the
 assistant says is measured, and bits per byte are left out, since the bytes are of the whole conversation.
 
-Errors: a domain that the corpus has not, or that has no document in the split; one of ``on`` without a token to measure.
+Errors: a domain that the corpus has not, or that has no document in the split; one of ``domains`` without a token to measure.
 """
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainwright.lm.rows import Piece, fill
 class HeldOut(Evaluator):
     """Measures ``loss/DOMAIN``, ``perplexity/DOMAIN`` and ``bits_per_byte/DOMAIN``."""
 
-    on: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     """Domains; all of the corpus' where none is named."""
     split: Literal["train", "tune", "test"] = "test"
     """Which documents of the corpus."""
@@ -47,19 +47,19 @@ class HeldOut(Evaluator):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
     def may_make(self, metric: str) -> bool:
-        return super().may_make(metric) and (not self.on or metric.partition("/")[2] in self.on)
+        return super().may_make(metric) and (not self.domains or metric.partition("/")[2] in self.domains)
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         corpus = open_corpus(ctx.path("data"))
         out: dict[str, float] = {}
-        for domain in self.on or corpus.domains:
+        for domain in self.domains or corpus.domains:
             found = chosen(corpus.select(self.split, (domain,)), self.tokens)
             nats, tokens = 0.0, 0
             for batch in self.batches(corpus, found, domain, min(self.length, most_positions(model) or self.length), ctx):
                 with evaluating(model):
                     nats += float(token_losses(model, batch, ctx).double().sum())
                 tokens += int((batch["targets"] != UNTRAINED).sum())
-            if not tokens and self.on:
+            if not tokens and self.domains:
                 raise UserError(f"held_out: the {self.split!r} documents of the domain {domain!r} have no token to measure.")
             if not tokens:
                 continue

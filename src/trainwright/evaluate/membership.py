@@ -33,7 +33,7 @@ from trainwright.lm.rows import Piece, fill
 class Membership(Evaluator):
     """Measures ``membership_auc/DOMAIN``."""
 
-    on: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     """Domains; all of the corpus' where none is named."""
     documents: int = 200
     """Documents of each side and domain at most."""
@@ -50,12 +50,12 @@ class Membership(Evaluator):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
     def may_make(self, metric: str) -> bool:
-        return super().may_make(metric) and (not self.on or metric.partition("/")[2] in self.on)
+        return super().may_make(metric) and (not self.domains or metric.partition("/")[2] in self.domains)
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         corpus = open_corpus(ctx.path("data"))
         out = {}
-        for domain in self.on or corpus.domains:
+        for domain in self.domains or corpus.domains:
             members, others = (self._losses(model, corpus, split, domain, ctx) for split in ("train", "test"))
             out[f"membership_auc/{domain}"] = auc(members, others)
         return out

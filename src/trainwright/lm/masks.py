@@ -21,23 +21,23 @@ from trainwright.lm.layers import block_names
 LAYERS = (nn.Linear, Conv1D, _ConvNd)
 
 
-def maskable(model: nn.Module, on: str) -> Tensors:
-    """Weights of the linear and convolution layers in a model's repeated blocks, by name, as far as ``on`` matches them.
+def maskable(model: nn.Module, params: str) -> Tensors:
+    """Weights of the linear and convolution layers in a model's repeated blocks, by name, as far as ``params`` matches them.
 
     Stacked experts (three dimensions, in a module of their own) are among them; embeddings, norms, biases and an output head
     outside of the blocks are not. Where nothing repeats, as in a small vision model, all layers count.
 
     Raises:
-        UserError: there is none in the model, or ``on`` matches none.
+        UserError: there is none in the model, or ``params`` matches none.
     """
     inside = tuple(f"{name}." for name in block_names(model))
     every = {f"{n}.{p}".lstrip("."): t for n, m in model.named_modules() for p, t in m.named_parameters(recurse=False)
              if (isinstance(m, LAYERS) and t.ndim > 1) or (t.ndim == 3 and min(t.shape) > 1)}
     every = {n: t for n, t in every.items() if n.startswith(inside)} or every
-    found = match(on, every)
-    if not found and not on.startswith("!"):
+    found = match(params, every)
+    if not found and not params.startswith("!"):
         some = ", ".join(list(every)[:2]) or "none"
-        raise UserError(f"on = {on!r} matches no weight that can be pruned: those are the weights of linear and convolution "
+        raise UserError(f"params = {params!r} matches no weight that can be pruned: those are the weights of linear and convolution "
                         f"layers in the model's blocks ({some} …).")
     return {n: every[n] for n in found}
 

@@ -67,7 +67,7 @@ def fits(who: str, make: Make, params: list[Tensor]) -> None:
     try:
         make(params)
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{who}: {error}; limit it with 'on' to the parameters it can take and give the rest to another "
+        raise UserError(f"{who}: {error}; limit it with 'params' to the parameters it can take and give the rest to another "
                         "optimizer, for example adamw.") from None
 
 

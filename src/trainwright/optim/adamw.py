@@ -79,7 +79,7 @@ class Adamw(Optimizer):
         return self.weight_decay if self.decay_1d or p.ndim > 1 else 0.0
 
     def absorb(self, after: Update) -> Update | None:
-        if self.weight_decay or not isinstance(after, WeightDecay) or after.on != self.on:
+        if self.weight_decay or not isinstance(after, WeightDecay) or after.params != self.params:
             return None
         return replace(self, weight_decay=after.rate, decay_1d=after.decay_1d)
 

@@ -1,7 +1,7 @@
 """Clips the global norm of the gradients: a step that is too long is scaled back, its direction kept.
 
 "On the difficulty of training recurrent neural networks" (arXiv 1211.5063). With N the 2-norm over all entries of all
-parameters that ``on`` matches, on all ranks, every update u becomes
+parameters that ``params`` matches, on all ranks, every update u becomes
     u <- u min(1, norm / (N + 1e-6)).
 Logs N as ``grad_norm``. Nothing waits for the device: the factor stays a tensor. Name it before the optimizer; behind Adam,
 whose steps have a size of their own, it would clip something else.

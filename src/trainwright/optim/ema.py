@@ -44,7 +44,7 @@ class Ema(Update):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        return {"param": {n: {"mean": trained[n].detach().to(torch.float32, copy=True)} for n in match(self.on, trained)}}
+        return {"param": {n: {"mean": trained[n].detach().to(torch.float32, copy=True)} for n in match(self.params, trained)}}
 
     def settle(self, params: Tensors, state: State, ctx: Context) -> None:
         leaves = state["param"]

@@ -14,7 +14,7 @@ slope, log a where the line begins. n are tokens seen so far; the planned total 
 The method includes muP, under which lr is the base rate and holds for every width: a matrix of width d gets lr / (d / 256).
 transformers' Granite has muP's multipliers (``type = "granite"``: ``embedding_multiplier = 12``, ``residual_multiplier`` 0.22,
 ``attention_multiplier`` = 1 over the head's width, ``logits_scaling`` = d / 256); the matrices' rate is an optimizer of its own:
-    { use = "adamw", lr = 0.005, on = "*_proj.weight" }, { use = "adamw", lr = 0.02, on = "!*_proj.weight" }     at d = 1024.
+    { use = "adamw", lr = 0.005, params = "*_proj.weight" }, { use = "adamw", lr = 0.02, params = "!*_proj.weight" }     at d = 1024.
 lr is the largest of the optimizers'; all are scaled alike. Without muP lr is what suits the model, as ever.
 
 Errors: settings out of range; parts longer than the stage; rows without a fixed number of tokens. State: ``shared``, tokens of a

@@ -2,7 +2,7 @@
 
 The step, and all it remembers, are the package's (https://github.com/kozistr/pytorch_optimizer), fed with the gradients and
 the learning rate of the run; its state is the run's, so that a resumed run is exact. Optimizers that ask for keys in the
-parameter group get them from ``group`` (the package's Muon: ``group = { use_muon = true }``, with ``on`` limited to
+parameter group get them from ``group`` (the package's Muon: ``group = { use_muon = true }``, with ``params`` limited to
 matrices). Schedule-free ones are measured and exported with their averaged weights; leave the schedule constant with them.
 Where another update follows in the chain, the step is taken on a copy and handed on as an update: (before - after) / lr.
 
@@ -56,17 +56,17 @@ class PytorchOptimizer(Optimizer):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        mine = [trained[n] for n in match(self.on, trained)]
+        mine = [trained[n] for n in match(self.params, trained)]
         _bridge.fits(f"{self.name} ({self.optimizer})", self.build, mine)
         return {}
 
     def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:
         if ctx.grads:  # some optimizers overwrite the gradients, which others still read
             updates = {n: u.clone() for n, u in updates.items()}
-        _bridge.step(self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.on}").initial_seed())
+        _bridge.step(self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.params}").initial_seed())
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
-        lr, seed = self.lr * float(ctx.knobs["lr"]), ctx.rng(f"{self.name}/{self.on}").initial_seed()
+        lr, seed = self.lr * float(ctx.knobs["lr"]), ctx.rng(f"{self.name}/{self.params}").initial_seed()
         return _bridge.difference(self.build, updates, params, state, lr, seed)
 
     def view(self, params: Tensors, state: State) -> Tensors:

@@ -2,7 +2,7 @@
 
 The step, and all it remembers, are PyTorch's (https://docs.pytorch.org/docs/stable/optim.html), fed with the gradients and
 the learning rate of the run; its state is the run's, so that a resumed run is exact. Muon ("Muon is Scalable for LLM
-Training", arXiv 2502.16982) takes matrices only: limit it with ``on`` and give the rest to ``adamw``.
+Training", arXiv 2502.16982) takes matrices only: limit it with ``params`` and give the rest to ``adamw``.
 Where another update follows in the chain, the step is taken on a copy and handed on as an update: (before - after) / lr.
 Not for plain AdamW: ``adamw`` is the same and faster.
 
@@ -35,8 +35,8 @@ class TorchOptim(Optimizer):
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="Muon needs about half of AdamW's compute (52 % of the FLOPs) for the same loss",
-        add=({"use": "torch_optim", "optimizer": "Muon", "on": "model.layers.*_proj.weight", "lr": 6e-3},
-             {"use": "adamw", "lr": 6e-3, "on": "!model.layers.*_proj.weight"}), drop=("adamw",),
+        add=({"use": "torch_optim", "optimizer": "Muon", "params": "model.layers.*_proj.weight", "lr": 6e-3},
+             {"use": "adamw", "lr": 6e-3, "params": "!model.layers.*_proj.weight"}), drop=("adamw",),
         search={"torch_optim.lr": "around"}, paper="Muon is Scalable for LLM Training (arXiv 2502.16982)")
     example: ClassVar[dict[str, Any]] = {"optimizer": "SGD", "options": {"momentum": 0.9}}
 
@@ -51,15 +51,15 @@ class TorchOptim(Optimizer):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
-        mine = [trained[n] for n in match(self.on, trained)]
+        mine = [trained[n] for n in match(self.params, trained)]
         _bridge.fits(f"{self.name} ({self.optimizer})", self.build, mine)
         return {}
 
     def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:
         if ctx.grads:  # some optimizers overwrite the gradients, which others still read
             updates = {n: u.clone() for n, u in updates.items()}
-        _bridge.step(self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.on}").initial_seed())
+        _bridge.step(self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.params}").initial_seed())
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
-        lr, seed = self.lr * float(ctx.knobs["lr"]), ctx.rng(f"{self.name}/{self.on}").initial_seed()
+        lr, seed = self.lr * float(ctx.knobs["lr"]), ctx.rng(f"{self.name}/{self.params}").initial_seed()
         return _bridge.difference(self.build, updates, params, state, lr, seed)

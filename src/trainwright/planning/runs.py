@@ -14,34 +14,21 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.method import Law, Optimizer
+from trainwright.core.method import Fit, Optimizer, ScalingLaw
 from trainwright.core.store import Artifact, Store
 from trainwright.families import models
 
 Row = dict[str, Any]
 
 
-class Fit(NamedTuple):
-    """A law fitted on finished runs."""
-
-    law: Law
-    """The same law, its constants those of the fit."""
-    draws: Sequence[Law]
-    """The law fitted on bootstrap samples of the rows: how sure its constants and predictions are."""
-    errors: dict[str, float]
-    """What was measured on rows that the fit had not seen, in words; empty where there were too few to hold any out."""
-    notes: list[str]
-    """What the user should know of the rows."""
-
-
-def fitted(law: Law, rows: Sequence[Row], ctx: Context, where: str) -> Fit:
+def fitted(law: ScalingLaw, rows: Sequence[Row], ctx: Context, where: str) -> Fit:
     """The law fitted on rows that have been looked at.
 
     Raises:
@@ -74,7 +61,7 @@ def predicted(fit: Fit, known: dict[str, float]) -> dict[str, tuple[Any, tuple[f
             for name, value in suggested(fit.law, known).items()}
 
 
-def suggested(law: Law, known: dict[str, float]) -> dict[str, Any]:
+def suggested(law: ScalingLaw, known: dict[str, float]) -> dict[str, Any]:
     """What a law suggests, each number of a table under a name of its own: ``mixture.weights.code``."""
     return {f"{name}.{key}" if key else name: one for name, value in law.suggest(known).items()
             for key, one in (value.items() if isinstance(value, dict) else [("", value)])}

@@ -1,7 +1,7 @@
 """GraNet: prune gradually by magnitude while training, and at each pruning let the network regrow what its gradients ask for.
 
 "Sparse Training via Boosting Pruning Plasticity with Neuroregeneration" (arXiv 2106.10404). The weights of the blocks' matrices
-(see ``on``) are visible or held at zero. After every ``every``-th step, with i = 1, 2 … counting these, and i0, i1 those of
+(see ``params``) are visible or held at zero. After every ``every``-th step, with i = 1, 2 … counting these, and i0, i1 those of
 ``begin`` and ``end``, in this order:
  1. Pruning, for i >= i0: the density falls to
         d = density + (initial_density - density) (1 - (i - i0) / (i1 - i0))^3,     and stays at ``density`` from i1 on.
@@ -21,7 +21,7 @@ weight that is removed and chosen again in one step keeps its value, and of memo
 Name it before ``clip`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices are multiplied as dense ones,
 so it saves no time here. Not for a stage of few steps, in which what was pruned has no time to be replaced.
 
-Errors: settings out of range, ``on`` matches nothing, a stage too short for a pruning, or to prune down to ``density``.
+Errors: settings out of range, ``params`` matches nothing, a stage too short for a pruning, or to prune down to ``density``.
 State: ``param``: hidden (bool, like the weight); ``shared``: visible and weights, numbers of weights.
 """
 from __future__ import annotations
@@ -73,14 +73,14 @@ class Granet(Update):
             raise ValueError(f"regeneration must be 0, or at least {LEAST} and below 1, not {self.regeneration}")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return set(maskable(model, self.on))
+        return set(maskable(model, self.params))
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         every, first, last = self.events(ctx)
         if ctx.steps > 1 and max(1, first, last) > ctx.steps // every:                 # a plan tries one step of any stage
             raise UserError(f"granet: pruning every {every} steps from step {first * every} to step {last * every} does not fit "
                             f"into a stage of {ctx.steps} steps; shares such as every = 0.0125 and end = 0.6875 always do.")
-        weights = maskable(model, self.on)
+        weights = maskable(model, self.params)
         share = densities({n: w.shape for n, w in weights.items()}, self.initial_density)
         counts = {n: w.numel() - round(share[n] * w.numel()) for n, w in weights.items()}
         total = sum(w.numel() for w in weights.values())

@@ -19,7 +19,7 @@ and the FLOPs that a run logs stay. Name it before ``clip`` and the optimizer, s
 Embeddings, norms, biases and the head stay dense.
 Not for a trained model: it throws weights away at random.
 
-Errors: ``on`` matches nothing that can be pruned; a sparsity outside 0 … 1. State: ``param``, ``hidden`` (bool, like the weight).
+Errors: ``params`` matches nothing that can be pruned; a sparsity outside 0 … 1. State: ``param``, ``hidden`` (bool, like the weight).
 """
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Spdf(Update):
             raise ValueError(f"sparsity must be at least 0 and below 1, not {self.sparsity}")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return set(maskable(model, self.on))
+        return set(maskable(model, self.params))
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         return {"param": {n: {"hidden": drawn(w, round(self.sparsity * w.numel()), ctx.rng(f"spdf/{n}", at=0))}
-                          for n, w in maskable(model, self.on).items()}}
+                          for n, w in maskable(model, self.params).items()}}
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         return masked(updates, state, ctx)

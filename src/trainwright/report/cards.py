@@ -18,7 +18,7 @@ from trainwright.core.store import Artifact, Store
 from trainwright.report.numbers import interval
 
 KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
-         "Evaluator", "Task", "Law")
+         "Evaluator", "Task", "ScalingLaw")
 
 
 def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None, width: int = 110) -> Text:

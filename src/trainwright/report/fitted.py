@@ -14,10 +14,9 @@ from rich.text import Text
 from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Law
+from trainwright.core.method import Fit, ScalingLaw
 from trainwright.core.store import Store
 from trainwright.planning import runs
-from trainwright.planning.runs import Fit
 
 
 def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | None, loss: str | None,
@@ -28,8 +27,8 @@ def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | N
         UserError: no law; half of a place to predict for; rows that are missing, wrong or too few.
     """
     law = registry.create(settings, Path(), "fit-law")
-    if not isinstance(law, Law):
-        raise UserError(f"{settings['use']} is no law; `trainwright list --kind Law` shows all.")
+    if not isinstance(law, ScalingLaw):
+        raise UserError(f"{settings['use']} is no law; `trainwright list --kind ScalingLaw` shows all.")
     if len({value is None for value in known.values()}) == 2:
         raise UserError(f"{' and '.join(f'--{name}' for name in known)} go together: a prediction needs both.")
     if rows is not None and (stage is not None or loss is not None):
@@ -39,7 +38,7 @@ def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | N
     return render(found, law, {n: v for n, v in known.items() if v is not None}, len(table), notes)
 
 
-def render(fit: Fit, before: Law, known: dict[str, float], rows: int, notes: list[str]) -> Group:
+def render(fit: Fit, before: ScalingLaw, known: dict[str, float], rows: int, notes: list[str]) -> Group:
     """Constants with their intervals, the error on rows that the fit had not seen, what it predicts, the recipe's line."""
     constants = _table("constant", "fitted", "95 % interval", "before")
     for name, pair in runs.intervals(fit).items():
@@ -58,7 +57,7 @@ def render(fit: Fit, before: Law, known: dict[str, float], rows: int, notes: lis
     return Group(*parts, Text("As a method of a recipe:", style="dim"), Text(recipe_line(fit.law)))
 
 
-def _predictions(fit: Fit, before: Law, known: dict[str, float]) -> Table:
+def _predictions(fit: Fit, before: ScalingLaw, known: dict[str, float]) -> Table:
     at = ", ".join(f"{value:,.6g} {name}" for name, value in known.items())
     table = _table(f"at {at}", "fitted", "95 % interval", "before")
     told = runs.suggested(before, known)
@@ -67,12 +66,12 @@ def _predictions(fit: Fit, before: Law, known: dict[str, float]) -> Table:
     return table
 
 
-def _doubts(law: Law, known: dict[str, float]) -> list[Text]:
+def _doubts(law: ScalingLaw, known: dict[str, float]) -> list[Text]:
     doubts = law.doubts(known)
     return [Text(doubts, style="yellow")] if doubts else []
 
 
-def recipe_line(law: Law) -> str:
+def recipe_line(law: ScalingLaw) -> str:
     """The law as a recipe names it, with every setting that is not the default."""
     settings = {f.name: getattr(law, f.name) for f in dataclasses.fields(law) if getattr(law, f.name) != f.default}
     return "{ " + ", ".join([f"use = {_toml(registry.use_of(law))}", *(f"{n} = {_toml(v)}" for n, v in settings.items())]) + " }"

@@ -26,8 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from trainwright.core.context import Context
-from trainwright.core.method import Law
-from trainwright.planning.runs import Fit
+from trainwright.core.method import Fit, ScalingLaw
 from trainwright.search import _shares
 from trainwright.search._fits import Row
 from trainwright.search._shares import Constants, names
@@ -35,7 +34,7 @@ from trainwright.search._shares import Constants, names
 SHARES = np.linspace(0, 1, 1001)
 
 
-class DCptLaw(Law):
+class DCptLaw(ScalingLaw):
     """D-CPT Law: the share of domain data in continued pretraining, from losses fitted on small runs."""
 
     domain: str

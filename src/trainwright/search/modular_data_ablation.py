@@ -6,7 +6,7 @@ metadata). From the seed one copy goes on with each part, all alike: ``tokens`` 
 zero. Of a mixture of ``size`` parts
     proxy    = the loss of the uniform average of its parts' weights,
     trained  = the loss of one copy that goes on with all of its parts, as many tokens of each
-on the held-out documents of ``on``. k trainings give the proxies of all mixtures. With ``verify`` the mixtures are trained too,
+on the held-out documents of ``domains``. k trainings give the proxies of all mixtures. With ``verify`` the mixtures are trained too,
 and ``rank_correlation`` (Spearman) says how far the proxies can be trusted to rank them, beside that of the mean of the single
 models' losses (``naive_rank_correlation``), which the average should beat. Its 95 % interval is Fisher's z with a standard error
 of sqrt((1 + rho^2 / 2) / (mixtures - 3)); mixtures share parts, so it is rather too narrow. Below four mixtures it is -1 to 1.
@@ -31,7 +31,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Evaluator
 from trainwright.corpus.tokens import Documents, open_corpus
-from trainwright.data._metadata import metadata_of
+from trainwright.lm.metadata import metadata_of
 from trainwright.evaluate.held_out import HeldOut
 from trainwright.families import models
 from trainwright.lm.losses import most_positions, token_losses
@@ -52,7 +52,7 @@ class ModularDataAblation(Evaluator):
     """Tokens of each part."""
     verify: bool = True
     """Whether the mixtures are trained too."""
-    on: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     """Domains of the held-out documents; all of the corpus' where none is named."""
     split: Literal["tune", "test"] = "tune"
     """Which documents are measured."""
@@ -65,7 +65,7 @@ class ModularDataAblation(Evaluator):
     batch_size: int = 8
     """Pieces of documents in a step."""
     makes: ClassVar[tuple[str, ...]] = ("proxy/*", "trained/*", "*rank_correlation*")
-    example: ClassVar[dict[str, Any]] = {"field": "domain", "tokens": 120, "measured": 60, "length": 32, "on": ["prose"]}
+    example: ClassVar[dict[str, Any]] = {"field": "domain", "tokens": 120, "measured": 60, "length": 32, "domains": ["prose"]}
 
     def __post_init__(self) -> None:
         for name in ("size", "tokens", "measured", "lr", "length", "batch_size"):
@@ -135,6 +135,6 @@ class ModularDataAblation(Evaluator):
     def loss(self, copy: nn.Module, weights: dict[str, Tensor], ctx: Context) -> float:
         """Mean loss over the held-out domains with these weights."""
         put(copy, weights)
-        measure = HeldOut(on=self.on, split=self.split, tokens=self.measured, length=self.length, batch_size=self.batch_size)
+        measure = HeldOut(domains=self.domains, split=self.split, tokens=self.measured, length=self.length, batch_size=self.batch_size)
         told = measure.measure(copy, Context(device=ctx.device, inputs=ctx.inputs))
         return float(np.mean([v for n, v in told.items() if n.startswith("loss/")]))

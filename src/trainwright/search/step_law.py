@@ -25,14 +25,13 @@ import torch
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Law
-from trainwright.planning.runs import Fit
+from trainwright.core.method import Fit, ScalingLaw
 from trainwright.search._fits import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest, thin
 
 CONSTANTS = ("lr_scale", "lr_parameters", "lr_tokens", "batch_scale", "batch_exponent")
 
 
-class StepLaw(Law):
+class StepLaw(ScalingLaw):
     """Step Law: the best peak learning rate and batch size of a pretraining run, as power laws of parameters and tokens."""
 
     lr_scale: float = 1.79
