@@ -14,10 +14,8 @@ from tests.corpus.corpora import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.tokens import open_corpus
-from trainwright.data.sources._biographies import QUESTIONS, people
-from trainwright.data.sources.physics_of_lms_3_1 import PhysicsOfLms_3_1
-from trainwright.evaluate._answers import exact
-from trainwright.evaluate.knowledge_extraction import KnowledgeExtraction
+from trainwright.data.sources.physics_of_lms_3_1 import QUESTIONS, PhysicsOfLms_3_1, people
+from trainwright.evaluate.knowledge_extraction import KnowledgeExtraction, exact
 
 
 def corpus(folder: Path, people: int = 4) -> Context:

@@ -22,9 +22,9 @@ from trainwright.core.method import Command, Controller, Operate, State
 from trainwright.core.settings import make
 from trainwright.families import deltas, models
 from trainwright.finetune.lora import Lora
+from trainwright.lm.resizing import dims_of, expand, spaces
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.ema import Ema
-from trainwright.pretrain._sizes import dims_of, expand, spaces
 from trainwright.pretrain.bert2bert import Bert2bert, drawn, repeats
 
 KINDS = ("llama", "qwen2", "qwen3", "mistral", "gpt2")

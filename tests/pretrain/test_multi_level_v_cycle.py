@@ -22,8 +22,8 @@ from trainwright.core.loop import Train
 from trainwright.core.settings import make
 from trainwright.core.store import Store
 from trainwright.families import models
+from trainwright.lm.resizing import shrink
 from trainwright.optim.adamw import Adamw
-from trainwright.pretrain._sizes import shrink
 from trainwright.pretrain.multi_level_v_cycle import MultiLevelVCycle
 
 KINDS = ("llama", "qwen3", "gpt2")

@@ -17,8 +17,7 @@ from trainwright.core.settings import make
 from trainwright.families import models
 from trainwright.lm.layers import as_linear_weight
 from trainwright.optim.adamw import Adamw
-from trainwright.pretrain._spectral import SpectralLinear, drawn, probabilities
-from trainwright.pretrain.sst import Sst
+from trainwright.pretrain.sst import SpectralLinear, Sst, drawn, probabilities
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 SMALL = Sst(rank=4, interval=4, warmup_steps=0)

@@ -17,9 +17,8 @@ from trainwright.core.settings import make
 from trainwright.lm.losses import token_losses
 from trainwright.lm.prefix import prefix_mask
 from trainwright.optim.adamw import Adamw
-from trainwright.pretrain._denoisers import counts, ending, longest, parts
 from trainwright.pretrain.next_token import NextToken
-from trainwright.pretrain.ul2 import Ul2, mode
+from trainwright.pretrain.ul2 import Ul2, counts, ending, longest, mode, parts
 
 LAST, SENTINELS, END = VOCABULARY - 1, 8, 45
 R, X, S = (LAST - SENTINELS - i for i in range(3))

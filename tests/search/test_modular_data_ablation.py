@@ -18,8 +18,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.settings import make
 from trainwright.corpus.tokens import open_corpus
 from trainwright.families import models
-from trainwright.search._averages import averaged, rank_correlation
-from trainwright.search.modular_data_ablation import ModularDataAblation
+from trainwright.search.modular_data_ablation import ModularDataAblation, averaged, rank_correlation
 
 NEAR = {"p0": 0.0, "p1": 0.25, "p2": 0.5, "p3": 0.75, "p4": 1.0}
 """Of each part the share of words that the target has, too."""

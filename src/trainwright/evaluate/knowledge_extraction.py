@@ -19,15 +19,17 @@ question that leaves no room in the positions of the model, conversations withou
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.method import Evaluator
-from trainwright.evaluate._answers import Asked, answer_losses, exact
+from trainwright.core.method import UNTRAINED, Evaluator
 from trainwright.families.models import is_pretrained
+from trainwright.lm.losses import evaluating, padded, token_losses
 
 
 class KnowledgeExtraction(Evaluator):
@@ -123,3 +125,26 @@ class KnowledgeExtraction(Evaluator):
     def _with(self, ids: list[int], answer: str, form: str, attribute: str, tokenizer: Any) -> Asked | None:
         written = tokenizer(form.format(answer), add_special_tokens=False)["input_ids"]
         return Asked(ids, written, answer, attribute) if ids and written else None
+
+
+class Asked(NamedTuple):
+    """A question and the answer behind it as tokens, the answer's text, and what it is about."""
+
+    prompt: list[int]
+    written: list[int]
+    answer: str
+    attribute: str
+
+
+def exact(said: str, answer: str) -> bool:
+    """Whether the first line of what was said is the answer, but for space around it and a full stop behind it."""
+    first = (said.strip().splitlines() or [""])[0]
+    return first.strip().removesuffix(".") == answer.strip().removesuffix(".")
+
+
+def answer_losses(model: nn.Module, asked: Sequence[Asked], ctx: Context) -> list[float]:
+    """Nats of each answer behind its question, summed over its tokens."""
+    rows = [((one.prompt + one.written)[:-1], [UNTRAINED] * (len(one.prompt) - 1) + one.written) for one in asked]
+    with torch.no_grad(), evaluating(model):
+        losses = token_losses(model, padded(rows, ctx), ctx)
+    return [float(one) for one in losses.double().sum(1)]

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Evaluator
+from trainwright.core.settings import FilePath
 
 
 class LmEval(Evaluator):
@@ -40,7 +41,7 @@ class LmEval(Evaluator):
     """Items of each task to use, from the first; all unless given."""
     num_fewshot: int | None = None
     """Solved examples before each item; the task's own number unless given."""
-    include_path: str | None = None
+    include_path: FilePath | None = None
     """Folder with own task files (YAML of the harness)."""
     batch_size: int = 16
     """Sequences scored at once."""

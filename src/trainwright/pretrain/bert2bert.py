@@ -32,8 +32,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery
-from trainwright.pretrain._bench_phases import NARROW, phase
-from trainwright.pretrain._sizes import (
+from trainwright.lm.resizing import (
     Dims,
     Maps,
     along,
@@ -47,6 +46,7 @@ from trainwright.pretrain._sizes import (
     resized,
     spaces,
 )
+from trainwright.pretrain._bench_phases import NARROW, phase
 
 
 class Bert2bert(Surgery):

@@ -32,8 +32,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery, Tensors
 from trainwright.families import models
-from trainwright.pretrain._bench_phases import LARGE, phase
-from trainwright.pretrain._sizes import (
+from trainwright.lm.resizing import (
     become,
     blocks_name,
     dims_of,
@@ -45,6 +44,7 @@ from trainwright.pretrain._sizes import (
     shrink,
     spaces,
 )
+from trainwright.pretrain._bench_phases import LARGE, phase
 
 
 class MultiLevelVCycle(Surgery):

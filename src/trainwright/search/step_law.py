@@ -26,7 +26,7 @@ import torch
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Fit, ScalingLaw
-from trainwright.search._fits import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest, thin
+from trainwright.lm.fitting import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest, thin
 
 CONSTANTS = ("lr_scale", "lr_parameters", "lr_tokens", "batch_scale", "batch_exponent")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.search._fits import SAME, Row
+from trainwright.lm.fitting import SAME, Row
 
 Floats = NDArray[np.float64]
 HUBER = 1e-3

@@ -21,8 +21,8 @@ from trainwright.core.recipe import parse
 from trainwright.core.settings import make
 from trainwright.core.store import Store
 from trainwright.planning import runs
-from trainwright.search._shares import Constants, names
-from trainwright.search.d_cpt_law import DCptLaw
+from trainwright.search.d_cpt_law._shares import Constants, names
+from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
 
 SETTINGS: dict[str, Any] = {"domain": "code", "general": "prose", "rise": 0.03, "draws": 60}
 DOMAIN = Constants(1.2, 50.0, 0.28, 90.0, 0.35, 0.5, 0.5, 0.45)

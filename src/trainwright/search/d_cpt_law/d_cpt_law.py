@@ -27,9 +27,9 @@ import numpy as np
 
 from trainwright.core.context import Context
 from trainwright.core.method import Fit, ScalingLaw
-from trainwright.search import _shares
-from trainwright.search._fits import Row
-from trainwright.search._shares import Constants, names
+from trainwright.lm.fitting import Row
+from trainwright.search.d_cpt_law import _shares
+from trainwright.search.d_cpt_law._shares import Constants, names
 
 SHARES = np.linspace(0, 1, 1001)
 

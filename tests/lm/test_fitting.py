@@ -6,7 +6,7 @@ import pytest
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.search._fits import at_edge, bootstrap, grouped, held_out, linear, nearest, thin
+from trainwright.lm.fitting import at_edge, bootstrap, grouped, held_out, linear, nearest, thin
 
 
 def test_runs_of_one_budget_are_one_group() -> None:
