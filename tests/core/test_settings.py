@@ -1,7 +1,8 @@
 """Settings: what fits a type, what is refused, and in which words."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import pytest
@@ -26,6 +27,32 @@ class Example:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"rank must be 1 or more, not {self.rank}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Settings that several share."""
+
+    count: int = 1
+    """How many."""
+    name: str = ""
+    """What it is called."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count must be 1 or more, not {self.count}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouped:
+    """Settings with a group in them."""
+
+    group: Group = Group(count=7)
+    """A group."""
+    maybe: Group | None = None
+    """Another, or none."""
+    many: tuple[Group, ...] = ()
+    """Any number of them."""
 
 
 FITS: list[tuple[Any, Any, Any]] = [
@@ -70,6 +97,35 @@ def test_make_names_the_place(given: dict[str, Any], words: str) -> None:
 def test_made_settings_compare_and_have_docs() -> None:
     assert make(Example, {"rank": 2, "shares": [1, 0]}, "") == Example(rank=2, shares=(1.0, 0.0))
     assert docs_of(Example) == {"rank": "How many.", "rate": "How fast, over two lines.", "mode": "", "shares": "Parts."}
+
+
+def test_a_group_of_settings_is_a_table() -> None:
+    made = make(Grouped, {"group": {"name": "x"}, "maybe": {"count": 2}, "many": [{"name": "y"}]}, "place")
+    assert made == Grouped(group=Group(count=7, name="x"), maybe=Group(count=2), many=(Group(name="y"),))
+    assert make(Grouped, {}, "place").group.count == 7                         # the field's default, not the group's
+    assert make(Grouped, json.loads(json.dumps(asdict(made))), "place") == made
+    assert make(Grouped, {"group": Group(count=3)}, "place").group == Group(count=3)
+
+
+@pytest.mark.parametrize(("given", "words"), [
+    ({"group": {"nam": "x"}}, "place: group: unknown setting 'nam' (did you mean 'name'?)"),
+    ({"group": {"count": "x"}}, "place: group.count must be a whole number, not 'x'"),
+    ({"group": {"count": 0}}, "place: group: count must be 1 or more, not 0"),
+    ({"group": 3}, "place: group must be a table such as { a = 1 }, not 3"),
+    ({"maybe": {"count": 2.5}}, "place: maybe.count must be a whole number, not 2.5"),
+    ({"maybe": "x"}, "place: maybe must be a table"),
+    ({"many": [{}, {"count": True}]}, "place: many[1].count must be a whole number, not True")])
+def test_errors_within_a_group_name_its_place(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as told:
+        make(Grouped, given, "place")
+    assert str(told.value).startswith(words)
+
+
+def test_a_group_is_documented_field_by_field() -> None:
+    assert docs_of(Grouped) == {
+        "group": "A group.", "group.count": "How many.", "group.name": "What it is called.", "maybe": "Another, or none.",
+        "maybe.count": "How many.", "maybe.name": "What it is called.", "many": "Any number of them."}
+    assert name_of(Group) == name_of(Group | None) == "a table" and name_of(tuple[Group, ...]) == "a list of a table"
 
 
 def test_types_in_words() -> None:

@@ -1,4 +1,4 @@
-"""Settings of a method, checked: every field has a type, and a value of another type is told apart from a typing slip."""
+"""Settings of a method, checked against the types of its fields, with the nearest right name where a key is unknown."""
 from __future__ import annotations
 
 import ast
@@ -8,32 +8,62 @@ import textwrap
 import types
 import typing
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 from trainwright.core.errors import UserError, suggest
+
+FILE = "names a file or a folder"
+FilePath = Annotated[str, FILE]
+"""A setting that names a file or a folder, from the recipe's folder on: what is in it is part of an artifact's identity
+(``core/identity.py``)."""
 
 
 def make(cls: type, given: dict[str, Any], where: str) -> Any:
     """Build the frozen dataclass ``cls`` from recipe settings; ``where`` names the place in errors.
 
+    A field that is itself a frozen dataclass is given as a table. What the table leaves out is as in the field's default.
+
     Raises:
         UserError: an unknown key (with the nearest right one), a missing one, or a value of the wrong type.
     """
+    return _make(cls, given, where, f"{where}: ", {})
+
+
+def _make(cls: type, given: dict[str, Any], where: str, prefix: str, start: dict[str, Any]) -> Any:
+    """``cls`` from ``start`` and what is given; the name of a field follows ``prefix`` in errors."""
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    hints = hints_of(cls)
-    values: dict[str, Any] = {}
+    hints, values = hints_of(cls), dict(start)
     for key, value in given.items():
         if key not in fields:
             raise UserError(f"{where}: unknown setting {key!r}{suggest(key, fields)}.")
-        values[key] = fit(value, hints[key], f"{where}: {key}")
+        place, group = f"{prefix}{key}", group_of(hints[key])
+        if group is not None and isinstance(value, dict):
+            values[key] = _make(group, value, place, f"{place}.", _values(default_of(fields[key])))
+        else:
+            values[key] = fit(value, hints[key], place)
     for name, field in fields.items():
-        needed = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if needed and name not in values:
+        if default_of(field) is dataclasses.MISSING and name not in values:
             raise UserError(f"{where}: the setting {name!r} is needed and has no default.")
     try:
         return cls(**values)
     except ValueError as error:
         raise UserError(f"{where}: {str(error).rstrip('.')}.") from None
+
+
+def group_of(kind: Any) -> type | None:
+    """The dataclass that a field's type is, if it is one (or one or none): a group of settings, a table in a recipe."""
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return next((one for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
+
+
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, or ``dataclasses.MISSING``."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _values(group: Any) -> dict[str, Any]:
+    """The values of a group of settings by name; none where there is no such default."""
+    return {f.name: getattr(group, f.name) for f in dataclasses.fields(group)} if dataclasses.is_dataclass(group) else {}
 
 
 @cache
@@ -42,7 +72,12 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def fit(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as ``kind``: whole numbers pass for floats (and 2e6 for whole ones), lists for tuples, nothing else is bent."""
+    """``value`` as ``kind``. Integers pass for floats (and 2e6 for an integer), lists for tuples and tables for groups
+    of settings; nothing else is converted.
+
+    Raises:
+        UserError: the value has another type; ``where`` begins the sentence.
+    """
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -60,6 +95,10 @@ def fit(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a table such as {{ a = 1 }}, not {value!r}.")
         return {k: fit(v, args[1] if args else Any, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a table such as {{ a = 1 }}, not {value!r}.")
+        return _make(kind, value, where, f"{where}.", {})
     if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if value != value:
             raise UserError(f"{where} must be a number, and nan is none.")
@@ -93,7 +132,7 @@ def name_of(kind: Any) -> str:
         return "one of " + ", ".join(map(repr, args))
     if origin in (tuple, list):
         return f"a list of {name_of(args[0])}" if args else "a list"
-    if origin is dict or kind is dict:
+    if origin is dict or kind is dict or dataclasses.is_dataclass(kind):
         return "a table"
     words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
     return words.get(kind, getattr(kind, "__name__", str(kind)))
@@ -101,7 +140,10 @@ def name_of(kind: Any) -> str:
 
 @cache
 def docs_of(cls: type) -> dict[str, str]:
-    """The one-line docstring under each field, read from the source of the class and its bases."""
+    """The one-line docstring under each field, read from the source of the class and its bases.
+
+    The fields of a group follow it, as ``GROUP.FIELD``.
+    """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):
@@ -109,7 +151,12 @@ def docs_of(cls: type) -> dict[str, str]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
         assert isinstance(tree, ast.ClassDef)
         found |= field_docs(tree)
-    return {f.name: found.get(f.name, "") for f in dataclasses.fields(cls)}
+    docs: dict[str, str] = {}
+    for field in dataclasses.fields(cls):
+        docs[field.name] = found.get(field.name, "")
+        if (group := group_of(hints_of(cls)[field.name])) is not None:
+            docs |= {f"{field.name}.{name}": doc for name, doc in docs_of(group).items()}
+    return docs
 
 
 def field_docs(tree: ast.ClassDef) -> dict[str, str]:
