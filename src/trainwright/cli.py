@@ -124,10 +124,10 @@ def list_methods(kind: Annotated[str | None, typer.Option(help="Only this kind, 
 def show(method: Annotated[str, typer.Argument(help="A method's name, or an artifact's in the store.", show_default=False)],
          store: StoreDir = Path("store")) -> None:
     """Show a method's card (what it does, its paper, a table of its settings, the evidence), or what an artifact came from."""
-    from trainwright.core import registry
+    from trainwright.core import card, registry
     from trainwright.core.store import Store
     from trainwright.report import cards
-    Console().print(cards.card(registry.read_card(registry.locate(method, Path(), "show"), Path(method).stem, ""))
+    Console().print(cards.card(card.read(registry.locate(method, Path(), "show"), Path(method).stem, ""))
                     if method.endswith(".py") else cards.shown(method, Store(store)))
 
 
@@ -167,9 +167,10 @@ def export(stage: Annotated[str, typer.Argument(help="A stage's name, or an arti
            dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
            store: StoreDir = Path("store")) -> None:
     """Write a stage's model as a Hugging Face checkpoint."""
+    from trainwright import families
     from trainwright.core.store import Store
-    from trainwright.families import models
-    models.export(Store(store).named(stage).path, folder, dtype)
+    from trainwright.lm import generation
+    families.export(Store(store).named(stage).path, folder, dtype)
     Console().print(f"wrote {folder}", soft_wrap=True)
 
 
@@ -182,10 +183,11 @@ def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artif
              chat: Annotated[bool, typer.Option(help="Put the prompt through the chat template as a user's message.")] = False,
              seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0, store: StoreDir = Path("store")) -> None:
     """Let a stage's model go on from a prompt."""
+    from trainwright import families
     from trainwright.core.store import Store
-    from trainwright.families import models
+    from trainwright.lm import generation
     folder = Path(stage) if (Path(stage) / "config.json").is_file() else Store(store).named(stage).path
-    Console().print(escape(models.generate(folder, prompt, tokens, temperature, chat, seed)), soft_wrap=True)
+    Console().print(escape(generation.generate(folder, prompt, tokens, temperature, chat, seed)), soft_wrap=True)
 
 
 @stores.command("ls")

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core.context import Context
-from trainwright.families import models
 
 
 def checkpoint(folder: Path, shares: dict[str, float]) -> Path:
@@ -27,7 +27,7 @@ def checkpoint(folder: Path, shares: dict[str, float]) -> Path:
             parameter.fill_(float("norm" in name or "embed" in name))    # so that every hidden state is a row of ones
         model.lm_head.weight.copy_(chance.log()[:, None].expand_as(model.lm_head.weight) / model.lm_head.weight.shape[1])
     folder.mkdir(parents=True)
-    models.save(model, folder, tokenizer)
+    families.save(model, folder, tokenizer)
     return folder
 
 

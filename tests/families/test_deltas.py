@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.lm.architectures import IDS, make
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -16,8 +17,9 @@ from trainwright.core.prepare import jobs
 from trainwright.core.recipe import load
 from trainwright.core.run import run
 from trainwright.core.store import Store
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 from trainwright.finetune.nola import Nola
+from trainwright.lm import generation
 from trainwright.planning.plan import plan
 
 ADAPT = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]\n\n[[stage]]\nname = "merged"'
@@ -65,9 +67,9 @@ def test_a_part_that_does_not_fold_lives_through_later_stages(life: Path) -> Non
     assert further.metrics()[0]["loss"] < adapt.metrics()[0]["loss"]
     numbers = judge.figures["numbers"]
     assert len({numbers[n]["loss/prose"] for n in ("base", "adapt", "further")}) == 3
-    assert models.generate(further.path, "the", 4, 0.0, False, 0)
+    assert generation.generate(further.path, "the", 4, 0.0, False, 0)
     with pytest.raises(UserError, match="this needs a plain checkpoint"):
-        models.export(further.path, life.parent / "out", "float32")
+        families.export(further.path, life.parent / "out", "float32")
 
 
 def test_merging_such_a_model_is_refused_by_the_plan(life: Path) -> None:
@@ -98,7 +100,7 @@ def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
     Louder().operate(model, Context())
     logits = model(input_ids=IDS).logits
     assert deltas.write(model, [Louder()], 0, tmp_path, None) == []
-    assert not list(tmp_path.glob("adapter*")) and torch.equal(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits)
+    assert not list(tmp_path.glob("adapter*")) and torch.equal(families.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits)
     with pytest.raises(TypeError, match="what it learned would be lost"):
         deltas.write(model, [Beside()], 0, tmp_path, None)
 

@@ -12,15 +12,15 @@ from peft.tuners.lora.corda import preprocess_corda
 from torch import nn
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
 from trainwright.corpus.tokens import open_corpus
-from trainwright.families import deltas, models
-from trainwright.finetune import _calibration
-from trainwright.finetune._corda import decompose
-from trainwright.finetune.corda import Corda
+from trainwright.families import deltas
+from trainwright.finetune import corda
+from trainwright.finetune.corda import Corda, decompose
 from trainwright.lm.layers import as_linear_weight, linear_layers
 
 SAMPLES = list(torch.randint(0, 64, (12, 40), generator=torch.Generator().manual_seed(3)))
@@ -32,9 +32,9 @@ PEFTS = {"knowledge_preserved": "kpm", "instruction_previewed": "ipm"}
 def operated(kind: str, method: Corda, patch: pytest.MonkeyPatch, covariances: Any = None):
     """A model on which the method was performed with ``SAMPLES``, or with the covariances given."""
     model = make(kind)
-    patch.setattr(_calibration, "rows", lambda *args: SAMPLES)
+    patch.setattr(corda, "rows", lambda *args: SAMPLES)
     if covariances is not None:
-        patch.setattr(_calibration, "covariances", lambda *args: dict(covariances))
+        patch.setattr(corda, "covariances", lambda *args: dict(covariances))
     method.operate(model, Context(seed=1, inputs={"data": [Path()]}))
     return model
 
@@ -55,7 +55,7 @@ def test_equals_peft_on_the_same_covariance(kind: str, mode: str, monkeypatch: p
             plain(input_ids=row[None])
     preprocess_corda(plain, config, run_model=run)
     theirs = {n: plain.get_submodule(n).covariance_matrix for n in names}
-    ours = _calibration.covariances(make(kind), names, SAMPLES)
+    ours = corda.covariances(make(kind), names, SAMPLES)
     assert all(torch.allclose(ours[n], theirs[n], rtol=1e-4, atol=1e-5) for n in names)
     adapted = peft.get_peft_model(plain, config)
     method = Corda(mode=mode, rank=4)
@@ -105,7 +105,7 @@ def test_covariance_by_hand() -> None:
     model = nn.ModuleDict({"layer": nn.Linear(2, 1)})
     seen = iter([torch.tensor([[[3., -6], [0, 3]]]), torch.tensor([[[1., 1]]])])
     model.forward = lambda input_ids, use_cache: model["layer"](next(seen))
-    found = _calibration.covariances(model, ["layer"], [torch.zeros(2), torch.zeros(1)])["layer"]
+    found = corda.covariances(model, ["layer"], [torch.zeros(2), torch.zeros(1)])["layer"]
     first = torch.tensor([[1., -2], [-2, 5]])
     assert torch.allclose(found, (first + 1) / 2) and not model["layer"]._forward_pre_hooks
 
@@ -147,7 +147,7 @@ def test_the_delta_needs_no_corpus(kind: str, monkeypatch: pytest.MonkeyPatch, t
     deltas.write(model, [method], 1, tmp_path, None)
     again = make(kind)
     assert deltas.put(again, tmp_path / "adapter") == method
-    for one in (model, again, models.load(tmp_path, "test").eval()):
+    for one in (model, again, families.load(tmp_path, "test").eval()):
         assert torch.allclose(one(input_ids=IDS).logits, logits, atol=1e-4)
 
 
@@ -156,15 +156,15 @@ def test_the_delta_needs_no_corpus(kind: str, monkeypatch: pytest.MonkeyPatch, t
 
 def test_samples_are_training_rows_of_the_domains(tmp_path: Path) -> None:
     ctx, model = tiny.context(tmp_path), tiny.model()
-    rows = _calibration.rows(model, ["prose"], 3, 16, ctx)
+    rows = corda.rows(model, ["prose"], 3, 16, ctx)
     assert [len(r) for r in rows] == [16, 16, 16]
     corpus = open_corpus(ctx.path("data"))
     prose = corpus.select("train", ["prose"])
     texts = [tuple(corpus.read(*where)) for where in zip(prose.shard, prose.offset, prose.length, strict=True)]
     assert tuple(rows[0].tolist()) in {t[:16] for t in texts} or any(tuple(rows[0][:len(t)].tolist()) == t for t in texts)
-    assert sum(map(len, _calibration.rows(model, [], 10**6, 48, ctx))) == corpus.select("train").length.sum()
-    assert all(len(r) <= 64 for r in _calibration.rows(model, [], 4, 10**6, ctx))             # the model has 64 positions
-    assert any(not torch.equal(a, b) for a, b in zip(rows, _calibration.rows(model, ["code"], 3, 16, ctx), strict=True))
+    assert sum(map(len, corda.rows(model, [], 10**6, 48, ctx))) == corpus.select("train").length.sum()
+    assert all(len(r) <= 64 for r in corda.rows(model, [], 4, 10**6, ctx))             # the model has 64 positions
+    assert any(not torch.equal(a, b) for a, b in zip(rows, corda.rows(model, ["code"], 3, 16, ctx), strict=True))
 
 
 def test_what_is_looked_at_decides(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from torch import nn
 
 from tests.lm.architectures import IDS, make, moved
 from tests.pretrain.small import build, train
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._increlora import QUIET, WAITING, allocate, orthonormal, remember
-from trainwright.finetune.increlora import Increlora
+from trainwright.families import deltas
+from trainwright.finetune.increlora import QUIET, WAITING, Increlora, allocate, orthonormal, remember
 from trainwright.lm.layers import as_linear_weight
 from trainwright.optim.adamw import Adamw
 
@@ -165,7 +165,7 @@ def test_fold_and_delta(kind: str, tmp_path: Path) -> None:
     deltas.write(model, [method], 1, tmp_path, None)
     again = make(kind)
     assert deltas.put(again, tmp_path / "adapter") == method
-    for one in (model, again, models.load(tmp_path, "test").eval()):
+    for one in (model, again, families.load(tmp_path, "test").eval()):
         assert torch.allclose(one(input_ids=IDS).logits, logits, atol=1e-4)
     name = next(iter(method.mine(again)))
     change = as_linear_weight(model.get_submodule(name)) - as_linear_weight(before.get_submodule(name))

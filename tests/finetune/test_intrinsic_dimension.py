@@ -11,10 +11,11 @@ from scipy.linalg import hadamard as matrix
 from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 from trainwright.finetune._subspace import KINDS, Fastfood, hadamard
 from trainwright.finetune.intrinsic_dimension import IntrinsicDimension, d90
 
@@ -159,7 +160,7 @@ def test_seed_and_d_numbers_are_the_model(kind: str, given: dict, projection: st
     deltas.write(model, [method], 5, tmp_path, None)
     kept = load_file(tmp_path / "adapter" / "intrinsic_dimension.safetensors")
     assert {n: t.shape for n, t in kept.items()} == {"theta_d": (30,)}
-    plain, again = models.load(tmp_path, "test").eval(), make(kind, **given)
+    plain, again = families.load(tmp_path, "test").eval(), make(kind, **given)
     assert torch.allclose(plain(input_ids=IDS).logits, logits, atol=1e-5)
     assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
     deltas.put(again, tmp_path / "adapter")

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._loram import Part, on_disk, places, sizes
-from trainwright.finetune.loram import Loram
+from trainwright.families import deltas
+from trainwright.finetune.loram import Loram, Part, on_disk, places, sizes
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "qwen3"])
 ALL = Loram(rank=4, alpha=8.0, ratio=0.5, first=0, last=0)
@@ -114,7 +114,7 @@ def test_the_delta_is_a_lora_of_the_original_model(kind: str, tmp_path: Path) ->
     again = make(kind)
     deltas.put(again, tmp_path / "adapter")
     assert torch.allclose(again.eval()(input_ids=IDS).logits, logits, atol=1e-6)
-    assert torch.allclose(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-5)
+    assert torch.allclose(families.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-5)
 
 
 def test_first_and_last_blocks_stay_whole_and_choices_can_be_random() -> None:

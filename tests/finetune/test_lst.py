@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from tests.corpus.corpora import build, texts
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
 from trainwright.corpus.tokens import open_corpus
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.lst import Lst
 from trainwright.lm.pruned import importance, kept_of_head, largest
@@ -240,7 +241,7 @@ def test_the_artifact_is_the_model_for_us_and_no_checkpoint_for_others(kind: str
     logits = moved(model)
     assert deltas.write(model, [method], 1, tmp_path, None) == ["lst"]
     assert torch.equal(model(input_ids=IDS).logits, before(input_ids=IDS).logits)              # the backbone, as it was
-    again = models.load(tmp_path, "test").eval()
+    again = families.load(tmp_path, "test").eval()
     assert torch.equal(again(input_ids=IDS).logits, logits)
     assert deltas.carried(again) == [(method, 1)] and not [n for n in trained(again) if not n.startswith("ladder.")]
     plain = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "backbone").eval()

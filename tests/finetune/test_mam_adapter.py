@@ -11,13 +11,13 @@ import transformers as tf
 from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._mam import Prefix, prefix_attention
+from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
-from trainwright.finetune.mam_adapter import MamAdapter
+from trainwright.finetune.mam_adapter import MamAdapter, Prefix, prefix_attention
 from trainwright.lm.losses import isolation_error
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
@@ -154,7 +154,7 @@ def test_the_artifact_is_the_model_for_us_and_the_plain_one_is_as_it_was(kind: s
     assert deltas.write(model, [BOTH], 1, tmp_path, None) == ["mam_adapter"]
     assert torch.equal(model(input_ids=IDS).logits, before(input_ids=IDS).logits)
     assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
-    again = models.load(tmp_path, "test").eval()
+    again = families.load(tmp_path, "test").eval()
     assert torch.equal(again(input_ids=IDS).logits, logits) and deltas.carried(again) == [(BOTH, 1)]
     plain = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "backbone").eval()
     assert torch.equal(plain(input_ids=IDS).logits, before(input_ids=IDS).logits)

@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._shards import MosLinear
+from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
-from trainwright.finetune.mixture_of_shards import MixtureOfShards
+from trainwright.finetune.mixture_of_shards import MixtureOfShards, MosLinear
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 SMALL = MixtureOfShards(rank=3, budget=2, private=1, shards=4, alpha=6.0)
@@ -145,7 +145,7 @@ def test_pools_and_seed_rebuild_the_model_to_the_bit(kind: str, tmp_path: Path) 
     SMALL.load_delta(other, tmp_path / "adapter")
     for one in (again, other):
         SMALL.fold(one)
-    saved = models.load(tmp_path, "test").state_dict()
+    saved = families.load(tmp_path, "test").state_dict()
     assert all(torch.equal(saved[n], t) for n, t in again.state_dict().items())
     assert not all(torch.equal(saved[n], t) for n, t in other.state_dict().items())
 

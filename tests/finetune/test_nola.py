@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._bases import combine, project, uniform
+from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
-from trainwright.finetune.nola import Nola
+from trainwright.finetune.nola import Nola, combine, project, uniform
 
 CPU = torch.device("cpu")
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
@@ -152,7 +152,7 @@ def test_the_delta_is_coefficients_alone_and_rebuilds_the_model_to_the_bit(kind:
     again = make(kind)
     assert deltas.put(again, tmp_path / "adapter") == method
     method.fold(again)
-    saved = models.load(tmp_path, "test").state_dict()
+    saved = families.load(tmp_path, "test").state_dict()
     assert all(torch.equal(saved[n], t) for n, t in again.state_dict().items())
 
 
@@ -209,7 +209,7 @@ def test_it_shares_a_model_with_lora_on_other_layers(tmp_path: Path) -> None:
         Nola().operate(model, Context())
     logits = moved(model)
     deltas.write(model, [nola, lora], 0, tmp_path, None)
-    assert torch.allclose(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-5)
+    assert torch.allclose(families.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-5)
     assert {f.name for f in tmp_path.iterdir() if f.is_dir()} == {"adapter-1", "adapter-2"}
     with pytest.raises(UserError, match="has no load_delta"):
         deltas.put(make("llama"), tmp_path / "adapter-2")

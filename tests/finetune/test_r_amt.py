@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._mask_tuning import Masked, agreement, general_losses, packed, unpacked
-from trainwright.finetune.r_amt import RAmt
+from trainwright.families import deltas
+from trainwright.finetune.r_amt import Masked, RAmt, agreement, general_losses, packed, unpacked
 from trainwright.optim.adamw import Adamw
 from trainwright.planning.synthetic import Synthetic
 from trainwright.pretrain.next_token import NextToken
@@ -166,7 +166,7 @@ def test_folds_to_masked_weights_and_a_bit_a_weight_rebuilds_them(kind: str, tmp
     logits = drawn(model)
     masks = {n: m.mask() for n, m in method.masked(model).items()}
     deltas.write(model, [method], 1, tmp_path, None)
-    saved = models.load(tmp_path, "test").eval()
+    saved = families.load(tmp_path, "test").eval()
     assert torch.allclose(saved(input_ids=IDS).logits, logits, atol=1e-6)
     for name, mask in masks.items():
         old, new = (m.get_submodule(name).weight for m in (plain, saved))

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make, moved
 from tests.pretrain.small import build, train
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 from trainwright.finetune import _spiel
-from trainwright.finetune._sparse_delta import Watch, product, scattered
 from trainwright.finetune.spiel import Spiel
 from trainwright.lm.layers import as_linear_weight, linear_layers
+from trainwright.lm.sparse_delta import Watch, product, scattered
 from trainwright.optim.clip import Clip
 from trainwright.optim.ema import Ema
 
@@ -234,7 +235,7 @@ def test_fold_and_delta(kind: str, growth: str, tmp_path: Path) -> None:
     deltas.write(model, [method], 1, tmp_path, None)
     again = make(kind)
     assert deltas.put(again, tmp_path / "adapter") == method
-    for one in (model, again, models.load(tmp_path, "test").eval()):
+    for one in (model, again, families.load(tmp_path, "test").eval()):
         assert torch.allclose(one(input_ids=IDS).logits, logits, atol=1e-5)
     for name, layer in method.mine(again).items():
         weight = as_linear_weight(model.get_submodule(name)) - as_linear_weight(before.get_submodule(name))

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 import transformers as tf
 
 from tests.lm.architectures import IDS, make, moved
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import deltas, models
-from trainwright.finetune._scale_shift import ScaleShift, offset
+from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
-from trainwright.finetune.ssf import Ssf
+from trainwright.finetune.ssf import ScaleShift, Ssf, offset
 
 FOLDED = [("llama", {}), ("gpt2", {}), ("qwen2", {"shift": "biased"}), ("qwen3", {"layers": "attention"}),
           ("mistral", {"shift": "none"}), ("gemma2", {"layers": "attention"}), ("gpt_neox", {}),
@@ -161,7 +161,7 @@ def test_it_shares_a_model_with_lora_on_other_layers(tmp_path: Path) -> None:
     assert "model.norm.ssf_scale" in trained(model)
     logits = moved(model)
     deltas.write(model, [ssf, lora], 0, tmp_path, None)
-    assert torch.allclose(models.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-6)
+    assert torch.allclose(families.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits, atol=1e-6)
     assert not Ssf(layers="attention").claims(make("llama")) & Lora(layers="mlp").claims(make("llama"))
 
 

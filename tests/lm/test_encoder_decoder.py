@@ -10,10 +10,11 @@ from transformers import AutoModelForSeq2SeqLM
 
 import trainwright as tw
 from tests.pretrain.test_ul2 import END, SMALL, VOCABULARY, batches
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.families import models
+from trainwright.lm import generation
 from trainwright.lm.encoder_decoder import halves
 from trainwright.lm.losses import isolation_error, token_losses, way_of
 
@@ -26,7 +27,7 @@ BART = {"type": "bart", "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers
 
 @pytest.fixture(params=[T5, BART], ids=["t5", "bart"])
 def model(request: pytest.FixtureRequest) -> tf.PreTrainedModel:
-    return models.create(models.from_table(request.param, None, "here"), 0, "here").eval()  # type: ignore[return-value]
+    return families.create(families.from_table(request.param, None, "here"), 0, "here").eval()  # type: ignore[return-value]
 
 
 def denoised() -> Batch:
@@ -121,9 +122,9 @@ def test_a_life_of_t5(tmp_path: Path) -> None:
     made = tw.run(tw.load(tmp_path / "life.toml"), tmp_path / "store")
     rows = made["base"].metrics()
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5 and made["judge"].figures["numbers"]["base"]["loss/prose"] > 0
-    models.export(made["base"].path, tmp_path / "out", "float32")
+    families.export(made["base"].path, tmp_path / "out", "float32")
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
-    ours = models.load(made["base"].path, "here").eval()
+    ours = families.load(made["base"].path, "here").eval()
     batch = {"input_ids": torch.arange(8)[None], "targets": torch.arange(1, 9)[None], "position_ids": torch.arange(8)[None]}
     assert torch.equal(losses(ours, batch), losses(again, batch))
-    assert isinstance(models.generate(made["base"].path, "the sea", 5, 0.0, False, 0), str)
+    assert isinstance(generation.generate(made["base"].path, "the sea", 5, 0.0, False, 0), str)

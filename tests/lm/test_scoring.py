@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.corpus.test_selecting import rows
 
+from tests.corpus.test_selecting import rows
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus import tokens
-from trainwright.families import models
 from trainwright.lm import scoring
 
 LONG = " ".join(["wheat and barley while rain falls over a quiet valley"] * 12)
@@ -43,7 +43,7 @@ def test_a_loss_is_that_of_the_document_alone(tmp_path: Path) -> None:
     reader = scoring.Reader.of(ctx.path("model"), ctx, "test", length=32, batch_tokens=300)
     found = {r["id"]: r for r in scoring.losses(docs(tmp_path), reader).to_pylist()}
     texts = {r["id"]: r["text"] for r in rows(docs(tmp_path)) if r["messages"] is None}
-    model = models.load(ctx.path("model"), "test").eval()
+    model = families.load(ctx.path("model"), "test").eval()
     assert found["empty"]["loss"] is None and found["empty"]["tokens"] == 0
     with torch.no_grad():
         for name in [n for n in texts if n != "empty"][:12] + ["long"]:
@@ -90,6 +90,6 @@ def test_what_was_scored_is_not_scored_again(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_model_without_a_tokenizer_is_named(tmp_path: Path) -> None:
-    models.save(tiny.model(), tmp_path, None)
+    families.save(tiny.model(), tmp_path, None)
     with pytest.raises(UserError, match=r"score_loss: the model in .* has no tokenizer"):
         scoring.Reader.of(tmp_path, Context(folder=tmp_path), "score_loss")

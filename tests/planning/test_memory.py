@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from trainwright import families
 from trainwright.core import hardware, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.prepare import Job, jobs
@@ -12,7 +13,6 @@ from trainwright.core.recipe import load
 from trainwright.core.run import run
 from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
-from trainwright.families import models
 from trainwright.planning import memory
 
 
@@ -37,7 +37,7 @@ def floor(life: Path, stage: str = "base") -> tuple[float, int]:
     """The least that a stage needs, and how many parameters its model has."""
     job, store = job_of(life, stage)
     assert isinstance(job.stage, TrainStage)
-    model = models.skeleton(job.config(store), job.where)
+    model = families.skeleton(job.config(store), job.where)
     count = sum(p.numel() for p in model.parameters())
     return memory.floor(job, job.stage, model, store), count
 

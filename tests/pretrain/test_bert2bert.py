@@ -14,13 +14,14 @@ from torch import Tensor
 from tests.lm.architectures import IDS
 from tests.lm.architectures import make as architecture
 from tests.pretrain.small import Counting, Next, build
+from trainwright import families
 from trainwright.core import checkpoint, sharding
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Command, Controller, Operate, State
 from trainwright.core.settings import make
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
 from trainwright.lm.resizing import dims_of, expand, spaces
 from trainwright.optim.adamw import Adamw
@@ -142,7 +143,7 @@ def test_the_checkpoint_is_a_plain_one_of_the_larger_size(tmp_path: Path) -> Non
     torch.testing.assert_close(plain(ids).logits, live(ids).logits, rtol=1e-5, atol=1e-5)
     assert not list(tmp_path.glob("adapter*"))
     foretold = Bert2bert(depth=2.0).resized(build().config)
-    assert {n: p.shape for n, p in models.skeleton(foretold, "here").named_parameters()} == {n: p.shape for n, p in
+    assert {n: p.shape for n, p in families.skeleton(foretold, "here").named_parameters()} == {n: p.shape for n, p in
                                                                                             live.named_parameters()}
 
 
@@ -202,7 +203,7 @@ def test_it_stays_the_same_object_with_checkpointed_blocks() -> None:
     assert all("forward" in vars(b) for b in sharding.blocks(model)) and model.get_decoder().config is model.config
     same, plain = grown(build(), width=1.0, depth=1.0), dict(build().named_parameters())
     assert all(torch.equal(p, plain[n]) for n, p in same.named_parameters())
-    skeleton = models.skeleton(build().config, "here")
+    skeleton = families.skeleton(build().config, "here")
     grown(skeleton, depth=2.0)
     assert all(p.is_meta for p in skeleton.parameters()) and len(skeleton.model.layers) == 4
 

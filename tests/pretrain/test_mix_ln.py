@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make
 from tests.pretrain.small import build
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
-from trainwright.families import models
 from trainwright.pretrain.mix_ln import MixLn
 
 HALF = MixLn(post_ln=0.5)
@@ -97,7 +97,7 @@ def spread(post_ln: float, seed: int) -> tuple[float, float]:
     """
     config = tf.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=16, num_attention_heads=4,
                             max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.1)
-    model, draw = models.create(config, seed, "here"), torch.Generator().manual_seed(seed)
+    model, draw = families.create(config, seed, "here"), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(std=0.632, generator=draw)
     MixLn(post_ln=post_ln).operate(model, Context())
@@ -174,7 +174,7 @@ def test_a_copy_is_wired_to_its_own_norms() -> None:
 
 
 def test_it_trains_on_a_skeleton() -> None:
-    model = models.skeleton(build().config, "here")
+    model = families.skeleton(build().config, "here")
     HALF.operate(model, Context())
     assert model(input_ids=IDS.to("meta")).logits.shape == (2, 20, 64)
 

@@ -11,12 +11,12 @@ import transformers as tf
 from torch import nn
 
 from tests.pretrain.small import FAMILIES, build, train
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make
-from trainwright.families import models
 from trainwright.finetune.lora import Lora
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain.sltrain import Sltrain, SltrainLinear
@@ -148,8 +148,8 @@ def test_it_learns_and_its_export_is_a_plain_model_of_the_same_function(family: 
     with torch.no_grad():
         logits = run.model.eval()(IDS).logits
         SMALL.fold(run.model)
-    models.save(run.model, tmp_path, None)
-    plain = models.load(tmp_path, "here").eval()
+    families.save(run.model, tmp_path, None)
+    plain = families.load(tmp_path, "here").eval()
     assert [type(m) for m in run.model.modules()] == [type(m) for m in plain.modules()]
     with torch.no_grad():
         torch.testing.assert_close(plain(IDS).logits, logits, rtol=1e-4, atol=1e-5)

@@ -9,12 +9,12 @@ import transformers as tf
 from torch import Tensor, nn
 
 from tests.pretrain.small import FAMILIES, build, train
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Optimizer
 from trainwright.core.settings import make
-from trainwright.families import models
 from trainwright.lm.layers import as_linear_weight
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain.sst import SpectralLinear, Sst, drawn, probabilities
@@ -218,8 +218,8 @@ def test_it_learns_and_its_export_is_a_plain_model_of_the_same_function(family: 
     with torch.no_grad():
         logits = run.model.eval()(IDS).logits
         method.fold(run.model)
-    models.save(run.model, tmp_path, None)
-    plain = models.load(tmp_path, "here").eval()
+    families.save(run.model, tmp_path, None)
+    plain = families.load(tmp_path, "here").eval()
     assert [type(m) for m in run.model.modules()] == [type(m) for m in plain.modules()]
     with torch.no_grad():
         torch.testing.assert_close(plain(IDS).logits, logits, rtol=1e-4, atol=1e-5)
@@ -239,7 +239,7 @@ def test_bf16_autocast_has_exact_factors_and_near_gradients() -> None:
 
 
 def test_it_acts_on_a_skeleton() -> None:
-    model = models.skeleton(build().config, "here")
+    model = families.skeleton(build().config, "here")
     SMALL.operate(model, Context())
     assert layers(model)["model.layers.0.mlp.up_proj"].U.shape == (48, 4)
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from tests.corpus.corpora import build
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
 from trainwright.corpus.tokens import open_corpus
-from trainwright.families import models
 from trainwright.search.modular_data_ablation import ModularDataAblation, averaged, rank_correlation
 
 NEAR = {"p0": 0.0, "p1": 0.25, "p2": 0.5, "p3": 0.75, "p4": 1.0}
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model_of(folder: Path, seed: int = 0) -> nn.Module:
     table = {"type": "llama", **tiny.SHAPES["llama"]}
-    return models.create(models.from_table(table, open_corpus(folder).tokenizer, "here"), seed, "here")
+    return families.create(families.from_table(table, open_corpus(folder).tokenizer, "here"), seed, "here")
 
 
 def context(folder: Path, seed: int = 0) -> Context:

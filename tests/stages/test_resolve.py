@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.conftest import LIFE, Ranks, write_texts
+from trainwright import families
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
@@ -17,7 +18,6 @@ from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe, parse
 from trainwright.core.run import run
 from trainwright.core.store import Store
-from trainwright.families import models
 from trainwright.planning.plan import plan
 from trainwright.search.step_law import StepLaw
 from trainwright.stages import resolve
@@ -121,7 +121,7 @@ def test_continued_training_keeps_the_defaults(folder: Path) -> None:
     start = folder / "start"
     if not start.is_dir():
         table = dict(TABLE["stage"][1]["model"])
-        models.save(models.create(models.from_table(table | {"vocab_size": 300}, None, "test"), 0, "test"), start, None)
+        families.save(families.create(families.from_table(table | {"vocab_size": 300}, None, "test"), 0, "test"), start, None)
     changes = {"model": None, "from": {"model": str(start), "data": "corpus"}}
     job = made(folder, **changes)
     assert job.told == [] and of(job, "adamw")["lr"] == 1e-3 and job.settings["batch_tokens"] is None
@@ -181,10 +181,10 @@ def test_parameters_are_counted_as_in_the_paper() -> None:
     for vocabulary, tied in ((300, False), (5000, False), (5000, True)):
         table = {"type": "llama", "hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4,
                  "num_key_value_heads": 4, "vocab_size": vocabulary, "tie_word_embeddings": tied}
-        skeleton = models.skeleton(models.from_table(table, None, "test"), "test")
-        assert models.body_parameters(skeleton) == 3 * (4 * 32 * 32 + 3 * 32 * 88)
-    gpt2 = models.from_table({"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 999}, None, "test")
-    assert models.body_parameters(models.skeleton(gpt2, "test")) == 2 * 12 * 32 * 32
+        skeleton = families.skeleton(families.from_table(table, None, "test"), "test")
+        assert families.body_parameters(skeleton) == 3 * (4 * 32 * 32 + 3 * 32 * 88)
+    gpt2 = families.from_table({"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 999}, None, "test")
+    assert families.body_parameters(families.skeleton(gpt2, "test")) == 2 * 12 * 32 * 32
 
 
 class Ear(Listener):

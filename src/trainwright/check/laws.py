@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core import checkpoint, prepare, registry, settings
 from trainwright.core.batches import cut
@@ -20,7 +21,7 @@ from trainwright.core.claims import check_claims
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Controller, Data, Evaluator, Method, Objective, Optimizer, Surgery, Update, Weigh
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 
 CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")
 """What two equal runs may differ in."""
@@ -289,6 +290,6 @@ def the_export_reloads(make: Make, folder: Path) -> None:
         with run.viewed(), torch.no_grad():
             live = logits(run.model)
             unfolded = deltas.write(run.model, run.performed, run.ctx.seed, folder / kind, run.ctx.tokenizer)
-        off = float((logits(models.load(folder / kind, tiny.WHERE).eval()) - live).abs().max())
+        off = float((logits(families.load(folder / kind, tiny.WHERE).eval()) - live).abs().max())
         expect(off <= 1e-4, f"the {kind} checkpoint as {'we' if unfolded else 'transformers'} loads it differs from the trained "
                f"model: logits by {off:.1e}")

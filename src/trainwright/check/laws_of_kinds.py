@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.check.laws import Broken, Make, difference, expect, key_of, law, logits, weights, without
 from trainwright.core import registry
@@ -24,16 +25,16 @@ from trainwright.core.method import (
     Curate,
     Data,
     Evaluator,
-    ScalingLaw,
     Objective,
     Operate,
+    ScalingLaw,
     Set,
     Stop,
     Surgery,
     Update,
 )
 from trainwright.corpus import documents
-from trainwright.families import deltas, models
+from trainwright.families import deltas
 from trainwright.planning import runs
 from trainwright.stages.resolve import BATCH
 
@@ -147,7 +148,7 @@ def its_delta_comes_back(make: Make, folder: Path) -> None:
         with run.viewed():
             live = logits(run.model)
             unfolded = deltas.write(run.model, run.performed, run.ctx.seed, folder / kind, None)
-        model = models.load(folder / kind / models.BACKBONE, tiny.WHERE) if unfolded else tiny.model(kind)
+        model = families.load(folder / kind / families.BACKBONE, tiny.WHERE) if unfolded else tiny.model(kind)
         deltas.put(model, folder / kind / "adapter")
         off = float((logits(model.eval()) - live).abs().max())
         expect(off <= 1e-5, f"its delta on the {kind} model computes something else: logits differ by {off:.1e}")

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core import hardware, registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Curate, Data, Method, Objective, Optimizer, State, Surgery, Tensors, Update
-from trainwright.families import models
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -117,7 +117,7 @@ def tokenizer() -> Any:
 
 @cache
 def _made(kind: str, seed: int) -> nn.Module:
-    return models.create(models.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE), seed, WHERE)
+    return families.create(families.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE), seed, WHERE)
 
 
 def model(kind: str = LLAMA, seed: int = 0) -> nn.Module:
@@ -145,7 +145,7 @@ def _saved(seed: int) -> Path:
     """A checkpoint of a fresh model, removed with the corpus."""
     folder = corpus().parent / f"model{seed}"
     folder.mkdir()
-    models.save(model(seed=seed), folder, tokenizer())
+    families.save(model(seed=seed), folder, tokenizer())
     return folder
 
 

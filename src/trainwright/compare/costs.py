@@ -47,13 +47,13 @@ class Probe:
     """An arm's stage, built as the run will build it, ready to step. Lives in a worker."""
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
+        from trainwright import families
         from trainwright.core import ledger, sharding
         from trainwright.core.listener import Listener
         from trainwright.core.prepare import jobs
         from trainwright.core.stages import Site
-        from trainwright.families import models
         from trainwright.stages.training import parameter_counts, prepare, state_bytes
-        models.quiet()
+        families.quiet()
         sharding.start()
         held = Store(store)
         job = next(j for j in jobs(recipe, held) if j.stage.name == stage)

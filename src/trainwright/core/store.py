@@ -44,8 +44,8 @@ class Artifact:
 
     def model(self) -> Any:
         """The transformers model."""
-        from trainwright.families import models
-        return models.load(self.path, str(self.path))
+        from trainwright import families
+        return families.load(self.path, str(self.path))
 
     def tokenizer(self) -> Any:
         """The tokenizer."""

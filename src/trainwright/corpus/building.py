@@ -164,7 +164,7 @@ def assign_splits(ids: NDArray[np.object_], domains: NDArray[np.object_], tune: 
 
 
 def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[str], None]) -> Any:
-    from trainwright.families.models import load_tokenizer
+    from trainwright.families import load_tokenizer
     if settings.vocab_size is not None:
         share = min(1.0, TRAINER_BYTES / max(table.bytes, 1))
         wanted = (table.splits == 0) & np.array([share == 1 or tokens.uniform(i, "tokenizer") < share for i in table.ids])

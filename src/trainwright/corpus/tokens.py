@@ -148,7 +148,7 @@ def write(documents: Iterable[Document], encoder: Encoder, cache: Path, out: Pat
             _keep(shard, kept, made)
         else:
             for ending in (".bin", ".mask") if shard.masked else (".bin",):
-                _link(kept.with_suffix(ending), made.with_suffix(ending))
+                link(kept.with_suffix(ending), made.with_suffix(ending))
         yield shard
 
 
@@ -186,14 +186,14 @@ def _store(path: Path, array: NDArray[Any]) -> None:
 
 def _keep(shard: Shard, kept: Path, made: Path) -> None:
     for ending in (".bin", ".mask") if shard.masked else (".bin",):
-        _link(made.with_suffix(ending), kept.with_suffix(ending))
+        link(made.with_suffix(ending), kept.with_suffix(ending))
     told = {name: getattr(shard, name).tolist() for name in ("length", "trained", "bytes")} | {"masked": shard.masked}
     new = kept.with_suffix(f".json.{os.getpid()}")
     new.write_text(json.dumps(told))
     os.replace(new, kept.with_suffix(".json"))
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
     """``target`` as another name of the same file, or a copy where the file system has none; never half of one."""
     new = target.with_name(f"{target.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
@@ -241,7 +241,7 @@ class Corpus:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        from trainwright.families.models import load_tokenizer
+        from trainwright.families import load_tokenizer
         return load_tokenizer(self.folder, "corpus")
 
     @functools.cached_property

@@ -28,7 +28,7 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import UNTRAINED, Evaluator
-from trainwright.families.models import is_pretrained
+from trainwright.families import is_pretrained
 from trainwright.lm.losses import evaluating, padded, token_losses
 
 

@@ -2,7 +2,8 @@
 
 A surgery that can be folded in ends as a plain checkpoint of transformers, and its delta is a small file for those who keep the
 original. One that cannot (``folds = False``: a network beside the model) is taken out again. Then the plain checkpoint, which
-alone is another function, lies in ``backbone/``, where no reader takes it for the whole, and ``models.load`` puts the delta back.
+alone is another function, lies in ``backbone/``, where no reader takes it for the whole, and ``families.load`` puts the delta
+back.
 """
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from trainwright.core import checkpoint, registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.families import models
+from trainwright.families.checkpoints import BACKBONE, save
 
 TABLE = "surgery.json"
 """Beside a delta: the surgery's settings, the seed it was performed with, and whether it was folded in."""
@@ -50,7 +51,7 @@ def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, 
     if len(written) == 1:
         written[0].rename(out / "adapter")
     kept = [s.name for s, _ in chain if not s.folds]
-    models.save(model, out / models.BACKBONE if kept else out, None if kept else tokenizer)
+    save(model, out / BACKBONE if kept else out, None if kept else tokenizer)
     if kept and tokenizer is not None:
         tokenizer.save_pretrained(out)
     return kept
@@ -84,10 +85,8 @@ def _read(folder: Path) -> tuple[Surgery, int]:
     return surgery, int(table["seed"])
 
 
-def restore(artifact: Path, where: str) -> nn.Module:
-    """The model of an artifact with a ``backbone/``: that, and on it what could not be folded in, in the order of then."""
-    model = models.load(artifact / models.BACKBONE, where)
+def put_back(model: nn.Module, artifact: Path) -> None:
+    """Give the plain model of an artifact, in place, what could not be folded into it, in the order of then."""
     tables = [(json.loads(f.read_text(encoding="utf-8")), f.parent) for f in artifact.glob(f"adapter*/{TABLE}")]
     unfolded = sorted((t["order"], t["seed"], folder) for t, folder in tables if not t["folded"])
     model.__dict__[CARRIED] = [(put(model, folder), seed) for _, seed, folder in unfolded]
-    return model

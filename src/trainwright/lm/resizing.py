@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.errors import UserError
 from trainwright.core.method import Tensors
-from trainwright.families import models
 from trainwright.lm.layers import block_names
 
 Dims = tuple[str, ...]
@@ -160,7 +160,7 @@ def become(model: nn.Module, config: Any, weights: Tensors) -> None:
     """Turn a model into one of another config with these weights, in place: it stays the object that others hold."""
     where = f"a {config.model_type} of another size"
     before = next(model.parameters())
-    other = models.skeleton(config, where) if before.is_meta else models.create(config, 0, where)
+    other = families.skeleton(config, where) if before.is_meta else families.create(config, 0, where)
     with torch.no_grad():
         for name, parameter in other.named_parameters():
             parameter.data = parameter.data.to(weights[name].dtype)

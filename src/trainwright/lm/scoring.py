@@ -22,13 +22,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED
 from trainwright.core.store import key_of, stamp, sweep
 from trainwright.corpus.chat import Chat
 from trainwright.corpus.tokens import Document, Encoder
-from trainwright.families import models
 from trainwright.lm.losses import body_states, evaluating, most_positions, padded, token_losses, way_of
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class Reader:
         Raises:
             UserError: a checkpoint without a tokenizer.
         """
-        tokenizer = models.load_tokenizer(models.backbone(folder), method)
+        tokenizer = families.load_tokenizer(families.backbone(folder), method)
         if tokenizer is None:
             raise UserError(f"{method}: the model in {folder} has no tokenizer, so that it cannot read documents.")
-        model = models.load(folder, method).to(ctx.device).eval().requires_grad_(False)
+        model = families.load(folder, method).to(ctx.device).eval().requires_grad_(False)
         talk = Chat(tokenizer, None) if tokenizer.chat_template and "generation" in tokenizer.chat_template else None
         seen = min(length, most_positions(model) or length)
         return cls(model, Encoder(tokenizer, talk), seen, batch_tokens, ctx, key_of(stamp(folder), seen))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core import hardware, sharding
 from trainwright.core.chain import Chain
 from trainwright.core.context import Context
@@ -16,7 +17,6 @@ from trainwright.core.method import State, Surgery, Tensors, Update
 from trainwright.core.prepare import Job, config_of, name_all
 from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
-from trainwright.families import models
 from trainwright.stages.training import batch_rows, row_tokens
 
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -53,7 +53,7 @@ def check(job: Job, store: Store) -> None:
     """
     if not isinstance(job.stage, TrainStage) or (config := job.config(store)) is None:
         return
-    model = models.skeleton(config, job.where)
+    model = families.skeleton(config, job.where)
     if 32 * _count(model) + kept(job, job.stage, config) > SMALL * hardware.memory_bytes():
         refuse(floor(job, job.stage, model, store), job.where)
 
@@ -68,7 +68,7 @@ def floor(job: Job, stage: TrainStage, model: nn.Module, store: Store) -> float:
     """
     config, whole = model.config, 4.0 * _count(model)
     others = [config_of(s, store, job.where) for role in ("reference", "teacher") if (s := job.source(role)) is not None]
-    frozen = sum(4.0 * _count(models.skeleton(c, job.where)) for c in others if c is not None)
+    frozen = sum(4.0 * _count(families.skeleton(c, job.where)) for c in others if c is not None)
     share = max(whole, _in_training(job, model) / sharding.world()) + frozen + kept(job, stage, config)
     return share if torch.cuda.is_available() else share * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 

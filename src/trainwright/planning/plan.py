@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import located
@@ -14,7 +15,6 @@ from trainwright.core.prepare import Job, carries, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import CorpusStage, TrainStage
 from trainwright.core.store import Store
-from trainwright.families import models
 from trainwright.planning.memory import floor, refuse
 from trainwright.planning.predict import Trials
 from trainwright.planning.probe import ready
@@ -136,7 +136,7 @@ def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: 
     there = data is None or data.job is None or store.find(data.job.stage.name, data.job.key) is not None
     if there:
         ctx.inputs = {"data": [s.path(store, job.where) for s in job.inputs.get("data", ())]}
-    skeleton = models.skeleton(config, job.where)
+    skeleton = families.skeleton(config, job.where)
     total = sum(p.numel() for p in skeleton.parameters())
     tokens = row_tokens(job)
     out.figures["parameters"] = total

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core import hardware, ledger, sharding
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
@@ -24,7 +25,6 @@ from trainwright.core.prepare import Job, Source, config_of, jobs
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
-from trainwright.families import models
 from trainwright.planning.synthetic import Synthetic
 from trainwright.stages.training import batch_rows, parameter_counts, row_tokens, state_bytes, steps_of
 
@@ -108,7 +108,7 @@ def _ready(source: Source, store: Store) -> bool:
 
 def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
     """Build the stage and take steps of it, more and more rows, for as long as its size deserves, or for ``part`` of that."""
-    models.quiet()
+    families.quiet()
     store = Store(root)
     job = next(j for j in jobs(recipe, store) if j.stage.name == name)
     stage = job.stage
@@ -134,7 +134,7 @@ def build(job: Job, stage: TrainStage, store: Store) -> tuple[Train, bool]:
     ctx.inputs = {role: [s.path(store, job.where) for s in found] for role, found in job.inputs.items()
                   if all(_ready(s, store) for s in found)}
     folder = next((ctx.inputs[role][0] for role in ("data", "tokenizer", "model") if role in ctx.inputs), None)
-    ctx.tokenizer = models.load_tokenizer(folder, job.where) if folder else None
+    ctx.tokenizer = families.load_tokenizer(folder, job.where) if folder else None
     ctx.batch_rows = batch_rows(job, stage)
     model = _model(job, stage, store, ctx).to(ctx.device)
     for role in ("reference", "teacher"):
@@ -159,15 +159,15 @@ def build(job: Job, stage: TrainStage, store: Store) -> tuple[Train, bool]:
 def _model(job: Job, stage: TrainStage, store: Store, ctx: Context) -> nn.Module:
     if stage.model is None:
         return _weights(job.inputs["model"][0], job, store)
-    config = models.from_table(stage.model, ctx.tokenizer, job.where) if ctx.tokenizer else job.config(store)
-    return models.create(config, job.seed, job.where)
+    config = families.from_table(stage.model, ctx.tokenizer, job.where) if ctx.tokenizer else job.config(store)
+    return families.create(config, job.seed, job.where)
 
 
 def _weights(source: Source, job: Job, store: Store) -> nn.Module:
     """The model of a source, with fresh weights where it is not made yet."""
     if _ready(source, store):
-        return models.load(source.path(store, job.where), job.where)
-    return models.create(config_of(source, store, job.where), job.seed, job.where)
+        return families.load(source.path(store, job.where), job.where)
+    return families.create(config_of(source, store, job.where), job.seed, job.where)
 
 
 class _Effort:

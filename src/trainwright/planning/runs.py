@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from trainwright import families
 from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Fit, Optimizer, ScalingLaw
 from trainwright.core.store import Artifact, Store
-from trainwright.families import models
 
 Row = dict[str, Any]
 
@@ -183,7 +183,7 @@ def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
     data = manifest["inputs"].get("data", [{}])[0].get("hash", "")
     own: Row = {
         "run": artifact.path.name, "stage": manifest["stage"], "data": data, "optimizer": rates[0][0], "lr": rates[0][1],
-        "parameters": _body((models.backbone(artifact.path) / "config.json").read_text(encoding="utf-8")),
+        "parameters": _body((families.backbone(artifact.path) / "config.json").read_text(encoding="utf-8")),
         "tokens": settings["tokens"] or figures["tokens"], "batch_tokens": figures["tokens"] / figures["steps"],
         "loss": sum(losses) / len(losses) if evaluated else smoothed([r["loss"] for r in artifact.metrics()])}
     return row | dict(evaluation) | own
@@ -218,4 +218,4 @@ def _body(config: str) -> int:
     from transformers import AutoConfig
     fields = json.loads(config)
     made = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return models.body_parameters(models.skeleton(made, "fit-law"))
+    return families.body_parameters(families.skeleton(made, "fit-law"))

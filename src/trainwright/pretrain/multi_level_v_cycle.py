@@ -27,11 +27,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from trainwright import families
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery, Tensors
-from trainwright.families import models
 from trainwright.lm.resizing import (
     become,
     blocks_name,
@@ -102,8 +102,8 @@ class MultiLevelVCycle(Surgery):
         if self.go == "down":
             become(model, small, self.coalesced(model))
             return ParamMap({})                                                # a new run: nothing is carried over
-        other = ctx.frozen.get("reference") or models.load(ctx.path("reference"), self.name)
-        if sizes(other) != sizes(models.skeleton(small, self.name)):
+        other = ctx.frozen.get("reference") or families.load(ctx.path("reference"), self.name)
+        if sizes(other) != sizes(families.skeleton(small, self.name)):
             raise UserError(f"multi_level_v_cycle: from.reference is not of the size that coalescing by width = {self.width} and "
                             f"depth = {self.depth} gives.")
         with torch.no_grad():

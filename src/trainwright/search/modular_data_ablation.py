@@ -29,13 +29,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Evaluator
 from trainwright.corpus.tokens import Documents, open_corpus
 from trainwright.evaluate.held_out import HeldOut
-from trainwright.families import models
 from trainwright.lm.losses import most_positions, token_losses
 from trainwright.lm.metadata import metadata_of
 from trainwright.lm.rows import SHARD
@@ -78,7 +78,7 @@ class ModularDataAblation(Evaluator):
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         parts, seed = self.parted(ctx), {n: sharding.full(p.detach()).clone() for n, p in model.named_parameters()}
-        copy = models.create(model.config, 0, self.name).to(ctx.device).eval()
+        copy = families.create(model.config, 0, self.name).to(ctx.device).eval()
         if {n for n, _ in copy.named_parameters()} != seed.keys():
             raise UserError(f"{self.name} goes on with copies of the plain model, and this one has other parameters: measure it "
                             "in an evaluate stage, where it is whole.")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.corpus.corpora import build
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -18,10 +19,8 @@ from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Curate
 from trainwright.core.settings import make
 from trainwright.corpus.tokens import open_corpus
-from trainwright.data.order._segments import badness, lines, starts_of
 from trainwright.data.order.pack import Pack
-from trainwright.data.order.phf import Phf
-from trainwright.families import models
+from trainwright.data.order.phf import Phf, badness, lines, starts_of
 from trainwright.optim.adamw import Adamw
 
 GOOD, BAD = 401, 400
@@ -58,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def model_of(folder: Path, vocabulary: int = 402) -> nn.Module:
     table = {"type": "llama", **tiny.SHAPES["llama"], "hidden_size": 32, "intermediate_size": 64, "vocab_size": vocabulary}
-    return models.create(models.from_table(table, open_corpus(folder).tokenizer, "here"), 0, "here")
+    return families.create(families.from_table(table, open_corpus(folder).tokenizer, "here"), 0, "here")
 
 
 def context(folder: Path, rows: int = 6) -> Context:

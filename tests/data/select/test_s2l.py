@@ -70,10 +70,10 @@ def test_mistakes_get_a_sentence(tmp_path: Path, checkpoints: list[Path]) -> Non
 
 
 def test_a_model_that_went_wrong_is_named(tmp_path: Path, checkpoints: list[Path]) -> None:
-    from trainwright.families import models
-    broken = models.load(checkpoints[0], "test")
+    from trainwright import families
+    broken = families.load(checkpoints[0], "test")
     broken.lm_head.weight.data.fill_(float("nan"))
     (tmp_path / "broken").mkdir()
-    models.save(broken, tmp_path / "broken", models.load_tokenizer(checkpoints[0], "test"))
+    families.save(broken, tmp_path / "broken", families.load_tokenizer(checkpoints[0], "test"))
     with pytest.raises(UserError, match="broken has no number as its loss"):
         S2l().apply(rows(), context(tmp_path / "s", models=[checkpoints[0], tmp_path / "broken"]))

@@ -23,11 +23,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Batch, Data, State
 from trainwright.corpus.tokens import open_corpus
-from trainwright.families import models
 from trainwright.lm.losses import isolation_error, most_positions
 from trainwright.lm.preview import preview
 from trainwright.lm.rows import Cut, Rows, rows_of
@@ -55,7 +55,7 @@ class Pack(Data):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         rows = self.rows(ctx)
-        if models.is_pretrained(model):
+        if families.is_pretrained(model):
             most = most_positions(model)
             if most is not None and self.length > most:
                 raise UserError(f"pack: length = {self.length} is more than the {most} positions of the model "

@@ -27,12 +27,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Batch, Data, State
 from trainwright.data.order.iclm._contexts import Contexts, contexts_of
-from trainwright.families import models
 from trainwright.lm.losses import most_positions
 from trainwright.lm.preview import preview
 
@@ -67,7 +67,7 @@ class Iclm(Data):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         found = self.contexts(ctx)
-        most = most_positions(model) if models.is_pretrained(model) else None
+        most = most_positions(model) if families.is_pretrained(model) else None
         if most is not None and self.length > most:
             raise UserError(f"iclm: length = {self.length} is more than the {most} positions of the model "
                             "(max_position_embeddings).")

