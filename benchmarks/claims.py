@@ -38,12 +38,12 @@ from trainwright.core.store import Store, versions
 from trainwright.corpus import documents
 from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
 from trainwright.data.filter.perplexed_by_quality.perplexed_by_quality import sentences
-from trainwright.data.select._classifier import Classifier
+from trainwright.data.select.preselect import Classifier
 from trainwright.data.sources.python_library import PythonLibrary
-from trainwright.data.write import _demonstrations
+from trainwright.data.write import self_guide as demonstrations
 from trainwright.planning import runs
 from trainwright.report.cards import evidence_sentence
-from trainwright.search.d_cpt_law import DCptLaw
+from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
 
 SUITE = "benchmarks/claims.py"
 CORPUS = {"name": "corpus", "kind": "corpus", "vocab_size": 2048, "tune": 0.03, "test": 0.04, "seed": 0,
@@ -163,7 +163,7 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
     draw = np.random.default_rng(seed)
     drawn = {label: [known[i] for i in draw.choice(len(known), 52, replace=False)] for label, known in lines.items()}
     shown = [{"input": drawn[label][i], "output": label} for i in (0, 1) for label in LABELS]
-    prompt = partial(_demonstrations.answer, _demonstrations.PROMPTS["answer"], INSTRUCTION, shown)
+    prompt = partial(demonstrations.answer, demonstrations.PROMPTS["answer"], INSTRUCTION, shown)
     asked = store / f"seed{seed}" / "lines.jsonl"
     asked.parent.mkdir(parents=True, exist_ok=True)
     asked.write_text("".join(json.dumps({"messages": [{"role": "user", "content": prompt(text)},
@@ -171,7 +171,7 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
                              for label in LABELS for text in drawn[label][2:]), encoding="utf-8")
     talk = {"kind": "corpus", "tokenizer": SMALL, "chat_template": "by_turn", "tune": 0.0, "test": 0.0}
     writes = {"use": "self_guide", "instruction": INSTRUCTION, "demonstrations": shown, "labels": list(LABELS), "rounds": 5,
-              "per_round": 16, "max_tokens": 40, "at_once": 16}
+              "per_round": 16, "writer": {"max_tokens": 40, "at_once": 16}}
     life = [talk | {"name": "lines", "methods": [{"use": "text", "paths": [str(asked)]}]},
             talk | {"name": "own", "from": {"model": SMALL}, "methods": [writes]},
             {"name": "tuned", "kind": "train", "from": {"model": SMALL, "data": "own"}, "epochs": 3, "batch_tokens": 1024,

@@ -45,7 +45,7 @@ def test_an_answer_must_be_right_to_the_letter() -> None:
 
 
 def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainwright.lm.writing import local
+    from trainwright.lm import generation
     ctx = corpus(tmp_path)
     asked: list[str] = []
 
@@ -54,7 +54,7 @@ def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest
         asked.extend(texts)
         return [f" {answers()[t]}." if "major" in t else "No." for t in texts]
 
-    monkeypatch.setattr(local, "continued", knowing)
+    monkeypatch.setattr(generation, "continued", knowing)
     found = KnowledgeExtraction(batch_size=5).measure(model := fresh(ctx.tokenizer), ctx)
     likely = {name: found.pop(name) for name in list(found) if name.startswith("answer_loss")}
     assert found.pop("exact_match/mean") == pytest.approx(1 / 6)

@@ -1,20 +1,22 @@
-"""How many questions a model answers exactly: knowledge that it can use, not only repeat.
+"""How many questions a model answers exactly: knowledge that it can use, and not only repeat.
 
-The measure of "Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316). The model goes on
-behind each question, taking the likeliest token each time; what it writes up to the end of the line, without blank space and
-a final full stop, must be the answer to the letter:
+The evaluation of "Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316).
+The model continues each question greedily; what it writes up to the end of the line, without surrounding
+whitespace and a final full stop, must equal the answer exactly:
 
     exact_match/ATTRIBUTE = questions answered exactly / questions,   exact_match/mean = the mean over attributes
-    answer_loss/ATTRIBUTE = mean nats of a whole answer behind its question,   answer_loss/mean likewise
+    answer_loss/ATTRIBUTE = mean nats of a whole answer after its question,   answer_loss/mean likewise
 
-The latter is this module's own: it tells models apart that answer nothing to the letter yet, whatever their tokenizers.
+The latter is an addition: it distinguishes models that answer nothing exactly yet, whatever their tokenizers.
 
 Questions are the documents of a domain whose metadata have ``question`` and ``answer`` (and ``attribute``), as
-``physics_of_lms_3_1`` makes them, or conversations: the last turn of the assistant is the answer then, and the chat template
-makes the prompt of what comes before. With n questions the standard error of a share p is sqrt(p (1 - p) / n).
+``physics_of_lms_3_1`` makes them, or conversations: there the last turn of the assistant is the answer, and the
+chat template makes the prompt from the turns before it. With n questions the standard error of a share p is
+sqrt(p (1 - p) / n).
+Do not use it for answers that can be worded in several ways.
 
-Not for answers that can be worded in several ways. Errors: no tokenizer, a domain that the corpus has not or without questions, a
-question that leaves no room in the positions of the model, conversations without a chat template.
+Errors: no tokenizer; a domain that the corpus does not have, or without questions; a question that leaves no
+room in the model's positions; conversations without a chat template.
 """
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ class KnowledgeExtraction(Evaluator):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
-        from trainwright.lm.writing.local import continued
+        from trainwright.lm.generation import continued
         if ctx.tokenizer is None or not is_pretrained(model):
             raise UserError("knowledge_extraction needs a causal model of transformers and its tokenizer.")
         asked = sorted(self._asked(model, ctx), key=lambda one: len(one.prompt))

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch
-from trainwright.data.order.pack import Pack
+from trainwright.lm.rows import Rows
 
 
 class FixedRows:
-    """The rows that ``pack`` has in its first epoch, numbered from 0, domain after domain."""
+    """The rows of a first epoch (``Pack.rows``), numbered from 0, domain after domain."""
 
-    def __init__(self, pack: Pack, ctx: Context) -> None:
-        self._rows = pack.rows(ctx)
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
         self._ends = self._rows.counts.cumsum()
 
     def __len__(self) -> int:

@@ -12,7 +12,7 @@ from tests.data.frames import frame, told
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.shingles import jaccard, shingles, words
-from trainwright.data.filter import _near
+from trainwright.data.filter import minhash
 from trainwright.data.filter.minhash import CARE, Minhash
 from trainwright.data.filter.spoil import _duplicate
 
@@ -67,8 +67,8 @@ def test_hashes_agree_as_often_as_documents_resemble(share: float, tmp_path: Pat
     start = draw.sample(WORDS, common)
     a, b = (" ".join(start + draw.choices(WORDS, k=own)) for _ in range(2))
     context = Context(folder=tmp_path)
-    found = _near.Signatures.of(frame([{"text": a}, {"text": b}]), context, 2, hashes, 1, "", "test")
-    bands = [np.fromfile(found.folder / f"{band:03d}.bin", _near.BAND) for band in range(hashes)]
+    found = minhash.Signatures.of(frame([{"text": a}, {"text": b}]), context, 2, hashes, 1, "", "test")
+    bands = [np.fromfile(found.folder / f"{band:03d}.bin", minhash.BAND) for band in range(hashes)]
     true = jaccard(shingles(a, 2), shingles(b, 2))
     measured = np.mean([len(set(band["key"])) == 1 for band in bands])
     assert abs(measured - true) < 4 * np.sqrt(true * (1 - true) / hashes)
@@ -85,15 +85,15 @@ def test_the_one_that_stays(tmp_path: Path) -> None:
 
 def test_clusters_hang_together_through_others() -> None:
     pairs = np.array([[0, 3], [3, 5], [1, 2]])
-    cluster = _near.clusters(pairs, 6)
+    cluster = minhash.clusters(pairs, 6)
     assert cluster[0] == cluster[3] == cluster[5] != cluster[1] == cluster[2] != cluster[4]
-    assert _near.others(cluster).tolist() == [2, 3, 5]
+    assert minhash.others(cluster).tolist() == [2, 3, 5]
 
 
 def test_bands_follow_from_the_threshold() -> None:
     """The probability of being a candidate rises around the threshold; where candidates are verified it rises before it."""
     def met(j: float, care: float) -> float:
-        bands, per_band = _near.banding(0.7, 128, care)
+        bands, per_band = minhash.banding(0.7, 128, care)
         assert bands * per_band <= 128
         return 1 - (1 - j ** per_band) ** bands
     assert met(0.5, 0.5) < 0.2 and met(0.85, 0.5) > 0.9
@@ -118,7 +118,7 @@ def test_other_scripts_and_empty_documents(tmp_path: Path) -> None:
 def test_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = frame([{"text": text} for text in texts(30, random.Random(0))])
     first = set(told(Minhash().apply(rows, Context(folder=tmp_path))))
-    monkeypatch.setattr(_near, "_write", None)
+    monkeypatch.setattr(minhash, "_write", None)
     assert set(told(Minhash().apply(rows, Context(folder=tmp_path)))) == first
 
 

@@ -59,7 +59,7 @@ def test_rows_are_scored_by_the_reference(tmp_path: Path) -> None:
     method, ctx = Ccl(length=64, batch_size=7), tiny.context(tmp_path)
     ctx.frozen["reference"] = reference = tiny.model(seed=3).eval()
     losses = method.init(tiny.model(), ctx)["shared"]["losses"]
-    rows = FixedRows(method.source, ctx)
+    rows = FixedRows(method.source.rows(ctx))
     assert len(losses) == len(rows) == method.epoch(ctx)
     batch = rows.batch(np.array([8]))
     with torch.no_grad():                                                          # a document at a time, without packing
@@ -74,12 +74,12 @@ def test_rows_are_scored_by_the_reference(tmp_path: Path) -> None:
 def test_a_round_is_one_pass_over_what_was_drawn(tmp_path: Path) -> None:
     method, ctx = Ccl(length=64), tiny.context(tmp_path)
     state = method.init(nn.Module(), ctx)
-    n, losses = len(FixedRows(method.source, ctx)), state["shared"]["losses"]
+    n, losses = len(FixedRows(method.source.rows(ctx))), state["shared"]["losses"]
     batches = [method.next(pytest.fail, state, ctx) for _ in range(3 * n // tiny.ROWS)]  # type: ignore[arg-type]
     seen = torch.cat([b["input_ids"] for b in batches])
     sizes, at = [n // 4, n // 2, n], 0
     for turn, size in enumerate(sizes):
-        wanted = FixedRows(method.source, ctx).batch(drawn(losses, size, ctx.rng(f"ccl/{turn}", at=0)).numpy())["input_ids"]
+        wanted = FixedRows(method.source.rows(ctx)).batch(drawn(losses, size, ctx.rng(f"ccl/{turn}", at=0)).numpy())["input_ids"]
         assert torch.equal(seen[at:at + size], wanted)
         at += size
     assert ctx.notes["round_rows"][0][0] == n // 4

@@ -23,7 +23,7 @@ EASY_LATER = {0: [2.0, 1.0], 1: [4.0, 0.1], 2: [3.0, 2.5], 3: [5.0, 0.2]}
 def of_four(delta: float, tmp_path: Path, steps: int) -> list[int]:
     """Which mini-batch each step has, where there are four with those losses."""
     method, ctx = HardMinibatchTraining(length=32, delta=delta), tiny.context(tmp_path)
-    ctx.batch_rows = len(FixedRows(method.source, ctx)) // 4
+    ctx.batch_rows = len(FixedRows(method.source.rows(ctx))) // 4
     state, notes = method.init(tiny.model(), ctx), dict[str, float]()
     first: list[Batch] = []
     found: list[int] = []
@@ -68,7 +68,7 @@ def test_a_run_repeats_what_its_own_steps_found_hardest(tmp_path: Path) -> None:
     method = HardMinibatchTraining(length=64)
     run = tiny.stage(method, tmp_path, train=Watching)
     assert isinstance(run, Watching)
-    rows, many = FixedRows(method.source, run.ctx), method.minibatches(run.ctx)
+    rows, many = FixedRows(method.source.rows(run.ctx)), method.minibatches(run.ctx)
     order, losses = shuffled(len(rows), run.ctx.seed, method.name), list[float]()
     run.run(until=many + many // 2, on_step=lambda row: losses.append(row["loss"]))
     hardest = sorted(sorted(range(many), key=lambda i: -losses[i])[:many // 2])
@@ -89,7 +89,7 @@ def test_another_number_of_rows_begins_anew(tmp_path: Path) -> None:
 
 def test_an_epoch_is_as_many_steps_as_ordinary_training_has(tmp_path: Path) -> None:
     method, ctx = HardMinibatchTraining(length=32, delta=0.1), tiny.context(tmp_path)
-    assert method.epoch(ctx) == len(FixedRows(method.source, ctx)) // tiny.ROWS * tiny.ROWS
+    assert method.epoch(ctx) == len(FixedRows(method.source.rows(ctx))) // tiny.ROWS * tiny.ROWS
 
 
 def test_mistakes_are_said(tmp_path: Path) -> None:

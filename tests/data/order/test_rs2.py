@@ -61,7 +61,7 @@ def test_a_static_subset_is_one_draw_in_new_orders() -> None:
 def test_steps_follow_the_epochs(tmp_path: Path) -> None:
     """The rows of the steps are those of the epochs, one behind the other; a stage's epoch has the rows of a short one."""
     method, ctx = Rs2(fraction=0.3, length=32), tiny.context(tmp_path)
-    rows = FixedRows(method.source, ctx)
+    rows = FixedRows(method.source.rows(ctx))
     size = method.epoch(ctx)
     assert size == round(0.3 * len(rows)) and tiny.ROWS % size
     seen = torch.cat([b["input_ids"] for b in batches(method, ctx, 6)])

@@ -15,9 +15,8 @@ from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus import documents
-from trainwright.data.select import _tuning
-from trainwright.data.select._linear_rule import draw, fit
-from trainwright.data.select.instructmining import Instructmining
+from trainwright.data.select import instructmining
+from trainwright.data.select.instructmining import Instructmining, draw, fit
 
 RULE = {"reward": -0.15, "near": 0.9}
 
@@ -71,7 +70,7 @@ def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path, mon
         told = predicted(columns)[[int(d.id.split("/")[1]) for d in training]]
         return math.exp(1.0 + told.mean())
 
-    monkeypatch.setattr(_tuning, "tuned_loss", loss)
+    monkeypatch.setattr(instructmining, "tuned_loss", loss)
     ctx = tiny.curating(tmp_path)
     method = Instructmining(indicators=("reward", "near"), subsets=6, size=10, count=20)
     made = method.apply(rows(**columns), ctx)

@@ -11,8 +11,7 @@ from tests.data.frames import told
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.corpus.documents import empty
-from trainwright.data.sources._biographies import ATTRIBUTES, MONTHS, SENTENCES, people, places, pool
-from trainwright.data.sources.physics_of_lms_3_1 import PhysicsOfLms_3_1
+from trainwright.data.sources.physics_of_lms_3_1 import ATTRIBUTES, MONTHS, SENTENCES, PhysicsOfLms_3_1, people, places, pool
 
 
 def made(seed: int = 0, **settings: Any) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from tests.data.frames import frame, told
 from tests.lm.writing.stub_writer import serving
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.data.write._entities import listed
-from trainwright.data.write.entigraph import Entigraph
+from trainwright.data.write.entigraph import Entigraph, listed
 
 TEXTS = {"a": "Anna met Boris in Celje. Dora saw Emil.", "b": "Fritz left Graz."}
 
@@ -34,7 +33,7 @@ def documents() -> Any:
 
 def test_every_pair_and_triple_once_and_the_document_in_every_prompt(tmp_path: Path) -> None:
     with serving(rule) as stub:
-        made = told(Entigraph(on=("books",), **stub.settings()).apply(documents(), Context(folder=tmp_path)))
+        made = told(stub.method(Entigraph, on=("books",)).apply(documents(), Context(folder=tmp_path)))
     new = {name: row for name, row in made.items() if row["source"] == "entigraph"}
     assert set(made) - set(new) == {"other"}                                    # what was read is replaced by what was written
     assert len(new) == (1 + comb(5, 2) + comb(5, 3)) + (1 + comb(2, 2))
@@ -49,7 +48,7 @@ def test_a_limit_is_a_sample_that_the_seed_draws(tmp_path: Path) -> None:
     with serving(rule) as stub:
         for number, seed in enumerate((0, 0, 1)):
             (folder := tmp_path / str(number)).mkdir()
-            how = Entigraph(most=4, keep_originals=True, domain="new", **stub.settings())
+            how = stub.method(Entigraph, most=4, keep_originals=True, domain="new")
             made = told(how.apply(documents(), Context(folder=folder, seed=seed)))
             assert set(TEXTS) < set(made) and sum(n.startswith("a#relation") for n in made) == 8
             found.append({n for n, row in made.items() if row["domain"] == "new"})
@@ -67,7 +66,7 @@ def test_the_list_is_asked_for_again_until_it_can_be_read(tmp_path: Path) -> Non
 
     ctx = Context(folder=tmp_path)
     with serving(slow) as stub:
-        made = told(Entigraph(on=("books",), sizes=(2,), tries=3, **stub.settings()).apply(documents(), ctx))
+        made = told(stub.method(Entigraph, on=("books",), sizes=(2,), tries=3).apply(documents(), ctx))
     assert len(made) == 1 + 11 + 2 and ctx.notes["entigraph/without_entities"] == [(0.0, 1.0)]
     assert len({b["seed"] for b in stub.bodies if "JSON" in b["messages"][0]["content"]}) == 6
 
@@ -75,7 +74,7 @@ def test_the_list_is_asked_for_again_until_it_can_be_read(tmp_path: Path) -> Non
 def test_a_writer_that_names_nothing_is_told(tmp_path: Path) -> None:
     with serving(lambda prompt, body: "I do not know.") as stub:
         with pytest.raises(UserError, match="named no entity in any of 3 parts of documents, in 2 tries each"):
-            Entigraph(tries=2, **stub.settings()).apply(documents(), Context(folder=tmp_path))
+            stub.method(Entigraph, tries=2).apply(documents(), Context(folder=tmp_path))
         assert len(stub.bodies) == 6
 
 

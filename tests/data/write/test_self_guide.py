@@ -15,8 +15,7 @@ from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.documents import empty
-from trainwright.data.write._demonstrations import BANNED, balanced, bounds, label_of, passes
-from trainwright.data.write.self_guide import SelfGuide
+from trainwright.data.write.self_guide import BANNED, SelfGuide, balanced, bounds, label_of, passes
 
 SHOWN = [{"input": "4 + 17", "output": "21"}, {"input": "3 + 9", "output": "12"}, {"input": "20 + 31", "output": "51"}]
 TASK: dict[str, Any] = {"instruction": "Add the two numbers.", "demonstrations": SHOWN, "rounds": 3, "per_round": 8}
@@ -40,7 +39,7 @@ def reply(prompt: str) -> str:
 
 
 def made(folder: Path, stub: Any, documents: Any = None, **more: Any) -> dict[str, Any]:
-    how = SelfGuide(**TASK | stub.settings(at_once=4) | more)
+    how = stub.method(SelfGuide, **TASK | more)
     return told(how.apply(empty() if documents is None else documents, Context(folder=folder, seed=3)))
 
 

@@ -12,7 +12,6 @@ from tests.lm.writing.stub_writer import serving
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data.write.wrap import PROMPTS, Wrap
-from trainwright.lm.writing.writer import cleaned
 
 TEXTS = [f"Stone {i} lies here. Moss {i} grows on it." for i in range(40)]
 
@@ -28,7 +27,7 @@ def documents(texts: list[str] = TEXTS) -> Any:
 
 def test_one_rephrase_for_each_original_and_both_are_kept(tmp_path: Path) -> None:
     with serving(upper) as stub:
-        made = told(Wrap(**stub.settings()).apply(documents(), Context(folder=tmp_path)))
+        made = told(stub.method(Wrap).apply(documents(), Context(folder=tmp_path)))
     new = {name: row for name, row in made.items() if row["source"] == "wrap"}
     assert len(made) == 80 and len(new) == 40
     for name, row in new.items():
@@ -43,7 +42,7 @@ def test_one_rephrase_for_each_original_and_both_are_kept(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("ratio", "least", "most"), [(0.5, 12, 28), (1.5, 48, 72), (2.0, 80, 80)])
 def test_the_ratio_is_that_of_documents(tmp_path: Path, ratio: float, least: int, most: int) -> None:
     with serving(upper) as stub:
-        made = told(Wrap(ratio=ratio, domain="new", **stub.settings()).apply(documents(), Context(folder=tmp_path)))
+        made = told(stub.method(Wrap, ratio=ratio, domain="new").apply(documents(), Context(folder=tmp_path)))
     assert least <= sum(r["domain"] == "new" for r in made.values()) <= most
 
 
@@ -54,7 +53,7 @@ def test_a_long_document_is_rephrased_in_passages_and_none_may_be_lost(tmp_path:
     long = " ".join(f"Sentence number {i} of the text." for i in range(30))
     ctx = Context(folder=tmp_path)
     with serving(rule) as stub:
-        how = Wrap(styles=("easy",), piece=200, **stub.settings())
+        how = stub.method(Wrap, styles=("easy",), piece=200)
         made = told(how.apply(documents([long, f"{long} forbidden"]), ctx))
     asked = [p.split("\n\n")[-1] for p in stub.prompts]
     assert len(asked) > 8 and all(len(p) <= 200 for p in asked)
@@ -66,20 +65,13 @@ def test_conversations_and_other_domains_are_left_alone(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     rows = [{"text": "one", "domain": "a"}, {"text": "two", "domain": "b"}, {"text": "hi", "domain": "a", "messages": talk}]
     with serving(upper) as stub:
-        made = told(Wrap(on=("a",), **stub.settings()).apply(frame(rows), Context(folder=tmp_path)))
+        made = told(stub.method(Wrap, on=("a",)).apply(frame(rows), Context(folder=tmp_path)))
         assert len(made) == 4 and len(stub.bodies) == 1
         with pytest.raises(UserError, match="no document of plain text in the domain 'c'"):
-            Wrap(on=("c",), **stub.settings()).apply(frame(rows), Context(folder=tmp_path))
+            stub.method(Wrap, on=("c",)).apply(frame(rows), Context(folder=tmp_path))
         (tmp_path / "blank").mkdir()
         with pytest.raises(UserError, match="wrap has nothing to read"):
-            Wrap(**stub.settings()).apply(frame([{"text": " "}]), Context(folder=tmp_path / "blank"))
-
-
-def test_what_a_chat_model_says_around_is_taken_off() -> None:
-    assert cleaned('Here is a paraphrase:\n"A cat sat."') == "A cat sat."
-    assert cleaned("Certainly! I can do that.\nA cat.\n\nLet me know if you want more.") == "A cat."
-    for text in ("Here is Rome: a city.", "Sure feet climb. Moss grows.", 'He said "no" and "yes"', '"No," he said, "yes"', ""):
-        assert cleaned(text) == text
+            stub.method(Wrap).apply(frame([{"text": " "}]), Context(folder=tmp_path / "blank"))
 
 
 def test_settings_that_cannot_be() -> None:

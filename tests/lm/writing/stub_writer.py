@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from trainwright.core.settings import make
+
 Rule = Callable[[str, dict[str, Any]], str]
 """What to answer to a prompt; it is given the whole request too."""
 
@@ -27,9 +29,13 @@ class Stub:
     def prompts(self) -> list[str]:
         return [b["messages"][-1]["content"] for b in self.bodies]
 
-    def settings(self, **more: Any) -> dict[str, Any]:
-        """Settings of a method that asks here."""
-        return {"endpoint": self.url, "model_name": "stub", "at_once": 2} | more
+    def table(self, **more: Any) -> dict[str, Any]:
+        """The settings of a writer that asks here."""
+        return {"endpoint": self.url, "model": "stub", "at_once": 2} | more
+
+    def method(self, cls: type[Any], **settings: Any) -> Any:
+        """A method as a recipe makes it, whose writer asks here."""
+        return make(cls, settings | {"writer": self.table()}, "test")
 
 
 @contextmanager

@@ -1,54 +1,38 @@
-"""Letting somebody write: nothing is asked twice, nothing that was written is lost, and no key is kept."""
+"""Letting a model write: nothing is asked twice, no answer is lost, and no key is kept."""
 from __future__ import annotations
 
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
 
 from tests.lm.writing.stub_writer import Stub, serving
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.lm.writing import endpoint as _endpoint
-from trainwright.lm.writing.local import drawn
-from trainwright.lm.writing.writer import Request, Writer, check_writing, filled, passages
-
-
-@dataclass
-class Asking:
-    """The settings that such a method has."""
-
-    endpoint: str = ""
-    model_name: str = ""
-    key_variable: str = ""
-    at_once: int = 2
-    requests_per_minute: int = 0
-    temperature: float = 0.5
-    top_k: int = 0
-    max_tokens: int = 4
-    name: str = "asking"
-
+from trainwright.core.settings import make
+from trainwright.lm.writing import endpoint
+from trainwright.lm.writing.writer import Request, Writer
 
 ASKED = [Request(f"r{i}", f"say {i}") for i in range(70)]
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_endpoint, "WAIT", 0.001)
+    monkeypatch.setattr(endpoint, "WAIT", 0.001)
+
+
+def asking(**settings: Any) -> Writer:
+    return make(Writer, {"at_once": 2, "temperature": 0.5, "max_tokens": 4} | settings, "asking")  # type: ignore[no-any-return]
 
 
 def ask(stub: Stub, folder: Path, requests: list[Request] = ASKED, **more: object) -> list[str]:
-    settings = Asking(**stub.settings(**more))
-    return written(settings, Context(folder=folder), requests)
+    return written(asking(**stub.table(**more)), Context(folder=folder), requests)
 
 
-def written(settings: Asking, ctx: Context, requests: list[Request]) -> list[str]:
-    with Writer(settings, ctx) as writer:
-        return [answer for _, answer in writer.write(requests)]
+def written(writer: Writer, ctx: Context, requests: list[Request]) -> list[str]:
+    with writer.start("asking", ctx) as writing:
+        return [answer for _, answer in writing.write(requests)]
 
 
 def test_answers_come_in_order_and_are_asked_for_once(tmp_path: Path) -> None:
@@ -105,21 +89,15 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest
     assert "sesame" not in f"{told.value}{broken.value}" and not [f for f in tmp_path.iterdir() if b"sesame" in f.read_bytes()]
 
 
-def test_a_pace_is_kept() -> None:
-    pace, begun = _endpoint.Pace(1200), time.monotonic()
-    assert all(pace.wait(threading.Event()) for _ in range(4))
-    assert time.monotonic() - begun >= 0.15                                    # three gaps of a twentieth of a second
-
-
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
-    check_writing(Asking(endpoint="https://host:1/v1", model_name="m"))
-    for wrong in ({"endpoint": "host/v1", "model_name": "m"}, {"endpoint": "http://me:secret@host/v1", "model_name": "m"},
-                  {"endpoint": "http://host/v1"}, {"model_name": "m"}, {"at_once": 0}, {"max_tokens": 0}, {"temperature": -1.0}):
-        with pytest.raises(ValueError) as told:
-            check_writing(Asking(**wrong))
+    asking(endpoint="https://host:1/v1", model="m")
+    for wrong in ({"endpoint": "host/v1", "model": "m"}, {"endpoint": "http://me:secret@host/v1", "model": "m"},
+                  {"endpoint": "http://host/v1"}, {"model": "m"}, {"at_once": 0}, {"max_tokens": 0}, {"temperature": -1.0}):
+        with pytest.raises(UserError) as told:
+            asking(**wrong)
         assert "secret" not in str(told.value)
     with pytest.raises(UserError, match="is no address"):
-        Writer(Asking(endpoint="http://host:port/v1", model_name="m"), Context(folder=tmp_path))
+        asking(endpoint="http://host:port/v1", model="m").start("asking", Context(folder=tmp_path))
 
 
 @pytest.mark.slow
@@ -129,28 +107,10 @@ def test_a_local_answer_depends_on_its_own_request_alone(tmp_path: Path) -> None
     for number, (block, asked) in enumerate(((3, requests), (1, requests[::-1]), (2, requests[1:]))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        answers = written(Asking(at_once=block), tiny.curating(folder), asked)
+        answers = written(asking(at_once=block), tiny.curating(folder), asked)
         found.append({r.name: answer for r, answer in zip(asked, answers, strict=True)})
     assert found[0] == found[1] and found[2] == {n: found[0][n] for n in "bc"} and all(found[0].values())
     with pytest.raises(UserError, match=r"'long' has \d+ tokens, which with max_tokens = 4 .* 64 positions"):
-        written(Asking(), tiny.curating(tmp_path), [Request("long", "a b c " * 40)])
+        written(asking(), tiny.curating(tmp_path), [Request("long", "a b c " * 40)])
     with pytest.raises(UserError, match="asking has nobody to write"):
-        Writer(Asking(), Context(folder=tmp_path))
-
-
-def test_draws_follow_the_softmax() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0, -9.0]]).repeat(4000, 1)
-    draws = [torch.Generator().manual_seed(i) for i in range(4000)]
-    for top_k, temperature in ((0, 2.0), (2, 1.0)):
-        picked = drawn(logits, draws, [temperature] * 4000, top_k).argmax(1)
-        share = picked.bincount(minlength=4) / 4000
-        kept = logits[0] if not top_k else torch.tensor([-torch.inf, 1.0, 2.0, -torch.inf])
-        assert (share - (kept / temperature).softmax(0)).abs().max() < 0.03    # about four standard errors
-    assert drawn(logits[:9], draws[:9], [0.0] * 9, 0).argmax(1).tolist() == [2] * 9
-
-
-def test_passages_are_cut_where_a_reader_would() -> None:
-    assert list(passages("One two. Three four. Five.", 16)) == ["One two.", "Three four.", "Five."]
-    assert list(passages("a" * 7, 3)) == ["aaa", "aaa", "a"] and not list(passages(" \n ", 3))
-    assert list(passages("para one\n\npara two is. x", 16)) == ["para one", "para two is. x"]
-    assert filled("{text}: {more} {other}", text="{more}", more="x") == "{more}: x {other}"
+        asking().start("asking", Context(folder=tmp_path))

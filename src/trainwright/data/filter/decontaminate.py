@@ -23,14 +23,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
+from trainwright.corpus.shingles import Hashes, codes, ngrams
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
-    from trainwright.data.filter._leaks import Benchmarks
+
 
 
 class Decontaminate(Curate):
@@ -79,7 +85,6 @@ class Decontaminate(Curate):
         return Text(paths=list(self.files)).depends(root) if self.files else ""
 
     def _benchmarks(self, ctx: Context) -> Benchmarks:
-        from trainwright.data.filter._leaks import Benchmarks
         found = Benchmarks(self.ngram, self.shortest, self.least)
         for path in self.files:
             found.add_files(path, self.field, ctx)
@@ -99,3 +104,114 @@ class Decontaminate(Curate):
             ctx.show(f"{self.name}/{one['name']}",
                      f"{one['documents']:,} of {documents:,} documents contaminated; {one['found']:,} of {one['texts']:,} texts "
                      f"found, {one['too_short']:,} too short to look for")
+
+
+class Benchmark:
+    """The runs of one evaluation set, with the text that each is of."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.runs: dict[int, list[Hashes]] = {}
+        """By their length in words; those of a text that is looked for as a whole are shorter than the others."""
+        self.owners: dict[int, list[NDArray[np.int64]]] = {}
+        self.hits: set[int] = set()
+        """Hashes of runs that some document has."""
+        self.texts = self.too_short = self.documents = 0
+
+    def add(self, text: str, ngram: int, shortest: int) -> None:
+        found = codes(text)
+        size = min(ngram, len(found))
+        if size < shortest:
+            self.too_short += 1
+        else:
+            runs = np.unique(ngrams(found, size))
+            self.runs.setdefault(size, []).append(runs)
+            self.owners.setdefault(size, []).append(np.full(len(runs), self.texts))
+        self.texts += 1
+
+    def found(self) -> int:
+        """Texts of which some document has a run."""
+        hits = np.fromiter(self.hits, np.uint64, len(self.hits))
+        owners = [np.concatenate(self.owners[n])[np.isin(np.concatenate(runs), hits)] for n, runs in self.runs.items()]
+        return len(np.unique(np.concatenate(owners))) if owners else 0
+
+
+class Benchmarks:
+    """All evaluation sets that documents are compared with."""
+
+    def __init__(self, ngram: int, shortest: int, least: int) -> None:
+        self.ngram, self.shortest, self.least = ngram, shortest, least
+        self.names: dict[str, Benchmark] = {}
+        self.runs: dict[int, Hashes] = {}
+        """Of all sets together, sorted."""
+        self.sets: list[tuple[Benchmark, dict[int, Hashes]]] = []
+
+    def add_files(self, path: str, field: str, ctx: Context) -> None:
+        """The texts of a file, folder or glob; a benchmark has the name that the method ``text`` gives their domain."""
+        from trainwright.corpus.documents import empty, stream
+        from trainwright.data.sources.text.text import Text
+        for batch in stream(Text(paths=[path], field=field).apply(empty(), ctx)):
+            for row in batch.select(["domain", "text"]).to_pylist():
+                self._add(row["domain"], row["text"])
+
+    def add_held_out(self, role: str, folder: Path) -> None:
+        """The documents that a corpus keeps back, by domain."""
+        from trainwright.corpus.columns import ARROW
+        from trainwright.corpus.documents import Earlier
+        for table in Earlier(folder).held(ARROW):
+            for row in table.select(["domain", "text"]).to_pylist():
+                self._add(f"{role}/{row['domain']}", row["text"])
+
+    def _add(self, name: str, text: str | None) -> None:
+        self.names.setdefault(name, Benchmark(name)).add(text or "", self.ngram, self.shortest)
+
+    def close(self) -> None:
+        """Make what was added ready to be searched for.
+
+        Raises:
+            UserError: no text is long enough.
+        """
+        for one in self.names.values():
+            self.sets.append((one, {n: np.unique(np.concatenate(runs)) for n, runs in one.runs.items()}))
+        for size in sorted({n for _, runs in self.sets for n in runs}):
+            self.runs[size] = np.unique(np.concatenate([runs[size] for _, runs in self.sets if size in runs]))
+        if not self.runs:
+            texts = sum(one.texts for one in self.names.values())
+            raise UserError(f"decontaminate has nothing to look for: none of the {texts:,} texts of {', '.join(self.names)} has "
+                            f"shortest = {self.shortest} words.")
+
+    def search(self, rows: DataFrame) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
+        """Ids of the documents, and of each the most places that it shares with one set."""
+        from trainwright.corpus.passes import texts
+        from trainwright.corpus.streaming import owned
+        ids: list[pa.Array] = [pa.array([], pa.large_string())]
+        shared: list[int] = []
+        for batch in texts(rows):
+            ids.append(owned(batch["id"]).cast(pa.large_string()))
+            shared += [self._shared(text) for text in batch["text"].to_pylist()]
+        return pa.chunked_array(ids), np.array(shared, dtype=np.int64)
+
+    def _shared(self, text: str) -> int:
+        said = codes(text)
+        hits = {n: runs[_among(runs, known)] for n, known in self.runs.items() if len(runs := ngrams(said, n))}
+        most = 0
+        if any(len(runs) for runs in hits.values()):
+            for one, own in self.sets:
+                met = [runs[_among(runs, own[n])] for n, runs in hits.items() if n in own]
+                places = sum(map(len, met))
+                most = max(most, places)
+                one.documents += places >= self.least
+                one.hits.update(*(m.tolist() for m in met))
+        return most
+
+    def told(self) -> list[dict[str, Any]]:
+        """What was found of each set, by name."""
+        return [{"name": name, "documents": one.documents, "found": one.found(), "texts": one.texts, "too_short": one.too_short}
+                for name, one in sorted(self.names.items())]
+
+
+def _among(runs: Hashes, known: Hashes) -> NDArray[np.bool_]:
+    """Which of ``runs`` are in ``known``, which is sorted."""
+    place = np.searchsorted(known, runs)
+    place[place == len(known)] = 0
+    return known[place] == runs  # type: ignore[no-any-return]

@@ -98,7 +98,7 @@ class Ccl(Data):
     @torch.no_grad()
     def losses(self, model: nn.Module, ctx: Context) -> Tensor:
         """The model's mean loss on each row, float64; infinite where a row has nothing to learn."""
-        rows, found = FixedRows(self.source, ctx), []
+        rows, found = FixedRows(self.source.rows(ctx)), []
         for first in range(0, len(rows), self.batch_size):
             batch = rows.batch(np.arange(first, min(first + self.batch_size, len(rows))))
             batch = {n: t.to(ctx.device) if isinstance(t, Tensor) else t for n, t in batch.items()}
@@ -108,7 +108,7 @@ class Ccl(Data):
         return torch.cat(found).nan_to_num(nan=float("inf"))
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
-        rows, shared, numbers = FixedRows(self.source, ctx), state["shared"], []
+        rows, shared, numbers = FixedRows(self.source.rows(ctx)), state["shared"], []
         for number in range(shared["rows"], shared["rows"] + step_rows(self.name, ctx)):
             turn, size, at = self.place(number, len(rows))
             if turn != shared["round"]:
@@ -128,7 +128,7 @@ class Ccl(Data):
         return cycle * len(sizes) + turn, sizes[turn], at
 
     def epoch(self, ctx: Context) -> int:
-        return len(FixedRows(self.source, ctx))
+        return len(FixedRows(self.source.rows(ctx)))
 
     def row_tokens(self) -> int:
         return self.length

@@ -29,7 +29,7 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Set, State
-from trainwright.lm.schedules import check, check_room, steps_of
+from trainwright.lm.schedules import check_parts, check_room, steps_of
 
 BASE = {"code": 0.9, "prose": 0.1}
 PACK: dict[str, Any] = {"use": "pack", "length": 256}
@@ -56,7 +56,7 @@ class DomainUpsampling(Controller):
             good = all(math.isfinite(w) and w >= 0 for w in weights.values())
             if not good or (sum(weights.values()) <= 0 and (weights or name == "weights")):
                 raise ValueError(f"{name} must be numbers of 0 or more that add up to more than 0, not {weights}")
-        check(duration=self.duration)
+        check_parts(duration=self.duration)
 
     def claims(self, model: nn.Module) -> set[str]:
         return {"knob:mixture"}

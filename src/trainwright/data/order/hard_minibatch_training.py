@@ -81,7 +81,7 @@ class HardMinibatchTraining(Data, Controller):
         return ()
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
-        rows, shared = FixedRows(self.source, ctx), state["shared"]
+        rows, shared = FixedRows(self.source.rows(ctx)), state["shared"]
         if shared["batch_rows"] != ctx.batch_rows:
             shared |= self.first_round(ctx)
         if shared["at"] == len(shared["round"]):
@@ -98,7 +98,7 @@ class HardMinibatchTraining(Data, Controller):
 
     def minibatches(self, ctx: Context) -> int:
         """Whole mini-batches that the rows make."""
-        rows, many = len(FixedRows(self.source, ctx)), step_rows(self.name, ctx)
+        rows, many = len(FixedRows(self.source.rows(ctx))), step_rows(self.name, ctx)
         if rows < many:
             raise UserError(f"{self.name}: the corpus makes {rows} rows of {self.length} tokens and a step has {many}; lower "
                             "batch_tokens, or length.")

@@ -33,7 +33,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, State, Weigh
-from trainwright.lm.schedules import check, check_room, steps_of
+from trainwright.lm.schedules import check_parts, check_room, steps_of
 
 SMALLEST = 1e-6
 """Range of the losses below which they count as equal."""
@@ -61,7 +61,7 @@ class LossReweighting(Weigh):
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
-        check(burn_in=self.burn_in)
+        check_parts(burn_in=self.burn_in)
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         check_room(self.name, ctx, burn_in=self.burn_in)

@@ -34,7 +34,7 @@ from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.corpus.tokens import open_corpus
 from trainwright.lm.metadata import metadata_of, tokens_of
 from trainwright.lm.rows import SHARD
-from trainwright.lm.schedules import check, check_room, steps_of
+from trainwright.lm.schedules import check_parts, check_room, steps_of
 
 EMPTY = {"input_ids": 0, "targets": UNTRAINED, "document": -1, "address": -1}
 """What stands in a row where there is no text."""
@@ -60,7 +60,7 @@ class Meco(Data):
     def __post_init__(self) -> None:
         if "{}" not in self.template:
             raise ValueError(f"template must have {{}} where the metadata go, not {self.template!r}")
-        check(cooldown=self.cooldown)
+        check_parts(cooldown=self.cooldown)
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         check_room(self.name, ctx, cooldown=self.cooldown)

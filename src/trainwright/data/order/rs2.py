@@ -69,7 +69,7 @@ class Rs2(Data):
         return {"shared": {"rows": 0}}
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
-        rows, shared, many = FixedRows(self.source, ctx), state["shared"], step_rows(self.name, ctx)
+        rows, shared, many = FixedRows(self.source.rows(ctx)), state["shared"], step_rows(self.name, ctx)
         size, numbers = self.size(len(rows)), []
         for number in range(shared["rows"], shared["rows"] + many):
             epoch, at = divmod(number, size)
@@ -78,13 +78,13 @@ class Rs2(Data):
         return rows.share(np.array(numbers), self.name, ctx)
 
     def epoch(self, ctx: Context) -> int:
-        return self.size(len(FixedRows(self.source, ctx)))
+        return self.size(len(FixedRows(self.source.rows(ctx))))
 
     def row_tokens(self) -> int:
         return self.length
 
     def preview(self, batch: Batch, ctx: Context) -> str:
-        rows = len(FixedRows(self.source, ctx))
+        rows = len(FixedRows(self.source.rows(ctx)))
         return f"rs2: {self.size(rows):,} of {rows:,} rows an epoch\n{self.source.preview(batch, ctx)}"
 
     def size(self, rows: int) -> int:

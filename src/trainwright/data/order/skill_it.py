@@ -31,7 +31,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Command, Controller, Set, State
-from trainwright.lm.schedules import check, steps_of
+from trainwright.lm.schedules import check_parts, steps_of
 
 EDGE = 0.5
 """Weight of a learned edge."""
@@ -83,7 +83,7 @@ class SkillIt(Controller):
             raise ValueError(f"graph must have weights of 0 or more, not {self.graph}")
         if not self.eta >= 0 or self.window < 1 or not 0 <= self.edge < 1 or "{}" not in self.metric:
             raise ValueError("eta must be 0 or more, window 1 or more, edge from 0 to below 1, and metric must have {}")
-        check(update=self.update, probe=self.probe)
+        check_parts(update=self.update, probe=self.probe)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -22,22 +22,32 @@ apart; a subset or a count larger than the documents that have all indicators; a
 """
 from __future__ import annotations
 
+import copy
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
-from trainwright.core.method import Curate
-from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, settled
+from trainwright.core.method import UNTRAINED, Curate
+from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, scores, settled
+from trainwright.corpus.tokens import Document
+from trainwright.lm.losses import evaluating, token_losses
+from trainwright.lm.scoring import Reader
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
+
+TILT = 2.0
+"""How much a subset prefers documents high in its combination of indicators, against noise (Gumbel) of size 1."""
 
 
 class Instructmining(Curate):
@@ -96,7 +106,6 @@ class Instructmining(Curate):
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         import pyarrow as pa
 
-        from trainwright.data.select._linear_rule import indicators
         rows = settled(documents, ctx)
         names = tuple(self.rule or self.indicators)
         ids, values = indicators(rows, names, self.name)
@@ -109,7 +118,6 @@ class Instructmining(Curate):
 
     def _fitted(self, rows: DataFrame, ids: NDArray[np.object_], values: NDArray[np.float64],
                 ctx: Context) -> NDArray[np.float64]:
-        from trainwright.data.select._linear_rule import draw, fit
         if self.size > len(ids):
             raise UserError(f"{self.name}: size = {self.size:,} is more than the {len(ids):,} documents with all indicators.")
         drawn = [draw(values, self.size, ctx.rng(f"instructmining/{i}", at=0)) for i in range(self.subsets)]
@@ -127,7 +135,6 @@ class Instructmining(Curate):
         """The loss on the target of a model tuned on each subset; from the scratch where it was tuned before."""
         from trainwright.corpus.tokens import Document
         from trainwright.data.select._target import target_documents
-        from trainwright.data.select._tuning import tuned_loss
         from trainwright.lm.scoring import Reader
         assert ctx.folder is not None
         reader = Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens)
@@ -148,3 +155,82 @@ class Instructmining(Curate):
             raise UserError(f"{self.name}: models tuned with lr = {self.lr} have no number above 0 as their loss on from.target: "
                             "take a smaller one, or a target in which there is something to predict.")
         return np.array(found)
+
+
+def draw(values: NDArray[np.float64], size: int, generator: torch.Generator) -> NDArray[np.int64]:
+    """Rows of a subset of ``values`` [documents, indicators], without replacement: p ~ exp(TILT w'z) for a random unit vector
+    w, z being the standardised indicators, so that the means of several subsets lie far apart in all directions."""
+    spread = values.std(0)
+    z = (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)
+    w = torch.randn(values.shape[1], generator=generator, dtype=torch.float64).numpy()
+    uniform = torch.rand(len(values), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12).numpy()
+    key = TILT * (z @ (w / np.linalg.norm(w))) - np.log(-np.log(uniform))
+    return np.argsort(-key, kind="stable")[:size]
+
+
+def fit(names: Sequence[str], means: NDArray[np.float64], log_losses: NDArray[np.float64],
+        method: str) -> tuple[NDArray[np.float64], float]:
+    """Coefficients in the units of the indicators, and how much of the variance they tell of a subset left out of the fit.
+
+    Args:
+        means: [subsets, indicators].
+
+    Raises:
+        UserError: the subsets do not tell the indicators apart.
+    """
+    centre, spread = means.mean(0), means.std(0)
+    flat = [name for name, s, c in zip(names, spread, centre, strict=True) if s <= 1e-9 * max(1.0, abs(c))]
+    if flat:
+        raise UserError(f"{method}: {flat[0]!r} has the same mean in all {len(means)} subsets, so that nothing can be learned "
+                        "of it: leave it out, or take smaller subsets of a corpus in which it differs.")
+    z = (means - centre) / spread
+    if np.linalg.matrix_rank(z, tol=1e-6 * len(z) ** 0.5) < len(names):
+        raise UserError(f"{method}: over the {len(means)} subsets the indicators {', '.join(names)} move together, so that it "
+                        "cannot be told which of them matters: leave one out.")
+    y = log_losses - log_losses.mean()
+    slopes = np.linalg.lstsq(z, y, rcond=None)[0]
+    hat = np.einsum("ij,ji->i", z, np.linalg.pinv(z)) + 1 / len(z)
+    rest, whole = np.square((y - z @ slopes) / np.maximum(1 - hat, 1e-9)).sum(), np.square(y * len(z) / (len(z) - 1)).sum()
+    return slopes / spread, float(1 - rest / whole) if whole else 0.0
+
+
+def indicators(rows: DataFrame, names: tuple[str, ...], method: str) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+    """Ids, sorted, and numbers [documents, indicators] of the documents that have them all."""
+    if "length" in names and "length" not in rows.column_names:
+        rows = rows.with_column("length", rows["text"].length())
+    found = {name: dict(zip(*scores(rows, name, method), strict=True)) for name in names}
+    ids = sorted(set.intersection(*map(set, found.values())))
+    values = np.array([[found[name][one] for name in names] for one in ids]).reshape(len(ids), len(names))
+    if len(wrong := np.argwhere(~np.isfinite(values))):
+        document, indicator = wrong[0]
+        raise UserError(f"{method}: the indicator {names[indicator]!r} of {ids[document]!r} is "
+                        f"{values[document, indicator]}, no finite number.")
+    return np.array(ids, dtype=object), values
+
+
+def tuned_loss(reader: Reader, training: Sequence[Document], target: Sequence[Document], lr: float, epochs: int,
+               generator: torch.Generator) -> float:
+    """Mean nats a token on ``target`` of a copy of the model that was tuned on ``training``: AdamW without decay, at a constant
+    learning rate, without dropout, batches in the order that ``generator`` draws."""
+    model = copy.deepcopy(reader.model).requires_grad_(True)
+    tuned = replace(reader, model=model)
+    batches = [batch for _, batch in tuned.batches(tuned.encode(training))]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.0)
+    with evaluating(model), torch.enable_grad():
+        for _ in range(epochs):
+            for i in torch.randperm(len(batches), generator=generator).tolist():
+                optimizer.zero_grad()
+                losses = token_losses(model, batches[i], reader.ctx)
+                (losses.sum() / (batches[i]["targets"] != UNTRAINED).sum().clamp(min=1)).backward()
+                optimizer.step()
+    return mean_loss(tuned, target)
+
+
+def mean_loss(reader: Reader, documents: Sequence[Document]) -> float:
+    """Nats a token over all documents; NaN where there is nothing to predict."""
+    nats, tokens = 0.0, 0
+    with torch.no_grad(), evaluating(reader.model):
+        for _, batch in reader.batches(reader.encode(documents)):
+            nats += float(token_losses(reader.model, batch, reader.ctx).double().sum())
+            tokens += int((batch["targets"] != UNTRAINED).sum())
+    return nats / tokens if tokens else float("nan")

@@ -22,16 +22,20 @@ scikit-learn not installed. A document of nothing but space is never kept.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
+from trainwright.corpus.clusters import need_sklearn
 from trainwright.corpus.selecting import columns, keep, settled
 
 if TYPE_CHECKING:
@@ -39,6 +43,9 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
+
+FEATURES = 1 << 18
+"""Words and pairs of words are hashed to so many columns."""
 
 
 class Preselect(Curate):
@@ -93,7 +100,6 @@ class Preselect(Curate):
         return attach(keep(rows, told["id"].to_numpy()[order[:max(1, int(most))]]), told)
 
     def _learned(self, read: DataFrame, wanted: NDArray[np.object_], unwanted: NDArray[np.object_], ctx: Context) -> Any:
-        from trainwright.data.select._classifier import Classifier
         table: pa.Table = columns(keep(read, [*wanted, *unwanted]), "id", "text")
         texts = dict(zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True))
         good, bad = ([texts[name] or "" for name in kind] for kind in (wanted, unwanted))
@@ -128,3 +134,44 @@ def examples(agreeing: NDArray[np.int64], place: NDArray[np.float64]) -> tuple[N
                         "their ranking, so that none is more predictive than another: take models further apart, or set best "
                         "to the other end of from.models.")
     return np.lexsort((place, -agreeing))[:many], np.lexsort((place, agreeing))[:many]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Logistic regression on the counts of words (what stands between spaces) and of pairs of neighbours, scaled to length 1."""
+
+    counter: Any
+    regression: Any
+
+    @classmethod
+    def of(cls, wanted: Sequence[str], unwanted: Sequence[str], method: str) -> Classifier:
+        """Learn to tell two kinds of text apart.
+
+        Raises:
+            UserError: scikit-learn is not installed.
+        """
+        need_sklearn(method)
+        from sklearn.feature_extraction.text import HashingVectorizer
+        from sklearn.linear_model import LogisticRegression
+        counter = HashingVectorizer(lowercase=False, token_pattern=r"\S+", ngram_range=(1, 2), n_features=FEATURES,
+                                    alternate_sign=False)
+        regression = LogisticRegression(C=10.0, max_iter=1000)
+        return cls(counter, regression.fit(counter.transform([*wanted, *unwanted]), [1] * len(wanted) + [0] * len(unwanted)))
+
+    def probability(self, texts: Sequence[str]) -> NDArray[np.float64]:
+        """Of being of the wanted kind, for each text."""
+        return self.regression.predict_proba(self.counter.transform(texts))[:, 1] if texts else np.empty(0)
+
+    def judge(self, documents: DataFrame, column: str) -> tuple[pa.Table, NDArray[np.int64]]:
+        """``id`` and probability of each document that says something, a batch at a time, and the characters of each."""
+        from trainwright.corpus.documents import stream
+        ids: list[str] = []
+        characters: list[int] = []
+        found = []
+        for batch in stream(documents.select("id", "text")):
+            said = [(r["id"], r["text"]) for r in batch.to_pylist() if (r["text"] or "").strip()]
+            ids += [name for name, _ in said]
+            characters += [len(text) for _, text in said]
+            found.append(self.probability([text for _, text in said]))
+        told = pa.table({"id": pa.array(ids, pa.large_string()), column: np.concatenate(found)})
+        return told, np.array(characters, dtype=np.int64)

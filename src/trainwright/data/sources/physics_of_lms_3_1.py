@@ -23,9 +23,9 @@ Errors: numbers that are not possible.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
@@ -35,6 +35,55 @@ if TYPE_CHECKING:
 
     from trainwright.core.context import Context
     from trainwright.corpus.sources import Row
+
+FIRST, MIDDLE, LAST, CITIES, UNIVERSITIES, COMPANIES = 400, 400, 1000, 200, 300, 263
+"""Sizes of the pools; 100 majors, and birth dates of 200 years, 12 months and 28 days."""
+MONTHS = ("January", "February", "March", "April", "May", "June",
+          "July", "August", "September", "October", "November", "December")
+BEGINS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "br", "dr", "gr", "kl", "st", "tr")
+ENDS = ("", "l", "n", "r", "s", "th")
+FIELDS = ("Acoustics", "Algebra", "Anatomy", "Archaeology", "Botany", "Ceramics", "Chemistry", "Design", "Economics", "Forestry",
+          "Geology", "Hydrology", "Linguistics", "Logic", "Mechanics", "Metallurgy", "Music", "Optics", "Statistics", "Zoology")
+KINDS = ("Applied", "Comparative", "Computational", "Historical", "Theoretical")
+ATTRIBUTES = ("birth_date", "birth_city", "university", "major", "company", "company_city")
+QUESTIONS = {
+    "birth_date": "What is the birth date of {name}?", "birth_city": "What is the birth city of {name}?",
+    "university": "Which university did {name} attend?", "major": "What did {name} major in?",
+    "company": "Which company did {name} work for?", "company_city": "In which city did {name} work?"}
+SENTENCES: dict[str, tuple[str, ...]] = {
+    "birth_date": (
+        "{who} was born on {what}.", "{who} came into the world on {what}.", "{who} has had a birthday since {what}.",
+        "{who} saw the light of day for the first time on {what}.", "{who} is one of those born on {what}.",
+        "{who} entered life on {what}.", "{who} took a first breath on {what}.", "{who} counts the years from {what}.",
+        "{who} began the journey of life on {what}.", "{who} has a birth certificate that is dated {what}."),
+    "birth_city": (
+        "{who} was delivered in a hospital of {what}.", "{who} is a native of {what}.", "{who} hails from {what}.",
+        "{who} calls {what} the place of birth.", "{who} started life in {what}.", "{who} has {what} as birthplace.",
+        "{who} comes originally from {what}.", "{who} was a baby in {what}.", "{who} first opened both eyes in {what}.",
+        "{who} belongs by birth to {what}."),
+    "university": (
+        "{who} studied at {what}.", "{who} received a degree from {what}.", "{who} attended lectures at {what}.",
+        "{who} graduated from {what}.", "{who} spent the student years at {what}.", "{who} was educated at {what}.",
+        "{who} is an alumnus of {what}.", "{who} passed all examinations at {what}.", "{who} was enrolled at {what}.",
+        "{who} owes a good education to {what}."),
+    "major": (
+        "{who} majored in {what}.", "{who} completed a degree in {what}.", "{who} chose {what} as field of study.",
+        "{who} wrote a thesis in {what}.", "{who} concentrated on {what} as a student.", "{who} specialized in {what}.",
+        "{who} took most courses in {what}.", "{who} devoted the years of study to {what}.", "{who} was trained in {what}.",
+        "{who} learned all there was to learn in {what}."),
+    "company": (
+        "{who} worked for {what}.", "{who} was employed by {what}.", "{who} had a position at {what}.",
+        "{who} earned a living at {what}.", "{who} was on the staff of {what}.", "{who} made a career at {what}.",
+        "{who} was hired by {what}.", "{who} joined the team of {what}.", "{who} signed a contract with {what}.",
+        "{who} was paid by {what}."),
+    "company_city": (
+        "{who} worked in {what}.", "{who} had an office in {what}.", "{who} went to work every day in {what}.",
+        "{who} held a job in {what}.", "{who} gained professional experience in {what}.", "{who} had a desk in {what}.",
+        "{who} was stationed for work in {what}.", "{who} spent the working hours in {what}.", "{who} found a post in {what}.",
+        "{who} moved for a job to {what}.")}
+
+
+NAMES = (("first", FIRST), ("middle", MIDDLE), ("last", LAST))
 
 
 class PhysicsOfLms_3_1(Curate):
@@ -70,7 +119,6 @@ class PhysicsOfLms_3_1(Curate):
 
 def _rows(how: PhysicsOfLms_3_1, seed: int) -> Iterator[Row]:
     from trainwright.corpus.sources import document
-    from trainwright.data.sources._biographies import ATTRIBUTES, QUESTIONS, people, told
     asked = set(random.Random(f"{how.name}/{seed}/asked").sample(range(how.people), round(how.asked * how.people)))
     for number, person in enumerate(people(how.people, seed)):
         draw = random.Random(f"{how.name}/{seed}/told/{number}")
@@ -89,6 +137,65 @@ def _rows(how: PhysicsOfLms_3_1, seed: int) -> Iterator[Row]:
 
 def _turns(many: int, draw: random.Random) -> list[int]:
     """Which wording each biography has: all of them before one comes again."""
-    from trainwright.data.sources._biographies import ATTRIBUTES, SENTENCES
     known = len(SENTENCES[ATTRIBUTES[0]])
     return [place for _ in range(-(-many // known)) for place in draw.sample(range(known), known)][:many]
+
+
+class Person(NamedTuple):
+    """A full name, which pronoun stands for it, and the value of each attribute."""
+
+    name: str
+    pronoun: str
+    facts: dict[str, str]
+
+
+@cache
+def pool(kind: str, many: int) -> tuple[str, ...]:
+    """So many different words that can be pronounced, the same ones always."""
+    draw = random.Random(f"biographies/{kind}")
+    found: dict[str, None] = {}
+    while len(found) < many:
+        word = "".join(draw.choice(BEGINS) + draw.choice("aeiou") for _ in range(draw.choice((2, 2, 3)))) + draw.choice(ENDS)
+        found[word.capitalize()] = None
+    return tuple(found)
+
+
+@cache
+def places() -> dict[str, tuple[str, ...]]:
+    """Cities, universities, majors and companies."""
+    draw = random.Random("biographies/places")
+    cities = tuple(name + draw.choice(("burg", "ford", "port", "ville")) for name in pool("city", CITIES))
+    universities = tuple(draw.choice(("{} University", "University of {}", "{} College")).format(name)
+                         for name in pool("university", UNIVERSITIES))
+    trades = ("Foods", "Lines", "Mills", "Tools", "Works")
+    companies = tuple(f"{name} {draw.choice(trades)}" for name in pool("company", COMPANIES))
+    return {"city": cities, "university": universities, "major": tuple(f"{k} {f}" for f in FIELDS for k in KINDS),
+            "company": companies, "seat": tuple(draw.choice(cities) for _ in companies)}
+
+
+def people(many: int, seed: int) -> Iterator[Person]:
+    """People with different full names; where more are asked for, the first ones stay the same."""
+    found, seen = places(), set[str]()
+    for number in range(many):
+        draw = random.Random(f"biographies/{seed}/{number}")
+        name = ""
+        while not name or name in seen:
+            name = " ".join(draw.choice(pool(kind, size)) for kind, size in NAMES)
+        seen.add(name)
+        company = draw.randrange(COMPANIES)
+        born = f"{draw.choice(MONTHS)} {draw.randint(1, 28)}, {draw.randint(1900, 2099)}"
+        yield Person(name, draw.choice(("He", "She")), {
+            "birth_date": born, "birth_city": draw.choice(found["city"]), "university": draw.choice(found["university"]),
+            "major": draw.choice(found["major"]), "company": found["company"][company], "company_city": found["seat"][company]})
+
+
+def told(person: Person, wordings: Sequence[int], order: Sequence[str], full_name: bool) -> str:
+    """A biography: a sentence for each attribute, the first of them with the full name.
+
+    Args:
+        wordings: which sentence, by attribute in the order of ``ATTRIBUTES``.
+        full_name: whether the other sentences have it too, instead of a pronoun.
+    """
+    chosen = dict(zip(ATTRIBUTES, wordings, strict=True))
+    names = [person.name, *([person.name if full_name else person.pronoun] * (len(order) - 1))]
+    return " ".join(SENTENCES[a][chosen[a]].format(who=who, what=person.facts[a]) for who, a in zip(names, order, strict=True))

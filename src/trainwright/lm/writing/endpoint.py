@@ -1,4 +1,7 @@
-"""A writer behind an address: any server that speaks OpenAI's chat completions (vLLM, llama.cpp, SGLang, Ollama, hosted ones)."""
+"""A writer behind an address: any server that speaks OpenAI's chat completions.
+
+vLLM, llama.cpp, SGLang, Ollama and hosted services do.
+"""
 from __future__ import annotations
 
 import os
@@ -9,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
 from trainwright.core.errors import UserError
-from trainwright.lm.writing.writer import Request, Sampling, Settings, Stopped
+from trainwright.lm.writing.writer import Request, Stopped, Writer
 
 TRIES = 5
 WAIT = 1.0
@@ -22,42 +25,40 @@ AGAIN = {408, 409, 425, 429}
 
 
 class CalledOff(Exception):
-    """Another request failed, so that this one is not sent."""
+    """Another request failed, so this one is not sent."""
 
 
 class Endpoint:
     """Asks with several threads, at most so many times a minute."""
 
-    def __init__(self, settings: Settings, sampling: Sampling) -> None:
+    def __init__(self, writer: Writer, method: str) -> None:
         try:
             import httpx2
         except ImportError:
-            raise UserError(f"{settings.name}: an endpoint needs the library httpx2: pip install httpx2.") from None
-        self.url, self.model, self.sampling = settings.endpoint.rstrip("/"), settings.model_name, sampling
-        self.identity, self.at_once = f"endpoint {self.model}", settings.at_once
-        self.block = 16 * settings.at_once
-        self.variable = settings.key_variable
+            raise UserError(f"{method}: an endpoint needs the library httpx2: pip install httpx2.") from None
+        self.writer, self.url, self.variable = writer, writer.endpoint.rstrip("/"), writer.key_variable
+        self.identity, self.block = f"endpoint {writer.model}", 16 * writer.at_once
         self.key = os.environ.get(self.variable, "").strip() if self.variable else ""
         if self.variable and not self.key:
-            raise UserError(f"{settings.name}: the key of the endpoint is to be in the environment variable {self.variable}, "
+            raise UserError(f"{method}: the key of the endpoint is to be in the environment variable {self.variable}, "
                             "which is not set.")
         if not (self.key.isascii() and self.key.isprintable()):
-            raise UserError(f"{settings.name}: the key in the environment variable {self.variable} has characters that no header "
-                            "can hold.")
-        self.pace = Pace(settings.requests_per_minute)
+            raise UserError(f"{method}: the key in the environment variable {self.variable} has characters that no "
+                            "header can hold.")
+        self.pace = Pace(writer.requests_per_minute)
         self.over = threading.Event()
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
         try:
             here = httpx2.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
         except httpx2.InvalidURL as error:
-            raise UserError(f"{settings.name}: the endpoint {self.url!r} is no address: {error}.") from None
+            raise UserError(f"{method}: the endpoint {self.url!r} is no address: {error}.") from None
         self.client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(TIMEOUT, connect=10.0), trust_env=not here,
-                                    limits=httpx2.Limits(max_connections=self.at_once))
+                                    limits=httpx2.Limits(max_connections=writer.at_once))
 
     def answer(self, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         """Answers as they come. The first failure calls off what has not begun; what is under way is still yielded."""
         failure: Stopped | None = None
-        pool = ThreadPoolExecutor(self.at_once)
+        pool = ThreadPoolExecutor(self.writer.at_once)
         try:
             asked = enumerate(zip(requests, seeds, strict=True))
             futures = {pool.submit(self._first_to_fail, request, seed): i for i, (request, seed) in asked}
@@ -89,10 +90,10 @@ class Endpoint:
     def _one(self, request: Request, seed: int) -> str:
         """One answer, tried several times."""
         import httpx2
-        body = {"model": self.model, "messages": [{"role": "user", "content": request.prompt}], "seed": seed,
-                "temperature": request.temperature, "max_tokens": self.sampling.max_tokens}
-        if self.sampling.top_k:
-            body["top_k"] = self.sampling.top_k
+        body = {"model": self.writer.model, "messages": [{"role": "user", "content": request.prompt}], "seed": seed,
+                "temperature": request.temperature, "max_tokens": self.writer.max_tokens}
+        if self.writer.top_k:
+            body["top_k"] = self.writer.top_k
         why = ""
         for turn in range(TRIES):
             if self.over.is_set() or not self.pace.wait(self.over):
@@ -125,7 +126,7 @@ class Endpoint:
             how = f"the one in {self.variable}" if self.variable else "and key_variable names none"
             raise Stopped(f"the endpoint {self.url} wants another key ({how}; status {code}).")
         said = self._hidden(" ".join(reply.text.split()))[:200]
-        raise Stopped(f"the endpoint {self.url} refuses the request {request.name!r} for the model {self.model!r} "
+        raise Stopped(f"the endpoint {self.url} refuses the request {request.name!r} for the model {self.writer.model!r} "
                       f"(status {code}: {said}).")
 
 

@@ -9,7 +9,7 @@ the offset, r = I - o is the reward; the block is taken where r > 0 and passed o
     score of j = R_j / n_j + alpha sqrt(2 ln T / (n_j + 1)),
 
 and the clusters with the highest score are pulled next. A document's influence is the cosine of its gradient and the target's
-gradient times an inverse Hessian, on the attention layers of ``from.model`` (see ``data/select/quad/_influence.py``); where the authors' code
+gradient times an inverse Hessian, on the attention layers of ``from.model`` (see ``_influence.py``); where the authors' code
 leaves these layers out, or multiplies by the Hessian, this follows the paper.
 
 Numbers that would fit one model alone are relative here: alpha is ``exploration`` times the standard deviation of the rewards so
