@@ -27,7 +27,7 @@ from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Data, State
 from trainwright.core.settings import make
 from trainwright.families import deltas
-from trainwright.finetune import _columns
+from trainwright.finetune import paca
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.paca import FILE, Paca, PacaLinear
 from trainwright.lm.layers import as_linear_weight, linear_layers
@@ -125,7 +125,7 @@ def test_no_pass_copies_a_weight_of_its_own_type(half: bool, monkeypatch: pytest
     layer = operated(model, Paca(rank=4), moved=0.1).model.layers[0].mlp.up_proj
     old, x = layer.weight.clone(), torch.randn(3, 32, dtype=layer.weight.dtype, requires_grad=True)
     now = old.index_copy(1, layer.index, (layer.columns.detach() * 4).to(old.dtype))
-    monkeypatch.setattr(_columns, "copied", None)
+    monkeypatch.setattr(paca, "copied", None)
     y = layer(x)
     y.sum().backward()
     assert torch.equal(layer.weight, old) and not torch.equal(now, old)

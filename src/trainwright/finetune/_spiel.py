@@ -11,8 +11,8 @@ from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors
-from trainwright.finetune._sparse_delta import Watch, product
-from trainwright.lm.layers import Adapter, as_linear_weight, in_out
+from trainwright.lm.layers import Adapter, as_linear_weight, compute_dtype, in_out
+from trainwright.lm.sparse_delta import Watch, product
 
 if TYPE_CHECKING:
     from trainwright.finetune.spiel import Spiel
@@ -42,7 +42,7 @@ class SpielLinear(Adapter):
             self.spiel_candidates = nn.Parameter(torch.zeros(count, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        kind = compute_dtype(x)
         if self.choosing:
             return self.choosing_product(x.to(kind))
         watch = Watch(self.spiel_candidates, self.candidates, QUIET) if self.settings.by_gradient else None

@@ -1,46 +1,69 @@
-"""IncreLoRA: LoRA that starts at rank 1 everywhere, and gives more rank, in training, to the layers on which the loss depends.
+"""IncreLoRA: a LoRA of rank 1 everywhere, whose ranks grow during training in the layers that matter most to
+the loss.
 
-"IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning" (arXiv 2308.12043). For W [out, in]
+"IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning" (arXiv 2308.12043).
+For W [out, in]
 
     y = W x + dW x,   dW = alpha / (r + 1e-5)  B diag(E) A,   A [., in], B [out, .] ~ N(0, 0.02^2),
 
-r components are in use: one at the start, with E = 0. The next ``grow`` wait: their E stays at 1e-5, while their rows of A and
-columns of B learn already. With s = sum |dW * dL/dW| / sqrt(in out) of a layer at a step,
+where r components are in use: one at the start, with E = 0. The next ``grow`` components wait: their E stays
+at 1e-5 while their rows of A and columns of B already learn. With s = sum |dW * dL/dW| / sqrt(in out) of a
+layer at a step,
 
     I <- beta1 I + (1 - beta1) s,   U <- beta2 U + (1 - beta2) |s - I|,   importance = I U.
 
-Between ``begin`` and ``end``, after every ``every`` steps, the most important layers take ``grow`` components more into use.
-How many layers that are follows from the budget: ranks rise evenly to ``rank`` times the number of layers in all, exactly, and
-then E of what still waits is 0 for good. ``orthogonality`` times the mean over layers of ||A A' - I||_F and ||B' B - I||_F, over
-all components of a layer that are in use or wait, is part of the loss.
+Between ``begin`` and ``end``, after every ``every`` steps, the most important layers take ``grow`` more
+components into use. The budget decides how many layers: ranks rise evenly until they sum to exactly ``rank``
+times the number of layers, and then E of whatever still waits is 0 for good. The loss also has
+``orthogonality`` times the mean over layers of ||A A' - I||_F and ||B' B - I||_F, taken over the components
+of a layer that are in use or waiting.
 
-Name it before clip and the optimizer: that part is added to the gradient. A layer has room for ``most`` components from the start
-(a sharded model cannot get new parameters); those not in use cost memory alone. Until ``end`` a layer's dense gradient is formed
-for a moment, row by row of the batch. Other than in the authors' code, s sums over these rows, so that accumulation and ranks
-bend nothing, the budget is not overshot, components are held orthogonal to one another (theirs, a block each, have a norm
-alone), and new ones have no warm-up of their own (an option there).
+Name it before clip and the optimizer: it adds the gradient of that term. A layer reserves ``most`` components
+from the start (a sharded model cannot gain parameters); unused ones cost only memory. Until ``end`` the dense
+gradient of a layer is formed briefly, one row of the batch at a time. This differs from the authors' code: s
+sums over those rows, so that neither accumulation nor ranks change it; the budget is not overshot; components
+are held orthogonal to one another (theirs, in blocks of their own, are only normalized); and new components
+have no warm-up of their own (an option there).
 
-Not where all layers matter alike, or steps are few: scores need some tens of steps. State: ``shared``, by layer.
-Errors: settings out of range; a stage too short to grow in; ``layers`` matches no linear layer, a taken or a tied one.
+Do not use it where all layers matter alike, or for a short stage: scores need some tens of steps.
+
+State: ``shared``, by layer.
+Errors: settings out of range; a stage too short to grow in; ``layers`` matches no linear layer, or one that
+is taken or tied.
 """
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
-from trainwright.finetune._increlora import IncreloraLinear, allocate, orthogonal, remember
 from trainwright.lm import deltas
-from trainwright.lm.layers import freeze, linear_layers, put
-from trainwright.lm.schedules import check, steps_of
+from trainwright.lm.layers import (
+    Adapter,
+    as_linear_weight,
+    compute_dtype,
+    freeze,
+    installed,
+    linear_layers,
+    put,
+)
+from trainwright.lm.schedules import check_parts, steps_of
 
 FILE = "increlora.safetensors"
 PARTS = ("increlora_A", "increlora_B", "increlora_E", "ranks")
+WAITING = 1e-5
+"""The singular value with which a component waits to be taken into use."""
+QUIET = 2.0**-20
+"""Factor of scores on their way through the chain, so that they do not count in a norm that is clipped."""
 
 
 class Increlora(Surgery, Update):
@@ -71,16 +94,28 @@ class Increlora(Surgery, Update):
     params: ClassVar[str] = "*.increlora_*"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="better than LoRA and AdaLoRA with as many trained numbers, above all where data are few (GLUE)",
-        drop=("adamw",), add=({"use": "increlora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
+        suite="adapt",
+        claim="better than LoRA and AdaLoRA with as many trained numbers, above all where data are few "
+              "(GLUE)",
+        drop=("adamw",),
+        add=({"use": "increlora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
         search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}), versus="LoRA")
+        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
+        versus="LoRA",
+    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "begin": 1, "end": 0.8, "every": 1}
 
     def __post_init__(self) -> None:
-        check(begin=self.begin, end=self.end, every=self.every)
-        if min(self.rank, self.grow) < 1 or 0 < self.most < self.rank or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise ValueError("rank and grow must be 1 or more, most 0 or no less than rank, beta1 and beta2 from 0 to below 1.")
+        check_parts(begin=self.begin, end=self.end, every=self.every)
+        if (
+            min(self.rank, self.grow) < 1
+            or 0 < self.most < self.rank
+            or not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1)
+        ):
+            raise ValueError(
+                "rank and grow must be 1 or more, most 0 or no less than rank, beta1 and beta2 from 0 to "
+                "below 1."
+            )
 
     @property
     def room(self) -> int:
@@ -96,18 +131,28 @@ class Increlora(Surgery, Update):
             put(model, name, IncreloraLinear(layer, self, ctx.rng(f"increlora/{name}", at=0)))
 
     def mine(self, model: nn.Module) -> dict[str, IncreloraLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, IncreloraLinear) and m.settings == self}
+        """The layers that this method has put in, by name."""
+        return installed(model, IncreloraLinear, self)
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        if ctx.steps > 1 and self.turn(ctx.steps, ctx)[1] < 1:                            # a plan tries one step of any stage
-            raise UserError(f"increlora: no step of {ctx.steps} is one at which ranks could grow: begin = {self.begin}, end = "
-                            f"{self.end}, every = {self.every}.")
+        if ctx.steps > 1 and self.turn(ctx.steps, ctx)[1] < 1:  # a plan tries one step of any stage
+            raise UserError(
+                f"increlora: no step of {ctx.steps} is one at which ranks could grow: begin = {self.begin}, "
+                f"end = {self.end}, every = {self.every}."
+            )
         none = dict.fromkeys(self.mine(model), 0.0)
-        return {"shared": {"ranks": dict.fromkeys(none, 1), "sensitivity": none, "uncertainty": dict(none), "steps": 0}}
+        return {
+            "shared": {
+                "ranks": dict.fromkeys(none, 1),
+                "sensitivity": none,
+                "uncertainty": dict(none),
+                "steps": 0,
+            }
+        }
 
     def turn(self, step: int, ctx: Context) -> tuple[int, int]:
-        """The number of the growth that follows this step, counted from 1 (0: none does), and how many there are in all."""
+        """The number of the growth that follows this step, counted from 1 (0: none does), and how many there
+        are in all."""
         begin, every = steps_of(self.begin, ctx.steps), max(1, steps_of(self.every, ctx.steps))
         count = (steps_of(self.end, ctx.steps) - begin) // every
         number, rest = divmod(step - begin, every)
@@ -116,11 +161,17 @@ class Increlora(Surgery, Update):
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         shared, out = state["shared"], dict(updates)
         shared["steps"] = ctx.step + 1
-        scores = {n.rpartition(".")[0]: ctx.grads[n] for n in updates if n.removesuffix(".increlora_score") in shared["ranks"]}
+        scores = {
+            n.rpartition(".")[0]: ctx.grads[n]
+            for n in updates
+            if n.removesuffix(".increlora_score") in shared["ranks"]
+        }
         if ctx.step < steps_of(self.end, ctx.steps):
             remember(scores, shared, self.beta1, self.beta2)
         for name in scores:
-            out |= orthogonal(name, ctx.policy.get_submodule(name), updates, params, self.orthogonality / (2 * len(scores)))
+            out |= orthogonal(
+                name, ctx.policy.get_submodule(name), updates, params, self.orthogonality / (2 * len(scores))
+            )
         return out
 
     def settle(self, params: Tensors, state: State, ctx: Context) -> None:
@@ -142,8 +193,138 @@ class Increlora(Surgery, Update):
         return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in PARTS}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``increlora.safetensors``: of each layer A, B, E, and ``ranks``: how many components are in use, and how many wait."""
+        """``increlora.safetensors``: of each layer A, B, E, and ``ranks``: how many components are in use,
+        and how many wait."""
         deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
         deltas.read(self.learned(model), folder / FILE)
+
+
+class IncreloraLinear(Adapter):
+    """A linear layer with room for ``most`` components b e a', of which the first are in use and the next few
+    wait."""
+
+    ranks: Tensor
+    """How many are in use, and how many wait."""
+
+    def __init__(self, layer: nn.Module, settings: Increlora, rng: torch.Generator) -> None:
+        super().__init__(layer)
+        self.settings, self.scored, device, most = settings, True, self.weight.device, settings.room
+        start = torch.full((most,), WAITING)
+        start[0] = 0
+        self.increlora_A = nn.Parameter(
+            torch.empty(most, self.in_features).normal_(0, 0.02, generator=rng).to(device)
+        )
+        self.increlora_B = nn.Parameter(
+            torch.empty(self.out_features, most).normal_(0, 0.02, generator=rng).to(device)
+        )
+        self.increlora_E = nn.Parameter(start.to(device))
+        self.increlora_score = nn.Parameter(torch.zeros(1, device=device))
+        self.register_buffer("ranks", torch.zeros(2, dtype=torch.int64, device=device))
+        self.use(1, waiting=settings.rank > 1)
+
+    def use(self, rank: int, waiting: bool) -> None:
+        """Take so many components into use; whether more are to wait."""
+        more = min(self.settings.grow, self.settings.room - rank) if waiting else 0
+        self.ranks.copy_(torch.tensor([rank, more]))
+
+    def values(self) -> Tensor:
+        """The scaled singular values [most]: zero for components neither in use nor waiting, without gradient
+        for the waiting."""
+        (active, waiting), place = self.ranks, torch.arange(len(self.increlora_E), device=self.ranks.device)
+        rest = self.increlora_E.detach() * (place < active + waiting)
+        return torch.where(place < active, self.increlora_E, rest) * (self.settings.alpha / (active + 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = compute_dtype(x)
+        x, values = x.to(kind), self.values()
+        low = F.linear(x, self.increlora_A.to(kind)) * values.to(kind)
+        y = self.linear(x) + F.linear(low, self.increlora_B.to(kind))
+        if self.scored and torch.is_grad_enabled():
+            y = Scored.apply(
+                y,
+                x.detach(),
+                self.increlora_A.detach(),
+                self.increlora_B.detach(),
+                values.detach(),
+                self.increlora_score,
+            )
+        return y
+
+    @torch.no_grad()
+    def folded(self) -> nn.Module:
+        """The plain layer that computes the same; the weight changes in place."""
+        weight = as_linear_weight(self)
+        weight.copy_(weight.float() + (self.increlora_B * self.values()) @ self.increlora_A)
+        return self.plain()
+
+
+class Scored(torch.autograd.Function):
+    """y as it is; the gradient of ``score`` is sum |dW * dL/dW| / sqrt(entries), summed over the rows of the
+    batch.
+
+    Each row has a dL/dW of its own, so that no cut of a step into micro-batches and ranks makes another
+    score.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, values: Tensor, score: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, A, B, values)
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, A, B, values = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            addition = ((B * values) @ A).abs_()
+            score = addition.new_zeros(())
+            for g, row in zip(grad, x, strict=True) if grad.ndim > 2 else [(grad, x)]:
+                dense = g.reshape(-1, g.shape[-1]).T @ row.reshape(-1, row.shape[-1])
+                score += (dense.float().abs_() * addition).sum() * (QUIET / math.sqrt(addition.numel()))
+        return grad, None, None, None, None, score.view(1)
+
+
+def remember(scores: dict[str, Tensor], shared: State, beta1: float, beta2: float) -> None:
+    """Move each layer's sensitivity and uncertainty by its score of this step."""
+    now = (torch.cat(list(scores.values())) / QUIET).tolist()  # one wait for the device, not one a layer
+    for name, score in zip(scores, now, strict=True):
+        known = shared["sensitivity"][name] = beta1 * shared["sensitivity"][name] + (1 - beta1) * score
+        shared["uncertainty"][name] = beta2 * shared["uncertainty"][name] + (1 - beta2) * abs(score - known)
+
+
+def orthogonal(
+    name: str, layer: IncreloraLinear, updates: Tensors, params: Tensors, factor: float
+) -> Tensors:
+    """A layer's gradients with that of the orthogonality of its components in use and waiting; none for the
+    score."""
+    A, B, used = f"{name}.increlora_A", f"{name}.increlora_B", int(layer.ranks.sum())
+    out = {A: updates[A].clone(), B: updates[B].clone()}
+    out[A][:used].add_(orthonormal(params[A][:used]), alpha=factor)
+    out[B][:, :used].add_(orthonormal(params[B][:, :used].T).T, alpha=factor)
+    return out | {f"{name}.increlora_score": torch.zeros_like(updates[f"{name}.increlora_score"])}
+
+
+def orthonormal(matrix: Tensor) -> Tensor:
+    """The gradient of ||M M' - I||_F, whose rows are to be orthonormal."""
+    off = matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)
+    return 2 * off @ matrix / off.norm().clamp(min=1e-12)
+
+
+def allocate(shared: State, total: int, grow: int, most: int) -> dict[str, int]:
+    """Ranks that sum to ``total``: the most important layers get ``grow`` more, one after another, until none
+    are left to give.
+
+    None gets beyond ``most``; if there are more to give than layers, it begins anew with the first.
+    """
+    out, left = dict(shared["ranks"]), total - sum(shared["ranks"].values())
+    order = sorted(out, key=lambda name: -shared["sensitivity"][name] * shared["uncertainty"][name])
+    while left > 0 and any(out[name] < most for name in order):
+        for name in order:
+            more = min(grow, most - out[name], left)
+            out[name] += more
+            left -= more
+    return out

@@ -28,7 +28,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.lm.layers import Adapter, as_linear_weight, freeze, linear_layers, put, shortest
+from trainwright.lm.layers import Adapter, as_linear_weight, compute_dtype, freeze, installed, linear_layers, put, shortest
 
 
 class Lora(Surgery):
@@ -69,8 +69,8 @@ class Lora(Surgery):
             put(model, name, LoraLinear(layer, self, ctx.rng(f"lora/{name}", at=0)))
 
     def mine(self, model: nn.Module) -> dict[str, LoraLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, LoraLinear) and m.settings == self}
+        """The layers that this method has put in, by name."""
+        return installed(model, LoraLinear, self)
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
@@ -106,7 +106,7 @@ class LoraLinear(Adapter):
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, settings.rank, device=self.weight.device))
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        kind = compute_dtype(x)
         rows = x.reshape(-1, self.in_features).to(kind)               # cast once for both paths; 2-D, so that B A x adds in place
         y = self.linear(rows)
         low = F.linear(F.dropout(rows, self.settings.dropout, self.training), self.lora_A.to(kind))

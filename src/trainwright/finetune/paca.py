@@ -1,37 +1,54 @@
-"""PaCA: train a few random input columns of each linear layer in place, without a second path beside the layer.
+"""PaCA: train a few random input columns of each linear layer in place, without a second path beside the
+layer.
 
-"PaCA: Partial Connection Adaptation for Efficient Fine-Tuning" (arXiv 2503.01905). For a layer W [out, in] draw ``rank`` columns
-S once, uniformly; all else is frozen. With P [out, rank] trained, s = alpha / rank, and P = W[:, S] / s at the start,
+"PaCA: Partial Connection Adaptation for Efficient Fine-Tuning" (arXiv 2503.01905). For a layer W [out, in]
+draw ``rank`` columns S once, uniformly; everything else is frozen. With P [out, rank] trained, s = alpha /
+rank, and P = W[:, S] / s at the start,
 
     V = W with s P as its columns S,    y = V x + b,    dL/dx = V' dL/dy,    dL/dP = s (dL/dy) x[S]'
 
-so that the gradient is the dense one on those columns, and the forward pass is one product. Backward keeps x[S] (rank numbers a
-token) and the weights themselves: for each product s P is put into W, and the old columns back. Only where autocast gives the
-activations another dtype V is a passing copy, as it makes one of any frozen weight. ``fold`` writes s P into W for good; the
-other columns stay as they were, to the bit. P is float32. Weight decay pulls the columns to zero, not back to W. Under Adam a
-step moves them by about s times the learning rate; alpha = rank is plain training of the columns.
+so that the gradient is the dense one on those columns, and the forward pass is one product. Backward keeps
+x[S] (rank numbers a token) and the weights themselves: for each product s P is written into W and the old
+columns are put back. Only where autocast gives the activations another dtype is V a temporary copy, as
+autocast makes of any frozen weight. ``fold`` writes s P into W for good; the other columns stay as they were,
+to the bit. P is float32. Weight decay pulls the columns to zero, not back to W. Under Adam a step moves them
+by about s times the learning rate; with alpha = rank the columns are trained plainly.
 
-The released code computes some passes with columns of an earlier step, and takes inputs of three dimensions only. Here every
-pass has the columns of now, for any number of dimensions.
+The released code computes some passes with columns of an earlier step, and accepts inputs of three dimensions
+only. Here every pass has the current columns, for any number of dimensions.
 
-Not for generating much text under autocast or compiled: each pass then copies the weights, which counts where it has few tokens.
-Errors: a rank above the inputs of a layer; ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied.
+Do not use it to generate much text under autocast or compiled: each pass then copies the weights, which
+counts where a pass has few tokens.
+
+Errors: a rank above the inputs of a layer; ``layers`` matches no linear layer, or one that has an adapter or
+a tied weight.
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.finetune._columns import Columns, copied
 from trainwright.lm import deltas
-from trainwright.lm.layers import Adapter, as_linear_weight, freeze, in_out, linear_layers, put
+from trainwright.lm.layers import (
+    Adapter,
+    as_linear_weight,
+    compute_dtype,
+    freeze,
+    in_out,
+    installed,
+    linear_layers,
+    put,
+)
 
 FILE = "paca.safetensors"
 
@@ -46,9 +63,15 @@ class Paca(Surgery):
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="sft", claim="22 % less time and 16 % less memory than LoRA of the same rank, at a comparable accuracy",
-        metric="seconds_per_step", add=({"use": "paca", "rank": 8},), set={"precision": "bf16-true"},
-        baseline=({"use": "lora", "rank": 8},), baseline_set={"precision": "bf16-true"}, versus="LoRA")
+        suite="sft",
+        claim="22 % less time and 16 % less memory than LoRA of the same rank, at a comparable accuracy",
+        metric="seconds_per_step",
+        add=({"use": "paca", "rank": 8},),
+        set={"precision": "bf16-true"},
+        baseline=({"use": "lora", "rank": 8},),
+        baseline_set={"precision": "bf16-true"},
+        versus="LoRA",
+    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
 
     def __post_init__(self) -> None:
@@ -68,15 +91,17 @@ class Paca(Surgery):
         layers = linear_layers(model, self.layers)
         narrow = next((n for n, m in layers.items() if in_out(m)[0] < self.rank), None)
         if narrow is not None:
-            raise UserError(f"paca: rank = {self.rank} is more than the {in_out(layers[narrow])[0]} inputs of {narrow}; "
-                            "choose a lower rank, or a narrower 'layers'.")
+            raise UserError(
+                f"paca: rank = {self.rank} is more than the {in_out(layers[narrow])[0]} inputs of {narrow}; "
+                "choose a lower rank, or a narrower 'layers'."
+            )
         freeze(model)
         for name, layer in layers.items():
             put(model, name, PacaLinear(layer, self, ctx.rng(f"paca/{name}", at=0)))
 
     def mine(self, model: nn.Module) -> dict[str, PacaLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, PacaLinear) and m.settings == self}
+        """The layers that this method has put in, by name."""
+        return installed(model, PacaLinear, self)
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
@@ -86,10 +111,15 @@ class Paca(Surgery):
             put(model, name, layer.plain())
 
     def learned(self, model: nn.Module) -> dict[str, Tensor]:
-        return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("columns", "index")}
+        return {
+            f"{n}.{part}": getattr(m, part)
+            for n, m in self.mine(model).items()
+            for part in ("columns", "index")
+        }
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``paca.safetensors``: of each layer ``NAME.columns`` [out, rank] (P, still to be scaled) and ``NAME.index`` [rank]."""
+        """``paca.safetensors``: of each layer ``NAME.columns`` [out, rank] (P, still to be scaled) and
+        ``NAME.index`` [rank]."""
         deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
@@ -111,5 +141,75 @@ class PacaLinear(Adapter):
         self.columns = nn.Parameter(start.div_(settings.scale).contiguous())
 
     def forward(self, x: Tensor) -> Tensor:
-        kind = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-        return Columns.apply(x.to(kind), self.columns, as_linear_weight(self), self.index, self.bias, self.settings.scale)
+        kind = compute_dtype(x)
+        return Columns.apply(
+            x.to(kind), self.columns, as_linear_weight(self), self.index, self.bias, self.settings.scale
+        )
+
+
+class Columns(torch.autograd.Function):
+    """``F.linear(x, V, bias)``, where V is ``weight`` [out, in] with ``scale * columns`` [out, rank] as its
+    columns ``index``.
+
+    Only ``columns`` and ``x`` [..., in] get a gradient; of ``x`` the entries at ``index`` are kept. V is
+    ``weight`` itself, with the columns in it while a product takes; where ``x`` has another dtype, a copy
+    that each pass makes and none keeps.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, columns: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None, scale: float
+    ) -> Tensor:
+        part = x.reshape(-1, x.shape[-1]).T.index_select(
+            0, index
+        )  # [rank, tokens], a copy: a view would keep all of x
+        ctx.save_for_backward(part, columns, weight, index)
+        ctx.scale = scale
+        bias = None if bias is None else bias.to(x.dtype)
+        return product(lambda v: F.linear(x, v, bias), weight, columns, index, scale, x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        part, columns, weight, index = ctx.saved_tensors
+        grad_x = grad_columns = None
+        with torch.autocast(grad.device.type, enabled=False):
+            if ctx.needs_input_grad[0]:
+                told = weight, columns, index, ctx.scale
+                compiled = torch.compiler.is_compiling()
+                grad_x = _back(grad, *told) if compiled else product(lambda v: grad @ v, *told, grad.dtype)
+            if ctx.needs_input_grad[1]:
+                grad_columns = (part @ grad.reshape(-1, grad.shape[-1])).T.to(columns.dtype).mul_(ctx.scale)
+        return grad_x, grad_columns, None, None, None, None
+
+
+def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, index: Tensor, scale: float,
+            kind: torch.dtype) -> Tensor:
+    """``of(V)`` in the dtype ``kind``. Autograd is not told of what is put in and taken out again
+    (``data``)."""
+    if weight.dtype != kind or torch.compiler.is_compiling():
+        return of(copied(weight, columns, index, scale, kind))
+    old = weight.index_select(1, index)
+    try:
+        weight.data.index_copy_(1, index, columns.mul(scale).to(kind))
+        return of(weight)
+    finally:
+        weight.data.index_copy_(1, index, old)
+
+
+def copied(weight: Tensor, columns: Tensor, index: Tensor, scale: float, kind: torch.dtype) -> Tensor:
+    """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``scale * columns`` as its columns
+    ``index``."""
+    return weight.to(kind, copy=True).index_copy_(1, index, columns.mul(scale).to(kind))
+
+
+@torch.library.custom_op("trainwright::columns_back", mutates_args=())
+def _back(grad: Tensor, weight: Tensor, columns: Tensor, index: Tensor, scale: float) -> Tensor:
+    """Opaque to the compiler, which would find V in both passes, make it once, and keep it in between: all
+    the weights again."""
+    return grad @ copied(weight, columns, index, scale, grad.dtype)
+
+
+@_back.register_fake
+def _(grad: Tensor, weight: Tensor, columns: Tensor, index: Tensor, scale: float) -> Tensor:
+    return grad.new_empty(*grad.shape[:-1], weight.shape[1])

@@ -1,46 +1,58 @@
-"""R-AMT: train which weights of a frozen model to keep, and drop gradients that general knowledge speaks against.
+"""R-AMT: learn which weights of a frozen model to keep, and drop gradients that conflict with general
+knowledge.
 
-"Regularized Mask Tuning: Uncovering Hidden Knowledge in Pre-trained Vision-Language Models" (arXiv 2307.15049). Each weight of
-the masked layers has a score s, ``start`` at first. With W frozen and m = 1 where s > ``threshold``, else 0,
+"Regularized Mask Tuning: Uncovering Hidden Knowledge in Pre-trained Vision-Language Models" (arXiv
+2307.15049). Each weight of the masked layers has a score s, ``start`` at first. With W frozen and m = 1 where
+s > ``threshold``, else 0,
 
     y = (W m) x + b,    dL/ds = dL/d(W m) W    (straight through the threshold).
 
-Let a be the gradient of the task's loss plus ``penalty`` times the 2-norm of a matrix' scores, not squared, and b that of the
-cross-entropy between the original model's predictions and the masked one's. With U uniform in (0, 1) for each entry and step,
+Let a be the gradient of the task's loss plus ``penalty`` times the 2-norm (not squared) of a matrix' scores,
+and b that of the cross-entropy between the predictions of the original model and those of the masked one.
+With U uniform in (0, 1) for each entry and step,
 
-    P = (sign(a) (a + b) / (|a| + |b| + 1e-8) + 1) / 2,    a <- ((1 - lambda) + lambda [P > U]) a,    lambda = gradient_dropout.
+    P = (sign(a) (a + b) / (|a| + |b| + 1e-8) + 1) / 2,
+    a <- ((1 - lambda) + lambda [P > U]) a,    lambda = gradient_dropout.
 
-b itself is never applied. The paper masks the attention of an image encoder, with class labels for a task. Here the layers are a
-language model's, and the task is the next token wherever the data has a target: an assistant's tokens too. The method brings that
-loss along and is the stage's only objective. The second pass over a step's batch, which makes b, costs as much as the first and
-a forward pass of the original model.
+b itself is never applied. The paper masks the attention of an image encoder, and its task is to label images.
+Here the layers are a language model's, and the task is the next token wherever the data has a target, which
+in conversations is at the assistant's tokens. The method brings this loss along and is the stage's only
+objective. The second pass over a step's batch, which computes b, costs as much as the first plus a forward
+pass of the original model.
 
-Name it before ``clip`` and the optimizer. The paper has Adam without weight decay (decay would mask all) at 8e-5: a score falls
-below the threshold after 60 steps of one sign, so that short stages need a higher rate. Logged is ``masked``, the share of
-weights that are off: a few percent. W m is written into the layers for export, and the delta beside it has a bit a weight.
-Scores and the optimizer's moments take as much memory as those of full training of the same layers.
-Not for learning what the model does not know: no weight changes, some only go.
+Name it before ``clip`` and the optimizer. The paper uses Adam without weight decay (decay would mask
+everything) at 8e-5: a score falls below the threshold after 60 steps of one sign, so short stages need a
+higher rate. ``masked``, the share of weights that are off, is logged: a few percent. For export W m is
+written into the layers; the delta beside it has one bit a weight. Scores and the optimizer's moments take as
+much memory as in full training of the same layers.
 
-Errors: ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied; another objective in the stage.
-State: ``shared``: part (which loss the pass that runs is of).
+Do not use it to teach the model something new: no weight changes, some only go.
+
+State: ``shared``: part (whose loss the current pass computes).
+Errors: ``layers`` matches no linear layer, or one that has an adapter or a tied weight; another objective in
+the stage.
 """
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Batch, Objective, State, Surgery, Tensors, Update
-from trainwright.finetune._mask_tuning import MaskedLinear, agreement, general_losses, packed, unpacked
+from trainwright.core.method import UNTRAINED, Batch, Objective, State, Surgery, Tensors, Update
 from trainwright.lm import deltas
-from trainwright.lm.layers import as_linear_weight, freeze, linear_layers, put
-from trainwright.lm.losses import logged_losses, trained_tokens
+from trainwright.lm.layers import Adapter, as_linear_weight, freeze, installed, linear_layers, put
+from trainwright.lm.losses import evaluating, logged_losses, trained_tokens, way_of
+from trainwright.lm.prefix import prefix_mask
 
 FILE = "r_amt.safetensors"
 TASK, GENERAL, OTHERS = "task", "general", "others"
@@ -50,7 +62,8 @@ class RAmt(Surgery, Objective, Update):
     """A trained binary mask over frozen weights, with gradient dropout."""
 
     layers: str = "attention"
-    """Layers whose weights are masked: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
+    """Layers whose weights are masked: all-linear, attention, mlp, or a glob of module names such as
+    *.q_proj."""
     gradient_dropout: float = 1.0
     """lambda: how much of a gradient is taken away where it is dropped; 0 leaves the second pass out."""
     penalty: float = 1e-4
@@ -64,19 +77,31 @@ class RAmt(Surgery, Objective, Update):
     weight: float = 1.0
     """Factor of the loss."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="18.73 points over the untouched model with 2.56 % of the weights masked, above earlier tuning",
-        add=({"use": "r_amt"}, {"use": "clip", "norm": 1.0}, {"use": "adamw", "lr": 9e-4, "weight_decay": 0.0}),
-        drop=("next_token", "clip", "adamw"), versus="LoRA",
+        suite="adapt",
+        claim="18.73 points over the untouched model with 2.56 % of the weights masked, above earlier tuning",
+        add=(
+            {"use": "r_amt"},
+            {"use": "clip", "norm": 1.0},
+            {"use": "adamw", "lr": 9e-4, "weight_decay": 0.0},
+        ),
+        drop=("next_token", "clip", "adamw"),
+        versus="LoRA",
         baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0}),
-        search={"adamw.lr": [3e-4, 9e-4, 2.7e-3]}, scale="a mask finds only what a large pretrained model knows already")
+        search={"adamw.lr": [3e-4, 9e-4, 2.7e-3]},
+        scale="a mask finds only what a large pretrained model knows already",
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.gradient_dropout <= 1:
-            raise ValueError(f"gradient_dropout must be at least 0 and at most 1, not {self.gradient_dropout}.")
+            raise ValueError(
+                f"gradient_dropout must be at least 0 and at most 1, not {self.gradient_dropout}."
+            )
         if self.penalty < 0:
             raise ValueError(f"penalty must be 0 or more, not {self.penalty}.")
         if self.start <= self.threshold:
-            raise ValueError(f"start must be above threshold, not {self.start} with a threshold of {self.threshold}.")
+            raise ValueError(
+                f"start must be above threshold, not {self.start} with a threshold of {self.threshold}."
+            )
 
     def claims(self, model: nn.Module) -> set[str]:
         return {f"{name}.weight" for name in linear_layers(model, self.layers)}
@@ -88,8 +113,8 @@ class RAmt(Surgery, Objective, Update):
             put(model, name, MaskedLinear(layer, self))
 
     def masked(self, model: nn.Module) -> dict[str, MaskedLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, MaskedLinear) and m.settings == self}
+        """The layers that this method has put in, by name."""
+        return installed(model, MaskedLinear, self)
 
     @torch.no_grad()
     def fold(self, model: nn.Module) -> None:
@@ -98,7 +123,8 @@ class RAmt(Surgery, Objective, Update):
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``r_amt.safetensors``: of each layer ``NAME.mask``, a bit a weight of [out, in], eight in a byte from the lowest."""
+        """``r_amt.safetensors``: of each layer ``NAME.mask``, a bit a weight of [out, in], eight in a byte
+        from the lowest."""
         deltas.write({f"{n}.mask": packed(m.mask()) for n, m in self.masked(model).items()}, folder / FILE)
 
     @torch.no_grad()
@@ -132,7 +158,9 @@ class RAmt(Surgery, Objective, Update):
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         if ctx.step == 0 and self.gradients(OTHERS, state, ctx):
-            raise UserError("r_amt brings the loss of the task along: leave the other objectives out of the stage.")
+            raise UserError(
+                "r_amt brings the loss of the task along: leave the other objectives out of the stage."
+            )
         general = self.gradients(GENERAL, state, ctx) if self.gradient_dropout else {}
         out = {}
         for name, update in updates.items():
@@ -146,3 +174,94 @@ class RAmt(Surgery, Objective, Update):
                 kept = agreement(ctx.grads[name] + pull, general[name]) > sharding.like(drawn, scores)
                 out[name] *= 1 - self.gradient_dropout * ~kept
         return out
+
+
+class Masked(torch.autograd.Function):
+    """W m with m = 1 where s > threshold, else 0. Backward takes m for s itself: dL/ds = dL/d(W m) W."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scores: Tensor, threshold: float) -> Tensor:
+        ctx.save_for_backward(weight)
+        return weight * (scores > threshold)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, grad.float() * ctx.saved_tensors[0], None
+
+
+class MaskedLinear(Adapter):
+    """A linear layer with a score for each weight."""
+
+    def __init__(self, layer: nn.Module, settings: RAmt) -> None:
+        super().__init__(layer)
+        self.settings, self.masked = settings, True
+        shape = self.out_features, self.in_features
+        self.scores = nn.Parameter(
+            torch.full(shape, settings.start, dtype=torch.float32, device=self.weight.device)
+        )
+
+    def mask(self) -> Tensor:
+        """[out, in], bool."""
+        return self.scores.detach() > self.settings.threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = as_linear_weight(self)
+        if self.masked:
+            weight = Masked.apply(weight, self.scores, self.settings.threshold)
+        return F.linear(x, weight, self.bias)
+
+
+@contextmanager
+def unmasked(model: nn.Module) -> Iterator[None]:
+    """The model as it was before any mask."""
+    layers = [m for m in model.modules() if isinstance(m, MaskedLinear)]
+    for layer in layers:
+        layer.masked = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.masked = True
+
+
+def general_losses(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy [R, L], float32, of what the masked model predicts under what the original one does, at
+    each position that has a target; 0 elsewhere. No gradient flows through the original."""
+    trained = batch["targets"] != UNTRAINED
+    with torch.no_grad(), evaluating(model), unmasked(model):
+        before = _logits(model, batch)[trained].softmax(-1)
+    losses = -(before * _logits(model, batch)[trained].log_softmax(-1)).sum(-1)
+    return losses.new_zeros(trained.shape).masked_scatter(trained, losses)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    places = batch["position_ids"] if way_of(model).takes_places else None
+    given = {
+        n: t
+        for n, t in (("position_ids", places), ("attention_mask", prefix_mask(model, batch)))
+        if t is not None
+    }
+    out = model(input_ids=batch["input_ids"], use_cache=False, **given)
+    return out.logits.float()  # type: ignore[no-any-return]
+
+
+def agreement(task: Tensor, general: Tensor) -> Tensor:
+    """P = (sign(a) (a + b) / (|a| + |b|) + 1) / 2 of two gradients: 1 where b has the sign of a, and less the
+    more b speaks against it."""
+    return ((task.sign() * (task + general)).div_(task.abs() + general.abs() + 1e-8) + 1).div_(2)
+
+
+def packed(mask: Tensor) -> Tensor:
+    """Eight entries a byte, row after row."""
+    eights = F.pad(mask.flatten(), (0, -mask.numel() % 8)).view(-1, 8).to(torch.uint8)
+    return (eights << _bits(mask)).sum(1, dtype=torch.uint8)
+
+
+def unpacked(bits: Tensor, shape: torch.Size) -> Tensor:
+    """The mask of which ``packed`` made these bytes."""
+    return ((bits[:, None] >> _bits(bits)) & 1).flatten()[:shape.numel()].view(shape).bool()
+
+
+def _bits(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)

@@ -24,7 +24,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
-from trainwright.finetune import _frozen
+from trainwright.lm import distillation
 from trainwright.lm.losses import trained_tokens
 
 
@@ -39,7 +39,7 @@ class RehearsalFreeDistillation(Objective):
     example: ClassVar[dict[str, Any]] = {}
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        other = _frozen.frozen(self.name, "reference", ctx)
+        other = distillation.frozen_model(self.name, "reference", ctx)
         size, wanted = (m.get_input_embeddings().num_embeddings for m in (model, other))  # type: ignore[operator, union-attr]
         if size != wanted:
             raise UserError(f"rehearsal_free_distillation: the reference has {wanted} tokens, the model {size}: take the model "
@@ -50,7 +50,7 @@ class RehearsalFreeDistillation(Objective):
         return trained_tokens(batch)
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
-        compare = _frozen.divergence if self.how == "prediction" else _frozen.distance
+        compare = distillation.divergence if self.how == "prediction" else distillation.distance
         values = compare(model, ctx.frozen["reference"], batch)
         units = trained_tokens(batch)
         ctx.note(f"distillation/{self.how}", values.detach().sum() / max(1.0, units), weight=units)

@@ -1,44 +1,67 @@
-"""SaRA: train the weights that are nearly zero, since they do nothing yet, and hold what they learn at a low rank.
+"""SaRA: train in place the weights that are nearly zero, which do nothing yet, and keep what they learn at a
+low rank.
 
-"SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation" (arXiv 2409.06633). Of each weight
-W [out, in] those entries are trained in place which are smaller in size than a threshold t, all else is frozen:
+"SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation" (arXiv
+2409.06633). Of each weight W [out, in] the entries smaller in size than a threshold t are trained, everything
+else is frozen:
 
-    M = (|W| < t),   y = W x + b,   loss + nuclear ||W * M||_*   (nuclear norm, of one matrix a step, drawn at random),
+    M = (|W| < t),   y = W x + b,
+    loss + nuclear ||W * M||_*   (the nuclear norm of one matrix a step, drawn at random),
 
-the gradient of which is nuclear (U V')[M], with W * M = U S V' and terms of no size left out. ``share`` finds t: this share of
-all weights of the layers is smaller. After the share ``progress`` of the steps entries that have grown to t and beyond are done:
-they keep their value, and the rest goes on. The entries lie in a vector of their own, so that their gradients and what an
-optimizer remembers have its size. W holds zeros in their place, and what is done; a dense gradient of a layer lasts a moment.
+whose gradient is nuclear (U V')[M], with W * M = U S V' and vanishing terms left out. ``share`` sets t: this
+share of all weights of the layers is smaller. After the share ``progress`` of the steps, entries that have
+grown to t or beyond are done: they keep their value, and the rest goes on. The entries are a vector of their
+own, so that their gradients and the optimizer's states have its size. W has zeros in their places, until they
+are done; a layer's dense gradient exists only for a moment.
 
-Name it before clip and the optimizer: the penalty is a part of the gradient, as in the paper. Behind the optimizer it would be
-subtracted beside its step, like a decay. The authors' rule for the learning rate is 1e-3 exp(-350 t); AdamW with a decay of 0.01
-acts on the entries. The vector keeps its length when entries are done.
+Name it before clip and the optimizer: as in the paper, the penalty is part of the gradient. After the
+optimizer it would be subtracted beside its step, like a decay. The authors set the learning rate to 1e-3
+exp(-350 t); AdamW with a decay of 0.01 acts on the entries. The vector keeps its length when entries are
+done.
 
-The paper's models are for images, and it takes every tensor; here the linear layers of a language model. The first of its two
-optimizers loses the signs of the weights at the start and never shows the penalty to what is trained, and both pass over matrices
-with a side of 64 or less; here every layer has its turn. Memory of optimizers is kept at ``progress``, as in the second of them.
-Not where much is to be learned: most weights cannot move. Not for pruned models, whose zeros would be the first to be trained.
-Errors: settings out of range; no weight below the threshold; ``layers`` matches no linear layer, a taken or a tied one.
-State: ``param``: done (bool, an entry each); ``shared``: steps.
+The paper adapts image models and takes every tensor; here it is the linear layers of a language model. The
+first of the authors' two optimizers loses the signs of the weights at the start and never applies the penalty
+to what is trained, and both skip matrices with a side of 64 or less; here every layer has its turn. Memories
+of optimizers are kept at ``progress``, as in the second.
+
+Do not use it where much is to be learned: most weights cannot move. Nor on pruned models, whose zeros would
+be trained first.
+
+State: ``param``: done (bool, one an entry); ``shared``: steps.
+Errors: settings out of range; no weight below the threshold; ``layers`` matches no linear layer, or one that
+is taken or tied.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
-from trainwright.finetune._sara import SaraLinear, polar, smallest
 from trainwright.lm import deltas
-from trainwright.lm.layers import as_linear_weight, freeze, linear_layers, put
+from trainwright.lm.layers import (
+    Adapter,
+    as_linear_weight,
+    compute_dtype,
+    freeze,
+    installed,
+    linear_layers,
+    put,
+)
+from trainwright.lm.sparse_delta import product, scattered
 
 FILE = "sara.safetensors"
+RANK = 1e-6
+"""Singular values below this share of the largest have no direction that could be told."""
+INFINITY = 0x7F800000
+"""Its bits; numbers of float32 that are not negative have the order of their bits."""
 
 
 class Sara(Surgery, Update):
@@ -51,24 +74,38 @@ class Sara(Surgery, Update):
     nuclear: float = 5e-4
     """Factor of the nuclear norm in the loss."""
     progress: float = 0.5
-    """After what share of the steps only weights that are still below the threshold go on; 1 keeps all to the end."""
+    """After what share of the steps only weights that are still below the threshold go on; 1 keeps all to the
+    end."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     params: ClassVar[str] = "*.sara_values"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="keeps what the model could do better than LoRA of as many trained numbers does",
-        metric="forgetting/prose", drop=("adamw",), search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
-        add=({"use": "sara", "share": 0.14}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.01, "decay_1d": True}),
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}), versus="LoRA")
+        suite="adapt",
+        claim="keeps what the model could do better than LoRA of as many trained numbers does",
+        metric="forgetting/prose",
+        drop=("adamw",),
+        search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
+        add=(
+            {"use": "sara", "share": 0.14},
+            {"use": "adamw", "lr": 9e-3, "weight_decay": 0.01, "decay_1d": True},
+        ),
+        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
+        versus="LoRA",
+    )
     example: ClassVar[dict[str, Any]] = {"progress": 0.2}
 
     def __post_init__(self) -> None:
         if not (0 < self.share < 1 and 0 <= self.progress <= 1):
-            raise ValueError(f"share must be above 0 and below 1, and progress 0 to 1, not {self.share} and {self.progress}.")
+            raise ValueError(
+                f"share must be above 0 and below 1, and progress 0 to 1, not {self.share} and "
+                f"{self.progress}."
+            )
         if self.threshold < 0 or self.nuclear < 0:
-            raise ValueError(f"threshold and nuclear must be 0 or more, not {self.threshold} and {self.nuclear}.")
+            raise ValueError(
+                f"threshold and nuclear must be 0 or more, not {self.threshold} and {self.nuclear}."
+            )
 
     def claims(self, model: nn.Module) -> set[str]:
         return {f"{name}.weight" for name in linear_layers(model, self.layers)}
@@ -77,23 +114,35 @@ class Sara(Surgery, Update):
         layers = linear_layers(model, self.layers)
         limit = self.threshold or smallest([m.weight for m in layers.values()], self.share)
         if not any((m.weight.abs() < limit).any() for m in layers.values()):
-            raise UserError(f"sara: no weight of layers = {self.layers!r} is smaller than {limit:.2e}: raise threshold or share.")
+            raise UserError(
+                f"sara: no weight of layers = {self.layers!r} is smaller than {limit:.2e}: raise "
+                "threshold or share."
+            )
         freeze(model)
         for name, layer in layers.items():
             if (layer.weight.abs() < limit).any():
                 put(model, name, SaraLinear(layer, self, limit))
 
     def mine(self, model: nn.Module) -> dict[str, SaraLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, SaraLinear) and m.settings == self}
+        """The layers that this method has put in, by name."""
+        return installed(model, SaraLinear, self)
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        return {"param": {f"{n}.sara_values": {"done": torch.zeros(len(m.places), dtype=torch.bool, device=m.weight.device)}
-                          for n, m in self.mine(model).items()}, "shared": {"steps": 0}}
+        return {
+            "param": {
+                f"{n}.sara_values": {
+                    "done": torch.zeros(len(m.places), dtype=torch.bool, device=m.weight.device)
+                }
+                for n, m in self.mine(model).items()
+            },
+            "shared": {"steps": 0},
+        }
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         state["shared"]["steps"] = ctx.step + 1
-        out = {n: u.masked_fill(state["param"][n]["done"], 0) for n, u in updates.items() if n in state["param"]}
+        out = {
+            n: u.masked_fill(state["param"][n]["done"], 0) for n, u in updates.items() if n in state["param"]
+        }
         if self.nuclear:
             name = list(out)[int(torch.randint(len(out), (), generator=ctx.rng("sara")))]
             layer, done = ctx.policy.get_submodule(name.rpartition(".")[0]), state["param"][name]["done"]
@@ -121,10 +170,80 @@ class Sara(Surgery, Update):
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``sara.safetensors``: of each layer ``NAME.sara_values``, the weights that were trained, at ``NAME.places``."""
-        found = {f"{n}.sara_values": m.whole().reshape(-1)[m.places.long()] for n, m in self.mine(model).items()}
+        """``sara.safetensors``: of each layer ``NAME.sara_values``, the weights that were trained, at
+        ``NAME.places``."""
+        found = {
+            f"{n}.sara_values": m.whole().reshape(-1)[m.places.long()] for n, m in self.mine(model).items()
+        }
         deltas.write(found | {f"{n}.places": m.places for n, m in self.mine(model).items()}, folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        deltas.read({f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in ("sara_values", "places")},
-                    folder / FILE)
+        deltas.read(
+            {
+                f"{n}.{part}": getattr(m, part)
+                for n, m in self.mine(model).items()
+                for part in ("sara_values", "places")
+            },
+            folder / FILE,
+        )
+
+
+class SaraLinear(Adapter):
+    """A linear layer that trains its weights below a limit; they lie in a vector, and ``weight`` has zeros in
+    their places."""
+
+    places: Tensor
+
+    @torch.no_grad()
+    def __init__(self, layer: nn.Module, settings: Sara, limit: float) -> None:
+        super().__init__(layer)
+        self.settings, self.limit, weight = settings, limit, as_linear_weight(self)
+        small = weight.abs() < limit
+        places = small.reshape(-1).nonzero()[:, 0]
+        self.register_buffer("places", places.to(torch.int32 if weight.numel() < 2**31 else torch.int64))
+        self.sara_values = nn.Parameter(weight.reshape(-1)[places].float())
+        weight.masked_fill_(small, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = compute_dtype(x)
+        return product(x.to(kind), self.sara_values, as_linear_weight(self), self.places, self.bias)
+
+    def whole(self) -> Tensor:
+        """The weight that the layer computes with, [out, in], float32."""
+        return scattered(as_linear_weight(self), self.sara_values.detach(), self.places, torch.float32)
+
+    def dense(self, values: Tensor) -> Tensor:
+        """Numbers at the places, zeros elsewhere: [out, in]."""
+        out = values.new_zeros(self.out_features * self.in_features).index_add_(0, self.places, values)
+        return out.view(self.out_features, self.in_features)
+
+    def keep(self, weight: Tensor, values: Tensor) -> None:
+        """Write numbers into the layer's weight (the parameter, or a rank's part of it) at the places, which
+        are zeros there."""
+        dense = self.dense(values).T.contiguous() if self.transposed else self.dense(values)
+        sharding.local(weight.detach()).add_(sharding.local(sharding.like(dense.to(weight.dtype), weight)))
+
+
+def smallest(weights: Sequence[Tensor], share: float) -> float:
+    """The size below which the ``share`` of all weights together lies, found by halving: nothing is
+    sorted."""
+    wanted, low, high = max(1, int(share * sum(w.numel() for w in weights))), 0, INFINITY
+    while low < high:
+        middle = (low + high) // 2
+        if sum(int((w.abs() < _number(middle)).sum()) for w in weights) >= wanted:
+            high = middle
+        else:
+            low = middle + 1
+    return _number(low)
+
+
+def _number(bits: int) -> float:
+    return float(torch.tensor(bits, dtype=torch.int32).view(torch.float32))
+
+
+def polar(layer: SaraLinear, values: Tensor) -> Tensor:
+    """The gradient of the nuclear norm of the matrix of ``values``: U V' at the places, without terms of no
+    size."""
+    U, S, V = torch.linalg.svd(layer.dense(values.detach()), full_matrices=False)
+    known = RANK * S[0] < S
+    return (U[:, known] @ V[known]).reshape(-1)[layer.places.long()]

@@ -28,7 +28,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
-from trainwright.finetune import _frozen
+from trainwright.lm import distillation
 from trainwright.lm.losses import trained_tokens
 
 
@@ -47,7 +47,7 @@ class SelfDistillationFurtherPretraining(Objective):
     example: ClassVar[dict[str, Any]] = {}
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        teacher = dict(_frozen.frozen(self.name, "teacher", ctx).named_parameters())
+        teacher = dict(distillation.frozen_model(self.name, "teacher", ctx).named_parameters())
         started = ctx.folder is not None and ctx.step == 0              # in a plan both may have weights that nobody trained
         if started and all(n in teacher and torch.equal(sharding.full(p), teacher[n]) for n, p in model.named_parameters()):
             raise UserError("self_distillation_further_pretraining: the student starts from the teacher's own weights, so that "
@@ -59,7 +59,7 @@ class SelfDistillationFurtherPretraining(Objective):
         return trained_tokens(batch)
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
-        values = _frozen.distance(model, ctx.frozen["teacher"], batch)
+        values = distillation.distance(model, ctx.frozen["teacher"], batch)
         units = trained_tokens(batch)
         ctx.note("distillation/teacher", values.detach().sum() / max(1.0, units), weight=units)
         return values

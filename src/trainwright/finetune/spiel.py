@@ -34,10 +34,10 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Surgery, Tensors
 from trainwright.finetune import _spiel
-from trainwright.finetune._sparse_delta import scattered
 from trainwright.finetune._spiel import SpielLinear
 from trainwright.lm import deltas
-from trainwright.lm.layers import as_linear_weight, freeze, linear_layers, put
+from trainwright.lm.layers import as_linear_weight, freeze, installed, linear_layers, put
+from trainwright.lm.sparse_delta import scattered
 
 FILE = "spiel.safetensors"
 
@@ -96,8 +96,8 @@ class Spiel(Surgery, Optimizer):
             put(model, name, SpielLinear(layer, self, counts[name], ctx.rng(f"spiel/{name}", at=0)))
 
     def mine(self, model: nn.Module) -> dict[str, SpielLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, SpielLinear) and m.settings == self}
+        """The layers that this method has put in, by name."""
+        return installed(model, SpielLinear, self)
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         return {"param": {f"{n}.{p}": leaf for n, m in self.mine(model).items() for p, leaf in m.remembers().items()},

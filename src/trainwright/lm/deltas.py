@@ -14,7 +14,11 @@ from trainwright.core.errors import UserError
 def write(tensors: Mapping[str, Tensor], file: Path) -> None:
     """Tensors under their names, each with memory of its own."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}, file, metadata={"format": "pt"})
+    save_file(
+        {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()},
+        file,
+        metadata={"format": "pt"},
+    )
 
 
 @torch.no_grad()
@@ -32,6 +36,8 @@ def read(tensors: Mapping[str, Tensor], file: Path) -> None:
         raise UserError(f"{file} was made of another model: only one of the two has {strange[0]}.")
     for name, tensor in tensors.items():
         if found[name].shape != tensor.shape:
-            raise UserError(f"{file} was made of another model: {name} has the shape {list(found[name].shape)} there "
-                            f"and {list(tensor.shape)} here.")
+            raise UserError(
+                f"{file} was made of another model: {name} has the shape {list(found[name].shape)} there "
+                f"and {list(tensor.shape)} here."
+            )
         tensor.copy_(found[name])

@@ -1,8 +1,8 @@
 """What methods share that hold some weights at zero: which weights those may be, and how zero they stay.
 
-A mask is the leaf ``hidden`` of the state (bool, shaped and sharded like the parameter, one byte a weight): true where a
-weight is held at zero. A hidden weight *is* zero; it is not multiplied with zero on its way through the model. So its gradient
-is the dense one, and a plain checkpoint is the sparse model.
+A mask is the leaf ``hidden`` of the state (bool, shaped and sharded like the parameter, one byte a weight):
+true where a weight is held at zero. A hidden weight *is* zero; it is not multiplied with zero on its way
+through the model. So its gradient is the dense one, and a plain checkpoint is the sparse model.
 """
 from __future__ import annotations
 
@@ -22,23 +22,31 @@ LAYERS = (nn.Linear, Conv1D, _ConvNd)
 
 
 def maskable(model: nn.Module, params: str) -> Tensors:
-    """Weights of the linear and convolution layers in a model's repeated blocks, by name, as far as ``params`` matches them.
+    """Weights of the linear and convolution layers in a model's repeated blocks, by name, as far as
+    ``params`` matches them.
 
-    Stacked experts (three dimensions, in a module of their own) are among them; embeddings, norms, biases and an output head
-    outside of the blocks are not. Where nothing repeats, as in a small vision model, all layers count.
+    Stacked experts (three dimensions, in a module of their own) are among them; embeddings, norms, biases and
+    an output head outside of the blocks are not. Where nothing repeats, as in a small vision model, all
+    layers count.
 
     Raises:
         UserError: there is none in the model, or ``params`` matches none.
     """
     inside = tuple(f"{name}." for name in block_names(model))
-    every = {f"{n}.{p}".lstrip("."): t for n, m in model.named_modules() for p, t in m.named_parameters(recurse=False)
-             if (isinstance(m, LAYERS) and t.ndim > 1) or (t.ndim == 3 and min(t.shape) > 1)}
+    every = {
+        f"{n}.{p}".lstrip("."): t
+        for n, m in model.named_modules()
+        for p, t in m.named_parameters(recurse=False)
+        if (isinstance(m, LAYERS) and t.ndim > 1) or (t.ndim == 3 and min(t.shape) > 1)
+    }
     every = {n: t for n, t in every.items() if n.startswith(inside)} or every
     found = match(params, every)
     if not found and not params.startswith("!"):
         some = ", ".join(list(every)[:2]) or "none"
-        raise UserError(f"params = {params!r} matches no weight that can be pruned: those are the weights of linear and convolution "
-                        f"layers in the model's blocks ({some} …).")
+        raise UserError(
+            f"params = {params!r} matches no weight that can be pruned: those are the weights of linear and "
+            f"convolution layers in the model's blocks ({some} …)."
+        )
     return {n: every[n] for n in found}
 
 
@@ -61,7 +69,8 @@ def masked(updates: Tensors, state: State, ctx: Context) -> Tensors:
 
 
 def hide(params: Tensors, state: State, ctx: Context) -> None:
-    """Zeros where a weight is hidden: in the weight, and in what any method remembers of it (moments, averages)."""
+    """Zeros where a weight is hidden: in the weight, and in what any method remembers of it (moments,
+    averages)."""
     for name, leaf in state["param"].items():
         zero(params[name], leaf["hidden"])
         ctx.forget(name, leaf["hidden"])
@@ -75,8 +84,8 @@ def zero(t: Tensor, entries: Tensor) -> None:
 def largest(weights: Tensors, hidden: Tensors, count: int) -> Tensors:
     """Masks that leave visible exactly the ``count`` weights of largest magnitude, of all matrices together.
 
-    Only visible ones stay. Of equal magnitudes (in bfloat16 there are many) those that come first do. Nothing is sorted, and of a
-    sharded matrix no more than the new mask is gathered.
+    Only visible ones stay. Of equal magnitudes (in bfloat16 there are many) those that come first do. Nothing
+    is sorted, and of a sharded matrix no more than the new mask is gathered.
     """
     sizes = {n: w.detach().abs().float().where(~hidden[n], -1.0) for n, w in weights.items()}
     limit = threshold([sharding.local(s) for s in sizes.values()], count)
@@ -91,9 +100,11 @@ def largest(weights: Tensors, hidden: Tensors, count: int) -> Tensors:
 
 
 def threshold(sizes: list[Tensor], count: int) -> float:
-    """The ``count``-th largest of the numbers on all ranks, or 0 where fewer are above: found by halving, 31 times.
+    """The ``count``-th largest of the numbers on all ranks, or 0 where fewer are above: found by halving, 31
+    times.
 
-    Numbers of float32 that are not negative have the order of their bits, read as whole numbers; negative ones are below them.
+    Numbers of float32 that are not negative have the order of their bits, read as whole numbers; negative
+    ones are below them.
     """
     words = [s.view(torch.int32) for s in sizes]
     low, high = 0, 0x7F800000                                # 0 and infinity

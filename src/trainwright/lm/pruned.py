@@ -1,7 +1,7 @@
 """A smaller decoder of the same kind, and its weights cut out of the large one's.
 
-One set of hidden dimensions is kept from the first block to the last: all blocks write to and read from one stream. What is kept
-of the neurons inside may differ from block to block.
+One set of hidden dimensions is kept from the first block to the last: all blocks write to and read from one
+stream. What is kept of the neurons inside may differ from block to block.
 """
 from __future__ import annotations
 
@@ -23,17 +23,27 @@ from trainwright.lm.layers import LINEAR, as_linear_weight, in_out, roles
 from trainwright.lm.losses import evaluating, token_losses, trained_tokens
 from trainwright.lm.rows import Piece, fill
 
-SIZES = ("hidden_size", "intermediate_size", "head_dim", "rotary_dim", "ffn_dim", "n_inner", "word_embed_proj_dim")
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "head_dim",
+    "rotary_dim",
+    "ffn_dim",
+    "n_inner",
+    "word_embed_proj_dim",
+)
 """Fields of a config that are divided, as far as it has them."""
 RANDOM = "set start = \"random\""
 LONGEST = 128
-"""Tokens of a document that are looked at for the importance of weights: its last ones, where an answer stands."""
+"""Tokens of a document that are looked at for the importance of weights: its last ones, where an answer
+stands."""
 Pick = Callable[[Tensor], Tensor]
 """What is kept of the worth of each entry of a parameter."""
 
 
 def small_config(config: Any, reduction: int, layers: Iterable[int]) -> Any:
-    """The config of a decoder of the same kind, its widths divided, with these layers only and no vocabulary to speak of.
+    """The config of a decoder of the same kind, its widths divided, with these layers only and no vocabulary
+    to speak of.
 
     Raises:
         UserError: a width that does not divide.
@@ -43,11 +53,15 @@ def small_config(config: Any, reduction: int, layers: Iterable[int]) -> Any:
     for field in (config.attribute_map.get(name, name) for name in SIZES):
         if isinstance(fields.get(field), int):
             if fields[field] % reduction:
-                raise UserError(f"reduction = {reduction} does not divide the model's {field} of {fields[field]}.")
+                raise UserError(
+                    f"reduction = {reduction} does not divide the model's {field} of {fields[field]}."
+                )
             setattr(small, field, fields[field] // reduction)
     heads, pair = head_size(config), 2 * reduction if rotary(config) else reduction
     if heads % pair:
-        raise UserError(f"reduction = {reduction} cuts heads of {heads} dimensions unevenly: they must divide by {pair}.")
+        raise UserError(
+            f"reduction = {reduction} cuts heads of {heads} dimensions unevenly: they must divide by {pair}."
+        )
     small.num_hidden_layers = len(layers)
     if fields.get("layer_types"):
         small.layer_types = [config.layer_types[i] for i in layers]
@@ -66,24 +80,29 @@ def rotary(config: Any) -> bool:
 
 
 def kept_of_head(config: Any, reduction: int) -> Tensor:
-    """Evenly spaced dimensions of a head. A turning pair stays a pair, and the angles kept are those of a head of that size."""
+    """Evenly spaced dimensions of a head. A turning pair stays a pair, and the angles kept are those of a
+    head of that size."""
     size, fields = head_size(config), config.to_dict()
-    share = (fields.get("rope_parameters") or {}).get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
+    share = (
+        (fields.get("rope_parameters") or {}).get("partial_rotary_factor")
+        or fields.get("partial_rotary_factor")
+        or 1.0
+    )
     half = int(size * share) // 2 if rotary(config) else 0
     starts = [(0, half), (half, 2 * half), (2 * half, size)]
     return torch.cat([torch.arange(a, b, reduction) for a, b in starts])
 
 
-# ---- what weights are worth -----------------------------------------------------------------------------------------
+# ---- what weights are worth --------------------------------------------------------------------------------
 
 
 def importance(model: nn.Module, samples: int, reduction: int, ctx: Context) -> dict[str, Tensor]:
-    """What those parameters are worth, by name, that decide what is kept: the embeddings, summed over tokens [hidden], then the
-    layers that make neurons, in the hidden dimensions alone that are kept [neurons, kept].
+    """What those parameters are worth, by name, that decide what is kept: the embeddings, summed over tokens
+    [hidden], then the layers that make neurons, in the hidden dimensions alone that are kept [neurons, kept].
 
-    An entry is worth the sum of its squared gradients over documents of the stage's corpus, one at a time (Fisher information);
-    without a corpus, or samples, its size. Neither gradients nor sums of the whole model are ever there at once: that would take
-    more memory than training beside the model does.
+    An entry is worth the sum of its squared gradients over documents of the stage's corpus, one at a time
+    (Fisher information); without a corpus, or samples, its size. Neither gradients nor sums of the whole
+    model are ever there at once: that would take more memory than training beside the model does.
     """
     measure = partial(_fisher, samples=samples, ctx=ctx) if samples and ctx.inputs.get("data") else _sizes
     names = {id(p): n for n, p in model.named_parameters()}
@@ -92,7 +111,9 @@ def importance(model: nn.Module, samples: int, reduction: int, ctx: Context) -> 
     makers = {names[id(m.weight)]: m for b in sharding.blocks(model) for m in parts(b)["mlp"].values()
               if in_out(m)[0] == len(found[table])}
     hidden = largest(found[table], reduction)
-    return found | measure(model, {n: partial(_columns, hidden, type(m) is Conv1D) for n, m in makers.items()})
+    return found | measure(
+        model, {n: partial(_columns, hidden, type(m) is Conv1D) for n, m in makers.items()}
+    )
 
 
 def _columns(hidden: Tensor, transposed: bool, worth: Tensor) -> Tensor:
@@ -111,13 +132,18 @@ def _fisher(model: nn.Module, kept: dict[str, Pick], samples: int, ctx: Context)
     model.requires_grad_(False)
     parameters = {n: model.get_parameter(n).requires_grad_() for n in kept}
     total = {n: pick(torch.zeros_like(parameters[n])).float() for n, pick in kept.items()}
-    hooks = [p.register_post_accumulate_grad_hook(partial(_squared, total[n], kept[n])) for n, p in parameters.items()]
+    hooks = [
+        p.register_post_accumulate_grad_hook(partial(_squared, total[n], kept[n]))
+        for n, p in parameters.items()
+    ]
     for i in chosen:
         most = int(rows.length[i]) - 1
         size = max(0, min(most, LONGEST))
         piece = Piece(int(rows.shard[i]), int(rows.offset[i]) + most - size, size)
         batch = fill(corpus, [(int(rows.domain[i]), [piece])], size)
-        batch = {n: t.to(device) if isinstance(t, Tensor) else t for n, t in batch.items()} | {"packed": False}
+        batch = {n: t.to(device) if isinstance(t, Tensor) else t for n, t in batch.items()} | {
+            "packed": False
+        }
         tokens = trained_tokens(batch)
         seen += tokens
         if tokens:
@@ -143,7 +169,7 @@ def largest(values: Tensor, reduction: int) -> Tensor:
     return values.topk(len(values) // reduction).indices.sort().values
 
 
-# ---- cutting --------------------------------------------------------------------------------------------------------
+# ---- cutting -----------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -162,7 +188,9 @@ class Cut:
 
 
 @torch.no_grad()
-def cut_decoder(model: nn.Module, small: nn.Module, layers: list[int], reduction: int, worth: dict[str, Tensor]) -> None:
+def cut_decoder(
+    model: nn.Module, small: nn.Module, layers: list[int], reduction: int, worth: dict[str, Tensor]
+) -> None:
     """Fill ``small`` with weights of the model's decoder.
 
     Raises:
@@ -174,7 +202,10 @@ def cut_decoder(model: nn.Module, small: nn.Module, layers: list[int], reduction
     cut = Cut(largest(table, reduction), len(table), kept_of_head(config, reduction), head_size(config))
     blocks, small_blocks = sharding.blocks(decoder), sharding.blocks(small)
     if len(table) != config.hidden_size:
-        raise UserError(f"the embedding is not as wide as the blocks, so that none of its dimensions can be kept: {RANDOM}.")
+        raise UserError(
+            "the embedding is not as wide as the blocks, so that none of its dimensions can be kept: "
+            f"{RANDOM}."
+        )
     for i, block in zip(layers, small_blocks, strict=True):
         kept = {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters() if names[id(p)] in worth}
         cut_block(blocks[i], block, cut, kept, reduction)
@@ -189,7 +220,9 @@ def parts(block: nn.Module) -> dict[str, dict[str, nn.Module]]:
     """The linear layers of a block, ``attention`` and ``mlp``, by their names in it."""
     linear = {n: m for n, m in block.named_modules() if type(m) in LINEAR}
     role = roles(nn.ModuleList([block]), [f"0.{n}" for n in linear])
-    return {part: {n: m for n, m in linear.items() if role[f"0.{n}"] == part} for part in ("attention", "mlp")}
+    return {
+        part: {n: m for n, m in linear.items() if role[f"0.{n}"] == part} for part in ("attention", "mlp")
+    }
 
 
 def cut_block(block: nn.Module, small: nn.Module, cut: Cut, worth: dict[str, Tensor], reduction: int) -> None:
@@ -202,22 +235,28 @@ def cut_block(block: nn.Module, small: nn.Module, cut: Cut, worth: dict[str, Ten
             large = block.get_parameter(name)
             kept = cut.vector(len(large)) if large.dim() == 1 else None
             if kept is None:
-                raise UserError(f"{name} of a {type(block).__name__} is neither a linear layer nor a norm, so that no part of it "
-                                f"can be taken over: {RANDOM}.")
+                raise UserError(
+                    f"{name} of a {type(block).__name__} is neither a linear layer nor a norm, so that no "
+                    f"part of it can be taken over: {RANDOM}."
+                )
             parameter.copy_(large[kept.to(large.device)])
 
 
 def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: dict[str, Tensor], role: str,
              reduction: int) -> set[str]:
-    """The linear layers of an attention or a feed-forward part: the last one of the stream's width writes to it, the others read.
+    """The linear layers of an attention or a feed-forward part: the last one of the stream's width writes to
+    it, the others read.
 
-    All of them keep the same inner dimensions: of each head the same ones, of the neurons those of the largest importance.
+    All of them keep the same inner dimensions: of each head the same ones, of the neurons those of the
+    largest importance.
     """
     writer = next((n for n in reversed(layers) if in_out(layers[n])[1] == cut.width), "")
     readers = [n for n in layers if n != writer]
     if not writer or not readers or any(in_out(layers[n])[0] != cut.width for n in readers):
-        raise UserError(f"{', '.join(layers)} are no {role} layers that read from and write to the hidden states, so that no "
-                        f"part of them can be taken over: {RANDOM}.")
+        raise UserError(
+            f"{', '.join(layers)} are no {role} layers that read from and write to the hidden states, so "
+            f"that no part of them can be taken over: {RANDOM}."
+        )
     inner = in_out(layers[writer])[0]
     unit, kept = cut.head_width, cut.head
     if role == "mlp":
@@ -236,10 +275,11 @@ def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: di
 
 
 def neurons(readers: list[str], worth: dict[str, Tensor], inner: int) -> Tensor:
-    """The importance of each neuron: products over the layers that make it, of the entries that read kept dimensions, summed."""
+    """The importance of each neuron: products over the layers that make it, of the entries that read kept
+    dimensions, summed."""
     product: Tensor | float = 1.0
     for name in readers:
-        for group in worth[f"{name}.weight"].double().split(inner):                      # a gate may be fused with its layer
+        for group in worth[f"{name}.weight"].double().split(inner):  # a gate may be fused with its layer
             product = product * group / group.mean().clamp(min=1e-300)
     assert isinstance(product, Tensor)
     return product.sum(1)

@@ -1,4 +1,8 @@
-"""What objectives share that hold a model to a frozen one: both read the same tokens, and what they make of them is compared."""
+"""Distances between a model and a frozen one that reads the same tokens, for objectives that distill.
+
+``frozen_model`` finds the other model, ``divergence`` compares predictions and ``distance`` hidden states.
+Both give one number for each position [R, L], undivided, as an objective's ``loss`` returns it.
+"""
 from __future__ import annotations
 
 import torch
@@ -11,23 +15,31 @@ from trainwright.core.method import UNTRAINED, Batch
 from trainwright.lm.losses import body_states, way_of
 
 
-def frozen(who: str, role: str, ctx: Context) -> nn.Module:
-    """The other model of the stage.
+def frozen_model(who: str, role: str, ctx: Context) -> nn.Module:
+    """The model that the stage has in a role, frozen and in evaluation mode.
+
+    Args:
+        who: the method's name, for the message.
+        role: such as ``reference`` or ``teacher``.
 
     Raises:
         UserError: ``from`` names none.
     """
     if role not in ctx.frozen:
-        raise UserError(f"{who}: the stage has no model to hold on to: write from = {{ {role} = \"NAME\", … }}, an earlier stage "
-                        "or the path of a checkpoint.")
+        raise UserError(
+            f'{who}: the stage has no model to hold on to: write from = {{ {role} = "NAME", … }}, an '
+            'earlier stage '
+            "or the path of a checkpoint."
+        )
     return ctx.frozen[role]
 
 
 def divergence(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
-    """Kullback-Leibler divergence [R, L], float32, of the model's next token from the other's; 0 where nothing is learned.
+    """KL(p' || p) of the next token [R, L], float32, p' being the other model's; 0 where nothing is learned.
 
-    With logits z it is lse(z) - lse(z') - sum p' (z - z'). Where the two models are equal, it and its gradient are exactly 0: an
-    optimizer that divides by the size of gradients would make steps of what rounding leaves.
+    From the logits z and z' it is lse(z) - lse(z') - sum p' (z - z'). Where the two models are equal, the
+    value and its gradient are exactly 0: an optimizer that divides by the size of gradients would turn
+    rounding errors into steps. No gradient flows into the other model, whose vocabulary must be the same.
     """
     trained = (batch["targets"].flatten() != UNTRAINED).nonzero()[:, 0]
     z = _logits_of(model, batch, trained)
@@ -39,14 +51,22 @@ def divergence(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
 
 
 def distance(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
-    """Squared distance [R, L], float32, of the final hidden states, as a mean over their entries; 0 where nothing is learned."""
+    """Mean squared difference of the final hidden states [R, L], float32; 0 where nothing is learned.
+
+    No gradient flows into the other model.
+
+    Raises:
+        UserError: the two models have hidden states of different widths.
+    """
     trained = (batch["targets"].flatten() != UNTRAINED).nonzero()[:, 0]
     mine = _states(model, batch)[trained]
     with torch.no_grad():
         theirs = _states(other, batch)[trained]
     if mine.shape != theirs.shape:
-        raise UserError(f"the hidden states of the two models cannot be compared: {mine.shape[-1]} columns and "
-                        f"{theirs.shape[-1]}.")
+        raise UserError(
+            f"the hidden states of the two models cannot be compared: {mine.shape[-1]} columns and "
+            f"{theirs.shape[-1]}."
+        )
     return _spread((mine.float() - theirs.float()).square().mean(-1), trained, batch)
 
 
@@ -60,7 +80,7 @@ def _logits_of(model: nn.Module, batch: Batch, trained: Tensor) -> Tensor:
     ids, places = batch["input_ids"], _places(model, batch)
     if way_of(model).plain_head:
         logits: Tensor = sharding.within(model, _logits, ids, places, trained)
-    else:                                                             # a head with a cap or a scale: the model's own forward
+    else:  # a head with a cap or a scale: the model's own forward
         given = {} if places is None else {"position_ids": places}
         logits = model(input_ids=ids, use_cache=False, **given).logits.flatten(0, 1)[trained]
     return logits.float()

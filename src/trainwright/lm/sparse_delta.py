@@ -1,4 +1,10 @@
-"""A product with a frozen weight to which a few numbers are added at flat places: their gradient alone, and no dense one kept."""
+"""A linear layer whose frozen weight has a few trained numbers added to it, for methods that train sparse
+deltas.
+
+``product`` computes the layer and gives those numbers alone a gradient; no dense gradient is kept.
+``scattered`` puts them into the weight, for export. Places are flat: entry (i, j) of a weight [out, in] is at
+i * in + j, int32 or int64.
+"""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -11,21 +17,26 @@ from torch.autograd.function import once_differentiable
 
 
 class Watch(NamedTuple):
-    """Other places whose gradients are wanted too, though nothing is added there, and a look at the dense gradient."""
+    """Other places whose gradients are wanted as well, though nothing is added there, and a look at the dense
+    one."""
 
     numbers: Tensor
-    """What gets their gradients, times ``scale``; its values are not used."""
+    """A parameter [n] whose gradient becomes that of the entries at ``places``, times ``scale``; its values
+    are not used."""
     places: Tensor
+    """Flat places [n]."""
     scale: float
+    """Factor of those gradients."""
     see: Callable[[Tensor], None] | None = None
-    """Shown the dense gradient [out, in] of the first row of the batch, which it must not keep."""
+    """Called with the dense gradient [out, in] of the batch's first row, which it must not keep."""
 
 
 class Scattered(torch.autograd.Function):
     """``F.linear(x, V, bias)``, where V is ``weight`` [out, in] with ``values`` added at the flat ``places``.
 
-    Only ``values`` and ``x`` [..., in] get a gradient. V is made in forward and again in backward, in the dtype of ``x``, and not
-    kept in between; the dense gradient of V exists until the entries at the places are read off it.
+    Only ``values`` and ``x`` [..., in] get a gradient. V is made in forward and again in backward, in the
+    dtype of ``x``, and not kept in between; the dense gradient of V exists only until the entries at the
+    places are read off it.
     """
 
     @staticmethod
@@ -33,7 +44,9 @@ class Scattered(torch.autograd.Function):
                 numbers: Tensor | None, watch: Watch | None) -> Tensor:
         ctx.save_for_backward(x, values, weight, places)
         ctx.watch = watch
-        return F.linear(x, scattered(weight, values, places, x.dtype), None if bias is None else bias.to(x.dtype))
+        return F.linear(
+            x, scattered(weight, values, places, x.dtype), None if bias is None else bias.to(x.dtype)
+        )
 
     @staticmethod
     @once_differentiable
@@ -53,16 +66,29 @@ class Scattered(torch.autograd.Function):
         return grad_x, grad_values, None, None, None, grad_numbers, None
 
 
-def product(x: Tensor, values: Tensor, weight: Tensor, places: Tensor, bias: Tensor | None, watch: Watch | None = None) -> Tensor:
-    """``Scattered``, as a plain function."""
+def product(
+    x: Tensor, values: Tensor, weight: Tensor, places: Tensor, bias: Tensor | None, watch: Watch | None = None
+) -> Tensor:
+    """``F.linear(x, V, bias)`` [..., out], where V is ``weight`` with ``values`` added at ``places``.
+
+    Args:
+        x: [..., in]; V is made in its dtype.
+        values: [n], trained.
+        weight: [out, in], frozen.
+        places: [n] flat places, none twice.
+        bias: [out], frozen, or None.
+        watch: places whose gradients are wanted as well.
+    """
     numbers = None if watch is None else watch.numbers
-    return Scattered.apply(x, values, weight, places, bias, numbers, watch)  # type: ignore[no-any-return, no-untyped-call]
+    given = (x, values, weight, places, bias, numbers, watch)
+    return Scattered.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def scattered(weight: Tensor, values: Tensor, places: Tensor, kind: torch.dtype) -> Tensor:
-    """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``values`` added at the flat places (no place twice).
+    """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``values`` [n] added at the flat places,
+    none twice.
 
-    Added before the dtype changes, so that a small number is not lost beside a large weight.
+    They are added before the dtype changes, so that a small number is not lost beside a large weight.
     """
     whole, at = torch.empty(weight.shape, dtype=kind, device=weight.device).copy_(weight), places.long()
     before = weight[at // weight.shape[1], at % weight.shape[1]]
