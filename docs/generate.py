@@ -16,7 +16,7 @@ from typing import Any
 
 from trainwright.compare.spec import Settings
 from trainwright.core import registry
-from trainwright.core.registry import Card
+from trainwright.core.card import Card, kinds
 from trainwright.core.settings import docs_of, hints_of, name_of
 from trainwright.core.stage_settings import STAGES, Stage
 from trainwright.report import cards
@@ -64,16 +64,16 @@ def on_config(config: Any) -> Any:
 def by_folder() -> dict[str, list[Card]]:
     """Cards by folder, in the order of a life; folders without a method are left out."""
     every = list(registry.cards().values())
-    folders = [*registry.FOLDERS, *sorted({c.folder for c in every} - set(registry.FOLDERS))]
-    return {f: found for f in folders if (found := [c for c in every if c.folder == f])}
+    return {f: [c for c in every if c.folder == f] for f in sorted({c.folder for c in every}, key=registry.order)}
 
 
 def method_page(card: Card) -> str:
     rows = [(f"`{name}`", f"`{kind}`", f"`{written(default)}`" if default else "needed", inline(doc))
-            for name, kind, default, doc in cards.fields(card)]
+            for name, kind, default, doc in card.settings]
     settings = table(("setting", "type", "default", "what it means"), rows) if rows else "It has none."
     first, _, rest = told_once(card.doc.strip()).partition("\n")
-    where = f"Kind [{card.kind}](index.md#{card.kind.lower()}), place `{card.folder}`; also `trainwright show {card.name}`."
+    of = ", ".join(f"[{kind}](index.md#{kind.lower()})" for kind in card.kinds)
+    where = f"Kind {of}, place `{card.folder}`; also `trainwright show {card.name}`."
     return "\n\n".join([f"# {card.name}", markdown(first), where, f"```toml\n{use_line(card)}\n```", markdown(rest.strip("\n")),
                         "## Settings", settings, "## Evidence", sentence(cards.evidence(card.name)), source(card)])
 
@@ -140,8 +140,9 @@ def index_page() -> str:
     for folder, found in by_folder().items():
         out += [f"## {folder}", table(("method", "kind", "what it does"), [(link(c), c.kind, inline(c.summary)) for c in found])]
     out.append("## By kind")
-    for kind in sorted({c.kind for c in every}):
-        out += [f"### {kind}", ", ".join(link(c) for c in every if c.kind == kind)]
+    for kind in kinds():
+        found = [link(c) for c in every if c.is_a(kind)]
+        out += [f"### {kind}", ", ".join(found)] if found else []
     return "\n\n".join(out) + "\n"
 
 

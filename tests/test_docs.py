@@ -20,6 +20,7 @@ from trainwright.compare import spec as specs
 from trainwright.compare.compare import Comparison
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
+from trainwright.core.card import read
 from trainwright.core.settings import hints_of
 from trainwright.core.stage_settings import STAGES
 from trainwright.core.store import Store
@@ -232,7 +233,7 @@ def test_method_in_the_pages_is_one(file: Path, text: str, tmp_path: Path) -> No
     name = re.findall(r"^class (\w+)", text, flags=re.M)[0]
     mine = tmp_path / (re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() + ".py")
     mine.write_text(text)
-    card = registry.read_card(mine, mine.stem, "")
+    card = read(mine, mine.stem, "")
     made = registry.create({"use": f"./{mine.name}"} | generator().example_of(mine), tmp_path, rel(file))
     assert made.name == mine.stem and card.fields and all(doc for *_, doc in card.fields)
 

@@ -1,4 +1,4 @@
-"""The registry: cards read without importing, methods of one's own, and a fingerprint that follows what is imported."""
+"""The registry: cards that agree with their classes, methods of one's own, and names that are helped along."""
 from __future__ import annotations
 
 import ast
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainwright.core import registry
+from trainwright.core import card as card_module
+from trainwright.core import registry, source
+from trainwright.core.card import read
 from trainwright.core.errors import UserError
 from trainwright.core.method import KINDS, Update
 from trainwright.core.settings import docs_of
@@ -30,13 +32,20 @@ class Halve(Update):
 @pytest.mark.parametrize("name", sorted(registry.cards()))
 def test_the_card_is_what_the_class_says(name: str) -> None:
     card, cls = registry.cards()[name], registry.find(name)
-    assert KINDS[card.kind] in cls.__bases__ and card.default is cls.default
+    assert all(issubclass(cls, KINDS[kind]) for kind in card.kinds) and card.default is cls.default
+    assert [k for k in KINDS if card.is_a(k)] == [k for k, kind in KINDS.items() if issubclass(cls, kind)]
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    own = {f[0]: f for f in (*registry.kind_fields(card.kind), *card.fields)}
+    own = {f[0]: f for f in card.settings}
     assert set(own) == set(fields)
     for key, (_, _, default, doc) in own.items():
         assert doc == docs_of(cls)[key] and bool(default) == (fields[key].default is not dataclasses.MISSING
                                                               or fields[key].default_factory is not dataclasses.MISSING)
+
+
+def test_methods_of_several_kinds_are_listed_under_each() -> None:
+    several = {n: c.kinds for n, c in registry.cards().items() if len(c.kinds) > 1}
+    assert several["spiel"] == ("Surgery", "Optimizer") and several["r_amt"] == ("Surgery", "Objective", "Update")
+    assert {"spiel", "sara", "sst", "increlora", "r_amt", "adamw"} <= {n for n, c in registry.cards().items() if c.is_a("Update")}
 
 
 def test_a_method_of_ones_own(tmp_path: Path) -> None:
@@ -44,8 +53,8 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
     made = registry.create({"use": "./mine.py", "by": 1}, tmp_path, "here")
     assert isinstance(made, Update) and made.name == "halve"
     assert made == registry.create({"use": "mine.py", "by": 1.0}, tmp_path, "")
-    card = registry.read_card(tmp_path / "mine.py", "halve", "")
-    assert (card.kind, card.summary) == ("Update", "Halves every update. Nobody's paper.")
+    card = read(tmp_path / "mine.py", "halve", "")
+    assert (card.kinds, card.summary) == (("Update",), "Halves every update. Nobody's paper.")
     assert card.fields == (("by", "float", "0.5", "Factor of every update."),)
 
 
@@ -71,38 +80,15 @@ def test_names_are_helped_along() -> None:
         registry.create({"use": "./none.py"}, Path(), "here")
 
 
-def test_the_fingerprint_follows_imports_beside_the_core(tmp_path: Path) -> None:
-    wsd = registry.cards()["wsd"].file
-    seen: dict[Path, bytes] = {}
-    registry._collect(wsd, seen)
-    assert {f.name for f in seen} == {"wsd.py", "_schedule.py"}
-    assert registry.fingerprint(wsd) != registry.fingerprint(registry.cards()["cosine"].file)
-
-
 def test_reading_cards_imports_no_method() -> None:
-    tree = ast.parse(Path(registry.__file__).read_text())
-    top = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
-    assert not any("method" in str(m) for m in top), "the registry imports a kind at its head: listing would import torch"
+    for module in (registry, card_module, source):
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        top = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
+        assert not any("method" in str(m) for m in top), "a kind is imported at the head: listing would import torch"
 
 
 def test_defaults_are_marked_by_the_methods() -> None:
     chosen = {kind: registry.default_of(kind) for kind in ("Data", "Optimizer", "Surgery")}
     assert chosen["Data"] and chosen["Optimizer"] and chosen["Surgery"] is None
-    marked = [c.kind for c in registry.cards().values() if c.default]
+    marked = [kind for c in registry.cards().values() if c.default for kind in c.kinds]
     assert len(marked) == len(set(marked)), "two methods stand in for one kind"
-
-
-def test_a_card_read_in_brief_is_the_whole_one() -> None:
-    """Parsed up to the first function of its class, a method's file tells what all of it tells."""
-    brief = [c for c in registry.cards().values() if registry._head(c.file) is not None]
-    assert len(brief) > len(registry.cards()) / 2
-    assert all(c == registry.read_card(c.file, c.name, c.folder) for c in brief)
-
-
-def test_a_setting_behind_a_function_is_read_too(tmp_path: Path) -> None:
-    text = '"""Mine."""\nclass Mine(Weigh):\n    """Mine."""\n    by: float = 2.0\n\n    def weigh(self):\n        return 1\n'
-    (tmp_path / "mine.py").write_text(text)
-    assert registry._head(tmp_path / "mine.py") is not None
-    (tmp_path / "mine.py").write_text(text + "\n    late: int = 3\n")
-    card = registry.read_card(tmp_path / "mine.py", "mine", "optim", brief=True)
-    assert [f[0] for f in card.fields] == ["by", "late"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
+from trainwright.core.card import read
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import fit, make
 
@@ -228,11 +229,11 @@ def parse_arm(text: str) -> Arm:
 
 def _method(words: list[str], text: str) -> dict[str, Any]:
     use, *rest = words
-    card = registry.read_card(Path(use), Path(use).stem, "") if use.endswith(".py") and Path(use).is_file() else \
+    card = read(Path(use), Path(use).stem, "") if use.endswith(".py") and Path(use).is_file() else \
         registry.cards().get(use)
     if card is None:
         raise UserError(f"--arm {text!r}: there is no method {use!r}{suggest(use, registry.cards())}.")
-    fields = [f[0] for f in (*card.fields, *registry.kind_fields(card.kind))]
+    fields = [f[0] for f in card.settings]
     out: dict[str, Any] = {"use": use}
     for i, word in enumerate(rest):
         if "=" not in word:

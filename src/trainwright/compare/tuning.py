@@ -64,7 +64,7 @@ def _place(key: str, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> str
 
 def _settings(use: str) -> list[str]:
     card = registry.cards().get(use)
-    return [f[0] for f in (*card.fields, *registry.kind_fields(card.kind))] if card else []
+    return [f[0] for f in card.settings] if card else []
 
 
 def _points(key: str, told: Any, trials: int, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> list[Any]:
@@ -88,7 +88,7 @@ def _points(key: str, told: Any, trials: int, methods: list[dict[str, Any]], spe
 
 def _default(use: str, name: str) -> Any:
     card = registry.cards()[use]
-    written = next(f[2] for f in (*card.fields, *registry.kind_fields(card.kind)) if f[0] == name)
+    written = next(f[2] for f in card.settings if f[0] == name)
     try:
         return float(written)
     except ValueError:

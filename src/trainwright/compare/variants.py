@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainwright.compare.spec import Arm, Spec
+from trainwright.core import card, registry
 from trainwright.core import recipe as recipes
-from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.recipe import Recipe
 
@@ -122,7 +122,7 @@ class Variants:
         told = own or ({"use": "held_out"},)
         if split == "test":
             return [dict(m) for m in told]
-        return [dict(m) | {"split": split} for m in told if _has(m, "split")]
+        return [dict(m) | {"split": split} for m in told if self._has(m, "split")]
 
     def domains(self, role: str) -> tuple[str, ...]:
         """The domains that are ``new`` or ``old``."""
@@ -157,14 +157,28 @@ class Variants:
                                 f"{suggest(name, [str(m.get('use')) for m in methods])}.")
             methods = [m for m in methods if m.get("use") != name]
         for new in arm.add:
-            kind = _kind(new)
-            at = next((i for i, m in enumerate(methods) if m.get("use") == new.get("use")
-                       or (kind in ALONE and _kind(m) == kind and "params" not in m and "params" not in new)), None)
-            if at is None:
-                methods.append(dict(new))
-            else:
-                methods[at] = dict(new)
+            same = [i for i, m in enumerate(methods) if m.get("use") == new.get("use")][:1]
+            out = {*same, *(i for i, m in enumerate(methods) if self._displaces(new, m))}
+            at = min(out, default=len(methods))
+            methods = [*methods[:at], dict(new), *(m for i, m in enumerate(methods) if i > at and i not in out)]
         stage["methods"] = methods
+
+    def _displaces(self, new: dict[str, Any], old: dict[str, Any]) -> bool:
+        """Whether both are of a kind of which a stage has one, and neither leaves parameters to the other."""
+        both = set(self._alone(new)) & set(self._alone(old))
+        return bool(both) and "params" not in new and "params" not in old
+
+    def _alone(self, method: dict[str, Any]) -> list[str]:
+        found = self._card(method)
+        return [kind for kind in ALONE if found is not None and found.is_a(kind)]
+
+    def _card(self, method: dict[str, Any]) -> card.Card | None:
+        """The card of a method that is installed, or of a user's own file."""
+        use = str(method.get("use"))
+        if use.endswith(".py"):
+            file = (self.spec.life.parent / use).resolve()
+            return card.read(file, file.stem, "") if file.is_file() else None
+        return registry.cards().get(use)
 
     def every(self, length: Length) -> int:
         """Steps between two measurements on the way; 0: there are none."""
@@ -179,29 +193,27 @@ class Variants:
             stage |= length.far
         if length.compiled is not None:
             stage["compile"] = length.compiled
-        stage["methods"] = [m for m in stage.get("methods", ()) if _kind(m) not in ("Evaluator", "Task")]
+        stage["methods"] = [m for m in stage.get("methods", ()) if not self._measures(m)]
         stage["eval_every"] = 0
         evaluator = next(iter(self.evaluators("tune")), None) if curve else None
         if evaluator and length.steps and self.every(length):
-            fewer = {"tokens": min(int(evaluator.get("tokens", CURVE_TOKENS)), CURVE_TOKENS)} if _has(evaluator, "tokens") else {}
+            fewer = {"tokens": min(int(evaluator.get("tokens", CURVE_TOKENS)), CURVE_TOKENS)} if self._has(evaluator, "tokens") else {}
             stage["methods"].append(evaluator | fewer)
             stage["eval_every"] = self.every(length)
+
+    def _measures(self, method: dict[str, Any]) -> bool:
+        found = self._card(method)
+        return found is not None and found.is_a("Evaluator")
+
+    def _has(self, method: dict[str, Any], setting: str) -> bool:
+        found = self._card(method)
+        return found is not None and setting in [f[0] for f in found.fields]
 
     def _recipe(self, stages: dict[str, dict[str, Any]], goals: list[str], more: list[dict[str, Any]]) -> Recipe:
         wanted = set(goals) | {n for t in more for n in _sources(t)}
         needed = set(_ancestors(stages, sorted(wanted & set(stages)))) | (wanted & set(stages))
         table = {"title": self.spec.title, "seed": self.spec.seed, "stage": [t for n, t in stages.items() if n in needed] + more}
         return recipes.parse(table, self.spec.life)
-
-
-def _kind(method: dict[str, Any]) -> str:
-    card = registry.cards().get(str(method.get("use")))
-    return card.kind if card else ""
-
-
-def _has(method: dict[str, Any], setting: str) -> bool:
-    card = registry.cards().get(str(method.get("use")))
-    return card is not None and setting in [f[0] for f in card.fields]
 
 
 def _sources(table: dict[str, Any]) -> list[str]:

@@ -49,7 +49,7 @@ def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
     """Claims on parameters and knobs, on the untouched model, so that the order of methods cannot hide a conflict.
 
     Raises:
-        UserError: a claim that matches nothing, or a thing that two methods claim.
+        UserError: a claim that matches nothing, a thing that two methods claim, or two optimizers of one parameter.
     """
     names = [n for n, _ in model.named_parameters()]
     owner: dict[str, str] = {}
@@ -61,6 +61,16 @@ def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
             if not hit:
                 raise UserError(f"{key} claims the parameters {claim!r}, which matches nothing; the model has {_some(names)}.")
             _own(owner, hit, key)
+    _check_alone([(key, m) for key, m in name_all(methods) if isinstance(m, Optimizer)])
+
+
+def _check_alone(optimizers: Sequence[tuple[str, Optimizer]]) -> None:
+    """No two optimizers that are bound to share a parameter, whichever the surgeries will leave to train."""
+    for i, (key, m) in enumerate(optimizers):
+        for other, one in optimizers[:i]:
+            if m.params == one.params or "*" in (m.params, one.params):
+                raise UserError(f"{key} and {other} both claim the step of the parameters {m.params!r}; keep one of them, "
+                                "or limit them with 'params'.")
 
 
 def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:

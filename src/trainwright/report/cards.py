@@ -12,13 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from trainwright.core import registry
+from trainwright.core.card import Card, kinds
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.registry import Card
 from trainwright.core.store import Artifact, Store
 from trainwright.report.numbers import interval
-
-KINDS = ("Curate", "Data", "Surgery", "Objective", "Weigh", "Update", "Optimizer", "Controller", "Arithmetic",
-         "Evaluator", "Task", "ScalingLaw")
 
 
 def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None, width: int = 110) -> Text:
@@ -27,18 +24,18 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
     Raises:
         UserError: an unknown kind or folder.
     """
-    if kind is not None and kind.capitalize() not in KINDS:
-        raise UserError(f"there is no kind {kind!r}{suggest(kind, KINDS)}.")
+    asked = next((k for k in kinds() if kind is not None and k.lower() == kind.lower()), None)
+    if kind is not None and asked is None:
+        raise UserError(f"there is no kind {kind!r}{suggest(kind, kinds())}.")
     folders = {c.folder for c in cards} | set(registry.FOLDERS)
     if folder is not None and folder not in folders:
         raise UserError(f"there is no folder {folder!r}{suggest(folder, folders)}.")
     words, measured = (search or "").lower().split(), {f.stem: f for f in evidence_files()}
-    order = {name: i for i, name in enumerate(registry.FOLDERS)}
     lines, count, place = Text(), 0, ""
-    for c in sorted(cards, key=lambda c: (order.get(c.folder, 99), c.name)):
+    for c in sorted(cards, key=lambda c: (registry.order(c.folder), c.name)):
         text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
-        asked = (kind is None or c.kind == kind.capitalize()) and (folder is None or c.folder == folder)
-        if asked and all(w in text for w in words):
+        wanted = (asked is None or c.is_a(asked)) and (folder is None or f"{c.folder}/".startswith(f"{folder}/"))
+        if wanted and all(w in text for w in words):
             if c.folder != place:
                 lines.append(f"{c.folder}\n", "bold")
             place, count = c.folder, count + 1
@@ -99,18 +96,11 @@ def card(c: Card) -> Group:
     settings = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("setting", "type", "default", "what it means"):
         settings.add_column(column, style="cyan" if column == "setting" else "")
-    for name, kind, default, doc in fields(c):
+    for name, kind, default, doc in c.settings:
         settings.add_row(name, escape(kind), escape(default) or "[red]needed[/]", escape(doc))
     parts: list[Any] = [head, Text(), Text(c.doc.strip()), Text()]
     parts += [settings, Text()] if settings.row_count else [Text("It has no settings."), Text()]
     return Group(*parts, Text(evidence(c.name)))
-
-
-def fields(c: Card) -> list[tuple[str, str, str, str]]:
-    """The settings of a method, those of its kind included."""
-    own = {f[0] for f in c.fields}
-    inherited = [f for f in registry.kind_fields(c.kind) if f[0] not in own]
-    return [*c.fields, *inherited]
 
 
 def evidence(name: str) -> str:
