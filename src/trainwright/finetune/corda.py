@@ -70,8 +70,7 @@ class Corda(Surgery):
     """A LoRA that starts as the part of the weights which sample texts use most, or least."""
 
     mode: Literal["knowledge_preserved", "instruction_previewed"] = "instruction_previewed"
-    """Whether the terms that matter least (to keep what the samples hold) or most (to learn it) for the
-    samples are trained."""
+    """Whether to train the terms that matter least to the samples (to keep them) or most (to learn them)."""
     rank: int = 8
     """Terms that are trained: columns of B, rows of A."""
     domains: tuple[str, ...] = ()
@@ -156,8 +155,7 @@ class Corda(Surgery):
         return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in PARTS}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``corda.safetensors``: of each layer A, B and what they were at the start; B A - B_0 A_0 is added
-        to the original."""
+        """``corda.safetensors``: A, B, A_0 and B_0 of each layer; B A - B_0 A_0 is added to the original."""
         deltas.write(self.learned(model), folder / FILE)
 
     @torch.no_grad()

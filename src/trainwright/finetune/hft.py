@@ -1,24 +1,30 @@
-"""Half fine-tuning: each round trains a random half of the matrices and freezes the rest, so that what the model knew survives.
+"""Half fine-tuning: each round trains a random half of the matrices and freezes the rest, to forget less.
 
-"HFT: Half Fine-Tuning for Large Language Models" (arXiv 2404.18466). At the start of a round (a fine-tuning stage, or a task of
-a sequence) draw in each block, with whole matrices as the unit,
+"HFT: Half Fine-Tuning for Large Language Models" (arXiv 2404.18466). At the start of a round (a fine-tuning
+stage, or a task of a sequence) draw in each block, with whole matrices as the unit,
 
-    2 of the 4 attention matrices,   2 of the 3 feed-forward matrices in a random half of the blocks and 1 of 3 in the others,
-    1 of the 2 norms;                theta <- theta - lr u  for what was drawn,   theta  unchanged for the rest,
+    2 of the 4 attention matrices,   1 of the 2 norms,
+    2 of the 3 feed-forward matrices in a random half of the blocks and 1 of 3 in the others;
+    theta <- theta - lr u  for what was drawn,   theta  unchanged for the rest,
 
-and keep the draw until the round ends. In general floor(n/2) of n are drawn, and where n is odd one more in half of the blocks
-(rounded down). Biases go with their matrix. Embeddings, head and final norm are trained unless ``outside`` is false. Frozen
-matrices have requires_grad off: no gradient, no state of the optimizer, no decay, and backward skips their gradient. All else of
-a step remains, the gradient of the activations above all: of a block's products a sixth is saved, of the optimizer's work half.
-The paper's 30 % of the time was not reached: a step of SmolLM2-135M on two cores takes 0.88 to 0.96 of one of full training (one
+and keep the draw until the round ends. In general floor(n/2) of n are drawn, and where n is odd one more in
+half of the blocks (rounded down). Biases go with their matrix. Embeddings, head and final norm are trained
+unless ``outside`` is false. Frozen matrices have requires_grad off: they have no gradient, no optimizer state
+and no decay, and backward skips their gradient. The rest of a step remains, above all the gradient of the
+activations: a sixth of a block's products is saved, and half of the optimizer's work. The paper's 30 % of the
+time was not reached: a step of SmolLM2-135M on two cores takes 0.88 to 0.96 of the time of full training (one
 and four rows of 256 tokens; ``benchmarks/adapters.py hft --rows 1``).
 
-A stage is a round; in a sequence of stages give each its ``round``. ``rounds`` cuts one stage into several of equal length: its
-draws are those of as many stages, and what methods remember of single parameters starts anew, as in a new stage; the schedule of
-the learning rate goes on. Optimizers that train the frozen half in a later round must know it from the beginning ('params').
+A stage is a round; in a sequence of stages give each its ``round``. ``rounds`` cuts one stage into several of
+equal length: its draws are those of as many stages, and what methods remember of single parameters starts
+anew, as in a new stage, while the schedule of the learning rate goes on. Optimizers that train the frozen
+half in a later round must own it from the beginning (``params``).
 
-Not where the new task needs all of the model and the old ones do not matter: full fine-tuning learns more.
-Errors: a model without repeated blocks; more rounds than steps. State: none, the draw follows from seed and step.
+Do not use it where the new task needs the whole model and the old ones do not matter: full fine-tuning learns
+more.
+
+State: none; the draw follows from seed and step.
+Errors: a model without repeated blocks; more rounds than steps.
 """
 from __future__ import annotations
 
@@ -38,7 +44,8 @@ NORM = "norm"
 
 
 class Hft(Surgery, Controller):
-    """A surgery that freezes half of the model, and a controller that asks for it again when a round is over."""
+    """A surgery that freezes half of the model, and a controller that asks for it again when a round is
+    over."""
 
     round: int = 1
     """Which round of a sequence the stage begins with; each number draws another half."""
@@ -47,7 +54,10 @@ class Hft(Surgery, Controller):
     outside: bool = True
     """Whether what is outside of the blocks (embeddings, head, final norm) is trained."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="less is forgotten than by full fine-tuning, in about 30 % less time", metric="forgetting/prose")
+        suite="adapt",
+        claim="less is forgotten than by full fine-tuning, in about 30 % less time",
+        metric="forgetting/prose",
+    )
     example: ClassVar[dict[str, Any]] = {"rounds": 5}
 
     def __post_init__(self) -> None:
@@ -62,14 +72,16 @@ class Hft(Surgery, Controller):
         unit, drawn = units_of(model), self.draw(model, ctx)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(unit[name] in drawn if name in unit else self.outside)
-        return ParamMap({})                                           # no state of a parameter is carried over
+        return ParamMap({})  # no state of a parameter is carried over
 
     def fold(self, model: nn.Module) -> None:
         model.requires_grad_(True)
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
         if self.rounds > view.steps:
-            raise UserError(f"hft: {self.rounds} rounds do not fit into the stage's {view.steps} steps; lower rounds.")
+            raise UserError(
+                f"hft: {self.rounds} rounds do not fit into the stage's {view.steps} steps; lower rounds."
+            )
         if view.step and self.number(view.step, view.steps) != self.number(view.step - 1, view.steps):
             yield Operate(self)
 
@@ -117,5 +129,8 @@ def units_of(model: nn.Module) -> dict[str, Unit]:
         matrix = name if parameters[name].ndim > 1 else matrix_of.get(module)
         out[name] = Unit(NORM, block, module) if matrix is None else Unit(role[matrix], block, matrix)
     if all(unit.category == NORM for unit in out.values()):
-        raise UserError(f"hft: a {type(model).__name__} has no repeated blocks with matrices, of which half could be frozen.")
+        raise UserError(
+            f"hft: a {type(model).__name__} has no repeated blocks with matrices, of which half could be "
+            "frozen."
+        )
     return out

@@ -1,5 +1,4 @@
-"""IncreLoRA: a LoRA of rank 1 everywhere, whose ranks grow during training in the layers that matter most to
-the loss.
+"""IncreLoRA: a LoRA of rank 1 everywhere, whose ranks grow during training where the loss depends on them.
 
 "IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning" (arXiv 2308.12043).
 For W [out, in]
@@ -151,8 +150,7 @@ class Increlora(Surgery, Update):
         }
 
     def turn(self, step: int, ctx: Context) -> tuple[int, int]:
-        """The number of the growth that follows this step, counted from 1 (0: none does), and how many there
-        are in all."""
+        """Number of the growth after this step, from 1 (0: there is none), and how many there are in all."""
         begin, every = steps_of(self.begin, ctx.steps), max(1, steps_of(self.every, ctx.steps))
         count = (steps_of(self.end, ctx.steps) - begin) // every
         number, rest = divmod(step - begin, every)
@@ -193,8 +191,7 @@ class Increlora(Surgery, Update):
         return {f"{n}.{part}": getattr(m, part) for n, m in self.mine(model).items() for part in PARTS}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``increlora.safetensors``: of each layer A, B, E, and ``ranks``: how many components are in use,
-        and how many wait."""
+        """``increlora.safetensors``: A, B, E of each layer and ``ranks``: components in use and waiting."""
         deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
@@ -202,8 +199,7 @@ class Increlora(Surgery, Update):
 
 
 class IncreloraLinear(Adapter):
-    """A linear layer with room for ``most`` components b e a', of which the first are in use and the next few
-    wait."""
+    """A linear layer with room for ``most`` components b e a': the first are in use, the next few wait."""
 
     ranks: Tensor
     """How many are in use, and how many wait."""
@@ -230,8 +226,7 @@ class IncreloraLinear(Adapter):
         self.ranks.copy_(torch.tensor([rank, more]))
 
     def values(self) -> Tensor:
-        """The scaled singular values [most]: zero for components neither in use nor waiting, without gradient
-        for the waiting."""
+        """The scaled singular values [most]: 0 where unused, and without a gradient where waiting."""
         (active, waiting), place = self.ranks, torch.arange(len(self.increlora_E), device=self.ranks.device)
         rest = self.increlora_E.detach() * (place < active + waiting)
         return torch.where(place < active, self.increlora_E, rest) * (self.settings.alpha / (active + 1e-5))
@@ -299,8 +294,7 @@ def remember(scores: dict[str, Tensor], shared: State, beta1: float, beta2: floa
 def orthogonal(
     name: str, layer: IncreloraLinear, updates: Tensors, params: Tensors, factor: float
 ) -> Tensors:
-    """A layer's gradients with that of the orthogonality of its components in use and waiting; none for the
-    score."""
+    """A layer's gradients plus that of the orthogonality of its components; 0 for the score."""
     A, B, used = f"{name}.increlora_A", f"{name}.increlora_B", int(layer.ranks.sum())
     out = {A: updates[A].clone(), B: updates[B].clone()}
     out[A][:used].add_(orthonormal(params[A][:used]), alpha=factor)

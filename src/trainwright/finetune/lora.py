@@ -1,16 +1,19 @@
 """LoRA: freeze the model and learn a low-rank addition to its linear layers.
 
-"LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685); with ``rslora`` the scale of "A Rank Stabilization
-Scaling Factor for Fine-Tuning with LoRA" (arXiv 2312.03732).
+"LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685); ``rslora`` is the scale of "A Rank
+Stabilization Scaling Factor for Fine-Tuning with LoRA" (arXiv 2312.03732).
 
     y = W x + s B A x,    s = alpha / rank   (rslora: alpha / sqrt(rank))
 
-W is [out, in] and frozen, A is [rank, in] and starts uniform in +-1/sqrt(in), B is [out, rank] and starts at zero, so that the
-model starts as it was. ``dropout`` acts on the input of A alone. A and B are float32 and are computed in the dtype of the
-activations. The addition is folded into W for export, and kept beside it in the format of PEFT.
+W is [out, in] and frozen. A is [rank, in] and starts uniform in +-1/sqrt(in), B is [out, rank] and starts at
+zero, so that the model starts as it was. ``dropout`` acts only on the input of A. A and B are float32 and are
+computed in the dtype of the activations. For export the addition is folded into W, and kept beside it in
+PEFT's format.
 
-Not for learning much that is new: full training, or a higher rank, forgets more but learns more. Not together with a method
-that changes the same weights.
+Do not use it to learn much that is new: full training, or a higher rank, forgets more but learns more. It
+cannot be combined with a method that changes the same weights.
+
+Errors: ``layers`` matches no linear layer, or one that has an adapter or a tied weight.
 """
 from __future__ import annotations
 
@@ -28,11 +31,20 @@ from transformers import GenerationMixin, PreTrainedModel
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.lm.layers import Adapter, as_linear_weight, compute_dtype, freeze, installed, linear_layers, put, shortest
+from trainwright.lm.layers import (
+    Adapter,
+    as_linear_weight,
+    compute_dtype,
+    freeze,
+    installed,
+    linear_layers,
+    put,
+    shortest,
+)
 
 
 class Lora(Surgery):
-    """Raises UserError where ``layers`` matches no linear layer, one that has an adapter, or one whose weight is tied."""
+    """A trained low-rank addition to frozen linear layers."""
 
     rank: int = 8
     """Rank of the addition: columns of B, rows of A."""
@@ -45,8 +57,12 @@ class Lora(Surgery):
     rslora: bool = False
     """Divide alpha by the square root of the rank, for high ranks."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="sft", claim="a third of the GPU memory of full fine-tuning (GPT-3: 350 GB against 1.2 TB), at no loss of quality",
-        metric="peak_memory_bytes", add=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.0}))
+        suite="sft",
+        claim="a third of the GPU memory of full fine-tuning (GPT-3: 350 GB against 1.2 TB), at no loss "
+              "of quality",
+        metric="peak_memory_bytes",
+        add=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.0}),
+    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
 
     def __post_init__(self) -> None:
@@ -76,21 +92,32 @@ class Lora(Surgery):
     def fold(self, model: nn.Module) -> None:
         for name, layer in self.mine(model).items():
             weight = as_linear_weight(layer)
-            weight.copy_(torch.addmm(weight.float(), layer.lora_B.float(), layer.lora_A.float(), alpha=self.scale))
+            weight.copy_(
+                torch.addmm(weight.float(), layer.lora_B.float(), layer.lora_A.float(), alpha=self.scale)
+            )
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them."""
+        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained``
+        reads them."""
         layers = self.mine(model)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({f"base_model.model.{n}.{part}.weight": getattr(m, part).detach().cpu().contiguous()
                    for n, m in layers.items() for part in ("lora_A", "lora_B")},
                   folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        config = {"peft_type": "LORA", "task_type": "CAUSAL_LM" if isinstance(model, GenerationMixin) else None,
-                  "base_model_name_or_path": model.name_or_path if isinstance(model, PreTrainedModel) else "",
-                  "r": self.rank, "lora_alpha": self.alpha, "lora_dropout": self.dropout, "use_rslora": self.rslora,
-                  "bias": "none", "fan_in_fan_out": any(m.transposed for m in layers.values()), "inference_mode": True,
-                  "target_modules": shortest(model, layers)}
+        config = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM" if isinstance(model, GenerationMixin) else None,
+            "base_model_name_or_path": model.name_or_path if isinstance(model, PreTrainedModel) else "",
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "use_rslora": self.rslora,
+            "bias": "none",
+            "fan_in_fan_out": any(m.transposed for m in layers.values()),
+            "inference_mode": True,
+            "target_modules": shortest(model, layers),
+        }
         (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -107,7 +134,9 @@ class LoraLinear(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = compute_dtype(x)
-        rows = x.reshape(-1, self.in_features).to(kind)               # cast once for both paths; 2-D, so that B A x adds in place
+        rows = x.reshape(-1, self.in_features).to(
+            kind
+        )  # cast once for both paths; 2-D, so that B A x adds in place
         y = self.linear(rows)
         low = F.linear(F.dropout(rows, self.settings.dropout, self.training), self.lora_A.to(kind))
         y = y.addmm_(low, self.lora_B.to(kind).T, alpha=self.settings.scale)

@@ -174,8 +174,7 @@ class Loram(Surgery):
                 for n, m in self.mine(model).items() for part, matrix in zip("AB", m.matrices(), strict=True)}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``adapter_config.json`` and ``adapter_model.safetensors`` of the recovered LoRA, as PEFT reads
-        them."""
+        """The recovered LoRA as ``adapter_config.json`` and ``adapter_model.safetensors``, as in PEFT."""
         self.lora.save_delta(model, folder)
         save_file(self.recovered(model), folder / FILE, metadata={"format": "pt"})
 
@@ -198,8 +197,7 @@ class Part(NamedTuple):
     units: int
     """Neurons, or key-value heads with the query heads that they serve."""
     readers: dict[str, int]
-    """Names of the layers that read, and how many layers each of them is, one behind another (a gate fused
-    with its layer)."""
+    """Names of the layers that read, and how many layers each one stacks (a gate fused with its layer: 2)."""
     writer: str
 
 
@@ -247,8 +245,7 @@ def _attention(model: nn.Module, readers: dict[str, nn.Module], writer: str, inn
 
 
 def places(kept: Tensor, units: int, size: int, layers: int = 1) -> Tensor:
-    """The rows that the units kept have among ``size``, which are those of so many layers one behind
-    another."""
+    """The rows of the units kept, among ``size`` rows of ``layers`` layers stacked one behind another."""
     each = size // layers // units
     one = (kept[:, None] * each + torch.arange(each, device=kept.device)).flatten()
     return (torch.arange(layers, device=kept.device)[:, None] * (size // layers) + one).flatten()
@@ -267,8 +264,7 @@ def sizes(part: Part, layers: Mapping[str, nn.Module]) -> Tensor:
 
 
 def on_disk(tensor: Tensor, folder: Path | None) -> Tensor:
-    """A copy in a file without a name, which is gone with the tensor: it takes memory as far as it is
-    read."""
+    """A copy in an unnamed file that is gone with the tensor: only what is read of it takes memory."""
     tensor = tensor.detach()
     if tensor.is_meta:
         return tensor

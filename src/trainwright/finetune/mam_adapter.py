@@ -1,5 +1,4 @@
-"""MAM adapter: a short learned prefix in attention, and a scaled parallel adapter beside each feed-forward
-layer.
+"""MAM adapter: a short learned prefix in attention, a scaled parallel adapter beside the feed-forward layer.
 
 "Towards a Unified View of Parameter-Efficient Transfer Learning" (arXiv 2110.04366): adapters, prefixes and
 LoRA all add some Delta h to a hidden state h. With x the input of the sublayer, s the ``scale`` and r the
@@ -181,8 +180,7 @@ def sublayers(model: nn.Module) -> list[Sublayers]:
 
 
 class ParallelAdapter(Carrier):
-    """s (W_up relu(W_down x + b_down) + b_up); W_down uniform in +-1/sqrt(wide), all else zero at the
-    start."""
+    """s (W_up relu(W_down x + b_down) + b_up); W_down starts uniform in +-1/sqrt(wide), the rest at zero."""
 
     def __init__(self, wide: int, settings: MamAdapter, rng: torch.Generator, device: torch.device) -> None:
         super().__init__()
@@ -269,8 +267,7 @@ def prefix_attention(
     softcap: float | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [rows, heads, positions, head size] to a module's prefix and to what its mask lets
-    through."""
+    """Attention [rows, heads, positions, head size] to a module's prefix and to what its mask allows."""
     if softcap is not None or unused.get("s_aux") is not None:
         raise UserError(
             "mam_adapter: attention with a cap on its scores, or with sinks, takes no prefix: set prefix = 0."

@@ -64,8 +64,7 @@ class MixtureOfShards(Surgery):
     budget: int = 2
     """Rank of the LoRA that has as many trained numbers."""
     private: int = 1
-    """How much of the budget belongs to single layers: so many rows of A and columns of B are a layer's
-    own."""
+    """How much of the budget belongs to single layers: rows of A and columns of B that are a layer's own."""
     shards: int = 2
     """Parts that each row of A and each column of B is cut into."""
     alpha: float = 16.0
@@ -162,8 +161,7 @@ class MixtureOfShards(Surgery):
         return dict(next(iter(installed(model, Pools, self).values())).named_parameters())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``mixture_of_shards.safetensors``: of each kind of layer the pools ``KIND.A`` and ``KIND.B``, and
-        nothing else."""
+        """``mixture_of_shards.safetensors``: only the pools ``KIND.A``, ``KIND.B`` of each kind of layer."""
         deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:

@@ -55,8 +55,7 @@ ENTRIES = {"cpu": 1 << 20}
 """Entries that are made at a time: enough for the calls not to count, and no more memory than that."""
 ENTRIES_ELSEWHERE = 1 << 24
 MIX = ((16, 0x7FEB352D), (15, 0x846CA68B))
-"""Shifts and odd factors of a 32-bit mixer whose outputs depend nearly evenly on all bits of the input
-(Wellons' lowbias32)."""
+"""Shifts and odd factors of a 32-bit mixer, each of whose outputs depends on all inputs (lowbias32)."""
 STEP = 0x9E3779B97F4A7C15
 """Distance of the numbers from which the keys of neighbouring matrices are mixed (SplitMix64)."""
 
@@ -121,8 +120,7 @@ class Nola(Surgery):
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``nola.safetensors``: of each layer ``NAME.nola_a`` and ``NAME.nola_b`` [bases], and nothing
-        else."""
+        """``nola.safetensors``: only ``NAME.nola_a`` and ``NAME.nola_b`` [bases] of each layer."""
         deltas.write(self.coefficients(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
@@ -161,8 +159,8 @@ class NolaLinear(Adapter):
 
 # ---- random matrices that are numbered, not stored ---------------------------------------------------------
 # Every entry is a hash of its seed, its matrix and its place. A generator would have to draw all entries
-# before it, and would draw others on another device. Here only wrapping integers of 32 bits are computed, so that
-# every device gets the same bits, in any order and in parts of any size.
+# before it, and would draw others on another device. Here only wrapping integers of 32 bits are computed,
+# so that every device gets the same bits, in any order and in parts of any size.
 
 
 def uniform(seed: int, first: int, count: int, entries: int, device: torch.device) -> Tensor:

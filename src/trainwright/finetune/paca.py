@@ -118,8 +118,7 @@ class Paca(Surgery):
         }
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``paca.safetensors``: of each layer ``NAME.columns`` [out, rank] (P, still to be scaled) and
-        ``NAME.index`` [rank]."""
+        """``paca.safetensors``: ``NAME.columns`` [out, rank], unscaled, and ``NAME.index`` [rank]."""
         deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
@@ -185,8 +184,7 @@ class Columns(torch.autograd.Function):
 
 def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, index: Tensor, scale: float,
             kind: torch.dtype) -> Tensor:
-    """``of(V)`` in the dtype ``kind``. Autograd is not told of what is put in and taken out again
-    (``data``)."""
+    """``of(V)`` in the dtype ``kind``. Autograd does not see what is put into ``data`` and taken out."""
     if weight.dtype != kind or torch.compiler.is_compiling():
         return of(copied(weight, columns, index, scale, kind))
     old = weight.index_select(1, index)
@@ -198,15 +196,13 @@ def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, ind
 
 
 def copied(weight: Tensor, columns: Tensor, index: Tensor, scale: float, kind: torch.dtype) -> Tensor:
-    """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``scale * columns`` as its columns
-    ``index``."""
+    """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``scale * columns`` at ``index``."""
     return weight.to(kind, copy=True).index_copy_(1, index, columns.mul(scale).to(kind))
 
 
 @torch.library.custom_op("trainwright::columns_back", mutates_args=())
 def _back(grad: Tensor, weight: Tensor, columns: Tensor, index: Tensor, scale: float) -> Tensor:
-    """Opaque to the compiler, which would find V in both passes, make it once, and keep it in between: all
-    the weights again."""
+    """Opaque to the compiler, which would make V once for both passes and keep it: all the weights again."""
     return grad @ copied(weight, columns, index, scale, grad.dtype)
 
 

@@ -1,9 +1,13 @@
 """Any tuner of the PEFT library as a surgery: DoRA, IA3, VeRA, OFT, BOFT, LoHa, LoKr, RandLoRA, FourierFT …
 
-The tuners of PEFT (https://github.com/huggingface/peft), put into the model in place. ``config`` is the name of its configuration
-class and ``options`` are its fields. Layers are the option ``target_modules``; default: all linear layers but the output head.
+The tuners of PEFT (https://github.com/huggingface/peft) are put into the model in place. ``config`` names a
+configuration class of PEFT and ``options`` are its fields. The option ``target_modules`` chooses layers; by
+default these are all linear layers but the output head.
 
-Not for what acts outside the layers: soft prompts, tuners that add a loss or need a call between steps (AdaLoRA, X-LoRA, Poly).
+Do not use it for what acts outside the layers: soft prompts, and tuners that add a loss or need a call
+between steps (AdaLoRA, X-LoRA, Poly).
+
+Errors: the extra ``peft`` is not installed; PEFT refuses the options; a tuner that cannot be merged.
 """
 from __future__ import annotations
 
@@ -26,22 +30,27 @@ from trainwright.core.method import Surgery
 from trainwright.lm.layers import LINEAR, roles
 
 HELD = "_peft_model"
-"""PEFT's wrapper is kept beside the model's modules, so that the model stays what it is, names of its parameters included."""
+"""PEFT's wrapper is kept beside the model's modules, so that the model stays what it is, names of its
+parameters included."""
 OUTSIDE = ("use_asa", "alora_invocation_tokens", "eva_config")
 """Options by which a tuner of layers comes to need more than its layers, which PEFT does not tell."""
 
 
 class Peft(Surgery):
-    """Raises UserError without the extra ``peft``, for what PEFT refuses, and for a tuner that cannot be merged."""
+    """A tuner of PEFT, put into the model in place."""
 
     config: str
     """Name of PEFT's configuration class, such as LoraConfig, IA3Config or VeraConfig."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of that class, such as { r = 8, use_dora = true }."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="DoRA does better than LoRA of the same rank (LLaMA-7B on commonsense reasoning: +3.7 points)",
-        paper="DoRA: Weight-Decomposed Low-Rank Adaptation (arXiv 2402.09353)", baseline=({"use": "lora", "rank": 8},),
-        add=({"use": "peft", "config": "LoraConfig", "options": {"r": 8, "use_dora": True}},), versus="LoRA")
+        suite="adapt",
+        claim="DoRA does better than LoRA of the same rank (LLaMA-7B on commonsense reasoning: +3.7 points)",
+        paper="DoRA: Weight-Decomposed Low-Rank Adaptation (arXiv 2402.09353)",
+        baseline=({"use": "lora", "rank": 8},),
+        add=({"use": "peft", "config": "LoraConfig", "options": {"r": 8, "use_dora": True}},),
+        versus="LoRA",
+    )
     example: ClassVar[dict[str, Any]] = {"config": "LoraConfig", "options": {"r": 2, "use_dora": True}}
     needs: ClassVar[tuple[str, ...]] = ("peft",)
 
@@ -55,7 +64,9 @@ class Peft(Surgery):
         from peft import get_peft_model
         config = self.build()
         if HELD in model.__dict__:
-            raise UserError(f"peft ({self.config}): the model carries a tuner of PEFT already; a stage can have one.")
+            raise UserError(
+                f"peft ({self.config}): the model carries a tuner of PEFT already; a stage can have one."
+            )
         if config.task_type is None and isinstance(model, GenerationMixin):
             config.task_type = "CAUSAL_LM"
         if self.all_linear(model, config):
@@ -66,7 +77,7 @@ class Peft(Surgery):
             torch.manual_seed(ctx.rng(f"peft/{self.config}", at=0).initial_seed())
             with _told(f"peft: {self.config} cannot be put into this model"):
                 model.__dict__[HELD] = get_peft_model(model, config)
-        model.train(training)                                         # new modules always come in training mode
+        model.train(training)  # new modules always come in training mode
         if not any(p.requires_grad for p in model.parameters()):
             raise UserError(f"peft: {self.config} with {self.options} leaves nothing to train.")
         self.try_merge(model)
@@ -86,13 +97,19 @@ class Peft(Surgery):
         del model.__dict__[HELD]
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained`` reads them."""
+        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained``
+        reads them."""
         from peft import get_peft_model_state_dict
         wrapper = model.__dict__[HELD]
         folder.mkdir(parents=True, exist_ok=True)
         tensors = get_peft_model_state_dict(wrapper)
-        save_file({n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()},   # cloned: no two may share memory
-                  folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {
+                n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()
+            },  # cloned: no two may share memory
+            folder / "adapter_model.safetensors",
+            metadata={"format": "pt"},
+        )
         config = copy.deepcopy(wrapper.active_peft_config)
         config.inference_mode = True
         config.save_pretrained(str(folder))
@@ -110,19 +127,24 @@ class Peft(Surgery):
             config = kind(**copy.deepcopy(self.options))
         tuner = tuners[config.peft_type]
         if not issubclass(tuner, base):
-            raise ValueError(f"{self.config} changes the input of the whole model (prompts, prefixes), not its layers, "
-                             "which a surgery cannot; take a tuner of layers such as LoraConfig.")
+            raise ValueError(
+                f"{self.config} changes the input of the whole model (prompts, prefixes), not its layers, "
+                "which a surgery cannot; take a tuner of layers such as LoraConfig."
+            )
         if tuner.forward is not base.forward or any(config.__dict__.get(o) for o in OUTSIDE):
-            raise ValueError(f"{self.config} with these options acts outside the layers (another loss, routing, a call "
-                             "between steps), which a surgery cannot; take a tuner of layers such as LoraConfig.")
+            raise ValueError(
+                f"{self.config} with these options acts outside the layers (another loss, routing, a call "
+                "between steps), which a surgery cannot; take a tuner of layers such as LoraConfig."
+            )
         return config
 
     def all_linear(self, model: nn.Module, config: Any) -> bool:
-        """Whether to take all linear layers: none are named, and PEFT means the tuner for them (not for norms, embeddings)."""
+        """Whether to take all linear layers: none are named, and PEFT means the tuner for them (not for
+        norms, embeddings)."""
         fields = type(config).__dataclass_fields__
         named = any(config.__dict__.get(f) for f in ("target_modules", "target_parameters"))
         if "target_modules" not in fields or "feedforward_modules" in fields or named:
-            return False                                              # two sorts of targets (IA3): PEFT's own choice stands
+            return False  # two sorts of targets (IA3): PEFT's own choice stands
         known = vars(_library()[1][config.peft_type]).get("target_module_mapping") or {}
         linear = roles(model, (n for n, m in model.named_modules() if isinstance(m, LINEAR)))
         meant = {n for names in known.values() for n in names} & {n.rpartition(".")[2] for n in linear}
@@ -138,7 +160,11 @@ def _library() -> tuple[dict[str, type], dict[Any, type], Any]:
         if error.name != "peft":
             raise
         raise UserError("the method peft needs the PEFT library: pip install trainwright[peft].") from None
-    return {c.__name__: c for c in PEFT_TYPE_TO_CONFIG_MAPPING.values()}, PEFT_TYPE_TO_TUNER_MAPPING, BaseTuner
+    return (
+        {c.__name__: c for c in PEFT_TYPE_TO_CONFIG_MAPPING.values()},
+        PEFT_TYPE_TO_TUNER_MAPPING,
+        BaseTuner,
+    )
 
 
 @contextmanager

@@ -62,8 +62,7 @@ class RAmt(Surgery, Objective, Update):
     """A trained binary mask over frozen weights, with gradient dropout."""
 
     layers: str = "attention"
-    """Layers whose weights are masked: all-linear, attention, mlp, or a glob of module names such as
-    *.q_proj."""
+    """Layers that are masked: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     gradient_dropout: float = 1.0
     """lambda: how much of a gradient is taken away where it is dropped; 0 leaves the second pass out."""
     penalty: float = 1e-4
@@ -123,8 +122,7 @@ class RAmt(Surgery, Objective, Update):
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``r_amt.safetensors``: of each layer ``NAME.mask``, a bit a weight of [out, in], eight in a byte
-        from the lowest."""
+        """``r_amt.safetensors``: ``NAME.mask`` of each layer, a bit a weight [out, in], lowest first."""
         deltas.write({f"{n}.mask": packed(m.mask()) for n, m in self.masked(model).items()}, folder / FILE)
 
     @torch.no_grad()
@@ -247,8 +245,7 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def agreement(task: Tensor, general: Tensor) -> Tensor:
-    """P = (sign(a) (a + b) / (|a| + |b|) + 1) / 2 of two gradients: 1 where b has the sign of a, and less the
-    more b speaks against it."""
+    """P = (sign(a) (a + b) / (|a| + |b|) + 1) / 2: 1 where b has the sign of a, less where b opposes it."""
     return ((task.sign() * (task + general)).div_(task.abs() + general.abs() + 1e-8) + 1).div_(2)
 
 

@@ -1,22 +1,29 @@
-"""Holds the weights to those that the stage started from, so that what they knew survives without any old data: L2 or EWC.
+"""Pulls the weights back to those that the stage started from, so that they remember without any old data: L2
+or EWC.
 
-"A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269). With w0 the weights at the start of the stage, the loss
-gets a penalty on each entry that ``params`` matches, and its gradient, which is what is added here, gets
+"A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269). With w0 the weights at the start of
+the stage, each entry that ``params`` matches has a penalty in the loss, whose gradient is added here:
+
     l2:   s (w - w0)^2     ->   g + 2 s (w - w0)
     ewc:  s F (w - w0)^2   ->   g + 2 s F (w - w0),     s = ``strength``.
-F is the diagonal of the empirical Fisher matrix at w0: the mean over ``fisher_rows`` rows of the domains ``old`` of the squared
-gradient of a row's mean loss (the authors square the gradient of a batch and multiply by its size: a batch is a row here). EWC is
-"Overcoming catastrophic forgetting in neural networks" (arXiv 1612.00796), with one anchor; it reads old data once, before the
-first step. F is small, so that ``strength`` is of another size there: begin with a thousand times as much.
 
-The paper finds that from a pretrained model plain L2 beats EWC, and does best on the self-attention alone (``params =
-"*self_attn*"``) together with prediction distillation (``rehearsal_free_distillation``). The anchor is the start of this stage,
-not zero (that is weight decay) and not always the pretrained weights: in a sequence of stages it moves along.
+F is the diagonal of the empirical Fisher matrix at w0: the mean, over ``fisher_rows`` rows of the domains
+``old``, of the squared gradient of a row's mean loss (the authors square the gradient of a batch and multiply
+by its size; a batch is a row here). EWC is "Overcoming catastrophic forgetting in neural networks" (arXiv
+1612.00796) with a single anchor; it reads old data once, before the first step. F is small, so that
+``strength`` is on another scale there: begin with a thousand times as much.
 
-Name it before the optimizer, as a gradient; behind it the pull is decoupled from the optimizer's own scaling. Costs one copy of
-the weights, two with EWC. Logs ``distance``, the 2-norm of w - w0. Not where the old does not matter: it learns less.
+The paper finds that from a pretrained model plain L2 beats EWC, and does best on self-attention alone
+(``params = "*self_attn*"``) together with prediction distillation (``rehearsal_free_distillation``). The
+anchor is the start of this stage. It is not zero (that is weight decay), and it is not always the pretrained
+weights: in a sequence of stages it moves along.
 
-Errors: settings out of range; EWC without ``old``, or in a stage without a corpus. State: ``param``, start and fisher.
+Name it before the optimizer, as a gradient; after it the pull is decoupled from the optimizer's own scaling.
+It costs one copy of the weights, two with EWC. Logs ``distance``, the 2-norm of w - w0. Do not use it where
+old abilities do not matter: the model learns less.
+
+State: ``param``: start and fisher.
+Errors: settings out of range; EWC without ``old``, or in a stage without a corpus.
 """
 from __future__ import annotations
 
@@ -47,15 +54,26 @@ class RehearsalFreeCl(Update):
     old: tuple[str, ...] = ()
     """For EWC: the domains of the stage's corpus that are not to be forgotten."""
     fisher_rows: int = 32
-    """For EWC: rows of training documents that the Fisher information is measured on, one backward pass each."""
+    """For EWC: rows of training documents that the Fisher information is measured on, one backward pass
+    each."""
     length: int = 256
     """For EWC: tokens of such a row; fewer where the model has fewer positions."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", metric="forgetting/prose",
-        claim="L2 to the start forgets less than plain fine-tuning without old data (and less than EWC and feature distillation)",
-        add=({"use": "rehearsal_free_cl"}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1}), drop=("adamw",))
-    example: ClassVar[dict[str, Any]] = {"how": "ewc", "strength": 10.0, "old": ["prose"], "fisher_rows": 3, "length": 32}
+        suite="adapt",
+        metric="forgetting/prose",
+        claim="L2 to the start forgets less than plain fine-tuning without old data (and less than EWC "
+              "and feature distillation)",
+        add=({"use": "rehearsal_free_cl"}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1}),
+        drop=("adamw",),
+    )
+    example: ClassVar[dict[str, Any]] = {
+        "how": "ewc",
+        "strength": 10.0,
+        "old": ["prose"],
+        "fisher_rows": 3,
+        "length": 32,
+    }
     off: ClassVar[dict[str, Any] | None] = {"strength": 0.0}
 
     def __post_init__(self) -> None:
@@ -64,8 +82,11 @@ class RehearsalFreeCl(Update):
         if self.fisher_rows < 1:
             raise ValueError(f"fisher_rows must be 1 or more, not {self.fisher_rows}")
         if (self.how == "ewc") != bool(self.old):
-            raise ValueError("old names the domains that EWC measures the Fisher information on: give it with how = \"ewc\", "
-                             "and only then")
+            raise ValueError(
+                'old names the domains that EWC measures the Fisher information on: give it with how = '
+                '"ewc", '
+                "and only then"
+            )
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -80,10 +101,12 @@ class RehearsalFreeCl(Update):
         """The diagonal of the empirical Fisher matrix, shaped and sharded like the parameters."""
         out = {n: torch.zeros_like(p) for n, p in params.items()}
         if not ctx.inputs.get("data"):
-            if ctx.folder is None:                              # a plan, before there is a corpus: only the size counts
+            if ctx.folder is None:  # a plan, before there is a corpus: only the size counts
                 return out
-            raise UserError("rehearsal_free_cl: EWC measures the Fisher information on a corpus: give the stage one with "
-                            "from = { data = \"CORPUS\" }, or take how = \"l2\".")
+            raise UserError(
+                "rehearsal_free_cl: EWC measures the Fisher information on a corpus: give the stage one with "
+                'from = { data = "CORPUS" }, or take how = "l2".'
+            )
         plain, taken = replace(ctx, compile=False), Counter[str]()
         rows = Pack(length=min(self.length, most_positions(model) or self.length), domains=self.old).rows(ctx)
         many = min(self.fisher_rows, rows.total)

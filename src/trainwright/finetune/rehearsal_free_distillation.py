@@ -1,16 +1,22 @@
-"""Holds what a model says, or how it sees a text, to the model that the stage started from: distillation without old data.
+"""Holds predictions or hidden states to those of the model that the stage started from: distillation without
+old data.
 
-"A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269), its two distillations beside the penalties of
-``rehearsal_free_cl``. The new texts are read by the model in training and by the frozen one of before (the role ``reference``);
-for each position that is learned, with p the probabilities of the next token and h [H] the final hidden state,
-    prediction:  sum over words of p_before log(p_before / p)      (Learning without Forgetting's, for a vocabulary)
+"A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269): its two distillations, which
+accompany the penalties of ``rehearsal_free_cl``. The model in training and the frozen model from before (the
+role ``reference``) read the new texts. For each position that is learned, with p the probabilities of the
+next token and h [H] the final hidden state,
+
+    prediction:  sum over words of p_before log(p_before / p)      (Learning without Forgetting)
     features:    mean over H of (h - h_before)^2,
-which is 0 as long as the model is the old one. Times ``weight``, it is added to the loss of the new texts. The paper's images
-have a sigmoid for each class; a vocabulary has one softmax, hence the divergence. Documents are read as they are packed.
 
-Name the start in the recipe: ``from = { model = "base", reference = "base", … }``. Costs a second forward and backward pass
-of the model and a forward pass of the reference, which is whole on each rank; ``prediction`` holds the logits of both.
-Not for texts that the old model reads badly: it is then held to its mistakes.
+which is 0 as long as the model is the old one. Times ``weight`` it is added to the loss of the new texts. The
+paper's image models have a sigmoid for each class; a vocabulary has one softmax, hence the divergence.
+Documents are read as they are packed.
+
+Name the start in the recipe: ``from = { model = "base", reference = "base", … }``. It costs a second forward
+and backward pass of the model and a forward pass of the reference, which is whole on each rank;
+``prediction`` holds the logits of both. Do not use it on texts that the old model reads badly: it would be
+held to its mistakes.
 
 Errors: no reference; a reference of another width or vocabulary.
 """
@@ -29,7 +35,8 @@ from trainwright.lm.losses import trained_tokens
 
 
 class RehearsalFreeDistillation(Objective):
-    """Distance from the frozen start model on the new texts, one number a position; 0 where nothing is learned."""
+    """Distance from the frozen start model on the new texts, one number a position; 0 where nothing is
+    learned."""
 
     how: Literal["prediction", "features"] = "prediction"
     """Compare the probabilities of the next token, or the final hidden states."""
@@ -40,10 +47,13 @@ class RehearsalFreeDistillation(Objective):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         other = distillation.frozen_model(self.name, "reference", ctx)
-        size, wanted = (m.get_input_embeddings().num_embeddings for m in (model, other))  # type: ignore[operator, union-attr]
-        if size != wanted:
-            raise UserError(f"rehearsal_free_distillation: the reference has {wanted} tokens, the model {size}: take the model "
-                            "that the stage starts from.")
+        tables = [m.get_input_embeddings() for m in (model, other)]  # type: ignore[operator]
+        sizes = [t.num_embeddings for t in tables]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"rehearsal_free_distillation: the reference has {sizes[1]} tokens, the model {sizes[0]}: "
+                "take the model that the stage starts from."
+            )
         return {}
 
     def count(self, batch: Batch) -> float:

@@ -74,8 +74,7 @@ class Sara(Surgery, Update):
     nuclear: float = 5e-4
     """Factor of the nuclear norm in the loss."""
     progress: float = 0.5
-    """After what share of the steps only weights that are still below the threshold go on; 1 keeps all to the
-    end."""
+    """Share of the steps after which only weights still below the threshold go on; 1 keeps all to the end."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     params: ClassVar[str] = "*.sara_values"  # type: ignore[misc]
@@ -170,8 +169,7 @@ class Sara(Surgery, Update):
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``sara.safetensors``: of each layer ``NAME.sara_values``, the weights that were trained, at
-        ``NAME.places``."""
+        """``sara.safetensors``: trained weights of each layer, ``NAME.sara_values``, at ``NAME.places``."""
         found = {
             f"{n}.sara_values": m.whole().reshape(-1)[m.places.long()] for n, m in self.mine(model).items()
         }
@@ -189,8 +187,7 @@ class Sara(Surgery, Update):
 
 
 class SaraLinear(Adapter):
-    """A linear layer that trains its weights below a limit; they lie in a vector, and ``weight`` has zeros in
-    their places."""
+    """A linear layer that trains its weights below a limit, as a vector; ``weight`` has zeros there."""
 
     places: Tensor
 
@@ -218,15 +215,13 @@ class SaraLinear(Adapter):
         return out.view(self.out_features, self.in_features)
 
     def keep(self, weight: Tensor, values: Tensor) -> None:
-        """Write numbers into the layer's weight (the parameter, or a rank's part of it) at the places, which
-        are zeros there."""
+        """Write numbers into the weight (the parameter, or a rank's part of it) at the zeroed places."""
         dense = self.dense(values).T.contiguous() if self.transposed else self.dense(values)
         sharding.local(weight.detach()).add_(sharding.local(sharding.like(dense.to(weight.dtype), weight)))
 
 
 def smallest(weights: Sequence[Tensor], share: float) -> float:
-    """The size below which the ``share`` of all weights together lies, found by halving: nothing is
-    sorted."""
+    """The size below which ``share`` of all weights lies, found by bisection, without sorting."""
     wanted, low, high = max(1, int(share * sum(w.numel() for w in weights))), 0, INFINITY
     while low < high:
         middle = (low + high) // 2
@@ -242,8 +237,7 @@ def _number(bits: int) -> float:
 
 
 def polar(layer: SaraLinear, values: Tensor) -> Tensor:
-    """The gradient of the nuclear norm of the matrix of ``values``: U V' at the places, without terms of no
-    size."""
+    """The gradient of the nuclear norm of the matrix of ``values``: U V' there, without vanishing terms."""
     U, S, V = torch.linalg.svd(layer.dense(values.detach()), full_matrices=False)
     known = RANK * S[0] < S
     return (U[:, known] @ V[known]).reshape(-1)[layer.places.long()]

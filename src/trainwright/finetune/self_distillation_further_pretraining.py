@@ -1,18 +1,24 @@
-"""Further pretraining whose hidden states are held to those of a teacher: the same start, pretrained further before it.
+"""Further pretraining that holds hidden states to those of a teacher: the same start, already pretrained
+further.
 
-"Self-Distillation for Further Pre-training of Transformers" (arXiv 2210.02871). In three stages, with w0 the pretrained weights:
+"Self-Distillation for Further Pre-training of Transformers" (arXiv 2210.02871). In three stages, from
+pretrained w0:
+
     1. teacher: from w0, further pretraining on the target texts with the plain loss;
-    2. student: from w0 again (not from the teacher), on the same texts, with
-           loss = plain loss + weight |f(x) - f_teacher(x)|^2 / H,   f(x) [H] the final hidden state of a position, no gradient
-           into the teacher;
+    2. student: again from w0, not from the teacher, on the same texts, with
+           loss = plain loss + weight |f(x) - f_teacher(x)|^2 / H,
+       where f(x) [H] is the final hidden state of a position, and no gradient flows into the teacher;
     3. fine-tuning of the student.
-This is the second term; name it beside ``next_token``, and ``from = { model = "base", teacher = "teacher", … }``. The paper masks
-parts of an input; a causal model has no mask, both read the same tokens. The squared distance is a mean over the H entries, so
-that ``weight`` does not change with the width (the norm of the formula has weight / H). For more rounds let the student be the
-teacher of the next, which starts from w0 too.
 
-The target texts are trained on twice: compare with further pretraining of twice the length. Costs a second forward and backward
-pass, and the teacher's forward pass; the teacher is whole on each rank. Not where the target texts are many: it is a regularizer.
+This is the second term; name it beside ``next_token``, with ``from = { model = "base", teacher = "teacher", …
+}``. The paper masks parts of an input; a causal model has no mask, and both models read the same tokens. The
+squared distance is a mean over the H entries, so that ``weight`` does not change with the width (in the
+paper's norm it has weight / H). For more rounds let the student be the teacher of the next one, which also
+starts from w0.
+
+The target texts are trained on twice: compare it with further pretraining of twice the length. It costs a
+second forward and backward pass, and the teacher's forward pass; the teacher is whole on each rank. Do not
+use it where there are many target texts: it is a regularizer.
 
 Errors: no teacher; a teacher of another width; a student that starts from the teacher's weights.
 """
@@ -33,26 +39,50 @@ from trainwright.lm.losses import trained_tokens
 
 
 class SelfDistillationFurtherPretraining(Objective):
-    """Squared distance of the hidden states from a teacher's, one number a position; 0 where nothing is learned."""
+    """Squared distance of the hidden states from a teacher's, one number a position; 0 where nothing is
+    learned."""
 
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="generalizes better than further pretraining alone, also when that is as long as both of its stages",
-        add=({"use": "self_distillation_further_pretraining"},), set={"from.teacher": "teacher"},
-        baseline_set={"from.model": "teacher"}, versus="further pretraining, twice as long",
-        stages=({"name": "teacher", "kind": "train", "from": {"model": "base", "data": "corpus"}, "tokens": 120_000,
-                 "batch_tokens": 2048, "methods": [
-                     {"use": "pack", "length": 256, "domains": ["code"]}, {"use": "next_token"}, {"use": "clip", "norm": 1.0},
-                     {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1}, {"use": "cosine", "warmup": 0.05}]},),
-        scale="it counters overfitting to few target texts, which the suite's are not")
+        suite="adapt",
+        claim="generalizes better than further pretraining alone, also when that is as long as both of "
+              "its stages",
+        add=({"use": "self_distillation_further_pretraining"},),
+        set={"from.teacher": "teacher"},
+        baseline_set={"from.model": "teacher"},
+        versus="further pretraining, twice as long",
+        stages=(
+            {
+                "name": "teacher",
+                "kind": "train",
+                "from": {"model": "base", "data": "corpus"},
+                "tokens": 120_000,
+                "batch_tokens": 2048,
+                "methods": [
+                    {"use": "pack", "length": 256, "domains": ["code"]},
+                    {"use": "next_token"},
+                    {"use": "clip", "norm": 1.0},
+                    {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1},
+                    {"use": "cosine", "warmup": 0.05},
+                ],
+            },
+        ),
+        scale="it counters overfitting to few target texts, which the suite's are not",
+    )
     example: ClassVar[dict[str, Any]] = {}
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         teacher = dict(distillation.frozen_model(self.name, "teacher", ctx).named_parameters())
-        started = ctx.folder is not None and ctx.step == 0              # in a plan both may have weights that nobody trained
-        if started and all(n in teacher and torch.equal(sharding.full(p), teacher[n]) for n, p in model.named_parameters()):
-            raise UserError("self_distillation_further_pretraining: the student starts from the teacher's own weights, so that "
-                            "there is nothing to learn from it: from.model must be the start of both, from.teacher a stage that "
-                            "went on from it.")
+        started = (
+            ctx.folder is not None and ctx.step == 0
+        )  # in a plan both may have weights that nobody trained
+        if started and all(
+            n in teacher and torch.equal(sharding.full(p), teacher[n]) for n, p in model.named_parameters()
+        ):
+            raise UserError(
+                "self_distillation_further_pretraining: the student starts from the teacher's own weights, "
+                "so that there is nothing to learn from it: from.model must be the start of both, "
+                "from.teacher a stage that went on from it."
+            )
         return {}
 
     def count(self, batch: Batch) -> float:

@@ -149,8 +149,7 @@ class Ssf(Surgery):
 
 
 class ScaleShift(torch.autograd.Function):
-    """scale * y + shift over the last dimension, computed in float32, in the dtype of y. Backward keeps y as
-    it came."""
+    """scale * y + shift over the last dimension, in float32, returned in the dtype of y. Backward keeps y."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
@@ -175,8 +174,7 @@ class ScaleShiftLinear(Adapter):
 
 
 class ScaleShiftOutput(Carrier):
-    """Mixed into the class of a norm or an embedding: its parameters keep their names, and it is still what
-    it was."""
+    """Mixed into the class of a norm or an embedding, whose kind and names of parameters stay."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ScaleShift.apply(super().forward(x), self.ssf_scale, self.ssf_shift)
@@ -199,8 +197,7 @@ def channels(module: nn.Module) -> int:
 
 
 def norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Norms with a weight for each channel, by module name: the class says that it is one, and it has no
-    parts."""
+    """Norms with a weight for each channel, by module name: classes called norm that have no parts."""
     return {
         n: m
         for n, m in model.named_modules()
@@ -240,8 +237,11 @@ def offset(norm: nn.Module) -> float:
 
 
 def embedding(model: nn.Module) -> dict[str, nn.Module]:
-    """The token embedding, under its name. Raises UserError where it is no plain table, or its weight another
-    module's too."""
+    """The token embedding, by its name.
+
+    Raises:
+        UserError: it is no plain table, or its weight is another module's too.
+    """
     table = model.get_input_embeddings()
     if type(table) is not nn.Embedding:
         raise UserError(f"the embedding is a {type(table).__name__}, no plain table: set embedding = false.")
@@ -265,8 +265,7 @@ def without_bias(model: nn.Module) -> set[str]:
 
 
 def options(model: nn.Module) -> dict[str, set[str]]:
-    """Settings of the model's config that are false, and the linear layers that would have a bias if each
-    were true."""
+    """False settings of the model's config, and the linear layers that each would give a bias."""
     found, bare = {}, without_bias(model)
     for option in (k for k, v in model.config.to_dict().items() if v is False and "bias" in k):
         config = copy.deepcopy(model.config)
@@ -277,8 +276,7 @@ def options(model: nn.Module) -> dict[str, set[str]]:
 
 
 def check_biases(model: nn.Module, shifted: set[str]) -> None:
-    """Raises UserError where a shift could not be exported: no bias, and no setting that gives the layer
-    one."""
+    """Raises UserError where a shift could not be exported: no bias, and no setting that adds one."""
     bare = shifted & without_bias(model)
     lost = bare - set().union(*options(model).values()) if bare and families.is_pretrained(model) else set()
     if lost:
@@ -290,8 +288,7 @@ def check_biases(model: nn.Module, shifted: set[str]) -> None:
 
 
 def add_biases(model: nn.Module, shifted: set[str]) -> None:
-    """Have the config give these layers a bias: zeros for now, also in the other layers that get one by
-    it."""
+    """Have the config give these layers a bias, for now zeros, as in all other layers that gain one by it."""
     bare = shifted & without_bias(model)
     gained = (
         {o: names for o, names in options(model).items() if names & bare}
@@ -322,8 +319,7 @@ def fold_linear(layer: ScaleShiftLinear) -> nn.Module:
 
 @torch.no_grad()
 def fold_output(module: nn.Module) -> None:
-    """w <- scale (w + c) - c and b <- scale b + shift in a norm, w <- scale w + shift in an embedding; it is
-    then what it was."""
+    """w <- scale (w + c) - c, b <- scale b + shift in a norm; w <- scale w + shift in an embedding."""
     scale, shift = module.ssf_scale, module.ssf_shift
     module.__class__ = type(module).__bases__[1]
     del module.ssf_scale, module.ssf_shift, module.ssf_owner

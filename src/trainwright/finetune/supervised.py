@@ -1,13 +1,16 @@
 """Supervised fine-tuning on conversations: cross-entropy of the assistant's tokens, and of nothing else.
 
-    loss = - sum over the assistant's tokens of log p(token | all before it in its conversation)
+    loss = - sum over the assistant's tokens of log p(token | everything before it in its conversation)
 
-Which tokens are the assistant's is marked when the corpus is tokenized, by the chat template's generation markers. Not for plain
-text: a corpus without such marks is refused, since every token of the prompts would be learned.
+The chat template's generation markers say which tokens are the assistant's when the corpus is tokenized. Do
+not use it on plain text: a corpus without such markers is refused, because every token of the prompts would
+be learned.
 
 Errors: a corpus without conversations; a step in which no token is learned.
 """
 from __future__ import annotations
+
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,10 +24,15 @@ from trainwright.lm.losses import logged_losses, trained_tokens
 class Supervised(Objective):
     """Cross-entropy of the assistant's tokens, one number a position; 0 elsewhere."""
 
+    families: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq", "factory")
+
     def init(self, model: nn.Module, ctx: Context) -> State:
         if ctx.inputs.get("data") and not open_corpus(ctx.path("data")).chat:
-            raise UserError(f"supervised: the corpus {ctx.path('data').name} has no conversations (a column messages), so it "
-                            "does not say which tokens are the assistant's; use next_token to learn all tokens of plain text.")
+            raise UserError(
+                f"supervised: the corpus {ctx.path('data').name} has no conversations (a column messages), "
+                "so it does not say which tokens are the assistant's; use next_token to learn all tokens of "
+                "plain text."
+            )
         return {}
 
     def count(self, batch: Batch) -> float:

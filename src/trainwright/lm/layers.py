@@ -209,8 +209,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def shortest(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Sorted names for a file: last parts (``q_proj``) where they mean just these modules, else full
-    names."""
+    """Sorted names for a file: last parts (``q_proj``) where they mean just these modules, else full."""
     full = set(names)
     last = {n.rpartition(".")[2] for n in full}
     alike = {n for n, _ in model.named_modules() if n.rpartition(".")[2] in last}

@@ -69,8 +69,7 @@ def masked(updates: Tensors, state: State, ctx: Context) -> Tensors:
 
 
 def hide(params: Tensors, state: State, ctx: Context) -> None:
-    """Zeros where a weight is hidden: in the weight, and in what any method remembers of it (moments,
-    averages)."""
+    """Zero hidden weights, and what any method remembers of them (moments, averages)."""
     for name, leaf in state["param"].items():
         zero(params[name], leaf["hidden"])
         ctx.forget(name, leaf["hidden"])

@@ -35,8 +35,7 @@ SIZES = (
 """Fields of a config that are divided, as far as it has them."""
 RANDOM = "set start = \"random\""
 LONGEST = 128
-"""Tokens of a document that are looked at for the importance of weights: its last ones, where an answer
-stands."""
+"""Tokens of a document that count for importance: its last ones, where an answer stands."""
 Pick = Callable[[Tensor], Tensor]
 """What is kept of the worth of each entry of a parameter."""
 
@@ -80,8 +79,7 @@ def rotary(config: Any) -> bool:
 
 
 def kept_of_head(config: Any, reduction: int) -> Tensor:
-    """Evenly spaced dimensions of a head. A turning pair stays a pair, and the angles kept are those of a
-    head of that size."""
+    """Evenly spaced dimensions of a head: rotary pairs stay pairs, with the angles of a head of that size."""
     size, fields = head_size(config), config.to_dict()
     share = (
         (fields.get("rope_parameters") or {}).get("partial_rotary_factor")
@@ -275,8 +273,7 @@ def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: di
 
 
 def neurons(readers: list[str], worth: dict[str, Tensor], inner: int) -> Tensor:
-    """The importance of each neuron: products over the layers that make it, of the entries that read kept
-    dimensions, summed."""
+    """The importance of each neuron: products over the layers that make it, summed over kept dimensions."""
     product: Tensor | float = 1.0
     for name in readers:
         for group in worth[f"{name}.weight"].double().split(inner):  # a gate may be fused with its layer

@@ -17,12 +17,10 @@ from torch.autograd.function import once_differentiable
 
 
 class Watch(NamedTuple):
-    """Other places whose gradients are wanted as well, though nothing is added there, and a look at the dense
-    one."""
+    """Other places whose gradients are wanted, though nothing is added there, and a look at the dense one."""
 
     numbers: Tensor
-    """A parameter [n] whose gradient becomes that of the entries at ``places``, times ``scale``; its values
-    are not used."""
+    """A parameter [n] that gets the gradients at ``places``, times ``scale``; its values are not used."""
     places: Tensor
     """Flat places [n]."""
     scale: float

@@ -15,8 +15,10 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
 from trainwright.families import deltas
-from trainwright.finetune import _spiel
-from trainwright.finetune.spiel import Spiel
+from trainwright.finetune.spiel._exchange import by_gradient, by_momentum
+from trainwright.finetune.spiel._layer import QUIET
+from trainwright.finetune.spiel._steps import adam, sm3
+from trainwright.finetune.spiel.spiel import Spiel
 from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.lm.sparse_delta import Watch, product, scattered
 from trainwright.optim.clip import Clip
@@ -49,7 +51,7 @@ def test_gradients_are_the_dense_ones_at_the_places(kind: str) -> None:
         other = dense.get_submodule(name)
         grad = (other.weight.grad if isinstance(other, nn.Linear) else other.weight.grad.T).reshape(-1)[layer.places.long()]
         assert torch.allclose(layer.spiel_deltas.grad, grad, rtol=1e-4, atol=1e-7)
-        assert torch.allclose(layer.spiel_candidates.grad / _spiel.QUIET, grad.flip(0), rtol=1e-4, atol=1e-7)
+        assert torch.allclose(layer.spiel_candidates.grad / QUIET, grad.flip(0), rtol=1e-4, atol=1e-7)
         assert layer.weight.grad is None
 
 
@@ -89,9 +91,9 @@ def test_no_dense_gradient_or_moment_is_kept() -> None:
 def test_exchange_by_hand() -> None:
     places, deltas = torch.tensor([5, 9, 2, 7]), torch.tensor([0.4, -0.1, 0.2, -0.3])
     candidates, scores = torch.tensor([9, 5, 1, 8]), torch.tensor([3., 9, 2, 1])
-    slots, grown = _spiel.by_gradient(places, deltas, 2, candidates, scores)
+    slots, grown = by_gradient(places, deltas, 2, candidates, scores)
     assert slots.tolist() == [2] and grown.tolist() == [2]     # 9 is dropped and grown: it stays; 5 is active still; 1 takes 2's
-    slots, new = _spiel.by_momentum(torch.tensor([0, 5]), torch.tensor([0.1, 0.2]), 1, torch.tensor([[1.], [3]]),
+    slots, new = by_momentum(torch.tensor([0, 5]), torch.tensor([0.1, 0.2]), 1, torch.tensor([[1.], [3]]),
                                     torch.tensor([[5.], [1], [2]]))
     assert slots.tolist() == [0] and new.tolist() == [3]       # of 5 1 2 / 15 3 6 without 0 and 5
 
@@ -168,7 +170,7 @@ def test_each_entry_has_an_age_of_its_own() -> None:
         for i in range(3):
             if t == 2 * i:
                 leaf[:, i], seen[i] = 0, 0
-        seen -= _spiel.adam(g.clone(), leaf, 0.9, 0.999, 1e-6)
+        seen -= adam(g.clone(), leaf, 0.9, 0.999, 1e-6)
         for i in (i for i in range(3) if t >= 2 * i):
             alone[i].grad = g[i:i + 1].clone()
             optimizers[i].step()
@@ -179,9 +181,9 @@ def test_each_entry_has_an_age_of_its_own() -> None:
 def test_sm3_by_hand() -> None:
     """2 x 3, places (0, 1) and (1, 1): they share a column, whose largest sum both would have, but not their rows'."""
     places, rows, columns = torch.tensor([1, 4]), torch.zeros(2, 1), torch.zeros(3, 1)
-    step = _spiel.sm3(torch.tensor([3., 1]), places, rows, columns, 0.0)
+    step = sm3(torch.tensor([3., 1]), places, rows, columns, 0.0)
     assert torch.allclose(step, torch.tensor([1., 1])) and rows[:, 0].tolist() == [9, 1] and columns[:, 0].tolist() == [0, 9, 0]
-    step = _spiel.sm3(torch.tensor([4., 2]), places, rows, columns, 0.0)
+    step = sm3(torch.tensor([4., 2]), places, rows, columns, 0.0)
     assert torch.allclose(step, torch.tensor([4 / 5, 2 / 5**0.5])) and rows[:, 0].tolist() == [25, 5] and columns[1, 0] == 25
 
 

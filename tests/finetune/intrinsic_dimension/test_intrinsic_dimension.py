@@ -16,8 +16,8 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
 from trainwright.families import deltas
-from trainwright.finetune._subspace import KINDS, Fastfood, hadamard
-from trainwright.finetune.intrinsic_dimension import IntrinsicDimension, d90
+from trainwright.finetune.intrinsic_dimension._projections import KINDS, Fastfood, hadamard
+from trainwright.finetune.intrinsic_dimension.intrinsic_dimension import IntrinsicDimension, d90
 
 CPU = torch.device("cpu")
 SIZES = {"embedding": 4000, "weight": 1536, "bias": 5, "norm": 1}

@@ -1,6 +1,8 @@
-"""Fixed random maps from d numbers to all parameters of a model, whose columns have length 1 over all parameters together.
+"""Fixed random maps from d numbers to all parameters of a model, whose columns have length 1 over all
+parameters together.
 
-Each parameter has rows of its own, drawn from a generator of its own: a map of its offsets from the d numbers and back.
+Each parameter has rows of its own, drawn from a generator of its own: a map of its offsets from the d numbers
+and back.
 """
 from __future__ import annotations
 
@@ -20,13 +22,13 @@ Rng = Callable[[str], torch.Generator]
 
 
 class Subspace(nn.Module):
-    """theta_d [d], which is trained, and the maps by parameter name. No checkpoint holds what is random in them."""
+    """The trained theta_d [d], and the maps by parameter name. No checkpoint holds what is random in them."""
 
     def __init__(self, maps: dict[str, nn.Module], dimension: int, device: torch.device) -> None:
         super().__init__()
         self.theta_d = nn.Parameter(torch.zeros(dimension, device=device))
         self.places = {name: i for i, name in enumerate(maps)}
-        self.maps = nn.Sequential(*maps.values())                     # no list: the model's own blocks are looked for as lists
+        self.maps = nn.Sequential(*maps.values())  # no list: the model's own blocks are looked for as lists
 
     def offset(self, name: str, shape: torch.Size) -> Tensor:
         """How far a parameter is from where it started, float32."""
@@ -41,11 +43,13 @@ def buffers(module: nn.Module, device: torch.device, tensors: dict[str, Tensor])
 
 def check_bytes(needed: float, kind: str) -> None:
     if needed > MOST_BYTES:
-        raise UserError(f"a {kind} projection would take {needed / 2**30:.1f} GiB: set projection = \"fastfood\", "
-                        "or a lower dimension.")
+        raise UserError(
+            f'a {kind} projection would take {needed / 2**30:.1f} GiB: set projection = "fastfood", '
+            "or a lower dimension."
+        )
 
 
-# ---- dense: Gaussian entries --------------------------------------------------------------------------------------------
+# ---- dense: Gaussian entries -------------------------------------------------------------------------------
 
 
 class Dense(nn.Module):
@@ -72,18 +76,20 @@ def dense(sizes: dict[str, int], dimension: int, rng: Rng, device: torch.device)
     return unit_columns({n: Dense(size, dimension, rng(n), device) for n, size in sizes.items()})
 
 
-# ---- sparse: signs in a few places --------------------------------------------------------------------------------------
+# ---- sparse: signs in a few places -------------------------------------------------------------------------
 
 
 class Sparse(nn.Module):
-    """offset = P theta_d, where an entry of P is not zero with probability 1 / sqrt(entries), and then has either sign."""
+    """offset = P theta_d; an entry of P is nonzero with probability 1 / sqrt(entries), of either sign."""
 
     def __init__(self, entries: int, dimension: int, rng: torch.Generator, device: torch.device) -> None:
         super().__init__()
         density, total = 1 / math.sqrt(entries), entries * dimension
-        number = int(total * density + 6 * math.sqrt(total * density) + 16)               # a draw that is seldom not enough
+        number = int(
+            total * density + 6 * math.sqrt(total * density) + 16
+        )  # a draw that is seldom not enough
         at = torch.tensor([-1])
-        while at[-1] < total:                                                             # from one entry to the next
+        while at[-1] < total:  # from one entry to the next
             gaps = torch.ones(number, dtype=torch.float64)
             gaps = gaps.geometric_(density, generator=rng) if density < 1 else gaps
             at = torch.cat([at, gaps.long().cumsum(0) + at[-1]])
@@ -128,31 +134,41 @@ def sparse(sizes: dict[str, int], dimension: int, rng: Rng, device: torch.device
 
 
 def unit_columns(maps: dict[str, Any]) -> dict[str, nn.Module]:
-    """Lengths are taken over all parameters together: to do it by parameter would give each another learning rate."""
+    """Divide columns by their lengths over all parameters: else each would have its own learning rate."""
     factors = torch.stack([m.squares() for m in maps.values()]).sum(0).clamp(min=1e-30).rsqrt()
     for m in maps.values():
         m.scale(factors.to(torch.float32))
     return maps
 
 
-# ---- Fastfood: a product of fast transforms -----------------------------------------------------------------------------
+# ---- Fastfood: a product of fast transforms ----------------------------------------------------------------
 
 
 class Fastfood(nn.Module):
-    """offset = (H (G * (H (B * theta_d))[Pi]))[:entries] / scale, in time L log L, with 9 bytes kept for each of the L entries.
+    """offset = (H (G * (H (B * theta_d))[Pi]))[:entries] / scale, in time L log L, with 9 bytes kept for each
+    of the L entries.
 
-    L is the next power of two that holds the entries and theta_d, H the Walsh-Hadamard matrix (entries +-1), B signs, Pi a
-    permutation, G normal. Each column's expected squared length is entries / all.
+    L is the next power of two that holds the entries and theta_d, H the Walsh-Hadamard matrix (entries +-1),
+    B signs, Pi a permutation, G normal. Each column's expected squared length is entries / all.
     """
 
-    def __init__(self, entries: int, dimension: int, rng: torch.Generator, device: torch.device, all_entries: int) -> None:
+    def __init__(
+        self, entries: int, dimension: int, rng: torch.Generator, device: torch.device, all_entries: int
+    ) -> None:
         super().__init__()
         length = 1 << (max(entries, dimension) - 1).bit_length()
         gauss = torch.randn(length, generator=rng)
         scale = math.sqrt(length * float(gauss.double().square().sum())) * math.sqrt(all_entries / length)
         self.entries = entries
-        buffers(self, device, {"signs": torch.randint(2, (length,), generator=rng).mul_(2).sub_(1).to(torch.int8),
-                               "places": torch.randperm(length, generator=rng, dtype=torch.int32), "gauss": gauss / scale})
+        buffers(
+            self,
+            device,
+            {
+                "signs": torch.randint(2, (length,), generator=rng).mul_(2).sub_(1).to(torch.int8),
+                "places": torch.randperm(length, generator=rng, dtype=torch.int32),
+                "gauss": gauss / scale,
+            },
+        )
 
     def forward(self, theta: Tensor) -> Tensor:
         return _FastfoodProduct.apply(theta, self)
@@ -179,8 +195,8 @@ class _FastfoodProduct(torch.autograd.Function):
 def hadamard(x: Tensor) -> Tensor:
     """The unnormalised Walsh-Hadamard transform of a vector whose length is a power of two, in a new vector.
 
-    Half of the steps go over the rows of the vector laid out as a square, the others over its columns as rows, so that long
-    stretches of memory are worked on together.
+    Half of the steps go over the rows of the vector laid out as a square, the others over its columns as
+    rows, so that long stretches of memory are worked on together.
     """
     wide = 1 << (len(x).bit_length() // 2)
     return _over_rows(_over_rows(x.view(-1, wide).clone()).T.contiguous()).T.reshape(-1)

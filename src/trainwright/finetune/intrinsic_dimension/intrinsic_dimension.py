@@ -1,22 +1,30 @@
-"""Intrinsic dimension: train a model in a random subspace of d dimensions, and find the d from which on that is enough.
+"""Intrinsic dimension: train a model in a random subspace of d dimensions, and find the smallest d that
+suffices.
 
-"Measuring the Intrinsic Dimension of Objective Landscapes" (arXiv 1804.08838). With theta all D parameters of the model,
-biases, norms, embeddings and head too, and theta_0 their start (here: the model that is loaded),
+"Measuring the Intrinsic Dimension of Objective Landscapes" (arXiv 1804.08838). With theta all D parameters of
+the model (biases, norms, embeddings and head included) and theta_0 their start, here the model that is
+loaded,
 
-    theta = theta_0 + P theta_d,   theta_d [d] = 0 at the start,   P [D, d] fixed and random, its columns of length 1,
+    theta = theta_0 + P theta_d,   theta_d [d] = 0 at the start,   P [D, d] random, its columns of length 1,
 
-and theta_d is all that is trained, so that seed and d numbers describe the result. Lengths of columns are taken over all
-parameters together. ``projection`` makes P: ``dense`` has Gaussian entries (d D numbers of memory), ``sparse`` signs with
-density 1 / sqrt(size of the parameter), ``fastfood`` is the product H G Pi H B of Walsh-Hadamard transforms (time D log D, 9 to
-18 bytes a parameter). The released code makes one Fastfood transform for all parameters; here each parameter has its own,
-weighted so that columns keep length 1 (in expectation, as there), and no vector of the whole model's size is needed.
+and only theta_d is trained, so that a seed and d numbers describe the result. The length of a column is taken
+over all parameters together. ``projection`` chooses P: ``dense`` has Gaussian entries (d D numbers of
+memory), ``sparse`` has signs with density 1 / sqrt(size of the parameter), and ``fastfood`` is the product H
+G Pi H B of Walsh-Hadamard transforms (time D log D, 9 to 18 bytes a parameter). The released code applies one
+Fastfood transform to all parameters; here each parameter has its own, weighted so that columns keep length 1
+(in expectation, as there), and no vector of the whole model's size is needed.
 
-d_int90 is the smallest d that reaches 90 % of what direct training of the same network reaches: ``d90`` searches it. theta_d is
-one 1-D parameter: ``adamw`` does not decay it, and where a decay is set it pulls to theta_0, not to 0. Learning rates are
-another scale than those of direct training (a step moves all weights): tune them for each d.
+d_int90 is the smallest d that reaches 90 % of what direct training of the same network reaches; ``d90``
+searches for it. theta_d is one 1-D parameter: ``adamw`` does not decay it, and a decay that is set pulls to
+theta_0, not to 0. Learning rates are on another scale than those of direct training (a step moves all
+weights): tune them for each d.
 
-P theta_d is added to the weights in each pass, so that a step costs more than full training does; folded in, it costs nothing.
-Not for training a model well at low cost: adapters reach more with the same number of parameters. This measures.
+P theta_d is added to the weights in each pass, so that a step costs more than in full training; once folded
+in, it costs nothing.
+
+Do not use it to train a model well at low cost: adapters reach more with the same number of parameters. This
+measures.
+
 Errors: a dense or sparse P of more than 4 GiB. It owns all parameters; no other surgery can share the model.
 """
 from __future__ import annotations
@@ -32,7 +40,7 @@ from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
-from trainwright.finetune._subspace import KINDS, Subspace
+from trainwright.finetune.intrinsic_dimension._projections import KINDS, Subspace
 from trainwright.lm import deltas
 
 FILE = "intrinsic_dimension.safetensors"
@@ -50,8 +58,12 @@ class IntrinsicDimension(Surgery):
     projection: Literal["dense", "sparse", "fastfood"] = "fastfood"
     """What random matrix maps them to the parameters."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="90 % of the quality in a subspace of far fewer dimensions, models compressed more than 100 times",
-        metric="trainable_parameters", add=({"use": "intrinsic_dimension", "dimension": 2000},))
+        suite="adapt",
+        claim="90 % of the quality in a subspace of far fewer dimensions, models compressed more than "
+              "100 times",
+        metric="trainable_parameters",
+        add=({"use": "intrinsic_dimension", "dimension": 2000},),
+    )
     example: ClassVar[dict[str, Any]] = {"dimension": 20}
 
     def __post_init__(self) -> None:
@@ -64,7 +76,9 @@ class IntrinsicDimension(Surgery):
     def operate(self, model: nn.Module, ctx: Context) -> None:
         parameters = {n: p.requires_grad_(False) for n, p in model.named_parameters()}
         device, sizes = next(iter(parameters.values())).device, {n: p.numel() for n, p in parameters.items()}
-        maps = KINDS[self.projection](sizes, self.dimension, lambda n: ctx.rng(f"intrinsic_dimension/{n}", at=0), device)
+        maps = KINDS[self.projection](
+            sizes, self.dimension, lambda n: ctx.rng(f"intrinsic_dimension/{n}", at=0), device
+        )
         subspace, names = Subspace(maps, self.dimension, device), {id(p): n for n, p in parameters.items()}
         for module in list(model.modules()):
             own = {attribute: names[id(p)] for attribute, p in module._parameters.items() if p is not None}
@@ -86,7 +100,7 @@ class IntrinsicDimension(Surgery):
                 del module.__dict__[HELD]
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``intrinsic_dimension.safetensors``: theta_d [d], and nothing else; the seed is in ``surgery.json``."""
+        """``intrinsic_dimension.safetensors``: theta_d [d] alone; the seed is in ``surgery.json``."""
         deltas.write({"theta_d": getattr(model, NAME).theta_d}, folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
@@ -94,11 +108,11 @@ class IntrinsicDimension(Surgery):
 
 
 class Moved:
-    """Mixed into the class of every module with parameters of its own: they keep their names and values, theta_0."""
+    """Mixed into the class of every module with own parameters; they keep names and values, theta_0."""
 
 
 def moved(attribute: str) -> property:
-    """What the module reads as its parameter: theta_0 + P theta_d; its own shard where the parameter is not gathered."""
+    """What the module reads as its parameter: theta_0 + P theta_d, or its shard where it is not gathered."""
     def read(self: nn.Module) -> Tensor:
         parameter, (subspace, names) = self._parameters[attribute], self.__dict__[HELD]
         if parameter is None or sharding.local(parameter) is not parameter:
@@ -118,14 +132,22 @@ class D90(NamedTuple):
     """The best score of each dimension that was tried."""
 
 
-def d90(measure: Callable[[int | None, float], float], dimensions: Sequence[int], rates: Sequence[float], *, start: float = 0.0,
-        share: float = 0.9) -> D90:
-    """The smallest of ``dimensions`` that reaches ``share`` of direct training, tried from below until one does.
+def d90(
+    measure: Callable[[int | None, float], float],
+    dimensions: Sequence[int],
+    rates: Sequence[float],
+    *,
+    start: float = 0.0,
+    share: float = 0.9,
+) -> D90:
+    """The smallest of ``dimensions`` that reaches ``share`` of direct training, tried from below until one
+    does.
 
     Args:
-        measure: trains in so many dimensions, or directly (None), at a learning rate, and gives a score; larger is better.
-        rates: tried for the baseline and for every dimension alike; the best score counts.
-        start: score without training, from which the share is taken: 0 for an accuracy, as in the paper. For a loss give
+        measure: trains in so many dimensions, or directly (None), at a learning rate, and gives a score;
+        larger is better. rates: tried for the baseline and for every dimension alike; the best score counts.
+        start: score without training, from which the share is taken: 0 for an accuracy, as in the paper. For
+        a loss give
             ``measure`` as minus the loss, and minus the untrained loss here.
     """
     if not dimensions or not rates:
