@@ -11,8 +11,8 @@ from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.loop import Train
 from trainwright.core.recipe import Recipe
-from trainwright.core.run import run as _run
 from trainwright.core.store import Artifact, Store
+from trainwright.life.run import run as _run
 from trainwright.planning.plan import Plan
 from trainwright.planning.plan import plan as _plan
 

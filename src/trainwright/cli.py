@@ -40,8 +40,8 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     loaded = _load(recipe, changes)                        # before what takes seconds to import
     from trainwright.core import sharding
     from trainwright.core.listener import Listener, Listeners
-    from trainwright.core.run import run as run_recipe
     from trainwright.core.store import Store
+    from trainwright.life.run import run as run_recipe
     from trainwright.report import trackers
     from trainwright.report.progress import Progress
     sharding.start()
@@ -68,7 +68,7 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
 
 def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> None:
     """The tables and the page of what has run, a stage that failed included."""
-    from trainwright.core.prepare import artifacts
+    from trainwright.life.jobs import artifacts
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import page
     from trainwright.report.progress import evaluation_table
@@ -169,7 +169,6 @@ def export(stage: Annotated[str, typer.Argument(help="A stage's name, or an arti
     """Write a stage's model as a Hugging Face checkpoint."""
     from trainwright import families
     from trainwright.core.store import Store
-    from trainwright.lm import generation
     families.export(Store(store).named(stage).path, folder, dtype)
     Console().print(f"wrote {folder}", soft_wrap=True)
 
@@ -183,7 +182,6 @@ def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artif
              chat: Annotated[bool, typer.Option(help="Put the prompt through the chat template as a user's message.")] = False,
              seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0, store: StoreDir = Path("store")) -> None:
     """Let a stage's model go on from a prompt."""
-    from trainwright import families
     from trainwright.core.store import Store
     from trainwright.lm import generation
     folder = Path(stage) if (Path(stage) / "config.json").is_file() else Store(store).named(stage).path

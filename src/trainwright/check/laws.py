@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from trainwright import families
 from trainwright.check import tiny
-from trainwright.core import checkpoint, prepare, registry, settings
+from trainwright.core import checkpoint, registry, settings
 from trainwright.core.batches import cut
 from trainwright.core.claims import check_claims
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Controller, Data, Evaluator, Method, Objective, Optimizer, Surgery, Update, Weigh
 from trainwright.families import deltas
+from trainwright.life import jobs
 
 CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")
 """What two equal runs may differ in."""
@@ -102,13 +103,13 @@ def settings_come_back(make: Make, folder: Path) -> None:
     method = make()
     cls: Any = type(method)
     use = registry.use_of(method)
-    again = registry.create(json.loads(json.dumps(prepare.table(method, use))), Path(), tiny.WHERE)
+    again = registry.create(json.loads(json.dumps(jobs.table(method, use))), Path(), tiny.WHERE)
     expect(method == again, f"its settings do not come back from a recipe: {method} became {again}")
     names = [f.name for f in dataclasses.fields(method)]
     card = registry.read_card(registry.locate(use, Path(), tiny.WHERE), method.name, "")
     told = {f[0] for f in (*registry.kind_fields(card.kind), *card.fields)}
     expect(told == set(names), f"its card has the settings {sorted(told)}, the class has {sorted(names)}")
-    kind = prepare.kind_of(method)
+    kind = jobs.kind_of(method)
     expect(card.kind == kind, f"its card calls it a {card.kind}: let the class derive from {kind} itself")
     expect(bool(card.summary), "it has no docstring")
     for name, doc in settings.docs_of(cls).items():

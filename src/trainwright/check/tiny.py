@@ -23,12 +23,15 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Curate, Data, Method, Objective, Optimizer, State, Surgery, Tensors, Update
+from trainwright.corpus.editing import BETWEEN
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
 WHERE = "the conformance battery"
 STEPS, ROWS, VOCABULARY = 9, 8, 300
+HELD = 0.1
+"""Share of the documents kept for tuning, and of those kept for evaluation."""
 LLAMA, GPT2 = "llama", "gpt2"
 SHAPES: dict[str, dict[str, Any]] = {
     LLAMA: {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -52,30 +55,27 @@ def rows() -> Iterator[dict[str, str | None]]:
         longest = 3 if domain == "chat" else 9
         said = [" ".join(draw.choices(WORDS[domain].split(), k=draw.randrange(1, longest))) for _ in range(2)]
         turns = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
-        yield {"id": f"{domain}/{number}", "text": ". ".join(said), "domain": domain, "source": "made up", "metadata": "{}",
-               "messages": json.dumps(turns) if domain == "chat" else None}
+        text, messages = (BETWEEN.join(said), json.dumps(turns)) if domain == "chat" else (". ".join(said), None)
+        yield {"id": f"{domain}/{number}", "text": text, "domain": domain, "source": "made up", "metadata": "{}",
+               "messages": messages}
 
 
 def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
     """Those documents as the first method of a corpus would hand them on."""
+    import daft
     import pyarrow as pa
 
-    from trainwright.corpus import documents  # before Daft: it sets that up
-
-    # isort: split
-    import daft
-    return daft.from_arrow(pa.Table.from_pylist([*rows(), *extra], documents.ARROW))
+    from trainwright.corpus.columns import ARROW
+    return daft.from_arrow(pa.Table.from_pylist([*rows(), *extra], ARROW))
 
 
 def scored(documents: DataFrame) -> DataFrame:
     """The table with columns that other methods would have written: ``score``, a number, and ``embedding``, four of them."""
+    import daft
     import pyarrow as pa
 
     from trainwright.corpus import documents as tables
     from trainwright.corpus import tokens
-
-    # isort: split
-    import daft
     ids = [row["id"] for batch in tables.stream(documents.select("id")) for row in batch.to_pylist()]
     place = [[tokens.uniform(name, salt) for salt in ("a", "b", "c", "d")] for name in ids]
     told = pa.table({"id": pa.array(ids, pa.large_string()), "score": [p[0] for p in place],
@@ -104,10 +104,22 @@ def corpus() -> Path:
     place = Path(tempfile.mkdtemp(prefix="trainwright-conformance-"))
     atexit.register(shutil.rmtree, place, ignore_errors=True)
     folder = place / "corpus"
-    settings = corpora.CorpusSettings(vocab_size=VOCABULARY, tune=0.1, test=0.1, chat_template="chatml")
+    settings = corpora.CorpusSettings(tokenizer=_train_tokenizer(place / "tokenizer"), tune=HELD, test=HELD,
+                                      chat_template="chatml")
     folder.mkdir()
     corpora.build(folder, [Sentences()], settings, Context(), place / "cache", lambda line: None)
     return folder
+
+
+def _train_tokenizer(folder: Path) -> str:
+    """A tokenizer of the documents for training, what is said in each on one line."""
+    from trainwright.corpus import bpe, chat, splits
+    every = list(rows())
+    ids, domains = (np.array([row[name] for row in every], dtype=object) for name in ("id", "domain"))
+    mine = splits.by_hash(ids, domains, HELD, HELD) == 0
+    lines = [(row["text"] or "").replace(BETWEEN, " ") for row, use in zip(every, mine, strict=True) if use]
+    bpe.train(lines, VOCABULARY, chat.control_tokens("chatml")).save_pretrained(folder)
+    return str(folder)
 
 
 def tokenizer() -> Any:

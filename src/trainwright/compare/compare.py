@@ -15,12 +15,12 @@ from trainwright.compare.result import assemble
 from trainwright.compare.spec import Arm, Spec
 from trainwright.compare.variants import Length, Variants
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import jobs as jobs_of
 from trainwright.core.recipe import Recipe
-from trainwright.core.run import run as run_recipe
-from trainwright.core.stage_settings import TrainStage
+from trainwright.core.stage import stages
 from trainwright.core.store import Store, key_of
-from trainwright.stages.training import batch_rows, row_tokens
+from trainwright.life.jobs import jobs as jobs_of
+from trainwright.life.run import run as run_recipe
+from trainwright.stages._training import stage_of
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def trains(self) -> bool:
-        return bool(self.spec.stage_table(self.spec.settings.stage)["kind"] == "train")
+        return stages()[self.spec.stage_table(self.spec.settings.stage)["kind"]].trains
 
     def alive(self) -> list[Arm]:
         return [a for a in self.spec.arms if a.name not in self.failed]
@@ -117,9 +117,8 @@ class Comparison:
     def _steps(self, arm: Arm, costs: costing.Costs | None) -> int:
         """Steps of a run of this arm at this budget."""
         job = self._job(self.variants.bare(arm, self.far(costs)))
-        stage = job.stage
-        assert isinstance(stage, TrainStage)
-        tokens, rows = row_tokens(job), batch_rows(job, stage)
+        stage = stage_of(job)
+        tokens, rows = stage.row_tokens(job), stage.batch_rows(job)
         if stage.steps is not None:
             return stage.steps
         if stage.tokens is None or tokens is None:

@@ -23,6 +23,8 @@ from trainwright.planning.worker import Worker
 
 ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
 """Turns of each side; fewer where a step takes longer than so many seconds."""
+COUNTED = 4
+"""Steps whose FLOPs are counted, so that work which a method does every few of them counts too."""
 TURN = 0.4
 """Seconds that a turn takes, about; at least a step."""
 
@@ -48,11 +50,11 @@ class Probe:
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
         from trainwright import families
-        from trainwright.core import ledger, sharding
+        from trainwright.core import flops, ledger, sharding
         from trainwright.core.listener import Listener
-        from trainwright.core.prepare import jobs
-        from trainwright.core.stages import Site
-        from trainwright.stages.training import parameter_counts, prepare, state_bytes
+        from trainwright.life.jobs import jobs
+        from trainwright.life.stage_run import StageRun
+        from trainwright.stages._training import assemble, parameter_counts, state_bytes
         families.quiet()
         sharding.start()
         held = Store(store)
@@ -60,15 +62,16 @@ class Probe:
         inputs = {role: [s.path(held, job.where) for s in sources] for role, sources in job.inputs.items()}
         self.folder = tempfile.TemporaryDirectory()
         at = Path(self.folder.name)
-        site = Site(job, held, at, at, Listener(), inputs)
-        self.run, _, _ = prepare(site, site.context())
-        ctx, self.ledger = self.run.ctx, ledger
+        self.run = assemble(job, held, StageRun(job, held, at, at, Listener(), inputs).context())
+        ctx, self.ledger, self.run.count_flops = self.run.ctx, ledger, False
         compiled, ctx.compile = ctx.compile, False                         # compiled code hides what it computes
-        with ledger.flop_counter() as counter:
-            self.run.step()
+        counted = min(COUNTED, self.run.steps)
+        with flops.counting() as counter:
+            for _ in range(counted):
+                self.run.step()
         ctx.compile = compiled
         self.facts: dict[str, Any] = {
-            "flops": float(counter.get_total_flops()), "tokens": self.run.ledger.tokens, "compiled": bool(compiled),
+            "flops": counter.flops / counted, "tokens": self.run.ledger.tokens / counted, "compiled": bool(compiled),
             "state_bytes": state_bytes(self.run), **parameter_counts(self.run)}
         self.steps(2 if compiled else 1)
 

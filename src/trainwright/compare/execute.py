@@ -70,8 +70,8 @@ def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = Non
     Raises what a run raises; see ``failures.FAILURES`` for what is a result of its arm.
     """
     from trainwright import families
-    from trainwright.core.prepare import jobs
-    from trainwright.core.run import run
+    from trainwright.life.jobs import jobs
+    from trainwright.life.run import run
     families.quiet()
     store = Store(root)
     before = {j.stage.name for j in jobs(unit.recipe, store) if store.find(j.stage.name, j.key)}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from trainwright.compare.compare import Comparison
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import jobs
+from trainwright.life.jobs import jobs
 from trainwright.planning.plan import plan
 from trainwright.planning.predict import Trials
 

@@ -12,8 +12,8 @@ from trainwright.compare.spec import Arm, Spec
 from trainwright.compare.variants import Variants
 from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.prepare import jobs
 from trainwright.core.store import Store
+from trainwright.life.jobs import jobs
 
 TRIALS = 4
 """Trials of an arm where nothing says how many."""

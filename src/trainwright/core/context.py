@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
+from trainwright.core.errors import UserError, suggest
+
+if TYPE_CHECKING:
+    from trainwright.core.method import Batch, Decode
 
 
 @dataclass
@@ -31,6 +35,8 @@ class Context:
     compile: bool = False
     inputs: dict[str, list[Path]] = field(default_factory=dict)
     """Artifact folders by the role that the recipe's ``from`` gives them (``data``, ``reference`` …)."""
+    names: dict[str, list[str]] = field(default_factory=dict)
+    """What the recipe calls those artifacts, in the same order."""
     root: Path = field(default_factory=Path)
     """Folder against which relative paths of the recipe are read."""
     folder: Path | None = None
@@ -43,6 +49,12 @@ class Context:
     """The model in training, for data methods that sample from it."""
     tokenizer: Any = None
     """The model's (or corpus') tokenizer: a transformers ``PreTrainedTokenizerFast``, or None."""
+    decode: Sequence[Decode] = ()
+    """The stage's decoding methods, in recipe order: what generates text here puts its scores through them."""
+    batches: Callable[[], Iterator[Batch]] | None = None
+    """Calibration batches of a transformation, the same each time: ``for batch in ctx.batches()``; None without ``from.data``."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """What the methods of a merge found out before its first tensor, each under its own name."""
     knobs: dict[str, Any] = field(default_factory=dict)
     grads: dict[str, Tensor] = field(default_factory=dict)
     """The step's gradients by parameter, before any update touched them; empty where no update ``reads_grads``."""
@@ -81,13 +93,20 @@ class Context:
         each = n // sharding.world()
         return slice(sharding.rank() * each, (sharding.rank() + 1) * each)
 
-    def path(self, role: str) -> Path:
-        """The single artifact folder that ``from`` names for ``role``."""
-        from trainwright.core.errors import UserError
-        found = self.inputs.get(role, [])
+    def path(self, role: str, name: str = "") -> Path:
+        """The artifact folder that ``from`` names for ``role``: the only one, or that of this ``name``.
+
+        Raises:
+            UserError: there is none, or several and no name that tells which.
+        """
+        found, names = self.inputs.get(role, []), self.names.get(role, [])
+        if name and name not in names:
+            raise UserError(f"from.{role} does not name {name!r}{suggest(name, names)}.")
+        if name:
+            return found[names.index(name)]
         if len(found) != 1:
-            raise UserError(f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; "
-                            f"it has {len(found)}.")
+            which = f"it has {', '.join(names)}: say which of them" if found else "it has none"
+            raise UserError(f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; {which}.")
         return found[0]
 
 

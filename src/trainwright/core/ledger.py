@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from trainwright.core import sharding
 from trainwright.core.context import Context
+from trainwright.core.flops import DENSE
 from trainwright.core.method import UNTRAINED, Batch
 
 
@@ -27,10 +27,13 @@ class Ledger:
         self.seconds = 0.0
         self.peak_memory = 0.0
         self.flops_per_token = 0.0
+        """Where steps are compiled, which hides what they compute: counted on one that was not."""
+        self.recent: list[float] = []
+        """FLOPs of the last steps that were counted."""
         reset_peak()
 
-    def row(self, ctx: Context, batches: list[Batch], seconds: float) -> dict[str, float]:
-        """Count one step and tell of it: the row of ``metrics.jsonl``."""
+    def row(self, ctx: Context, batches: list[Batch], seconds: float, flops: float | None = None) -> dict[str, float]:
+        """Count one step and report it: the row of ``metrics.jsonl``. ``flops`` are this rank's, None where not counted."""
         tokens = trained = 0
         for b in batches:
             t = b.get("targets", b.get("input_ids"))
@@ -41,34 +44,24 @@ class Ledger:
         self.tokens += tokens
         self.trained_tokens += trained
         self.seconds += seconds
-        self.flops += self.flops_per_token * tokens
+        self.flops += self._flops(flops, tokens)
         self.peak_memory = max(self.peak_memory, peak_memory())
         return {"step": ctx.step, "steps": ctx.steps, "tokens": self.tokens, "flops": self.flops,
                 "seconds": round(self.seconds, 4), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
                 "memory_bytes": memory()}
+
+    def _flops(self, counted: float | None, tokens: int) -> float:
+        """Of one step, on all ranks."""
+        if counted is not None:
+            self.recent = [*self.recent, sharding.total(counted)][-DENSE:]
+            return self.recent[-1]
+        return sum(self.recent) / len(self.recent) if self.recent else self.flops_per_token * tokens
 
     def save(self) -> dict[str, Any]:
         return dict(self.__dict__)
 
     def load(self, saved: dict[str, Any]) -> None:
         self.__dict__.update(saved)
-
-
-def flop_counter() -> FlopCounterMode:
-    """Counts FLOPs, and not by module: the hooks for that keep alive what activation checkpointing would let go of."""
-    counter = FlopCounterMode(display=False)
-    counter.mod_tracker = _Anywhere()  # type: ignore[assignment]
-    return counter
-
-
-class _Anywhere:
-    """In place of the tracker of modules."""
-
-    parents = ("Global",)
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *error: object) -> None: ...
 
 
 def memory() -> float:

@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import hardware, sharding
+from trainwright.core import flops, hardware, masks, sharding
 from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
 from trainwright.core.claims import check_alive, check_claims, check_steps, name_all, trainable
@@ -65,7 +65,7 @@ class Train:
         self.performed: list[Surgery] = []
         self.row: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
-        self.stopped, self.built = "", False
+        self.stopped, self.built, self.count_flops = "", False, True
         self.ledger = Ledger()
 
     # ---- build: one order for everyone; loading comes last, and in one place ----------------------
@@ -101,6 +101,8 @@ class Train:
     def refresh(self) -> None:
         """What is derived from the model's modules, after they changed."""
         self.params: Tensors = dict(self.model.named_parameters())
+        trained = {n: m for n, m in masks.of(self.model).items() if n in self.params and self.params[n].requires_grad}
+        self.masks = {n: sharding.like(mask, self.params[n]) for n, mask in trained.items()}
         self.chain = Chain(self.of(Update))
         self.ctx.peak_lr = max((m.lr for _, m in self.of(Optimizer)), default=0.0)
 
@@ -122,23 +124,29 @@ class Train:
         if self.stopped:
             return
         ctx.notes, ctx.texts = {}, {}
-        batches = cut(self.pull(), self.accumulate)                                # 3 data
-        ctx.again = partial(self.gradients, batches)
-        grads = self.gradients(batches, note=True)                                 # 4 objective
-        ctx.grads = grads if any(m.reads_grads for _, m in self.of(Update)) else {}
-        with torch.no_grad():
-            self.chain.step(grads, self.params, self.states, ctx)                  # 5 update
-        self.settle()                                                              # 6 settle
+        with self.counted() as count:
+            batches = cut(self.pull(), self.accumulate)                            # 3 data
+            ctx.again = partial(self.gradients, batches)
+            grads = self.gradients(batches, note=True)                             # 4 objective
+            ctx.grads = grads if any(m.reads_grads for _, m in self.of(Update)) else {}
+            with torch.no_grad():
+                self.chain.step(grads, self.params, self.states, ctx)              # 5 update
+            self.settle()                                                          # 6 settle
         ctx.grads, ctx.again = {}, None
         ctx.step += 1
         noted = collect(ctx.notes)                                                 # waits for the device, whose time counts too
-        self.row = self.ledger.row(ctx, batches, time.perf_counter() - began) | noted
+        self.row = self.ledger.row(ctx, batches, time.perf_counter() - began, count.flops if count else None) | noted
         self.row["lr"] = ctx.peak_lr * float(ctx.knobs["lr"])
         if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):
             raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}")
         if ctx.step == self.steps or (self.eval_every and ctx.step % self.eval_every == 0):
             self.evaluation = self.measure()                                       # 7 measure
             self.row |= {f"eval/{n}": v for n, v in self.evaluation.items()}
+
+    def counted(self) -> AbstractContextManager[flops.Count | None]:
+        """Counts the FLOPs of a step where it is one of those that are counted."""
+        counts = self.count_flops and not self.ctx.compile and flops.counts(self.ctx.step, partial(self.ctx.rng, at=0))
+        return flops.counting() if counts else nullcontext()
 
     def gradients(self, batches: list[Batch], note: bool = False) -> Tensors:
         """Gradients of all objectives over all micro-batches; every unit in the step weighs the same."""
@@ -213,6 +221,8 @@ class Train:
         """What must hold of the weights; then every method forgets the entries that begin anew."""
         for k, m in self.of(Update):
             m.settle(self.params, self.states[k], self.ctx)
+        for n, mask in self.masks.items():
+            sharding.local(self.params[n]).mul_(sharding.local(mask))
         for n, entries in self.ctx.forgotten.items():
             for leaf in (t for state in self.states.values() for t in state.get("param", {}).get(n, {}).values()):
                 if leaf.shape == entries.shape and leaf.is_floating_point():

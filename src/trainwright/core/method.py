@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
 from torch import Tensor, nn
 
 from trainwright.core.bench import Bench
+from trainwright.core.stage import Role
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -41,6 +42,9 @@ class Method:
     """Settings under which it changes no trained weight, where there are such: the battery holds it to that, bit for bit."""
     bench: ClassVar[Bench | None] = None
     """How the claim of its paper is put to the test; a method that comes from no paper has none."""
+    roles: ClassVar[dict[str, Role]] = {}
+    """Roles of ``from`` that it asks for beside those of the stage, such as ``{"teacher": Role(needed=True)}``. In a training
+    stage the models among them are ``ctx.frozen``; the folders of all are ``ctx.inputs``."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Packages that its example imports, and ``network`` where it downloads: without them the battery leaves it out."""
 
@@ -106,7 +110,7 @@ class Surgery(Method):
     neutral: ClassVar[bool] = True
     """Whether the model computes right after the operation what it computed before; the battery holds it to that."""
     folds: ClassVar[bool] = True
-    """Whether the plain architecture can compute the same. Where not, ``fold`` takes out what was put in, and ``models.load``
+    """Whether the plain architecture can compute the same. Where not, ``fold`` takes out what was put in, and ``families.load``
     puts the delta, which there must be, back on it."""
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
@@ -132,6 +136,8 @@ class Objective(Method):
 
     weight: float = 1.0
     """Factor of this loss in the sum."""
+    families: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq")
+    """Which families of models it scores (files of ``families/``); ``*`` is all of them."""
 
     def count(self, batch: Batch) -> float:
         """Units in the batch. The loop divides by their number in the whole step, on all ranks."""
@@ -203,15 +209,36 @@ class Controller(Method):
 
 
 class Arithmetic(Method):
-    """Makes one tensor of several of the same name. Never sees more than one name at a time."""
+    """Makes one tensor of several of the same name, one name at a time, in float32. Composes as a chain, in recipe order: the
+    first makes one tensor of those of all models, each further one is given that tensor alone."""
 
-    def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:
+    def prepare(self, ctx: Context) -> None:
+        """Called once before the first tensor, where it needs data, whole models or figures of all tensors. What it finds
+        out it keeps in ``ctx.memory``."""
+
+    def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
+        """Floating-point tensors of one shape, as float32, in the order of ``from.models``; never change them in place.
+
+        Tensors of other types are the first model's (the base's where there is one) and never come here.
+        """
+        raise NotImplementedError
+
+
+class Decode(Method):
+    """Shapes what a model says next. Composes as a chain, in recipe order; used alike where text is generated: by the command
+    ``generate``, by samples, tasks and rollouts."""
+
+    def processor(self, model: nn.Module, ctx: Context) -> Callable[[Tensor, Tensor], Tensor]:
+        """A transformers logits processor: from the tokens so far [rows, length] and the scores of the next [rows, vocabulary]
+        to the scores that are used."""
         raise NotImplementedError
 
 
 class Evaluator(Method):
     """Measures. May read everything, may change nothing."""
 
+    families: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq")
+    """Which families of models it measures (files of ``families/``); ``*`` is all of them."""
     makes: ClassVar[tuple[str, ...]] = ("*",)
     """Globs of the numbers that it makes, as far as that is known before it has measured."""
 
@@ -296,7 +323,7 @@ class Stop:
 Command = Set | Operate | Stop
 
 KINDS: dict[str, type[Method]] = {
-    k.__name__: k for k in (Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic, Evaluator, Task,
+    k.__name__: k for k in (Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, Controller, Arithmetic, Decode, Evaluator, Task,
                             ScalingLaw)}
 
 

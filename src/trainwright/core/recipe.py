@@ -6,13 +6,14 @@ import dataclasses
 import os
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import fit, make
-from trainwright.core.stage_settings import STAGES, Stage, check_seed
+from trainwright.core.stage import Made, Stage, check_seed, label_of, stages
 
 
 @dataclass(frozen=True)
@@ -80,75 +81,95 @@ def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, 
         raise UserError(f"{file}: a recipe needs at least one [[stage]].")
     check_seed(top.get("seed", 0), str(file))
     names = [one.get("name") for one in top["stage"] if isinstance(one, dict)]
-    stages: list[Stage] = []
+    found: list[Stage] = []
     for number, one in enumerate(top["stage"], 1):
-        stages.append(_stage(one, number, stages, names, file))
-    return Recipe(top.get("title", file.stem), top.get("seed", 0), top.get("trackers", ()), tuple(stages), file, text)
+        found.append(read_stage(one, f"{file}: stage {number}", str(file), Names(found, names, file.parent)))
+    return Recipe(top.get("title", file.stem), top.get("seed", 0), top.get("trackers", ()), tuple(found), file, text)
 
 
-def _stage(table: Any, number: int, before: list[Stage], names: list[Any], file: Path) -> Stage:
-    where = f"{file}: stage {number}"
+class Names:
+    """What a stage may name under ``from``.
+
+    Args:
+        before: the stages before it.
+        every: the names of all stages of the list, in order, as far as they have one.
+        root: the folder against which paths are read.
+        given: further names and what is behind them (what stands around a list within a stage).
+    """
+
+    def __init__(self, before: Sequence[Stage], every: Sequence[Any], root: Path,
+                 given: dict[str, tuple[Made, ...]] | None = None) -> None:
+        self.before, self.every, self.root = before, every, root
+        self.known = dict(given or {})
+        for stage in before:
+            self.known |= {stage.name: (stage.makes,)} | stage.children()
+
+    def check(self, name: str, role: str, where: str) -> None:
+        """Raise a UserError for a name that is neither an earlier stage nor a path."""
+        if name in self.known or name.startswith(("package://", "hf://")):
+            return
+        if name in self.every:
+            itself = self.every.index(name) == len(self.before)
+            which = "this stage itself" if itself else "a later stage"
+            raise UserError(f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier ones.")
+        stage, label = label_of(name)
+        if label and stage in self.known:
+            kept = [n for n in self.known if n.startswith(f"{stage}@")]
+            raise UserError(f"{where}: from.{role} = {name!r}: {stage!r} keeps "
+                            + (f"the snapshots {', '.join(kept)}." if kept else "no snapshots: name them in its snapshots = […]."))
+        if not os.path.exists(self.root / name):
+            raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path{suggest(name, self.known)}.")
+
+
+def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
+    """One stage from its table.
+
+    Raises:
+        UserError: a mistake in it; ``where`` names it until its own name is known.
+    """
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table: write [[stage]].")
     name = table.get("name")
     if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*", name):
         raise UserError(f"{where}: name must be a word of at most 100 letters, digits, '_', '.' or '-', not {name!r}.")
     where = f"{file}: stage {name!r}"
-    if name in [s.name for s in before]:
+    if name in names.known:
         raise UserError(f"{where}: two stages have this name.")
-    if not isinstance(table.get("kind"), str) or table["kind"] not in STAGES:
-        raise UserError(f"{where}: kind must be one of {', '.join(STAGES)}, not {table.get('kind')!r}"
-                        f"{suggest(str(table.get('kind')), STAGES) if table.get('kind') else ''}.")
-    cls = STAGES[table["kind"]]
-    settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
+    cls = _kind(table.get("kind"), where)
     known = {"kind", "from", *(f.name for f in dataclasses.fields(cls))} - {"inputs"}
     for key in table:
         if key not in known:
             near = " (did you mean 'from'?)" if key == "inputs" else suggest(key, known)
             raise UserError(f"{where}: unknown setting {key!r}{near}.")
-    settings["inputs"] = _inputs(settings.get("inputs", {}), cls, before, names, where, file.parent)
+    settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
+    settings["inputs"] = _inputs(settings.get("inputs", {}), names, where)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):
             raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {method!r}.")
-    made: Stage = make(cls, settings, where)
+    made: Stage = make(cls, cls.read(settings, names, file, where), where)
     made.check(where)
     return made
 
 
-def _inputs(given: Any, cls: type[Stage], before: list[Stage], names: list[Any], where: str, root: Path) -> dict[str, list[str]]:
+def _kind(kind: Any, where: str) -> type[Stage]:
+    if not isinstance(kind, str) or kind not in stages():
+        near = suggest(kind, stages()) if isinstance(kind, str) and kind else ""
+        raise UserError(f"{where}: kind must be one of {', '.join(stages())}, not {kind!r}{near}.")
+    return stages()[kind]
+
+
+def _inputs(given: Any, names: Names, where: str) -> dict[str, list[str]]:
     if not isinstance(given, dict):
         raise UserError(f"{where}: from must be a table such as {{ model = \"base\" }}, not {given!r}.")
     out: dict[str, list[str]] = {}
     for role, told in given.items():
-        if role not in cls.roles:
-            raise UserError(f"{where}: from has the unknown role {role!r}{suggest(role, cls.roles)}.")
         listed = [told] if isinstance(told, str) else told
         if not isinstance(listed, list) or not listed or not all(isinstance(n, str) for n in listed):
             raise UserError(f"{where}: from.{role} must be a name or a list of names, not {told!r}.")
-        if cls.roles[role].startswith("one") and len(listed) != 1:
-            raise UserError(f"{where}: from.{role} takes one artifact, not {len(listed)}.")
         for name in listed:
-            _check_input(name, role, before, names, where, root)
+            names.check(name, role, where)
         out[role] = listed
-    for role, how in cls.roles.items():
-        if not how.endswith("?") and role not in out:
-            raise UserError(f"{where}: from.{role} is needed: name an earlier stage or the path of a checkpoint.")
     return out
-
-
-def _check_input(name: str, role: str, before: list[Stage], names: list[Any], where: str, root: Path) -> None:
-    stage = next((s for s in before if s.name == name), None)
-    if stage is None:
-        if name in names:
-            which = "this stage itself" if names.index(name) == len(before) else "a later stage"
-            raise UserError(f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier ones.")
-        if name.startswith(("package://", "hf://")) or os.path.exists(root / name):
-            return
-        raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path"
-                        f"{suggest(name, [s.name for s in before])}.")
-    wanted = {"data": ("corpus",), "target": ("corpus",), "tokenizer": ("corpus", "train", "merge")}.get(role, ("train", "merge"))
-    if stage.kind not in wanted:
-        raise UserError(f"{where}: from.{role} must be a stage of kind {' or '.join(wanted)}; {name!r} is of kind {stage.kind}.")
 
 
 def change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
@@ -186,14 +207,3 @@ def parse_change(text: str) -> tuple[str, Any]:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
-
-
-def plain(stage: Stage) -> dict[str, Any]:
-    """The stage's settings as JSON can hold them, defaults included."""
-    return {"kind": stage.kind, **{f.name: _jsonable(getattr(stage, f.name)) for f in dataclasses.fields(stage)}}
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _jsonable(v) for k, v in value.items()}
-    return [_jsonable(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -5,11 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainwright.core.errors import UserError, located
+from torch import nn
+
+from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator, Objective
 from trainwright.families.artifact import load
 from trainwright.families.base import (
     Family,
+    Tokens,
     body_parameters,
     create,
     families,
@@ -21,7 +24,14 @@ from trainwright.families.base import (
     skeleton,
     transformers_config,
 )
-from trainwright.families.causality import check_causal, check_causal_config, evaluating, is_causal, takes_positions, token_logits
+from trainwright.families.causality import (
+    check_causal,
+    check_causal_config,
+    evaluating,
+    is_causal,
+    takes_positions,
+    token_logits,
+)
 from trainwright.families.checkpoints import (
     BACKBONE,
     backbone,
@@ -31,21 +41,28 @@ from trainwright.families.checkpoints import (
     load_tokenizer,
     save,
     unpack,
+    weight_files,
 )
+from trainwright.families.deltas import write
+from trainwright.families.image_text import Pictures, pictures
 
 __all__ = [
-    "BACKBONE", "Family", "backbone", "body_parameters", "check_causal", "check_causal_config", "check_folder", "check_methods",
-    "create", "evaluating", "export", "families", "family_of", "from_table", "is_causal", "is_closed", "is_pretrained", "load",
-    "load_config", "load_tokenizer", "made_from", "quiet", "save", "skeleton", "takes_positions", "token_logits", "unpack"]
+    "BACKBONE", "Family", "Pictures", "backbone", "body_parameters", "check_causal",
+    "check_causal_config", "check_folder", "check_objectives", "config_vocabulary", "create",
+    "evaluating", "export", "families", "family_of", "from_table", "is_causal", "is_closed",
+    "is_pretrained", "load", "load_config", "load_tokenizer", "made_from", "pictures",
+    "positions_of", "quiet", "save", "skeleton", "takes_positions", "token_logits", "unpack",
+    "vocabulary_of", "weight_files", "write"]
 
 
-def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = Path()) -> Any:
+def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = Path(), vocabulary: int | None = None) -> Any:
     """A config from ``model = { type = "llama", … }``; vocabulary and special tokens come from the tokenizer.
 
     Args:
         table: ``type`` (or what else a family is asked for by, such as ``factory``), its fields, and ``family`` where the type
             alone would be taken for another.
         root: folder against which paths in the table are read.
+        vocabulary: how many tokens there are, where that is known and the tokenizer is not there yet.
 
     Raises:
         UserError: an unknown type or field, or a vocabulary smaller than the tokenizer's.
@@ -53,13 +70,14 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = P
     if sum(isinstance(table.get(key), str) for key in {f.key for f in families().values()}) != 1:
         raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}, or a function of "
                         "yours: { factory = \"./net.py:build\" }.")
+    known = Tokens.of(tokenizer) if tokenizer is not None else Tokens(vocabulary, {}) if vocabulary else None
     fields = {k: v for k, v in table.items() if k != "family"}
     family = named(table["family"], where) if "family" in table else _asked_for(fields)
     if family is None:
-        return transformers_config(fields, tokenizer, where)
+        return transformers_config(fields, known, where)
     if not isinstance(fields.get(family.key), str):
         raise UserError(f"{where}: a model of the family {family.name} needs model.{family.key}.")
-    return family.config(fields, tokenizer, where, root)
+    return family.config(fields, known, where, root)
 
 
 def is_closed(table: dict[str, Any] | None) -> bool:
@@ -68,20 +86,46 @@ def is_closed(table: dict[str, Any] | None) -> bool:
     return family is not None and family.closed
 
 
-def check_methods(methods: Iterable[Objective | Evaluator], config: Any, where: str) -> None:
+def check_objectives(methods: Iterable[Objective | Evaluator], model: nn.Module) -> None:
     """That objectives and evaluators score models of this family, and that the model is causal where its family is.
 
+    Args:
+        model: may be without weights; it is then measured on a small model of its config, where one is quick to make.
+
     Raises:
-        UserError: one that does not, or a model that sees what it is to predict.
+        UserError: a method that does not, or a model that sees what it is to predict.
     """
-    with located(where):
-        family = family_of(config)
-        for m in methods:
-            if family.name not in m.families and "*" not in m.families:
-                raise UserError(f"{m.name} scores models of the families {', '.join(m.families)}, and this one is of the family "
-                                f"{family.name}.")
-        if family.causal:
-            check_causal_config(config)
+    family = family_of(model)
+    for m in methods:
+        if family.name not in m.families and "*" not in m.families:
+            raise UserError(f"{m.name} scores models of the families {', '.join(m.families)}, and a {type(model).__name__} is of "
+                            f"the family {family.name}.")
+    if family.causal:
+        check_causal_config(made_from(model))
+
+
+def vocabulary_of(model: nn.Module) -> int | None:
+    """Tokens that a model has embeddings for, or None where it is told none."""
+    return config_vocabulary(made_from(model))
+
+
+def config_vocabulary(config: Any) -> int | None:
+    """The same, of a config."""
+    return family_of(config).vocabulary(config)
+
+
+def positions_of(config: Any) -> int | None:
+    """Tokens that a row may have, or None where there is no such limit."""
+    return family_of(config).most_positions(config)
+
+
+def blocks_of(config: Any) -> tuple[int, int]:
+    """Hidden size and number of the repeated blocks, as far as a config tells; 0 where it does not."""
+    from transformers import PreTrainedConfig
+    if not isinstance(config, PreTrainedConfig):
+        return 0, 0
+    text = config.get_text_config()
+    return getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
 
 
 def _asked_for(table: dict[str, Any]) -> Family | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -32,6 +32,18 @@ MADE_FROM = "_made_from"
 """Where a model keeps the config that it was made from, if it is no model of transformers."""
 BUFFERS = (r"\.position_ids$", r"rotary_emb\.inv_freq$", r"\.(masked_)?bias_mask$")
 """Tensors in old checkpoints that every model computes by itself."""
+
+
+class Tokens(NamedTuple):
+    """What a model must know of the tokens that it reads."""
+
+    size: int
+    special: dict[str, int | None]
+    """``bos_token_id`` and the like; empty while the tokenizer is not there yet."""
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Tokens:
+        return cls(len(tokenizer), {n: getattr(tokenizer, n) for n in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
 
 class Family:
@@ -77,9 +89,9 @@ class Family:
 
     # ---- config ---------------------------------------------------------------------------------------
 
-    def config(self, table: dict[str, Any], tokenizer: Any, where: str, root: Path) -> Any:
-        """A config from a table whose vocabulary and special tokens come from the tokenizer."""
-        made = transformers_config(table, tokenizer, where)
+    def config(self, table: dict[str, Any], tokens: Tokens | None, where: str, root: Path) -> Any:
+        """A config from a table of a recipe that is read in ``root``."""
+        made = transformers_config(table, tokens, where)
         if not (names := self.class_names(made)):
             raise UserError(f"{where}: transformers has no model of type {table['type']!r} in the family {self.name}.")
         made.architectures = list(names[:1])
@@ -124,7 +136,8 @@ class Family:
         quiet()
         try:
             model, report = self._auto().from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                ignore_mismatched_sizes=True, output_loading_info=True)                        # both reported below
         except Exception as error:
             raise UserError(f"{where}: cannot load the model {name}: {first_line(error)}") from None
         check_tensors(report, (*BUFFERS, *self.benign), f"{where}: {name}")
@@ -247,7 +260,7 @@ def body_parameters(model: nn.Module) -> int:
 # ---- configs of transformers --------------------------------------------------------------------------
 
 
-def transformers_config(table: dict[str, Any], tokenizer: Any, where: str) -> Any:
+def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str) -> Any:
     """A transformers config from ``{ type = "llama", … }``; a config of several models has a table for each of them.
 
     Raises:
@@ -260,9 +273,9 @@ def transformers_config(table: dict[str, Any], tokenizer: Any, where: str) -> An
     cls = CONFIG_MAPPING[kind]
     fields = {k: dict(v) if isinstance(v, dict) else v for k, v in table.items() if k != "type"}
     _check_fields(fields, cls, f"{where}: model")
-    if tokenizer is not None:
+    if tokens is not None:
         text = cls.sub_configs.get("text_config")
-        _fit_vocabulary(fields.setdefault("text_config", {}) if text else fields, text or cls, tokenizer, where)
+        _fit_vocabulary(fields.setdefault("text_config", {}) if text else fields, text or cls, tokens, where)
     try:
         config = cls(**fields)
     except Exception as error:
@@ -284,14 +297,13 @@ def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
             raise UserError(f"{where}.{key} = {value} is too many: a model has at most {MOST_LAYERS:,} layers.")
 
 
-def _fit_vocabulary(fields: dict[str, Any], cls: Any, tokenizer: Any, where: str) -> None:
-    size = len(tokenizer)
-    if fields.setdefault("vocab_size", size) < size:
-        raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which has {size} tokens.")
+def _fit_vocabulary(fields: dict[str, Any], cls: Any, tokens: Tokens, where: str) -> None:
+    if fields.setdefault("vocab_size", tokens.size) < tokens.size:
+        raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which has {tokens.size} tokens.")
     known = {f.name for f in dataclasses.fields(cls)}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+    for name, value in tokens.special.items():
         if name in known:
-            fields.setdefault(name, getattr(tokenizer, name))
+            fields.setdefault(name, value)
 
 
 def shrunk(config: Any) -> Any:

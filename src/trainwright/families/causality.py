@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.families.base import create, family_of, is_pretrained, skeleton
@@ -36,7 +35,7 @@ def is_causal(model: nn.Module) -> bool:
     changed = torch.randint(embedding.num_embeddings, (2, HALF), generator=draw)
     ids = torch.cat([kept.expand(2, HALF), changed], 1).to(device)
     with torch.no_grad(), evaluating(model), torch.autocast(device.type, enabled=False):
-        seen = sharding.within(model, _outputs, ids)[:, :HALF].float()
+        seen = _outputs(model, ids)[:, :HALF].float()
     return bool((seen[0] - seen[1]).abs().max() <= LEAK * seen.abs().max())
 
 
@@ -97,7 +96,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def token_logits(model: nn.Module, ids: Tensor, places: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
-    """Logits [rows, length, vocabulary] of a model's own forward pass; a module that is not of transformers may return them bare."""
+    """Logits [rows, length, vocabulary] of a model's own forward pass.
+
+    A module that is not of transformers may return them bare.
+    """
     given = {n: t for n, t in (("position_ids", places), ("attention_mask", seen)) if t is not None}
     if not is_pretrained(model):
         out = model(input_ids=ids, **given)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainwright.core import masks
 from trainwright.core.errors import UserError, located
 from trainwright.families.base import Family, families, family_of, first_line, made_from, quiet
 
@@ -33,6 +34,11 @@ def check_folder(folder: Path, where: str) -> None:
     described = any((folder / file).is_file() for file in {f.file for f in families().values()})
     if not described or not any((folder / w).is_file() for w in WEIGHTS):
         raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and model.safetensors).")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of an artifact that hold a model's weights, without deltas."""
+    return sorted(f for f in folder.rglob("model*.safetensors") if not f.parent.name.startswith("adapter"))
 
 
 def family_in(location: str | Path, where: str) -> Family:
@@ -68,7 +74,10 @@ def load_plain(location: str | Path, where: str, config: Any = None) -> nn.Modul
     quiet()
     if isinstance(location, Path):
         check_folder(location, where)
-    return family_in(location, where).load(str(location).removeprefix("hf://"), where, config)
+    model = family_in(location, where).load(str(location).removeprefix("hf://"), where, config)
+    if isinstance(location, Path):
+        masks.read(model, location)
+    return model
 
 
 def load_config(location: str | Path, where: str) -> Any:
@@ -97,6 +106,7 @@ def save(model: nn.Module, folder: Path, tokenizer: Any) -> None:
     """
     made_from(model)
     family_of(model).save(model, folder, tokenizer)
+    masks.write(model, folder)
 
 
 def export(folder: Path, out: Path, dtype: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from trainwright.core import checkpoint, registry
+from trainwright.core import checkpoint, masks, registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -50,6 +50,7 @@ def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, 
     written = list(out.glob("adapter-*"))
     if len(written) == 1:
         written[0].rename(out / "adapter")
+    masks.enforce(model)
     kept = [s.name for s, _ in chain if not s.folds]
     save(model, out / BACKBONE if kept else out, None if kept else tokenizer)
     if kept and tokenizer is not None:

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.families.base import MADE_FROM, Family
+from trainwright.families.base import MADE_FROM, Family, Tokens
 
 WEIGHTS = "model.safetensors"
 
@@ -55,12 +55,12 @@ class Factory(Family):
     def claims(self, config: Any, classes: Sequence[str]) -> int:
         return int(isinstance(config, FactoryConfig))
 
-    def config(self, table: dict[str, Any], tokenizer: Any, where: str, root: Path) -> FactoryConfig:
+    def config(self, table: dict[str, Any], tokens: Tokens | None, where: str, root: Path) -> FactoryConfig:
         settings = {k: v for k, v in table.items() if k != self.key}
         config = FactoryConfig(table[self.key], settings, root)
         known = inspect.signature(_function(config, where)).parameters
-        if tokenizer is not None and "vocab_size" in known:
-            settings.setdefault("vocab_size", len(tokenizer))
+        if tokens is not None and "vocab_size" in known:
+            settings.setdefault("vocab_size", tokens.size)
         for name in settings:
             if name not in known:
                 raise UserError(f"{where}: model.{name} is no argument of {config.factory}{suggest(name, known)}.")

@@ -1,15 +1,10 @@
-"""What the arithmetic of weights shares: precision, and one weight a model."""
+"""Shared by the arithmetic of weights: weighted sums and one weight per model."""
+
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from trainwright.core.errors import UserError
-
-
-def exact(tensors: list[Tensor]) -> list[Tensor]:
-    """In float32 at least: sums of bf16 weights would round away what the models differ in."""
-    return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
@@ -21,11 +16,14 @@ def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
 
 
 def one_each(weights: tuple[float, ...], models: int, name: str) -> list[float]:
-    """The weight of each model; equal shares of 1 where none are given.
+    """The weight of each model; by default equal shares of 1.
 
     Raises:
         UserError: more or fewer weights than models.
     """
     if weights and len(weights) != models:
-        raise UserError(f"{name}: weights has {len(weights)} numbers for {models} models (from.models): give one each, or none.")
+        raise UserError(
+            f"{name}: weights has {len(weights)} numbers for {models} models (from.models): give one each, "
+            "or none."
+        )
     return list(weights) or [1 / models] * models

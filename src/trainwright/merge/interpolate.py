@@ -1,13 +1,15 @@
 """Weighted average of models: linear interpolation of two, a uniform or weighted soup of several.
 
-"Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time"
-(arXiv 2203.05482).
+"Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference
+time" (arXiv 2203.05482).
 
-    W = sum_i w_i W_i,    sum_i w_i = 1    (w_i = 1/n unless given)
+    W = sum_i w_i W_i,    sum_i w_i = 1    (w_i = 1/n by default)
 
-Computed in float32, returned in the dtype of the first model; tensors that are not floating point are the first model's.
-A weight below 0 or above 1 extrapolates. Not for models that were trained apart from the start: their weights do not match.
+Computed in float32 and returned in the dtype of the first model; tensors that are not floating point are
+the first model's. A weight below 0 or above 1 extrapolates.
+Do not use it for models that were trained separately from the start: their weights do not match.
 """
+
 from __future__ import annotations
 
 import math
@@ -15,23 +17,23 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
-from trainwright.merge._tensors import exact, one_each, weighted_sum
+from trainwright.merge._tensors import one_each, weighted_sum
 
 
 class Interpolate(Arithmetic):
-    """Raises UserError for weights that are not one for each model, or do not add up to 1."""
+    """Weighted average. Raises UserError unless there is one weight per model and they add up to 1."""
 
     weights: tuple[float, ...] = ()
-    """Share of each model, in the order of from.models; equal shares unless given."""
+    """Share of each model, in the order of from.models; equal by default."""
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         if self.weights and not math.isclose(math.fsum(self.weights), 1, abs_tol=1e-6):
-            raise ValueError(f"weights must add up to 1, and {list(self.weights)} add up to {math.fsum(self.weights):g}.")
+            raise ValueError(
+                f"weights must add up to 1, and {list(self.weights)} add up to {math.fsum(self.weights):g}."
+            )
 
-    def combine(self, tensors: list[Tensor], base: Tensor | None) -> Tensor:
-        weights = one_each(self.weights, len(tensors), self.name)
-        if not tensors[0].is_floating_point():
-            return tensors[0].clone()
-        return weighted_sum(exact(tensors), weights).to(tensors[0].dtype)
+    def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
+        return weighted_sum(tensors, one_each(self.weights, len(tensors), self.name))

@@ -9,14 +9,14 @@ from typing import Any
 
 from trainwright.core import hardware
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
-from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job, jobs
 from trainwright.planning.plan import StagePlan, examine
 from trainwright.planning.predict import Trials
 from trainwright.planning.probe import Trial
-from trainwright.stages.training import batch_rows, row_tokens
+from trainwright.stages._training import stage_of
+from trainwright.stages.train import TrainStage
 
 Changes = dict[str, Any]
 MOST_PARTS = 2**16
@@ -46,7 +46,7 @@ def propose(recipe: Recipe, store: Store, limit: float) -> list[Proposal]:
     """For each training stage that is to run, the first of its ``options`` that is predicted to fit into ``limit`` bytes."""
     with Trials() as trials, Trials(shared=True) as quick:
         return [_propose(recipe, job, store, limit, trials, quick) for job in jobs(recipe, store)
-                if isinstance(job.stage, TrainStage) and not store.find(job.stage.name, job.key)]
+                if job.stage.trains and not store.find(job.stage.name, job.key)]
 
 
 def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Changes]]:
@@ -65,9 +65,8 @@ def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Chang
 
 
 def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trials, quick: Trials) -> Proposal:
-    name, stage, least = job.stage.name, job.stage, float("inf")
-    assert isinstance(stage, TrainStage)
-    for group in options(stage, batch_rows(job, stage), row_tokens(job)):
+    name, stage, least = job.stage.name, stage_of(job), float("inf")
+    for group in options(stage, stage.batch_rows(job), stage.row_tokens(job)):
         search = _Search(recipe, name, store, limit)
         try:
             for changes in group:
@@ -100,8 +99,8 @@ class _Search:
         changed = with_changes(self.recipe, self.stage, changes)
         try:
             job = next(j for j in jobs(changed, self.store) if j.stage.name == self.stage)
-            assert isinstance(job.stage, TrainStage)
-            rows = batch_rows(job, job.stage) // job.stage.accumulate
+            stage = stage_of(job)
+            rows = stage.batch_rows(job) // stage.accumulate
             if self.line is not None and self.line(rows) > self.limit and not last:
                 return None
             planned = examine(changed, job, self.store, trials, self.check)

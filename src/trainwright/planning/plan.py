@@ -10,19 +10,14 @@ from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import located
-from trainwright.core.method import Controller, Curate, Data, Evaluator, Method, Objective, Surgery, Update, Weigh
-from trainwright.core.prepare import Job, carries, jobs
+from trainwright.core.method import Method
 from trainwright.core.recipe import Recipe
-from trainwright.core.stage_settings import CorpusStage, TrainStage
 from trainwright.core.store import Store
-from trainwright.planning.memory import floor, refuse
+from trainwright.life.jobs import Job, jobs
 from trainwright.planning.predict import Trials
-from trainwright.planning.probe import ready
-from trainwright.stages.training import batch_rows, row_tokens, steps_of
+from trainwright.stages._memory import floor, refuse
+from trainwright.stages._training import stage_of
 
-PLACES: tuple[tuple[str, tuple[type[Method], ...]], ...] = (
-    ("1 surgery", (Surgery,)), ("2 control", (Controller,)), ("3 data", (Data,)), ("4 objective", (Objective, Weigh)),
-    ("5-6 update", (Update,)), ("7 measure", (Evaluator,)))
 LARGEST = 6e8
 """Parameters up to which a plan makes the model and tries it."""
 CORPUS_LEAVES = 180 * 2**20
@@ -84,7 +79,7 @@ def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check
     """
     found = store.find(job.stage.name, job.key)
     out = StagePlan(job, found is not None, places(job))
-    if not isinstance(job.stage, TrainStage):
+    if not job.stage.trains:
         return out
     if found is not None:
         names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens",
@@ -93,7 +88,7 @@ def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check
     elif trials is not None:
         with located(job.where):
             try:
-                _predict(recipe, job, job.stage, store, trials, out, check)
+                _predict(recipe, job, store, trials, out, check)
             except Unknown as why:
                 out.note = str(why)
     return out
@@ -101,11 +96,7 @@ def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check
 
 def places(job: Job) -> list[tuple[str, list[str]]]:
     """Who acts in which place, in order."""
-    if not isinstance(job.stage, TrainStage):
-        kind = "curate" if job.of(Curate) else "combine" if job.stage.kind == "merge" else "measure"
-        return [(kind, [words(m) for m in job.methods])]
-    acting = [(place, [words(m) for m in job.methods if isinstance(m, kinds)]) for place, kinds in PLACES
-              if any(isinstance(m, kinds) for m in job.methods)]
+    acting = [(place, [words(m) for m in methods]) for place, methods in job.stage.places(job)]
     return acting + ([("laws", job.told)] if job.told else [])
 
 
@@ -125,30 +116,31 @@ class Unknown(Exception):
     """A figure that cannot be known before an earlier stage has run."""
 
 
-def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: Trials, out: StagePlan,
-             check: Callable[[float, str], None]) -> None:
-    config = job.config(store)
+def _predict(recipe: Recipe, job: Job, store: Store, trials: Trials, out: StagePlan, check: Callable[[float, str], None]) -> None:
+    stage = stage_of(job)
+    config = stage.start_config(job, store)
     if config is None:
         raise Unknown("the model is not on this machine yet: nothing is predicted.")
     ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
-    ctx.batch_rows = batch_rows(job, stage)
+    ctx.batch_rows = stage.batch_rows(job)
     data = job.source("data")
-    there = data is None or data.job is None or store.find(data.job.stage.name, data.job.key) is not None
+    there = data is None or data.ready(store)
     if there:
         ctx.inputs = {"data": [s.path(store, job.where) for s in job.inputs.get("data", ())]}
+        ctx.names = {"data": [s.name for s in job.inputs.get("data", ())]}
     skeleton = families.skeleton(config, job.where)
     total = sum(p.numel() for p in skeleton.parameters())
-    tokens = row_tokens(job)
+    tokens = stage.row_tokens(job)
     out.figures["parameters"] = total
     out.owns = [f"{m.name}: {_claims(sorted(claims))}" for m in job.methods if (claims := m.claims(skeleton))]
     if stage.epochs is None or there:
-        out.figures["steps"] = ctx.steps = steps_of(job, stage, ctx)
+        out.figures["steps"] = ctx.steps = stage.steps_of(job, ctx)
         out.figures["tokens"] = ctx.steps * ctx.batch_rows * (tokens or 0)
-    check(floor(job, stage, skeleton, store), job.where)
-    source = job.source("model")
-    if source is not None and not ready(job, store) and carries(source, store, job.where):
+    check(floor(job, skeleton, store), job.where)
+    source = stage.origin(job)
+    if source is not None and not job.ready(store) and source.unfolded(store, job.where):
         raise Unknown("a part of the model is not in its config: memory and time are predicted once it is made.")
-    if total > LARGEST or (tokens is None and not ready(job, store)):
+    if total > LARGEST or (tokens is None and not job.ready(store)):
         raise Unknown("memory and time are predicted for language models of up to 600 M parameters.")
     trial, rows = trials.of(recipe, job, store), ctx.batch_rows // stage.accumulate
     memory = trial.memory_bytes(rows) + left_behind(job, store)
@@ -160,8 +152,7 @@ def _predict(recipe: Recipe, job: Job, stage: TrainStage, store: Store, trials: 
 
 def left_behind(job: Job, store: Store) -> float:
     """Bytes that making what the stage comes from leaves in use in the same process, where memory is the process' own."""
-    unmade = [s.job for sources in job.inputs.values() for s in sources
-              if s.job is not None and not store.find(s.job.stage.name, s.job.key)]
+    unmade = [s.job for s in job.sources if s.job is not None and not s.ready(store)]
     if sharding.device().type != "cpu" or not unmade:
         return 0.0
-    return CORPUS_LEAVES if any(isinstance(j.stage, CorpusStage) for j in unmade) else max(left_behind(j, store) for j in unmade)
+    return CORPUS_LEAVES if any(j.stage.makes == "corpus" for j in unmade) else max(left_behind(j, store) for j in unmade)

@@ -4,10 +4,10 @@ from __future__ import annotations
 from contextlib import nullcontext
 
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import Job
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
-from trainwright.planning.probe import Trial, attempt, ready
+from trainwright.life.jobs import Job
+from trainwright.planning.probe import Trial, attempt
 from trainwright.planning.worker import Died, Worker
 
 BRIEF = 0.2
@@ -38,7 +38,7 @@ class Trials:
         Raises:
             UserError: a mistake of the recipe that shows when the stage is built, or too little memory for the smallest trial.
         """
-        key = (str(store.root), job.key, ready(job, store))
+        key = (str(store.root), job.key, job.ready(store))
         if key not in self.known:
             self.known[key] = self._tried(recipe, job, store)
         return self.known[key]

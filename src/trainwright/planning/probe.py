@@ -17,16 +17,15 @@ import torch
 from torch import nn
 
 from trainwright import families
-from trainwright.core import hardware, ledger, sharding
+from trainwright.core import flops, hardware, ledger, sharding
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
-from trainwright.core.method import Batch, Objective, Surgery, Tensors, Update, Weigh
-from trainwright.core.prepare import Job, Source, config_of, jobs
+from trainwright.core.method import Batch, Method, Objective, Surgery, Tensors, Update, Weigh
 from trainwright.core.recipe import Recipe
-from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job, jobs
 from trainwright.planning.synthetic import Synthetic
-from trainwright.stages.training import batch_rows, parameter_counts, row_tokens, state_bytes, steps_of
+from trainwright.stages._training import assemble, parameter_counts, stage_of, state_bytes
 
 FIRST = 512
 """Tokens of the first and smallest micro-batch, about."""
@@ -97,77 +96,43 @@ class Trial:
         return y0 + max(0.0, (y1 - y0) / (x1 - x0)) * (rows - x0)
 
 
-def ready(job: Job, store: Store) -> bool:
-    """Whether everything that the stage is made from is there."""
-    return all(_ready(s, store) for sources in job.inputs.values() for s in sources)
-
-
-def _ready(source: Source, store: Store) -> bool:
-    return source.job is None or store.find(source.job.stage.name, source.job.key) is not None
-
-
 def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
     """Build the stage and take steps of it, more and more rows, for as long as its size deserves, or for ``part`` of that."""
     families.quiet()
     store = Store(root)
     job = next(j for j in jobs(recipe, store) if j.stage.name == name)
-    stage = job.stage
-    assert isinstance(stage, TrainStage)
-    run, compiled = build(job, stage, store)
+    stage = stage_of(job)
+    run, compiled = build(job, store)
     counts, base = parameter_counts(run), ledger.memory()
-    real = batch_rows(job, stage) // (sharding.world() * stage.accumulate)
+    real, tokens_a_row = stage.batch_rows(job) // (sharding.world() * stage.accumulate), stage.row_tokens(job) or FIRST
     effort = _Effort(run, min(stage.accumulate, 2), part)
-    points, rows = list[Point](), min(real, max(1, FIRST // (row_tokens(job) or FIRST)))
-    flops, tokens = effort.count(rows)
+    points, rows = list[Point](), min(real, max(1, FIRST // tokens_a_row))
+    counted, tokens = effort.count(rows)
     rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
     while rows:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
         rows = effort.next(points, real, base)
     fixed = base + state_bytes(run)
-    return Trial(counts["parameters"], counts["trainable"], flops / tokens if tokens else 0.0, fixed, tuple(points), compiled,
+    return Trial(counts["parameters"], counts["trainable"], counted / tokens if tokens else 0.0, fixed, tuple(points), compiled,
                  run.ctx.device.type)
 
 
-def build(job: Job, stage: TrainStage, store: Store) -> tuple[Train, bool]:
+def build(job: Job, store: Store) -> tuple[Train, bool]:
     """The stage's loop as a run builds it, uncompiled, and whether the run would compile it."""
     ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
-    ctx.inputs = {role: [s.path(store, job.where) for s in found] for role, found in job.inputs.items()
-                  if all(_ready(s, store) for s in found)}
-    folder = next((ctx.inputs[role][0] for role in ("data", "tokenizer", "model") if role in ctx.inputs), None)
-    ctx.tokenizer = families.load_tokenizer(folder, job.where) if folder else None
-    ctx.batch_rows = batch_rows(job, stage)
-    model = _model(job, stage, store, ctx).to(ctx.device)
-    for role in ("reference", "teacher"):
-        if source := job.source(role):
-            ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
-    methods = job.methods
-    if not ready(job, store):
-        made_up = Synthetic(tokens=row_tokens(job) or 0, vocabulary=model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
-        methods = [made_up, *(m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update)))]
-    compiled = stage.compile
-    if compiled == "auto":
-        steps = steps_of(job, stage, ctx) if stage.epochs is None or "data" in ctx.inputs else 0
-        compiled = hardware.compile_pays(model, steps * ctx.batch_rows * (row_tokens(job) or 1))
-    if stage.checkpointing:
-        sharding.checkpoint_blocks(model)
-    precision = hardware.set_precision(model, stage.precision)
-    run = Train(model, methods, 2**62, precision=precision, ctx=ctx)
-    run.build()
+    there = {role: found for role, found in job.inputs.items() if all(s.ready(store) for s in found)}
+    ctx.inputs = {role: [s.path(store, job.where) for s in found] for role, found in there.items()}
+    ctx.names = {role: [s.name for s in found] for role, found in there.items()}
+
+    def made_up(model: nn.Module) -> list[Method]:
+        tokens = stage_of(job).row_tokens(job) or 0
+        rows = Synthetic(tokens=tokens, vocabulary=families.vocabulary_of(model) or 2)
+        return [rows, *(m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update)))]
+
+    run = assemble(job, store, ctx, steps=2**62, methods=None if job.ready(store) else made_up)
+    run.accumulate, run.eval_every, run.count_flops = 1, 0, False
+    compiled, run.ctx.compile = run.ctx.compile, False
     return run, compiled
-
-
-def _model(job: Job, stage: TrainStage, store: Store, ctx: Context) -> nn.Module:
-    if stage.model is None:
-        return _weights(job.inputs["model"][0], job, store)
-    config = families.from_table(stage.model, ctx.tokenizer, job.where) if ctx.tokenizer else job.config(store)
-    return families.create(config, job.seed, job.where)
-
-
-def _weights(source: Source, job: Job, store: Store) -> nn.Module:
-    """The model of a source, with fresh weights where it is not made yet."""
-    if _ready(source, store):
-        return families.load(source.path(store, job.where), job.where)
-    return families.create(config_of(source, store, job.where), job.seed, job.where)
 
 
 class _Effort:
@@ -185,10 +150,10 @@ class _Effort:
         batch = run.pull()
         if not all(m.count(batch) for _, m in run.of(Objective)):
             return 0.0, 0
-        with ledger.flop_counter() as counter:
+        with flops.counting() as counter:
             run.gradients([batch])
-        self.work_a_row = counter.get_total_flops() / rows
-        return counter.get_total_flops(), batch["input_ids"].numel() if "input_ids" in batch else 0
+        self.work_a_row = counter.flops / rows
+        return counter.flops, batch["input_ids"].numel() if "input_ids" in batch else 0
 
     def point(self, rows: int, least: int) -> Point:
         """``least`` steps with micro-batches of so many rows, fewer where they take long and more where they are quick. The

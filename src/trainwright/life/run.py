@@ -13,11 +13,10 @@ from typing import Any
 from trainwright.core import sharding
 from trainwright.core.errors import located
 from trainwright.core.listener import Listener
-from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe
-from trainwright.core.stages import KINDS, Site
 from trainwright.core.store import Artifact, Store, git_commit, versions
-from trainwright.planning import memory
+from trainwright.life.jobs import Job, jobs
+from trainwright.life.stage_run import StageRun
 
 DISCARD_SECONDS = 5.0
 """How long to go on removing what still writes."""
@@ -27,24 +26,30 @@ def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[
     """All stages in order; returns their artifacts by name. Run again, it goes on where it was interrupted.
 
     Raises:
-        UserError: whatever the user can put right, a stage that cannot fit into memory (``memory.floor``) before anything runs;
-            nothing half-written is left in the store.
+        UserError: whatever the user can put right, a stage that this machine cannot hold before anything runs; nothing
+            half-written is left in the store.
     """
     listener = listener or Listener()
     sharding.start()
     made: dict[str, Artifact] = {}
-    prepare = partial(jobs, recipe, store)
-    ready = sharding.led(prepare) or prepare()                            # rank 0 first: it may unpack a model
+    ready = _prepared(recipe, store)
     sharding.led(partial(_check_memory, ready, store))                    # rank 0 alone: the others may see another amount
-    for job in ready:
-        made[job.stage.name] = _stage(job, recipe, store, listener)
+    while left := [job for job in ready if job.stage.name not in made]:
+        made[left[0].stage.name] = _stage(left[0], recipe, store, listener)
+        if any(stage.open_ended for stage in recipe.stages):              # what was just measured may end a repetition
+            ready = _prepared(recipe, store)
     return made
+
+
+def _prepared(recipe: Recipe, store: Store) -> list[Job]:
+    prepare = partial(jobs, recipe, store)
+    return sharding.led(prepare) or prepare()                             # rank 0 first: it may unpack a model
 
 
 def _check_memory(ready: list[Job], store: Store) -> None:
     for job in ready:
         if not store.find(job.stage.name, job.key):
-            memory.check(job, store)
+            job.stage.afford(job, store)
 
 
 def _stage(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifact:
@@ -70,10 +75,10 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
     sharding.barrier()
-    site = Site(job, store, work, out, listener, sharding.led(partial(_inputs, job, store)) or _inputs(job, store))
+    site = StageRun(job, store, work, out, listener, sharding.led(partial(_inputs, job, store)) or _inputs(job, store))
     try:
         with located(job.where):
-            figures = KINDS[stage.kind](site)
+            figures = stage.run(site)
     except BaseException as error:
         listener.stage(stage.name, stage.kind, "failed", {"why": str(error) or type(error).__name__})
         _discard(out)

@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from trainwright.core import checkpoint, sharding
 from trainwright.core.loop import Diverged, Train
 
-if TYPE_CHECKING:
-    from trainwright.core.stages import Site
-
 SAVE_SECONDS = 60.0
+CHECKPOINTS = "checkpoints"
+"""Folder of a stage's checkpoints, in its work folder."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -60,9 +59,8 @@ class Metrics:
 class Saver:
     """Saves every so many steps, or about once a minute, and when asked to stop."""
 
-    def __init__(self, run: Train, site: Site, every: int) -> None:
-        self.run, self.site, self.every = run, site, every
-        self.folder = site.work / "checkpoints"
+    def __init__(self, run: Train, work: Path, every: int) -> None:
+        self.run, self.every, self.folder = run, every, work / CHECKPOINTS
         self.last, self.asked = time.monotonic(), 0.0
 
     def after(self) -> None:

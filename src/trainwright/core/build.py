@@ -1,0 +1,35 @@
+"""The one order in which a run is built: by those that run it, plan it, pair methods and check them."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from trainwright.core import checkpoint, hardware, sharding
+from trainwright.core.context import Context
+from trainwright.core.loop import Train
+from trainwright.core.method import Method
+
+
+def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context, *, accumulate: int = 1, precision: str = "fp32",
+          eval_every: int = 0, checkpointing: bool = False, saved: Path | None = None, train: type[Train] = Train) -> Train:
+    """Precision, activation checkpointing, surgery, the journal, sharding, states; a checkpoint is loaded last.
+
+    Args:
+        model: with its starting weights, untouched.
+        precision: as a recipe says it, ``auto`` included.
+        saved: a checkpoint to go on from.
+
+    Raises:
+        UserError: claims that collide or match nothing, parameters without an optimizer, a checkpoint of other methods.
+    """
+    rest = checkpoint.read(saved) if saved else {}
+    computed = hardware.set_precision(model, precision)
+    if checkpointing:
+        sharding.checkpoint_blocks(model)
+    run = train(model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every, ctx=ctx)
+    run.build(checkpoint.journal_of(rest, ctx.root) if rest else ())
+    if saved:
+        checkpoint.load_into(run, saved, rest)
+    return run

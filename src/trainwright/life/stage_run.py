@@ -1,0 +1,39 @@
+"""Where a stage runs: its job, its input folders, its scratch and its output folder."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainwright.core import sharding
+from trainwright.core.context import Context
+from trainwright.core.listener import Listener
+from trainwright.core.store import Store
+from trainwright.life.jobs import Job
+
+
+@dataclass
+class StageRun:
+    """One run of one stage. ``texts`` are kept for the report."""
+
+    job: Job
+    store: Store
+    work: Path
+    out: Path
+    listener: Listener
+    inputs: dict[str, list[Path]]
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def context(self) -> Context:
+        """What the stage's methods are given."""
+        names = {role: [s.name for s in sources] for role, sources in self.job.inputs.items()}
+        return Context(seed=self.job.seed, device=sharding.device(), inputs=self.inputs, names=names, folder=self.work,
+                       cache=self.store.root / "cache", root=self.job.root)
+
+    def folder(self, role: str) -> Path | None:
+        """The first folder that ``from`` names under a role."""
+        return self.inputs[role][0] if self.inputs.get(role) else None
+
+    def started(self, info: dict[str, Any], resumed: bool = False) -> None:
+        """Tell the listener that work begins."""
+        self.listener.stage(self.job.stage.name, self.job.stage.kind, "resumed" if resumed else "started", info)

@@ -1,0 +1,319 @@
+"""What a training stage does around the loop: its model made or loaded, checkpoints, snapshots, resume, export."""
+from __future__ import annotations
+
+import copy
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from trainwright import families
+from trainwright.core import checkpoint, flops, hardware, sharding
+from trainwright.core.batches import cut
+from trainwright.core.build import build
+from trainwright.core.claims import check_claims, check_steps
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError, located
+from trainwright.core.loop import Diverged, Train
+from trainwright.core.method import Data, Decode, Evaluator, Method, Objective, Surgery, Weigh
+from trainwright.core.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
+from trainwright.core.store import Store
+from trainwright.life.jobs import Job, Source
+from trainwright.life.stage_run import StageRun
+from trainwright.stages.train import SNAPSHOTS, TrainStage
+
+STATE = "state"
+"""Folder of a snapshot with the checkpoint of the run."""
+
+
+def stage_of(job: Job) -> TrainStage:
+    """The settings of a job that trains."""
+    assert isinstance(job.stage, TrainStage)
+    return job.stage
+
+
+def train(site: StageRun) -> dict[str, Any]:
+    """Train from the start or from the newest whole checkpoint, and fill ``site.out`` with a Hugging Face checkpoint."""
+    job, stage = site.job, stage_of(site.job)
+    began = time.perf_counter()
+    own, damaged = checkpoint.newest(site.work / CHECKPOINTS)
+    for bad in damaged:
+        site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
+    run = assemble(job, site.store, site.context(), own or _continued(site))
+    row = stage.row_tokens(job) or 0
+    info = {"steps": run.steps, "tokens": run.steps * run.ctx.batch_rows * row, **parameter_counts(run)}
+    site.started(info, resumed=own is not None)
+    for line in (*job.told, *_rounded(run)):
+        site.listener.say(f"{stage.name}: {line}")
+    if own is None and run.ctx.step == 0:
+        _rehearse(run, site.listener.say)
+    kept = Snapshots(run, stage, site.work / SNAPSHOTS)
+    _loop(run, site, kept)
+    figures = _figures(run, began, own is not None)
+    _export(run, site, site.out)
+    for label in kept.labels:
+        _export_snapshot(site, label)
+    if sharding.main():
+        (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
+        figures["stored_bytes"] = sum(f.stat().st_size for f in families.weight_files(site.out))
+        figures["delta_bytes"] = sum(f.stat().st_size for f in site.out.glob("adapter*/*.safetensors"))
+    site.texts |= run.ctx.texts
+    return figures
+
+
+def _loop(run: Train, site: StageRun, kept: Snapshots) -> None:
+    """The steps, with what is written along the way."""
+    metrics = Metrics(site.work / "metrics.jsonl", run.ctx.step)
+    saver = Saver(run, site.work, stage_of(site.job).save_every)
+
+    def hear(row: dict[str, float]) -> None:
+        metrics.write(row)
+        site.listener.step(site.job.stage.name, row)
+        kept.after()
+        saver.after()
+
+    try:
+        with signals(saver):
+            run.run(on_step=hear)
+            check_finite(run)
+    except Diverged as error:
+        good = checkpoint.newest(saver.folder)[0]
+        left = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
+        raise UserError(f"{site.job.where}: {error}; {left}. Lower the learning rate, clip gradients, "
+                        "or look at the data of that step.") from None
+    finally:
+        metrics.close()
+
+
+class Snapshots:
+    """Keeps whole states of a run at the steps that its stage names."""
+
+    def __init__(self, run: Train, stage: TrainStage, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        self.labels = {str(at): round(at * run.steps) if isinstance(at, float) else at for at in stage.snapshots}
+        for label, step in self.labels.items():
+            if not 1 <= step <= run.steps:
+                raise UserError(f"snapshots: {label} is step {step}, and the stage has {run.steps}.")
+
+    def after(self) -> None:
+        """After a step."""
+        for label, step in self.labels.items():
+            if step == self.run.ctx.step:
+                saved = checkpoint.save(self.run, self.folder / f"{label}.part", {})
+                if sharding.main():
+                    shutil.rmtree(self.folder / label, ignore_errors=True)
+                    saved.rename(self.folder / label)
+                    shutil.rmtree(self.folder / f"{label}.part")
+                sharding.barrier()
+
+
+def _continued(site: StageRun) -> Path | None:
+    """The checkpoint that ``from.state`` names."""
+    folder = site.folder("state")
+    if folder is None:
+        return None
+    if not checkpoint.whole(folder / STATE):
+        raise UserError(f"{site.job.where}: the state in {folder} is not whole; remove its artifact and run its stage again.")
+    return folder / STATE
+
+
+def assemble(job: Job, store: Store, ctx: Context, saved: Path | None = None, steps: int | None = None,
+             methods: Callable[[nn.Module], list[Method]] | None = None) -> Train:
+    """The stage's loop, built; the same for a run and for those that try one.
+
+    What the stage is made from is taken where it is there; a model that is not yet made has fresh weights of its config.
+
+    Args:
+        ctx: with ``inputs`` as far as they are there.
+        saved: a checkpoint to go on from.
+        steps: of the stage, where that is not its own affair.
+        methods: makes the methods where they are not the job's, given the model.
+    """
+    stage = stage_of(job)
+    ctx.tokenizer, ctx.decode = _tokenizer(job, ctx), job.of(Decode)
+    model = start(job, store, ctx)
+    ctx.batch_rows = stage.batch_rows(job)
+    known = stage.epochs is None or "data" in ctx.inputs
+    own = stage.steps_of(job, ctx) if known else 0
+    for role in set(ctx.inputs) - set(stage.roles):
+        source = job.inputs[role][0]
+        if len(job.inputs[role]) == 1 and (source.job is None or source.job.stage.makes == "model"):
+            ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
+    tokens = own * ctx.batch_rows * (stage.row_tokens(job) or 1)
+    ctx.compile = hardware.compile_pays(model, tokens) if stage.compile == "auto" else stage.compile
+    return build(model, methods(model) if methods else job.methods, own if steps is None else steps, ctx,
+                 accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
+                 checkpointing=stage.checkpointing, saved=saved)
+
+
+def _tokenizer(job: Job, ctx: Context) -> Any:
+    """That of the corpora, which must be one, or of ``from.tokenizer``."""
+    folders = ctx.inputs.get("data") or ctx.inputs.get("tokenizer") or []
+    found = [families.load_tokenizer(folder, job.where) for folder in folders]
+    for name, other in zip(ctx.names.get("data", ())[1:], found[1:], strict=False):
+        if other is not None and found[0] is not None and other.get_vocab() != found[0].get_vocab():
+            raise UserError(f"{job.where}: from.data: {ctx.names['data'][0]} and {name} were tokenized by different tokenizers; "
+                            "make both with one (from.tokenizer).")
+    return found[0] if found else None
+
+
+def start(job: Job, store: Store, ctx: Context) -> nn.Module:
+    """The stage's model before any method acts, with its starting weights, and a tokenizer that is known to be its own."""
+    stage = stage_of(job)
+    source = stage.origin(job)
+    if source is None:
+        run = job
+        while (before := stage_of(run).continued(run)) is not None:
+            run = before
+        table = stage_of(run).model
+        assert table is not None
+        known = ctx.tokenizer is not None
+        config = families.from_table(table, ctx.tokenizer, job.where, job.root) if known else stage.start_config(job, store)
+        return families.create(config, run.seed, job.where).to(ctx.device)
+    model = _weights(source, job, store)
+    own = families.load_tokenizer(source.path(store, job.where), job.where) if source.ready(store) else None
+    if own is not None and ctx.tokenizer is not None and own.get_vocab() != ctx.tokenizer.get_vocab():
+        raise UserError(f"{job.where}: the corpus was tokenized by another tokenizer than the model's own: make the corpus with "
+                        "from = { tokenizer = … } of the model's stage, or tokenizer = the model's path.")
+    ctx.tokenizer = ctx.tokenizer or own
+    size = families.vocabulary_of(model)
+    if ctx.tokenizer is not None and size is not None and len(ctx.tokenizer) > size:
+        raise UserError(f"{job.where}: the vocabulary of {len(ctx.tokenizer)} tokens does not fit the model's {size} embeddings.")
+    return model.to(ctx.device)
+
+
+def _weights(source: Source, job: Job, store: Store) -> nn.Module:
+    """The model of a source, with fresh weights where it is not made yet."""
+    if source.ready(store):
+        return source.load(store, job.where)
+    return families.create(source.config(store, job.where), job.seed, job.where)
+
+
+def examine(job: Job, store: Store) -> None:
+    """Everything that can be checked of a training stage before it runs, where its model's config is known."""
+    config = stage_of(job).start_config(job, store)
+    if config is not None:
+        check_model(job, config)
+
+
+def check_model(job: Job, config: Any) -> nn.Module:
+    """Claims against the untouched model, and the vocabulary; returns the model without weights."""
+    size, vocabulary = families.config_vocabulary(config), job.vocabulary("data", "tokenizer")
+    if vocabulary and size is not None and vocabulary > size:
+        raise UserError(f"{job.where}: the corpus has a vocabulary of {vocabulary} tokens, "
+                        f"which does not fit the model's {size} (vocab_size).")
+    longest = families.positions_of(config)
+    for m in job.of(Data):
+        if longest and (m.row_tokens() or 0) > longest:
+            raise UserError(f"{job.where}: {m.name} makes rows of {m.row_tokens()} tokens; "
+                            f"the model takes at most {longest} (max_position_embeddings).")
+    model = families.skeleton(config, job.where)
+    with located(job.where):
+        families.check_objectives([*job.of(Objective), *job.of(Evaluator)], model)
+        check_claims(job.methods, model)
+        if not job.of(Surgery):                            # which decides what is trainable, and may need weights to do so
+            check_steps(job.methods, [n for n, p in model.named_parameters() if p.requires_grad])
+    return model
+
+
+def state_bytes(run: Train) -> int:
+    """Bytes of what the methods remember of single parameters."""
+    leaves = [t for s in run.states.values() for named in s.get("param", {}).values() for t in named.values()]
+    return sum(t.numel() * t.element_size() for t in leaves)
+
+
+def _rounded(run: Train) -> list[str]:
+    """A line where weights are trained whose type is too coarse for small steps."""
+    trained = [p for p in run.params.values() if p.requires_grad]
+    coarse, whole = (sum(p.numel() for p in of) for of in ([p for p in trained if p.dtype == torch.bfloat16], trained))
+    return [f"{coarse:,} of {whole:,} trained parameters are bfloat16, which keeps no change below about a 256th of a weight: "
+            'small steps are lost. Train an adapter (its own weights are float32), or say precision = "bf16"'] if coarse else []
+
+
+def parameter_counts(run: Train) -> dict[str, int]:
+    """``parameters`` and ``trainable`` ones."""
+    return {"parameters": sum(p.numel() for p in run.params.values()),
+            "trainable": sum(p.numel() for p in run.params.values() if p.requires_grad)}
+
+
+def _rehearse(run: Train, say: Callable[[str], None]) -> None:
+    """Before the first step: show an example; where steps are compiled, count the FLOPs of a micro-batch that is not. It leaves no
+    trace in the run."""
+    ctx, data = run.ctx, run.of(Data)
+    asked = [*data, *run.of(Objective), *run.of(Weigh)]
+    kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in asked}, ctx.compile
+    ctx.compile = False
+    batch = run.pull()
+    for _, m in data:
+        if text := m.preview(batch, ctx):
+            say(text)
+    if compiled:
+        parts = cut(batch, run.accumulate)
+        micro = next((b for b in parts if all(m.count(b) for _, m in run.of(Objective))), parts[0])
+        with flops.counting() as count:
+            run.gradients([micro])
+        tokens = micro["input_ids"].numel() if "input_ids" in micro else 0
+        run.ledger.flops_per_token = count.flops / tokens if tokens else 0.0
+    run.states |= kept
+    ctx.compile = compiled
+
+
+# ---- what is left ---------------------------------------------------------------------------------------------
+
+
+def _export(run: Train, site: StageRun, out: Path) -> None:
+    """Write the model as a plain checkpoint; adapters are saved beside it and folded in where they can. The live run is over."""
+    with run.viewed(), torch.no_grad():
+        weights = _whole(run)
+        if sharding.main():
+            model = run.model if weights is None else _unsharded(run, site, weights)
+            for name in families.write(model, run.performed, site.job.seed, out, run.ctx.tokenizer):
+                site.listener.say(f"{site.job.stage.name}: {name} cannot be folded into the weights: the model is backbone/ "
+                                  "and adapter/ together, which only trainwright loads as one")
+    sharding.barrier()
+
+
+def _export_snapshot(site: StageRun, label: str) -> None:
+    """A snapshot as an artifact within the artifact: a plain checkpoint, and the state of the run."""
+    out, state = site.out / SNAPSHOTS / label, site.work / SNAPSHOTS / label
+    if sharding.main():
+        out.mkdir(parents=True)
+    sharding.barrier()
+    run = assemble(site.job, site.store, site.context(), state)
+    _export(run, site, out)
+    if sharding.main():
+        shutil.copytree(state, out / STATE)
+    sharding.barrier()
+
+
+def _whole(run: Train) -> dict[str, Any] | None:
+    """All weights on rank 0, gathered from the shards; None where there are no shards."""
+    if sharding.world() == 1:
+        return None
+    return get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _unsharded(run: Train, site: StageRun, weights: dict[str, Any]) -> nn.Module:
+    """The model as the loop had it, in one process."""
+    job = site.job
+    model = start(job, site.store, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
+    for surgery in run.performed:
+        surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
+    model.load_state_dict(weights)
+    return model
+
+
+def _figures(run: Train, began: float, resumed: bool) -> dict[str, Any]:
+    counts, ledger = parameter_counts(run), run.ledger
+    return {"steps": run.ctx.step, "tokens": int(ledger.tokens), "trained_tokens": int(ledger.trained_tokens),
+            "flops": ledger.flops, "seconds": round(ledger.seconds, 3), "peak_memory_bytes": int(ledger.peak_memory),
+            "parameters": counts["parameters"], "trainable_parameters": counts["trainable"], "state_bytes": state_bytes(run),
+            "loss": run.row.get("loss"), "evaluation": run.evaluation, "stopped": run.stopped or None, "precision": run.precision,
+            "compiled": run.ctx.compile, "resumed": resumed, "wall_seconds": round(time.perf_counter() - began, 3)}
+
+

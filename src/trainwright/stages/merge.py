@@ -1,0 +1,100 @@
+"""A merge: one model made of several, tensor by tensor."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from trainwright.core.errors import UserError
+from trainwright.core.stage import CORPUS, MODEL, MODELS, Stage, check_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainwright.core.context import Context
+    from trainwright.core.method import Arithmetic
+    from trainwright.core.store import Store
+    from trainwright.life.jobs import Job
+    from trainwright.life.stage_run import StageRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeStage(Stage):
+    """One model made of several, one tensor name at a time, streamed to disk."""
+
+    roles = {"models": MODELS._replace(needed=True), "base": MODEL, "data": CORPUS}
+    acting = ("Arithmetic",)
+    place = "combine"
+
+    seed: int | None = None
+    """Seed of this stage; default: the recipe's."""
+
+    def check(self, where: str) -> None:
+        check_seed(self.seed, where)
+        if not self.methods:
+            raise UserError(f"{where}: a merge needs a method, for example {{ use = \"interpolate\" }}.")
+
+    def examine(self, job: Job, store: Store) -> None:
+        for source in (s for s in job.sources if "corpus" not in (s.job.stage.makes if s.job else "")):
+            if source.unfolded(store, job.where):
+                raise UserError(f"{job.where}: {source.name} has a part that cannot be folded into its weights, and only plain "
+                                "checkpoints can be merged.")
+
+    def config(self, job: Job, store: Store) -> Any:
+        return job.inputs["models"][0].config(store, job.where)
+
+    def closed(self, job: Job) -> bool:
+        return job.inputs["models"][0].closed
+
+    def vocabulary(self, job: Job) -> int | None:
+        return job.vocabulary("models")
+
+    def run(self, run: StageRun) -> dict[str, Any]:
+        from trainwright.core import sharding
+        run.started({})
+        return sharding.led(partial(self._merge, run)) or {}
+
+    @staticmethod
+    def _merge(run: StageRun) -> dict[str, Any]:
+        from trainwright.core.method import Arithmetic
+        from trainwright.families import tensors
+        job, ctx = run.job, run.context()
+        folders, names = run.inputs["models"], ctx.names["models"]
+        base = run.folder("base")
+        sources = [tensors.Reader(f, job.where) for f in folders]
+        before = tensors.Reader(base, job.where) if base else None
+        for source, name in zip(sources[1:], names[1:], strict=True):
+            sources[0].check_same(source, names[0], name, job.where)
+        if before is not None:
+            sources[0].check_same(before, names[0], "base", job.where)
+        methods: list[Arithmetic] = job.of(Arithmetic)
+        for method in methods:
+            method.prepare(ctx)
+        writer = tensors.Writer(run.out)
+        for name in sources[0].names:
+            writer.add(name, combined(name, [s.get(name) for s in sources], before.get(name) if before else None, methods, ctx))
+        size = writer.close()
+        tensors.copy_rest(folders[0], run.out)
+        run.texts |= ctx.texts
+        return {"models": names, "parameters": writer.parameters, "stored_bytes": size}
+
+
+def combined(name: str, tensors: Sequence[Tensor], base: Tensor | None, methods: Sequence[Arithmetic], ctx: Context) -> Tensor:
+    """What a chain of methods makes of the tensors of one name, in the type of the base, or of the first model.
+
+    Tensors that are not floating point are the base's, or the first model's.
+    """
+    import torch
+    like = tensors[0] if base is None else base
+    if not like.is_floating_point():
+        return like.clone()
+
+    def exact(t: Tensor) -> Tensor:
+        return t.to(torch.promote_types(t.dtype, torch.float32))
+
+    held, start = [exact(t) for t in tensors], None if base is None else exact(base)
+    for method in methods:
+        held = [method.combine(name, held, start, ctx)]
+    return held[0].to(like.dtype)
+
