@@ -44,8 +44,7 @@ NORM = "norm"
 
 
 class Hft(Surgery, Controller):
-    """A surgery that freezes half of the model, and a controller that asks for it again when a round is
-    over."""
+    """A surgery that freezes half of the model, and a controller that requests it again after each round."""
 
     round: int = 1
     """Which round of a sequence the stage begins with; each number draws another half."""

@@ -98,8 +98,7 @@ class Lora(Surgery):
             put(model, name, layer.plain())
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained``
-        reads them."""
+        """``adapter_config.json`` and ``adapter_model.safetensors``, which ``peft.PeftModel`` reads."""
         layers = self.mine(model)
         folder.mkdir(parents=True, exist_ok=True)
         save_file({f"base_model.model.{n}.{part}.weight": getattr(m, part).detach().cpu().contiguous()

@@ -1,5 +1,4 @@
-"""NOLA: LoRA whose two matrices are mixtures of fixed random ones, so that only a few mixing coefficients are
-trained.
+"""NOLA: LoRA whose matrices are mixtures of fixed random ones, of which only the coefficients are trained.
 
 "NOLA: Networks as Linear Combination of Low Rank Random Basis" (arXiv 2310.02556). For a frozen layer W [out,
 in],

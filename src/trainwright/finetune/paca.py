@@ -1,5 +1,4 @@
-"""PaCA: train a few random input columns of each linear layer in place, without a second path beside the
-layer.
+"""PaCA: train a few random input columns of each linear layer in place, without a second path beside it.
 
 "PaCA: Partial Connection Adaptation for Efficient Fine-Tuning" (arXiv 2503.01905). For a layer W [out, in]
 draw ``rank`` columns S once, uniformly; everything else is frozen. With P [out, rank] trained, s = alpha /

@@ -30,8 +30,7 @@ from trainwright.core.method import Surgery
 from trainwright.lm.layers import LINEAR, roles
 
 HELD = "_peft_model"
-"""PEFT's wrapper is kept beside the model's modules, so that the model stays what it is, names of its
-parameters included."""
+"""Where PEFT's wrapper is kept, beside the modules, so that the model and its names stay what they are."""
 OUTSIDE = ("use_asa", "alora_invocation_tokens", "eva_config")
 """Options by which a tuner of layers comes to need more than its layers, which PEFT does not tell."""
 
@@ -97,8 +96,7 @@ class Peft(Surgery):
         del model.__dict__[HELD]
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``adapter_config.json`` and ``adapter_model.safetensors``, as ``peft.PeftModel.from_pretrained``
-        reads them."""
+        """``adapter_config.json`` and ``adapter_model.safetensors``, which ``peft.PeftModel`` reads."""
         from peft import get_peft_model_state_dict
         wrapper = model.__dict__[HELD]
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,8 +137,7 @@ class Peft(Surgery):
         return config
 
     def all_linear(self, model: nn.Module, config: Any) -> bool:
-        """Whether to take all linear layers: none are named, and PEFT means the tuner for them (not for
-        norms, embeddings)."""
+        """Whether to take all linear layers: none are named, and PEFT means it for them."""
         fields = type(config).__dataclass_fields__
         named = any(config.__dict__.get(f) for f in ("target_modules", "target_parameters"))
         if "target_modules" not in fields or "feedforward_modules" in fields or named:

@@ -1,5 +1,4 @@
-"""R-AMT: learn which weights of a frozen model to keep, and drop gradients that conflict with general
-knowledge.
+"""R-AMT: learn which weights of a frozen model to keep, and drop gradients that harm general knowledge.
 
 "Regularized Mask Tuning: Uncovering Hidden Knowledge in Pre-trained Vision-Language Models" (arXiv
 2307.15049). Each weight of the masked layers has a score s, ``start`` at first. With W frozen and m = 1 where

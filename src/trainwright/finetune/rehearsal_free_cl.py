@@ -1,5 +1,4 @@
-"""Pulls the weights back to those that the stage started from, so that they remember without any old data: L2
-or EWC.
+"""Pulls the weights back to where the stage started, to remember without old data: L2 or EWC.
 
 "A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269). With w0 the weights at the start of
 the stage, each entry that ``params`` matches has a penalty in the loss, whose gradient is added here:
@@ -54,8 +53,7 @@ class RehearsalFreeCl(Update):
     old: tuple[str, ...] = ()
     """For EWC: the domains of the stage's corpus that are not to be forgotten."""
     fisher_rows: int = 32
-    """For EWC: rows of training documents that the Fisher information is measured on, one backward pass
-    each."""
+    """For EWC: rows of training documents that measure the Fisher information, a backward pass each."""
     length: int = 256
     """For EWC: tokens of such a row; fewer where the model has fewer positions."""
     reads_grads: ClassVar[bool] = False

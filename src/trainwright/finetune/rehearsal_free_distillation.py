@@ -1,5 +1,4 @@
-"""Holds predictions or hidden states to those of the model that the stage started from: distillation without
-old data.
+"""Holds predictions or hidden states to those of the stage's start: distillation without old data.
 
 "A Closer Look at Rehearsal-Free Continual Learning" (arXiv 2203.17269): its two distillations, which
 accompany the penalties of ``rehearsal_free_cl``. The model in training and the frozen model from before (the
@@ -35,8 +34,7 @@ from trainwright.lm.losses import trained_tokens
 
 
 class RehearsalFreeDistillation(Objective):
-    """Distance from the frozen start model on the new texts, one number a position; 0 where nothing is
-    learned."""
+    """Distance from the frozen start on new texts, a number a position; 0 where nothing is learned."""
 
     how: Literal["prediction", "features"] = "prediction"
     """Compare the probabilities of the next token, or the final hidden states."""

@@ -1,5 +1,4 @@
-"""SaRA: train in place the weights that are nearly zero, which do nothing yet, and keep what they learn at a
-low rank.
+"""SaRA: train in place the weights that are nearly zero and so idle, and keep what they learn at a low rank.
 
 "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation" (arXiv
 2409.06633). Of each weight W [out, in] the entries smaller in size than a threshold t are trained, everything

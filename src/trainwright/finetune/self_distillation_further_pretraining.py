@@ -1,5 +1,4 @@
-"""Further pretraining that holds hidden states to those of a teacher: the same start, already pretrained
-further.
+"""Further pretraining that holds hidden states to a teacher: the same start, already pretrained further.
 
 "Self-Distillation for Further Pre-training of Transformers" (arXiv 2210.02871). In three stages, from
 pretrained w0:
@@ -39,8 +38,7 @@ from trainwright.lm.losses import trained_tokens
 
 
 class SelfDistillationFurtherPretraining(Objective):
-    """Squared distance of the hidden states from a teacher's, one number a position; 0 where nothing is
-    learned."""
+    """Squared distance from a teacher's hidden states, a number a position; 0 where nothing is learned."""
 
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt",

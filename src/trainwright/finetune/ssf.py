@@ -1,5 +1,4 @@
-"""SSF: scale and shift the outputs of a frozen model's operations, channel by channel, and fold both in
-afterwards.
+"""SSF: scale and shift the outputs of a frozen model's operations by channel, and fold both in afterwards.
 
 "Scaling & Shifting Your Features: A New Baseline for Efficient Model Tuning" (arXiv 2210.08823). After each
 operation, with an output x of D channels (the last dimension) and a pair of parameters for each place,

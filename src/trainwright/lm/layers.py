@@ -10,15 +10,15 @@
 
 To write an adapter, derive a layer from ``Adapter`` and put it in place of each layer that is meant::
 
-    class Scaled(Adapter):                                             # y = g * (W x + b)
+    class Scaled(Adapter):                                             # y = diag(gain) W x + b
         def __init__(self, layer, settings):
             super().__init__(layer)
             self.settings, self.gain = settings, nn.Parameter(torch.ones(self.out_features))
 
         def forward(self, x):
-            return self.linear(x) * self.gain
+            return F.linear(x, as_linear_weight(self) * self.gain[:, None], self.bias)
 
-    class Gain(Surgery):
+    class Scale(Surgery):
         layers: str = "all-linear"
 
         def claims(self, model):

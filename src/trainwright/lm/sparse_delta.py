@@ -1,5 +1,4 @@
-"""A linear layer whose frozen weight has a few trained numbers added to it, for methods that train sparse
-deltas.
+"""A linear layer whose frozen weight has a few trained numbers added, for methods that train sparse deltas.
 
 ``product`` computes the layer and gives those numbers alone a gradient; no dense gradient is kept.
 ``scattered`` puts them into the weight, for export. Places are flat: entry (i, j) of a weight [out, in] is at

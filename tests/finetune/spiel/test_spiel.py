@@ -20,7 +20,6 @@ from trainwright.finetune.spiel._layer import QUIET
 from trainwright.finetune.spiel._steps import adam, sm3
 from trainwright.finetune.spiel.spiel import Spiel
 from trainwright.lm.layers import as_linear_weight, linear_layers
-from trainwright.lm.sparse_delta import Watch, product, scattered
 from trainwright.optim.clip import Clip
 from trainwright.optim.ema import Ema
 
@@ -53,24 +52,6 @@ def test_gradients_are_the_dense_ones_at_the_places(kind: str) -> None:
         assert torch.allclose(layer.spiel_deltas.grad, grad, rtol=1e-4, atol=1e-7)
         assert torch.allclose(layer.spiel_candidates.grad / QUIET, grad.flip(0), rtol=1e-4, atol=1e-7)
         assert layer.weight.grad is None
-
-
-def test_a_product_by_hand() -> None:
-    weight, places = torch.tensor([[1., 2], [3, 4]]), torch.tensor([1, 2])
-    values, x = torch.tensor([10., -3], requires_grad=True), torch.tensor([[[1., 1]], [[2, 0]]], requires_grad=True)
-    numbers, seen = torch.zeros(1, requires_grad=True), list[Tensor]()
-    y = product(x, values, weight, places, torch.ones(2), Watch(numbers, torch.tensor([3]), 0.5, seen.append))
-    assert torch.equal(y, torch.tensor([[[14., 5]], [[3, 1]]]))
-    y.backward(torch.tensor([[[1., 2]], [[3, 4]]]))
-    assert torch.equal(values.grad, torch.tensor([1., 10])) and torch.equal(numbers.grad, torch.tensor([1.]))
-    assert torch.equal(x.grad, torch.tensor([[[1., 20]], [[3, 52]]]))
-    assert torch.equal(seen[0], torch.tensor([[1., 1], [2, 2]]))                       # of the first row alone
-
-
-def test_small_numbers_are_not_lost_beside_large_weights() -> None:
-    """In bfloat16 both 1.0035 and 1.001 are 1: their sum is not, as long as they meet before they are rounded."""
-    made = scattered(torch.tensor([[1.0035, 5]]), torch.tensor([0.001]), torch.tensor([0], dtype=torch.int32), torch.bfloat16)
-    assert made.dtype == torch.bfloat16 and made.tolist() == [[1.0078125, 5]]
 
 
 def test_no_dense_gradient_or_moment_is_kept() -> None:

@@ -1,5 +1,4 @@
-"""Fixed random maps from d numbers to all parameters of a model, whose columns have length 1 over all
-parameters together.
+"""Fixed random maps from d numbers to all parameters of a model, with columns of length 1 over all of them.
 
 Each parameter has rows of its own, drawn from a generator of its own: a map of its offsets from the d numbers
 and back.

@@ -1,5 +1,4 @@
-"""Intrinsic dimension: train a model in a random subspace of d dimensions, and find the smallest d that
-suffices.
+"""Intrinsic dimension: train a model in a random subspace, and find the smallest dimension that suffices.
 
 "Measuring the Intrinsic Dimension of Objective Landscapes" (arXiv 1804.08838). With theta all D parameters of
 the model (biases, norms, embeddings and head included) and theta_0 their start, here the model that is

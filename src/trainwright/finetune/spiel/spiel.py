@@ -1,5 +1,4 @@
-"""SpIEL: train a few weights of each matrix as deltas, and regularly drop some and grow others where more is
-to gain.
+"""SpIEL: train a few weights of each matrix as deltas; at intervals drop some and grow others instead.
 
 "Scaling Sparse Fine-Tuning to Large Language Models" (arXiv 2401.16405). A layer W [out, in] has k places and
 k deltas d:
