@@ -13,12 +13,12 @@ from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.core.prepare import jobs
 from trainwright.core.recipe import load
-from trainwright.core.run import run
 from trainwright.core.store import Store
 from trainwright.families import deltas
 from trainwright.finetune.nola import Nola
+from trainwright.life.jobs import jobs
+from trainwright.life.run import run
 from trainwright.lm import generation
 from trainwright.planning.plan import plan
 

@@ -1,7 +1,6 @@
 """What objectives and evaluators share that score a causal language model of transformers."""
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,18 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
+from trainwright.families import evaluating, takes_positions, token_logits
+from trainwright.families.causality import LEAK
 from trainwright.lm.cross_entropy import tiled_cross_entropy
 from trainwright.lm.encoder_decoder import encoded_losses, has_encoder
 from trainwright.lm.prefix import prefix_mask
 
 JOINT_BYTES = 256 << 20
 """Float32 logits up to which compiled code makes them all at once instead of in tiles."""
-LEAK = 1e-4
-"""Relative difference that rounding does not explain."""
 
 
 def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
@@ -46,15 +46,14 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
     with _one_document_a_row() if fast and not batch.get("packed", True) else _as_it_is():
         if way.plain_head:
             return sharding.within(model, _score, ids, places, seen, targets, trained, fast)
-        logits = _own_logits(model, ids, places, seen)
+        logits = token_logits(model, ids, places, seen)
     losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none")
     return losses.view_as(targets)
 
 
 def most_positions(model: nn.Module) -> int | None:
-    """Positions that a transformers model was made for, or None where it has no such limit."""
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if most is None else int(most)
+    """Positions that a model was made for, or None where it has no such limit."""
+    return families.positions_of(families.made_from(model))
 
 
 def logged_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
@@ -103,7 +102,7 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
     ids = torch.cat([first, second.expand(2, half)], 1).to(ctx.device)
     places = torch.arange(half).repeat(2, 2).to(ctx.device) if way.takes_places else None
     with torch.no_grad(), evaluating(model), torch.autocast(ctx.device.type, enabled=False):
-        out = sharding.within(model, body_states, ids, places) if way.plain_head else _own_logits(model, ids, places)
+        out = sharding.within(model, body_states, ids, places) if way.plain_head else token_logits(model, ids, places)
     seen = out[:, half:].float()
     error = float((seen[0] - seen[1]).abs().max() / seen.abs().max())
     if not error <= LEAK:
@@ -120,18 +119,6 @@ def padded(rows: Sequence[tuple[Any, Any]], ctx: Context) -> Batch:
         ids[row, :len(one)], targets[row, :len(told)] = torch.as_tensor(one), torch.as_tensor(told)
     batch = {"input_ids": ids, "targets": targets, "position_ids": torch.arange(width).expand(len(rows), width)}
     return {n: t.to(ctx.device) for n, t in batch.items()} | {"packed": False}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; each of its modules is put back as it was."""
-    before = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 # ---- the body and the head ------------------------------------------------------------------------------------------
@@ -154,15 +141,22 @@ def way_of(model: nn.Module) -> Way:
     """Found out once for each model and head.
 
     Raises:
-        UserError: a model with an encoder, whose decoder alone says nothing.
+        UserError: a model with an encoder, whose decoder alone says nothing, or one whose outputs depend on later tokens.
     """
     if has_encoder(model):
         raise UserError(f"a {type(model).__name__} has an encoder; this method needs a model that is a decoder alone.")
-    head, way = model.get_output_embeddings(), _ways.get(model)
+    head, way = output_head(model), _ways.get(model)
     if way is None or (head is not None and way.head() is not head):
+        if way is None:
+            families.check_causal(model)
         with torch.no_grad(), evaluating(model), torch.autocast(sharding.device().type, enabled=False):
             way = _ways[model] = _look(model, head)
     return way
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that makes logits of a model's last states, where it is known."""
+    return model.get_output_embeddings() if families.is_pretrained(model) else None  # type: ignore[operator]
 
 
 def _look(model: nn.Module, head: nn.Module | None) -> Way:
@@ -172,7 +166,7 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
     scale. This holds for all weights, while comparing logits alone would take a cap of small logits for none.
     """
     if type(head) is not nn.Linear:                                       # an adapter on it may be zero now and not later
-        return Way(False, _takes_places(model), weakref.ref(head) if head is not None else lambda: None)
+        return Way(False, takes_positions(model), weakref.ref(head) if head is not None else lambda: None)
     body, seen = model.get_decoder(), {}
 
     def at_body(module: nn.Module, given: Any, out: Any) -> None:
@@ -193,11 +187,7 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
             hook.remove()
     plain = (bool(seen.get("linear")) and "body" in seen
              and torch.equal(seen["body"], seen["read"]) and torch.equal(told, seen["said"]))
-    return Way(plain, _takes_places(body if plain else model), weakref.ref(head))
-
-
-def _takes_places(module: nn.Module) -> bool:
-    return "position_ids" in inspect.signature(module.forward).parameters
+    return Way(plain, takes_positions(body if plain else model), weakref.ref(head))
 
 
 def _score(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None, targets: Tensor, trained: Tensor,
@@ -225,11 +215,6 @@ def _hidden(body: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | 
 
 def body_states(model: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
     return _hidden(model.get_decoder(), ids, places)
-
-
-def _own_logits(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None = None) -> Tensor:
-    given = _given(places, seen)
-    return model(input_ids=ids, use_cache=False, **given).logits
 
 
 def _compiled_hidden(body: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None) -> Tensor:

