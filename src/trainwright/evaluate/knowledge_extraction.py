@@ -1,23 +1,26 @@
 """How many questions a model answers exactly: knowledge that it can use, and not only repeat.
 
-The evaluation of "Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316).
-The model continues each question greedily; what it writes up to the end of the line, without surrounding
-whitespace and a final full stop, must equal the answer exactly:
+The evaluation of "Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv
+2309.14316). The model continues each question greedily; what it writes up to the end of the line, without
+surrounding whitespace and a final full stop, must equal the answer exactly:
 
-    exact_match/ATTRIBUTE = questions answered exactly / questions,   exact_match/mean = the mean over attributes
-    answer_loss/ATTRIBUTE = mean nats of a whole answer after its question,   answer_loss/mean likewise
+    exact_match/ATTRIBUTE = questions answered exactly / questions
+    answer_loss/ATTRIBUTE = mean nats of a whole answer after its question
+    exact_match/mean, answer_loss/mean = the means over attributes
 
-The latter is an addition: it distinguishes models that answer nothing exactly yet, whatever their tokenizers.
+``answer_loss`` is an addition: it distinguishes models that answer nothing exactly yet, whatever their
+tokenizers.
 
-Questions are the documents of a domain whose metadata have ``question`` and ``answer`` (and ``attribute``), as
-``physics_of_lms_3_1`` makes them, or conversations: there the last turn of the assistant is the answer, and the
-chat template makes the prompt from the turns before it. With n questions the standard error of a share p is
-sqrt(p (1 - p) / n).
+Questions are the documents of a domain whose metadata have ``question`` and ``answer`` (and
+``attribute``), as ``physics_of_lms_3_1`` makes them, or conversations: there the last turn of the
+assistant is the answer, and the chat template makes the prompt from the turns before it. With n questions
+the standard error of a share p is sqrt(p (1 - p) / n).
 Do not use it for answers that can be worded in several ways.
 
-Errors: no tokenizer; a domain that the corpus does not have, or without questions; a question that leaves no
-room in the model's positions; conversations without a chat template.
+Errors: no tokenizer; a domain that the corpus does not have, or without questions; a question that leaves
+no room in the model's positions; conversations without a chat template.
 """
+
 from __future__ import annotations
 
 import json
@@ -40,11 +43,11 @@ class KnowledgeExtraction(Evaluator):
     domain: str = "qa_test"
     """Domain of the corpus that holds the questions."""
     split: Literal["all", "train", "tune", "test"] = "all"
-    """Which of its documents."""
+    """Which of its documents to ask."""
     most: int = 200
-    """Questions of each attribute at most, drawn by their ids."""
+    """Most questions per attribute, chosen by their ids."""
     new_tokens: int = 32
-    """Tokens of an answer at most."""
+    """Most tokens of an answer."""
     batch_size: int = 32
     """Questions answered at once."""
     makes: ClassVar[tuple[str, ...]] = ("exact_match/*", "answer_loss/*")
@@ -57,12 +60,13 @@ class KnowledgeExtraction(Evaluator):
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         from trainwright.lm.generation import continued
+
         if ctx.tokenizer is None or not is_pretrained(model):
             raise UserError("knowledge_extraction needs a causal model of transformers and its tokenizer.")
         asked = sorted(self._asked(model, ctx), key=lambda one: len(one.prompt))
         told: dict[str, list[float]] = {}
         for at in range(0, len(asked), self.batch_size):
-            part = asked[at:at + self.batch_size]
+            part = asked[at : at + self.batch_size]
             said = continued(model, ctx.tokenizer, [one.prompt for one in part], self.new_tokens)
             for one, text, nats in zip(part, said, answer_losses(model, part, ctx), strict=True):
                 told.setdefault(f"exact_match/{one.attribute}", []).append(exact(text, one.answer))
@@ -76,6 +80,7 @@ class KnowledgeExtraction(Evaluator):
     def _asked(self, model: nn.Module, ctx: Context) -> list[Asked]:
         from trainwright.corpus.tokens import uniform
         from trainwright.lm.losses import most_positions
+
         rows = sorted(self._rows(ctx), key=lambda row: uniform(row["id"], "knowledge_extraction"))
         positions, found, many = most_positions(model), list[Asked](), dict[str, int]()
         for row in rows:
@@ -84,37 +89,50 @@ class KnowledgeExtraction(Evaluator):
                 continue
             many[one.attribute] += 1
             if positions is not None and len(one.prompt) + max(self.new_tokens, len(one.written)) > positions:
-                raise UserError(f"knowledge_extraction: the question {row['id']!r} has {len(one.prompt)} tokens, which with its "
-                                f"answer or new_tokens = {self.new_tokens} are more than the {positions} positions of the model.")
+                raise UserError(
+                    f"knowledge_extraction: the question {row['id']!r} has {len(one.prompt)} tokens, which "
+                    f"with its answer or new_tokens = {self.new_tokens} are more than the {positions} "
+                    "positions of the model."
+                )
             found.append(one)
         if not found:
-            raise UserError(f"knowledge_extraction: no document of the domain {self.domain!r} ({self.split}) is a question; "
-                            "one has question and answer in its metadata, or messages.")
+            raise UserError(
+                f"knowledge_extraction: no document of the domain {self.domain!r} ({self.split}) is a "
+                "question; one has question and answer in its metadata, or messages."
+            )
         return found
 
     def _rows(self, ctx: Context) -> list[dict[str, str]]:
         import pyarrow.parquet as pq
 
         from trainwright.corpus.tokens import open_corpus
+
         folder = ctx.path("data")
         corpus = open_corpus(folder)
         if self.domain not in corpus.domains:
-            raise UserError(f"knowledge_extraction: the corpus has no domain {self.domain!r}"
-                            f"{suggest(self.domain, corpus.domains)}.")
+            raise UserError(
+                "knowledge_extraction: the corpus has no domain "
+                f"{self.domain!r}{suggest(self.domain, corpus.domains)}."
+            )
         ids = None if self.split == "all" else set(map(str, corpus.select(self.split, (self.domain,)).id))
         columns = ["id", "metadata", "messages"]
-        tables = [pq.read_table(f, columns=columns, filters=[("domain", "==", self.domain)])
-                  for f in sorted((folder / "documents").glob("*.parquet"))]
+        tables = [
+            pq.read_table(f, columns=columns, filters=[("domain", "==", self.domain)])
+            for f in sorted((folder / "documents").glob("*.parquet"))
+        ]
         return [row for table in tables for row in table.to_pylist() if ids is None or row["id"] in ids]
 
     def _read(self, row: dict[str, str], tokenizer: Any) -> Asked | None:
-        """The question that a document asks, or None where it asks none."""
+        """The question that a document asks, or None."""
         if row["messages"] is not None:
             messages = json.loads(row["messages"])
             if len(messages) < 2 or messages[-1]["role"] != "assistant":
                 return None
             if tokenizer.chat_template is None:
-                raise UserError("knowledge_extraction: the questions are conversations, but the tokenizer has no chat template.")
+                raise UserError(
+                    "knowledge_extraction: the questions are conversations, but the tokenizer has no chat "
+                    "template."
+                )
             prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=False)
             ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
             return self._with(ids, messages[-1]["content"], "{}", self.domain, tokenizer)
@@ -130,7 +148,7 @@ class KnowledgeExtraction(Evaluator):
 
 
 class Asked(NamedTuple):
-    """A question and the answer behind it as tokens, the answer's text, and what it is about."""
+    """A question and its answer as tokens, the answer's text, and its attribute."""
 
     prompt: list[int]
     written: list[int]
@@ -139,14 +157,16 @@ class Asked(NamedTuple):
 
 
 def exact(said: str, answer: str) -> bool:
-    """Whether the first line of what was said is the answer, but for space around it and a full stop behind it."""
+    """Whether the first line equals the answer, ignoring surrounding whitespace and a final full stop."""
     first = (said.strip().splitlines() or [""])[0]
     return first.strip().removesuffix(".") == answer.strip().removesuffix(".")
 
 
 def answer_losses(model: nn.Module, asked: Sequence[Asked], ctx: Context) -> list[float]:
-    """Nats of each answer behind its question, summed over its tokens."""
-    rows = [((one.prompt + one.written)[:-1], [UNTRAINED] * (len(one.prompt) - 1) + one.written) for one in asked]
+    """Nats of each answer after its question, summed over its tokens."""
+    rows = [
+        ((one.prompt + one.written)[:-1], [UNTRAINED] * (len(one.prompt) - 1) + one.written) for one in asked
+    ]
     with torch.no_grad(), evaluating(model):
         losses = token_losses(model, padded(rows, ctx), ctx)
     return [float(one) for one in losses.double().sum(1)]

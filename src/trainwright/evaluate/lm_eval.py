@@ -1,16 +1,19 @@
-"""Tasks of the LM Evaluation Harness, measured on the live model.
+"""Tasks of the LM Evaluation Harness, on the live model.
 
-"Lessons from the Trenches on Reproducible Evaluation of Language Models" (arXiv 2405.14782; EleutherAI's lm-evaluation-harness).
-A multiple-choice task ranks the answers by log-likelihood, a generation task compares what the model writes; the metrics are the
-harness' own, named ``TASK/METRIC`` (``arc_easy/acc_norm``), with the harness' filter after a comma where a task has several
+"Lessons from the Trenches on Reproducible Evaluation of Language Models" (arXiv 2405.14782; EleutherAI's
+lm-evaluation-harness). A multiple-choice task ranks the answers by log-likelihood, a generation task
+compares what the model writes; the metrics are the harness', named ``TASK/METRIC``
+(``arc_easy/acc_norm``), with the harness' filter after a comma where a task has several
 (``gsm8k/exact_match,strict-match``).
 
-Tasks that ship with the harness download their data once through the Hub; own tasks (the harness' YAML files in
-``include_path``) may read local files and need no network. Not for a model that is no transformers model, and not for a few
-items: with n items the standard error of an accuracy is sqrt(acc (1 - acc) / n).
+Tasks of the harness download their data once from the Hub; tasks of your own (the harness' YAML files in
+``include_path``) may read local files and need no network.
+Do not use it for a model that is not a transformers model, or with a few items: with n items the standard
+error of an accuracy is sqrt(acc (1 - acc) / n).
 
-Errors: the extra is not installed, an unknown task, a task whose data cannot be had, no tokenizer.
+Errors: the extra is not installed; an unknown task; a task whose data cannot be downloaded; no tokenizer.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -33,16 +36,16 @@ from trainwright.core.settings import FilePath
 
 
 class LmEval(Evaluator):
-    """Every rank measures all items, so that sharded models may take part; the numbers are the same on each."""
+    """Measures tasks of the harness. Every rank evaluates all items, so that sharded models work too."""
 
     tasks: tuple[str, ...]
     """Tasks, groups or tags of the harness, such as arc_easy or blimp."""
     limit: int | None = None
-    """Items of each task to use, from the first; all unless given."""
+    """Use only the first items of each task; all by default."""
     num_fewshot: int | None = None
-    """Solved examples before each item; the task's own number unless given."""
+    """Solved examples before each item; the task's own number by default."""
     include_path: FilePath | None = None
-    """Folder with own task files (YAML of the harness)."""
+    """Folder with task files of your own (YAML of the harness)."""
     batch_size: int = 16
     """Sequences scored at once."""
     example: ClassVar[dict[str, Any]] = {"tasks": ("arc_easy",), "limit": 2}
@@ -69,43 +72,53 @@ class LmEval(Evaluator):
     def evaluate(self, model: PreTrainedModel, tokenizer: Any, tasks: Any) -> dict[str, float]:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
+
         kind, device = None, model.device.type
-        if torch.is_autocast_enabled(device):                         # the harness would switch it off
+        if torch.is_autocast_enabled(device):  # the harness would switch it off
             kind = torch.get_autocast_dtype(device)
-        wrapped = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=self.batch_size,
-                       mixed_precision_dtype=kind)
+        wrapped = HFLM(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            batch_size=self.batch_size,
+            mixed_precision_dtype=kind,
+        )
         found = evaluate(wrapped, tasks, limit=self.limit, bootstrap_iters=0, log_samples=False)
         return numbers_of(found["results"])
 
     def load(self, ctx: Context) -> Any:
-        """The tasks, with their data, as the harness holds them."""
+        """The tasks and their data, as objects of the harness."""
         folder = None
         if self.include_path is not None:
             folder = (ctx.root / self.include_path).resolve()
             if not folder.is_dir():
-                raise UserError(f"lm_eval: include_path = {self.include_path!r}: there is no folder {folder}.")
+                raise UserError(
+                    f"lm_eval: include_path = {self.include_path!r}: there is no folder {folder}."
+                )
         manager = index(folder, False)
         if any(t not in manager.task_index for t in self.tasks):
             manager = index(folder, True)
         for task in self.tasks:
             if task not in manager.task_index:
-                hint = suggest(task, manager.task_index)              # all of its 14,000 names where none is near
-                raise UserError(f"lm_eval: the harness has no task {task!r}{hint if len(hint) < 200 else ': see lm-eval ls'}.")
+                hint = suggest(task, manager.task_index)  # all of its 14,000 names where none is near
+                raise UserError(
+                    "lm_eval: the harness has no task "
+                    f"{task!r}{hint if len(hint) < 200 else ': see lm-eval ls'}."
+                )
         try:
             tasks = manager.load(list(self.tasks))
-        except Exception as error:                                    # a download or a file, through several libraries
+        except Exception as error:  # a download or a file, through several libraries
             why = " ".join(str(error).split())[:300]
             raise UserError(f"lm_eval: {', '.join(self.tasks)} could not be loaded: {why}") from error
         for task in tasks["tasks"].values():
             shots = task.get_config("num_fewshot") if self.num_fewshot is None else self.num_fewshot
             task.set_config(key="num_fewshot", value=shots or 0)
-            task.set_fewshot_seed(seed=1234)                          # the harness' own, whatever the run's seed: numbers compare
+            task.set_fewshot_seed(seed=1234)  # the harness' own, whatever the run's seed: numbers compare
         return tasks
 
 
 @cache
 def index(folder: Path | None, with_defaults: bool) -> Any:
-    """The harness' list of tasks. To list its own takes seconds, hence only where they are asked for, and once."""
+    """The harness' list of tasks. Listing its own takes seconds, so it is done only on demand, and once."""
     try:
         from lm_eval.tasks import TaskManager
     except ModuleNotFoundError as error:
@@ -117,14 +130,18 @@ def index(folder: Path | None, with_defaults: bool) -> Any:
 
 def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
     """``{task: {"acc,none": 0.5, "acc_stderr,none": …}}`` as ``{"task/acc": 0.5}``."""
-    return {f"{task}/{metric.removesuffix(',none')}": float(value)
-            for task, found in results.items() for metric, value in found.items()
-            if "," in metric and "_stderr," not in metric and isinstance(value, (int, float))}
+    return {
+        f"{task}/{metric.removesuffix(',none')}": float(value)
+        for task, found in results.items()
+        for metric, value in found.items()
+        if "," in metric and "_stderr," not in metric and isinstance(value, (int, float))
+    }
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Neither log lines nor progress bars of the harness and of ``datasets``: they would break the display of the run."""
+    """Silence the log lines and progress bars of the harness and ``datasets``, which would break the
+    display."""
     loggers = [logging.getLogger(n) for n in ("lm_eval", "datasets")]
     levels = [x.level for x in loggers]
     for x in loggers:

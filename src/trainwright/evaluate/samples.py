@@ -1,10 +1,13 @@
 """Texts that the model writes, kept for the report, and how varied they are.
 
-Each prompt is gone on from once, with randomness that depends on the seed alone. ``distinct_2`` is the share of different pairs
-of neighbouring tokens among all pairs in the samples: near 0 where the model repeats itself.
+Each prompt is continued once, with randomness that depends only on the seed. ``distinct_2`` is the number
+of distinct pairs of adjacent tokens over all such pairs in the samples: near 0 where the model repeats
+itself.
 
-Errors: no prompt; a stage without a tokenizer; ``chat`` with a tokenizer that has no template; a prompt that fills all positions.
+Errors: no prompt; a stage without a tokenizer; ``chat`` with a tokenizer that has no template; a prompt
+that fills all positions.
 """
+
 from __future__ import annotations
 
 from itertools import pairwise
@@ -23,13 +26,13 @@ class Samples(Evaluator):
     """Keeps a text for each prompt and measures ``sample_tokens`` (mean length) and ``distinct_2``."""
 
     prompts: tuple[str, ...]
-    """What to go on from."""
+    """Texts to continue."""
     new_tokens: int = 60
-    """How many tokens to write at most."""
+    """Most tokens to write."""
     temperature: float = 0.8
-    """0 takes the likeliest token each time."""
+    """Temperature of sampling; 0 always takes the likeliest token."""
     chat: bool = False
-    """Put each prompt through the chat template, as what a user says."""
+    """Put each prompt through the chat template, as a user's turn."""
     makes: ClassVar[tuple[str, ...]] = ()
     example: ClassVar[dict[str, Any]] = {"prompts": ["The"], "new_tokens": 4}
 
@@ -37,8 +40,10 @@ class Samples(Evaluator):
         if not self.prompts:
             raise ValueError("prompts names no prompt")
         if self.new_tokens < 1 or self.temperature < 0:
-            raise ValueError("new_tokens must be positive and temperature 0 or more, "
-                             f"not {self.new_tokens} and {self.temperature}")
+            raise ValueError(
+                f"new_tokens must be positive and temperature 0 or more, not {self.new_tokens} and "
+                f"{self.temperature}"
+            )
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         tokenizer = ctx.tokenizer
@@ -47,11 +52,19 @@ class Samples(Evaluator):
         written = []
         for i, prompt in enumerate(self.prompts):
             ids = self.encode(tokenizer, prompt).to(next(model.parameters()).device)
-            out = self.write(model, ids, tokenizer, ctx.rng(f"samples/{i}", at=0).initial_seed())[len(ids):].tolist()
+            out = self.write(model, ids, tokenizer, ctx.rng(f"samples/{i}", at=0).initial_seed())[
+                len(ids) :
+            ].tolist()
             written.append(out)
-            ctx.show(f"sample/{i}", (prompt + "\n" if self.chat else prompt) + tokenizer.decode(out, skip_special_tokens=True))
+            ctx.show(
+                f"sample/{i}",
+                (prompt + "\n" if self.chat else prompt) + tokenizer.decode(out, skip_special_tokens=True),
+            )
         pairs = [pair for out in written for pair in pairwise(out)]
-        return {"sample_tokens": sum(map(len, written)) / len(written), "distinct_2": len(set(pairs)) / max(1, len(pairs))}
+        return {
+            "sample_tokens": sum(map(len, written)) / len(written),
+            "distinct_2": len(set(pairs)) / max(1, len(pairs)),
+        }
 
     def encode(self, tokenizer: Any, prompt: str) -> torch.Tensor:
         if self.chat:
@@ -68,10 +81,19 @@ class Samples(Evaluator):
         most = most_positions(model)
         room = self.new_tokens if most is None else min(self.new_tokens, most - len(ids))
         if room < 1:
-            raise UserError(f"samples: a prompt of {len(ids)} tokens leaves no room in the {most} positions of the model.")
-        how = {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+            raise UserError(
+                f"samples: a prompt of {len(ids)} tokens leaves no room in the {most} positions of the model."
+            )
+        how = (
+            {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
+        )
         devices = [ids.device.index or 0] if ids.device.type == "cuda" else []
         with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            return model.generate(input_ids=ids[None], attention_mask=torch.ones_like(ids)[None], max_new_tokens=room,
-                                  pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)[0]
+            return model.generate(
+                input_ids=ids[None],
+                attention_mask=torch.ones_like(ids)[None],
+                max_new_tokens=room,
+                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+                **how,
+            )[0]

@@ -1,4 +1,25 @@
-"""What learning-rate schedules share: shares or numbers of steps, the warm-up, the fall, the command."""
+"""Schedules of the learning rate: parts of a stage, the warm-up, the progress of a decay, and the command
+that sets the rate.
+
+A schedule is a ``Controller`` that claims the knob ``lr``, the factor by which every optimizer's peak rate
+is multiplied:
+
+    def claims(self, model):
+        return {"knob:lr"}
+
+    def init(self, model, ctx):
+        check_room(self.name, ctx, warmup=self.warmup)
+        return {}
+
+    def tick(self, view, state):
+        return set_lr(view, warmup_factor(view.step, steps_of(self.warmup, view.steps)))
+
+A *part* of a stage (its warm-up, its decay) is a share of the stage's steps if it is below 1, and a whole
+number of steps from 1 on: ``warmup = 0.05`` is a twentieth of the stage, ``warmup = 1`` a single step. Steps
+count from 0; a factor is the one that the step to come is taken with. Other methods that begin, end or recur
+at some point of a stage use the same parts.
+"""
+
 from __future__ import annotations
 
 import math
@@ -9,40 +30,52 @@ from trainwright.core.method import Set
 
 
 def steps_of(part: float, steps: int) -> int:
-    """A share of all ``steps`` where ``part`` is below 1, else ``part`` itself: a number of steps."""
+    """How many steps a part is, in a stage of ``steps``; a share is rounded down."""
     return math.floor(part * steps + 1e-9) if part < 1 else int(part)
 
 
-def check(**parts: float) -> None:
-    """Refuse what is neither a share nor a number of steps.
+def check_parts(**parts: float) -> None:
+    """Check parts by the names of their settings, in ``__post_init__``.
 
     Raises:
-        ValueError: a part below 0, or a broken number above 1.
+        ValueError: a part is negative, or above 1 and not a whole number.
     """
     for name, part in parts.items():
         if part < 0 or (part > 1 and part != int(part)):
-            raise ValueError(f"{name} must be a share of the steps (below 1) or a whole number of steps, not {part}")
+            raise ValueError(
+                f"{name} must be a share of the steps (below 1) or a whole number of steps, not {part}"
+            )
 
 
 def check_final(final: float) -> None:
+    """Check the factor at which a schedule ends, in ``__post_init__``.
+
+    Raises:
+        ValueError: it is not between 0 and 1.
+    """
     if not 0 <= final <= 1:
         raise ValueError(f"final must be a share of the peak learning rate, between 0 and 1, not {final}")
 
 
 def check_room(who: str, ctx: Context, **parts: float) -> None:
-    """Refuse a schedule that the stage is too short for: it would never reach its peak, and nobody would see it.
+    """Check, in ``init``, that the parts fit into the stage: a schedule cut short would never reach its
+    peak, unnoticed.
 
     Raises:
-        UserError: the parts are together longer than the stage.
+        UserError: together the parts are longer than the stage.
     """
     numbers = {name: steps_of(part, ctx.steps) for name, part in parts.items()}
     if ctx.steps and sum(numbers.values()) > ctx.steps:
         told = " + ".join(f"{name} = {n}" for name, n in numbers.items())
-        raise UserError(f"{who}: {told} steps do not fit into a stage of {ctx.steps} steps; a share such as 0.05 always fits.")
+        raise UserError(
+            f"{who}: {told} steps do not fit into a stage of {ctx.steps} steps; a share such as 0.05 always "
+            "fits."
+        )
 
 
-def rising(step: int, warmup: int) -> float:
-    """The warm-up: in equal parts to 1 at its last step. Never 0, since a step with a rate of zero is a wasted one."""
+def warmup_factor(step: int, warmup: int) -> float:
+    """The linear warm-up, (step + 1) / warmup, and 1 after it. Never 0, since a step at a rate of zero is
+    wasted."""
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
 
@@ -52,5 +85,5 @@ def progress(step: int, start: int, end: int) -> float:
 
 
 def set_lr(view: View, factor: float) -> list[Set]:
-    """The command that sets the knob ``lr``, where it is not set so already."""
+    """The command that sets the knob ``lr``, or none if it has that value already."""
     return [] if view.knobs.get("lr") == factor else [Set("lr", factor)]

@@ -1,8 +1,10 @@
-"""What the bridges to other packages' optimizers share: choosing one, and taking one step with it.
+"""Shared by the bridges to other packages' optimizers: find a class, and take one step with it.
 
-An optimizer is built anew for every step, given what it remembered, stepped, and read out again (``_remember.py``). So the
-run owns its state, and a run that resumes cannot differ from one that was never interrupted.
+For every step an optimizer is built anew, given what it remembered, stepped, and read out again
+(``_remember.py``). The run therefore owns its state, and a resumed run cannot differ from an uninterrupted
+one.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -30,7 +32,11 @@ def find(package: ModuleType, name: str) -> type[Any]:
     Raises:
         ValueError: it has none; the message names the nearest.
     """
-    known = {n: c for n, c in vars(package).items() if isinstance(c, type) and issubclass(c, Optimizer) and c is not Optimizer}
+    known = {
+        n: c
+        for n, c in vars(package).items()
+        if isinstance(c, type) and issubclass(c, Optimizer) and c is not Optimizer
+    }
     if name in known:
         return known[name]
     other_case = [n for n in known if n.lower() == name.lower()]
@@ -46,7 +52,10 @@ def arguments(cls: type[Optimizer], options: dict[str, Any]) -> dict[str, Any]:
     """
     names = inspect.signature(cls).parameters
     if "params" not in names:
-        raise ValueError(f"{cls.__name__} wraps another optimizer or the whole model; name an optimizer that takes parameters")
+        raise ValueError(
+            f"{cls.__name__} wraps another optimizer or the whole model; name an optimizer that takes "
+            "parameters"
+        )
     settable = {n: p for n, p in names.items() if p.kind is not p.VAR_KEYWORD and n not in ("params", "lr")}
     for key in options:
         if key not in settable:
@@ -59,7 +68,7 @@ def arguments(cls: type[Optimizer], options: dict[str, Any]) -> dict[str, Any]:
 
 
 def fits(who: str, make: Make, params: list[Tensor]) -> None:
-    """Refuse parameters that the optimizer does not take (Muon: anything but matrices).
+    """Check that the optimizer takes these parameters (Muon takes matrices only).
 
     Raises:
         UserError: with the optimizer's own words.
@@ -67,8 +76,10 @@ def fits(who: str, make: Make, params: list[Tensor]) -> None:
     try:
         make(params)
     except (ValueError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{who}: {error}; limit it with 'params' to the parameters it can take and give the rest to another "
-                        "optimizer, for example adamw.") from None
+        raise UserError(
+            f"{who}: {error}; limit it with 'params' to the parameters it can take and give the rest to "
+            "another optimizer, for example adamw."
+        ) from None
 
 
 def step(make: Make, updates: Tensors, params: Tensors, state: State, lr: float, seed: int) -> None:
@@ -87,7 +98,7 @@ def step(make: Make, updates: Tensors, params: Tensors, state: State, lr: float,
 
 
 def difference(make: Make, updates: Tensors, params: Tensors, state: State, lr: float, seed: int) -> Tensors:
-    """The same step as an update u of which the loop subtracts ``lr`` times; at a rate of zero nothing moves."""
+    """The same step as an update, of which the loop subtracts ``lr`` times; zero if the rate is zero."""
     moved = {n: params[n].detach().clone() for n in updates}
     step(make, {n: u.clone() for n, u in updates.items()}, moved, state, lr, seed)
     return {n: params[n].sub(p).div_(lr) if lr else torch.zeros_like(p) for n, p in moved.items()}
@@ -95,14 +106,16 @@ def difference(make: Make, updates: Tensors, params: Tensors, state: State, lr: 
 
 @contextmanager
 def seeds(params: list[Tensor]) -> Iterator[Callable[[int], None]]:
-    """Optimizers draw from global generators (projections, noise): plant a derived seed, and put all back afterwards."""
+    """Seed the global generators, from which optimizers draw projections and noise; then restore them."""
     devices = sorted({p.device.index or 0 for p in params if p.device.type == "cuda"})
     outside = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=devices):
+
         def plant(seed: int) -> None:
             random.seed(seed)
             np.random.seed(seed % 2**32)
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would note its caller for every absent device
+            # not torch.manual_seed, which records its caller for every absent device
+            torch.default_generator.manual_seed(seed)
             for device in devices:
                 torch.cuda.default_generators[device].manual_seed(seed)
 

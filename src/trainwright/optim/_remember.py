@@ -1,8 +1,9 @@
-"""What an optimizer of another package remembers, as our state: read out after a step, given back before the next.
+"""The memory of another package's optimizer as our state: read out after a step, restored before the next.
 
-Tensors of a parameter go to ``param``; all else (counters, numbers of the parameter group, what lies on the CPU though its
-parameter does not) goes to ``shared`` as plain lists and tables.
+Tensors that belong to a parameter go to ``param``; everything else (counters, numbers of the parameter
+group, tensors on the CPU whose parameter is elsewhere) goes to ``shared`` as plain lists and tables.
 """
+
 from __future__ import annotations
 
 from collections import deque
@@ -19,7 +20,7 @@ Scalars = tuple[dict[str, Any], dict[str, Any]]
 
 
 def restore(optimizer: Optimizer, held: Tensors, state: State) -> None:
-    """Give an optimizer what it remembered."""
+    """Restore an optimizer's memory."""
     shared = state.get("shared", {})
     trees, tensors = shared.get("params", {}), shared.get("tensors", {})
     for n, p in held.items():
@@ -35,7 +36,7 @@ def restore(optimizer: Optimizer, held: Tensors, state: State) -> None:
 
 
 def save(optimizer: Optimizer, held: Tensors, state: State, fresh: Scalars) -> None:
-    """Read out what it remembers: only what differs from an optimizer just built."""
+    """Save an optimizer's memory: only what differs from a new one."""
     shared, leaves = state.setdefault("shared", {}), state.setdefault("param", {})
     trees = shared.setdefault("params", {})
     for n, p in held.items():
@@ -49,14 +50,16 @@ def save(optimizer: Optimizer, held: Tensors, state: State, fresh: Scalars) -> N
             trees[n] = tree
     sink: Tensors = {}
     shared["tensors"] = sink
-    shared["keys"] = encode({k: v for k, v in optimizer.state.items() if not isinstance(k, Tensor)}, sink, "keys")
+    shared["keys"] = encode(
+        {k: v for k, v in optimizer.state.items() if not isinstance(k, Tensor)}, sink, "keys"
+    )
     for name, now, before in zip(("group", "own"), scalars(optimizer), fresh, strict=True):
         changed = {k: v for k, v in now.items() if k not in before or not same(v, before[k])}
         shared[name] = encode(changed, sink, name)
 
 
 def encode(value: Any, sink: Tensors, path: str) -> Any:
-    """``value`` as plain lists and tables; its tensors go to ``sink`` under their place in it.
+    """``value`` as plain lists and tables; its tensors go to ``sink``, keyed by their path.
 
     Raises:
         ValueError: it holds something that is neither a tensor nor plain.
@@ -65,13 +68,25 @@ def encode(value: Any, sink: Tensors, path: str) -> Any:
         return value
     if isinstance(value, Tensor):
         sink[path] = value
-        return {"is": "tensor", "of": path, "cpu": value.device.type == "cpu", "strides": list(value.stride())}
+        return {
+            "is": "tensor",
+            "of": path,
+            "cpu": value.device.type == "cpu",
+            "strides": list(value.stride()),
+        }
     if type(value) is dict:
         places = [k if isinstance(k, str) and not path else f"{path}.{i}" for i, k in enumerate(value)]
-        return {"is": "dict", "of": [[k, encode(v, sink, at)] for (k, v), at in zip(value.items(), places, strict=True)]}
+        return {
+            "is": "dict",
+            "of": [[k, encode(v, sink, at)] for (k, v), at in zip(value.items(), places, strict=True)],
+        }
     if type(value) in (list, tuple, deque):
         of = [encode(v, sink, f"{path}.{i}") for i, v in enumerate(value)]
-        return {"is": type(value).__name__, "of": of, "most": value.maxlen if isinstance(value, deque) else None}
+        return {
+            "is": type(value).__name__,
+            "of": of,
+            "most": value.maxlen if isinstance(value, deque) else None,
+        }
     raise ValueError(f"it remembers a {type(value).__name__}, which cannot be saved without pickling")
 
 
@@ -89,14 +104,14 @@ def decode(tree: Any, sink: Tensors) -> Any:
 
 
 def laid(t: Tensor, strides: list[int]) -> Tensor:
-    """``t`` in memory as it was: a checkpoint keeps rows in a row, and a product over columns rounds differently."""
+    """``t`` with these strides: a checkpoint stores it contiguously, and products then round differently."""
     if list(t.stride()) == strides or 0 in strides:
         return t
     return torch.empty_strided(t.shape, strides, dtype=t.dtype, device=t.device).copy_(t)
 
 
 def _plain(leaf: Any, p: Tensor) -> bool:
-    """Whether a leaf needs no word beside its tensor to come back as it was."""
+    """Whether a leaf is restored exactly by its tensor alone."""
     return isinstance(leaf, Tensor) and leaf.device == p.device and leaf.is_contiguous()
 
 
@@ -113,4 +128,6 @@ def same(a: Any, b: Any) -> bool:
 def scalars(optimizer: Optimizer) -> Scalars:
     """What an optimizer keeps outside the state of its parameters: in its group, and on itself."""
     group = {k: v for k, v in optimizer.param_groups[0].items() if k not in ("params", "lr")}
-    return group, {k: v for k, v in vars(optimizer).items() if k not in INNER and not k.startswith("_optimizer_")}
+    return group, {
+        k: v for k, v in vars(optimizer).items() if k not in INNER and not k.startswith("_optimizer_")
+    }

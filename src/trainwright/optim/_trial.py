@@ -1,4 +1,5 @@
-"""What an optimizer of another package must pass before a run relies on it: three small steps, in our way and in its own."""
+"""The check that another package's optimizer must pass first: three small steps, bridged and by itself."""
+
 from __future__ import annotations
 
 import inspect
@@ -16,29 +17,38 @@ STEPS = 3
 
 
 def trial(name: str, make: Make) -> None:
-    """Refuse an optimizer that could not keep a run's promises.
+    """Check that a run with this optimizer can resume exactly.
 
     Raises:
-        ValueError: it needs the loss again or another backward pass, keeps what cannot be saved, or would not resume exactly.
+        ValueError: it needs the loss again or another backward pass, keeps what cannot be saved, or would
+        not resume exactly.
     """
     try:
         closure = inspect.signature(type(make([_weights()])).step).parameters.get("closure")
     except (TypeError, RuntimeError, ImportError, NotImplementedError) as error:
         raise ValueError(f"{name} cannot be built: {error}") from None
     if closure is not None and closure.default is closure.empty:
-        raise ValueError(f"{name} evaluates the loss several times in a step (a closure), which a training step does not offer")
+        raise ValueError(
+            f"{name} evaluates the loss several times in a step (a closure), which a training step does not "
+            "offer"
+        )
     try:
         alone, bridged = _alone(make), _bridged(make)
     except Exception as error:  # another package's code: whatever it raises is the reason
         raise ValueError(f"{name} cannot take a step on gradients alone: {error}") from None
     if closure is not None and not torch.equal(alone, _alone(make, closure=True)):
-        raise ValueError(f"{name} needs the loss inside its step (a closure), which a training step does not offer")
+        raise ValueError(
+            f"{name} needs the loss inside its step (a closure), which a training step does not offer"
+        )
     if not torch.equal(alone, bridged):
-        raise ValueError(f"{name} keeps something outside its state, or sets its own learning rate: no run could resume exactly")
+        raise ValueError(
+            f"{name} keeps something outside its state, or sets its own learning rate: no run could resume "
+            "exactly"
+        )
 
 
 def _alone(make: Make, closure: bool = False) -> Tensor:
-    """A small matrix after some steps of one optimizer that lives on."""
+    """A small matrix after some steps of one optimizer that is kept."""
     p = _weights().requires_grad_()
     with seeds([p]) as plant:
         optimizer = make([p])
@@ -53,7 +63,7 @@ def _alone(make: Make, closure: bool = False) -> Tensor:
 
 
 def _bridged(make: Make) -> Tensor:
-    """The same through our state, which goes through JSON and copies of its tensors after every step."""
+    """The same through our state, which goes through JSON and tensor copies after every step."""
     params: Tensors = {"p": _weights()}
     state: State = {}
     for t in range(STEPS):

@@ -1,14 +1,17 @@
-"""AdamW: Adam's step, with a weight decay that does not pass through the gradient. One fused kernel where it stands last.
+"""AdamW: Adam's step with a weight decay that does not pass through the gradient; fused where it comes last.
 
-"Decoupled Weight Decay Regularization" (arXiv 1711.05101) on "Adam" (arXiv 1412.6980). For each parameter p with gradient g,
-at its own step t = 1, 2 …:
+"Decoupled Weight Decay Regularization" (arXiv 1711.05101) on "Adam" (arXiv 1412.6980). For each parameter p
+with gradient g, at its own step t = 1, 2 …:
     m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2,
     u = (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay p,   p <- p - lr u.
-A parameter ages only in steps in which it has a gradient. Costs two numbers a parameter in the parameter's own type.
-Not where that memory is missing (a factored or a sign-based optimizer needs half of it or less).
+The t of a parameter counts only the steps in which it has a gradient. The moments take two numbers per
+parameter, of the parameter's dtype. Where nothing follows in the chain one fused kernel takes the step; a
+``weight_decay`` that follows an AdamW without decay of its own is absorbed, so that this stays so.
+Do not use it where that memory is missing: a factored or sign-based optimizer needs half of it or less.
 
 Errors: settings out of range. State: ``param``: exp_avg, exp_avg_sq (shaped like p), step (a scalar).
 """
+
 from __future__ import annotations
 
 import math
@@ -33,7 +36,7 @@ class Adamw(Optimizer):
     beta2: float = 0.95
     """Share of the mean of squared gradients that is kept at each step."""
     eps: float = 1e-8
-    """Added to the root of the mean square, so that a gradient of zero divides by something."""
+    """Added to the root of the mean square, against division by zero."""
     weight_decay: float = 0.1
     """Share of the weights that is subtracted at a learning rate of 1."""
     decay_1d: bool = False
@@ -70,10 +73,22 @@ class Adamw(Optimizer):
         for decay, names in groups.items():
             leaves = [_leaf(state, n, params[n]) for n in names]
             ps = [local(params[n]) for n in names]
-            adamw(ps, [_laid_like(local(updates[n]), p) for n, p in zip(names, ps, strict=True)],
-                  [local(leaf["exp_avg"]) for leaf in leaves], [local(leaf["exp_avg_sq"]) for leaf in leaves], [],
-                  [leaf["step"] for leaf in leaves], fused=True, amsgrad=False, maximize=False,
-                  beta1=self.beta1, beta2=self.beta2, lr=lr, weight_decay=decay, eps=self.eps)
+            adamw(
+                ps,
+                [_laid_like(local(updates[n]), p) for n, p in zip(names, ps, strict=True)],
+                [local(leaf["exp_avg"]) for leaf in leaves],
+                [local(leaf["exp_avg_sq"]) for leaf in leaves],
+                [],
+                [leaf["step"] for leaf in leaves],
+                fused=True,
+                amsgrad=False,
+                maximize=False,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                lr=lr,
+                weight_decay=decay,
+                eps=self.eps,
+            )
 
     def decay_of(self, p: Tensor) -> float:
         return self.weight_decay if self.decay_1d or p.ndim > 1 else 0.0
@@ -85,19 +100,23 @@ class Adamw(Optimizer):
 
 
 def _leaf(state: State, name: str, p: Tensor) -> Tensors:
-    """What is remembered of a parameter; made when it first has a gradient."""
+    """A parameter's state, created with its first gradient."""
     leaves: dict[str, Tensors] = state.setdefault("param", {})
     if name not in leaves:
-        leaves[name] = {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p),
-                        "step": torch.zeros((), dtype=torch.float32, device=p.device)}
+        leaves[name] = {
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+            "step": torch.zeros((), dtype=torch.float32, device=p.device),
+        }
     return leaves[name]
 
 
 def _unbias(beta: float, step: Tensor) -> Tensor:
-    """1 - beta^step, without the digits that the plain difference loses in float32 and without waiting for the device."""
+    """1 - beta^step, without the cancellation of the plain difference in float32 and without a device
+    sync."""
     return -torch.expm1(step * math.log(beta)) if beta else torch.ones_like(step)
 
 
 def _laid_like(t: Tensor, p: Tensor) -> Tensor:
-    """The fused kernel walks through memory in one order for all: a transposed gradient would be read wrongly, silently."""
+    """The fused kernel reads all tensors in memory order: it would silently misread a transposed gradient."""
     return t if t.stride() == p.stride() else torch.empty_like(p).copy_(t)

@@ -1,13 +1,14 @@
-"""Clips the global norm of the gradients: a step that is too long is scaled back, its direction kept.
+"""Clips the global norm of the gradients: a step that is too long is scaled down, its direction kept.
 
-"On the difficulty of training recurrent neural networks" (arXiv 1211.5063). With N the 2-norm over all entries of all
-parameters that ``params`` matches, on all ranks, every update u becomes
+"On the difficulty of training recurrent neural networks" (arXiv 1211.5063). With N the 2-norm over all
+entries of all parameters that ``params`` matches, on all ranks, every update u becomes
     u <- u min(1, norm / (N + 1e-6)).
-Logs N as ``grad_norm``. Nothing waits for the device: the factor stays a tensor. Name it before the optimizer; behind Adam,
-whose steps have a size of their own, it would clip something else.
+Logs N as ``grad_norm``. The factor stays a tensor, so that nothing waits for the device. Name it before the
+optimizer: after Adam, whose steps have a size of their own, it would clip something else.
 
 Errors: a norm that is not above 0.
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -27,8 +28,12 @@ class Clip(Update):
     """The largest 2-norm of all gradients together."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="clipping keeps exploding gradients from spoiling the training", baseline_drop=("clip",),
-        versus="no clipping", scale="gradients of so small a model do not explode")
+        suite="pretrain",
+        claim="clipping keeps exploding gradients from spoiling the training",
+        baseline_drop=("clip",),
+        versus="no clipping",
+        scale="gradients of so small a model do not explode",
+    )
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"norm": 1e30}
 

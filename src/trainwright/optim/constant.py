@@ -1,11 +1,15 @@
 """Constant learning rate after a linear warm-up.
 
-The plain baseline of schedules: with W steps of warm-up the factor of the peak rate at step t = 0, 1 … is
-min(1, (t + 1) / W). Choose a schedule that falls where the last digit of the loss counts: a rate that stays high leaves
-the weights wandering around the minimum (Defazio et al., "Optimal Linear Decay Learning Rate Schedules", arXiv 2310.07831).
+The plain baseline among schedules: with W steps of warm-up the factor of the peak rate at step t = 0, 1 …
+is
+    min(1, (t + 1) / W).
+Use a schedule that decays where the last digit of the loss counts: a rate that stays high leaves the
+weights wandering around the minimum (Defazio et al., "Optimal Linear Decay Learning Rate Schedules", arXiv
+2310.07831).
 
 Errors: a warm-up that is neither a share nor a number of steps, or longer than the stage.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -15,7 +19,7 @@ from torch import nn
 
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
-from trainwright.lm.schedules import check, check_room, rising, set_lr, steps_of
+from trainwright.lm.schedules import check_parts, check_room, set_lr, steps_of, warmup_factor
 
 
 class Constant(Controller):
@@ -27,7 +31,7 @@ class Constant(Controller):
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0}
 
     def __post_init__(self) -> None:
-        check(warmup=self.warmup)
+        check_parts(warmup=self.warmup)
 
     def claims(self, model: nn.Module) -> set[str]:
         return {"knob:lr"}
@@ -37,4 +41,4 @@ class Constant(Controller):
         return {}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
-        return set_lr(view, rising(view.step, steps_of(self.warmup, view.steps)))
+        return set_lr(view, warmup_factor(view.step, steps_of(self.warmup, view.steps)))

@@ -1,24 +1,28 @@
-"""Continued pretraining on new texts: the learning rate is warmed again and decays again, and a share of old texts is replayed.
+"""Continued pretraining on new texts: warm up and decay the learning rate again, and replay some old texts.
 
-"Simple and Scalable Strategies to Continually Pre-train Large Language Models" (arXiv 2403.08763). For a stage that goes on
-from a model, with T steps, W of them warm-up and f = ``final``, the factor of the peak rate (pretraining's) at step t = 0, 1 … is
+"Simple and Scalable Strategies to Continually Pre-train Large Language Models" (arXiv 2403.08763). For a
+stage that continues from a model, with T steps, W of them warm-up and f = ``final``, the factor of the
+peak rate (that of pretraining) at step t = 0, 1 … is
     (t + 1) / W                                           for t < W
-    f + (1 - f) (1 + cos(pi (t - W) / (T - W))) / 2       from W on:   the same curve again for each new corpus.
-``infinite`` needs no length: with C steps of cooldown, A of annealing, c = ``constant``
-    1 + (c - 1) h(x),  x = (t - W) / C                    after W, to c;  h(x) = (1 - cos(pi x)) / 2, or
+    f + (1 - f) (1 + cos(pi (t - W) / (T - W))) / 2       from W on: the same curve again for each new corpus.
+``infinite`` does not need the length: with C steps of cooldown, A of annealing and c = ``constant`` it is
+    1 + (c - 1) h(x),  x = (t - W) / C                    after W, down to c; h(x) = (1 - cos(pi x)) / 2, or
                                                           (1 - 1 / sqrt(1 + 10 x)) / (1 - 1 / sqrt(11))
     c                                                     until T - A
-    c (f / c)^((t - (T - A)) / A)                         then, for a model that is handed out.
-A stage that goes on at c sets ``warmup`` and ``cooldown`` to 0, and goes on from a model that was not annealed.
+    c (f / c)^((t - (T - A)) / A)                         then, for a model to be released.
+A stage that continues at c sets ``warmup`` and ``cooldown`` to 0 and starts from a model before its
+annealing.
 
-Of the rows, a share ``replay`` comes from the domains ``old`` and the rest from ``new`` (each shared evenly), in the mean, since
-the domain of a row is drawn; it takes the place of new rows, so that the compute stays; ``pack`` must read both. The paper
-replays 5 % where the shift is weak and 25 % where it is strong. This owns the mixture: weights of your own go into ``mixture``,
-with ``replay = 0`` here.
-The optimizer begins without its moments, as in every stage. Not after a stage that did not decay: there is nothing to warm again.
+On average a share ``replay`` of the rows comes from the domains ``old`` and the rest from ``new`` (each
+divided evenly), since the domain of a row is drawn. Replayed rows take the place of new ones, so that the
+compute stays the same; ``pack`` must read both groups of domains. The paper replays 5 % under a weak shift
+and 25 % under a strong one. This method owns the mixture: to use weights of your own give them to
+``mixture``, with ``replay = 0`` here. As in every stage the optimizer starts without its moments.
+Do not use it after a stage that did not decay: there is nothing to warm up again.
 
 Errors: settings out of range; parts longer than the stage; replay without its domains.
 """
+
 from __future__ import annotations
 
 import math
@@ -30,22 +34,30 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Set, State
-from trainwright.lm.schedules import check, check_final, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import (
+    check_final,
+    check_parts,
+    check_room,
+    progress,
+    set_lr,
+    steps_of,
+    warmup_factor,
+)
 
 BEND = 10.0  # of the inverse square root
 
 
 class ContinualRewarm(Controller):
-    """A learning rate that is warmed and decays again, and a share of old texts."""
+    """Warms up and decays the learning rate again, and replays a share of old texts."""
 
     replay: float = 0.05
     """Share of the rows that comes from the old domains."""
     old: tuple[str, ...] = ()
-    """Domains that the model knows, to be replayed."""
+    """Domains of earlier training, to be replayed."""
     new: tuple[str, ...] = ()
-    """Domains to be learned."""
+    """Domains to learn."""
     schedule: Literal["cosine", "infinite"] = "cosine"
-    """One period for this stage, or a curve that does not depend on how long training goes on."""
+    """One period for this stage, or a curve independent of the length of training."""
     warmup: float = 0.01
     """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     final: float = 0.1
@@ -59,27 +71,46 @@ class ContinualRewarm(Controller):
     anneal: float = 0.0
     """In the infinite schedule: steps of the fall at the end, as a share or a number."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", metric="forgetting/prose", versus="the same without replay",
-        claim="25 % of replay keeps the loss on the old texts (strong shift: mean loss 1.75 against 2.34 without)",
-        add=({"use": "pack", "length": 256, "domains": ["prose", "code"]},
-             {"use": "continual_rewarm", "replay": 0.25, "old": ["prose"], "new": ["code"], "warmup": 0.05}), drop=("cosine",),
-        baseline=({"use": "continual_rewarm", "replay": 0.0, "warmup": 0.05},), baseline_drop=("cosine",))
-    example: ClassVar[dict[str, Any]] = {"replay": 0.25, "old": ["prose"], "new": ["code", "chat"], "warmup": 2}
+        suite="adapt",
+        metric="forgetting/prose",
+        versus="the same without replay",
+        claim="25 % of replay keeps the loss on the old texts (strong shift: mean loss 1.75 against 2.34 "
+        "without)",
+        add=(
+            {"use": "pack", "length": 256, "domains": ["prose", "code"]},
+            {"use": "continual_rewarm", "replay": 0.25, "old": ["prose"], "new": ["code"], "warmup": 0.05},
+        ),
+        drop=("cosine",),
+        baseline=({"use": "continual_rewarm", "replay": 0.0, "warmup": 0.05},),
+        baseline_drop=("cosine",),
+    )
+    example: ClassVar[dict[str, Any]] = {
+        "replay": 0.25,
+        "old": ["prose"],
+        "new": ["code", "chat"],
+        "warmup": 2,
+    }
     off: ClassVar[dict[str, Any] | None] = {"replay": 0.0, "old": (), "new": (), "warmup": 0.0, "final": 1.0}
 
     def __post_init__(self) -> None:
-        check(warmup=self.warmup, cooldown=self.cooldown, anneal=self.anneal)
+        check_parts(warmup=self.warmup, cooldown=self.cooldown, anneal=self.anneal)
         check_final(self.final)
         if not 0 <= self.replay < 1:
             raise ValueError(f"replay must be a share of the rows, at least 0 and below 1, not {self.replay}")
         if bool(self.replay) != bool(self.old and self.new) or (not self.replay and (self.old or self.new)):
-            raise ValueError("replay is a share for the domains old and new: name both, or set replay = 0 and name none")
+            raise ValueError(
+                "replay is a share for the domains old and new: name both, or set replay = 0 and name none"
+            )
         if set(self.old) & set(self.new):
             raise ValueError(f"old and new both name {', '.join(sorted(set(self.old) & set(self.new)))}")
         if not 0 < self.constant <= 1:
-            raise ValueError(f"constant must be a share of the peak learning rate, above 0, not {self.constant}")
+            raise ValueError(
+                f"constant must be a share of the peak learning rate, above 0, not {self.constant}"
+            )
         if self.anneal and not 0 < self.final <= self.constant:
-            raise ValueError("final must be above 0 and at most constant: the fall of the infinite schedule is exponential")
+            raise ValueError(
+                "final must be above 0 and at most constant: the fall of the infinite schedule is exponential"
+            )
 
     def claims(self, model: nn.Module) -> set[str]:
         return {"knob:lr", "knob:mixture"} if self.replay else {"knob:lr"}
@@ -99,10 +130,10 @@ class ContinualRewarm(Controller):
         return {name: share / len(names) for names, share in parts for name in names}
 
     def factor(self, step: int, steps: int) -> float:
-        """Of the peak learning rate."""
+        """The factor of the peak learning rate."""
         warmup = steps_of(self.warmup, steps)
         if step < warmup:
-            return rising(step, warmup)
+            return warmup_factor(step, warmup)
         if self.schedule == "cosine":
             return self.final + (1 - self.final) * (1 + math.cos(math.pi * progress(step, warmup, steps))) / 2
         cooldown, anneal = steps_of(self.cooldown, steps), steps_of(self.anneal, steps)
@@ -112,7 +143,7 @@ class ContinualRewarm(Controller):
         return 1 + (self.constant - 1) * self.bent(fallen)
 
     def bent(self, x: float) -> float:
-        """How far the cooldown has come at a part ``x`` of its steps."""
+        """Progress of the cooldown after a share ``x`` of its steps."""
         if self.shape == "cosine":
             return (1 - math.cos(math.pi * x)) / 2
         return (1 - 1 / math.sqrt(1 + BEND * x)) / (1 - 1 / math.sqrt(1 + BEND))

@@ -1,14 +1,17 @@
 """Cosine decay of the learning rate after a linear warm-up.
 
-"SGDR: Stochastic Gradient Descent with Warm Restarts" (arXiv 1608.03983), one period, no restart. With T steps in all, W of
-them warm-up, and f = ``final``, the factor of the peak rate at step t = 0, 1 … is
+"SGDR: Stochastic Gradient Descent with Warm Restarts" (arXiv 1608.03983): one period, no restart. With T
+steps in all, W of them warm-up, and f = ``final``, the factor of the peak rate at step t = 0, 1 … is
     (t + 1) / W                                              for t < W
-    f + (1 - f) (1 + cos(pi (t - W) / (T - W))) / 2          from W on,
-so that f would be reached at step T, one after the last.
-Not for a run that may be continued or cut short: the curve depends on T from its first step (use ``wsd``).
+    f + (1 - f) (1 + cos(pi (t - W) / (T - W))) / 2          from W on.
+f would be reached at step T, one after the last.
+Do not use it for a run that may be continued or cut short: the curve depends on T from its first step (see
+``wsd``).
 
-Errors: a warm-up that is neither a share nor a number of steps, or longer than the stage; ``final`` outside 0 … 1.
+Errors: a warm-up that is neither a share nor a number of steps, or longer than the stage; ``final`` outside
+0 … 1.
 """
+
 from __future__ import annotations
 
 import math
@@ -20,7 +23,15 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
-from trainwright.lm.schedules import check, check_final, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import (
+    check_final,
+    check_parts,
+    check_room,
+    progress,
+    set_lr,
+    steps_of,
+    warmup_factor,
+)
 
 
 class Cosine(Controller):
@@ -29,16 +40,20 @@ class Cosine(Controller):
     warmup: float = 0.05
     """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     final: float = 0.1
-    """Factor of the peak rate towards which it falls, reached one step after the last."""
+    """Factor of the peak rate at the end, reached one step after the last."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="annealing along a cosine ends better than a constant rate",
-        add=({"use": "cosine", "warmup": 0.05},), baseline=({"use": "constant", "warmup": 0.05},),
-        baseline_drop=("cosine",), versus="constant rate")
+        suite="pretrain",
+        claim="annealing along a cosine ends better than a constant rate",
+        add=({"use": "cosine", "warmup": 0.05},),
+        baseline=({"use": "constant", "warmup": 0.05},),
+        baseline_drop=("cosine",),
+        versus="constant rate",
+    )
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "final": 1.0}
 
     def __post_init__(self) -> None:
-        check(warmup=self.warmup)
+        check_parts(warmup=self.warmup)
         check_final(self.final)
 
     def claims(self, model: nn.Module) -> set[str]:
@@ -51,6 +66,6 @@ class Cosine(Controller):
     def tick(self, view: View, state: State) -> Iterable[Command]:
         warmup = steps_of(self.warmup, view.steps)
         if view.step < warmup:
-            return set_lr(view, rising(view.step, warmup))
+            return set_lr(view, warmup_factor(view.step, warmup))
         fallen = (1 - math.cos(math.pi * progress(view.step, warmup, view.steps))) / 2
         return set_lr(view, 1 - (1 - self.final) * fallen)

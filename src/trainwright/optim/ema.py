@@ -1,14 +1,17 @@
-"""An exponential average of the weights, to measure and export with; the weights in training are not touched.
+"""An exponential moving average of the weights, for evaluation and export; the trained weights are untouched.
 
-"Acceleration of Stochastic Approximation by Averaging" (Polyak and Juditsky 1992), in the exponential form that "Mean
-teachers are better role models" uses (arXiv 1703.01780). After step t = 0, 1 …, with p the trained weights,
+"Acceleration of Stochastic Approximation by Averaging" (Polyak and Juditsky 1992), in the exponential form
+of "Mean teachers are better role models" (arXiv 1703.01780). After step t = 0, 1 …, with p the trained
+weights,
     mean <- d mean + (1 - d) p,   d = decay, or with ``warmup``  min(decay, (1 + t) / (10 + t)),
-so that early on the average does not hang on to the untrained weights. ``mean`` is float32 whatever the weights are: in
-bfloat16 the small steps of an average round to nothing. Costs 4 bytes a parameter.
-Not with a schedule that already decays to zero, where it adds little; buffers (BatchNorm statistics) are not averaged.
+so that the early average does not hold on to the untrained weights. ``mean`` is float32 whatever the dtype
+of the weights: in bfloat16 the small steps of an average round to nothing. It costs 4 bytes per parameter.
+Do not use it with a schedule that decays to zero, where it adds little. Buffers (BatchNorm statistics) are
+not averaged.
 
-Errors: a decay outside 0 … 1. State: ``param``, ``mean``.
+Errors: a decay outside 0 … 1. State: ``param``: mean.
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -24,17 +27,22 @@ from trainwright.core.method import State, Tensors, Update
 
 
 class Ema(Update):
-    """An exponential average of the weights, to measure and export with."""
+    """Averages the weights exponentially, for evaluation and export."""
 
     decay: float = 0.999
     """Share of the average that is kept at each step: it looks back about 1 / (1 - decay) steps."""
     warmup: bool = True
-    """Whether the first steps look back less far, as long as the average is younger than that."""
+    """Whether early averages look back less far, as long as the run is younger than that."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="the averaged weights do better than the last ones (4.35 % against 6.28 % error on CIFAR-10)",
-        add=({"use": "constant", "warmup": 0.05}, {"use": "ema", "decay": 0.95}), drop=("cosine",),
-        baseline=({"use": "constant", "warmup": 0.05},), baseline_drop=("cosine",), versus="last weights")
+        suite="pretrain",
+        claim="the averaged weights do better than the last ones (4.35 % against 6.28 % error on CIFAR-10)",
+        add=({"use": "constant", "warmup": 0.05}, {"use": "ema", "decay": 0.95}),
+        drop=("cosine",),
+        baseline=({"use": "constant", "warmup": 0.05},),
+        baseline_drop=("cosine",),
+        versus="last weights",
+    )
     example: ClassVar[dict[str, Any]] = {"decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {}
 
@@ -44,7 +52,12 @@ class Ema(Update):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        return {"param": {n: {"mean": trained[n].detach().to(torch.float32, copy=True)} for n in match(self.params, trained)}}
+        return {
+            "param": {
+                n: {"mean": trained[n].detach().to(torch.float32, copy=True)}
+                for n in match(self.params, trained)
+            }
+        }
 
     def settle(self, params: Tensors, state: State, ctx: Context) -> None:
         leaves = state["param"]

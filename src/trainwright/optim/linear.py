@@ -1,14 +1,17 @@
 """Linear decay of the learning rate after a linear warm-up.
 
-"Optimal Linear Decay Learning Rate Schedules and Further Refinements" (arXiv 2310.07831). With T steps in all, W of them
-warm-up, and f = ``final``, the factor of the peak rate at step t = 0, 1 … is
+"Optimal Linear Decay Learning Rate Schedules and Further Refinements" (arXiv 2310.07831). With T steps in
+all, W of them warm-up, and f = ``final``, the factor of the peak rate at step t = 0, 1 … is
     (t + 1) / W                          for t < W
-    1 - (1 - f) (t - W) / (T - W)        from W on,
-so that f would be reached at step T, one after the last: with f = 0 the last step still moves by 1 / (T - W) of the peak.
-Not for a run whose length is not known beforehand (use ``wsd`` or ``constant``).
+    1 - (1 - f) (t - W) / (T - W)        from W on.
+f would be reached at step T, one after the last: with f = 0 the last step still has 1 / (T - W) of the
+peak.
+Do not use it for a run whose length is not known in advance (see ``wsd`` and ``constant``).
 
-Errors: a warm-up that is neither a share nor a number of steps, or longer than the stage; ``final`` outside 0 … 1.
+Errors: a warm-up that is neither a share nor a number of steps, or longer than the stage; ``final`` outside
+0 … 1.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -19,7 +22,15 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
-from trainwright.lm.schedules import check, check_final, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import (
+    check_final,
+    check_parts,
+    check_room,
+    progress,
+    set_lr,
+    steps_of,
+    warmup_factor,
+)
 
 
 class Linear(Controller):
@@ -28,15 +39,19 @@ class Linear(Controller):
     warmup: float = 0.05
     """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     final: float = 0.0
-    """Factor of the peak rate towards which it falls, reached one step after the last."""
+    """Factor of the peak rate at the end, reached one step after the last."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="linear decay does as well as any schedule, the cosine included, on nearly all problems",
-        add=({"use": "linear", "warmup": 0.05},), drop=("cosine",), versus="cosine")
+        suite="pretrain",
+        claim="linear decay does as well as any schedule, the cosine included, on nearly all problems",
+        add=({"use": "linear", "warmup": 0.05},),
+        drop=("cosine",),
+        versus="cosine",
+    )
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "final": 1.0}
 
     def __post_init__(self) -> None:
-        check(warmup=self.warmup)
+        check_parts(warmup=self.warmup)
         check_final(self.final)
 
     def claims(self, model: nn.Module) -> set[str]:
@@ -49,5 +64,5 @@ class Linear(Controller):
     def tick(self, view: View, state: State) -> Iterable[Command]:
         warmup = steps_of(self.warmup, view.steps)
         if view.step < warmup:
-            return set_lr(view, rising(view.step, warmup))
+            return set_lr(view, warmup_factor(view.step, warmup))
         return set_lr(view, 1 - (1 - self.final) * progress(view.step, warmup, view.steps))

@@ -1,15 +1,18 @@
-"""Stops a stage whose loss has jumped and stays up, so that a broken run does not spend the rest of its budget.
+"""Stops a stage whose loss has jumped and stays high, so that a broken run does not spend its whole budget.
 
-The rule is the robust outlier test of Leys et al. ("Detecting outliers: Do not use standard deviation around the mean, use
-absolute deviation around the median", J. Exp. Soc. Psychol. 2013): with m the median of the last ``window`` losses and s =
-1.4826 times their median absolute deviation from m (the standard deviation, were they normal), a step spikes where
+The rule is the robust outlier test of Leys et al. ("Detecting outliers: Do not use standard deviation
+around the mean, use absolute deviation around the median", J. Exp. Soc. Psychol. 2013): with m the median
+of the last ``window`` losses and s = 1.4826 times their median absolute deviation from m (the standard
+deviation of normal losses), a step spikes if
     loss > m + deviations * max(s, 0.001 |m|),
-and ``patience`` spiking steps in a row, or one loss that is not finite, stop the stage as failed: its last good checkpoint
-is kept. A spiking loss does not enter the window, else a plateau after the jump would become the new normal.
-Not for a stage whose loss may rightly jump: a mixture that changes, an objective that is switched on half-way.
+and ``patience`` spiking steps in a row, or a single loss that is not finite, stop the stage as failed; its
+last good checkpoint is kept. A spiking loss does not enter the window, or a plateau after the jump would
+become the new normal.
+Do not use it in a stage whose loss may rightly jump: a changing mixture, an objective switched on midway.
 
-Errors: settings out of range. State: ``shared``, the window and the number of spiking steps in a row.
+Errors: settings out of range. State: ``shared``: the window and the number of spiking steps in a row.
 """
+
 from __future__ import annotations
 
 import math
@@ -23,18 +26,18 @@ from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State, Stop
 
 NORMAL = 1.4826  # the standard deviation of a normal variable over its median absolute deviation
-FLOOR = 1e-3     # a window of nearly equal losses would call any rise a spike
+FLOOR = 1e-3  # a window of nearly equal losses would call any rise a spike
 
 
 class LossSpikeStop(Controller):
-    """Stops a stage whose loss has jumped and stays up."""
+    """Stops a stage whose loss has jumped and stays high."""
 
     window: int = 100
-    """Losses that the median and the deviation are taken over; it watches once a quarter of them are there."""
+    """Losses for the median and the deviation; it starts to watch once it has a quarter of them."""
     deviations: float = 8.0
     """How many robust standard deviations above the median count as a spike."""
     patience: int = 10
-    """Spiking steps in a row that stop the stage."""
+    """Number of spiking steps in a row that stops the stage."""
     example: ClassVar[dict[str, Any]] = {"window": 8, "patience": 2}
     off: ClassVar[dict[str, Any] | None] = {}
 
@@ -53,13 +56,18 @@ class LossSpikeStop(Controller):
             return [Stop(f"the loss is {loss}", failed=True)]
         limit = self.limit(seen["losses"])
         if loss <= limit:
-            seen["losses"], seen["spikes"] = [*seen["losses"], loss][-self.window:], 0
+            seen["losses"], seen["spikes"] = [*seen["losses"], loss][-self.window :], 0
             return []
         seen["spikes"] += 1
         if seen["spikes"] < self.patience:
             return []
-        return [Stop(f"the loss ({loss:.4g}) is above {limit:.4g} for {seen['spikes']} steps in a row "
-                     f"(median of the last {len(seen['losses'])}: {median(seen['losses']):.4g})", failed=True)]
+        return [
+            Stop(
+                f"the loss ({loss:.4g}) is above {limit:.4g} for {seen['spikes']} steps in a row (median of "
+                f"the last {len(seen['losses'])}: {median(seen['losses']):.4g})",
+                failed=True,
+            )
+        ]
 
     def limit(self, losses: list[float]) -> float:
         """The highest loss that is no spike."""

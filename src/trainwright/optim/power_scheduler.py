@@ -1,25 +1,31 @@
-"""Power scheduler: a learning rate that falls with a power of the tokens seen, whatever the batch and the length of the run.
+"""Power scheduler: a learning rate that is a power of the tokens seen, for any batch size and run length.
 
-"Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler" (arXiv 2408.13359). With n the tokens trained
-before a step, B the tokens of a step over those of a sequence (``sequence``; 4096 in the paper), and lr that of the optimizer,
+"Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler" (arXiv 2408.13359). With
+n the tokens trained on before a step, B the tokens of a step divided by those of a sequence (``sequence``;
+4096 in the paper), and lr the optimizer's,
     power(n) = min(lr, B a n^b),
     lr(n) = (t + 1) / W power(n_W)     in the W steps of warm-up, which end at n_W tokens,
             power(n)                   until D steps before the end, at n_D tokens,
             f(x) power(n_D)            then, x from 0 to 1:   f(x) = (e^(1 - x) - 1) / (e - 1).
-The paper says of f only that it falls exponentially to 0; this is the form of its authors' later code. a = 4, b = -0.51 come from
-models of 12 to 121 million parameters on 2 to 256 billion tokens. Where n^b does not fall below lr the rate is constant: to fit a
-and b anew, find the best rate under ``wsd`` at several lengths T and batches B, and draw log(rate / B) against log T: b is the
-slope, log a where the line begins. n are tokens seen so far; the planned total in its place would be another method.
+The paper says of f only that it decays exponentially to 0; this form is that of the authors' later code. a
+= 4 and b = -0.51 come from models of 12 to 121 million parameters on 2 to 256 billion tokens. Where n^b
+does not fall below lr the rate is constant. To fit a and b anew, find the best rate under ``wsd`` for
+several lengths T and batches B and plot log(rate / B) against log T: b is the slope, log a the intercept.
+n counts the tokens seen so far; the planned total in its place would be a different method.
 
-The method includes muP, under which lr is the base rate and holds for every width: a matrix of width d gets lr / (d / 256).
-transformers' Granite has muP's multipliers (``type = "granite"``: ``embedding_multiplier = 12``, ``residual_multiplier`` 0.22,
-``attention_multiplier`` = 1 over the head's width, ``logits_scaling`` = d / 256); the matrices' rate is an optimizer of its own:
-    { use = "adamw", lr = 0.005, params = "*_proj.weight" }, { use = "adamw", lr = 0.02, params = "!*_proj.weight" }     at d = 1024.
-lr is the largest of the optimizers'; all are scaled alike. Without muP lr is what suits the model, as ever.
+The method includes muP, under which lr is the base rate and holds for every width: a matrix of width d
+gets lr / (d / 256). In transformers Granite has the multipliers of muP (``type = "granite"``:
+``embedding_multiplier = 12``, ``residual_multiplier = 0.22``, ``attention_multiplier`` = 1 over the width
+of a head, ``logits_scaling`` = d / 256); the rate of the matrices is an optimizer of its own, at d = 1024:
+    { use = "adamw", lr = 0.005, params = "*_proj.weight" },
+    { use = "adamw", lr = 0.02, params = "!*_proj.weight" }
+lr is the largest rate among the optimizers; all of them are scaled by the same factor. Without muP choose
+lr to suit the model, as usual.
 
-Errors: settings out of range; parts longer than the stage; rows without a fixed number of tokens. State: ``shared``, tokens of a
-step and lr.
+Errors: settings out of range; parts longer than the stage; rows without a fixed number of tokens.
+State: ``shared``: tokens of a step, and lr.
 """
+
 from __future__ import annotations
 
 import math
@@ -32,7 +38,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, State
-from trainwright.lm.schedules import check, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import check_parts, check_room, progress, set_lr, steps_of, warmup_factor
 
 
 class PowerScheduler(Controller):
@@ -51,19 +57,26 @@ class PowerScheduler(Controller):
     before: float = 0.0
     """Tokens that the model has been trained on before this stage."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="with constants for any number of tokens and any batch, as good as a schedule tuned to the run",
-        add=({"use": "adamw", "lr": 1.2e-2, "weight_decay": 0.1}, {"use": "power_scheduler", "decay": 0.2}), drop=("cosine",),
-        baseline=({"use": "wsd", "warmup": 0.05, "decay": 0.2},), baseline_drop=("cosine",), versus="wsd",
+        suite="pretrain",
+        claim="with constants for any number of tokens and any batch, as good as a schedule tuned to the run",
+        add=({"use": "adamw", "lr": 1.2e-2, "weight_decay": 0.1}, {"use": "power_scheduler", "decay": 0.2}),
+        drop=("cosine",),
+        baseline=({"use": "wsd", "warmup": 0.05, "decay": 0.2},),
+        baseline_drop=("cosine",),
+        versus="wsd",
         search={"adamw.lr": [4e-3, 1.2e-2, 3.6e-2]},
-        scale="the constants come from runs of ten thousand times as many tokens, with muP")
+        scale="the constants come from runs of ten thousand times as many tokens, with muP",
+    )
     example: ClassVar[dict[str, Any]] = {"a": 1e-3, "warmup": 2, "decay": 0.3}
     off: ClassVar[dict[str, Any] | None] = {"a": 1e12, "warmup": 0.0, "decay": 0.0}
 
     def __post_init__(self) -> None:
-        check(warmup=self.warmup, decay=self.decay)
+        check_parts(warmup=self.warmup, decay=self.decay)
         if self.a <= 0 or self.b > 0 or self.sequence < 1 or self.before < 0:
-            raise ValueError("a must be above 0, b at most 0, sequence 1 or more, and before 0 or more: not "
-                             f"{self.a}, {self.b}, {self.sequence} and {self.before}")
+            raise ValueError(
+                f"a must be above 0, b at most 0, sequence 1 or more, and before 0 or more: not {self.a}, "
+                f"{self.b}, {self.sequence} and {self.before}"
+            )
 
     def claims(self, model: nn.Module) -> set[str]:
         return {"knob:lr"}
@@ -71,24 +84,26 @@ class PowerScheduler(Controller):
     def init(self, model: nn.Module, ctx: Context) -> State:
         check_room(self.name, ctx, warmup=self.warmup, decay=self.decay)
         if not ctx.batch_rows * ctx.row_tokens:
-            raise UserError("power_scheduler: it counts tokens, and the stage's data has no fixed number of them in a step; take "
-                            "another schedule, such as wsd.")
+            raise UserError(
+                "power_scheduler: it counts tokens, and the stage's data has no fixed number of them in a "
+                "step; take another schedule, such as wsd."
+            )
         return {"shared": {"step_tokens": ctx.batch_rows * ctx.row_tokens, "lr": ctx.peak_lr}}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
         warmup, decay = steps_of(self.warmup, view.steps), steps_of(self.decay, view.steps)
         shared, last = state["shared"], view.steps - decay
         if view.step < warmup:
-            return set_lr(view, rising(view.step, warmup) * self.power(warmup, shared))
+            return set_lr(view, warmup_factor(view.step, warmup) * self.power(warmup, shared))
         fallen = progress(view.step, last, view.steps) if decay else 0.0
         return set_lr(view, falling(fallen) * self.power(min(view.step, last), shared))
 
     def power(self, step: int, shared: dict[str, Any]) -> float:
-        """The part of lr that is left before this step."""
+        """The factor of lr before this step."""
         seen = self.before + step * shared["step_tokens"]
         if not seen or not shared["lr"]:
             return 1.0
-        return min(1.0, float(shared["step_tokens"] / self.sequence * self.a * seen ** self.b / shared["lr"]))
+        return min(1.0, float(shared["step_tokens"] / self.sequence * self.a * seen**self.b / shared["lr"]))
 
 
 def falling(x: float) -> float:

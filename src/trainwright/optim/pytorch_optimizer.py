@@ -1,14 +1,16 @@
-"""Any optimizer of the package ``pytorch_optimizer`` by its class name: Lion, SOAP, ADOPT, MARS, Prodigy, schedule-free …
+"""Any optimizer of the package ``pytorch_optimizer`` by its class name: Lion, SOAP, ADOPT, MARS, Prodigy …
 
-The step, and all it remembers, are the package's (https://github.com/kozistr/pytorch_optimizer), fed with the gradients and
-the learning rate of the run; its state is the run's, so that a resumed run is exact. Optimizers that ask for keys in the
-parameter group get them from ``group`` (the package's Muon: ``group = { use_muon = true }``, with ``params`` limited to
-matrices). Schedule-free ones are measured and exported with their averaged weights; leave the schedule constant with them.
-Where another update follows in the chain, the step is taken on a copy and handed on as an update: (before - after) / lr.
+The step and its memory are the package's (https://github.com/kozistr/pytorch_optimizer), given the
+gradients and the learning rate of the run; the run owns the state, so that resuming is exact. Optimizers
+that expect keys in the parameter group get them from ``group`` (for the package's Muon ``group = {
+use_muon = true }``, with ``params`` limited to matrices). Schedule-free ones are evaluated and exported
+with their averaged weights; keep the schedule constant with them. Where another update follows in the
+chain, the step is taken on a copy and passed on as an update: (before - after) / lr.
 
-Errors: the package is not installed; an unknown optimizer or option; one that needs a closure or another backward pass,
-wraps another optimizer, or keeps what a resumed run could not have.
+Errors: the package is not installed; an unknown optimizer or option; an optimizer that needs a closure or
+another backward pass, wraps another optimizer, or keeps something that a resumed run could not restore.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -51,7 +53,9 @@ class PytorchOptimizer(Optimizer):
     def build(self, params: list[Tensor]) -> torch.optim.Optimizer:
         """The optimizer, new."""
         cls = self.kind()
-        made: torch.optim.Optimizer = cls([{"params": params, **self.group}], lr=self.lr, **_bridge.arguments(cls, self.options))
+        made: torch.optim.Optimizer = cls(
+            [{"params": params, **self.group}], lr=self.lr, **_bridge.arguments(cls, self.options)
+        )
         return made
 
     def init(self, model: nn.Module, ctx: Context) -> State:
@@ -63,14 +67,17 @@ class PytorchOptimizer(Optimizer):
     def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:
         if ctx.grads:  # some optimizers overwrite the gradients, which others still read
             updates = {n: u.clone() for n, u in updates.items()}
-        _bridge.step(self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.params}").initial_seed())
+        _bridge.step(
+            self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.params}").initial_seed()
+        )
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         lr, seed = self.lr * float(ctx.knobs["lr"]), ctx.rng(f"{self.name}/{self.params}").initial_seed()
         return _bridge.difference(self.build, updates, params, state, lr, seed)
 
     def view(self, params: Tensors, state: State) -> Tensors:
-        switch = getattr(self.kind(), "eval", None)  # schedule-free: the weights in training are not those to measure
+        # schedule-free optimizers have it: their trained weights are not the ones to evaluate
+        switch = getattr(self.kind(), "eval", None)
         if switch is None or not state.get("param"):
             return {}
         shown = {n: params[n].detach().clone() for n in state["param"]}
@@ -82,5 +89,7 @@ class PytorchOptimizer(Optimizer):
 
 def _package() -> ModuleType:
     if find_spec("pytorch_optimizer") is None:
-        raise ValueError("the package pytorch_optimizer is not installed: pip install trainwright[optimizers]")
+        raise ValueError(
+            "the package pytorch_optimizer is not installed: pip install trainwright[optimizers]"
+        )
     return importlib.import_module("pytorch_optimizer")

@@ -1,22 +1,25 @@
-"""SGD-SaI: SGD with momentum, its learning rate scaled once for each tensor by the first gradient's signal-to-noise ratio.
+"""SGD-SaI: SGD with momentum, scaled for each tensor by the signal-to-noise ratio of its first gradient.
 
-"No More Adam: Learning Rate Scaling at Initialization is All You Need" (arXiv 2412.11768). For each parameter tensor p of n
-entries, with g_1 the first gradient that reaches the step and is not zero everywhere (accumulated, and clipped where ``clip``
-stands before),
+"No More Adam: Learning Rate Scaling at Initialization is All You Need" (arXiv 2412.11768). For each
+parameter tensor p of n entries, with g_1 the first gradient that reaches this step and is not zero
+everywhere (accumulated, and clipped if ``clip`` comes before),
     gsnr = ||g_1||_2 / (std(g_1) + eps),     std unbiased, over all entries of the tensor,
-    m_1 = g_1,   m_t = momentum m_{t-1} + (1 - momentum) g_t,     an average, and not corrected for its start,
+    m_1 = g_1,   m_t = momentum m_{t-1} + (1 - momentum) g_t,     an average, not corrected for its start,
     p <- p - lr (gsnr m_t + weight_decay p).
-gsnr is one number a tensor and never changes; noise of mean zero has sqrt(n). State: half of AdamW's bytes.
-The decay is not scaled by gsnr.
+gsnr is one number per tensor and never changes; it is sqrt(n) for noise of mean zero. It does not scale the
+decay. The state takes half the bytes of AdamW's.
 
-Where the authors' code breaks down we differ. A tensor whose entries are all alike, above all one of a single entry, has no
-deviation, and the code would scale it by 1/eps: it gets sqrt(n). A tensor whose first gradients are zero (A of LoRA, beside a
-B of zeros) would get gsnr = 0 and never move: it waits for its first gradient that is not. ``momentum = 0`` works.
-As in ``adamw``, biases and norms do not decay unless ``decay_1d`` says so.
-Not where the first batch is unlike the rest: it decides the scale of every tensor. The rate is not AdamW's: search it anew.
+It differs from the authors' code where that breaks down. A tensor whose entries are all equal, in
+particular one with a single entry, has no deviation, and the code would scale it by 1/eps: it gets
+sqrt(n). A tensor whose first gradients are zero (A of LoRA, next to a B of zeros) would get gsnr = 0 and
+never move: it waits for its first nonzero gradient. ``momentum = 0`` works. As in ``adamw``, biases and
+norms do not decay unless ``decay_1d`` is set.
+Do not use it where the first batch is unlike the rest: it decides the scale of every tensor. The best rate
+is not AdamW's: search it anew.
 
 Errors: settings out of range. State: ``param``: momentum_buffer (shaped like p), gsnr (a scalar).
 """
+
 from __future__ import annotations
 
 import math
@@ -32,7 +35,7 @@ from trainwright.core.method import Optimizer, State, Tensors
 
 
 class SgdSai(Optimizer):
-    """SGD with momentum, its learning rate scaled for each tensor by the first gradient's signal-to-noise ratio."""
+    """SGD with momentum, scaled for each tensor by the signal-to-noise ratio of its first gradient."""
 
     lr: float = 1e-2
     """Peak learning rate, before gsnr; a schedule multiplies it."""
@@ -46,8 +49,11 @@ class SgdSai(Optimizer):
     """Whether biases and norms (parameters of one dimension) decay too."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="half of AdamW's optimizer memory (Llama2-7B: 25 GB less), with a loss as low or lower",
-        metric="state_bytes", add=({"use": "sgd_sai", "lr": 0.01},))
+        suite="pretrain",
+        claim="half of AdamW's optimizer memory (Llama2-7B: 25 GB less), with a loss as low or lower",
+        metric="state_bytes",
+        add=({"use": "sgd_sai", "lr": 0.01},),
+    )
     example: ClassVar[dict[str, Any]] = {"lr": 1e-3}
 
     def __post_init__(self) -> None:
@@ -71,11 +77,11 @@ class SgdSai(Optimizer):
             leaf, p = self.remember(name, grad, state), sharding.local(params[name])
             if decay := self.decay_of(params[name]):
                 p.mul_(1 - lr * decay)
-            if leaf:                                             # without a copy of the step, and without waiting for the device
+            if leaf:  # without a copy of the step, and without waiting for the device
                 p.addcmul_(sharding.local(leaf["momentum_buffer"]), leaf["gsnr"], value=-lr)
 
     def remember(self, name: str, grad: Tensor, state: State) -> Tensors:
-        """What is remembered of a parameter, with this gradient; empty as long as all its gradients were zero."""
+        """A parameter's state after this gradient; empty as long as all gradients were zero."""
         leaves: dict[str, Tensors] = state.setdefault("param", {})
         if name in leaves:
             sharding.local(leaves[name]["momentum_buffer"]).lerp_(sharding.local(grad), 1 - self.momentum)

@@ -1,13 +1,15 @@
 """Any optimizer of ``torch.optim`` by its class name: SGD, RMSprop, NAdam, Adafactor, Muon …
 
-The step, and all it remembers, are PyTorch's (https://docs.pytorch.org/docs/stable/optim.html), fed with the gradients and
-the learning rate of the run; its state is the run's, so that a resumed run is exact. Muon ("Muon is Scalable for LLM
-Training", arXiv 2502.16982) takes matrices only: limit it with ``params`` and give the rest to ``adamw``.
-Where another update follows in the chain, the step is taken on a copy and handed on as an update: (before - after) / lr.
-Not for plain AdamW: ``adamw`` is the same and faster.
+The step and its memory are PyTorch's (https://docs.pytorch.org/docs/stable/optim.html), given the
+gradients and the learning rate of the run; the run owns the state, so that resuming is exact. Muon ("Muon
+is Scalable for LLM Training", arXiv 2502.16982) takes matrices only: limit it with ``params`` and give the
+rest to ``adamw``. Where another update follows in the chain, the step is taken on a copy and passed on as
+an update: (before - after) / lr.
+Do not use it for plain AdamW: ``adamw`` computes the same faster.
 
 Errors: an unknown optimizer or option; one that needs a closure (LBFGS) or sparse gradients (SparseAdam).
 """
+
 from __future__ import annotations
 
 from dataclasses import field
@@ -34,10 +36,16 @@ class TorchOptim(Optimizer):
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="Muon needs about half of AdamW's compute (52 % of the FLOPs) for the same loss",
-        add=({"use": "torch_optim", "optimizer": "Muon", "params": "model.layers.*_proj.weight", "lr": 6e-3},
-             {"use": "adamw", "lr": 6e-3, "params": "!model.layers.*_proj.weight"}), drop=("adamw",),
-        search={"torch_optim.lr": "around"}, paper="Muon is Scalable for LLM Training (arXiv 2502.16982)")
+        suite="pretrain",
+        claim="Muon needs about half of AdamW's compute (52 % of the FLOPs) for the same loss",
+        add=(
+            {"use": "torch_optim", "optimizer": "Muon", "params": "model.layers.*_proj.weight", "lr": 6e-3},
+            {"use": "adamw", "lr": 6e-3, "params": "!model.layers.*_proj.weight"},
+        ),
+        drop=("adamw",),
+        search={"torch_optim.lr": "around"},
+        paper="Muon is Scalable for LLM Training (arXiv 2502.16982)",
+    )
     example: ClassVar[dict[str, Any]] = {"optimizer": "SGD", "options": {"momentum": 0.9}}
 
     def __post_init__(self) -> None:
@@ -58,7 +66,9 @@ class TorchOptim(Optimizer):
     def apply(self, updates: Tensors, params: Tensors, state: State, ctx: Context, lr: float) -> None:
         if ctx.grads:  # some optimizers overwrite the gradients, which others still read
             updates = {n: u.clone() for n, u in updates.items()}
-        _bridge.step(self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.params}").initial_seed())
+        _bridge.step(
+            self.build, updates, params, state, lr, ctx.rng(f"{self.name}/{self.params}").initial_seed()
+        )
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         lr, seed = self.lr * float(ctx.knobs["lr"]), ctx.rng(f"{self.name}/{self.params}").initial_seed()

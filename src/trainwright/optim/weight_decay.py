@@ -1,13 +1,15 @@
 """Decoupled weight decay: each step shrinks the weights by a share that does not pass through the gradient.
 
-"Decoupled Weight Decay Regularization" (arXiv 1711.05101). It adds ``rate`` times the weights p to the update u, of which the
-loop subtracts lr times:
+"Decoupled Weight Decay Regularization" (arXiv 1711.05101). It adds ``rate`` times the weights p to the
+update u, of which the loop subtracts lr times:
     u <- u + rate p,   so that   p <- p - lr u - lr rate p.
-Name it behind the optimizer; before it the decay would be scaled with the gradient (L2 regularization, which Adam turns into
-something else). ``adamw`` with ``weight_decay = 0`` takes it in and runs fused. Rate per step, no unit.
+Name it after the optimizer; before it the decay would be scaled like the gradient (L2 regularization,
+which Adam turns into something else). An ``adamw`` with ``weight_decay = 0`` absorbs it and stays fused.
+``rate`` has no unit.
 
 Errors: a negative rate.
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar

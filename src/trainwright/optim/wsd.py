@@ -1,16 +1,18 @@
-"""Warm-up, a stable learning rate, then a short decay: the curve depends on the run's length at its end only.
+"""WSD: warm-up, a stable learning rate, then a short decay; only the decay depends on the length of the run.
 
-"Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations" (arXiv 2405.18392), which found the square-root
-shape best; the idea and the name are MiniCPM's (arXiv 2404.06395). With T steps in all, W of warm-up, D of decay and
-f = ``final``, the factor of the peak rate at step t = 0, 1 … is
+"Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations" (arXiv 2405.18392), which found
+the square-root shape best; the idea and the name are MiniCPM's (arXiv 2404.06395). With T steps in all, W
+of warm-up, D of decay and f = ``final``, the factor of the peak rate at step t = 0, 1 … is
     (t + 1) / W                              for t < W
     1                                        for W <= t < T - D
-    1 - (1 - f) g((t - (T - D)) / D)         from T - D on, with g(x) = sqrt(x) or x,
-so that f would be reached at step T, one after the last.
-Losses before the decay look worse than those of ``cosine`` at the same step: compare the ends.
+    1 - (1 - f) g((t - (T - D)) / D)         from T - D on, with g(x) = sqrt(x) or x.
+f would be reached at step T, one after the last. Before the decay the loss looks worse than under
+``cosine`` at the same step: compare the ends.
 
-Errors: a part that is neither a share nor a number of steps; parts longer than the stage; ``final`` outside 0 … 1.
+Errors: a part that is neither a share nor a number of steps; parts longer than the stage; ``final`` outside
+0 … 1.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,7 +24,15 @@ from torch import nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
-from trainwright.lm.schedules import check, check_final, check_room, progress, rising, set_lr, steps_of
+from trainwright.lm.schedules import (
+    check_final,
+    check_parts,
+    check_room,
+    progress,
+    set_lr,
+    steps_of,
+    warmup_factor,
+)
 
 
 class Wsd(Controller):
@@ -33,17 +43,21 @@ class Wsd(Controller):
     decay: float = 0.2
     """Decay at the end: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     final: float = 0.0
-    """Factor of the peak rate towards which it falls, reached one step after the last."""
+    """Factor of the peak rate at the end, reached one step after the last."""
     shape: Literal["sqrt", "linear"] = "sqrt"
     """The decay: one minus the square root of its progress, or a straight line."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="a loss as low as the cosine's, with a length that need not be known beforehand",
-        add=({"use": "wsd", "warmup": 0.05, "decay": 0.2},), drop=("cosine",), versus="cosine")
+        suite="pretrain",
+        claim="a loss as low as the cosine's, with a length that need not be known beforehand",
+        add=({"use": "wsd", "warmup": 0.05, "decay": 0.2},),
+        drop=("cosine",),
+        versus="cosine",
+    )
     example: ClassVar[dict[str, Any]] = {"warmup": 2, "decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "decay": 0.0}
 
     def __post_init__(self) -> None:
-        check(warmup=self.warmup, decay=self.decay)
+        check_parts(warmup=self.warmup, decay=self.decay)
         check_final(self.final)
 
     def claims(self, model: nn.Module) -> set[str]:
@@ -56,6 +70,6 @@ class Wsd(Controller):
     def tick(self, view: View, state: State) -> Iterable[Command]:
         warmup, decay = steps_of(self.warmup, view.steps), steps_of(self.decay, view.steps)
         if view.step < warmup:
-            return set_lr(view, rising(view.step, warmup))
+            return set_lr(view, warmup_factor(view.step, warmup))
         fallen = progress(view.step, view.steps - decay, view.steps) if decay else 0.0
         return set_lr(view, 1 - (1 - self.final) * (math.sqrt(fallen) if self.shape == "sqrt" else fallen))

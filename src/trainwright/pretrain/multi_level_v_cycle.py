@@ -1,25 +1,36 @@
-"""The multi-level V-cycle: train a large model briefly, a smaller one made of it for long, then the large one on what that knows.
+"""The multi-level V-cycle: train a large model briefly, a smaller copy of it for long, then the large one.
 
-"A Multi-Level Framework for Accelerating Training Transformer Models" (arXiv 2404.07999). Three stages in a row, each a new run:
-    large     trains for a little while from scratch;
-    small     from = { model = "large" },                        { use = "multi_level_v_cycle", go = "down" }, trains for long;
-    final     from = { model = "large", reference = "small" },   { use = "multi_level_v_cycle", go = "up" },   trains on.
-For more levels go down again from ``small``, and up again. Entries of the small model are groups of ``width`` of the large one's
-(residual channels, whole heads with those that share their keys, inner units: i, i + n, i + 2 n …, n being the small one's
-number), its layers groups of ``depth`` neighbours.
-    down, coalesce:      mean over the group where a dimension is written, sum where it is read; then the mean of the layers;
+"A Multi-Level Framework for Accelerating Training Transformer Models" (arXiv 2404.07999). Three stages in a
+row, each a run of its own:
+    large     trains for a short while from scratch;
+    small     from = { model = "large" },
+              { use = "multi_level_v_cycle", go = "down" }, trains for long;
+    final     from = { model = "large", reference = "small" },
+              { use = "multi_level_v_cycle", go = "up" },   trains on.
+For more levels go down again from ``small``, and up again. Entries of the small model are groups of
+``width`` entries of the large one (residual channels, whole heads with those that share their keys, inner
+units: i, i + n, i + 2 n …, with n the number in the small model), and its layers are groups of ``depth``
+neighbours.
+    down, coalesce:      mean over the group where a dimension is written, sum where it is read; then the
+                         mean of the layers;
     up, de-coalesce:     copies where written, equal shares where read; then each layer for all of its group;
         interpolate:     W = (1 - alpha) W_large + alpha W_de-coalesced,   for every parameter.
-Coalescing undoes de-coalescing. De-coalescing in width alone keeps the function; copied layers do not, and coalescing does not.
-The interpolation parts the copies, which else would train alike. The authors double and halve embeddings, for a norm behind them
-as BERT has; in a model that adds to them first this would change the function, so here they are averaged and copied like all that
-is written, and a head that is tied to them leaves sum and share to the norm before it.
+Coalescing undoes de-coalescing. De-coalescing in width alone keeps the function; copying layers does not,
+and neither does coalescing. The interpolation separates the copies, which would otherwise train alike. The
+authors double and halve embeddings, for the norm that follows them in BERT; in a model that adds to them
+first this would change the function, so here they are averaged and copied like everything that is written,
+and a head that is tied to them leaves sums and shares to the norm in front of it.
 
-The price is the sum of the three stages' FLOPs (``flops`` of each stage's figures), the first phase of the large model too: plot
-the loss against that. Not for a large model at its start, whose groups have nothing in common: give its first stage some steps.
+Its cost is the sum of the FLOPs of the three stages (``flops`` in the numbers of each), including the first
+phase of the large model: plot the loss against that.
 
-Errors: layouts other than Llama's and GPT-2's; sizes that do not divide; a reference of another size. State: none.
+Do not use it on a large model at initialization, whose groups have nothing in common: give its first stage
+some steps.
+
+Errors: layouts other than Llama's and GPT-2's; sizes that do not divide; a reference of another size.
+State: none.
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
@@ -32,6 +43,8 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery, Tensors
+from trainwright.core.stage import Role
+from trainwright.core.stage import Role
 from trainwright.lm.resizing import (
     become,
     blocks_name,
@@ -48,27 +61,37 @@ from trainwright.pretrain._bench_phases import LARGE, phase
 
 
 class MultiLevelVCycle(Surgery):
-    """Makes a smaller model of the stage's, or takes the smaller one's knowledge back into it."""
+    """Makes a smaller model from the stage's, or brings the smaller one's knowledge back into it."""
 
     go: Literal["down", "up"] = "down"
-    """Down: coalesce the stage's model. Up: de-coalesce ``from.reference`` and interpolate it with the stage's model."""
+    """Down: coalesce the stage's model. Up: de-coalesce ``from.reference`` and interpolate with the model."""
     width: int = 2
-    """How many entries of the large model are one of the small one."""
+    """Entries of the large model per entry of the small one."""
     depth: int = 2
-    """How many neighbouring layers of the large model are one of the small one."""
+    """Adjacent layers of the large model per layer of the small one."""
     alpha: float = 0.5
     """On the way up, the share of the de-coalesced model."""
     neutral: ClassVar[bool] = False
+    roles: ClassVar[dict[str, Role]] = {"reference": Role()}
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="20 % (GPT base) to 51.6 % (BERT large) less compute for the same loss",
-        versus="as many FLOPs of plain training, in two runs", stages=(
+        suite="pretrain",
+        claim="20 % (GPT base) to 51.6 % (BERT large) less compute for the same loss",
+        versus="as many FLOPs of plain training, in two runs",
+        stages=(
             phase("large", 20_000, {"use": "constant", "warmup": 0.5}, model=LARGE),
-            phase("small", 160_000, {"use": "cosine"}, source="large", surgery={"use": "multi_level_v_cycle"}),
-            phase("longer", 60_000, {"use": "constant", "warmup": 0.1}, model=LARGE)),           # 20_000 and a quarter of 160_000
+            phase(
+                "small", 160_000, {"use": "cosine"}, source="large", surgery={"use": "multi_level_v_cycle"}
+            ),
+            # 20_000 and a quarter of 160_000
+            phase("longer", 60_000, {"use": "constant", "warmup": 0.1}, model=LARGE),
+        ),
         set={"from.model": "large", "from.reference": "small", "model": None},
-        baseline_set={"from.model": "longer", "model": None}, add=({"use": "multi_level_v_cycle", "go": "up"},),
+        baseline_set={"from.model": "longer", "model": None},
+        add=({"use": "multi_level_v_cycle", "go": "up"},),
         search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        scale="the saving grows with the model: the paper's have 110 M parameters and more")
+        scale="the saving grows with the model: the paper's have 110 M parameters and more",
+    )
+    roles: ClassVar[dict[str, Role]] = {"reference": Role()}
     example: ClassVar[dict[str, Any]] = {"width": 1}
 
     def __post_init__(self) -> None:
@@ -86,14 +109,17 @@ class MultiLevelVCycle(Surgery):
     def smaller(self, config: Any) -> Any:
         """The config of the coalesced model."""
         for what, size, by in (
-                ("layers", config.num_hidden_layers, self.depth), ("groups of heads", groups_of(config), self.width),
-                ("channels", config.hidden_size, self.width), ("inner units", inner_size(config), self.width)):
+            ("layers", config.num_hidden_layers, self.depth),
+            ("groups of heads", groups_of(config), self.width),
+            ("channels", config.hidden_size, self.width),
+            ("inner units", inner_size(config), self.width),
+        ):
             if size % by:
                 raise UserError(f"multi_level_v_cycle: {size} {what} cannot be coalesced by {by} into one.")
         return resized(config, 1 / self.width, range(0, config.num_hidden_layers, self.depth), self.name)
 
     def maps(self, config: Any) -> dict[str, Tensor]:
-        """For each entry of the large model of this config its entry in the small one."""
+        """For each entry of the large model with this config, its entry in the small one."""
         sizes = config.hidden_size, groups_of(config), inner_size(config)
         return spaces(self.smaller(config), *(torch.arange(n) % (n // self.width) for n in sizes))
 
@@ -101,11 +127,13 @@ class MultiLevelVCycle(Surgery):
         small = self.smaller(model.config)
         if self.go == "down":
             become(model, small, self.coalesced(model))
-            return ParamMap({})                                                # a new run: nothing is carried over
+            return ParamMap({})  # a new run: nothing is carried over
         other = ctx.frozen.get("reference") or families.load(ctx.path("reference"), self.name)
         if sizes(other) != sizes(families.skeleton(small, self.name)):
-            raise UserError(f"multi_level_v_cycle: from.reference is not of the size that coalescing by width = {self.width} and "
-                            f"depth = {self.depth} gives.")
+            raise UserError(
+                "multi_level_v_cycle: from.reference is not of the size that coalescing by width = "
+                f"{self.width} and depth = {self.depth} gives."
+            )
         with torch.no_grad():
             for name, t in self.decoalesced(other, model).items():
                 parameter = model.get_parameter(name)
@@ -114,7 +142,12 @@ class MultiLevelVCycle(Surgery):
 
     def coalesced(self, model: nn.Module) -> Tensors:
         """The weights of the small model."""
-        dims, maps, parent, out = dims_of(model), self.maps(model.config), blocks_name(model), dict[str, Tensor]()
+        dims, maps, parent, out = (
+            dims_of(model),
+            self.maps(model.config),
+            blocks_name(model),
+            dict[str, Tensor](),
+        )
         for name, parameter in model.named_parameters():
             narrow = shrink(parameter.detach(), dims[name], maps)
             if (at := layer_of(name, parent)) is None:
@@ -125,8 +158,13 @@ class MultiLevelVCycle(Surgery):
         return out
 
     def decoalesced(self, small: nn.Module, model: nn.Module) -> Tensors:
-        """The weights of the small model in the size of the large one."""
-        dims, maps, parent, out = dims_of(model), self.maps(model.config), blocks_name(model), dict[str, Tensor]()
+        """The weights of the small model at the size of the large one."""
+        dims, maps, parent, out = (
+            dims_of(model),
+            self.maps(model.config),
+            blocks_name(model),
+            dict[str, Tensor](),
+        )
         weights = dict(small.named_parameters())
         for name in dims:
             at = layer_of(name, parent)

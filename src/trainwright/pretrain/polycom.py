@@ -1,26 +1,33 @@
-"""PolyCom: the activation of the feed-forward layers is a polynomial whose coefficients are trained, in place of GELU or SwiGLU.
+"""PolyCom: the feed-forward layers use a polynomial with trained coefficients in place of GELU or SwiGLU.
 
-"Polynomial Composition Activations: Unleashing the Dynamics of Large Language Models" (arXiv 2411.03884). A feed-forward is
-down(act(up(x))), of two matrices and without a gate. With z [.., hidden] what up gives, elementwise,
+"Polynomial Composition Activations: Unleashing the Dynamics of Large Language Models" (arXiv 2411.03884).
+A feed-forward layer is down(act(up(x))): two matrices and no gate. With z [.., hidden] the output of up,
+elementwise,
 
     polynorm:  act(z) = w_1 N(z^3) + w_2 N(z^2) + w_3 N(z) + b,    N(u) = u / sqrt(mean(u^2) + 1e-6),
     polyrelu:  act(z) = w_1 relu(z)^3 + w_2 relu(z)^2 + w_3 relu(z) + b.
 
-The mean runs over the hidden dimension, of each power by itself: N(z^3), not N(z)^3; and it is a mean, where the paper's formula
-has a plain length, as in the authors' code. The highest power comes first. w starts at 1 / order each, b at 0, and each layer
-has its own; ``adamw`` does not decay what has one dimension, as it should be. Powers are taken in float32, where the authors take
-them in the dtype of the run. Backward computes them again from z, which alone is kept.
+The mean runs over the hidden dimension, separately for each power: N(z^3), not N(z)^3. It is a mean, as in
+the authors' code, where the paper's formula has a plain length. The highest power comes first. Each layer
+has its own w, initially 1 / order each, and b, initially 0; ``adamw`` does not decay one-dimensional
+parameters, as intended here. Powers are computed in float32, where the authors use the dtype of the run.
+The backward pass recomputes them from z, the only tensor that is kept.
 
-A gated feed-forward (Llama, Qwen) gives way to a plain one of as many parameters, which is 1.5 times as wide: half of the gate's
-rows become rows of up, the others columns of down, so that no number is drawn anew. It assumes that all three matrices were drawn
-alike. In GPT-2's feed-forward, which is plain, the activation changes and nothing else.
+A gated feed-forward layer (Llama, Qwen) becomes a plain one with the same number of parameters, 1.5 times
+as wide: half of the gate's rows become rows of up and the other half columns of down, so that nothing is
+drawn anew. This assumes that all three matrices have the same initial distribution. In GPT-2, whose
+feed-forward layer is plain, only the activation changes.
 
-It cannot be folded in. The artifact has the matrices, in the places of the gated ones, in ``backbone/``, and the coefficients in
-``adapter/``; later stages, evaluation and ``generate`` load both, transformers alone does not, and merging refuses it.
-Not for a model that is trained already: it makes another function of it.
+It cannot be folded into the plain architecture. The artifact keeps the matrices, in the places of the gated
+ones, in ``backbone/`` and the coefficients in ``adapter/``; later stages, evaluation and ``generate`` load
+both, transformers alone does not, and merging refuses the artifact.
 
-Errors: a feed-forward of another kind (experts, a fused gate, a gate with biases, an activation that transformers does not know).
+Do not use it on a trained model: it changes the function that the model computes.
+
+Errors: a feed-forward layer of another kind (experts, a fused gate, a gate with biases, an activation that
+transformers does not know).
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -43,7 +50,7 @@ EPS = 1e-6
 
 
 class Polycom(Surgery):
-    """Trains a polynomial as the activation of each feed-forward layer, without a gate, at equal parameters."""
+    """Trains a polynomial as the activation of each feed-forward layer, ungated, with equal parameters."""
 
     variant: Literal["polynorm", "polyrelu"] = "polynorm"
     """Powers of the input, each divided by its root mean square, or powers of its positive part."""
@@ -52,9 +59,12 @@ class Polycom(Surgery):
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="1 B parameters, as many in both: a training loss of 2.17 where SwiGLU comes to 2.19",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]}, versus="SwiGLU of as many parameters",
-        scale="the difference of 0.02 was measured at 1 B parameters")
+        suite="pretrain",
+        claim="1 B parameters, as many in both: a training loss of 2.17 where SwiGLU comes to 2.19",
+        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
+        versus="SwiGLU of as many parameters",
+        scale="the difference of 0.02 was measured at 1 B parameters",
+    )
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
@@ -62,7 +72,12 @@ class Polycom(Surgery):
             raise ValueError(f"order must be 1 or more, not {self.order}.")
 
     def claims(self, model: nn.Module) -> set[str]:
-        return {f"{name}.{part}.weight" for name, mlp in feed_forwards(model).items() if gated(mlp) for part in GATED}
+        return {
+            f"{name}.{part}.weight"
+            for name, mlp in feed_forwards(model).items()
+            if gated(mlp)
+            for part in GATED
+        }
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
         for name, mlp in feed_forwards(model).items():
@@ -74,11 +89,11 @@ class Polycom(Surgery):
                 put(model, f"{name}.{leaf}", act)
 
     def activations(self, model: nn.Module) -> dict[str, Polynomial]:
-        """The activations that this method, and not another of its kind, has put in."""
+        """The activations that this instance of the method has put in."""
         return {n: m for n, m in model.named_modules() if isinstance(m, Polynomial) and m.settings == self}
 
     def fold(self, model: nn.Module) -> None:
-        """Takes the polynomials out: what is left is a plain model that computes something else."""
+        """Removes the polynomials, which leaves a plain model that computes something else."""
         for name, act in self.activations(model).items():
             parent = name.rpartition(".")[0]
             mlp = model.get_submodule(parent)
@@ -91,7 +106,8 @@ class Polycom(Surgery):
         return {f"{n}.{p}": t for n, m in self.activations(model).items() for p, t in m.named_parameters()}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``polycom.safetensors``: of each activation ``NAME.weight`` [order], highest power first, and ``NAME.bias`` [1]."""
+        """``polycom.safetensors``: per activation ``NAME.weight`` [order], highest power first, and
+        ``NAME.bias`` [1]."""
         deltas.write(self.coefficients(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
@@ -134,7 +150,7 @@ ACTIVATIONS = tuple({made[0] if isinstance(made, tuple) else made for made in AC
 
 
 def feed_forwards(model: nn.Module) -> dict[str, nn.Module]:
-    """The module of each block that has its feed-forward, by name: a gated one, or one of two matrices.
+    """The feed-forward layer of each block by name: a gated one, or one of two matrices.
 
     Raises:
         UserError: a block has another one, or several.
@@ -147,8 +163,10 @@ def feed_forwards(model: nn.Module) -> dict[str, nn.Module]:
         stacked = any(p.ndim > 2 for p in model.get_submodule(block).parameters())
         name = next(iter(inside), "")
         if len(inside) != 1 or stacked or not _known(model.get_submodule(name)):
-            raise UserError(f"{block} has no feed-forward of two linear layers and an activation, nor one of {', '.join(GATED)} "
-                            "without biases and of an even width.")
+            raise UserError(
+                f"{block} has no feed-forward of two linear layers and an activation, nor one of "
+                f"{', '.join(GATED)} without biases and of an even width."
+            )
         found[name] = model.get_submodule(name)
     if not found:
         raise UserError(f"a {type(model).__name__} has no repeated blocks, and so no feed-forward layers.")
@@ -166,17 +184,17 @@ def _known(mlp: nn.Module) -> bool:
 
 
 def gated(mlp: nn.Module) -> bool:
-    """Whether it is a feed-forward with a gate."""
+    """Whether a feed-forward layer has a gate."""
     return {n for n, m in mlp.named_children() if type(m) in LINEAR} == set(GATED)
 
 
 def activation_of(mlp: nn.Module) -> str:
-    """What a feed-forward calls its activation."""
+    """The name of a feed-forward layer's activation in it."""
     return next(n for n, m in mlp.named_children() if isinstance(m, ACTIVATIONS))
 
 
 class Ungated(nn.Module):
-    """down(act(up(x))), 1.5 times as wide as the gated feed-forward that it is made of, and of the same numbers."""
+    """down(act(up(x))), 1.5 times as wide as the gated feed-forward layer whose numbers it takes."""
 
     @torch.no_grad()
     def __init__(self, mlp: nn.Module, act: nn.Module) -> None:
@@ -186,7 +204,7 @@ class Ungated(nn.Module):
         self.up_proj = linear(torch.cat([up, gate[:half]]))
         self.down_proj = linear(torch.cat([down, gate[half:].T], dim=1))
         self.act_fn = act
-        self.emptied = (mlp,)                                         # in a tuple: no module of the model any more
+        self.emptied = (mlp,)  # in a tuple: no module of the model any more
         for name in GATED:
             setattr(mlp, name, None)
         self.train(mlp.training)
@@ -197,7 +215,7 @@ class Ungated(nn.Module):
 
     @torch.no_grad()
     def regated(self) -> nn.Module:
-        """The gated feed-forward again, its layers made of the weights of now."""
+        """The gated feed-forward layer again, with the current weights."""
         up, down, (mlp,) = self.up_proj.weight, self.down_proj.weight, self.emptied
         width = len(up) * 2 // 3
         parts = torch.cat([up[width:], down[:, width:].T]), up[:width], down[:, :width]
@@ -207,7 +225,7 @@ class Ungated(nn.Module):
 
 
 def linear(weight: Tensor) -> nn.Linear:
-    """A layer without biases of this weight [out, in]."""
+    """A layer without bias with this weight [out, in]."""
     with torch.device("meta"):
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     layer.weight = nn.Parameter(weight)

@@ -1,26 +1,31 @@
-"""SPDF: pretrain a random part of the weights, the others held at zero; fine-tune all of them.
+"""SPDF: pretrain a random subset of the weights with the others held at zero; fine-tune all of them.
 
-"SPDF: Sparse Pre-training and Dense Fine-tuning for Large Language Models" (arXiv 2303.10464). Before the first step a mask is
-drawn for each weight matrix of the blocks, the same share of zeros in each, and it stays. With M the mask (1 where a weight
-trains), W a weight of any shape, u its update:
-    W <- M W at the start,   u <- M u,   and after each step W, and what any method remembers of W, is 0 wherever M is.
-Moments, decay and averages therefore move no hidden weight, wherever in the recipe they stand.
+"SPDF: Sparse Pre-training and Dense Fine-tuning for Large Language Models" (arXiv 2303.10464). Before the
+first step a mask is drawn for each weight matrix of the blocks, with the same share of zeros in each, and
+stays fixed. With M the mask (1 where a weight trains), W a weight of any shape and u its update,
+    W <- M W at the start,   u <- M u,   and after each step W, and what any method remembers of W, is 0
+    wherever M is.
+Moments, decay and averages therefore move no hidden weight, in whatever order the recipe names them.
 
-The stage is the sparse pretraining. Dense fine-tuning is the next stage: it starts from the checkpoint and does not name this
-method, so that the freed weights begin at exactly 0 and all weights train, with a new optimizer:
+This stage is the sparse pretraining. Dense fine-tuning is the next stage: it starts from the checkpoint and
+does not name this method, so that the freed weights start at exactly 0 and all weights train with a new
+optimizer:
     methods = [{ use = "spdf", sparsity = 0.75 }, …]     in the first stage, nothing in the second.
-To name it again (with the same seed the mask is the same) is sparse fine-tuning, which the paper compares with. The mask depends
-on the seed, the sparsity and the matrix' name: one mask is one sample, so vary the seed.
+Naming it again (the same seed gives the same mask) is sparse fine-tuning, the paper's comparison. The mask
+depends on the seed, the sparsity and the name of the matrix: one mask is one sample, so vary the seed.
 
-What falls is the count of FLOPs that a machine for sparse weights would need, per token and forward
-    (1 - sparsity) 24 d^2 layers + 4 seq d layers + 2 d V     (d wide, V tokens in the vocabulary);
-for GPT-3 XL at 75 % that is 2.5 times less, not 4. On a GPU or CPU the masked matrices are multiplied as dense ones: time, memory
-and the FLOPs that a run logs stay. Name it before ``clip`` and the optimizer, so that the clipped norm is that of what trains.
-Embeddings, norms, biases and the head stay dense.
-Not for a trained model: it throws weights away at random.
+It lowers the FLOPs that hardware for sparse weights would need, per token and forward pass,
+    (1 - sparsity) 24 d^2 layers + 4 seq d layers + 2 d V     (width d, vocabulary of V tokens);
+for GPT-3 XL at 75 % by a factor of 2.5, not 4. On a GPU or CPU masked matrices are multiplied as dense
+ones: time, memory and the FLOPs that a run logs stay the same. Name it before ``clip`` and the optimizer,
+so that the clipped norm is that of what trains. Embeddings, norms, biases and the head stay dense.
 
-Errors: ``params`` matches nothing that can be pruned; a sparsity outside 0 … 1. State: ``param``, ``hidden`` (bool, like the weight).
+Do not use it on a trained model: it removes weights at random.
+
+Errors: ``params`` matches nothing that can be pruned; a sparsity outside 0 … 1.
+State: ``param``: hidden (bool, like the weight).
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar
@@ -34,15 +39,20 @@ from trainwright.lm.masks import drawn, hide, maskable, masked
 
 
 class Spdf(Update):
-    """Trains a random part of the weights and holds the others at zero; the next stage fine-tunes all."""
+    """Trains a random subset of the weights with the others at zero; the next stage fine-tunes all."""
 
     sparsity: float = 0.75
-    """Share of each matrix' weights that is held at zero."""
+    """Share of each matrix' weights held at zero."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", claim="at 75 % sparsity pretraining takes 2.5 times fewer FLOPs (1.3 B), and fine-tuning loses little",
-        add=({"use": "spdf", "sparsity": 0.75},), at="base", versus="dense pretraining",
-        scale="small models have less to spare: the paper loses little from 1.3 B on, more at 125 M")
+        suite="adapt",
+        claim="at 75 % sparsity pretraining takes 2.5 times fewer FLOPs (1.3 B), and fine-tuning loses "
+        "little",
+        add=({"use": "spdf", "sparsity": 0.75},),
+        at="base",
+        versus="dense pretraining",
+        scale="small models have less to spare: the paper loses little from 1.3 B on, more at 125 M",
+    )
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
 
@@ -54,8 +64,12 @@ class Spdf(Update):
         return set(maskable(model, self.params))
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        return {"param": {n: {"hidden": drawn(w, round(self.sparsity * w.numel()), ctx.rng(f"spdf/{n}", at=0))}
-                          for n, w in maskable(model, self.params).items()}}
+        return {
+            "param": {
+                n: {"hidden": drawn(w, round(self.sparsity * w.numel()), ctx.rng(f"spdf/{n}", at=0))}
+                for n, w in maskable(model, self.params).items()
+            }
+        }
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         return masked(updates, state, ctx)

@@ -1,30 +1,35 @@
-"""SST: pretrain each weight matrix as its singular value decomposition: all values, and a few pairs of vectors at a time.
+"""SST: pretrain matrices as singular value decompositions: all values, and a few pairs of vectors at a time.
 
-"Sparse Spectral Training and Inference on Euclidean and Hyperbolic Neural Networks" (arXiv 2405.15481). A matrix W [out, in]
-gives way to its m = min(in, out) triples, W = sum_i S_i u_i v_i^T. With G = dL/dW,
+"Sparse Spectral Training and Inference on Euclidean and Hyperbolic Neural Networks" (arXiv 2405.15481). A
+matrix W [out, in] is replaced by its m = min(in, out) triples, W = sum_i S_i u_i v_i^T. With G = dL/dW,
 
-    all values:      dS_i = u_i^T G v_i,                  S <- max(S, 0)                   after each step
-    trained pairs:   du_i = G v_i,   dv_i = G^T u_i,      u_i, v_i <- divided by length    after each step
+    all values:      dS_i = u_i^T G v_i,                  S <- max(S, 0)                       after each step
+    trained pairs:   du_i = G v_i,   dv_i = G^T u_i,      u_i, v_i <- divided by their length  after each step
 
-The true gradients of the vectors have a factor S_i, which would keep small directions from moving; it is left out. Every
-``interval`` steps ``rank`` of the m pairs are drawn, without replacement, each with the probability (1/m + S_i / sum S) / 2, and
-these alone are trained until the next draw. What an optimizer remembers (moments, and the age that Adam divides by) is kept for
-S, whose entries it follows, and starts anew for the vectors; steps of S, u and v then grow to their full length over
-``warmup_steps``. After ceil(m / rank) draws of a layer its matrix is decomposed again, which makes the vectors orthogonal and
-changes the matrix by no more than rounding; S then starts anew too.
+The true gradients of the vectors have a factor S_i, which would keep small directions from moving; it is
+omitted. Every ``interval`` steps ``rank`` of the m pairs are drawn without replacement, pair i with
+probability (1/m + S_i / sum S) / 2, and only these are trained until the next draw. At a draw the
+optimizer's memory (moments, and the age that Adam divides by) follows the entries of S and starts over for
+the vectors; steps of S, u and v then grow to full length over ``warmup_steps``. After ceil(m / rank) draws
+of a layer its matrix is decomposed again, which makes the vectors orthogonal and changes the matrix only
+by rounding; the memory of S then starts over too.
 
-The model starts as it was, and its export is a plain model. All other parameters train as usual. Gradients and optimizer states
-are those of rank (in + out) + m numbers a matrix in place of in out; the factors themselves take (in + out + 1) m, twice the
-matrix where that is square. A layer's W is put together for one product, dropped, and again for the gradients: some three
-products of out, in and m a layer and micro-batch more. Weight decay has no effect on vectors, whose length is fixed.
+Before the first step the model computes what it did before, and its export is a plain model. All other
+parameters train as usual. Gradients and optimizer states have rank (in + out) + m numbers per matrix
+instead of in out; the factors themselves take (in + out + 1) m, twice the size of a square matrix. W is
+assembled for a product, discarded, and assembled again for the gradients: about three more products of
+out, in and m per layer and micro-batch. Weight decay has no effect on the vectors, whose length is fixed.
 
-Written after the paper's rules without its code. The paper gives rank 64 for OPT of 125 M parameters. That ``interval`` is 200,
-that a round has m / rank draws and how long the warm-up is are not certain; the paper resets what optimizers remember at each
-draw, and what of that holds for S we do not know.
-Not where memory for the weights themselves is short (use ``sltrain``); not for a stage of fewer steps than a few draws.
+Written from the paper without its code. The paper gives rank 64 for OPT of 125 M parameters. The interval
+of 200, the m / rank draws of a round and the length of the warm-up are not certain; the paper resets
+optimizer states at each draw, and we do not know to what extent it resets those of S.
 
-Errors: ``layers`` matches no linear layer, a taken or a tied one. State: ``param``: before (while steps are warmed up).
+Do not use it where memory for the weights is short (see ``sltrain``), or for a stage of only a few draws.
+
+Errors: ``layers`` matches no linear layer, or one that is taken or tied.
+State: ``param``: before (during the warm-up).
 """
+
 from __future__ import annotations
 
 import math
@@ -43,38 +48,47 @@ from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery, Tensors, Update
 from trainwright.lm.factored import FactoredLinear
 from trainwright.lm.layers import as_linear_weight, linear_layers, put
-from trainwright.lm.schedules import check, rising, steps_of
+from trainwright.lm.schedules import check_parts, steps_of, warmup_factor
 
 Map = dict[str, tuple[str, Callable[[Tensor], Tensor]]]
+Factors = tuple[Tensor, Tensor, Tensor]
+"""U [out, m], S [m] and V [in, m], m = min(in, out)."""
 TRAINED = ("U", "S", "V")
 
 
 class Sst(Surgery, Controller, Update):
-    """A surgery that decomposes matrices, a controller that asks for the next draw, an update that keeps vectors at length 1."""
+    """Surgery: decomposes matrices. Controller: requests the next draw. Update: keeps vectors at length 1."""
 
     rank: int = 64
-    """Pairs of singular vectors of each matrix that are trained at a time."""
+    """Pairs of singular vectors per matrix that train at a time."""
     interval: float = 200
-    """How often pairs are drawn: a number of steps (from 1 on) or a share of the stage's steps (below 1)."""
+    """Interval of draws: a number of steps (from 1 on) or a share of the stage's steps (below 1)."""
     warmup_steps: int = 10
-    """Steps after each draw over which those of the decomposed matrices grow to their full length; at most the interval."""
+    """Steps after each draw over which updates of the factors grow to full length; at most the interval."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     params: ClassVar[str] = "*.[USV]"  # type: ignore[misc]
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="the gap in perplexity between low-rank and full-rank training is reduced by 67.6 % "
-        "(OPT-125M at 8.3 % of the width)", add=({"use": "sst", "rank": 8, "interval": 4, "warmup_steps": 2},),
-        baseline=({"use": "sst", "rank": 8, "interval": 1_000_000, "warmup_steps": 0},), versus="one draw for the whole stage",
+        suite="pretrain",
+        claim="the gap in perplexity between low-rank and full-rank training is reduced by 67.6 % "
+        "(OPT-125M at 8.3 % of the width)",
+        add=({"use": "sst", "rank": 8, "interval": 4, "warmup_steps": 2},),
+        baseline=({"use": "sst", "rank": 8, "interval": 1_000_000, "warmup_steps": 0},),
+        versus="one draw for the whole stage",
         search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        scale="the suite has two rounds of draws of a few steps each; the paper has rounds of thousands of steps")
+        scale="the suite has two rounds of draws of a few steps each; the paper has rounds of thousands of "
+        "steps",
+    )
     example: ClassVar[dict[str, Any]] = {"rank": 8, "interval": 2, "warmup_steps": 2}
 
     def __post_init__(self) -> None:
-        check(interval=self.interval)
+        check_parts(interval=self.interval)
         if self.rank < 1 or not self.interval or self.warmup_steps < 0:
-            raise ValueError(f"rank must be 1 or more, interval above 0 and warmup_steps 0 or more, not {self.rank}, "
-                             f"{self.interval} and {self.warmup_steps}.")
+            raise ValueError(
+                f"rank must be 1 or more, interval above 0 and warmup_steps 0 or more, not {self.rank}, "
+                f"{self.interval} and {self.warmup_steps}."
+            )
 
     def claims(self, model: nn.Module) -> set[str]:
         return {f"{name}.weight" for name in linear_layers(model, self.layers)}
@@ -92,17 +106,19 @@ class Sst(Surgery, Controller, Update):
         layers = self.mine(model)
         for name, layer in linear_layers(model, self.layers).items() if not layers else ():
             put(model, name, SpectralLinear(layer, self, self.rank, ctx.rng(f"sst/{name}", at=0)))
-        if not layers or ctx.policy is None:               # before a run a journal is replayed: what came of it is loaded then
-            return None
+        if not layers or ctx.policy is None:
+            return None  # a journal is replayed before the run: its draws are loaded with the weights
         return self.draw(model, layers, ctx)
 
     def mine(self, model: nn.Module) -> dict[str, SpectralLinear]:
-        """The layers that this method, and not another of its kind, has put in."""
-        return {n: m for n, m in model.named_modules() if isinstance(m, SpectralLinear) and m.settings == self}
+        """The layers that this instance of the method has put in."""
+        return {
+            n: m for n, m in model.named_modules() if isinstance(m, SpectralLinear) and m.settings == self
+        }
 
     @torch.no_grad()
     def draw(self, model: nn.Module, layers: dict[str, SpectralLinear], ctx: Context) -> ParamMap:
-        """Change the trained pairs for others; where a round is over, decompose first."""
+        """Draw the pairs to train next; at the end of a round decompose first."""
         params: Tensors = dict(model.named_parameters())
         number, moved = ctx.step // self.every(ctx.steps), Map({n: (n, _same) for n in params})
         for name, layer in layers.items():
@@ -120,12 +136,14 @@ class Sst(Surgery, Controller, Update):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         names = [f"{name}.{part}" for name in self.mine(model) for part in TRAINED]
-        before = {n: {"before": model.get_parameter(n).detach().clone()} for n in names if self.warmup_steps > 1}
+        before = {
+            n: {"before": model.get_parameter(n).detach().clone()} for n in names if self.warmup_steps > 1
+        }
         return {"param": before, "shared": {"trained": names}}
 
     def settle(self, params: Tensors, state: State, ctx: Context) -> None:
         every = self.every(ctx.steps)
-        part = rising(ctx.step % every, min(self.warmup_steps, every))
+        part = warmup_factor(ctx.step % every, min(self.warmup_steps, every))
         for name in state["shared"]["trained"]:
             p, leaf = params[name], state["param"].get(name)
             here = sharding.local(p.detach())
@@ -154,24 +172,20 @@ def _ordered(order: Tensor, t: Tensor) -> Tensor:
     return sharding.like(sharding.full(t)[order], t)
 
 
-Factors = tuple[Tensor, Tensor, Tensor]
-"""U [out, m], S [m] and V [in, m], m = min(in, out)."""
-
-
 def decompose(weight: Tensor) -> Factors:
-    """The singular value decomposition in float32, values falling."""
+    """The singular value decomposition in float32, values in descending order."""
     u, s, vh = torch.linalg.svd(weight.float(), full_matrices=False)
     return u, s, vh.T
 
 
 def probabilities(s: Tensor) -> Tensor:
-    """How likely each pair is drawn first: half evenly, half by the size of its singular value."""
+    """The probability that each pair is drawn first: half uniform, half by singular value."""
     s = s.detach().double().cpu()
     return 0.5 / len(s) + 0.5 * s / s.sum().clamp(min=1e-300)
 
 
 def drawn(s: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """All indices of ``s``: first ``count`` that are drawn without replacement, in order, then the others, in order."""
+    """All indices of ``s``: first ``count`` drawn without replacement, then the others, each part sorted."""
     every = torch.arange(len(s))
     if count >= len(s) or s.device.type == "meta":
         return every
@@ -181,8 +195,8 @@ def drawn(s: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 
 class SpectralLinear(FactoredLinear):
-    """y = U diag(S) V^T x + bias. The first ``rank`` columns are ``U`` and ``V``, which train, the others ``U_rest`` and
-    ``V_rest``, which do not; S is in the order of both. All are float32: in bfloat16 vectors are not orthogonal."""
+    """y = U diag(S) V^T x + bias. The first ``rank`` columns, ``U`` and ``V``, train; the others, ``U_rest``
+    and ``V_rest``, do not; S has the order of both. All are float32: bfloat16 vectors are not orthogonal."""
 
     U: nn.Parameter
     S: nn.Parameter
@@ -201,24 +215,28 @@ class SpectralLinear(FactoredLinear):
             self.register_parameter(name, kept)
 
     def parts(self, factors: Factors) -> dict[str, Tensor]:
-        """What each parameter holds of these factors, of which the first columns are to be trained."""
+        """The parameters for these factors, whose first columns will be trained."""
         (U, S, V), r = factors, self.rank
         rest = {"U_rest": U[:, r:], "V_rest": V[:, r:]} if r < len(S) else {}
         return {n: t.contiguous() for n, t in ({"U": U[:, :r], "S": S, "V": V[:, :r]} | rest).items()}
 
     def factors(self) -> Factors:
-        """All of U, S and V, whole, in the order in which they are kept."""
-        u, v = ([sharding.full(p.detach()) for p in parts if p is not None]
-                for parts in ((self.U, self.U_rest), (self.V, self.V_rest)))
+        """U, S and V, unsharded, in the order of the parameters."""
+        u, v = (
+            [sharding.full(p.detach()) for p in parts if p is not None]
+            for parts in ((self.U, self.U_rest), (self.V, self.V_rest))
+        )
         return torch.cat(u, dim=1), sharding.full(self.S.detach()), torch.cat(v, dim=1)
 
     @property
     def draws(self) -> int:
-        """How many draws of so many pairs make as many as there are."""
+        """How many draws cover as many pairs as there are."""
         return math.ceil(len(self.S) / self.rank)
 
     def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
-        return Product.apply(rows, self.U, self.S, self.V, self.U_rest, self.V_rest, bias)  # type: ignore[no-any-return, no-untyped-call]
+        factors = self.U, self.S, self.V, self.U_rest, self.V_rest
+        y: Tensor = Product.apply(rows, *factors, bias)  # type: ignore[no-untyped-call]
+        return y
 
     def matrix(self) -> Tensor:
         return together(self.U, self.S, self.V, self.U_rest, self.V_rest)
@@ -235,15 +253,23 @@ def together(U: Tensor, S: Tensor, V: Tensor, U_rest: Tensor | None, V_rest: Ten
 
 
 class Product(torch.autograd.Function):
-    """y = W x + bias for rows x, where W is made when it is needed and never kept.
+    """y = W x + bias for rows x, with W assembled when needed and never kept.
 
-    With G = dL/dW the gradient of S is the true one, u_i^T G v_i; those of the trained vectors are G v_i and G^T u_i, without the
-    factor S_i of the true ones.
+    With G = dL/dW the gradient of S is the true one, u_i^T G v_i; the gradients of the trained vectors are
+    G v_i and G^T u_i, without the factor S_i of the true ones.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, U: Tensor, S: Tensor, V: Tensor, U_rest: Tensor | None, V_rest: Tensor | None,
-                bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        U: Tensor,
+        S: Tensor,
+        V: Tensor,
+        U_rest: Tensor | None,
+        V_rest: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(x, U, S, V, U_rest, V_rest)
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(x, together(U, S, V, U_rest, V_rest).to(x.dtype), bias)

@@ -1,25 +1,34 @@
-"""UL2, a mixture of denoisers: each text has parts hidden in one of seven ways, and the model learns to say what is missing.
+"""UL2, a mixture of denoisers: parts of each text are hidden in one of several ways; the model predicts them.
 
-"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). In front of each text stands the token of its mode. A denoiser
-(mean, rate) hides, of a text of L tokens,
-    N = round(rate L) tokens, from 1 to L - 1, in n = max(1, round(N / mean)) spans:
-N and L - N are cut into n parts each, all ways alike, and laid in turn, so that a text begins with what is kept and ends with
-what is hidden. R (regular) has (3, .15) and (8, .15); X (extreme: mean >= 12 or rate >= .3) has (3, .5), (8, .5), (64, .15) and
-(64, .5); S (sequential) hides the end of a text, one span of round(L / 4) tokens in the mean, all lengths around it alike:
-    R, X:   [mode] kept_1 <0> kept_2 <1> …  <0> hidden_1 <1> hidden_2 … end-of-text        S:   [mode] kept hidden
-Only what stands behind the last kept token or sentinel <i> is learned. Inputs and targets are one document: for a decoder-only
-model the inputs see each other in both directions and the targets what is before them; of a model with an encoder (``type =
-"t5"``) that reads the inputs. Put it behind ``pack``. A text is a document's part of a row, or, since sentinels take room, a
-random stretch of it that fits; parts of less than 5 positions get S. All tokens are text, a user's turn of a chat too.
+"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). Each text starts with the token of its mode.
+A denoiser (mean, rate) hides, of a text of L tokens,
+    N = round(rate L) tokens, between 1 and L - 1, in n = max(1, round(N / mean)) spans.
+N and L - N are each cut into n parts, all cuts equally likely, and the parts alternate, so that a text
+begins with what is kept and ends with what is hidden. R (regular) has (3, .15) and (8, .15); X (extreme:
+mean >= 12 or rate >= .3) has (3, .5), (8, .5), (64, .15) and (64, .5); S (sequential) hides the end of a
+text, one span of round(L / 4) tokens on average, all lengths around that equally likely:
+    R, X:   [mode] kept_1 <0> kept_2 <1> …  <0> hidden_1 <1> hidden_2 … end-of-text
+    S:      [mode] kept hidden
+Only what follows the last kept token or sentinel <i> is learned. Inputs and targets form one document: in
+a decoder-only model the inputs attend to each other in both directions and the targets to what precedes
+them; in a model with an encoder (``type = "t5"``) the encoder reads the inputs. Name it after ``pack``. A
+text is a document's part of a row or, since sentinels take room, a random stretch of it that fits; parts
+of fewer than 5 positions get S. All tokens count as text, including the user's turns of a chat.
 
-Control tokens are the model's last ids, as in T5: sentinel i is ``last - i``, then come R, X and S. The model must have them
-beyond its tokenizer (``model = { vocab_size = … }``), or ``last`` names ids that no text has (reserved tokens). To ask a model
-later, put the same id in front; what measures plain text (``held_out``) reads it without a mode, and causally. Compare at equal
-target tokens (``trained_tokens`` of a run), of which the modes have unlike many. Not for short rows: where a text is shorter
-than mean / rate its denoiser hides one span; the preview tells the counts.
+Control tokens are the model's last ids, as in T5: sentinel i is ``last - i``, followed by R, X and S. The
+model must have these ids beyond its tokenizer's (``model = { vocab_size = … }``), or ``last`` must name
+ids that no text contains (reserved tokens). To prompt the model later, start with the same mode token;
+evaluators of plain text (``held_out``) read it causally and without a mode. Compare runs at equal target
+tokens (``trained_tokens`` of a run): the modes differ in how many they have.
 
-Errors: too few ids, ids that a text has, more spans than sentinels, a model that takes no such mask. State: ``shared``: last.
+Do not use it with short rows: where a text is shorter than mean / rate its denoiser hides a single span.
+The preview shows the counts.
+
+Errors: too few ids; ids that occur in a text; more spans than sentinels; a model that cannot take such a
+mask.
+State: ``shared``: last.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -41,35 +50,54 @@ MODES = ("R", "X", "S")
 
 
 class Ul2(Data):
-    """Hides parts of each text in one of several ways, behind the token of its mode; the targets are what is hidden."""
+    """Hides parts of each text, the targets, in one of several ways that a mode token announces."""
 
-    spans: tuple[tuple[float, ...], ...] = ((3.0, 0.15), (8.0, 0.15), (3.0, 0.5), (8.0, 0.5), (64.0, 0.15), (64.0, 0.5))
-    """The denoisers R and X: mean length of a hidden span, and share of the tokens that is hidden."""
+    spans: tuple[tuple[float, ...], ...] = (
+        (3.0, 0.15),
+        (8.0, 0.15),
+        (3.0, 0.5),
+        (8.0, 0.5),
+        (64.0, 0.15),
+        (64.0, 0.5),
+    )
+    """The denoisers R and X: mean length of a hidden span, and share of hidden tokens."""
     sequential: float = 0.25
-    """The denoiser S: share of the tokens that is hidden, at the end, in the mean."""
+    """The denoiser S: mean share of hidden tokens, at the end."""
     weights: tuple[float, ...] = ()
-    """How often each denoiser is drawn, S last; equally often unless given."""
+    """Relative frequency of each denoiser, S last; equal by default."""
     sentinels: int = 100
-    """Tokens that stand for hidden spans: the most spans of a text."""
+    """Number of sentinel tokens: the most spans of a text."""
     last: int | None = None
-    """Id of the first sentinel, from which all control tokens count down; default: the model's last."""
+    """Id of the first sentinel, from which control tokens count down; by default the model's last."""
     bidirectional: bool = True
-    """Whether the inputs see each other in both directions."""
+    """Whether the inputs attend to each other in both directions."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", at="base", claim="fine-tuned, better than causal (GPT-like) pretraining (20 B: the best on 50 tasks)",
-        set={"base.model.vocab_size": 2176}, baseline_set={"base.model.vocab_size": 2176}, versus="causal pretraining",
-        scale="the paper fine-tunes models of 0.2 to 20 B parameters on supervised tasks")
+        suite="adapt",
+        at="base",
+        claim="fine-tuned, better than causal (GPT-like) pretraining (20 B: the best on 50 tasks)",
+        set={"base.model.vocab_size": 2176},
+        baseline_set={"base.model.vocab_size": 2176},
+        versus="causal pretraining",
+        scale="the paper fine-tunes models of 0.2 to 20 B parameters on supervised tasks",
+    )
     example: ClassVar[dict[str, Any]] = {"spans": ((3.0, 0.15), (3.0, 0.5)), "sentinels": 12, "last": 222}
 
     def __post_init__(self) -> None:
         for pair in self.spans:
             if len(pair) != 2 or pair[0] < 1 or not 0 < pair[1] < 1:
-                raise ValueError(f"spans are pairs of a mean length (1 or more) and a share between 0 and 1, not {list(pair)}")
+                raise ValueError(
+                    "spans are pairs of a mean length (1 or more) and a share between 0 and 1, not "
+                    f"{list(pair)}"
+                )
         if not 0 < self.sequential < 1:
             raise ValueError(f"sequential must be between 0 and 1, not {self.sequential}")
-        if self.weights and (len(self.weights) != len(self.spans) + 1 or min(self.weights) < 0 or not sum(self.weights)):
-            raise ValueError(f"weights must be a number for each of the {len(self.spans)} spans and one for S behind them, not "
-                             f"{list(self.weights)}")
+        if self.weights and (
+            len(self.weights) != len(self.spans) + 1 or min(self.weights) < 0 or not sum(self.weights)
+        ):
+            raise ValueError(
+                f"weights must be a number for each of the {len(self.spans)} spans and one for S behind "
+                f"them, not {list(self.weights)}"
+            )
         if self.sentinels < 1:
             raise ValueError(f"sentinels must be 1 or more, not {self.sentinels}")
 
@@ -78,11 +106,16 @@ class Ul2(Data):
         known = len(ctx.tokenizer) if ctx.tokenizer is not None else 0
         last = size - 1 if self.last is None else self.last
         if last >= size or last < self.sentinels + 2:
-            raise UserError(f"ul2: {self.sentinels + 3} control tokens up to the id {last} do not fit the model's {size} ids.")
+            raise UserError(
+                f"ul2: {self.sentinels + 3} control tokens up to the id {last} do not fit the model's {size} "
+                "ids."
+            )
         if self.last is None and known > last - self.sentinels - 2:
-            raise UserError(f"ul2: the tokenizer has {known} tokens and the model {size} ids, which leaves no room for "
-                            f"{self.sentinels + 3} control tokens: make the model with vocab_size = "
-                            f"{known + self.sentinels + 3}, lower sentinels, or set last to reserved ids that no text has.")
+            raise UserError(
+                f"ul2: the tokenizer has {known} tokens and the model {size} ids, which leaves no room for "
+                f"{self.sentinels + 3} control tokens: make the model with vocab_size = "
+                f"{known + self.sentinels + 3}, lower sentinels, or set last to reserved ids."
+            )
         if self.bidirectional:
             check_both_ways(model, ctx)
         return {"shared": {"last": last}}
@@ -91,25 +124,32 @@ class Ul2(Data):
         batch, last = pull(), state["shared"]["last"]
         ids, first = batch["input_ids"], ctx.rows(ctx.batch_rows).start
         if ((ids <= last) & (ids >= last - self.sentinels - 2)).any():
-            raise UserError(f"ul2: the text has tokens among the ids {last - self.sentinels - 2} to {last}, which are control "
-                            "tokens: set last to ids that no text has.")
-        made = {"input_ids": torch.zeros_like(ids), "targets": torch.full_like(ids, UNTRAINED),
-                "document": torch.full_like(ids, -1)}
+            raise UserError(
+                f"ul2: the text has tokens among the ids {last - self.sentinels - 2} to {last}, which are "
+                "control tokens: set last to ids that no text has."
+            )
+        made = {
+            "input_ids": torch.zeros_like(ids),
+            "targets": torch.full_like(ids, UNTRAINED),
+            "document": torch.full_like(ids, -1),
+        }
         prefix = torch.zeros_like(ids, dtype=torch.bool)
         for r in range(len(ids)):
             rng = ctx.rng(f"ul2/{first + r}")
             for text in texts(batch, r):
                 tokens, given = self.corrupted(text, last, ctx.tokenizer, rng)
                 end = text.at + len(tokens) - 1
-                made["input_ids"][r, text.at:end] = torch.tensor(tokens[:-1])
-                made["targets"][r, text.at + given - 1:end] = torch.tensor(tokens[given:])
-                made["document"][r, text.at:end], prefix[r, text.at:min(text.at + given, end)] = text.number, True
+                made["input_ids"][r, text.at : end] = torch.tensor(tokens[:-1])
+                made["targets"][r, text.at + given - 1 : end] = torch.tensor(tokens[given:])
+                made["document"][r, text.at : end] = text.number
+                prefix[r, text.at : min(text.at + given, end)] = True
         goes_on = (batch["position_ids"][:, 1:] != 0) & (made["targets"][:, :-1] != UNTRAINED)
-        made["input_ids"][:, 1:] = torch.where(goes_on, made["targets"][:, :-1], made["input_ids"][:, 1:])     # into padding too
+        # into padding too
+        made["input_ids"][:, 1:] = torch.where(goes_on, made["targets"][:, :-1], made["input_ids"][:, 1:])
         return batch | made | ({"prefix": prefix} if self.bidirectional else {})
 
     def corrupted(self, text: Text, last: int, tokenizer: Any, rng: torch.Generator) -> tuple[list[int], int]:
-        """The tokens of an example, and how many of them are its input."""
+        """The tokens of an example, and how many of them are input."""
         weights = torch.tensor(self.weights or (1.0,) * (len(self.spans) + 1))
         which = int(torch.multinomial(weights, 1, generator=rng))
         if which == len(self.spans) or not (size := longest(len(text.tokens), text.room, *self.spans[which])):
@@ -117,18 +157,25 @@ class Ul2(Data):
         mean, rate = self.spans[which]
         hidden, n = counts(size, mean, rate)
         if n > self.sentinels:
-            raise UserError(f"ul2: a text of {size} tokens has {n} spans of {mean:g} in the mean at a rate of {rate:g}; set "
-                            f"sentinels to {n} or more, not {self.sentinels}.")
-        tokens, given, wanted, at = stretch(text.tokens, size, rng), [self.mode(mode(mean, rate), last)], list[int](), 0
-        for i, (keep, hide) in enumerate(zip(parts(size - hidden, n, rng), parts(hidden, n, rng), strict=True)):
-            given += [*tokens[at:at + keep], last - i]
-            wanted += [last - i, *tokens[at + keep:at + keep + hide]]
+            raise UserError(
+                f"ul2: a text of {size} tokens has {n} spans of {mean:g} in the mean at a rate of {rate:g}; "
+                f"set sentinels to {n} or more, not {self.sentinels}."
+            )
+        tokens, given, wanted = (
+            stretch(text.tokens, size, rng),
+            [self.mode(mode(mean, rate), last)],
+            list[int](),
+        )
+        at, sizes = 0, zip(parts(size - hidden, n, rng), parts(hidden, n, rng), strict=True)
+        for i, (keep, hide) in enumerate(sizes):
+            given += [*tokens[at : at + keep], last - i]
+            wanted += [last - i, *tokens[at + keep : at + keep + hide]]
             at += keep + hide
         end = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return given + wanted + end, len(given)
 
     def sequence(self, text: Text, last: int, rng: torch.Generator) -> tuple[list[int], int]:
-        """An example of S; nothing of a single token is learned."""
+        """An example of S; of a single token nothing is learned."""
         tokens = stretch(text.tokens, min(len(text.tokens), text.room), rng)
         hidden = ending(len(tokens), self.sequential, rng) if len(tokens) > 1 else 0
         return [self.mode("S", last), *tokens], 1 + len(tokens) - hidden
@@ -143,17 +190,22 @@ class Ul2(Data):
         for mean, rate in self.spans:
             if size := longest(room, room, mean, rate):
                 hidden, n = counts(size, mean, rate)
-                told.append(f"{mode(mean, rate)} ({mean:g}, {rate:g}) has {size} tokens of text, {hidden} of them hidden in {n}")
-        return f"ul2, hidden spans in {room} positions: " + "; ".join([*told, f"S hides {self.sequential:g} of the text in 1"])
+                told.append(
+                    f"{mode(mean, rate)} ({mean:g}, {rate:g}) has {size} tokens of text, {hidden} of them "
+                    f"hidden in {n}"
+                )
+        return f"ul2, hidden spans in {room} positions: " + "; ".join(
+            [*told, f"S hides {self.sequential:g} of the text in 1"]
+        )
 
 
 def mode(mean: float, rate: float) -> str:
-    """Regular or extreme: long spans, or much that is hidden."""
+    """R or X: X for long spans or a high share."""
     return MODES[int(mean >= 12 or rate >= 0.3)]
 
 
 class Text(NamedTuple):
-    """A document's part of a row: where it begins, its number in the row, the positions that it has, and its tokens."""
+    """A document's part of a row: its start, its number in the row, its positions, and its tokens."""
 
     at: int
     number: int
@@ -162,52 +214,54 @@ class Text(NamedTuple):
 
 
 def texts(batch: Batch, row: int) -> Iterator[Text]:
-    """The texts of a row. The target of the last position is the token behind it, where it is known."""
+    """The texts of a row, each with the token after its last position, if known."""
     ids, targets, documents = (batch[n][row].tolist() for n in ("input_ids", "targets", "document"))
     for number, group in groupby(range(len(ids)), key=documents.__getitem__):
         places = list(group)
         at, end = places[0], places[-1] + 1
         if number >= 0:
-            yield Text(at, number, end - at, ids[at:end] + [t for t in targets[end - 1:end] if t != UNTRAINED])
+            after = [t for t in targets[end - 1 : end] if t != UNTRAINED]
+            yield Text(at, number, end - at, ids[at:end] + after)
 
 
 def counts(size: int, mean: float, rate: float) -> tuple[int, int]:
-    """Tokens to hide of ``size``, and the spans they are in: at least one, and no more than can be apart."""
+    """How many of ``size`` tokens to hide, in how many spans: at least one, and all separated."""
     hidden = min(max(round(size * rate), 1), size - 1)
     return hidden, min(max(round(hidden / mean), 1), hidden, size - hidden)
 
 
 @lru_cache(maxsize=4096)
 def longest(have: int, room: int, mean: float, rate: float) -> int:
-    """Tokens of the longest text, of those at hand, whose example fits into ``room`` positions; 0 where none of two does.
+    """The longest of ``have`` tokens whose example fits into ``room`` positions; 0 if no two do.
 
-    Of L tokens in n spans an example has L + 2 n and two more (mode and end), and reads all of them but the last.
+    An example of L tokens in n spans has L + 2 n + 2 tokens (with mode and end), all read but the last.
     """
-    return next((size for size in range(min(have, room - 3), 1, -1) if size + 2 * counts(size, mean, rate)[1] + 1 <= room), 0)
+    sizes = range(min(have, room - 3), 1, -1)
+    return next((size for size in sizes if size + 2 * counts(size, mean, rate)[1] + 1 <= room), 0)
 
 
 def parts(total: int, n: int, rng: torch.Generator) -> list[int]:
-    """``total`` cut into ``n`` parts of at least 1, all ways equally likely."""
-    cuts = torch.randperm(total - 1, generator=rng)[:n - 1].sort().values + 1
+    """``total`` cut into ``n`` parts of at least 1, all cuts equally likely."""
+    cuts = torch.randperm(total - 1, generator=rng)[: n - 1].sort().values + 1
     edges = [0, *cuts.tolist(), total]
     return [b - a for a, b in pairwise(edges)]
 
 
 def stretch(tokens: list[int], size: int, rng: torch.Generator) -> list[int]:
-    """``size`` tokens in a row, from anywhere."""
+    """A random stretch of ``size`` tokens."""
     at = int(torch.randint(len(tokens) - size + 1, (), generator=rng))
-    return tokens[at:at + size]
+    return tokens[at : at + size]
 
 
 def ending(size: int, rate: float, rng: torch.Generator) -> int:
-    """How many tokens at the end of ``size`` are hidden: ``rate`` of them in the mean, all lengths around it equally likely."""
+    """How many of ``size`` tokens to hide at the end: ``rate`` of them on average, uniformly around that."""
     mean, _ = counts(size, 1.0, rate)
     spread = min(mean, size - mean) - 1
     return mean - spread + int(torch.randint(2 * spread + 1, (), generator=rng))
 
 
 def check_both_ways(model: nn.Module, ctx: Context) -> None:
-    """That a model sees what stands behind a position in the prefix, and nothing else behind it; an encoder does.
+    """Check that a position of the prefix sees all of the prefix and nothing after it. An encoder does.
 
     Raises:
         UserError: it does not.
@@ -215,12 +269,18 @@ def check_both_ways(model: nn.Module, ctx: Context) -> None:
     if has_encoder(model):
         return
     ids = torch.arange(8).repeat(3, 1)
-    ids[1, 3], ids[2, 6] = 0, 0                                            # the last of the prefix, and one behind it
-    batch = {"input_ids": ids, "targets": torch.full_like(ids, UNTRAINED), "position_ids": torch.arange(8).repeat(3, 1)}
+    ids[1, 3], ids[2, 6] = 0, 0  # the last of the prefix, and one after it
+    batch = {
+        "input_ids": ids,
+        "targets": torch.full_like(ids, UNTRAINED),
+        "position_ids": torch.arange(8).repeat(3, 1),
+    }
     batch["targets"][:, 0], batch["prefix"] = 1, torch.arange(8).repeat(3, 1) < 4
     with torch.no_grad(), evaluating(model), torch.autocast(ctx.device.type, enabled=False):
         losses = token_losses(model, {n: t.to(ctx.device) for n, t in batch.items()}, ctx)[:, 0]
     inside, behind = (losses[1:] - losses[0]).abs().tolist()
     if not inside > 10 * behind:
-        raise UserError(f"the attention of a {type(model).__name__} cannot be opened to what stands behind a token: set "
-                        "bidirectional = false.")
+        raise UserError(
+            f"the attention of a {type(model).__name__} cannot be opened to what stands behind a token: set "
+            "bidirectional = false."
+        )

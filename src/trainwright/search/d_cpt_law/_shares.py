@@ -1,4 +1,5 @@
-"""The loss on one part of a mixture by model, tokens and the part's share: its constants, and how they are found."""
+"""The loss on one part of a mixture as a function of model size, tokens and the part's share, and its fit."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,11 +14,12 @@ from trainwright.core.errors import UserError
 from trainwright.lm.fitting import SAME, Row
 
 Floats = NDArray[np.float64]
+Function = Callable[[Floats], Floats]
 HUBER = 1e-3
-"""Residual of the logarithm from which on a run counts less."""
+"""Residual of the logarithm above which a run counts less."""
 STARTS = 8
 LOW, HIGH = -12.0, 6.0
-"""Range of the logarithms of the constants, at the middle of the runs."""
+"""Range of the logarithms of the constants, at the center of the runs."""
 
 
 class Constants(NamedTuple):
@@ -33,22 +35,30 @@ class Constants(NamedTuple):
     gamma: float
 
     def loss(self, n: Any, d: Any, r: Any, epsilon: float) -> Any:
-        return (self.e + self.a / n ** self.alpha + self.b * r ** self.eta / d ** self.beta
-                + self.c / (r + epsilon) ** self.gamma)
+        return (
+            self.e
+            + self.a / n**self.alpha
+            + self.b * r**self.eta / d**self.beta
+            + self.c / (r + epsilon) ** self.gamma
+        )
 
 
 def names(part: str) -> list[str]:
-    """The constants of a part as a law's settings are called."""
+    """The settings that hold a part's constants."""
     return [f"{part}_{name}" for name in Constants._fields]
 
 
 def settings_of(found: dict[str, Constants]) -> dict[str, float]:
-    """The constants of several parts as a law's settings."""
-    return {n: float(f"{v:.6g}") for part, values in found.items() for n, v in zip(names(part), values, strict=True)}
+    """The constants of several parts as settings."""
+    return {
+        n: float(f"{v:.6g}")
+        for part, values in found.items()
+        for n, v in zip(names(part), values, strict=True)
+    }
 
 
 class Runs(NamedTuple):
-    """What is known of runs, arrays of one length."""
+    """Runs as arrays of equal length."""
 
     n: Floats
     d: Floats
@@ -60,14 +70,38 @@ class Runs(NamedTuple):
 
 
 def solve(runs: Runs, epsilon: float, start: Constants | None = None) -> Constants:
-    """The constants of least Huber loss between logarithms; from ``start`` alone where there is one, else from several places."""
+    """The constants with the least Huber loss of logarithms, from ``start`` or else from several points."""
     from scipy.optimize import least_squares
+
     middle = float(np.exp(np.log(runs.n).mean())), float(np.exp(np.log(runs.d).mean()))
+    residual, jacobian = _problem(runs, epsilon, middle)
+    begins = [_moved(start, middle, 1)] if start is not None else _starts(float(runs.loss.min()))
+    found = [
+        least_squares(
+            residual,
+            np.clip(np.log(x), LOW + 1e-6, HIGH - 1e-6),
+            jacobian,
+            bounds=(LOW, HIGH),
+            loss="huber",
+            f_scale=HUBER,
+            x_scale=1.0,
+            max_nfev=200,
+        )
+        for x in begins
+    ]
+    best = min(found, key=lambda one: float(one.cost))
+    return Constants(*_moved(Constants(*np.exp(best.x).tolist()), middle, -1).tolist())
+
+
+def _problem(runs: Runs, epsilon: float, middle: tuple[float, float]) -> tuple[Function, Function]:
+    """The residuals of the logarithms as a function of the constants' logarithms, and their Jacobian."""
     x_n, x_d = np.log(runs.n / middle[0]), np.log(runs.d / middle[1])
     log_r, log_s, wanted = np.log(np.maximum(runs.r, 1e-12)), np.log(runs.r + epsilon), np.log(runs.loss)
 
     def terms(x: Floats) -> tuple[Floats, Floats, Floats]:
-        return x[1] * np.exp(-x[2] * x_n), x[3] * np.exp(x[5] * log_r - x[4] * x_d), x[6] * np.exp(-x[7] * log_s)
+        size = x[1] * np.exp(-x[2] * x_n)
+        data = x[3] * np.exp(x[5] * log_r - x[4] * x_d)
+        return size, data, x[6] * np.exp(-x[7] * log_s)
 
     def residual(logs: Floats) -> Floats:
         x = np.exp(logs)
@@ -76,36 +110,51 @@ def solve(runs: Runs, epsilon: float, start: Constants | None = None) -> Constan
     def jacobian(logs: Floats) -> Floats:
         x = np.exp(logs)
         size, data, share = terms(x)
-        columns = [np.full(len(wanted), x[0]), size, -x[2] * x_n * size, data, -x[4] * x_d * data, x[5] * log_r * data, share,
-                   -x[7] * log_s * share]
+        columns = [
+            np.full(len(wanted), x[0]),
+            *(size, -x[2] * x_n * size),
+            *(data, -x[4] * x_d * data, x[5] * log_r * data),
+            *(share, -x[7] * log_s * share),
+        ]
         return np.stack(columns, 1) / (x[0] + size + data + share)[:, None]
 
-    begins = [_moved(start, middle, 1)] if start is not None else _starts(float(runs.loss.min()))
-    found = [least_squares(residual, np.clip(np.log(x), LOW + 1e-6, HIGH - 1e-6), jacobian, bounds=(LOW, HIGH), loss="huber",
-                           f_scale=HUBER, x_scale=1.0, max_nfev=200) for x in begins]
-    best = min(found, key=lambda one: float(one.cost))
-    return Constants(*_moved(Constants(*np.exp(best.x).tolist()), middle, -1).tolist())
+    return residual, jacobian
 
 
 def _moved(constants: Constants, middle: tuple[float, float], way: int) -> Floats:
-    """``a`` and ``b`` at one parameter and one token (way -1), or at the middle of the runs (way 1)."""
+    """``a`` and ``b`` at one parameter and one token (way -1), or at the center of the runs (way 1)."""
     c = constants
     return np.array(c._replace(a=c.a * middle[0] ** (-way * c.alpha), b=c.b * middle[1] ** (-way * c.beta)))
 
 
 def _starts(lowest: float) -> list[Floats]:
-    """Constants at the middle of the runs, spread out evenly: the lowest loss is shared out among the four terms."""
+    """Starting points at the center of the runs: the lowest loss divided among the four terms in several
+    ways."""
     made = []
     for i in range(STARTS):
         bit = [(i >> k) & 1 for k in range(3)]
         falls = (0.15, 0.5)[bit[1]]
-        made.append(np.array([lowest * (0.35, 0.75)[bit[0]], 0.2 * lowest, falls, 0.1 * lowest, falls, 0.4, 0.15 * lowest,
-                              (0.2, 0.8)[bit[2]]]))
+        made.append(
+            np.array(
+                [
+                    lowest * (0.35, 0.75)[bit[0]],
+                    0.2 * lowest,
+                    falls,
+                    0.1 * lowest,
+                    falls,
+                    0.4,
+                    0.15 * lowest,
+                    (0.2, 0.8)[bit[2]],
+                ]
+            )
+        )
     return made
 
 
-def redrawn(runs: Runs, found: Constants, epsilon: float, times: int, ctx: Context, key: str) -> list[Constants]:
-    """The constants on ``times`` tables in which each run has the residual of one drawn at random: how sure they are."""
+def redrawn(
+    runs: Runs, found: Constants, epsilon: float, times: int, ctx: Context, key: str
+) -> list[Constants]:
+    """The constants on ``times`` tables with resampled residuals, whose spread is their uncertainty."""
     told = found.loss(runs.n, runs.d, runs.r, epsilon)
     left = np.log(runs.loss / told) * np.sqrt(len(told) / max(1, len(told) - len(found)))
     draws: Sequence[Any] = torch.randint(len(told), (times, len(told)), generator=ctx.rng(key, at=0)).numpy()
@@ -113,18 +162,21 @@ def redrawn(runs: Runs, found: Constants, epsilon: float, times: int, ctx: Conte
 
 
 def parts_of(rows: Sequence[Row], domain: str, general: str, law: str) -> tuple[Runs, Runs]:
-    """What the rows say of the two parts of their mixtures, each with its own share.
+    """The runs of the two parts of the mixtures, each with its own share.
 
     Raises:
-        UserError: a row without one of the losses or without a mixture of the two; too few sizes, budgets or shares.
+        UserError: a row without one of the losses or without a mixture of the two; too few sizes, budgets or
+        shares.
     """
     found = []
     for number, row in enumerate(rows, 1):
         weights = [float(row.get(f"mixture.weights.{name}", 0.0)) for name in (domain, general)]
         whole = sum(float(v) for k, v in row.items() if k.startswith("mixture.weights."))
         if sum(weights) <= 0 or whole > sum(weights):
-            raise UserError(f"{law}: row {number} is of no mixture of {domain} and {general} alone: it needs "
-                            f"mixture.weights.{domain} and mixture.weights.{general}, and no other weight.")
+            raise UserError(
+                f"{law}: row {number} is of no mixture of {domain} and {general} alone: it needs "
+                f"mixture.weights.{domain} and mixture.weights.{general}, and no other weight."
+            )
         losses = [row.get(f"loss/{name}") for name in (domain, general)]
         for name, value in zip((domain, general), losses, strict=True):
             if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
@@ -133,13 +185,16 @@ def parts_of(rows: Sequence[Row], domain: str, general: str, law: str) -> tuple[
     n, d, r, *loss = np.array(found, dtype=np.float64).T
     for what, values in (("parameters", n), ("tokens", d), ("shares", r)):
         if len(groups(values)) < 3:
-            raise UserError(f"{law}: these {len(rows)} runs do not tell its constants apart: it needs three numbers of "
-                            f"parameters at least, three of tokens, three shares, and they have {len(groups(values))} of {what}.")
+            raise UserError(
+                f"{law}: these {len(rows)} runs do not tell its constants apart: it needs three numbers of "
+                f"parameters at least, three of tokens, three shares, and they have {len(groups(values))} of "
+                f"{what}."
+            )
     return Runs(n, d, r, loss[0]), Runs(n, d, 1 - r, loss[1])
 
 
 def groups(values: Floats) -> list[float]:
-    """The numbers that are not nearly the same as one before."""
+    """The distinct numbers, counting nearly equal ones as one."""
     out: list[float] = []
     for value in np.unique(values).tolist():
         if not out or value > out[-1] * SAME + 1e-3 * (value <= 1):
@@ -148,7 +203,8 @@ def groups(values: Floats) -> list[float]:
 
 
 def errors(runs: Runs, epsilon: float) -> dict[str, float]:
-    """Mean error of the loss, in percent, on the largest model, the longest runs and a share in the middle, each left out."""
+    """Mean percent error of the loss on the largest model, the longest runs and a middle share, each left
+    out."""
     out = {}
     for what, values in (("the most parameters", runs.n), ("the most tokens", runs.d), ("a share", runs.r)):
         most = what != "a share"
@@ -157,25 +213,37 @@ def errors(runs: Runs, epsilon: float) -> dict[str, float]:
         left = (values >= at) if most else np.isclose(values, at, rtol=SAME - 1, atol=1e-3)
         if len(told) > 3:
             made = solve(runs.part(~left), epsilon).loss(runs.n[left], runs.d[left], runs.r[left], epsilon)
-            out[f"percent error of the loss, {what} left out"] = 100 * float(np.abs(made / runs.loss[left] - 1).mean())
+            out[f"percent error of the loss, {what} left out"] = 100 * float(
+                np.abs(made / runs.loss[left] - 1).mean()
+            )
     return out
 
 
 def extrapolated(known: dict[str, float], fitted: tuple[float, ...]) -> list[str]:
-    """That a place is beyond the runs, whose fewest and most parameters and tokens are ``fitted``; empty where it is not."""
+    """A doubt if a place is outside the runs, whose ranges of parameters and tokens are ``fitted``."""
     at = zip((known["parameters"], known["tokens"]), fitted[::2], fitted[1::2], strict=False)
     inside = all(low / 1.1 <= value <= high * 1.1 for value, low, high in at)
     ranges = "runs of {:.3g} to {:.3g} parameters and {:.3g} to {:.3g} tokens"
     return [] if inside else [f"extrapolated: its constants come from {ranges.format(*fitted)}"]
 
 
-def made_up(losses: Callable[[float, float, float], tuple[Any, Any]], domain: str, general: str, ctx: Context) -> list[Row]:
-    """Runs of four sizes, four budgets and nine shares, whose losses scatter by a thousandth."""
+def made_up(
+    losses: Callable[[float, float, float], tuple[Any, Any]], domain: str, general: str, ctx: Context
+) -> list[Row]:
+    """Runs of four sizes, four budgets and nine shares with a noise of 0.1 % in the loss."""
     noise = torch.randn(4, 4, 9, 2, generator=ctx.rng("d_cpt_law/made_up", at=0)).numpy()
     rows: list[Row] = []
     for i, j, k in np.ndindex(4, 4, 9):
-        n, d, r = 1e6 * 4.0 ** i, 2e7 * 4.0 ** j, (0, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1)[k]
+        n, d, r = 1e6 * 4.0**i, 2e7 * 4.0**j, (0, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1)[k]
         seen = (np.array(losses(n, d, r)) * np.exp(1e-3 * noise[i, j, k])).tolist()
-        rows.append({"parameters": n, "tokens": d, f"mixture.weights.{domain}": r, f"loss/{domain}": seen[0],
-                     f"mixture.weights.{general}": 1 - r, f"loss/{general}": seen[1]})
+        rows.append(
+            {
+                "parameters": n,
+                "tokens": d,
+                f"mixture.weights.{domain}": r,
+                f"loss/{domain}": seen[0],
+                f"mixture.weights.{general}": 1 - r,
+                f"loss/{general}": seen[1],
+            }
+        )
     return rows
