@@ -111,6 +111,11 @@ class Family:
         most = getattr(config.get_text_config(), "max_position_embeddings", None)
         return None if most is None else int(most)
 
+    def blocks_of(self, config: Any) -> tuple[int, int]:
+        """Width of the hidden states and number of blocks, as far as the config tells; 0 where it does not."""
+        text = config.get_text_config()
+        return getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
+
     def smaller(self, config: Any) -> Any:
         """A config of the same architecture that is quick to make, or None where none is known."""
         return shrunk(config)

@@ -77,6 +77,9 @@ class Factory(Family):
     def most_positions(self, config: FactoryConfig) -> int | None:
         return None
 
+    def blocks_of(self, config: FactoryConfig) -> tuple[int, int]:
+        return 0, 0
+
     def smaller(self, config: FactoryConfig) -> FactoryConfig:
         return config
 
