@@ -136,7 +136,7 @@ class Corda(Surgery):
         tokens = sum(map(len, samples))
         if self.mode == "knowledge_preserved" and tokens < widest:
             raise UserError(
-                f"corda: {tokens} tokens of samples do not tell which of {widest} inputs are used least; "
+                f"corda: {tokens} tokens of samples do not show which of {widest} inputs are used least; "
                 "raise samples or length, or name more domains."
             )
         return covariances(model, layers, samples)

@@ -75,7 +75,7 @@ class Increlora(Surgery, Update):
     most: int = 0
     """The highest rank that a layer may come to; 0: four times the average."""
     alpha: float = 16.0
-    """Scale of the addition, divided by the rank of now."""
+    """Scale of the addition, divided by the current rank."""
     begin: float = 0.1
     """Where ranks begin to grow: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     end: float = 0.5

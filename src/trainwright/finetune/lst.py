@@ -153,20 +153,20 @@ class Ladder(nn.Module):
         for j, block in enumerate(sharding.blocks(side)):
             block.register_forward_pre_hook(partial(self.mix, j))
 
-    def forward(self, told: dict[str, Any], cache: DynamicCache | None) -> Tensor:
+    def forward(self, keywords: dict[str, Any], cache: DynamicCache | None) -> Tensor:
         """Hidden states for the head, [..., wide], from what the backbone's blocks gave (``seen``).
 
-        ``told`` is what the backbone was called with. Where its weights are bfloat16, the side network
-        computes in that type.
+        ``keywords`` are those that the backbone was called with. Where its weights are bfloat16, the side
+        network computes in that type.
         """
         kind, device = self.seen[START].dtype, self.seen[START].device.type
         lower = kind != self.up.weight.dtype and not torch.is_autocast_enabled(device)
         with torch.autocast(device, dtype=kind) if lower else nullcontext():
-            return self.through(told, cache)
+            return self.through(keywords, cache)
 
-    def through(self, told: dict[str, Any], cache: DynamicCache | None) -> Tensor:
+    def through(self, keywords: dict[str, Any], cache: DynamicCache | None) -> Tensor:
         start = self.downs[0](F.dropout(self.seen[START], self.dropout, self.training))
-        given = {n: told[n] for n in ("attention_mask", "position_ids") if n in told}
+        given = {n: keywords[n] for n in ("attention_mask", "position_ids") if n in keywords}
         self.seen[START] = start  # the first side block reads this and nothing added to it
         out = self.side(inputs_embeds=start, past_key_values=cache, use_cache=cache is not None, **given)
         return self.up(F.dropout(out[0], self.dropout, self.training))
@@ -204,16 +204,16 @@ class Ladder(nn.Module):
     def keep(self, i: int, block: nn.Module, given: tuple[Any, ...], out: Any) -> None:
         self.seen[i] = out[0] if isinstance(out, tuple) else out
 
-    def speak(self, decoder: nn.Module, given: tuple[Any, ...], told: dict[str, Any], out: Any) -> Any:
+    def speak(self, decoder: nn.Module, given: tuple[Any, ...], keywords: dict[str, Any], out: Any) -> Any:
         """The decoder's output, with the side network's states in place of its own."""
         if any(t.requires_grad for t in self.seen.values()):
             raise UserError(
                 "lst: something in the backbone, or its input, asks for gradients, so that its activations "
                 "would all be kept; nothing but the side network may be trained."
             )
-        past = out.past_key_values if told.get("use_cache") is not False else None
+        past = out.past_key_values if keywords.get("use_cache") is not False else None
         out.last_hidden_state = self(
-            told, None if past is None else self.side_cache(past, len(sharding.blocks(decoder)))
+            keywords, None if past is None else self.side_cache(past, len(sharding.blocks(decoder)))
         )
         self.seen = {}
         return out

@@ -310,7 +310,7 @@ def check_attention(model: nn.Module) -> None:
 
 
 def put_before(module: nn.Module, prefix: Prefix) -> None:
-    """The attention alone is told of another way to attend; masks are made as before."""
+    """Only the attention itself attends in another way; masks are made as before."""
     module.mam_prefix, module.config = prefix, copy.copy(prefix.config)
     module.config._attn_implementation = ATTENTION
 

@@ -173,9 +173,9 @@ class Columns(torch.autograd.Function):
         grad_x = grad_columns = None
         with torch.autocast(grad.device.type, enabled=False):
             if ctx.needs_input_grad[0]:
-                told = weight, columns, index, ctx.scale
+                given = weight, columns, index, ctx.scale
                 compiled = torch.compiler.is_compiling()
-                grad_x = _back(grad, *told) if compiled else product(lambda v: grad @ v, *told, grad.dtype)
+                grad_x = _back(grad, *given) if compiled else product(lambda v: grad @ v, *given, grad.dtype)
             if ctx.needs_input_grad[1]:
                 grad_columns = (part @ grad.reshape(-1, grad.shape[-1])).T.to(columns.dtype).mul_(ctx.scale)
         return grad_x, grad_columns, None, None, None, None

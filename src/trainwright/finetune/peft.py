@@ -32,7 +32,7 @@ from trainwright.lm.layers import LINEAR, roles
 HELD = "_peft_model"
 """Where PEFT's wrapper is kept, beside the modules, so that the model and its names stay what they are."""
 OUTSIDE = ("use_asa", "alora_invocation_tokens", "eva_config")
-"""Options by which a tuner of layers comes to need more than its layers, which PEFT does not tell."""
+"""Options by which a tuner of layers comes to need more than its layers, which PEFT does not report."""
 
 
 class Peft(Surgery):
@@ -166,7 +166,7 @@ def _library() -> tuple[dict[str, type], dict[Any, type], Any]:
 
 @contextmanager
 def _told(what: str, kind: type[Exception] = UserError) -> Iterator[None]:
-    """PEFT refuses with errors of every kind: tell them in one sentence."""
+    """PEFT refuses with errors of every kind: report each in one sentence."""
     try:
         yield
     except Exception as error:

@@ -58,7 +58,7 @@ from trainwright.lm.sparse_delta import product, scattered
 
 FILE = "sara.safetensors"
 RANK = 1e-6
-"""Singular values below this share of the largest have no direction that could be told."""
+"""Singular values below this share of the largest have no direction that can be trusted."""
 INFINITY = 0x7F800000
 """Its bits; numbers of float32 that are not negative have the order of their bits."""
 
