@@ -4,13 +4,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import daft
 import pyarrow as pa
 
-from trainwright.corpus.documents import ARROW, stream
-
-# isort: split
-import daft
-
+from trainwright.corpus.columns import ARROW
+from trainwright.corpus.documents import stream
 from trainwright.corpus.sources import document
 
 

@@ -42,26 +42,29 @@ def points(documents: DataFrame, column: str, method: str) -> tuple[NDArray[np.o
     """Ids, sorted, and embeddings [documents, dimensions]; documents without one (null) are left out.
 
     Raises:
-        UserError: no such column, one that holds no lists of numbers of one length, a NaN, no embedding at all.
+        UserError: no such column, one that holds no lists of numbers of one length, NaN, no embedding at
+            all.
     """
     need(documents, column, method, "embed writes one")
     table = columns(documents, "id", column)
     kind = table[column].type
     if not (_is_list(kind) and pa.types.is_floating(kind.value_type)):
-        raise UserError(f"{method} reads the column {column!r} as embeddings; it holds {kind}, not lists of numbers.")
+        raise UserError(f"{method} reads the column {column!r} as embeddings; it holds {kind}, not lists of "
+                        "numbers.")
     table = table.filter(table[column].is_valid()).sort_by("id").combine_chunks()
     if not table.num_rows:
-        raise UserError(f"{method} has nothing to choose from: no document has an embedding in the column {column!r}.")
+        raise UserError(f"{method} has nothing to choose from: no document has an embedding in the column "
+                        f"{column!r}.")
     sizes = pc.unique(pc.list_value_length(table[column])).to_pylist()
     if len(sizes) > 1:
-        raise UserError(f"{method}: the embeddings in the column {column!r} are of several lengths ({min(sizes)}, {max(sizes)}): "
-                        "they were not made by one model.")
+        raise UserError(f"{method}: the embeddings in the column {column!r} are of several lengths "
+                        f"({min(sizes)}, {max(sizes)}): they were not made by one model.")
     ids = table["id"].to_numpy().astype(object)
     flat = pc.list_flatten(table[column]).fill_null(float("nan")).to_numpy().astype(np.float64)
     rows = flat.reshape(len(ids), sizes[0])
     if len(wrong := ids[~np.isfinite(rows).all(1)]):
-        raise UserError(f"{method}: {len(wrong):,} of {len(ids):,} documents have an embedding with an entry that is no number, "
-                        f"the first {wrong[0]!r}.")
+        raise UserError(f"{method}: {len(wrong):,} of {len(ids):,} documents have an embedding with an entry "
+                        f"that is no number, the first {wrong[0]!r}.")
     return ids, rows
 
 
@@ -79,7 +82,8 @@ def kmeans(rows: NDArray[np.float64], clusters: int, generator: torch.Generator,
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return any(is_kind(kind) for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+    return any(is_kind(kind)
+               for is_kind in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:

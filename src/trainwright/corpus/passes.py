@@ -1,4 +1,4 @@
-"""Passes over a table that may be larger than memory: its texts a few at a time, and the table without some documents."""
+"""Passes over a table that may exceed memory: its texts, a few at a time, and the table without some rows."""
 from __future__ import annotations
 
 from collections.abc import Iterator

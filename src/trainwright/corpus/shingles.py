@@ -1,4 +1,4 @@
-"""Words of a text, and hashes of the runs of n words in it: what near-duplicates and leaked test texts are recognized by."""
+"""Words of a text, and hashes of its runs of n words, by which near-duplicates and leaks are recognized."""
 from __future__ import annotations
 
 import functools
@@ -11,17 +11,21 @@ from numpy.typing import NDArray
 
 Hashes = NDArray[np.uint64]
 
-SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han), as ranges: each character is a word."""
+SPACELESS = ("\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+             "\U00020000-\U0003ffff")
+"""Scripts that put no space between words (Thai, Lao, Burmese, Khmer, kana, Han), as ranges: each
+character is a word."""
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """Odd, so that multiplication modulo 2^64 loses nothing."""
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters, digits and their marks, in lower case; case, punctuation and space make no difference."""
+    """Runs of letters, digits and their marks, in lower case; case, punctuation and space make no
+    difference."""
     alone, word = _patterns()
     text = unicodedata.normalize("NFC", text.lower())
-    return word.findall(alone.sub(r" \g<0> ", text) if alone.search(text) else text)  # type: ignore[no-any-return]
+    spaced = alone.sub(r" \g<0> ", text) if alone.search(text) else text
+    return word.findall(spaced)  # type: ignore[no-any-return]
 
 
 @functools.cache
@@ -49,7 +53,8 @@ def ngrams(codes: Hashes, n: int) -> Hashes:
 
 
 def shingles(text: str, n: int) -> Hashes:
-    """The set of those hashes, sorted; a text of fewer than ``n`` words is one run, a text without words has none."""
+    """The set of those hashes, sorted; a text of fewer than ``n`` words is one run, a text without words
+    has none."""
     found = codes(text)
     return np.unique(ngrams(found, min(n, len(found)))) if len(found) else found
 

@@ -1,6 +1,7 @@
-"""Rows that are packed once: row i holds the same text in every epoch, so that it can be drawn, counted and scored.
+"""Rows packed once: row i holds the same text in every epoch, so it can be drawn, counted and scored.
 
-``pack`` packs anew in each epoch. Where single examples matter, here the rows of its first epoch are the examples.
+``pack`` packs anew in each epoch. For methods that deal with single examples, the rows of its first epoch are
+the examples.
 """
 from __future__ import annotations
 
@@ -39,8 +40,8 @@ class FixedRows:
             UserError: something sets a mixture, which nothing would follow.
         """
         if ctx.knobs.get("mixture"):
-            raise UserError(f"{who} draws rows by itself and cannot follow a mixture: drop the method that sets one, and name "
-                            "the domains to take in 'domains'.")
+            raise UserError(f"{who} draws rows by itself and cannot follow a mixture: drop the method that "
+                            "sets one, and name the domains to take in 'domains'.")
         return self.batch(numbers[ctx.rows(len(numbers))])
 
 

@@ -50,12 +50,14 @@ def metadata_of(folder: Path, field: str) -> Metadata:
     found = {name: host(told) for name, told in _told(folder, field, keys)}
     if not found:
         known = (*COLUMNS, *(key for key, _ in keys.most_common(8)))
-        raise UserError(f"no document of the corpus says {field!r}{suggest(field, known)}: they say {', '.join(known)}.")
+        raise UserError(f"no document of the corpus says {field!r}{suggest(field, known)}: they say "
+                        f"{', '.join(known)}.")
     index = pq.read_table(folder / "tokens" / "index.parquet", columns=["id", "shard", "offset"])
     starts = index["shard"].to_numpy().astype(np.int64) * SHARD + index["offset"].to_numpy().astype(np.int64)
     said = tuple(sorted(set(found.values())))
     number = {text: i for i, text in enumerate(said)}
-    which = np.array([number.get(found.get(name, ""), -1) for name in index["id"].to_pylist()], dtype=np.int64)
+    which = np.array([number.get(found.get(name, ""), -1) for name in index["id"].to_pylist()],
+                     dtype=np.int64)
     order = np.argsort(starts, kind="stable")
     return Metadata(starts[order], which[order], said)
 

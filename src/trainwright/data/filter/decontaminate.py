@@ -1,23 +1,26 @@
-"""Drops documents that contain text of the evaluation: runs of words that they share with held-out documents and benchmarks.
+"""Drops documents that share runs of words with held-out documents and benchmarks: text of the evaluation.
 
-"Language Models are Few-Shot Learners" (arXiv 2005.14165, appendix C). Both sides are cut into runs of ``ngram`` words, without
-regard to case, punctuation and space. A document is contaminated by a benchmark where it has at least ``least`` places at which a
-run begins that a text of that benchmark has, too. A text of fewer than ``ngram`` words is looked for as a whole, down to
-``shortest`` words; shorter ones would be met by chance and are only counted.
+"Language Models are Few-Shot Learners" (arXiv 2005.14165, appendix C). Both sides are cut into runs of
+``ngram`` words, ignoring case, punctuation and space. A document is contaminated by a benchmark if at least
+``least`` of its places begin a run that a text of that benchmark has, too. A text of fewer than ``ngram``
+words is searched for as a whole, down to ``shortest`` words; shorter ones would match by chance and are
+only counted.
 
 A benchmark is
 
-    each file of ``files`` (named by its stem; a folder or glob is one benchmark), read as the method ``text`` reads files;
-    each domain of the documents that are kept back (tune and test) of ``from.data`` and of ``from.target``: ``data/DOMAIN`` …
+    each file of ``files`` (named by its stem; a folder or glob is one benchmark), read as by ``text``;
+    each domain of the held-out documents (tune and test) of ``from.data`` and ``from.target``.
 
-What was found is told for each of them, nothing found included: documents contaminated, texts of the benchmark found in some
-document, texts too short to look for. The log and the artifact (``texts`` and ``figures`` of its manifest) keep it.
+Each of them is reported, even if nothing was found: contaminated documents, texts of the benchmark found in
+some document, texts too short to search for. The log and the artifact (``texts`` and ``figures`` of its
+manifest) keep it.
 
-Not a proof of cleanness: a paraphrase or a translation shares no run. A run that everybody writes (a licence) is shared, too:
-raise ``least`` where text of templates is lost. Runs of the benchmarks are held in memory, 20 bytes for each word of them.
+Not a proof of cleanness: a paraphrase or a translation shares no run. A run that everybody writes (a
+licence) is shared, too: raise ``least`` if templates are lost. The benchmarks' runs are in memory, 20 bytes
+for each of their words.
 
-Errors: nothing to compare with; a file that cannot be read or lacks the column ``field``; benchmarks of too short texts alone.
-"""
+Errors: nothing to compare with; a file that cannot be read or lacks the column ``field``; only benchmarks
+of too short texts. """
 from __future__ import annotations
 
 from pathlib import Path
@@ -30,6 +33,7 @@ from numpy.typing import NDArray
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
+from trainwright.core.stage import CORPUS, Role
 from trainwright.corpus.shingles import Hashes, codes, ngrams
 
 if TYPE_CHECKING:
@@ -40,24 +44,26 @@ if TYPE_CHECKING:
 
 
 class Decontaminate(Curate):
-    """Drops, or marks, documents that share runs of words with evaluation sets; tells of each."""
+    """Drops, or marks, documents that share runs of words with evaluation sets, and reports on each set."""
 
     files: tuple[str, ...] = ()
     """Files, folders, globs with texts of benchmarks; relative ones are read from the recipe's folder."""
     field: str = "text"
     """Column that holds the text, in files that are tables."""
     held_out: bool = True
-    """Whether the documents kept back of ``from.data`` and ``from.target`` are looked for."""
+    """Whether to search for the held-out documents of ``from.data`` and ``from.target``."""
     ngram: int = 13
     """Words in a run."""
     shortest: int = 8
-    """Words of the shortest text that is looked for."""
+    """Words of the shortest text that is searched for."""
     least: int = 1
     """Places that a document must share with one benchmark to be contaminated."""
     drop: bool = True
-    """Whether contaminated documents are dropped; else all stay, and ``column`` tells."""
+    """Whether to drop contaminated documents; otherwise all stay, and ``column`` says how much each
+    shares."""
     column: str = "contamination"
-    """Where nothing is dropped: the column with the most places that a document shares with one benchmark."""
+    """Column for the most places that a document shares with one benchmark, if nothing is dropped."""
+    roles: ClassVar[dict[str, Role]] = {"target": CORPUS}
     example: ClassVar[dict[str, Any]] = {"ngram": 6, "shortest": 4}
 
     def __post_init__(self) -> None:
@@ -92,8 +98,8 @@ class Decontaminate(Curate):
             for folder in ctx.inputs.get(role, []):
                 found.add_held_out(role, folder)
         if not found.names:
-            raise UserError("decontaminate has nothing to compare with: name files, or a corpus with documents that are kept "
-                            "back (from = { data = \"NAME\" }).")
+            raise UserError("decontaminate has nothing to compare with: name files, or a corpus with "
+                            "documents that are kept back (from = { data = \"NAME\" }).")
         found.close()
         return found
 
@@ -102,8 +108,8 @@ class Decontaminate(Curate):
             for what in ("documents", "found", "texts", "too_short"):
                 ctx.note(f"{self.name}/{one['name']}/{what}", one[what])
             ctx.show(f"{self.name}/{one['name']}",
-                     f"{one['documents']:,} of {documents:,} documents contaminated; {one['found']:,} of {one['texts']:,} texts "
-                     f"found, {one['too_short']:,} too short to look for")
+                     f"{one['documents']:,} of {documents:,} documents contaminated; {one['found']:,} of "
+                     f"{one['texts']:,} texts found, {one['too_short']:,} too short to look for")
 
 
 class Benchmark:
@@ -112,7 +118,8 @@ class Benchmark:
     def __init__(self, name: str) -> None:
         self.name = name
         self.runs: dict[int, list[Hashes]] = {}
-        """By their length in words; those of a text that is looked for as a whole are shorter than the others."""
+        """By their length in words; those of a text that is searched for as a whole are shorter than the
+        others."""
         self.owners: dict[int, list[NDArray[np.int64]]] = {}
         self.hits: set[int] = set()
         """Hashes of runs that some document has."""
@@ -132,7 +139,8 @@ class Benchmark:
     def found(self) -> int:
         """Texts of which some document has a run."""
         hits = np.fromiter(self.hits, np.uint64, len(self.hits))
-        owners = [np.concatenate(self.owners[n])[np.isin(np.concatenate(runs), hits)] for n, runs in self.runs.items()]
+        owners = [np.concatenate(self.owners[n])[np.isin(np.concatenate(runs), hits)]
+                  for n, runs in self.runs.items()]
         return len(np.unique(np.concatenate(owners))) if owners else 0
 
 
@@ -147,7 +155,8 @@ class Benchmarks:
         self.sets: list[tuple[Benchmark, dict[int, Hashes]]] = []
 
     def add_files(self, path: str, field: str, ctx: Context) -> None:
-        """The texts of a file, folder or glob; a benchmark has the name that the method ``text`` gives their domain."""
+        """The texts of a file, folder or glob; a benchmark has the name that the method ``text`` gives
+        their domain."""
         from trainwright.corpus.documents import empty, stream
         from trainwright.data.sources.text.text import Text
         for batch in stream(Text(paths=[path], field=field).apply(empty(), ctx)):
@@ -177,8 +186,8 @@ class Benchmarks:
             self.runs[size] = np.unique(np.concatenate([runs[size] for _, runs in self.sets if size in runs]))
         if not self.runs:
             texts = sum(one.texts for one in self.names.values())
-            raise UserError(f"decontaminate has nothing to look for: none of the {texts:,} texts of {', '.join(self.names)} has "
-                            f"shortest = {self.shortest} words.")
+            raise UserError(f"decontaminate has nothing to look for: none of the {texts:,} texts of "
+                            f"{', '.join(self.names)} has shortest = {self.shortest} words.")
 
     def search(self, rows: DataFrame) -> tuple[pa.ChunkedArray, NDArray[np.int64]]:
         """Ids of the documents, and of each the most places that it shares with one set."""
@@ -193,7 +202,8 @@ class Benchmarks:
 
     def _shared(self, text: str) -> int:
         said = codes(text)
-        hits = {n: runs[_among(runs, known)] for n, known in self.runs.items() if len(runs := ngrams(said, n))}
+        hits = {n: runs[_among(runs, known)]
+                for n, known in self.runs.items() if len(runs := ngrams(said, n))}
         most = 0
         if any(len(runs) for runs in hits.values()):
             for one, own in self.sets:
@@ -206,7 +216,8 @@ class Benchmarks:
 
     def told(self) -> list[dict[str, Any]]:
         """What was found of each set, by name."""
-        return [{"name": name, "documents": one.documents, "found": one.found(), "texts": one.texts, "too_short": one.too_short}
+        return [{"name": name, "documents": one.documents, "found": one.found(), "texts": one.texts,
+                 "too_short": one.too_short}
                 for name, one in sorted(self.names.items())]
 
 

@@ -1,8 +1,12 @@
-"""Adds an embedding of each document: a column of float32 lists, which methods that cluster or compare documents read.
+"""Adds an embedding of each document: a column of float32 lists, to cluster or compare documents by.
 
-By default the mean over the tokens of a document of the last hidden states of ``from.model``, any causal language model; one
-longer than ``length`` is read in parts, each without what came before. With ``library`` a model of the package
-sentence-transformers makes it instead ("Sentence-BERT", arXiv 1908.10084). An empty document has zeros.
+By default it is the mean of the last hidden states of ``from.model``, any causal language model, over the
+tokens of a document. A document longer than ``length`` is read in parts, each without the text before it.
+With ``library``, a model of the package sentence-transformers embeds instead ("Sentence-BERT", arXiv
+1908.10084). An empty document gets zeros.
+
+Not for comparing directions as they are: the mean states of a causal model all point much the same way (see
+the setting ``center`` of ``deita``).
 
 Errors: neither ``from.model`` nor ``library``, a package that is not installed.
 """
@@ -12,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
+from trainwright.core.stage import Role
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,14 +33,16 @@ class Embed(Curate):
     library: str = ""
     """Name or folder of a model of sentence-transformers; default: ``from.model``."""
     length: int = 512
-    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    """Longest piece the model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 8192
-    """Tokens of a forward pass, about."""
+    """Tokens of a forward pass, roughly."""
+    roles: ClassVar[dict[str, Role]] = {"model": Role()}
     example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.batch_tokens < 1:
-            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
+            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and "
+                             f"{self.batch_tokens}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.corpus.selecting import attach, settled
@@ -52,7 +59,9 @@ class Embed(Curate):
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
-            raise UserError('embed: library needs the package sentence-transformers: pip install "trainwright[embed]".') from None
+            raise UserError("embed: library needs the package sentence-transformers: "
+                            'pip install "trainwright[embed]".') from None
         texts = columns(rows, "id", "text")
         made = SentenceTransformer(self.library).encode(texts["text"].to_pylist(), show_progress_bar=False)
-        return pa.table({"id": texts["id"], "embedding": pa.array([row.tolist() for row in made], pa.list_(pa.float32()))})
+        return pa.table({"id": texts["id"],
+                         "embedding": pa.array([row.tolist() for row in made], pa.list_(pa.float32()))})

@@ -1,11 +1,14 @@
 """Keeps the documents for which a condition on their columns holds.
 
-The condition is SQL over the columns: the standard ones (``id text domain source metadata messages``), ``characters``, which is
-added for it, and those that methods before have written: ``where = "characters >= 200 AND loss < 4.5"``. A document for which it
-is null (no score) is dropped.
+The condition is SQL over the columns: the standard ones (``id text domain source metadata messages``),
+``characters``, which is added for it, and those that earlier methods have written:
+``where = "characters >= 200 AND loss < 4.5"``. A document for which the condition is null (it has no score)
+is dropped.
 
-Errors: a condition that cannot be read, or that names a column which is not there; the corpus stage refuses an empty selection.
-"""
+Not for a fixed share of the documents: use ``best`` or ``random_subset``.
+
+Errors: a condition that does not parse or names a missing column; the corpus stage refuses an empty
+selection. """
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,5 +41,6 @@ class Filter(Curate):
             kept = table.where(daft.sql_expr(self.where))
         except Exception as error:  # of several classes, none of them public
             why = " ".join(str(error).split())
-            raise UserError(f"filter: where = {self.where!r} is no condition on {', '.join(table.column_names)}: {why}") from None
+            raise UserError(f"filter: where = {self.where!r} is no condition on "
+                            f"{', '.join(table.column_names)}: {why}") from None
         return kept if own else kept.exclude("characters")

@@ -1,24 +1,28 @@
 """Drops near-duplicates: documents that share most of their runs of words, found by MinHash and banding.
 
-"On the resemblance and containment of documents" (Broder, 1997); for language models "Deduplicating Training Data Makes Language
-Models Better" (arXiv 2107.06499). With S(d) the set of runs of ``ngram`` words of a document, and h_1 … h_k random orders of all
-runs,
+"On the resemblance and containment of documents" (Broder, 1997); for language models "Deduplicating
+Training Data Makes Language Models Better" (arXiv 2107.06499). With S(d) the set of runs of ``ngram`` words
+of a document, and h_1 … h_k random orders of all runs,
 
     J(a, b) = |S(a) and S(b)| / |S(a) or S(b)|        P[ min h_i(S(a)) = min h_i(S(b)) ] = J(a, b)
     P[ a and b agree in one of b bands of r hashes ] = 1 - (1 - J^r)^b
 
-Two documents that agree in a band are a candidate pair. b and r follow from ``threshold``: the pair with the smallest area of
-false negatives above it and of false positives below it, where candidates are verified mostly the former. Candidates are then
-compared by their true J (``verify``). In a band each document is compared with the first and with the nearest before it that
-agree with it, not with all, so that the work grows with the documents and not with their square. What hangs together by pairs,
-be it through others, is a cluster, of which one document stays: the first by id, or the one with the highest ``prefer``.
+Two documents that agree in a band are a candidate pair. b and r follow from ``threshold``: they minimize
+the area of false negatives above it and of false positives below it, mostly the former if candidates are
+verified. ``verify`` compares the candidates by their true J. Within a band each document is compared with
+the first and with the nearest earlier one that agree with it, not with all, so the work grows with the
+documents and not with their square. Documents connected by pairs, directly or through others, are a
+cluster, of which one stays: the first by id, or the one with the highest ``prefer``.
 
-Case, punctuation and space make no difference; a character of a script without spaces counts as a word; a document without a word
-is left alone. In memory are ids, one band and the candidate pairs; hashes lie in the stage's scratch.
+Case, punctuation and space are ignored; a character of a script without spaces counts as a word; a document
+without a word is left alone. Documents are numbered in the order in which they are preferred, so the
+smallest number of a cluster stays. Ids, one band and the candidate pairs are in memory; hashes and shingles
+are in the stage's scratch folder.
 
-Not for copies that are to count as such (a licence in each file, templates of code): they go, too. Not across ``from.data`` and
-what is kept back of it: see ``decontaminate``. Errors: no document, an id that occurs twice, no
-such column as ``prefer``, NaN in it.
+Not for copies that have a right to be there (a licence in each file, templates of code): they go, too. Not
+across ``from.data`` and its held-out documents: see ``decontaminate``.
+
+Errors: no document, a repeated id, no such column as ``prefer``, NaN in it.
 """
 from __future__ import annotations
 
@@ -54,27 +58,28 @@ BAND = np.dtype([("document", np.int64), ("key", np.uint64)])
 
 
 CARE = 0.98
-"""Weight of pairs that are missed against pairs that are met in vain, where those are sorted out afterwards."""
+"""Weight of missed pairs against false candidates, when the latter are sorted out afterwards."""
 
 
 class Minhash(Curate):
     """Drops all but one of each cluster of near-duplicates."""
 
     threshold: float = 0.7
-    """Share of common runs of words (Jaccard) from which on two documents are duplicates."""
+    """Share of common runs of words (Jaccard) at and above which two documents are duplicates."""
     ngram: int = 3
     """Words in a run. One word in thirty replaced leaves J = 0.82 with runs of 3 and 0.71 with runs of 5."""
     hashes: int = 128
     """Hash functions; more find pairs near the threshold more surely."""
     verify: bool = True
-    """Whether the true J of each candidate pair is asked for; else agreement in a band is enough."""
+    """Whether to compute the true J of each candidate pair; otherwise agreement in a band is enough."""
     prefer: str = ""
     """Column of numbers whose highest is kept of a cluster; default, and among equals: the first by id."""
     example: ClassVar[dict[str, Any]] = {"hashes": 32}
     bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",), add=({"use": "minhash"}, {"use": "random_subset", "share": 0.3}),
-        claim="models trained on deduplicated text emit memorized text ten times less often and need fewer steps for the same or "
-              "a better accuracy",
+        suite="select", at="chosen", drop=("random_subset",),
+        add=({"use": "minhash"}, {"use": "random_subset", "share": 0.3}),
+        claim="models trained on deduplicated text emit memorized text ten times less often and need fewer "
+              "steps for the same or a better accuracy",
         scale="the paper's models see duplicates thousands of times, in up to 350 GB of text")
 
     def __post_init__(self) -> None:
@@ -97,17 +102,17 @@ class Minhash(Curate):
         gone = found.ids.take(others(cluster))
         for name, value in (("candidate_pairs", len(pairs)), ("pairs", len(real)), ("dropped", len(gone))):
             ctx.note(f"{self.name}/{name}", value)
-        ctx.show(self.name, f"{len(gone):,} of {len(found.ids):,} documents dropped as near-duplicates; {len(pairs):,} candidate "
-                            f"pairs by {bands} bands of {per_band} hashes, {len(real):,} of them real")
+        ctx.show(self.name, f"{len(gone):,} of {len(found.ids):,} documents dropped as near-duplicates; "
+                            f"{len(pairs):,} candidate pairs by {bands} bands of {per_band} hashes, "
+                            f"{len(real):,} of them real")
         return without(rows, gone)
 
 
 def banding(threshold: float, hashes: int, care: float) -> tuple[int, int]:
     """Bands, and hashes of a band: of all that ``hashes`` allow those with the smallest error.
 
-    The error is the area between 1 - (1 - J^r)^b and the step at ``threshold``; what lies above the threshold (pairs that are
-    missed) weighs ``care``, what lies below it the rest.
-    """
+    The error is the area between 1 - (1 - J^r)^b and the step at ``threshold``; what lies above the
+    threshold (pairs that are missed) weighs ``care``, what lies below it the rest. """
     grid = (np.arange(1000) + 0.5) / 1000
     best = (np.inf, 1, 1)
     for per_band in range(1, hashes + 1):
@@ -130,7 +135,8 @@ class Signatures:
     bands: int
 
     @classmethod
-    def of(cls, rows: DataFrame, ctx: Context, ngram: int, bands: int, per_band: int, prefer: str, method: str) -> Signatures:
+    def of(cls, rows: DataFrame, ctx: Context, ngram: int, bands: int, per_band: int, prefer: str,
+           method: str) -> Signatures:
         """Hash all documents, or find that done in the stage's scratch.
 
         Raises:
@@ -149,8 +155,8 @@ class Signatures:
         if prefer:
             _check_numbers(told, prefer, method)
         if twins := len(told) - pc.count_distinct(told["id"]).as_py():
-            raise UserError(f"{method}: {twins:,} documents share an id with another: read each file once, and give such "
-                            "documents different domains or ids.")
+            raise UserError(f"{method}: {twins:,} documents share an id with another: read each file once, "
+                            "and give such documents different domains or ids.")
         keys = ([("prefer", "descending")] if prefer else []) + [("id", "ascending")]
         order = pc.sort_indices(told, sort_keys=keys).to_numpy()
         number = np.empty(len(order), np.int64)
@@ -158,7 +164,8 @@ class Signatures:
         return cls(told["id"].combine_chunks().take(order), number, folder, bands)
 
     def pairs(self) -> Pairs:
-        """Pairs that agree in a band: each document with the first, and with the nearest before it, of those that agree."""
+        """Pairs that agree in a band: each document with the first, and with the nearest before it, of
+        those that agree."""
         known = np.empty(0, np.uint64)
         for band in range(self.bands):
             told = np.fromfile(self.folder / f"{band:03d}.bin", BAND)
@@ -182,10 +189,12 @@ def _check_numbers(told: pa.Table, prefer: str, method: str) -> None:
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
         raise UserError(f"{method} prefers by the column {prefer!r}; it holds {kind}, not numbers.")
     if pa.types.is_floating(kind) and pc.any(pc.is_nan(told["prefer"])).as_py():
-        raise UserError(f"{method} prefers by the column {prefer!r}, which holds NaN: the method that wrote it went wrong.")
+        raise UserError(f"{method} prefers by the column {prefer!r}, which holds NaN: the method that wrote "
+                        "it went wrong.")
 
 
-def _write(rows: DataFrame, ngram: int, bands: int, per_band: int, prefer: str, seed: int, folder: Path) -> None:
+def _write(rows: DataFrame, ngram: int, bands: int, per_band: int, prefer: str, seed: int,
+           folder: Path) -> None:
     from daft.functions import length, minhash, normalize, regexp_replace
 
     from trainwright.corpus.documents import stream
@@ -215,7 +224,8 @@ def _write(rows: DataFrame, ngram: int, bands: int, per_band: int, prefer: str, 
 
 def _keys(hashes: Any, bands: int, per_band: int) -> NDArray[np.uint64]:
     """[documents, bands]: one number for the hashes of a band."""
-    flat = hashes.flatten().to_numpy(zero_copy_only=False).astype(np.uint64).reshape(len(hashes), bands, per_band)
+    flat = hashes.flatten().to_numpy(zero_copy_only=False).astype(np.uint64)
+    flat = flat.reshape(len(hashes), bands, per_band)
     out = np.zeros(flat.shape[:2], np.uint64)
     for i in range(per_band):
         out = (out ^ flat[:, :, i]) * FACTOR
@@ -223,8 +233,10 @@ def _keys(hashes: Any, bands: int, per_band: int) -> NDArray[np.uint64]:
     return out
 
 
-def verified(rows: DataFrame, ctx: Context, found: Signatures, pairs: Pairs, ngram: int, threshold: float) -> Pairs:
-    """Those of the pairs whose true resemblance is ``threshold`` and more. Shingles lie in the stage's scratch, not in memory."""
+def verified(rows: DataFrame, ctx: Context, found: Signatures, pairs: Pairs, ngram: int,
+             threshold: float) -> Pairs:
+    """The pairs whose true resemblance is at least ``threshold``. Shingles are in the stage's scratch
+    folder, not in memory."""
     assert ctx.folder is not None
     if not len(pairs):
         return pairs
@@ -241,7 +253,8 @@ def verified(rows: DataFrame, ctx: Context, found: Signatures, pairs: Pairs, ngr
         return pairs[:0]
     a, b = (np.searchsorted(wanted, pairs[:, side]) for side in (0, 1))
     with open(file, "rb", buffering=0) as told:
-        def of(place: int) -> Hashes:                        # read, not mapped: pages of a map count as memory in use
+        # read, not mapped: pages of a map count as memory in use
+        def of(place: int) -> Hashes:
             told.seek(8 * int(begin[place]))
             return np.frombuffer(told.read(8 * int(end[place] - begin[place])), np.uint64)
         near = [jaccard(of(i), of(j)) >= threshold for i, j in zip(a, b, strict=True)]
@@ -253,13 +266,15 @@ def _texts(rows: DataFrame, names: pa.Array) -> Iterator[tuple[int, str]]:
     """Places in ``names`` and texts, of those documents alone."""
     place_of = {name: place for place, name in enumerate(names.to_pylist())}
     for batch in texts(rows):
-        found = [(place_of[name], row) for row, name in enumerate(batch["id"].to_pylist()) if name in place_of]
+        found = [(place_of[name], row)
+                 for row, name in enumerate(batch["id"].to_pylist()) if name in place_of]
         for place, row in found:
             yield place, batch["text"][row].as_py()
 
 
 def clusters(pairs: Pairs, documents: int) -> NDArray[np.int64]:
-    """For each document a number of the cluster that it hangs together with, be it through others."""
+    """For each document the number of its cluster: all documents connected to it, directly or through
+    others."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     ones = np.ones(len(pairs), dtype=np.int8)

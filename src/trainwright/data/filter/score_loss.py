@@ -1,10 +1,15 @@
-"""Scores documents by the loss that a causal language model has on them.
+"""Scores documents by the loss of a causal language model.
 
-The column gets the mean of the negative log-likelihoods of a document's tokens, in nats a token: -1/n sum_i log p(x_i | x_<i);
-null for a document with nothing to predict. One longer than ``length`` is read in parts, each without what came before. Of a
-conversation only what the assistant says counts, where the model's chat template marks it.
+The column holds the mean negative log-likelihood of a document's tokens, in nats a token, and null for a
+document with nothing to predict:
 
-The model is the stage's ``from.model``: any causal language model with its tokenizer.
+    -1/n sum_i log p(x_i | x_<i)
+
+A document longer than ``length`` is read in parts, each without the text before it. In a conversation only
+what the assistant says counts, if the model's chat template marks it. The model is the stage's
+``from.model``: any causal language model with its tokenizer.
+
+Not for comparing models with different tokenizers: nats a token are not nats a character.
 
 Errors: no ``from.model``, or one without a tokenizer.
 """
@@ -13,6 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.core.method import Curate
+from trainwright.core.stage import Role
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -26,14 +32,16 @@ class ScoreLoss(Curate):
     column: str = "loss"
     """Name of the column."""
     length: int = 512
-    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    """Longest piece the model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 8192
-    """Tokens of a forward pass, about."""
+    """Tokens of a forward pass, roughly."""
+    roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.batch_tokens < 1:
-            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
+            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and "
+                             f"{self.batch_tokens}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.corpus.selecting import attach, settled

@@ -1,9 +1,10 @@
-"""Scores documents by the perplexity that a causal language model has on them: exp of the loss that ``score_loss`` gives.
+"""Scores documents by the perplexity of a causal language model: exp of the loss of ``score_loss``.
 
-Perplexity orders documents as the loss does; it is the scale on which papers state thresholds. A document with nothing to predict
-has null.
+Perplexity orders documents as the loss does; it is the scale on which papers state thresholds. A document
+with nothing to predict has null. The model is the stage's ``from.model``: any causal language model with
+its tokenizer.
 
-The model is the stage's ``from.model``: any causal language model with its tokenizer.
+Not for comparing models with different tokenizers.
 
 Errors: no ``from.model``, or one without a tokenizer.
 """
@@ -25,16 +26,18 @@ class ScorePerplexity(Curate):
     column: str = "perplexity"
     """Name of the column."""
     length: int = 512
-    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    """Longest piece the model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 8192
-    """Tokens of a forward pass, about."""
+    """Tokens of a forward pass, roughly."""
     example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.batch_tokens < 1:
-            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and {self.batch_tokens}")
+            raise ValueError(f"length and batch_tokens must be positive, not {self.length} and "
+                             f"{self.batch_tokens}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.data.filter.score_loss import ScoreLoss
-        scored = ScoreLoss(column=self.column, length=self.length, batch_tokens=self.batch_tokens).apply(documents, ctx)
+        scored = ScoreLoss(column=self.column, length=self.length,
+                           batch_tokens=self.batch_tokens).apply(documents, ctx)
         return scored.with_column(self.column, scored[self.column].clip(max=700.0).exp())

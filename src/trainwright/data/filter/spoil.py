@@ -1,13 +1,13 @@
-"""Spoils a corpus on purpose: near-duplicates and noise, known as such, so that a selection can be judged.
+"""Spoils a corpus on purpose, with near-duplicates and noise that are marked as such, to test selections.
 
-For a share of the documents (drawn by seed and id) a near-duplicate is added: the same text with about one word in thirty
-replaced by another of its words. For another share noise is added: half of it has the words of a document in random order, half
-random letters. Both keep the domain of the document that they were made of, whose id they carry as ``ID#duplicate`` or
-``ID#noise``; their metadata say ``{"planted": "duplicate"}`` or ``{"planted": "noise"}``. Conversations are left alone.
+For a share of the documents (drawn by seed and id) it adds a near-duplicate: the same text with about one
+word in thirty replaced by another of its words. For another share it adds noise: one half has the words of
+a document in random order, the other random letters. Both keep the domain of the document they were made
+from and carry its id, as ``ID#duplicate`` or ``ID#noise``; their metadata say ``{"planted": "duplicate"}``
+or ``{"planted": "noise"}``. Conversations stay as they are.
 
-For tests and comparisons of selections, not for training. Use it on the documents for training (``from.data``), so that no
-duplicate of a document that is kept back gets among them.
-"""
+Not for training: it is for tests and comparisons of selections. Use it on training documents
+(``from.data``), so that no duplicate of a held-out document gets among them. """
 from __future__ import annotations
 
 import random
@@ -25,42 +25,45 @@ if TYPE_CHECKING:
     from trainwright.core.context import Context
     from trainwright.corpus.sources import Row
 
-Original = tuple[str, str, str]
-"""Id, text and domain of a document."""
+Original = tuple[str, str, str, str]
+"""Id, text, domain and origin of a document."""
 
 
 class Spoil(Curate):
     """Adds near-duplicates and noise."""
 
     duplicates: float = 0.3
-    """Near-duplicates, as a share of the documents that come in; above 1 each has several."""
+    """Near-duplicates, as a share of the incoming documents; above 1 each has several."""
     noise: float = 0.3
-    """Documents of noise, as a share of those that come in."""
+    """Documents of noise, as a share of the incoming ones."""
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         if self.duplicates < 0 or self.noise < 0:
-            raise ValueError(f"duplicates and noise are shares of 0 and more, not {self.duplicates} and {self.noise}")
+            raise ValueError(f"duplicates and noise are shares of 0 and more, not {self.duplicates} and "
+                             f"{self.noise}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        from trainwright.corpus.editing import plain
         from trainwright.corpus.selecting import columns, settled
         from trainwright.corpus.sources import table, union
         rows = settled(documents, ctx)
-        found = columns(rows.where(rows["messages"].is_null()), "id", "text", "domain").to_pylist()
-        originals = sorted((r["id"], r["text"] or "", r["domain"]) for r in found)
-        return union(rows, table("spoil", [partial(_planted, originals, self.duplicates, self.noise, ctx.seed)]))
+        found = columns(plain(rows), "id", "text", "domain", "origin").to_pylist()
+        originals = sorted((r["id"], r["text"] or "", r["domain"], r["origin"] or r["id"]) for r in found)
+        return union(rows,
+                     table("spoil", [partial(_planted, originals, self.duplicates, self.noise, ctx.seed)]))
 
 
 def _planted(originals: list[Original], duplicates: float, noise: float, seed: int) -> Iterator[Row]:
     from trainwright.corpus.sources import document
     for what, share in (("duplicate", duplicates), ("noise", noise)):
-        for id, text, domain in originals:
+        for id, text, domain, origin in originals:
             draw = random.Random(f"spoil/{seed}/{what}/{id}")
             copies = int(share) + (draw.random() < share % 1)
             for number in range(copies):
                 spoiled = _duplicate(text, draw) if what == "duplicate" else _noise(text, draw)
                 yield document(id=f"{id}#{what}{number or ''}", text=spoiled, domain=domain, source="spoil",
-                               metadata={"planted": what})
+                               metadata={"planted": what}, origin=origin)
 
 
 def _duplicate(text: str, draw: random.Random) -> str:

@@ -1,19 +1,25 @@
-"""Cyclical curriculum learning: rounds over a part of the data that grows and shrinks in cycles, and in which easy texts prevail.
+"""Cyclical curriculum learning: the part of the data in use, mostly easy texts, grows and shrinks in cycles.
 
-"Cyclical Curriculum Learning" (arXiv 2202.05531). A model that was trained in the ordinary way scores each of n examples by
-1 / loss. Round i draws int(n S_i) different examples, one after the other with probabilities in proportion to their
-scores, and trains one pass over them in a random order; with a = ``multiplier``
-    S_0 = start,   S_i+1 = min(S_i / a, end)  until end is reached,   then  max(S_i a, start)  until start is, and so on:
-curriculum where the part is small, ordinary training where it is all. The published 0.25, 1 and 0.5 give 0.25, 0.5, 1, 0.5, 0.25
-… Rounds go on until the stage is over; ``epochs = T`` means T n rows, those of T ordinary epochs, in more than T rounds.
+"Cyclical Curriculum Learning" (arXiv 2202.05531). A model trained in the ordinary way scores each of n
+examples by 1 / loss. Round i draws int(n S_i) different examples, one after the other with probabilities
+proportional to their scores, and trains one pass over them in random order; with a = ``multiplier``
 
-An example is a row, packed once, and its loss the mean over its trained tokens in nats; below 0.001 it counts as that, since a
-text known by heart would be drawn in every round. The scoring model is ``from.reference``: train it on the same data first, and
-count what it costs. Scores of the model in training would be another method. Every rank scores all rows.
+    S_0 = start
+    S_i+1 = min(S_i / a, end)  until end is reached,   then  max(S_i a, start)  until start is,   and so on
 
-Takes the place of ``pack``, whose settings it has. Not for a single pass over the data: one small round may be all there is.
-Errors: those of ``pack``; no ``from.reference``; a mixture. State: ``shared``: rows taken, losses, the rows of the round.
-"""
+A small part is a curriculum, all of it ordinary training. The published 0.25, 1 and 0.5 give 0.25, 0.5, 1,
+0.5, 0.25 … Rounds continue until the stage ends; ``epochs = T`` means T n rows, those of T ordinary epochs,
+in more than T rounds.
+
+An example is a row, packed once, and its loss the mean over its trained tokens in nats. A loss below 0.001
+counts as that, since a memorized text would otherwise be drawn in every round. The scoring model is
+``from.reference``: train it on the same data first, and count its cost. Scores of the model in training
+would be another method. Every rank scores all rows. Replaces ``pack`` and has its settings.
+
+Not for a single pass over the data: one small round may be all there is.
+
+Errors: those of ``pack``; no ``from.reference``; a mixture. State: ``shared``: rows taken, losses, the
+round's rows. """
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -28,6 +34,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
+from trainwright.core.stage import Role
 from trainwright.data.order._bench_stages import SMALL, VANILLA
 from trainwright.data.order.pack import Pack
 from trainwright.lm.fixed_rows import FixedRows, step_rows
@@ -49,23 +56,27 @@ class Ccl(Data):
     length: int = 512
     """Positions in a row."""
     domains: tuple[str, ...] = ()
-    """Domains to take; all of them where none is named."""
+    """Domains to take; all if none is named."""
     whole: bool | None = None
-    """Never cut a document to fill a row; as it is by default for conversations, and only for them."""
+    """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
-    """Keep documents apart by attention, or, for models that cannot, by giving each a row of its own."""
+    """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
     batch_size: int = 16
     """Rows that are scored at once."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="better than ordinary training after as many examples, on most of 18 data sets and 15 "
-        "architectures (the scoring model is not counted)", stages=(SMALL, VANILLA), drop=("pack",), versus="ordinary training",
+        suite="pretrain",
+        claim="better than ordinary training after as many examples, on most of 18 data sets and 15 "
+        "architectures (the scoring model is not counted)", stages=(SMALL, VANILLA), drop=("pack",),
+        versus="ordinary training",
         set={"from.data": "small", "from.reference": "vanilla"}, baseline_set={"from.data": "small"},
         add=({"use": "ccl", "length": 256, "domains": ["prose"]},))
+    roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {"length": 64}
 
     def __post_init__(self) -> None:
         if not 0 < self.start <= self.end <= 1:
-            raise ValueError(f"start and end must be above 0, at most 1, and in this order, not {self.start} and {self.end}")
+            raise ValueError("start and end must be above 0, at most 1, and in this order, not "
+                             f"{self.start} and {self.end}")
         if not 0 < self.multiplier < 1:
             raise ValueError(f"multiplier must be above 0 and below 1, not {self.multiplier}")
         if self.batch_size < 1:
@@ -79,7 +90,8 @@ class Ccl(Data):
 
     @cached_property
     def sizes(self) -> list[float]:
-        """The parts of one cycle, from the smallest up to the largest and down again to the one before the smallest."""
+        """The parts of one cycle, from the smallest up to the largest and down again to the one before the
+        smallest."""
         found = [self.start]
         while found[-1] < self.end:
             found.append(min(found[-1] / self.multiplier, self.end))
@@ -90,8 +102,9 @@ class Ccl(Data):
     def init(self, model: nn.Module, ctx: Context) -> State:
         self.source.init(model, ctx)
         if "reference" not in ctx.frozen:
-            raise UserError("ccl draws rows by the loss that a trained model has on them: name one as from.reference, such as a "
-                            "stage before that trains on the same data without ccl.")
+            raise UserError("ccl draws rows by the loss that a trained model has on them: name one as "
+                            "from.reference, such as a stage before that trains on the same data without "
+                            "ccl.")
         return {"shared": {"rows": 0, "losses": self.losses(ctx.frozen["reference"], ctx), "round": -1,
                            "drawn": torch.zeros(0, dtype=torch.int64)}}
 
@@ -112,14 +125,16 @@ class Ccl(Data):
         for number in range(shared["rows"], shared["rows"] + step_rows(self.name, ctx)):
             turn, size, at = self.place(number, len(rows))
             if turn != shared["round"]:
-                shared |= {"round": turn, "drawn": drawn(shared["losses"], size, ctx.rng(f"ccl/{turn}", at=0))}
+                shared |= {"round": turn,
+                           "drawn": drawn(shared["losses"], size, ctx.rng(f"ccl/{turn}", at=0))}
             numbers.append(int(shared["drawn"][at]))
         shared["rows"] += len(numbers)
         ctx.note("round_rows", float(len(shared["drawn"])))
         return rows.share(np.array(numbers), self.name, ctx)
 
     def place(self, number: int, rows: int) -> tuple[int, int, int]:
-        """The round that the ``number``-th row of the stage is in, the rows of that round, and its place among them."""
+        """The round that the ``number``-th row of the stage is in, the rows of that round, and its place
+        among them."""
         sizes = [max(1, int(rows * part)) for part in self.sizes]
         cycle, at = divmod(number, sum(sizes))
         turn = 0
@@ -134,12 +149,14 @@ class Ccl(Data):
         return self.length
 
     def preview(self, batch: Batch, ctx: Context) -> str:
-        return f"ccl: rounds of {', '.join(f'{s:.3g}' for s in self.sizes)} of the rows\n{self.source.preview(batch, ctx)}"
+        sizes = ", ".join(f"{s:.3g}" for s in self.sizes)
+        return f"ccl: rounds of {sizes} of the rows\n{self.source.preview(batch, ctx)}"
 
 
 def drawn(losses: Tensor, size: int, rng: torch.Generator) -> Tensor:
-    """``size`` different numbers in a random order, drawn one after the other with probabilities in proportion to 1 / loss: the
-    first ones of a race in which each has an exponential time with that rate."""
+    """``size`` different numbers in a random order, drawn one after the other with probabilities in
+    proportion to 1 / loss: the first ones of a race in which each has an exponential time with that
+    rate."""
     times = torch.empty_like(losses).exponential_(generator=rng) * losses.clamp(min=LEAST)
     winners = times.topk(size, largest=False).indices
     return winners[torch.randperm(size, generator=rng)]

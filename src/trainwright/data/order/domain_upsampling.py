@@ -1,22 +1,25 @@
-"""Domain upsampling: for the last part of training, a mixture in which small, valuable domains have larger shares.
+"""Domain upsampling: the last part of training has a mixture with larger shares of small, valuable domains.
 
-"Does your data spark joy? Performance gains from domain upsampling at the end of training" (arXiv 2406.03476). Of T steps, with
-D = ``duration``, the shares of rows are
+"Does your data spark joy? Performance gains from domain upsampling at the end of training" (arXiv
+2406.03476). Of T steps, with D = ``duration``, the shares of rows are
+
     base         for the first T - D steps (without ``base``: each domain gives as many rows as it has)
     weights      for the last D
-and nothing else changes: the learning rate goes on as it did, and should anneal over those steps (``cosine``, ``linear``,
-``wsd``); to warm it up again would be continued pretraining. The paper tried a D of 5 to 30 % of a 7 B model's training and
-found 10 to 20 % best between general modelling and the domains aimed at.
 
-To measure what a data set is worth, leave it out of ``weights`` and run the last part again from the same checkpoint: the others
-share its rows, since weights are made to add up to one.
+and nothing else changes: the learning rate continues as it would and should anneal over those steps
+(``cosine``, ``linear``, ``wsd``); to warm it up again would be continued pretraining. The paper tried a D
+of 5 to 30 % of a 7 B model's training and found 10 to 20 % the best trade-off between general modelling and
+the target domains.
 
-A small domain with a large weight is seen many times: keep what is measured apart from it. Compare with a run of the base mixture
-whose learning rate anneals alike.
+To measure what a data set is worth, leave it out of ``weights`` and repeat the last part from the same
+checkpoint: the others share its rows, since weights are normalized. Compare with a run of the base mixture
+under the same schedule.
 
-Errors: a weight that is negative or no number, or weights that add up to nothing; a duration that is neither a share nor a number
-of steps, or longer than the stage; the data method refuses domains that the corpus has not. Owns the knob ``mixture``.
-"""
+Not without held-out documents of a small domain: with a large weight it is seen many times.
+
+Errors: a weight that is negative or not finite, or weights that sum to zero; a duration that is neither a
+share nor a number of steps, or longer than the stage; the data method refuses domains that the corpus
+lacks. Owns the knob ``mixture``. """
 from __future__ import annotations
 
 import math
@@ -39,23 +42,26 @@ class DomainUpsampling(Controller):
     """Sets the knob ``mixture`` to one mixture, and for the last steps to another."""
 
     weights: dict[str, float]
-    """Weight of each domain in the last part; those that are not named give nothing."""
+    """Weight of each domain in the last part; domains without one give nothing."""
     base: dict[str, float] = field(default_factory=dict)
     """Weight of each domain before; none: as many rows as each has."""
     duration: float = 0.2
     """The last part: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", versus="base mixture throughout", baseline=(PACK, {"use": "mixture", "weights": BASE}),
+        suite="pretrain", versus="base mixture throughout",
+        baseline=(PACK, {"use": "mixture", "weights": BASE}),
         add=(PACK, {"use": "domain_upsampling", "base": BASE, "weights": {"code": 0.5, "prose": 0.5}}),
-        claim="better on the upsampled domains than with the base mixture throughout (7 B parameters: up to 6.90 points on MMLU, "
-        "8.26 on GSM8K, 6.17 on HumanEval)")
-    example: ClassVar[dict[str, Any]] = {"weights": {"prose": 1.0, "code": 3.0}, "base": {"prose": 1.0}, "duration": 7}
+        claim="better on the upsampled domains than with the base mixture throughout (7 B parameters: up to "
+              "6.90 points on MMLU, 8.26 on GSM8K, 6.17 on HumanEval)")
+    example: ClassVar[dict[str, Any]] = {"weights": {"prose": 1.0, "code": 3.0}, "base": {"prose": 1.0},
+                                         "duration": 7}
 
     def __post_init__(self) -> None:
         for name, weights in (("weights", self.weights), ("base", self.base)):
             good = all(math.isfinite(w) and w >= 0 for w in weights.values())
             if not good or (sum(weights.values()) <= 0 and (weights or name == "weights")):
-                raise ValueError(f"{name} must be numbers of 0 or more that add up to more than 0, not {weights}")
+                raise ValueError(f"{name} must be numbers of 0 or more that add up to more than 0, not "
+                                 f"{weights}")
         check_parts(duration=self.duration)
 
     def claims(self, model: nn.Module) -> set[str]:

@@ -1,20 +1,25 @@
-"""Hard mini-batch training: after one epoch over all mini-batches, go on with those of the highest loss, round after round.
+"""Hard mini-batch training: after one epoch, keeps training on the mini-batches of the highest loss.
 
-"Can we learn better with hard samples?" (arXiv 2304.03486), after the authors' code. The data is cut into n mini-batches, once
-and for all. The first epoch trains on each and writes down its loss. Then, until the budget is spent, a round
-    takes the int(delta n) mini-batches with the highest loss written down, trains on each (in their fixed order),
-    and writes down their losses anew; the others keep the loss of when they were last trained on.
-delta = 1 is ordinary training on mini-batches that never change. The loss is that of the step that is taken anyway: nothing is
-scored in addition, and a mini-batch that falls behind the others comes back. ``epochs = X`` of a stage means X n steps, as many
-as ordinary training has.
+"Can we learn better with hard samples?" (arXiv 2304.03486), after the authors' code. The data is cut into n
+mini-batches, once and for all. The first epoch trains on each and records its loss. Then, until the budget
+is spent, a round
 
-A mini-batch is a step's rows, packed once. Selection is by mini-batch, not by sample (hard example mining is another, stronger
-method), so it needs small mini-batches: the mean over many texts hardly differs from one step to the next. Of no use in a single
-pass over the data; where the hardest batches are noise it trains on noise.
+    takes the int(delta n) mini-batches with the highest recorded loss, trains on each (in their fixed order),
+    and records their losses anew; the others keep the loss of when they were last trained on.
 
-Takes the place of ``pack``, whose settings it has. Errors: those of ``pack``; fewer rows than a step has; a mixture.
-State: ``shared``: the losses, the round and where it stands.
-"""
+delta = 1 is ordinary training on mini-batches that never change. The loss is that of the training step
+itself, so nothing is scored in addition, and a mini-batch that falls behind the others comes back.
+``epochs = X`` of a stage means X n steps, as many as in ordinary training.
+
+A mini-batch is a step's rows, packed once. Selection is by mini-batch, not by sample (hard example mining
+is another, stronger method), so it needs small mini-batches: the mean over many texts hardly differs from
+one step to the next. Replaces ``pack`` and has its settings.
+
+Not for a single pass over the data, where it changes nothing; nor where the hardest batches are noise, on
+which it would train.
+
+Errors: those of ``pack``; fewer rows than a step has; a mixture. State: ``shared``: the losses, the round
+and the position in it. """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -36,22 +41,25 @@ ARM: dict[str, Any] = {"use": "hard_minibatch_training", "length": 256, "domains
 
 
 class HardMinibatchTraining(Data, Controller):
-    """Data that repeats the mini-batches of the highest loss, and a controller that hears the losses."""
+    """Repeats the mini-batches of the highest loss, and reads the losses as a controller."""
 
     delta: float = 0.5
     """Part of the mini-batches that a round trains on."""
     length: int = 512
     """Positions in a row."""
     domains: tuple[str, ...] = ()
-    """Domains to take; all of them where none is named."""
+    """Domains to take; all if none is named."""
     whole: bool | None = None
-    """Never cut a document to fill a row; as it is by default for conversations, and only for them."""
+    """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
-    """Keep documents apart by attention, or, for models that cannot, by giving each a row of its own."""
+    """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="a better test result than ordinary mini-batches after as many updates (ResNet-18 on CIFAR-100: "
-        "7.26 % top-1)", stages=(SMALL,), set={"from.data": "small"}, baseline_set={"from.data": "small"}, add=(ARM,),
-        drop=("pack",), baseline=(ARM | {"delta": 1.0},), baseline_drop=("pack",), versus="ordinary mini-batches")
+        suite="pretrain",
+        claim="a better test result than ordinary mini-batches after as many updates (ResNet-18 on "
+              "CIFAR-100: 7.26 % top-1)",
+        stages=(SMALL,), set={"from.data": "small"}, baseline_set={"from.data": "small"}, add=(ARM,),
+        drop=("pack",), baseline=(ARM | {"delta": 1.0},), baseline_drop=("pack",),
+        versus="ordinary mini-batches")
     example: ClassVar[dict[str, Any]] = {"length": 64}
 
     def __post_init__(self) -> None:
@@ -71,7 +79,8 @@ class HardMinibatchTraining(Data, Controller):
     def first_round(self, ctx: Context) -> dict[str, Any]:
         """What is remembered before the first step; where the rows of a step change, all begins anew."""
         many = self.minibatches(ctx)
-        return {"batch_rows": ctx.batch_rows, "losses": torch.zeros(many, dtype=torch.float64), "round": torch.arange(many),
+        return {"batch_rows": ctx.batch_rows, "losses": torch.zeros(many, dtype=torch.float64),
+                "round": torch.arange(many),
                 "at": 0}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
@@ -100,8 +109,8 @@ class HardMinibatchTraining(Data, Controller):
         """Whole mini-batches that the rows make."""
         rows, many = len(FixedRows(self.source.rows(ctx))), step_rows(self.name, ctx)
         if rows < many:
-            raise UserError(f"{self.name}: the corpus makes {rows} rows of {self.length} tokens and a step has {many}; lower "
-                            "batch_tokens, or length.")
+            raise UserError(f"{self.name}: the corpus makes {rows} rows of {self.length} tokens and a step "
+                            f"has {many}; lower batch_tokens, or length.")
         return rows // many
 
     def epoch(self, ctx: Context) -> int:

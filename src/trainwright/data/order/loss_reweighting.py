@@ -1,27 +1,34 @@
-"""Loss-based reweighting: in each step the texts of low loss, which teach little, count less, by a softmax over the whole step.
+"""Loss-based reweighting: in each step, texts of low loss, which teach little, count less.
 
-"Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (arXiv 2502.06733). Let l_i be the mean loss
-of the i-th of M samples of a step, over all micro-batches and ranks, n_i its trained tokens, and max, min those of the l_i:
+"Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (arXiv 2502.06733).
+Let l_i be the mean loss of the i-th of M samples of a step, over all micro-batches and ranks, n_i its
+trained tokens, and max, min those of the l_i:
+
     h_i = (2 l_i - (max + min)) / (max - min)      from -1 to 1
-    f_i = min(h_i + 1, 1)    linupper: pushes down the easy half, and treats all samples above mid-range alike
-          1 - h_i^2          quadratic: pushes down both ends
-          |h_i|              extremes: pushes down the middle
+    f_i = min(h_i + 1, 1)    linupper: weakens the easy half, and treats all samples above mid-range alike
+          1 - h_i^2          quadratic: weakens both ends
+          |h_i|              extremes: weakens the middle
           (h_i + 1) / 2      upper: linear throughout
     w_i = exp(f_i / temperature) / sum_j exp(f_j / temperature),      loss = M sum_i w_i (n_i / sum_j n_j) l_i
-which is plain training where all w_i are 1 / M. No gradient flows through w.
 
-A sample is a row: the authors cut their token stream into windows of 512 tokens and weigh those, whatever documents they are
-from. With ``unit = "document"`` it is each document's part of a row, for rows that hold many short ones; a part of a few tokens
-then has a say in max and min. Where an objective gives one number a row (pairs, answers), that is the sample. The loss weighs
-samples of more tokens more, as plain training and the authors' trainer do; where all are of one length it is the sum of w_i l_i.
+With all w_i = 1 / M that is plain training. No gradient flows through w.
 
-For the first ``burn_in`` steps all weights are alike, as long as losses say more about the model than about the text; published
-are 1000 of 20,000 steps. Costs one more forward pass a step, since the weights of a part need the losses of the whole. The logged
-loss is the weighted one (``train_loss/DOMAIN`` is not): compare runs by what is held out. Not where high losses are noise (wrong
-labels, broken text), on which it would train; ``quadratic`` is for those. Of no use where a step has few samples.
+A sample is a row: the authors cut their token stream into windows of 512 tokens and weigh those, whatever
+documents they come from. ``unit = "document"`` makes it each document's part of a row, for rows that hold
+many short ones; parts of a few tokens then influence max and min. If an objective gives one number a row
+(pairs, answers), that is the sample. The loss gives samples of more tokens more weight, as plain training
+and the authors' trainer do; for samples of one length it is the sum of w_i l_i.
 
-Errors: an objective whose numbers are neither one a row nor one a position; a burn-in longer than the stage. State: none.
-"""
+For the first ``burn_in`` steps all weights are equal, while losses say more about the model than about the
+text; the paper uses 1000 of 20,000 steps. It costs one more forward pass a step, since the weights of a
+micro-batch need the losses of the whole step. The logged loss is the weighted one (``train_loss/DOMAIN`` is
+not): compare runs on held-out text.
+
+Not where high losses are noise (wrong labels, broken text), on which it would train; ``quadratic`` is for
+those. Of no use if a step has few samples.
+
+Errors: an objective whose numbers are neither one a row nor one a position; a burn-in longer than the
+stage. State: none. """
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
@@ -43,9 +50,9 @@ class LossReweighting(Weigh):
     """Weighs each text of a step by where its loss lies among those of the others."""
 
     mapping: Literal["linupper", "quadratic", "extremes", "upper"] = "linupper"
-    """Which losses are to count."""
+    """Which losses gain weight."""
     unit: Literal["row", "document"] = "row"
-    """What is weighed as one: a row, or a document's part of it."""
+    """What has one weight: a row, or a document's part of it."""
     temperature: float = 0.4
     """Of the softmax: the weights of two samples differ by a factor of exp(1 / temperature) at most."""
     burn_in: float = 0.05
@@ -53,8 +60,10 @@ class LossReweighting(Weigh):
     whole: ClassVar[bool] = True
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain",
-        claim="a lower loss than plain training after as many steps, where samples of low loss count less (LinUpper)",
-        scale="the gain grows with the model (124 M to 7 B parameters) and comes from redundant texts, of which few are here")
+        claim="a lower loss than plain training after as many steps, where samples of low loss count less "
+              "(LinUpper)",
+        scale="the gain grows with the model (124 M to 7 B parameters) and comes from redundant texts, of "
+              "which few are here")
     example: ClassVar[dict[str, Any]] = {"burn_in": 0.0}
     off: ClassVar[dict[str, Any] | None] = {"temperature": float("inf")}
 
@@ -71,10 +80,12 @@ class LossReweighting(Weigh):
     def weigh(self, values: Tensor, batch: Batch, state: State, ctx: Context) -> Tensor:
         if ctx.step < steps_of(self.burn_in, ctx.steps):
             return torch.ones_like(values)
-        number = samples(values, batch, self.unit)                        # on the CPU, where sums are the same on every rank
+        # on the CPU, where sums are the same on every rank
+        number = samples(values, batch, self.unit)
         there = number >= 0
         of = number[there]
-        loss = torch.zeros(int(of.max()) + 1, dtype=torch.float64).index_add_(0, of, values.cpu()[there].double())
+        loss = torch.zeros(int(of.max()) + 1, dtype=torch.float64)
+        loss.index_add_(0, of, values.cpu()[there].double())
         weight = self.weights(loss / of.bincount())
         return torch.ones(values.shape, dtype=torch.float64).masked_scatter_(there, weight[of]).to(values)
 
@@ -96,7 +107,8 @@ class LossReweighting(Weigh):
 
 
 def samples(values: Tensor, batch: Batch, unit: str) -> Tensor:
-    """The number of the sample that each of an objective's numbers belongs to, int64 of their shape; -1 where nothing is learned.
+    """The number of the sample that each of an objective's numbers belongs to, int64 of their shape; -1
+    where nothing is learned.
 
     Raises:
         UserError: they are neither one a row nor one a position.
@@ -106,8 +118,9 @@ def samples(values: Tensor, batch: Batch, unit: str) -> Tensor:
         return rows
     needed = ("targets", "document") if unit == "document" else ("targets",)
     if any(n not in batch or batch[n].shape != values.shape for n in needed):
-        raise UserError(f"loss_reweighting: an objective gives numbers of shape {tuple(values.shape)}; it weighs those that are "
-                        f"one a row, or one for each position that {' and '.join(needed)} of the batch have.")
+        raise UserError(f"loss_reweighting: an objective gives numbers of shape {tuple(values.shape)}; it "
+                        "weighs those that are one a row, or one for each position that "
+                        f"{' and '.join(needed)} of the batch have.")
     there = batch["targets"].cpu() != UNTRAINED
     number = rows[:, None].expand(values.shape)
     if unit == "document":

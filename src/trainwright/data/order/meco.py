@@ -1,21 +1,27 @@
-"""MeCo: each text is read behind what is known of it (its URL, its source), and the last part of training is without.
+"""MeCo: each text is read after its metadata (a URL, a source), except in the last part of training.
 
-"Metadata Conditioning Accelerates Language Model Pre-training" (arXiv 2501.01956). Until the last ``cooldown`` of the steps a
-text is read as
-    [beginning-of-text]  metadata  text           with metadata such as "URL: en.wikipedia.org" and an empty line
-and then as it was. Nothing is learned on the metadata: they are no targets, not even of the beginning-of-text token; the text's
-first token is one, read from the metadata's last. Learning-rate schedules go on over both parts: to begin one anew for the
-cool-down would be more annealing, and to leave metadata out of some texts all along another method. Published are the host of
-the URL and 10 % of the steps. Behind the same words, true or made up, the trained model can be asked for one kind of text.
+"Metadata Conditioning Accelerates Language Model Pre-training" (arXiv 2501.01956). Until the last
+``cooldown`` of the steps a text is read as
 
-Put it behind ``pack`` (or what takes its place). A document that goes on in another row is given its metadata there too, since it
-cannot see the row before. What the metadata pushes over the end of a row is left out: as in the paper it counts as tokens of
-the budget, and the model sees fewer of the texts (the log has ``metadata_share``). Rows should be long against the metadata.
-What measures plain text needs no change. Within a single pass the cool-down's texts are new ones, as they should be.
+    [beginning-of-text]  metadata  text        with metadata such as "URL: en.wikipedia.org" and a blank line
 
-Of no use where all texts say the same, or say it in their text anyway. Documents that do not say it go without.
-Errors: no document says it; a template without ``{}``; metadata that fill a row; rows that are not a corpus'. State: none.
-"""
+and then as it is. Metadata are not learned: neither they nor the beginning-of-text token are targets; the
+text's first token is one, predicted from the last of the metadata. Learning-rate schedules continue over
+both parts: a new schedule for the cool-down would be more annealing, and dropping metadata at random all
+along another method. The paper uses the host of the URL and 10 % of the steps. The trained model can be
+asked for one kind of text with the same words in front, true or made up.
+
+Put it after ``pack`` (or what replaces it). A document that continues in another row gets its metadata
+there too, since it cannot see the row before. What the metadata push over the end of a row is dropped: as
+in the paper it counts as tokens of the budget, and the model sees less of the texts (the log has
+``metadata_share``). Rows should be long compared with the metadata. Evaluation on plain text needs no
+change. Within a single pass the cool-down's texts are new ones, as they should be. Documents without the
+field get no metadata.
+
+Not for corpora in which the field is the same for all texts, or in which the texts say it anyway.
+
+Errors: no document has the field; a template without ``{}``; metadata that fill a row; rows not from a
+corpus. State: none. """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -43,18 +49,21 @@ Text = dict[str, NDArray[np.int64]]
 
 
 class Meco(Data):
-    """Puts metadata in front of each text, but for the last steps."""
+    """Puts metadata in front of each text, except in the last steps."""
 
     field: str = "url"
-    """What of a document is said: ``domain``, ``source``, or a key of its metadata; of a URL the host."""
+    """Field of a document that is read: ``domain``, ``source``, or a key of its metadata; of a URL the
+    host."""
     template: str = "URL: {}\n\n"
-    """How it is said; ``{}`` stands for it."""
+    """Text in front; ``{}`` stands for the field."""
     cooldown: float = 0.1
-    """The last part, without metadata: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    """The last part, without metadata: a share of the stage's steps (below 1) or a number of steps (from 1
+    on)."""
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="as good as standard pretraining with 33 % less data (1.6 B parameters)",
         add=({"use": "meco", "field": "source", "template": "Source: {}\n\n"},),
-        scale="600 M parameters and more, web pages of very many hosts; here are few sources, and rows are short")
+        scale="600 M parameters and more, web pages of very many hosts; here are few sources, and rows are "
+              "short")
     example: ClassVar[dict[str, Any]] = {"field": "domain", "template": "{}: ", "cooldown": 2}
 
     def __post_init__(self) -> None:
@@ -72,7 +81,8 @@ class Meco(Data):
         if ctx.step >= ctx.steps - steps_of(self.cooldown, ctx.steps):
             return batch
         if "address" not in batch:
-            raise UserError("meco: the rows do not say where in the corpus they are from: put it behind pack.")
+            raise UserError("meco: the rows do not say where in the corpus they are from: put it behind "
+                            "pack.")
         old = {n: batch[n].numpy() for n in EMPTY}
         new = {n: np.full_like(old[n], empty) for n, empty in EMPTY.items()}
         rows, length = old["document"].shape
@@ -97,13 +107,15 @@ class Meco(Data):
             return text
         metadata = np.array(tokens_of(folder, self.field, self.template)[known.which[document]])
         if len(metadata) + 2 > length:
-            raise UserError(f"meco: the metadata {known.said[known.which[document]]!r} are {len(metadata)} tokens long, which "
-                            f"leaves no room in rows of {length}; take a shorter field or template, or longer rows.")
+            raise UserError(f"meco: the metadata {known.said[known.which[document]]!r} are {len(metadata)} "
+                            f"tokens long, which leaves no room in rows of {length}; take a shorter field or "
+                            "template, or longer rows.")
         begins, read = address == known.starts[document], text["input_ids"][0]
         lead = int(begins and ctx.tokenizer is not None and read == ctx.tokenizer.bos_token_id)
         if lead:
             first = text["targets"][0]
-        else:                                                             # the rest of a document was predicted in the row before
+        # the rest of a document was predicted in the row before
+        else:
             learned = begins and open_corpus(folder).read_mask(*divmod(address, SHARD), 1)[0]
             first = read if learned else UNTRAINED
         silent = [UNTRAINED] * (lead + len(metadata) - 1)

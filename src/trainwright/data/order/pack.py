@@ -1,20 +1,23 @@
-"""Packing: rows of equal length made of several documents, which do not see each other.
+"""Packing: rows of equal length made of several documents that do not see each other.
 
-Two ways. As a stream, documents follow each other in a random order and are cut wherever a row is full; a document that goes on
-in another row starts there with position 0 and without what came before. With ``whole`` no document is cut: each goes to the
-fullest row that has room for it, longest first ("Fewer Truncations Improve Language Modeling", arXiv 2404.10830, with the
-best-fit-decreasing rule), what is left of a row is padding, and what a document has beyond the length of a row is lost, counted
-and shown. A document with nothing left to learn from is left out and counted.
+There are two ways. As a stream, documents follow each other in random order and are cut wherever a row is
+full; a document that continues in another row starts there at position 0, without the text before. With
+``whole``, no document is cut: each goes to the fullest row that has room for it, longest first ("Fewer
+Truncations Improve Language Modeling", arXiv 2404.10830, with the best-fit-decreasing rule); the rest of a
+row is padding, and what exceeds the length of a row is dropped, counted and reported. A document with
+nothing to learn from is left out and counted.
 
-A batch holds, for R rows of L positions: ``input_ids``, ``targets`` (the next token, -100 where nothing is learned),
-``position_ids`` (from 0 in each document: this keeps them apart), ``document`` (number in its row, -1 for padding), ``domain``,
-``address`` (where in the corpus the token lies, see ``_rows.py``; -1 for padding), all int64 [R, L], and ``domains``, ``packed``.
-Each epoch has every trained token once. The knob ``mixture`` gives domains the shares of rows that it says; a small domain is
-then seen more often than others.
+A batch holds, for R rows of L positions: ``input_ids``, ``targets`` (the next token, -100 where nothing is
+learned), ``position_ids`` (from 0 in each document, which keeps them apart), ``document`` (number in its
+row, -1 for padding), ``domain``, ``address`` (where in the corpus the token is, see ``lm/rows.py``; -1 for
+padding), all int64 [R, L], and ``domains``, ``packed``. Each epoch has every trained token once. The knob
+``mixture`` sets the domains' shares of the rows; a small domain is then seen more often than others.
 
-Errors: an unknown or empty domain, in ``domains`` or ``mixture``; a length that the model has no positions for; a model whose
-documents see each other (found by running it once): those need ``isolate = "rows"``, for the price of padding.
-"""
+Not for models whose documents see each other whatever the positions (found by running the model once):
+those need ``isolate = "rows"``, at the price of padding.
+
+Errors: an unknown or empty domain, in ``domains`` or ``mixture``; a length beyond the model's positions; a
+model that mixes documents. """
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -41,11 +44,11 @@ class Pack(Data):
     split: Literal["train", "tune", "test"] = "train"
     """Which documents of the corpus."""
     domains: tuple[str, ...] = ()
-    """Domains to take; all of them where none is named."""
+    """Domains to take; all if none is named."""
     whole: bool | None = None
-    """Never cut a document to fill a row; as it is by default for conversations, and only for them."""
+    """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
-    """Keep documents apart by attention, or, for models that cannot, by giving each a row of its own."""
+    """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
     default: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"length": 32}
 
@@ -58,8 +61,8 @@ class Pack(Data):
         if families.is_pretrained(model):
             most = most_positions(model)
             if most is not None and self.length > most:
-                raise UserError(f"pack: length = {self.length} is more than the {most} positions of the model "
-                                "(max_position_embeddings).")
+                raise UserError(f"pack: length = {self.length} is more than the {most} positions of the "
+                                "model (max_position_embeddings).")
             if self.isolate == "documents":
                 isolation_error(model, rows.corpus.vocab_size, ctx)
         return {"shared": {"rows": 0, "taken": dict.fromkeys(rows.domains, 0)}}
@@ -92,19 +95,21 @@ class Pack(Data):
                 (rows.lost, "of them lose all that was to be learned and are left out"),
                 (rows.untrained, "documents have nothing to learn and are left out")]
         example = preview(batch, ctx.tokenizer or rows.corpus.tokenizer)
-        return "\n".join([f"an example, what is trained between ⟦ ⟧: {example}", *(f"{n:,} {what}" for n, what in told if n)])
+        return "\n".join([f"an example, what is trained between ⟦ ⟧: {example}",
+                          *(f"{n:,} {what}" for n, what in told if n)])
 
     def rows(self, ctx: Context) -> Rows:
         folder = ctx.path("data")
         whole = open_corpus(folder).chat if self.whole is None else self.whole
-        return rows_of(folder, self.split, self.domains, Cut(self.length, whole, self.isolate == "rows"), ctx.seed)
+        return rows_of(folder, self.split, self.domains, Cut(self.length, whole, self.isolate == "rows"),
+                       ctx.seed)
 
     def weights(self, rows: Rows, mixture: dict[str, float] | None) -> torch.Tensor | None:
         """The mixture over the domains at hand, or None where there is none."""
         for name in mixture or ():
             if name not in rows.domains:
-                raise UserError(f"pack: the mixture names the domain {name!r}, which has no {self.split!r} document here"
-                                f"{suggest(name, rows.domains)}.")
+                raise UserError(f"pack: the mixture names the domain {name!r}, which has no {self.split!r} "
+                                f"document here{suggest(name, rows.domains)}.")
         if not mixture:
             return None
         weights = torch.tensor([float(mixture.get(name, 0.0)) for name in rows.domains])
@@ -115,4 +120,5 @@ class Pack(Data):
     @staticmethod
     def draw(rows: Rows, weights: torch.Tensor, number: int, ctx: Context) -> str:
         """A row's domain depends on its number, not on the rank that reads it."""
-        return list(rows.domains)[int(torch.multinomial(weights, 1, generator=ctx.rng(f"pack/row/{number}", at=0)))]
+        generator = ctx.rng(f"pack/row/{number}", at=0)
+        return list(rows.domains)[int(torch.multinomial(weights, 1, generator=generator))]

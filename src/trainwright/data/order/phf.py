@@ -1,25 +1,31 @@
-"""Pretraining with human preferences: each segment of a text is known as good or bad, and the model learns which is which.
+"""Pretraining with human preferences: segments of a text are marked good or bad, and the model learns which.
 
-"Pretraining Language Models with Human Preferences" (arXiv 2302.08582). A segment has a badness s: a line the share of its
-characters that ``patterns`` find (telephone numbers, insults), or a document its ``column``, a score that a method wrote. It is
-bad where s > ``threshold``. ``mode`` says what becomes of that:
-    conditional    a control token in front of each segment, <good> or <bad>; in ``silent`` of them none; all is learned, the
-                   control tokens too: -log p
-    unlikelihood   -log p of the tokens of good segments, -alpha log(1 - p) of those of bad ones (1 - p at least 1e-20)
+"Pretraining Language Models with Human Preferences" (arXiv 2302.08582). A segment has a badness s: a line
+the share of its characters that ``patterns`` match (telephone numbers, insults), or a document its
+``column``, a score that a method wrote. It is bad if s > ``threshold``. ``mode`` says what follows:
+
+    conditional    a control token before each segment, <good> or <bad>, except in the share ``silent`` of
+                   them; all is learned, the control tokens too: -log p
+    unlikelihood   -log p of the tokens of good segments, -alpha log(1 - p) of those of bad ones
+                   (1 - p at least 1e-20)
     filtering      documents (parts of a row) whose mean badness is above the threshold are not learned
-It is the score of the token that is predicted that counts. Conditional training was the best of the paper's five; its two others
-(reward and advantage weighted) are left out. To sample, put <good> in front and forbid both control tokens; without <good> the
-model is one of ordinary training.
 
-Put it behind ``pack``; it is the objective too, in the place of ``next_token``. Control tokens are the model's last two ids,
-<good> the last and <bad> the one before, which it must have beyond its tokenizer (``model = { vocab_size = … }``), or ``last``
-names ids that no text has; their embeddings begin like all others (the paper: as the mean). They push the end of a row out; rows
-should be long against their lines. A line that a row cuts counts as far as it is in the row. ``filtering`` spends positions on
-what it does not learn: ``filter`` in the stage of the corpus does not. A document without a score is good and gets no control
-token. Not where the score is wrong about what is bad: everything rests on it.
+The score of the predicted token is the one that counts. Conditional training was the best of the paper's
+five objectives; its two others (reward and advantage weighted) are left out. To sample, start with <good>
+and forbid both control tokens; without <good> the model behaves as after ordinary training.
 
-Errors: neither or both of patterns and column, no such column, no room for the ids, rows that are not a corpus'. State: the ids.
-"""
+Put it after ``pack``; it is the objective too, in place of ``next_token``. Control tokens are the model's
+last two ids, <good> the last and <bad> the one before, which must be beyond its tokenizer
+(``model = { vocab_size = … }``), unless ``last`` names ids that no text has. Their embeddings start like
+all others (in the paper: as the mean). They push the end of a row out, so rows should be long compared with
+lines. A line that a row cuts counts as far as it is in the row. ``filtering`` spends positions on what it
+does not learn; ``filter`` in the corpus stage does not. A document without a score is good and gets no
+control token.
+
+Not with a score that is wrong about what is bad: everything rests on it.
+
+Errors: neither or both of patterns and column, no such column, no room for the ids, rows not from a corpus.
+State: the ids. """
 from __future__ import annotations
 
 import math
@@ -70,20 +76,23 @@ class Phf(Data, Objective):
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", set={"base.model.vocab_size": 2176}, baseline_set={"base.model.vocab_size": 2176},
         add=({"use": "phf", "patterns": ["^\\s*>>> .*"]},), drop=("next_token",),
-        claim="as good a model of language as standard pretraining (while bad content falls by up to an order of magnitude)",
+        claim="as good a model of language as standard pretraining (while bad content falls by up to an "
+              "order of magnitude)",
         scale="only the loss of plain text without control tokens is measured, not what is generated")
     example: ClassVar[dict[str, Any]] = {"patterns": ["farmer", "return"], "last": 222}
 
     def __post_init__(self) -> None:
         if bool(self.patterns) == bool(self.column):
-            raise ValueError("say either patterns (regular expressions of what is bad) or column (a score of the documents)")
+            raise ValueError("say either patterns (regular expressions of what is bad) or column (a score of "
+                             "the documents)")
         for pattern in self.patterns:
             try:
                 re.compile(pattern)
             except re.error as error:
                 raise ValueError(f"patterns: {pattern!r} is no regular expression: {error}") from None
         if not 0 <= self.silent <= 1 or not self.alpha >= 0:
-            raise ValueError(f"silent must be from 0 to 1 and alpha 0 or more, not {self.silent} and {self.alpha}")
+            raise ValueError(f"silent must be from 0 to 1 and alpha 0 or more, not {self.silent} and "
+                             f"{self.alpha}")
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         if self.column:
@@ -92,16 +101,19 @@ class Phf(Data, Objective):
         known = len(ctx.tokenizer) if ctx.tokenizer is not None else 0
         good = size - 1 if self.last is None else self.last
         if self.mode == "conditional" and (not 1 <= good < size or (self.last is None and known > good - 1)):
-            raise UserError(f"phf: the tokenizer has {known} tokens and the model {size} ids: there is no room for <good> and "
-                            f"<bad>: make the model with vocab_size = {known + 2}, or set last to an id that no text has.")
+            raise UserError(f"phf: the tokenizer has {known} tokens and the model {size} ids: there is no "
+                            f"room for <good> and <bad>: make the model with vocab_size = {known + 2}, or "
+                            "set last to an id that no text has.")
         return {"shared": {"good": good}}
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         batch, good = pull(), state["shared"]["good"]
         if "address" not in batch:
             raise UserError("phf: the rows do not say where in the corpus they are from: put it behind pack.")
-        if self.mode == "conditional" and ((batch["input_ids"] == good) | (batch["input_ids"] == good - 1)).any():
-            raise UserError(f"phf: the text has tokens with the ids {good - 1} or {good}, which are control tokens: set last.")
+        controls = (batch["input_ids"] == good) | (batch["input_ids"] == good - 1)
+        if self.mode == "conditional" and controls.any():
+            raise UserError(f"phf: the text has tokens with the ids {good - 1} or {good}, which are control "
+                            "tokens: set last.")
         rows, length = batch["input_ids"].shape
         made = {n: torch.full((rows, length), empty) for n, empty in EMPTY.items()}
         first, bad, many = ctx.rows(ctx.batch_rows).start, 0, 0
@@ -116,7 +128,8 @@ class Phf(Data, Objective):
                 end = min(length, at + len(tokens) - 1)
                 for n in ("input_ids", "address"):
                     made[n][r, at:end] = put[n][:end - at]
-                made["targets"][r, at:end] = torch.where(put["learned"], put["input_ids"], UNTRAINED)[1:end - at + 1]
+                targets = torch.where(put["learned"], put["input_ids"], UNTRAINED)
+                made["targets"][r, at:end] = targets[1:end - at + 1]
                 made["bad"][r, at:end] = put["bad"][1:end - at + 1]
                 made["document"][r, at:end] = text.number
                 made["position_ids"][r, at:] = torch.arange(length - at)
@@ -132,12 +145,14 @@ class Phf(Data, Objective):
         known = [s for _, s in segments if not math.isnan(s)]
         dropped = self.mode == "filtering" and bool(known) and sum(known) / len(known) > self.threshold
         for size, score in segments:
-            mark = {"input_ids": good - (score > self.threshold), "address": -1, "learned": bool(out) or lead, "bad": 0}
+            mark = {"input_ids": good - (score > self.threshold), "address": -1,
+                    "learned": bool(out) or lead, "bad": 0}
             loud = float(torch.rand((), generator=rng)) >= self.silent and not math.isnan(score)
             for k in range(at, at + size):
                 if self.mode == "conditional" and loud and k == at + (lead and not at):
                     out.append(mark)
-                out.append({"input_ids": text.tokens[k], "address": text.address[k], "learned": text.learned[k] and not dropped,
+                out.append({"input_ids": text.tokens[k], "address": text.address[k],
+                            "learned": text.learned[k] and not dropped,
                             "bad": int(score > self.threshold)})
             at += size
         return out
@@ -160,21 +175,25 @@ class Text(NamedTuple):
     number: int
     tokens: list[int]
     learned: list[bool]
-    """Of each token whether it is a target; of the first whether it would be one if something stood before it."""
+    """Of each token whether it is a target; of the first whether it would be one if something stood before
+    it."""
     address: list[int]
 
 
 def texts(batch: Batch, row: int, folder: Path) -> list[Text]:
     """The texts of a row, without its padding."""
-    ids, targets, documents, address = (batch[n][row].tolist() for n in ("input_ids", "targets", "document", "address"))
+    ids, targets, documents, address = (batch[n][row].tolist()
+                                        for n in ("input_ids", "targets", "document", "address"))
     found = []
     for number, group in groupby(range(len(ids)), key=documents.__getitem__):
         places = list(group)
         at, end = places[0], places[-1] + 1
         if number >= 0:
-            begins = address[at] in starts_of(folder) and bool(open_corpus(folder).read_mask(*divmod(address[at], SHARD), 1)[0])
+            first = address[at] in starts_of(folder)
+            begins = first and bool(open_corpus(folder).read_mask(*divmod(address[at], SHARD), 1)[0])
             learned = [begins, *(t != UNTRAINED for t in targets[at:end])]
-            found.append(Text(at, number, [*ids[at:end], max(0, targets[end - 1])], learned, [*address[at:end], -1]))
+            found.append(Text(at, number, [*ids[at:end], max(0, targets[end - 1])], learned,
+                              [*address[at:end], -1]))
     return found
 
 
@@ -256,6 +275,7 @@ def judged(text: Text, folder: Path, column: str, patterns: tuple[str, ...]) -> 
     tokenizer: Any = open_corpus(folder).tokenizer
     wanted, out, at = [re.compile(p) for p in patterns], list[tuple[int, float]](), 0
     for size in lines(text.tokens, line_ends(folder)):
-        out.append((size, badness(str(tokenizer.decode(text.tokens[at:at + size], skip_special_tokens=True)), wanted)))
+        line = str(tokenizer.decode(text.tokens[at:at + size], skip_special_tokens=True))
+        out.append((size, badness(line, wanted)))
         at += size
     return out

@@ -1,18 +1,23 @@
-"""RS2: in each epoch train on a fresh random part of the data, with a schedule made for epochs of that length.
+"""RS2: each epoch trains on a fresh random part of the data, with a schedule laid out for such short epochs.
 
-"Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning" (arXiv 2305.18424). Of n examples an epoch has
-k = round(fraction n), all different, in a random order:
+"Repeated Random Sampling for Minimizing the Time-to-Accuracy of Learning" (arXiv 2305.18424). Of n examples
+an epoch has k = round(fraction n), all different, in random order:
+
     with_replacement       each epoch draws k of all n, whatever was drawn before
-    without_replacement    epochs take windows of k, one behind the other, from a random order of all n, so that all are seen
-                           before any is seen again; then comes another order (where k does not divide n, the last window
-                           is filled up from the beginning of its order)
-    once                   one draw for all epochs: a static random subset, with which the paper compares
-An example is a row, packed once (row i is the same text in every epoch). ``epochs = X`` of a stage means X short epochs, X k
-rows, over which schedules are laid out; that they are is half of the method. An epoch's last rows and the next one's first may
-share a step. In a single pass over the data, without replacement, this is ordinary training: RS2 is for budgets of several
-epochs, and a baseline for whoever selects data at a cost.
+    without_replacement    epochs take consecutive windows of k from a random order of all n, so all are seen
+                           before any is seen again; then comes another order (if k does not divide n, the
+                           last window is filled up from the beginning of its order)
+    once                   one draw for all epochs: a static random subset, the paper's baseline
 
-Takes the place of ``pack``, whose settings it has. Errors: those of ``pack``; a mixture. State: ``shared``: rows taken.
+An example is a row, packed once (row i is the same text in every epoch). ``epochs = X`` of a stage means X
+short epochs, that is X k rows, over which schedules are laid out; this is half of the method. An epoch's
+last rows and the next one's first may share a step.
+
+Not for a single pass over the data, where sampling without replacement is ordinary training. RS2 is for
+budgets of several epochs, and a baseline for data selection that has a cost. Replaces ``pack`` and has its
+settings.
+
+Errors: those of ``pack``; a mixture. State: ``shared``: rows taken.
 """
 from __future__ import annotations
 
@@ -39,19 +44,22 @@ class Rs2(Data):
     fraction: float = 0.1
     """Part of the rows that an epoch has."""
     draw: Literal["with_replacement", "without_replacement", "once"] = "with_replacement"
-    """Whether epochs may repeat rows of earlier ones, avoid them as long as there are others, or are all the same."""
+    """Whether epochs may repeat rows of earlier ones, avoid them as long as there are others, or are all
+    the same."""
     length: int = 512
     """Positions in a row."""
     domains: tuple[str, ...] = ()
-    """Domains to take; all of them where none is named."""
+    """Domains to take; all if none is named."""
     whole: bool | None = None
-    """Never cut a document to fill a row; as it is by default for conversations, and only for them."""
+    """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
-    """Keep documents apart by attention, or, for models that cannot, by giving each a row of its own."""
+    """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", add=(ARM,), drop=("pack",), baseline=(ARM | {"draw": "once"},), baseline_drop=("pack",),
-        versus="static random subset", claim="better than a fixed subset of the data: up to 29 % accuracy on ImageNet at less "
-        "than 10 % of it an epoch, in a seventh of the time")
+        suite="pretrain", add=(ARM,), drop=("pack",), baseline=(ARM | {"draw": "once"},),
+        baseline_drop=("pack",),
+        versus="static random subset",
+        claim="better than a fixed subset of the data: up to 29 % accuracy on ImageNet at less than 10 % of "
+              "it an epoch, in a seventh of the time")
     example: ClassVar[dict[str, Any]] = {"fraction": 0.25, "length": 32}
 
     def __post_init__(self) -> None:
@@ -100,4 +108,5 @@ def subset(draw: str, epoch: int, rows: int, size: int, seed: int) -> NDArray[np
     if draw == "once":
         return shuffled(rows, seed, "rs2/0")[:size][shuffled(size, seed, f"rs2/order/{epoch}")]
     turn, window = divmod(epoch, -(-rows // size))
-    return np.take(shuffled(rows, seed, f"rs2/{turn}"), np.arange(window * size, (window + 1) * size), mode="wrap")
+    return np.take(shuffled(rows, seed, f"rs2/{turn}"), np.arange(window * size, (window + 1) * size),
+                   mode="wrap")

@@ -1,9 +1,11 @@
-"""Keeps the documents with the highest (or lowest) score: top-k by a column that a method before has written.
+"""Keeps the documents with the highest (or lowest) score: top-k by a column that an earlier method wrote.
 
-Of documents with one score the first by id is kept. A document without a score (null) is never kept.
+Among equal scores the first ids are kept. A document without a score (null) is never kept.
 
-Errors: no such column, one that holds no numbers, a score that is NaN, a count larger than the documents that have a score.
-"""
+Not for diverse selections: near-copies of the best document are all kept; see ``deita``.
+
+Errors: no such column, one that holds no numbers, a score that is NaN, a count larger than the documents
+with a score. """
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,7 +31,7 @@ class Best(Curate):
     count: int | None = None
     """Documents to keep; or ``share``."""
     share: float | None = None
-    """Documents to keep, as a share of those that come in; a tenth where neither is said."""
+    """Documents to keep, as a share of the incoming ones; a tenth by default."""
     example: ClassVar[dict[str, Any]] = {"column": "score", "share": 0.5}
 
     def __post_init__(self) -> None:

@@ -1,22 +1,26 @@
-"""Score first, diversity second: takes documents from the best score down, and passes over those that are near one already taken.
+"""Score first, diversity second: takes documents from the best score down, skipping those near one taken.
 
-"What Makes Good Data for Alignment? A Comprehensive Study of Automatic Data Selection in Instruction Tuning"
-(DEITA, arXiv 2312.15685). With scores s_i and embeddings e_i, from the highest s_i down,
+"What Makes Good Data for Alignment? A Comprehensive Study of Automatic Data Selection in Instruction
+Tuning" (DEITA, arXiv 2312.15685). With scores s_i and embeddings e_i, from the highest s_i down,
 
-    s_i = complexity_i quality_i        keep i, if  max over kept j of  cos(e_i, e_j) <= tau        until ``count`` are kept
+    s_i = complexity_i quality_i
+    keep i if  max over kept j of  cos(e_i, e_j) <= tau,        until ``count`` are kept
 
-``scores`` names the columns that are multiplied, ``similarity`` is tau: a cosine similarity, not a distance. Each document is
-compared with the kept ones alone; the authors' code, in batches, also drops what is near a document that was itself dropped. The
-paper's scorers, models fine-tuned on an LLM's rankings, are other methods' task; so is the embedding (``embed``).
+``scores`` names the columns that are multiplied; ``similarity`` is tau, a cosine similarity and not a
+distance. Each document is compared with the kept ones alone; the authors' code, which works in batches,
+also drops what is near a dropped document. The paper's scorers, models fine-tuned on an LLM's rankings, are
+the task of other methods; so is the embedding (``embed``).
 
-Of documents with one score the first by id comes first. One without a score or an embedding (null, or zeros: an empty document)
-is never kept. Where fewer than ``count`` are different enough, fewer are kept, and the log says so.
+Among equal scores the first id comes first. A document without a score or an embedding (null, or zeros: an
+empty document) is never kept. If fewer than ``count`` are different enough, fewer are kept, and the log
+says so. If all embeddings share one direction (the mean states of a causal model: cosines of 0.99 and more
+between any two documents), ``center`` subtracts their mean first; the paper, whose embeddings come from a
+13B model, does not. The embeddings are in memory, and the kept ones twice.
 
-Where all embeddings share one direction (the mean states of a causal model: cosines of 0.99 and more between any two documents),
-``center`` takes their mean off first; the paper, whose embeddings are a 13B model's, does not. Not where there is no score to
-begin with: diversity alone is another method's. Errors: a column that is missing or holds no numbers, NaN, negative scores where
-several are multiplied, a count larger than the documents that have both. In memory are the embeddings, and those kept once more.
-"""
+Not where there is no score to begin with: diversity alone is another method's.
+
+Errors: a column that is missing or holds no numbers, NaN, negative scores where several are multiplied, a
+count larger than the documents that have both. """
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -46,7 +50,7 @@ class Deita(Curate):
     lowest: bool = False
     """Whether the lowest score is the best one (a loss)."""
     similarity: float = 0.9
-    """Cosine similarity to a kept document above which another is passed over (tau)."""
+    """Cosine similarity to a kept document above which another is skipped (tau)."""
     center: bool = False
     """Whether to subtract the mean of all embeddings before they are compared."""
     column: str = "embedding"
@@ -54,7 +58,7 @@ class Deita(Curate):
     count: int | None = None
     """Documents to keep at most; or ``share``."""
     share: float | None = None
-    """Documents to keep at most, as a share of those with a score and an embedding; a tenth where neither is said."""
+    """Documents to keep at most, as a share of those with a score and an embedding; a tenth by default."""
     example: ClassVar[dict[str, Any]] = {"scores": ["score"], "share": 0.5}
     bench: ClassVar[Bench | None] = Bench(
         suite="select", at="chosen", drop=("random_subset",),
@@ -62,7 +66,8 @@ class Deita(Curate):
              {"use": "deita", "scores": ["loss"], "lowest": True, "center": True, "similarity": 0.98,
               "share": 0.2}),
         claim="6,000 documents train as well as ten times as many or better",
-        scale="the paper's scorers are 13B models that learned an LLM's rankings; here the score is the base model's loss")
+        scale="the paper's scorers are 13B models that learned an LLM's rankings; here the score is the base "
+              "model's loss")
 
     def __post_init__(self) -> None:
         check_amount(self.count, self.share)
@@ -87,8 +92,10 @@ class Deita(Curate):
         kept, near = diverse(units, self.similarity, most)
         ctx.note(f"{self.name}/kept", len(kept))
         ctx.note(f"{self.name}/near", near)
-        short = f", fewer than the {most:,} asked for: no other is different enough" if len(kept) < most else ""
-        ctx.show(self.name, f"{len(kept):,} of {len(ids):,} documents kept{short}; {near:,} passed over as too near to them")
+        why = f", fewer than the {most:,} asked for: no other is different enough"
+        short = why if len(kept) < most else ""
+        ctx.show(self.name, f"{len(kept):,} of {len(ids):,} documents kept{short}; {near:,} skipped as too "
+                            "near to them")
         return keep(rows, ids[order[kept]])
 
     def _scores(self, rows: DataFrame) -> dict[str, float]:
@@ -97,15 +104,16 @@ class Deita(Curate):
         for column in self.scores:
             ids, values = scores(rows, column, self.name)
             if len(self.scores) > 1 and len(values) and values.min() < 0:
-                raise UserError(f"{self.name}: the scores in {column!r} go down to {values.min():g}: a product of scores "
-                                "that may be negative is no order.")
+                raise UserError(f"{self.name}: the scores in {column!r} go down to {values.min():g}: a "
+                                "product of scores that may be negative is no order.")
             found = dict(zip(ids.tolist(), values.tolist(), strict=True))
-            product = found if product is None else {i: s * found[i] for i, s in product.items() if i in found}
+            product = found if product is None else {i: s * found[i]
+                                                     for i, s in product.items() if i in found}
         return product or {}
 
 
 def diverse(units: NDArray[np.float32], similarity: float, most: int) -> tuple[NDArray[np.int64], int]:
-    """Rows of unit vectors [documents, dimensions], best first, that are taken, and how many were passed over."""
+    """Rows of unit vectors [documents, dimensions], best first, that are taken, and how many were skipped."""
     kept: list[int] = []
     taken = np.empty((min(most, len(units)), units.shape[1]), np.float32)
     near = 0

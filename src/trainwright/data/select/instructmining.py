@@ -1,25 +1,29 @@
-"""Keeps the documents that a linear rule on indicators holds to be best, fitted on what tuning on documents like them does.
+"""Keeps the documents that a linear rule on indicators ranks best, fitted on losses after tuning on samples.
 
-"Instruction Mining: High-Quality Instruction Data Selection for Large Language Models" (InstructMining, arXiv 2307.06290). What a
-set of documents D is worth is the loss L on ``from.target`` of a model tuned on it; for indicators I_i of a document,
+"Instruction Mining: High-Quality Instruction Data Selection for Large Language Models" (InstructMining,
+arXiv 2307.06290). The worth of a set of documents D is the loss L on ``from.target`` of a model tuned on
+it; for indicators I_i of a document,
 
-    log L(D) = b_0 + sum_i b_i mean_D(I_i) + noise.
+    log L(D) = b_0 + sum_i b_i mean_D(I_i) + noise
 
-``subsets`` sets of ``size`` documents are drawn so that their means lie far apart: each prefers documents high in a random
-combination of the (standardised) indicators. A copy of ``from.model`` is tuned on each, its loss on the target measured, and b
-found by least squares. Documents are then ranked by the log loss that the rule predicts of their own indicators, which the column
-``column`` holds, and those with the lowest are kept. Indicators are columns that methods before have written, or ``length``, the
-characters of the text; fit and ranking read the same numbers, as they are.
+``subsets`` sets of ``size`` documents are drawn so that their means are far apart: each prefers documents
+high in a random combination of the (standardized) indicators. A copy of ``from.model`` is tuned on each,
+its loss on the target measured, and b found by least squares. Documents are then ranked by the log loss
+that the rule predicts from their own indicators, which the column ``column`` holds, and the lowest are
+kept. Indicators are columns that earlier methods have written, or ``length``, the characters of the text;
+fit and ranking read the same numbers, unscaled.
 
-The rule is noted as ``instructmining/INDICATOR``, and as ``instructmining/r2`` how much of the variance it tells of a model that
-was left out of the fit (0 and less: nothing, and the selection is a matter of chance). Give it as ``rule`` to rank others without
-tuning anything; coefficients of a paper's version hold for its model and its indicators alone.
-Indicators are not screened: leave out those whose b are noise. What is fitted is the loss of a model, not that of a document.
-Costs ``subsets`` times a tuning on ``size`` documents, each kept in the stage's scratch.
+The rule is noted as ``instructmining/INDICATOR``, and as ``instructmining/r2`` the variance it explains of
+models left out of the fit. Give it as ``rule`` to rank others without tuning anything; coefficients of a
+version of the paper hold for its model and its indicators alone. Indicators are not screened: leave out
+those whose b are noise. The fit predicts a model's loss, not a document's. It costs ``subsets`` times a
+tuning on ``size`` documents, each kept in the stage's scratch folder.
 
-Errors: neither indicators nor rule, or both; no such column, one without numbers, NaN; subsets whose indicators tell too little
-apart; a subset or a count larger than the documents that have all indicators; a loss that is no number.
-"""
+Not with an r2 of 0 or less: the rule explains nothing, and the selection is a matter of chance.
+
+Errors: neither indicators nor rule, or both; no such column, one without numbers, NaN; subsets whose
+indicators hardly differ; a subset or a count larger than the documents that have all indicators; a loss
+that is not finite. """
 from __future__ import annotations
 
 import copy
@@ -36,6 +40,7 @@ from numpy.typing import NDArray
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Curate
+from trainwright.core.stage import CORPUS, Role
 from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, scores, settled
 from trainwright.corpus.tokens import Document
 from trainwright.lm.losses import evaluating, token_losses
@@ -47,7 +52,8 @@ if TYPE_CHECKING:
     from trainwright.core.context import Context
 
 TILT = 2.0
-"""How much a subset prefers documents high in its combination of indicators, against noise (Gumbel) of size 1."""
+"""How much a subset prefers documents high in its combination of indicators, against noise (Gumbel) of
+size 1."""
 
 
 class Instructmining(Curate):
@@ -72,20 +78,25 @@ class Instructmining(Curate):
     count: int | None = None
     """Documents to keep; or ``share``."""
     share: float | None = None
-    """Documents to keep, as a share of those that have all indicators; a tenth where neither is said."""
+    """Documents to keep, as a share of those that have all indicators; a tenth by default."""
     column: str = "instructmining"
     """Name of the column with the predicted log loss, but for its constant part."""
     length: int = 512
-    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    """Longest piece the model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 2048
-    """Tokens of a step of the tuning, about."""
+    """Tokens of a tuning step, roughly."""
     bench: ClassVar[Bench | None] = Bench(
         suite="select", at="chosen", drop=("random_subset",),
-        add=({"use": "score_loss"}, {"use": "instructmining", "indicators": ["loss", "length"], "share": 0.2, "subsets": 8,
-                                     "size": 12, "target": 24}),
-        claim="models tuned on what it selects are better than models tuned on unfiltered data in 42.5 % of cases",
-        scale="the paper tunes models of 7 billion parameters on instructions with eight indicators, a reward model's among them")
-    example: ClassVar[dict[str, Any]] = {"indicators": ["score", "length"], "subsets": 5, "size": 12, "target": 8, "share": 0.5,
+        add=({"use": "score_loss"},
+             {"use": "instructmining", "indicators": ["loss", "length"], "share": 0.2, "subsets": 8,
+              "size": 12, "target": 24}),
+        claim="models tuned on what it selects are better than models tuned on unfiltered data in 42.5 % of "
+              "cases",
+        scale="the paper tunes models of 7 billion parameters on instructions with eight indicators, a "
+              "reward model's among them")
+    roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True), "target": CORPUS._replace(needed=True)}
+    example: ClassVar[dict[str, Any]] = {"indicators": ["score", "length"], "subsets": 5, "size": 12,
+                                         "target": 8, "share": 0.5,
                                          "length": 32, "batch_tokens": 512}
 
     def __post_init__(self) -> None:
@@ -100,8 +111,8 @@ class Instructmining(Curate):
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, not {self.lr}")
         if self.subsets < len(self.indicators) + 2:
-            raise ValueError(f"subsets must be {len(self.indicators) + 2} or more to fit {len(self.indicators)} indicators, not "
-                             f"{self.subsets}")
+            raise ValueError(f"subsets must be {len(self.indicators) + 2} or more to fit "
+                             f"{len(self.indicators)} indicators, not {self.subsets}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         import pyarrow as pa
@@ -119,82 +130,94 @@ class Instructmining(Curate):
     def _fitted(self, rows: DataFrame, ids: NDArray[np.object_], values: NDArray[np.float64],
                 ctx: Context) -> NDArray[np.float64]:
         if self.size > len(ids):
-            raise UserError(f"{self.name}: size = {self.size:,} is more than the {len(ids):,} documents with all indicators.")
+            raise UserError(f"{self.name}: size = {self.size:,} is more than the {len(ids):,} documents with "
+                            "all indicators.")
         drawn = [draw(values, self.size, ctx.rng(f"instructmining/{i}", at=0)) for i in range(self.subsets)]
         losses = self._losses(rows, [ids[one] for one in drawn], ctx)
         means = np.stack([values[one].mean(0) for one in drawn])
         rule, r2 = fit(self.indicators, means, np.log(losses), self.name)
         ctx.note(f"{self.name}/r2", r2)
         told = " ".join(f"{b:+.3g} {name}" for name, b in zip(self.indicators, rule, strict=True))
-        ctx.show(self.name, f"log loss changes with {told} (R2 {r2:.2f} on models left out, of {self.subsets})")
+        ctx.show(self.name, f"log loss changes with {told} (R2 {r2:.2f} on models left out, of "
+                            f"{self.subsets})")
         for name, slope in zip(self.indicators, rule, strict=True):
             ctx.note(f"{self.name}/{name}", float(slope))
         return rule
 
-    def _losses(self, rows: DataFrame, subsets: list[NDArray[np.object_]], ctx: Context) -> NDArray[np.float64]:
-        """The loss on the target of a model tuned on each subset; from the scratch where it was tuned before."""
+    def _losses(self, rows: DataFrame, subsets: list[NDArray[np.object_]],
+                ctx: Context) -> NDArray[np.float64]:
+        """The loss on the target of a model tuned on each subset; from the scratch where it was tuned
+        before."""
         from trainwright.corpus.tokens import Document
         from trainwright.data.select._target import target_documents
         from trainwright.lm.scoring import Reader
         assert ctx.folder is not None
         reader = Reader.of(ctx.path("model"), ctx, self.name, self.length, self.batch_tokens)
         target = target_documents(ctx, self.split, self.target, self.name)
-        table = columns(keep(rows, sorted(set(np.concatenate(subsets)))), "id", "text", "messages").to_pylist()
+        table = columns(keep(rows, sorted(set(np.concatenate(subsets)))), "id", "text",
+                        "messages").to_pylist()
         texts = {r["id"]: Document(r["id"], r["text"] or "", r["messages"]) for r in table}
         found = []
         for number, subset in enumerate(subsets):
             file = ctx.folder / f"loss-{reader.key}-{number:04d}"
             if not file.is_file():
                 draw = ctx.rng(f"instructmining/tuning/{number}", at=0)
-                loss = tuned_loss(reader, [texts[name] for name in sorted(subset)], target, self.lr, self.epochs, draw)
+                loss = tuned_loss(reader, [texts[name] for name in sorted(subset)], target, self.lr,
+                                  self.epochs, draw)
                 new = file.with_suffix(f".{os.getpid()}")
                 new.write_text(loss.hex())
                 os.replace(new, file)
             found.append(float.fromhex(file.read_text()))
         if not all(math.isfinite(loss) and loss > 0 for loss in found):
-            raise UserError(f"{self.name}: models tuned with lr = {self.lr} have no number above 0 as their loss on from.target: "
-                            "take a smaller one, or a target in which there is something to predict.")
+            raise UserError(f"{self.name}: models tuned with lr = {self.lr} have no number above 0 as their "
+                            "loss on from.target: take a smaller one, or a target in which there is "
+                            "something to predict.")
         return np.array(found)
 
 
 def draw(values: NDArray[np.float64], size: int, generator: torch.Generator) -> NDArray[np.int64]:
-    """Rows of a subset of ``values`` [documents, indicators], without replacement: p ~ exp(TILT w'z) for a random unit vector
-    w, z being the standardised indicators, so that the means of several subsets lie far apart in all directions."""
+    """Rows of a subset of ``values`` [documents, indicators], without replacement: p ~ exp(TILT w'z) for a
+    random unit vector w, z being the standardized indicators, so the means of several subsets are far
+    apart in all directions."""
     spread = values.std(0)
     z = (values - values.mean(0)) / np.where(spread > 0, spread, 1.0)
     w = torch.randn(values.shape[1], generator=generator, dtype=torch.float64).numpy()
-    uniform = torch.rand(len(values), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12).numpy()
-    key = TILT * (z @ (w / np.linalg.norm(w))) - np.log(-np.log(uniform))
+    uniform = torch.rand(len(values), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
+    key = TILT * (z @ (w / np.linalg.norm(w))) - np.log(-np.log(uniform.numpy()))
     return np.argsort(-key, kind="stable")[:size]
 
 
 def fit(names: Sequence[str], means: NDArray[np.float64], log_losses: NDArray[np.float64],
         method: str) -> tuple[NDArray[np.float64], float]:
-    """Coefficients in the units of the indicators, and how much of the variance they tell of a subset left out of the fit.
+    """Coefficients in the units of the indicators, and the variance they explain of subsets left out of the
+    fit, as a share.
 
     Args:
         means: [subsets, indicators].
 
     Raises:
-        UserError: the subsets do not tell the indicators apart.
+        UserError: the subsets cannot separate the indicators.
     """
     centre, spread = means.mean(0), means.std(0)
     flat = [name for name, s, c in zip(names, spread, centre, strict=True) if s <= 1e-9 * max(1.0, abs(c))]
     if flat:
-        raise UserError(f"{method}: {flat[0]!r} has the same mean in all {len(means)} subsets, so that nothing can be learned "
-                        "of it: leave it out, or take smaller subsets of a corpus in which it differs.")
+        raise UserError(f"{method}: {flat[0]!r} has the same mean in all {len(means)} subsets, so that "
+                        "nothing can be learned of it: leave it out, or take smaller subsets of a corpus in "
+                        "which it differs.")
     z = (means - centre) / spread
     if np.linalg.matrix_rank(z, tol=1e-6 * len(z) ** 0.5) < len(names):
-        raise UserError(f"{method}: over the {len(means)} subsets the indicators {', '.join(names)} move together, so that it "
-                        "cannot be told which of them matters: leave one out.")
+        raise UserError(f"{method}: over the {len(means)} subsets the indicators {', '.join(names)} move "
+                        "together, so that it cannot be told which of them matters: leave one out.")
     y = log_losses - log_losses.mean()
     slopes = np.linalg.lstsq(z, y, rcond=None)[0]
     hat = np.einsum("ij,ji->i", z, np.linalg.pinv(z)) + 1 / len(z)
-    rest, whole = np.square((y - z @ slopes) / np.maximum(1 - hat, 1e-9)).sum(), np.square(y * len(z) / (len(z) - 1)).sum()
+    rest = np.square((y - z @ slopes) / np.maximum(1 - hat, 1e-9)).sum()
+    whole = np.square(y * len(z) / (len(z) - 1)).sum()
     return slopes / spread, float(1 - rest / whole) if whole else 0.0
 
 
-def indicators(rows: DataFrame, names: tuple[str, ...], method: str) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+def indicators(rows: DataFrame, names: tuple[str, ...],
+               method: str) -> tuple[NDArray[np.object_], NDArray[np.float64]]:
     """Ids, sorted, and numbers [documents, indicators] of the documents that have them all."""
     if "length" in names and "length" not in rows.column_names:
         rows = rows.with_column("length", rows["text"].length())
@@ -208,10 +231,11 @@ def indicators(rows: DataFrame, names: tuple[str, ...], method: str) -> tuple[ND
     return np.array(ids, dtype=object), values
 
 
-def tuned_loss(reader: Reader, training: Sequence[Document], target: Sequence[Document], lr: float, epochs: int,
+def tuned_loss(reader: Reader, training: Sequence[Document], target: Sequence[Document], lr: float,
+               epochs: int,
                generator: torch.Generator) -> float:
-    """Mean nats a token on ``target`` of a copy of the model that was tuned on ``training``: AdamW without decay, at a constant
-    learning rate, without dropout, batches in the order that ``generator`` draws."""
+    """Mean nats a token on ``target`` of a copy of the model that was tuned on ``training``: AdamW without
+    decay, at a constant learning rate, without dropout, batches in the order that ``generator`` draws."""
     model = copy.deepcopy(reader.model).requires_grad_(True)
     tuned = replace(reader, model=model)
     batches = [batch for _, batch in tuned.batches(tuned.encode(training))]

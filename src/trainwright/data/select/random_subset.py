@@ -1,7 +1,9 @@
-"""Keeps a random part of the documents: what every selection has to beat.
+"""Keeps a random part of the documents: the baseline of every selection.
 
-Each document is drawn with the same probability, without replacement; which ones depends on the seed and on the ids alone, so a
-larger share contains the smaller.
+Each document is drawn with the same probability, without replacement. Which ones depends on the seed and
+the ids alone, so a larger share contains the smaller.
+
+Not for a subset with fixed shares of the domains: use it once per domain, or set a ``mixture``.
 
 Errors: a count larger than the corpus, nothing to choose from.
 """
@@ -26,7 +28,7 @@ class RandomSubset(Curate):
     count: int | None = None
     """Documents to keep; or ``share``."""
     share: float | None = None
-    """Documents to keep, as a share of those that come in; a tenth where neither is said."""
+    """Documents to keep, as a share of the incoming ones; a tenth by default."""
     example: ClassVar[dict[str, Any]] = {"share": 0.5}
 
     def __post_init__(self) -> None:
@@ -37,4 +39,5 @@ class RandomSubset(Curate):
         rows = settled(documents, ctx, often=False)
         ids = columns(rows, "id")["id"].to_numpy().astype(object)
         place = np.array([uniform(name, f"random_subset/{ctx.seed}") for name in ids])
-        return keep(rows, ids[np.argsort(place, kind="stable")[:amount(len(ids), self.count, self.share, self.name)]])
+        most = amount(len(ids), self.count, self.share, self.name)
+        return keep(rows, ids[np.argsort(place, kind="stable")[:most]])

@@ -1,25 +1,28 @@
-"""Small to large: clusters documents by how a small model's loss on them fell in training, and takes from all clusters alike.
+"""Small to large: samples alike from clusters of documents on which a small model's loss fell alike.
 
-"SmallToLarge (S2L): Scalable Data Selection for Fine-tuning Large Language Models by Summarizing Training Trajectories of Small
-Models" (arXiv 2403.07384). The checkpoints of a small proxy, ``from.models`` in order of training, give each document i its
-trajectory of losses (mean nats a token, in evaluation mode)
+"SmallToLarge (S2L): Scalable Data Selection for Fine-tuning Large Language Models by Summarizing Training
+Trajectories of Small Models" (arXiv 2403.07384). The checkpoints of a small proxy, ``from.models`` in order
+of training, give each document i its trajectory of losses (mean nats a token, in evaluation mode)
 
     v_i = (loss_i(c_1), ..., loss_i(c_T)),
 
-which Euclidean k-means puts into K clusters. They are visited from the smallest on: with a budget B left and K - k clusters to
-come, cluster k gives
+which Euclidean k-means puts into K clusters. They are visited from the smallest on: with a budget B left
+and K - k clusters to come, cluster k gives
 
     min(|C_k|, floor(B / (K - k)))
 
-of its documents, drawn at random, and B shrinks by them. So small clusters are taken whole, what they leave goes to the larger
-ones, and the budget is met exactly. The model for which the selection is made may be far larger than the proxy.
+of its documents, drawn at random, and B shrinks by them. Small clusters are thus taken whole, their unused
+share goes to the larger ones, and the budget is met exactly. The selection may be for a model far larger
+than the proxy.
 
-Of a conversation only what the assistant says counts, where the proxy's chat template marks it. With ``by_domain`` the budget is
-split over the domains first, in the same way, and the clusters are made within each: what the authors' code does with the sources
-of its data. Not where there are few clusters of much the same documents: it then hardly differs from a random choice.
+In a conversation only what the assistant says counts, if the proxy's chat template marks it. With
+``by_domain`` the budget is split over the domains first, in the same way, and clusters are made within
+each, as the authors' code does with the sources of its data.
 
-Errors: fewer than two models, one without a tokenizer, a loss that is no number, a count larger than the documents that have a
-loss, scikit-learn not installed. A document with nothing to predict is never kept.
+Not with few clusters of similar documents: it then hardly differs from a random choice.
+
+Errors: fewer than two models, one without a tokenizer, a loss that is not finite, a count larger than the
+documents that have a loss, scikit-learn not installed. A document with nothing to predict is never kept.
 """
 from __future__ import annotations
 
@@ -31,6 +34,7 @@ from numpy.typing import NDArray
 
 from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
+from trainwright.core.stage import Role
 from trainwright.corpus.selecting import amount, check_amount, columns, keep, settled
 
 if TYPE_CHECKING:
@@ -43,30 +47,33 @@ class S2l(Curate):
     """Keeps as many documents of each cluster of loss trajectories."""
 
     clusters: int = 100
-    """Clusters (K); fewer where fewer trajectories are different."""
+    """Clusters (K); fewer if fewer trajectories differ."""
     by_domain: bool = False
     """Whether to split the budget over the domains first, and to cluster within each."""
     count: int | None = None
     """Documents to keep; or ``share``."""
     share: float | None = None
-    """Documents to keep, as a share of those that have a loss; a tenth where neither is said."""
+    """Documents to keep, as a share of those that have a loss; a tenth by default."""
     length: int = 512
-    """Tokens that a model sees at once; fewer where it has fewer positions."""
+    """Longest piece a model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 8192
-    """Tokens of a forward pass, about."""
+    """Tokens of a forward pass, roughly."""
     needs: ClassVar[tuple[str, ...]] = ("sklearn",)
     bench: ClassVar[Bench | None] = Bench(
         suite="select", at="chosen", drop=("random_subset",), add=({"use": "s2l", "share": 0.2},),
-        claim="11 % of MathInstruct train as well as all of it, and on average over six sets of questions 4.7 points better than "
-              "other selections of that size",
-        scale="the paper fine-tunes on 262,000 problems from 14 sources; here are prose and code, and three checkpoints")
-    example: ClassVar[dict[str, Any]] = {"clusters": 6, "share": 0.5, "by_domain": True, "length": 32, "batch_tokens": 512}
+        claim="11 % of MathInstruct train as well as all of it, and on average over six sets of questions "
+              "4.7 points better than other selections of that size",
+        scale="the paper fine-tunes on 262,000 problems from 14 sources; here are prose and code, and three "
+              "checkpoints")
+    roles: ClassVar[dict[str, Role]] = {"models": Role(many=True, needed=True)}
+    example: ClassVar[dict[str, Any]] = {"clusters": 6, "share": 0.5, "by_domain": True, "length": 32,
+                                         "batch_tokens": 512}
 
     def __post_init__(self) -> None:
         check_amount(self.count, self.share)
         if min(self.clusters, self.length, self.batch_tokens) < 1:
-            raise ValueError(f"clusters, length and batch_tokens must be positive, not {self.clusters}, {self.length} and "
-                             f"{self.batch_tokens}")
+            raise ValueError(f"clusters, length and batch_tokens must be positive, not {self.clusters}, "
+                             f"{self.length} and {self.batch_tokens}")
 
     def depends(self, root: Path) -> str:
         from trainwright.corpus.clusters import need_sklearn
@@ -104,7 +111,8 @@ class S2l(Curate):
 
 
 def quotas(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-    """How many to take of groups of these sizes: ``budget`` in all (at most the sum of them), as evenly as can be."""
+    """How many to take of groups of these sizes: ``budget`` in all (at most the sum of them), as evenly as
+    can be."""
     taken = np.zeros_like(sizes)
     for visited, group in enumerate(np.argsort(sizes, kind="stable")):
         taken[group] = min(sizes[group], budget // (len(sizes) - visited))

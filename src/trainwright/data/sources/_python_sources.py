@@ -1,4 +1,4 @@
-"""Python code and its documentation, told apart: which docstrings are prose, and the source without them."""
+"""Python code and its documentation, kept apart: which docstrings are prose, and the source without them."""
 from __future__ import annotations
 
 import ast
@@ -22,7 +22,8 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 class File(NamedTuple):
-    """A file of a package of some release (``torch 2.13.0``); ``name`` is its path within the installation."""
+    """A file of a package of some release (``torch 2.13.0``); ``name`` is its path within the
+    installation."""
 
     release: str
     name: str
@@ -37,8 +38,10 @@ class Parsed(NamedTuple):
 
 
 def releases(distribution: str) -> list[tuple[str, metadata.Distribution | None]]:
-    """The interpreter (None), and what ``distribution`` requires where that is installed, each with its version."""
-    found: list[tuple[str, metadata.Distribution | None]] = [(f"python {'.'.join(map(str, sys.version_info[:3]))}", None)]
+    """The interpreter (None), and what ``distribution`` requires where that is installed, each with its
+    version."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    found: list[tuple[str, metadata.Distribution | None]] = [(f"python {version}", None)]
     for name in _requirements(distribution):
         try:
             package = metadata.distribution(name)
@@ -84,12 +87,14 @@ def _wanted(file: File) -> bool:
     if not file.name.endswith((".py", ".md", ".rst", ".dist-info/METADATA")):
         return False
     parts = file.name.split("/")
-    return not any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests")) or p == "licenses" for p in parts)
+    return not any(p.startswith(("test", "..")) or p.endswith(("_test", "_tests")) or p == "licenses"
+                   for p in parts)
 
 
 def ordered(found: dict[str, list[File]]) -> Iterator[File]:
     """All files: each package's in the order of a hash of their names, the packages taking turns."""
-    queues = [sorted(found[name], key=lambda f: hashlib.sha256(f.name.encode()).digest()) for name in sorted(found)]
+    queues = [sorted(found[name], key=lambda f: hashlib.sha256(f.name.encode()).digest())
+              for name in sorted(found)]
     for turn in zip_longest(*queues):
         yield from (file for file in turn if file is not None)
 
@@ -106,11 +111,13 @@ def read(file: File) -> str | None:
 
 def long_strings(source: str, shortest: int) -> int:
     """About how many characters of a source stand in long docstrings, without parsing it."""
-    return sum(len(s) for s in re.findall(r'^\s*r?"""(.*?)"""', source, re.DOTALL | re.MULTILINE) if len(s) >= shortest)
+    return sum(len(s) for s in re.findall(r'^\s*r?"""(.*?)"""', source, re.DOTALL | re.MULTILINE)
+               if len(s) >= shortest)
 
 
 def parse(source: str, shortest: int) -> Parsed | None:
-    """Take the docstrings that are prose of at least ``shortest`` characters out of a source; None if it does not parse."""
+    """Take the docstrings that are prose of at least ``shortest`` characters out of a source; None if it
+    does not parse."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a stray backslash in somebody else's source
@@ -135,7 +142,9 @@ def _documented(node: ast.AST, name: str) -> Iterator[tuple[str, Documented]]:
     if isinstance(node, Documented):
         yield name, node
     for child in ast.iter_child_nodes(node):
-        own = f"{name}.{child.name}".lstrip(".") if isinstance(child, Documented) and not isinstance(child, ast.Module) else name
+        own = name
+        if isinstance(child, Documented) and not isinstance(child, ast.Module):
+            own = f"{name}.{child.name}".lstrip(".")
         if isinstance(child, ast.stmt | ast.excepthandler):
             yield from _documented(child, own)
 
@@ -149,13 +158,16 @@ def _cut(lines: list[str | None], node: Documented) -> None:
     if before.strip() or after.strip().startswith(";"):
         lines[doc.lineno - 1] = before + "..." + after
     else:
-        lines[doc.lineno - 1] = before + "..." if len(node.body) == 1 and not isinstance(node, ast.Module) else None
+        alone = len(node.body) == 1 and not isinstance(node, ast.Module)
+        lines[doc.lineno - 1] = before + "..." if alone else None
     for i in range(doc.lineno, doc.end_lineno):
         lines[i] = None
 
 
 def is_prose(text: str) -> bool:
-    """Whether a text is sentences more than code or a table: words, spaces between them, and ends of sentences."""
+    """Whether a text is sentences more than code or a table: words, spaces between them, and ends of
+    sentences."""
     letters = len(re.sub(r"[\W\d_]", "", text)) + text.count(" ")
     examples = sum(line.lstrip().startswith((">>>", "...")) for line in text.split("\n"))
-    return letters >= 0.75 * len(text) and len(text.split()) >= 25 and "." in text and 4 * examples <= text.count("\n") + 1
+    mostly_words = letters >= 0.75 * len(text) and len(text.split()) >= 25 and "." in text
+    return mostly_words and 4 * examples <= text.count("\n") + 1

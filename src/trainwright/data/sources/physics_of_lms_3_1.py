@@ -1,24 +1,29 @@
 """Biographies of people who do not exist, and questions about them: can a model use what it has memorized?
 
-"Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316), its data bioS. Each of N people has a
-unique full name (pools of 400, 400 and 1,000 first, middle and last names) and six attributes: birth date (200 years, 12 months,
-28 days), birth city (of 200), university (300), major (100), company (263) and the company's city, which the company decides.
-A biography has a sentence for each. The knowledge is augmented by
+"Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316), its data bioS.
+Each of N people has a unique full name (pools of 400, 400 and 1,000 first, middle and last names) and six
+attributes: birth date (200 years, 12 months, 28 days), birth city (of 200), university (300), major (100),
+company (263) and the company's city, which the company decides. A biography has a sentence for each. The
+knowledge is augmented by
 
 * ``paraphrases`` M (the paper's multiM): M biographies of each person, in other wordings;
-* ``permute``: the sentences in random order, in each biography another;
+* ``permute``: the sentences in random order, different in each biography;
 * ``full_name``: the full name in every sentence instead of a pronoun.
 
-Domain ``bio`` has the biographies of all people, ``qa`` the six questions with answers about a share of them (half in the
-paper), and ``qa_test`` those about the others. Train on ``bio``, then on ``qa`` (or on both at once, the paper's mixed
-training), never on ``qa_test``; ``knowledge_extraction`` measures how many of its questions are answered exactly. The paper:
-without augmentation the biographies are memorized, yet nearly nothing about the others can be extracted; with M = 5 and
-permuted sentences nearly all can.
+Domain ``bio`` has the biographies of all people, ``qa`` the six questions with answers about a share of
+them (half in the paper), and ``qa_test`` those about the others. Train on ``bio``, then on ``qa`` (or on
+both at once, the paper's mixed training), never on ``qa_test``; ``knowledge_extraction`` measures how many
+of its questions are answered exactly. The paper: without augmentation the biographies are memorized, yet
+almost nothing about the others can be extracted; with M = 5 and permuted sentences almost everything can.
 
-Give the corpus stage ``tune = 0`` and ``test = 0``: with a biography that is kept back a person is unknown. Here names are
-made of syllables and each attribute has 10 wordings (about 50 in the paper), so that small models and few tokens do.
+Set ``tune = 0`` and ``test = 0`` in the corpus stage: a person whose biography is held out is unknown. All
+names of people, places, schools and firms are made of syllables, so nothing that a model has read before
+can help it, and each attribute has 10 wordings (about 50 in the paper), so small models and few tokens
+suffice.
 
-Errors: numbers that are not possible.
+Not for training on the text as such: it knows ten sentences.
+
+Errors: numbers out of range.
 """
 from __future__ import annotations
 
@@ -40,10 +45,13 @@ FIRST, MIDDLE, LAST, CITIES, UNIVERSITIES, COMPANIES = 400, 400, 1000, 200, 300,
 """Sizes of the pools; 100 majors, and birth dates of 200 years, 12 months and 28 days."""
 MONTHS = ("January", "February", "March", "April", "May", "June",
           "July", "August", "September", "October", "November", "December")
-BEGINS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "br", "dr", "gr", "kl", "st", "tr")
+BEGINS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "br", "dr", "gr", "kl",
+          "st", "tr")
 ENDS = ("", "l", "n", "r", "s", "th")
-FIELDS = ("Acoustics", "Algebra", "Anatomy", "Archaeology", "Botany", "Ceramics", "Chemistry", "Design", "Economics", "Forestry",
-          "Geology", "Hydrology", "Linguistics", "Logic", "Mechanics", "Metallurgy", "Music", "Optics", "Statistics", "Zoology")
+FIELDS = ("Acoustics", "Algebra", "Anatomy", "Archaeology", "Botany", "Ceramics", "Chemistry", "Design",
+          "Economics", "Forestry",
+          "Geology", "Hydrology", "Linguistics", "Logic", "Mechanics", "Metallurgy", "Music", "Optics",
+          "Statistics", "Zoology")
 KINDS = ("Applied", "Comparative", "Computational", "Historical", "Theoretical")
 ATTRIBUTES = ("birth_date", "birth_city", "university", "major", "company", "company_city")
 QUESTIONS = {
@@ -52,34 +60,50 @@ QUESTIONS = {
     "company": "Which company did {name} work for?", "company_city": "In which city did {name} work?"}
 SENTENCES: dict[str, tuple[str, ...]] = {
     "birth_date": (
-        "{who} was born on {what}.", "{who} came into the world on {what}.", "{who} has had a birthday since {what}.",
+        "{who} was born on {what}.", "{who} came into the world on {what}.",
+        "{who} has had a birthday since {what}.",
         "{who} saw the light of day for the first time on {what}.", "{who} is one of those born on {what}.",
-        "{who} entered life on {what}.", "{who} took a first breath on {what}.", "{who} counts the years from {what}.",
+        "{who} entered life on {what}.", "{who} took a first breath on {what}.",
+        "{who} counts the years from {what}.",
         "{who} began the journey of life on {what}.", "{who} has a birth certificate that is dated {what}."),
     "birth_city": (
-        "{who} was delivered in a hospital of {what}.", "{who} is a native of {what}.", "{who} hails from {what}.",
-        "{who} calls {what} the place of birth.", "{who} started life in {what}.", "{who} has {what} as birthplace.",
-        "{who} comes originally from {what}.", "{who} was a baby in {what}.", "{who} first opened both eyes in {what}.",
+        "{who} was delivered in a hospital of {what}.", "{who} is a native of {what}.",
+        "{who} hails from {what}.",
+        "{who} calls {what} the place of birth.", "{who} started life in {what}.",
+        "{who} has {what} as birthplace.",
+        "{who} comes originally from {what}.", "{who} was a baby in {what}.",
+        "{who} first opened both eyes in {what}.",
         "{who} belongs by birth to {what}."),
     "university": (
-        "{who} studied at {what}.", "{who} received a degree from {what}.", "{who} attended lectures at {what}.",
-        "{who} graduated from {what}.", "{who} spent the student years at {what}.", "{who} was educated at {what}.",
-        "{who} is an alumnus of {what}.", "{who} passed all examinations at {what}.", "{who} was enrolled at {what}.",
+        "{who} studied at {what}.", "{who} received a degree from {what}.",
+        "{who} attended lectures at {what}.",
+        "{who} graduated from {what}.", "{who} spent the student years at {what}.",
+        "{who} was educated at {what}.",
+        "{who} is an alumnus of {what}.", "{who} passed all examinations at {what}.",
+        "{who} was enrolled at {what}.",
         "{who} owes a good education to {what}."),
     "major": (
-        "{who} majored in {what}.", "{who} completed a degree in {what}.", "{who} chose {what} as field of study.",
-        "{who} wrote a thesis in {what}.", "{who} concentrated on {what} as a student.", "{who} specialized in {what}.",
-        "{who} took most courses in {what}.", "{who} devoted the years of study to {what}.", "{who} was trained in {what}.",
+        "{who} majored in {what}.", "{who} completed a degree in {what}.",
+        "{who} chose {what} as field of study.",
+        "{who} wrote a thesis in {what}.", "{who} concentrated on {what} as a student.",
+        "{who} specialized in {what}.",
+        "{who} took most courses in {what}.", "{who} devoted the years of study to {what}.",
+        "{who} was trained in {what}.",
         "{who} learned all there was to learn in {what}."),
     "company": (
         "{who} worked for {what}.", "{who} was employed by {what}.", "{who} had a position at {what}.",
-        "{who} earned a living at {what}.", "{who} was on the staff of {what}.", "{who} made a career at {what}.",
-        "{who} was hired by {what}.", "{who} joined the team of {what}.", "{who} signed a contract with {what}.",
+        "{who} earned a living at {what}.", "{who} was on the staff of {what}.",
+        "{who} made a career at {what}.",
+        "{who} was hired by {what}.", "{who} joined the team of {what}.",
+        "{who} signed a contract with {what}.",
         "{who} was paid by {what}."),
     "company_city": (
-        "{who} worked in {what}.", "{who} had an office in {what}.", "{who} went to work every day in {what}.",
-        "{who} held a job in {what}.", "{who} gained professional experience in {what}.", "{who} had a desk in {what}.",
-        "{who} was stationed for work in {what}.", "{who} spent the working hours in {what}.", "{who} found a post in {what}.",
+        "{who} worked in {what}.", "{who} had an office in {what}.",
+        "{who} went to work every day in {what}.",
+        "{who} held a job in {what}.", "{who} gained professional experience in {what}.",
+        "{who} had a desk in {what}.",
+        "{who} was stationed for work in {what}.", "{who} spent the working hours in {what}.",
+        "{who} found a post in {what}.",
         "{who} moved for a job to {what}.")}
 
 
@@ -102,13 +126,15 @@ class PhysicsOfLms_3_1(Curate):
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="told", versus="one biography each",
         add=({"use": "physics_of_lms_3_1", "people": 40, "paraphrases": 5, "permute": True},),
-        claim="without paraphrase or permutation knowledge is memorised but hardly extractable, whatever is fine-tuned "
-        "afterwards; with them it is", scale="the paper has 100,000 people and a GPT-2 of 124 M parameters")
+        claim="without paraphrase or permutation knowledge is memorised but hardly extractable, whatever is "
+              "fine-tuned afterwards; with them it is",
+        scale="the paper has 100,000 people and a GPT-2 of 124 M parameters")
     example: ClassVar[dict[str, Any]] = {"people": 10, "paraphrases": 2, "permute": True}
 
     def __post_init__(self) -> None:
         if self.people < 2 or self.paraphrases < 1:
-            raise ValueError(f"people must be 2 or more and paraphrases 1 or more, not {self.people} and {self.paraphrases}")
+            raise ValueError(f"people must be 2 or more and paraphrases 1 or more, not {self.people} and "
+                             f"{self.paraphrases}")
         if not 0 <= self.asked <= 1:
             raise ValueError(f"asked is a share from 0 to 1, not {self.asked}")
 
@@ -119,20 +145,23 @@ class PhysicsOfLms_3_1(Curate):
 
 def _rows(how: PhysicsOfLms_3_1, seed: int) -> Iterator[Row]:
     from trainwright.corpus.sources import document
-    asked = set(random.Random(f"{how.name}/{seed}/asked").sample(range(how.people), round(how.asked * how.people)))
+    draw = random.Random(f"{how.name}/{seed}/asked")
+    asked = set(draw.sample(range(how.people), round(how.asked * how.people)))
     for number, person in enumerate(people(how.people, seed)):
         draw = random.Random(f"{how.name}/{seed}/told/{number}")
         wordings = [_turns(how.paraphrases, draw) for _ in ATTRIBUTES]
         for turn in range(how.paraphrases):
             order = draw.sample(ATTRIBUTES, len(ATTRIBUTES)) if how.permute else ATTRIBUTES
             text = told(person, [w[turn] for w in wordings], order, how.full_name)
-            yield document(id=f"bio/{number}/{turn}", text=text, domain="bio", source=how.name, metadata={"name": person.name})
+            yield document(id=f"bio/{number}/{turn}", text=text, domain="bio", source=how.name,
+                           metadata={"name": person.name})
         domain = "qa" if number in asked else "qa_test"
         for attribute in ATTRIBUTES:
             question, answer = QUESTIONS[attribute].format(name=person.name), person.facts[attribute]
-            known = {"name": person.name, "attribute": attribute, "question": f"{question}\nAnswer:", "answer": answer}
-            yield document(id=f"{domain}/{number}/{attribute}", text=f"{question}\nAnswer: {answer}.", domain=domain,
-                           source=how.name, metadata=known)
+            known = {"name": person.name, "attribute": attribute, "question": f"{question}\nAnswer:",
+                     "answer": answer}
+            yield document(id=f"{domain}/{number}/{attribute}", text=f"{question}\nAnswer: {answer}.",
+                           domain=domain, source=how.name, metadata=known)
 
 
 def _turns(many: int, draw: random.Random) -> list[int]:
@@ -155,8 +184,8 @@ def pool(kind: str, many: int) -> tuple[str, ...]:
     draw = random.Random(f"biographies/{kind}")
     found: dict[str, None] = {}
     while len(found) < many:
-        word = "".join(draw.choice(BEGINS) + draw.choice("aeiou") for _ in range(draw.choice((2, 2, 3)))) + draw.choice(ENDS)
-        found[word.capitalize()] = None
+        syllables = [draw.choice(BEGINS) + draw.choice("aeiou") for _ in range(draw.choice((2, 2, 3)))]
+        found[("".join(syllables) + draw.choice(ENDS)).capitalize()] = None
     return tuple(found)
 
 
@@ -169,7 +198,8 @@ def places() -> dict[str, tuple[str, ...]]:
                          for name in pool("university", UNIVERSITIES))
     trades = ("Foods", "Lines", "Mills", "Tools", "Works")
     companies = tuple(f"{name} {draw.choice(trades)}" for name in pool("company", COMPANIES))
-    return {"city": cities, "university": universities, "major": tuple(f"{k} {f}" for f in FIELDS for k in KINDS),
+    return {"city": cities, "university": universities,
+            "major": tuple(f"{k} {f}" for f in FIELDS for k in KINDS),
             "company": companies, "seat": tuple(draw.choice(cities) for _ in companies)}
 
 
@@ -185,8 +215,10 @@ def people(many: int, seed: int) -> Iterator[Person]:
         company = draw.randrange(COMPANIES)
         born = f"{draw.choice(MONTHS)} {draw.randint(1, 28)}, {draw.randint(1900, 2099)}"
         yield Person(name, draw.choice(("He", "She")), {
-            "birth_date": born, "birth_city": draw.choice(found["city"]), "university": draw.choice(found["university"]),
-            "major": draw.choice(found["major"]), "company": found["company"][company], "company_city": found["seat"][company]})
+            "birth_date": born, "birth_city": draw.choice(found["city"]),
+            "university": draw.choice(found["university"]),
+            "major": draw.choice(found["major"]), "company": found["company"][company],
+            "company_city": found["seat"][company]})
 
 
 def told(person: Person, wordings: Sequence[int], order: Sequence[str], full_name: bool) -> str:
@@ -198,4 +230,5 @@ def told(person: Person, wordings: Sequence[int], order: Sequence[str], full_nam
     """
     chosen = dict(zip(ATTRIBUTES, wordings, strict=True))
     names = [person.name, *([person.name if full_name else person.pronoun] * (len(order) - 1))]
-    return " ".join(SENTENCES[a][chosen[a]].format(who=who, what=person.facts[a]) for who, a in zip(names, order, strict=True))
+    return " ".join(SENTENCES[a][chosen[a]].format(who=who, what=person.facts[a])
+                    for who, a in zip(names, order, strict=True))

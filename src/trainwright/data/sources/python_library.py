@@ -1,13 +1,13 @@
-"""Real text that is on every machine: the interpreter's standard library and the packages that this one needs.
+"""Real text that is on every machine: the interpreter's standard library and the packages it needs.
 
-Domain ``code`` is their source files, domain ``prose`` their long docstrings, Markdown and reStructuredText files and package
-descriptions; a docstring that counts as prose is cut from the code, so that no text is in both. Packages take turns, each in
-the order of a hash of its file names, until a domain is full: the same interpreter and packages give the same documents.
+Domain ``code`` has their source files; domain ``prose`` their long docstrings, Markdown and
+reStructuredText files and package descriptions. A docstring that counts as prose is cut from the code, so
+no text is in both. Packages take turns, each in the order of a hash of its file names, until a domain is
+full: the same interpreter and packages give the same documents.
 
 Not for a corpus that must be the same on two machines with other versions: use ``text`` and keep the files.
 
-Raises:
-    UserError: an unknown domain, a size that is not positive.
+Errors: an unknown domain, a size that is not positive.
 """
 from __future__ import annotations
 
@@ -74,11 +74,13 @@ class PythonLibrary(Curate):
                     seen.add(digest)
                     left[domain] -= len(text.encode())
                     package = file.release.split()[0]
-                    yield document(id=f"{domain}/{package}/{file.name}{name}", text=text, domain=domain, source=file.release,
+                    yield document(id=f"{domain}/{package}/{file.name}{name}", text=text, domain=domain,
+                                   source=file.release,
                                    metadata={"path": file.name})
 
     def _texts(self, file: File, code: bool) -> Iterator[tuple[str, str, str]]:
-        """Domain, what to add to the path, and text of what is in a file; ``code`` says whether code is still wanted."""
+        """Domain, what to add to the path, and text of what is in a file; ``code`` says whether code is
+        still wanted."""
         from trainwright.data.sources._python_sources import is_prose, long_strings, parse, read
         text = read(file)
         if text is None:

@@ -1,13 +1,14 @@
-"""Questions and answers about Python that are on every machine: what a function or class does, as its docstring says.
+"""Questions and answers about Python that are on every machine, from the docstrings of functions and classes.
 
-Chat documents (``messages``: a user's question, an assistant's answer) in one domain, made of the standard library's and the
-installed packages' docstrings: the answer is the docstring's opening paragraphs, with line breaks inside a paragraph undone.
-The same interpreter and packages give the same conversations.
+Chat documents (``messages``: a user's question, an assistant's answer) in one domain, made from the
+docstrings of the standard library and the installed packages. The answer is the docstring's opening
+paragraphs, without the line breaks inside a paragraph. The same interpreter and packages give the same
+conversations.
 
-Not for teaching a model to talk: every answer is a docstring. It is real text to try supervised fine-tuning on.
+Not for teaching a model to talk: every answer is a docstring. It is real text to try supervised fine-tuning
+on.
 
-Raises:
-    UserError: a number that is not positive.
+Errors: a number that is not positive.
 """
 from __future__ import annotations
 
@@ -26,12 +27,17 @@ if TYPE_CHECKING:
     from trainwright.core.context import Context
     from trainwright.corpus.sources import Row
 
-QUESTIONS = ("What does {name} do in Python?", "Explain {name} from the module {module}.", "What is {name} for?",
+SECTION = re.compile(r"(Args|Arguments|Parameters|Returns|Examples?|Raises|Attributes|Note|See [Aa]lso)\b"
+                     r"|[:>.]{2}|:\w+")
+"""How a paragraph begins that is no prose: a section of parameters or examples, or markup."""
+QUESTIONS = ("What does {name} do in Python?", "Explain {name} from the module {module}.",
+             "What is {name} for?",
              "I found {name} in some Python code. What is it?", "How would you describe {name} in {module}?")
 
 
 class PythonQuestions(Curate):
-    """Chats about the functions and classes of the standard library and of the packages that are needed anyway."""
+    """Chats about the functions and classes of the standard library and of the packages that are needed
+    anyway."""
 
     example: ClassVar[dict[str, Any]] = {"most": 20}
 
@@ -63,8 +69,10 @@ class PythonQuestions(Curate):
                 if not name or len(answer) < 40 or answer in seen:
                     continue
                 seen.add(answer)
-                messages = [{"role": "user", "content": question(file.name, name)}, {"role": "assistant", "content": answer}]
-                yield document(id=f"{self.domain}/{file.name}:{name}", text="", domain=self.domain, source=file.release,
+                messages = [{"role": "user", "content": question(file.name, name)},
+                            {"role": "assistant", "content": answer}]
+                yield document(id=f"{self.domain}/{file.name}:{name}", domain=self.domain,
+                               source=file.release,
                                metadata={"path": file.name}, messages=messages)
 
 
@@ -80,7 +88,7 @@ def opening(doc: str, longest: int) -> str:
     out = ""
     for paragraph in re.split(r"\n\s*\n", doc.strip()):
         text = " ".join(paragraph.split())
-        if re.match(r"(Args|Arguments|Parameters|Returns|Examples?|Raises|Attributes|Note|See [Aa]lso)\b|[:>.]{2}|:\w+", text):
+        if SECTION.match(text):
             break
         if len(out) + len(text) > longest:
             return out or " ".join(re.findall(r"[^.]*\.(?:\s|$)", text[:longest])).strip()

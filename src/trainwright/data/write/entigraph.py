@@ -1,27 +1,26 @@
 """Expands a small corpus: lists the entities of each document and writes about every relation between them.
 
-"Synthetic continued pretraining" (EntiGraph, arXiv 2409.07431). For each document D the writer lists the salient
-entities E_1 … E_n and gives a summary. For every unordered pair and every unordered triple of them it then analyses how
-they relate in the light of D, which is in each prompt as a whole:
+"Synthetic continued pretraining" (EntiGraph, arXiv 2409.07431). For each document D the writer lists the
+salient entities E_1 … E_n and gives a summary. For every unordered pair and every unordered triple of them
+it then analyses how they relate in the light of D, which is in each prompt as a whole:
 
     corpus(D) = summary(D)  and  { text(D, S) : S a subset of {E_1 … E_n}, |S| in ``sizes`` }
 
-That is n (n - 1) / 2 texts for pairs and n (n - 1) (n - 2) / 6 for triples. Triples come in random order (drawn by seed
-and document), so ``most`` of a size is a fair sample. The list of entities itself is not training text.
-``sizes = [1, 2, 3]`` also writes about each entity alone, as the authors' code does.
+That is n (n - 1) / 2 texts for pairs and n (n - 1) (n - 2) / 6 for triples. Triples come in random order
+(drawn by seed and document), so ``most`` of a size is a fair sample. The list of entities itself is not
+training text. ``sizes = [1, 2, 3]`` also writes about each entity alone, as the authors' code does.
 
-The new documents are ``ORIGINAL#summary`` and ``ORIGINAL#relation/I-J-K``. The originals are dropped, since the paper
-trains on the synthetic text alone (with a tenth of general text against forgetting: see the method ``mixture``).
-Compare it with repeats of the originals and with rephrases, at the same training tokens, on questions that span a
-document.
+The new documents are ``ORIGINAL#summary`` and ``ORIGINAL#relation/I-J-K``. The originals are dropped, since
+the paper trains on the synthetic text alone (with a tenth of general text against forgetting: see the
+method ``mixture``). Compare it with repeats of the originals and with rephrases, at the same training
+tokens, on questions that span a document.
 
-Not for documents longer than the writer reads at once: they are cut into parts, and relations between parts are lost.
-The list is requested up to ``tries`` times until it parses and is not empty; ``entigraph/without_entities`` counts the
-parts that never got one.
+Not for documents longer than the writer reads at once: they are cut into parts, and relations between parts
+are lost. The list is requested up to ``tries`` times until it parses and is not empty;
+``entigraph/without_entities`` counts the parts that never got one.
 
-Errors: nobody to write, a domain without documents, no part with entities (unless the originals are kept), a writer
-that fails (its answers so far are kept).
-"""
+Errors: nobody to write, a domain without documents, no part with entities (unless the originals are kept),
+a writer that fails (its answers so far are kept). """
 from __future__ import annotations
 
 import itertools
@@ -35,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
+from trainwright.core.stage import Role
 from trainwright.lm.writing.documents import kept_table, originals
 from trainwright.lm.writing.prompts import filled, passages
 from trainwright.lm.writing.writer import Request, Writer, Writing
@@ -46,12 +46,13 @@ if TYPE_CHECKING:
     from trainwright.corpus.sources import Row
 
 PROMPTS = {
-    "entities": "Read the document below. Which people, places, things and ideas matter? Answer with one JSON object and "
-                "nothing else: \"summary\" is a summary of the document, \"entities\" a list of names.\n\n"
-                "Document:\n{text}",
-    "relation": "Read the document below. Then write a text of your own that works out, from what the document says, "
-                "what there is to know of these entities and how each of them bears on the others. Name them, and say "
-                "nothing that the document does not support.\n\nDocument:\n{text}\n\nEntities:\n{entities}"}
+    "entities": "Read the document below. Which people, places, things and ideas matter? Answer with one "
+                "JSON object and nothing else: \"summary\" is a summary of the document, \"entities\" a list "
+                "of names.\n\nDocument:\n{text}",
+    "relation": "Read the document below. Then write a text of your own that works out, from what the "
+                "document says, what there is to know of these entities and how each of them bears on the "
+                "others. Name them, and say nothing that the document does not "
+                "support.\n\nDocument:\n{text}\n\nEntities:\n{entities}"}
 
 
 class Entigraph(Curate):
@@ -60,7 +61,8 @@ class Entigraph(Curate):
     sizes: tuple[int, ...] = (2, 3)
     """Numbers of entities that a relation has."""
     most: int | None = None
-    """Most relations of each size and document; default: all, which for triples grows with the cube of the entities."""
+    """Most relations of each size and document; default: all, which for triples grows with the cube of the
+    entities."""
     keep_originals: bool = False
     """Whether the documents that are read stay in the corpus."""
     on: tuple[str, ...] = ()
@@ -72,7 +74,8 @@ class Entigraph(Curate):
     tries: int = 5
     """How often to ask for the list of entities at most."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Wordings of your own: ``entities`` and ``relation``; ``{text}`` and ``{entities}`` stand for document and names."""
+    """Wordings of your own: ``entities`` and ``relation``; ``{text}`` and ``{entities}`` stand for
+    document and names."""
     writer: Writer = Writer(max_tokens=2048)
     """Who writes, and how."""
     bench: ClassVar[Bench | None] = Bench(
@@ -80,8 +83,9 @@ class Entigraph(Curate):
         scale="the paper's writer is GPT-4; one of 135 M parameters invents more than it tells",
         add=({"use": "entigraph", "on": ["bio"], "sizes": [2], "most": 4,
               "writer": {"max_tokens": 128, "at_once": 16}},),
-        claim="questions about documents are answered without access to them, better than after training on their "
-        "paraphrases")
+        claim="questions about documents are answered without access to them, better than after training on "
+              "their paraphrases")
+    roles: ClassVar[dict[str, Role]] = {"model": Role()}
     example: ClassVar[dict[str, Any]] = {
         "keep_originals": True, "on": ["prose"], "piece": 10, "tries": 2, "prompts": {"entities": "{text}"},
         "writer": {"max_tokens": 2, "at_once": 64}}
@@ -108,9 +112,9 @@ class Entigraph(Curate):
             parts = self._read([p for one in found for p in self._parts(one)], writing)
             ctx.note(f"{self.name}/without_entities", float(sum(not p.entities for p in parts)))
             if not any(p.entities for p in parts) and not self.keep_originals:
-                raise UserError(f"entigraph: the writer named no entity in any of {len(parts):,} parts of documents, in "
-                                f"{self.tries} tries each: it must answer with a JSON object that has a list "
-                                "\"entities\".")
+                raise UserError(f"entigraph: the writer named no entity in any of {len(parts):,} parts of "
+                                f"documents, in {self.tries} tries each: it must answer with a JSON object "
+                                "that has a list \"entities\".")
             new = kept_table(self._written(parts, writing, ctx), ctx)
         if not self.keep_originals:
             read = {one["id"] for one in found}
@@ -119,15 +123,16 @@ class Entigraph(Curate):
 
     def _parts(self, one: Mapping[str, str]) -> list[Part]:
         texts = list(passages(one["text"], self.piece))
-        return [Part(one["id"], f"{one['id']}#{n}" if len(texts) > 1 else one["id"], text, self.domain or one["domain"])
-                for n, text in enumerate(texts)]
+        return [Part(one["id"], one["origin"], f"{one['id']}#{n}" if len(texts) > 1 else one["id"], text,
+                     self.domain or one["domain"]) for n, text in enumerate(texts)]
 
     def _read(self, parts: list[Part], writing: Writing) -> list[Part]:
         """The parts with summary and entities; the writer is asked again for those without entities."""
         prompt = (PROMPTS | self.prompts)["entities"]
         for turn in range(self.tries):
             open_ = [i for i, p in enumerate(parts) if not p.entities]
-            requests = [Request(f"{parts[i].id}#entities/{turn}", filled(prompt, text=parts[i].text)) for i in open_]
+            requests = [Request(f"{parts[i].id}#entities/{turn}", filled(prompt, text=parts[i].text))
+                        for i in open_]
             for i, (_, answer) in zip(open_, writing.write(requests), strict=True):
                 summary, entities = listed(answer)
                 parts[i] = parts[i]._replace(summary=summary, entities=entities)
@@ -148,19 +153,21 @@ class Entigraph(Curate):
 
         for part in parts:
             if part.entities and part.summary:
-                yield document(id=f"{part.id}#summary", text=part.summary, domain=part.domain, source=self.name,
-                               metadata={"original": part.original})
+                yield document(id=f"{part.id}#summary", text=part.summary, domain=part.domain,
+                               source=self.name,
+                               metadata={"original": part.original}, origin=part.origin)
         for _, answer in writing.write(requests()):
             part, name, names = asked.popleft()
             if answer:
                 yield document(id=name, text=answer, domain=part.domain, source=self.name,
-                               metadata={"original": part.original, "entities": names})
+                               metadata={"original": part.original, "entities": names}, origin=part.origin)
 
 
 class Part(NamedTuple):
     """A document, or as much of it as is read at once, with what was found in it."""
 
     original: str
+    origin: str
     id: str
     text: str
     domain: str
@@ -169,7 +176,8 @@ class Part(NamedTuple):
 
 
 def listed(answer: str) -> tuple[str, tuple[str, ...]]:
-    """Summary and entities (each once) of an answer, which may be fenced; none if it holds no such JSON object."""
+    """Summary and entities (each once) of an answer, which may be fenced; none if it holds no such JSON
+    object."""
     start, end = answer.find("{"), answer.rfind("}")
     try:
         found = json.loads(answer[start:end + 1])

@@ -1,29 +1,30 @@
-"""A model makes its own training data for one task: first inputs, then outputs for them, both filtered by rules.
+"""A model makes its own training data for one task: first inputs, then outputs, both filtered by rules.
 
-"SELF-GUIDE: Better Task-Specific Instruction Following via Self-Synthetic Finetuning" (arXiv 2407.12874). Given an
-instruction and about three demonstrations, the model to be tuned
+"SELF-GUIDE: Better Task-Specific Instruction Following via Self-Synthetic Finetuning" (arXiv 2407.12874).
+Given an instruction and about three demonstrations, the model to be tuned
 
-1. writes new inputs, ``per_round`` in each of ``rounds``: the prompt shows the demonstrations' inputs as good examples
-   and 1 to 10 random inputs of earlier rounds as poor ones; if the task has ``labels``, each input is conditioned on a
-   random one of them;
+1. writes new inputs, ``per_round`` in each of ``rounds``: the prompt shows the demonstrations' inputs as good
+   examples and 1 to 10 random inputs of earlier rounds as poor ones; if the task has ``labels``, each input
+   is conditioned on a random one of them;
 2. extracts the bare input from what it wrote, at temperature 0; duplicates are dropped;
-3. answers each input, with the instruction and the demonstrations in the prompt. In a task with labels, the output is
-   the first label that the answer contains. Answers without a label are dropped, and so are random ones of the more
-   frequent labels, until all labels are equally frequent.
+3. answers each input, with the instruction and the demonstrations in the prompt. In a task with labels, the
+   output is the first label that the answer contains. Answers without a label are dropped, and so are random
+   ones of the more frequent labels, until all labels are equally frequent.
 
-After each step the rules drop what is empty, what contains a noisy fragment (plain substrings: ``input``, ``output``, a
-blank line, escaped underscores, an assistant's greetings), and what is unlikely short or long: with m and s the mean and
-the population's standard deviation of the demonstrations' lengths in characters (for an output, of their outputs),
+After each step the rules drop what is empty, what contains a noisy fragment (plain substrings: ``input``,
+``output``, a blank line, escaped underscores, an assistant's greetings), and what is unlikely short or
+long: with m and s the mean and the population's standard deviation of the demonstrations' lengths in
+characters (for an output, of their outputs),
 
     int(m - 2 s) <= length <= int(m + 2 s)
 
-Each pair becomes a conversation. The user says the whole prompt, with instruction and demonstrations, and the assistant
-the output, so ``supervised`` learns the outputs alone. Prompt the tuned model in the same way; the baseline to beat is
-that prompt without tuning. ``from.model`` must be the model that is tuned afterwards: a stronger writer is another
-method.
+Each pair becomes a conversation. The user says the whole prompt, with instruction and demonstrations, and
+the assistant the output, so ``supervised`` learns the outputs alone. Prompt the tuned model in the same
+way; the baseline to beat is that prompt without tuning. ``from.model`` must be the model that is tuned
+afterwards: a stronger writer is another method.
 
-Not for tasks about inputs and outputs themselves (those words are banned unless ``banned`` says otherwise), nor for a
-model that cannot do the task from its prompt: no rule checks that an output is right.
+Not for tasks about inputs and outputs themselves (those words are banned unless ``banned`` says otherwise),
+nor for a model that cannot do the task from its prompt: no rule checks that an output is right.
 
 Errors: nobody to write, no pair left, a writer that fails (its answers so far are kept).
 """
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
+from trainwright.core.stage import Role
 from trainwright.lm.writing.documents import kept_table
 from trainwright.lm.writing.prompts import filled
 from trainwright.lm.writing.writer import Request, Writer, Writing
@@ -47,14 +49,15 @@ if TYPE_CHECKING:
     from trainwright.core.context import Context
     from trainwright.corpus.sources import Row
 
-BANNED = ("input", "output", "\n\n", "\\_\\_", "Of course!", "Sure!", "Sure, ", "Certainly", "Absolutely!", "Great question",
+BANNED = ("input", "output", "\n\n", "\\_\\_", "Of course!", "Sure!", "Sure, ", "Certainly", "Absolutely!",
+          "Great question",
           "Good question", "happy to help", "here to help", "Let me see", "Let me explain", "Let me help",
           "Thanks for asking", "glad you asked", "I understand your question", "As an AI")
 """Fragments that no input and no output may have."""
 PROMPTS = {
-    "ask": "A task: {instruction}\n\nGood examples of what it is given:\n\n{good}\n\nWeaker ones:\n\n{poor}\n\n"
-           "Write one new example of what the task is given, unlike all of these{label}. Write it alone, without its "
-           "solution.",
+    "ask": "A task: {instruction}\n\nGood examples of what it is given:\n\n{good}\n\nWeaker "
+           "ones:\n\n{poor}\n\nWrite one new example of what the task is given, unlike all of these{label}. "
+           "Write it alone, without its solution.",
     "extract": "Somebody was asked for one more example like these:\n\n{good}\n\nThe reply was:\n\n{text}\n\n"
                "Copy the bare example out of the reply, word for word, and nothing else.",
     "answer": "{instruction}\n\n{solved}\n\nQuestion: {question}\nAnswer:"}
@@ -82,12 +85,14 @@ class SelfGuide(Curate):
     domain: str = "self_guide"
     """Domain of the conversations."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Wordings of your own: ``ask`` (of {instruction}, {good}, {poor}, {label}), ``extract`` ({good}, {text}) and
-    ``answer`` ({instruction}, {solved}, {question})."""
+    """Wordings of your own: ``ask`` (of {instruction}, {good}, {poor}, {label}), ``extract`` ({good},
+    {text}) and ``answer`` ({instruction}, {solved}, {question})."""
     writer: Writer = Writer(top_k=40, max_tokens=256)
     """Who writes, and how."""
+    roles: ClassVar[dict[str, Role]] = {"model": Role()}
     example: ClassVar[dict[str, Any]] = {
-        "instruction": "Add.", "demonstrations": [{"input": "1+1", "output": "2"}], "rounds": 2, "per_round": 4,
+        "instruction": "Add.", "demonstrations": [{"input": "1+1", "output": "2"}], "rounds": 2,
+        "per_round": 4,
         "banned": [], "length_filter": False, "writer": {"max_tokens": 4},
         "prompts": {"ask": "{label}new", "extract": "{text}", "answer": "{question}"}}
 
@@ -110,14 +115,14 @@ class SelfGuide(Curate):
         ctx.note("self_guide/inputs", float(len(inputs)))
         ctx.note("self_guide/pairs", float(len(pairs)))
         if not pairs:
-            raise UserError(f"self_guide: of {self.rounds * self.per_round:,} inputs that were asked for {len(inputs):,} "
-                            "passed the rules, and of their outputs none: is the model able to do the task from its "
-                            "prompt?")
+            raise UserError(f"self_guide: of {self.rounds * self.per_round:,} inputs that were asked for "
+                            f"{len(inputs):,} passed the rules, and of their outputs none: is the model able "
+                            "to do the task from its prompt?")
         for number, (question, said) in enumerate(pairs):
             asked = self._prompt(question)
             messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
-            yield document(id=f"{self.domain}/{number}", text=f"{asked}\n\n{said}", domain=self.domain,
-                           source=self.name, metadata={"input": question, "output": said}, messages=messages)
+            yield document(id=f"{self.domain}/{number}", domain=self.domain, source=self.name,
+                           metadata={"input": question, "output": said}, messages=messages)
 
     def _prompt(self, question: str) -> str:
         return answer((PROMPTS | self.prompts)["answer"], self.instruction, self.demonstrations, question)
@@ -134,7 +139,8 @@ class SelfGuide(Curate):
                 poor = draw.sample(earlier, draw.randint(1, min(10, len(earlier)))) if earlier else []
                 label = draw.choice(self.labels) if self.labels else ""
                 good = draw.sample(shown, len(shown))
-                asked.append(Request(f"ask/{turn}/{i}", ask(words["ask"], self.instruction, good, poor, label)))
+                asked.append(Request(f"ask/{turn}/{i}",
+                                     ask(words["ask"], self.instruction, good, poor, label)))
             raw = [text for _, text in writing.write(asked) if passes(text, self.banned, within)]
             bare = [Request(f"extract/{turn}/{i}", extract(words["extract"], shown, t), 0.0)
                     for i, t in enumerate(raw)]
@@ -167,7 +173,8 @@ def extract(template: str, good: Sequence[str], text: str) -> str:
     return filled(template, good=_list(good), text=text)
 
 
-def answer(template: str, instruction: str, demonstrations: Iterable[Mapping[str, str]], question: str) -> str:
+def answer(template: str, instruction: str, demonstrations: Iterable[Mapping[str, str]],
+           question: str) -> str:
     """The prompt for an output, with which the tuned model is asked too."""
     solved = "\n\n".join(f"Question: {d['input']}\nAnswer: {d['output']}" for d in demonstrations)
     return filled(template, instruction=instruction, solved=solved, question=question)
@@ -178,7 +185,8 @@ def _list(texts: Sequence[str]) -> str:
 
 
 def bounds(texts: Sequence[str]) -> tuple[int, int]:
-    """Mean and two standard deviations (of the population) to either side of the lengths in characters, cut to whole numbers."""
+    """Mean and two standard deviations (of the population) to either side of the lengths in characters,
+    cut to whole numbers."""
     lengths = [len(t) for t in texts]
     mean, spread = statistics.fmean(lengths), statistics.pstdev(lengths)
     return int(mean - 2 * spread), int(mean + 2 * spread)
@@ -195,7 +203,8 @@ def label_of(text: str, labels: Sequence[str]) -> str:
     return next((label for label in labels if label in text), "")
 
 
-def balanced(pairs: Sequence[tuple[str, str]], labels: Sequence[str], draw: random.Random) -> list[tuple[str, str]]:
+def balanced(pairs: Sequence[tuple[str, str]], labels: Sequence[str],
+             draw: random.Random) -> list[tuple[str, str]]:
     """As many pairs of each label as there are of the rarest that occurs; others go, drawn at random."""
     places = [[i for i, (_, said) in enumerate(pairs) if said == label] for label in labels]
     fewest = min((len(p) for p in places if p), default=0)
@@ -216,10 +225,11 @@ def check(instruction: str, demonstrations: Sequence[Mapping[str, str]], labels:
         raise ValueError("demonstrations has no example; the paper gives about three")
     for number, one in enumerate(demonstrations, 1):
         if set(one) != {"input", "output"} or not all(text.strip() for text in one.values()):
-            raise ValueError(f"demonstration {number} must have an input and an output, both with text, and nothing else; "
-                             f"it has {', '.join(sorted(one)) or 'nothing'}")
+            raise ValueError(f"demonstration {number} must have an input and an output, both with text, and "
+                             f"nothing else; it has {', '.join(sorted(one)) or 'nothing'}")
         if labels and one["output"] not in labels:
-            raise ValueError(f"the output {one['output']!r} of demonstration {number} is none of the labels {', '.join(labels)}")
+            raise ValueError(f"the output {one['output']!r} of demonstration {number} is none of the labels "
+                             f"{', '.join(labels)}")
     for name in prompts:
         if name not in PROMPTS:
             raise ValueError(f"there is no prompt {name!r}; there are {', '.join(PROMPTS)}")

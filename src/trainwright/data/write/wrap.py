@@ -1,24 +1,25 @@
 """Rephrases documents in other styles and adds the rephrases to the corpus beside the originals.
 
 "Rephrasing the Web: A Recipe for Compute and Data-Efficient Language Modeling" (WRAP, arXiv 2401.16380). An
-instruction-tuned model paraphrases each document in one of four styles: ``easy`` (for a small child), ``medium`` (good
-English as in Wikipedia), ``hard`` (terse, with rare words), ``qa`` (questions and answers). The paper trains on real and
-rephrased text 1 : 1, which is ``ratio = 1``: as many rephrased documents as originals. With several styles, each
-document takes consecutive ones, starting from a style drawn by its id; a fractional ratio draws documents by id.
+instruction-tuned model paraphrases each document in one of four styles: ``easy`` (for a small child),
+``medium`` (good English as in Wikipedia), ``hard`` (terse, with rare words), ``qa`` (questions and
+answers). The paper trains on real and rephrased text 1 : 1, which is ``ratio = 1``: as many rephrased
+documents as originals. With several styles, each document takes consecutive ones, starting from a style
+drawn by its id; a fractional ratio draws documents by id.
 
-A document is rephrased in passages (about 300 tokens in the paper), because longer ones lose content. What a chat model
-says around its answer is removed. A document with an unanswered passage has no rephrase, and ``wrap/left_out`` counts
-those. The new document is ``ORIGINAL#STYLE``; its metadata name the original and the style. Conversations stay as they
-are. To train on exactly as many tokens of either kind, give the rephrases a ``domain`` of their own and mix.
+A document is rephrased in passages (about 300 tokens in the paper), because longer ones lose content. What
+a chat model says around its answer is removed. A document with an unanswered passage has no rephrase, and
+``wrap/left_out`` counts those. The new document is ``ORIGINAL#STYLE``; its metadata name the original and
+the style. Conversations stay as they are. To train on exactly as many tokens of either kind, give the
+rephrases a ``domain`` of their own and mix.
 
-The paper's comparison gives the baseline the same total of tokens, so it reads the real text more often. A writer that
-knows the questions of the evaluation leaks them into the corpus.
+The paper's comparison gives the baseline the same total of tokens, so it reads the real text more often. A
+writer that knows the questions of the evaluation leaks them into the corpus.
 
 Not for text whose wording matters (code, verse, law).
 
-Errors: nobody to write, a ratio above the number of styles, a style without a prompt, a domain without documents, a
-writer that fails (its answers so far are kept).
-"""
+Errors: nobody to write, a ratio above the number of styles, a style without a prompt, a domain without
+documents, a writer that fails (its answers so far are kept). """
 from __future__ import annotations
 
 from collections import deque
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from trainwright.core.bench import Bench
 from trainwright.core.errors import suggest
 from trainwright.core.method import Curate
+from trainwright.core.stage import Role
 from trainwright.lm.writing.documents import kept_table, originals
 from trainwright.lm.writing.prompts import cleaned, filled, passages
 from trainwright.lm.writing.writer import Request, Writer, Writing
@@ -41,13 +43,16 @@ if TYPE_CHECKING:
 
 AROUND = " Keep every fact, add none, and answer with the new text only.\n\n{text}"
 PROMPTS = {
-    "easy": "Say the passage below again in the simplest words and in very short sentences, for a small child." + AROUND,
-    "medium": "Say the passage below again in other words, in the clear and correct English of a Wikipedia article."
+    "easy": "Say the passage below again in the simplest words and in very short sentences, for a small "
+            "child." + AROUND,
+    "medium": "Say the passage below again in other words, in the clear and correct English of a Wikipedia "
+              "article."
               + AROUND,
-    "hard": "Say the passage below again tersely, in learned language with rare and difficult words, for a scholar."
+    "hard": "Say the passage below again tersely, in learned language with rare and difficult words, for a "
+            "scholar."
             + AROUND,
-    "qa": "Turn the passage below into a series of questions and answers, each on lines that begin with \"Question:\" "
-          "and \"Answer:\"." + AROUND}
+    "qa": "Turn the passage below into a series of questions and answers, each on lines that begin with "
+          "\"Question:\" and \"Answer:\"." + AROUND}
 
 
 class Wrap(Curate):
@@ -70,25 +75,29 @@ class Wrap(Curate):
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="written",
         add=({"use": "wrap", "on": ["bio"], "writer": {"max_tokens": 160, "at_once": 16}},),
-        claim="real and rephrased text, 1 : 1, make pretraining about three times as fast, with more than 2 % higher "
-        "zero-shot accuracy on questions", scale="the paper's writer has 7 B parameters, not 135 M")
+        claim="real and rephrased text, 1 : 1, make pretraining about three times as fast, with more than 2 "
+              "% higher zero-shot accuracy on "
+              "questions", scale="the paper's writer has 7 B parameters, not 135 M")
+    roles: ClassVar[dict[str, Role]] = {"model": Role()}
     example: ClassVar[dict[str, Any]] = {
-        "styles": ["plain"], "prompts": {"plain": "{text}"}, "piece": 10, "domain": "new", "on": ["prose", "odd"],
+        "styles": ["plain"], "prompts": {"plain": "{text}"}, "piece": 10, "domain": "new",
+        "on": ["prose", "odd"],
         "writer": {"max_tokens": 2, "at_once": 64}}
 
     def __post_init__(self) -> None:
         known = PROMPTS | self.prompts
         for style in self.styles:
             if style not in known:
-                raise ValueError(f"there is no style {style!r}{suggest(style, known)}; a new one needs a prompt in prompts")
+                raise ValueError(f"there is no style {style!r}{suggest(style, known)}; a new one needs a "
+                                 "prompt in prompts")
         for style, prompt in self.prompts.items():
             if "{text}" not in prompt:
                 raise ValueError(f"the prompt of the style {style!r} has no {{text}}, where the passage goes")
         if not self.styles or len(set(self.styles)) < len(self.styles):
             raise ValueError("styles names one style at least, and none twice")
         if not 0 < self.ratio <= len(self.styles):
-            raise ValueError(f"ratio must be above 0 and at most the number of styles, {len(self.styles)}, not "
-                             f"{self.ratio}")
+            raise ValueError(f"ratio must be above 0 and at most the number of styles, {len(self.styles)}, "
+                             f"not {self.ratio}")
         if self.piece < 1:
             raise ValueError(f"piece must be positive, not {self.piece}")
 
@@ -109,14 +118,17 @@ class Wrap(Curate):
             if left:
                 continue
             if all(parts):
-                yield document(id=f"{one['id']}#{style}", text="\n\n".join(parts), domain=self.domain or one["domain"],
-                               source=self.name, metadata={"original": one["id"], "style": style})
+                yield document(id=f"{one['id']}#{style}", text="\n\n".join(parts), domain=self.domain
+                               or one["domain"],
+                               source=self.name, metadata={"original": one["id"], "style": style},
+                               origin=one["origin"])
             ctx.note(f"{self.name}/{'rephrased' if all(parts) else 'left_out'}", 1.0)
             parts = []
 
     def _answers(self, read: Sequence[dict[str, str]], writing: Writing,
                  ctx: Context) -> Iterator[tuple[tuple[dict[str, str], str, int], str]]:
-        """For each passage its document, the style, how many passages of the document follow, and the answer."""
+        """For each passage its document, the style, how many passages of the document follow, and the
+        answer."""
         asked: deque[tuple[dict[str, str], str, int]] = deque()
 
         def requests() -> Iterator[Request]:

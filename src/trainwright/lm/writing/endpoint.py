@@ -40,11 +40,11 @@ class Endpoint:
         self.identity, self.block = f"endpoint {writer.model}", 16 * writer.at_once
         self.key = os.environ.get(self.variable, "").strip() if self.variable else ""
         if self.variable and not self.key:
-            raise UserError(f"{method}: the key of the endpoint is to be in the environment variable {self.variable}, "
-                            "which is not set.")
+            raise UserError(f"{method}: the key of the endpoint is to be in the environment variable "
+                            f"{self.variable}, which is not set.")
         if not (self.key.isascii() and self.key.isprintable()):
-            raise UserError(f"{method}: the key in the environment variable {self.variable} has characters that no "
-                            "header can hold.")
+            raise UserError(f"{method}: the key in the environment variable {self.variable} has characters "
+                            "that no header can hold.")
         self.pace = Pace(writer.requests_per_minute)
         self.over = threading.Event()
         headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
@@ -52,11 +52,13 @@ class Endpoint:
             here = httpx2.URL(self.url).host in ("127.0.0.1", "localhost", "::1")
         except httpx2.InvalidURL as error:
             raise UserError(f"{method}: the endpoint {self.url!r} is no address: {error}.") from None
-        self.client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(TIMEOUT, connect=10.0), trust_env=not here,
+        self.client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(TIMEOUT, connect=10.0),
+                                    trust_env=not here,
                                     limits=httpx2.Limits(max_connections=writer.at_once))
 
     def answer(self, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
-        """Answers as they come. The first failure calls off what has not begun; what is under way is still yielded."""
+        """Answers as they come. The first failure calls off what has not begun; what is under way is still
+        yielded."""
         failure: Stopped | None = None
         pool = ThreadPoolExecutor(self.writer.at_once)
         try:
@@ -90,7 +92,8 @@ class Endpoint:
     def _one(self, request: Request, seed: int) -> str:
         """One answer, tried several times."""
         import httpx2
-        body = {"model": self.writer.model, "messages": [{"role": "user", "content": request.prompt}], "seed": seed,
+        body = {"model": self.writer.model, "messages": [{"role": "user", "content": request.prompt}],
+                "seed": seed,
                 "temperature": request.temperature, "max_tokens": self.writer.max_tokens}
         if self.writer.top_k:
             body["top_k"] = self.writer.top_k
@@ -126,8 +129,8 @@ class Endpoint:
             how = f"the one in {self.variable}" if self.variable else "and key_variable names none"
             raise Stopped(f"the endpoint {self.url} wants another key ({how}; status {code}).")
         said = self._hidden(" ".join(reply.text.split()))[:200]
-        raise Stopped(f"the endpoint {self.url} refuses the request {request.name!r} for the model {self.writer.model!r} "
-                      f"(status {code}: {said}).")
+        raise Stopped(f"the endpoint {self.url} refuses the request {request.name!r} for the model "
+                      f"{self.writer.model!r} (status {code}: {said}).")
 
 
 class Pace:

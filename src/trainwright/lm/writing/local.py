@@ -37,7 +37,8 @@ class LocalWriter:
         """One batch."""
         prompts = [self._encode(r) for r in requests]
         processors = self._drawing(requests, seeds)
-        yield from enumerate(continued(self.model, self.tokenizer, prompts, self.writer.max_tokens, processors))
+        yield from enumerate(continued(self.model, self.tokenizer, prompts, self.writer.max_tokens,
+                                       processors))
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -52,12 +53,13 @@ class LocalWriter:
         if not ids:
             raise Stopped(f"the prompt of {request.name!r} is empty.")
         if self.most is not None and len(ids) + new > self.most:
-            raise Stopped(f"the prompt of {request.name!r} has {len(ids):,} tokens, which with max_tokens = {new:,} for "
-                          f"the answer exceed the {self.most:,} positions of the model.")
+            raise Stopped(f"the prompt of {request.name!r} has {len(ids):,} tokens, which with max_tokens = "
+                          f"{new:,} for the answer exceed the {self.most:,} positions of the model.")
         return ids
 
     def _drawing(self, requests: Sequence[Request], seeds: Sequence[int]) -> Any:
         from transformers import LogitsProcessorList
         temperatures = [r.temperature or 0.0 for r in requests]
         draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return LogitsProcessorList([lambda seen, logits: drawn(logits, draws, temperatures, self.writer.top_k)])
+        return LogitsProcessorList([lambda seen,
+                                    logits: drawn(logits, draws, temperatures, self.writer.top_k)])

@@ -4,18 +4,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-BEFORE = re.compile(r"\A((sure|certainly|of course|absolutely)\b[^\n]{0,160}[:!.]|here('s| is| are)\b[^\n]{0,160}:)\s*\n",
-                    re.I)
-BEHIND = re.compile(r"\n+(i hope (this|that)|(please )?let me know|feel free to|is there anything else)\b[^\n]*\s*\Z",
-                    re.I)
+BEFORE = re.compile(r"\A((sure|certainly|of course|absolutely)\b[^\n]{0,160}[:!.]"
+                    r"|here('s| is| are)\b[^\n]{0,160}:)\s*\n", re.I)
+BEHIND = re.compile(r"\n+(i hope (this|that)|(please )?let me know|feel free to|is there anything else)\b"
+                    r"[^\n]*\s*\Z", re.I)
 QUOTES = {('"', '"'), ("\u201c", "\u201d")}
 
 
 def passages(text: str, most: int) -> Iterator[str]:
     """``text`` cut into passages of at most ``most`` characters; blank ones are left out.
 
-    A cut is at a blank line, the end of a sentence or a space if there is one in the second half, else anywhere.
-    """
+    A cut is at a blank line, the end of a sentence or a space if there is one in the second half, else
+    anywhere. """
     at = 0
     while at < len(text):
         window, end = text[at:at + most], at + most

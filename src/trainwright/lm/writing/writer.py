@@ -6,11 +6,10 @@ A method has the settings ``writer: Writer = Writer()`` and writes with them::
         for request, answer in writing.write(requests):
             ...
 
-Requests go out in blocks. Each answer is stored at once in the stage's scratch folder under a hash of everything it
-depends on (writer, prompt, sampling, seed). Whatever interrupts the stage, the same command continues where it stopped
-and asks for nothing twice. The seed of a request is derived from its name, so it depends neither on the block the
-request is in nor on what was written before.
-"""
+Requests go out in blocks. Each answer is stored at once in the stage's scratch folder under a hash of
+everything it depends on (writer, prompt, sampling, seed). Whatever interrupts the stage, the same command
+continues where it stopped and asks for nothing twice. The seed of a request is derived from its name, so it
+depends neither on the block the request is in nor on what was written before. """
 from __future__ import annotations
 
 import hashlib
@@ -32,8 +31,8 @@ class Writer:
     """Who writes, and how: settings that every method that has text written shares."""
 
     endpoint: str = ""
-    """Address of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1; without it ``from.model``
-    writes."""
+    """Address of a server that speaks OpenAI's protocol, such as http://127.0.0.1:8000/v1; without it
+    ``from.model`` writes."""
     model: str = ""
     """Name of the model at the endpoint."""
     key_variable: str = ""
@@ -52,8 +51,8 @@ class Writer:
     def __post_init__(self) -> None:
         if self.endpoint and not re.match(r"https?://[^/@\s]+(/|$)", self.endpoint):
             shown = self.endpoint.rpartition("@")[2]
-            raise ValueError("endpoint is an address such as http://127.0.0.1:8000/v1, without user or password in it, "
-                             f"not {shown!r}")
+            raise ValueError("endpoint is an address such as http://127.0.0.1:8000/v1, without user or "
+                             f"password in it, not {shown!r}")
         if bool(self.endpoint) != bool(self.model):
             raise ValueError("endpoint and model go together: where to ask, and for which of its models")
         least = {"at_once": 1, "max_tokens": 1, "requests_per_minute": 0, "top_k": 0, "temperature": 0}
@@ -137,8 +136,8 @@ class Writing:
                     known[key] = text.strip()
                     self.kept.write(key, known[key])
             except Stopped as error:
-                raise UserError(f"{self.method}: {error} {self.kept.count():,} answers are written and kept: the same "
-                                "command continues from there.") from None
+                raise UserError(f"{self.method}: {error} {self.kept.count():,} answers are written and kept: "
+                                "the same command continues from there.") from None
             yield from ((r, known[key]) for r, key in zip(block, keys, strict=True))
 
     def _key(self, request: Request, seed: int) -> str:
@@ -152,8 +151,9 @@ def _backend(writer: Writer, method: str, ctx: Context) -> Backend:
         from trainwright.lm.writing.endpoint import Endpoint
         return Endpoint(writer, method)
     if "model" not in ctx.inputs:
-        raise UserError(f"{method} has nobody to write: give the stage a model (from = {{ model = \"NAME\" }}), or the "
-                        "writer an endpoint and a model (writer = { endpoint = \"…\", model = \"…\" }).")
+        raise UserError(f"{method} has nobody to write: give the stage a model (from = "
+                        f"{{ model = \"NAME\" }}), or the writer an endpoint and a model (writer = "
+                        "{ endpoint = \"…\", model = \"…\" }).")
     from trainwright.lm.writing.local import LocalWriter
     return LocalWriter(ctx.path("model"), writer, method, ctx)
 

@@ -1,10 +1,12 @@
-"""Perplexity under an n-gram model in the ARPA format: many sentences at once, with the numbers that KenLM gives.
+"""Perplexity under an n-gram model in the ARPA format, many sentences at once: the same numbers as KenLM's.
 
-A word is predicted by the longest n-gram of the model that ends with it, times the backoff weights of the longer contexts:
+A word is predicted by the longest n-gram of the model that ends with it, times the backoff weights of the
+longer contexts:
 
-    p(w | h) = p(h w) where the model has h w,   else  b(h) p(w | h without its first word),   b(h) = 1 where it has not h
+    p(w | h) = p(h w)  if the model has h w,  else  b(h) p(w | h without its first word)
+    b(h) = 1  if the model lacks h
 
-<s> stands before a sentence and is not predicted; </s> is, and counts as a word; an unknown word is <unk>.
+<s> precedes a sentence and is not predicted; </s> is, and counts as a word; an unknown word is <unk>.
 """
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ class Model:
         unknown = self.words[UNKNOWN]
         begin, end = self.words[BEGIN], self.words[END]
         number = self.words.get
-        ids = np.array([i for s in sentences for i in (begin, *(number(w, unknown) for w in s), end)], dtype=np.uint64)
+        ids = np.array([i for s in sentences for i in (begin, *(number(w, unknown) for w in s), end)],
+                       dtype=np.uint64)
         starts = np.cumsum(sizes) - sizes
         place = np.arange(len(ids)) - np.repeat(starts, sizes)
         found = self._each(ids, place)
@@ -97,7 +100,8 @@ def read(file: Path) -> Model:
     except (OSError, EOFError, ValueError, KeyError) as error:
         raise UserError(f"{file} is no n-gram model in the ARPA format: {error}.") from None
     if not orders or not {UNKNOWN, BEGIN, END} <= set(words):
-        raise UserError(f"{file} is no n-gram model that can be used: it lacks one of {UNKNOWN}, {BEGIN}, {END}.")
+        raise UserError(f"{file} is no n-gram model that can be used: it lacks one of {UNKNOWN}, {BEGIN}, "
+                        f"{END}.")
     return Model(words, orders)
 
 

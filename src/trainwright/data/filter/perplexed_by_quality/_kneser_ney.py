@@ -1,14 +1,17 @@
-"""An n-gram model by interpolated modified Kneser-Ney smoothing, written as ARPA, which KenLM and others read.
+"""An n-gram model by interpolated modified Kneser-Ney smoothing, written in the ARPA format of KenLM.
 
-"An Empirical Study of Smoothing Techniques for Language Modeling" (Chen and Goodman, 1998), with the conventions of KenLM's
-estimator ("Scalable Modified Kneser-Ney Language Model Estimation", Heafield and others, 2013). With a(·) the count of an n-gram
-of the highest order or one that begins with <s>, else the number of different words before it,
+"An Empirical Study of Smoothing Techniques for Language Modeling" (Chen and Goodman, 1998), with the
+conventions of KenLM's estimator ("Scalable Modified Kneser-Ney Language Model Estimation", Heafield and
+others, 2013). With a(·) the count of an n-gram that has the highest order or begins with <s>, and otherwise
+the number of different words before it,
 
     p(w | h) = (a(h w) - D(a(h w))) / sum_v a(h v)  +  gamma(h) p(w | h without its first word)
-    gamma(h) = sum_v D(a(h v)) / sum_v a(h v)                p(w) = … + gamma() / V,  V words with <unk> and </s>, without <s>
-    D(j) = j - (j + 1) Y n_(j+1) / n_j,   Y = n_1 / (n_1 + 2 n_2),   j = 1, 2, 3 and more,   n_j n-grams with a = j
+    gamma(h) = sum_v D(a(h v)) / sum_v a(h v)
+    p(w)     = … + gamma() / V                  V: words with <unk> and </s>, without <s>
+    D(j)     = j - (j + 1) Y n_(j+1) / n_j      j = 1, 2, 3 and more;  n_j n-grams with a = j
+    Y        = n_1 / (n_1 + 2 n_2)
 
-in each order; where a text is too small for that, D = 0.5, 1, 1.5. Nothing is pruned.
+in each order. For a text too small for that, D = 0.5, 1, 1.5. Nothing is pruned.
 """
 from __future__ import annotations
 
@@ -44,7 +47,8 @@ class Grams:
 
 
 def write(sentences: Iterable[Sequence[str]], order: int, file: Path) -> None:
-    """Estimate the model of ``sentences`` (lists of words without space in them) and write it; never half a file.
+    """Estimate the model of ``sentences`` (lists of words without space in them) and write it; never half
+    a file.
 
     Raises:
         ValueError: there is no word.
@@ -61,14 +65,16 @@ def write(sentences: Iterable[Sequence[str]], order: int, file: Path) -> None:
 
 
 def _numbered(sentences: Iterable[Sequence[str]]) -> tuple[dict[str, int], Ints, Ints]:
-    """Numbers of the words, all sentences in a row with their ends, and the place of each word in its sentence."""
+    """Numbers of the words, all sentences in a row with their ends, and the place of each word in its
+    sentence."""
     vocabulary = {UNKNOWN: 0, BEGIN: 1, END: 2}
     stream: list[int] = []
     sizes: list[int] = []
     for words in sentences:
         stream += [1, *(vocabulary.setdefault(word, len(vocabulary)) for word in words), 2]
         sizes.append(len(words) + 2)
-    place = np.arange(len(stream)) - np.repeat(np.cumsum(sizes) - sizes, sizes) if sizes else np.empty(0, np.int64)
+    starts = np.repeat(np.cumsum(sizes) - sizes, sizes) if sizes else np.empty(0, np.int64)
+    place = np.arange(len(stream)) - starts
     return vocabulary, np.array(stream, dtype=np.int64), place.astype(np.int64)
 
 
@@ -83,7 +89,8 @@ def _grams(stream: Ints, place: Ints, words: int, order: int) -> list[Grams]:
         key = here[ends - 1] * len(below.count) + here[ends]
         known, which, count = np.unique(key, return_inverse=True, return_counts=True)
         prefix, suffix = known // len(below.count), known % len(below.count)
-        found.append(Grams(np.concatenate([below.words[prefix], below.words[suffix][:, -1:]], axis=1), prefix, suffix, count))
+        found.append(Grams(np.concatenate([below.words[prefix], below.words[suffix][:, -1:]], axis=1),
+                           prefix, suffix, count))
         here = np.full(len(stream), -1)
         here[ends] = which
     return found
@@ -131,7 +138,8 @@ def _estimate(grams: list[Grams]) -> tuple[list[Floats], list[Floats]]:
     return probability, backoff
 
 
-def _arpa(words: list[str], grams: list[Grams], probability: list[Floats], backoff: list[Floats]) -> Iterator[str]:
+def _arpa(words: list[str], grams: list[Grams], probability: list[Floats],
+          backoff: list[Floats]) -> Iterator[str]:
     yield "\\data\\\n"
     yield from (f"ngram {k + 1}={len(own.count)}\n" for k, own in enumerate(grams))
     for k, own in enumerate(grams):
@@ -142,5 +150,6 @@ def _arpa(words: list[str], grams: list[Grams], probability: list[Floats], backo
         weight = np.log10(backoff[k]) if k < len(backoff) else None
         for i, row in enumerate(own.words.tolist()):
             said = " ".join([words[w] for w in row])
-            yield f"{chance[i]:.8g}\t{said}\n" if weight is None else f"{chance[i]:.8g}\t{said}\t{weight[i]:.8g}\n"
+            backs_off = "" if weight is None else f"\t{weight[i]:.8g}"
+            yield f"{chance[i]:.8g}\t{said}{backs_off}\n"
     yield "\n\\end\\\n"

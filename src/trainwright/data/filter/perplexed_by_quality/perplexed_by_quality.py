@@ -1,20 +1,24 @@
-"""Drops documents that are too likely under an n-gram model of harmful text: low perplexity is what goes, high perplexity stays.
+"""Drops documents that are too likely under an n-gram model of harmful text: low perplexity goes.
 
-"Perplexed by Quality: A Perplexity-based Method for Adult and Harmful Content Detection in Multilingual Heterogeneous Web Data"
-(arXiv 2212.10440). The model is estimated on harmful text alone (modified Kneser-Ney, as KenLM does), or read from an ARPA file.
-With n words and line ends in a document,
+"Perplexed by Quality: A Perplexity-based Method for Adult and Harmful Content Detection in Multilingual
+Heterogeneous Web Data" (arXiv 2212.10440). The model is estimated on harmful text alone (modified
+Kneser-Ney, as in KenLM) or read from an ARPA file. With n words and line ends in a document,
 
-    perplexity(d) = 10 ^ ( - 1/n sum log10 p(w_i | the ``order`` - 1 words before) )      drop d, if perplexity(d) <= threshold
+    perplexity(d) = 10 ^ ( - 1/n sum log10 p(w_i | the ``order`` - 1 words before) )
+    drop d if perplexity(d) <= threshold
 
-Lines are sentences, case and punctuation make no difference, unknown words have the probability of <unk>. Without ``threshold``
-it is the valley between the two modes of log10 perplexity over the documents that come in; a distribution without a clear valley
-is refused, since there a threshold would only be a quantile. ``column`` keeps the perplexity of each document, so that the
-threshold can be judged; lower it before you trust it. Different languages need models and thresholds of their own.
+Lines are sentences, case and punctuation are ignored, unknown words have the probability of <unk>. Without
+``threshold``, it is the valley between the two modes of log10 perplexity over the incoming documents. A
+distribution without a clear valley is refused, since any threshold would then be a mere quantile.
+``column`` keeps the perplexity of each document, so that the threshold can be judged; check it before you
+trust it. Different languages need models and thresholds of their own. Of the paper only the rule is used;
+order and smoothing are KenLM's defaults.
 
-Not against very short or garbled documents: they are unlikely under any model and pass. The log says how many have fewer than
-``order`` words. A document without words has null and stays. The usual filter with a model of *clean* text is the other way
-round: it drops what has high perplexity. Errors: neither ``harmful`` nor ``model``, both, no word in the former, no ARPA in the
-latter, no valley. Of the paper only its rule is used; order and smoothing are KenLM's defaults.
+Not against very short or garbled documents: they are unlikely under any model and pass. The log says how
+many have fewer than ``order`` words. A document without words has null and stays. The usual filter, with a
+model of *clean* text, works the other way round: it drops high perplexity.
+
+Errors: neither ``harmful`` nor ``model``, or both; no word in the former, no ARPA in the latter; no valley.
 """
 from __future__ import annotations
 
@@ -40,7 +44,8 @@ class PerplexedByQuality(Curate):
     """Drops what a model of harmful text finds too likely."""
 
     harmful: tuple[str, ...] = ()
-    """Files, folders, globs with harmful text to estimate the model on; relative ones are read from the recipe's folder."""
+    """Files, folders, globs with harmful text to estimate the model on; relative ones are read from the
+    recipe's folder."""
     model: str = ""
     """An n-gram model in the ARPA format instead (``.arpa``, also ``.gz``)."""
     threshold: float | None = None
@@ -50,7 +55,7 @@ class PerplexedByQuality(Curate):
     field: str = "text"
     """Column that holds the text, in files of ``harmful`` that are tables."""
     drop: bool = True
-    """Whether documents are dropped; else all stay, and ``column`` tells."""
+    """Whether to drop documents; otherwise all stay, and ``column`` says which are bad."""
     column: str = "harmful_perplexity"
     """Name of the column."""
     example: ClassVar[dict[str, Any]] = {"harmful": [__file__], "threshold": 200.0, "order": 3}
@@ -78,8 +83,9 @@ class PerplexedByQuality(Curate):
         told = pa.table({"id": ids, self.column: pa.array(values, mask=~known)})
         for name, value in (("threshold", threshold), ("low", int(low.sum())), ("short", short)):
             ctx.note(f"{self.name}/{name}", value)
-        ctx.show(self.name, f"{int(low.sum()):,} of {len(ids):,} documents have a perplexity up to {threshold:,.1f} under the "
-                            f"model of harmful text{' and go' if self.drop else ''}; {short:,} have too few words to be judged")
+        ctx.show(self.name, f"{int(low.sum()):,} of {len(ids):,} documents have a perplexity up to "
+                            f"{threshold:,.1f} under the model of harmful text"
+                            f"{' and go' if self.drop else ''}; {short:,} have too few words to be judged")
         return attach(without(rows, ids.filter(pa.array(low))) if self.drop else rows, told)
 
     def depends(self, root: Path) -> str:
@@ -96,7 +102,8 @@ class PerplexedByQuality(Curate):
         file = ctx.root / self.model if self.model else ctx.folder / "harmful.arpa"
         if self.harmful and not file.is_file():
             try:
-                _kneser_ney.write((line for text in self._texts(ctx) for line in sentences(text)), self.order, file)
+                _kneser_ney.write((line for text in self._texts(ctx) for line in sentences(text)),
+                                  self.order, file)
             except ValueError:
                 raise UserError(f"{self.name}: there is no word in {', '.join(self.harmful)}.") from None
         return _arpa.read(file)
@@ -108,7 +115,8 @@ class PerplexedByQuality(Curate):
             yield from (text or "" for text in batch["text"].to_pylist())
 
     def _perplexities(self, rows: DataFrame, model: Model) -> tuple[pa.Array, Floats, int]:
-        """Ids, perplexities (NaN where there is no word), and how many have fewer words than the longest n-gram."""
+        """Ids, perplexities (NaN where there is no word), and how many have fewer words than the longest
+        n-gram."""
         import pyarrow as pa
 
         from trainwright.corpus.passes import texts

@@ -42,7 +42,8 @@ class Stream:
         at, d = begin, int(np.searchsorted(self.ends, begin, side="right"))
         while at < last:
             size = min(last, int(self.ends[d])) - at
-            shard, offset = int(self.found.shard[d]), int(self.found.offset[d] + at - (self.ends[d] - self.found.length[d]))
+            begin = self.ends[d] - self.found.length[d]
+            shard, offset = int(self.found.shard[d]), int(self.found.offset[d] + at - begin)
             tokens.append(self.corpus.read(shard, offset, size))
             learned.append(self.corpus.read_mask(shard, offset, size))
             address.append(shard * SHARD + np.arange(offset, offset + size))
@@ -50,14 +51,17 @@ class Stream:
             at, d = at + size, d + 1
         ids, mask = np.concatenate(tokens), np.concatenate(learned)
         filled = {"input_ids": (ids[:-1], 0), "targets": (np.where(mask[1:], ids[1:], UNTRAINED), UNTRAINED),
-                  "document": (np.concatenate(document)[:-1], -1), "address": (np.concatenate(address)[:-1], -1)}
-        return {n: np.pad(v, (0, self.length - len(v)), constant_values=empty) for n, (v, empty) in filled.items()}
+                  "document": (np.concatenate(document)[:-1], -1),
+                  "address": (np.concatenate(address)[:-1], -1)}
+        return {n: np.pad(v, (0, self.length - len(v)), constant_values=empty)
+                for n, (v, empty) in filled.items()}
 
 
 class Contexts:
     """All rows of a selection of documents, by domain."""
 
-    def __init__(self, folder: Path, split: str, domains: tuple[str, ...], length: int, column: str, neighbours: int,
+    def __init__(self, folder: Path, split: str, domains: tuple[str, ...], length: int, column: str,
+                 neighbours: int,
                  near_duplicates: float, seed: int) -> None:
         self.corpus, self.length, self.seed = open_corpus(folder), length, seed
         for name in domains:
@@ -68,8 +72,9 @@ class Contexts:
             raise UserError("iclm: no document has a token to learn.")
         if (talks := found.trained < found.length - 1).any():
             names = ", ".join(sorted({self.corpus.domains[i] for i in found.domain[talks]}))
-            raise UserError(f"iclm lays texts one behind the other, and {int(talks.sum()):,} documents of {names} are "
-                            "conversations, which are not to see each other: name other domains, or take pack.")
+            raise UserError(f"iclm lays texts one behind the other, and {int(talks.sum()):,} documents of "
+                            f"{names} are conversations, which are not to see each other: name other "
+                            "domains, or take pack.")
         vectors, begins = _walk.read(folder, found, column, "iclm") if column else (None, None)
         self.domains: dict[str, Stream] = {}
         self.duplicates, likeness, shuffled = 0, list[float](), list[float]()
@@ -84,7 +89,8 @@ class Contexts:
             kept = _walk.distinct(path, starts, near_duplicates)
             self.duplicates += len(path) - len(kept)
             likeness += _alike(table, kept)
-            shuffled += _alike(table, torch.randperm(len(kept), generator=Context(seed=seed).rng("iclm/shuffled", at=0)).numpy())
+            generator = Context(seed=seed).rng("iclm/shuffled", at=0)
+            shuffled += _alike(table, torch.randperm(len(kept), generator=generator).numpy())
             self.domains[name] = Stream(self.corpus, _part(documents, kept), length, seed, i)
         self.likeness, self.random = (float(np.mean(v)) if v else 0.0 for v in (likeness, shuffled))
         """Mean similarity of documents that follow one another in the walk, and in random order."""
@@ -93,21 +99,25 @@ class Contexts:
         self._order: tuple[int, NDArray[np.int64]] = (-1, np.zeros(0, dtype=np.int64))
 
     def natural(self, number: int) -> str:
-        """The domain of a row where nothing is mixed: in each epoch, every domain has all of its rows, in a random order."""
+        """The domain of a row where nothing is mixed: in each epoch, every domain has all of its rows, in
+        a random order."""
         epoch, i = divmod(number, self.total)
         if self._order[0] != epoch:
-            shuffled = torch.randperm(self.total, generator=Context(seed=self.seed).rng(f"iclm/{epoch}", at=0)).numpy()
+            generator = Context(seed=self.seed).rng(f"iclm/{epoch}", at=0)
+            shuffled = torch.randperm(self.total, generator=generator).numpy()
             self._order = epoch, np.searchsorted(self.counts.cumsum(), shuffled, side="right")
         return list(self.domains)[self._order[1][i]]
 
     def batch(self, chosen: list[tuple[str, int]]) -> Batch:
         """The rows with these domains and numbers within their domain."""
         rows = [self.domains[name].row(number) for name, number in chosen]
-        made = {n: torch.from_numpy(np.stack([row[n] for row in rows])) for n in ("input_ids", "targets", "document", "address")}
+        made = {n: torch.from_numpy(np.stack([row[n] for row in rows]))
+                for n in ("input_ids", "targets", "document", "address")}
         shape = made["input_ids"].shape
         domain = torch.tensor([self.domains[name].domain for name, _ in chosen])
         places = torch.arange(self.length)
-        return made | {"position_ids": places.expand(shape).contiguous(), "domain": domain[:, None].expand(shape).contiguous(),
+        return made | {"position_ids": places.expand(shape).contiguous(),
+                       "domain": domain[:, None].expand(shape).contiguous(),
                        "domains": self.corpus.domains}
 
 
@@ -124,7 +134,8 @@ def _beginnings(corpus: Corpus, found: Documents) -> list[str]:
 
 def _alike(table: NDArray[np.float32], path: NDArray[np.int64]) -> list[float]:
     """Similarities of the rows that follow one another in a path."""
-    both = table[path[:-1]] * table[path[1:]] if isinstance(table, np.ndarray) else table[path[:-1]].multiply(table[path[1:]])
+    before, after = table[path[:-1]], table[path[1:]]
+    both = before * after if isinstance(table, np.ndarray) else before.multiply(after)
     return np.asarray(both.sum(1)).ravel().tolist()
 
 

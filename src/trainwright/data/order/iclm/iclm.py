@@ -1,24 +1,31 @@
-"""In-context pretraining: a row holds related documents, which see each other; everything else is as in ordinary pretraining.
+"""In-context pretraining: a row holds related documents, which see each other; all else is as usual.
 
-"In-Context Pretraining: Language Modeling Beyond Document Boundaries" (arXiv 2310.10638). Each document has edges to the
-``neighbours`` most similar ones (cosine of the column ``embedding``, exact). The graph is walked once:
-    begin at the document of fewest edges; go on to the most similar neighbour that was not visited;
-    where there is none, begin again at the document of fewest edges that is left.
-The documents are laid out in that order, one behind the other, and cut into rows of ``length`` tokens, which each epoch shuffles
-anew (in order, one step after the other would be of one topic). Positions count through a row, so that attention crosses
-documents, and every token is a target, the first ones of documents too. Each document is there exactly once an epoch.
+"In-Context Pretraining: Language Modeling Beyond Document Boundaries" (arXiv 2310.10638). Each document has
+edges to the ``neighbours`` most similar ones (cosine of the column ``embedding``, exact). The graph is
+walked once:
 
-Takes the place of ``pack``. ``embed`` in the stage of the corpus writes the column; with ``column = ""`` tf-idf of the tokens
-stands in for it. A walk stays within a domain, so that mixtures work as with ``pack``. Copies must go, else the loss in a context
-falls by copying: as in the authors' code a document is left out whose first 100 characters are those of the one before it in the
-walk (``near_duplicates``); ``minhash`` in the stage of the corpus finds all of them, and is better. The log says how alike
-documents are that follow one another.
+    begin at the document with the fewest edges; go on to the most similar unvisited neighbour;
+    if there is none, begin again at the remaining document with the fewest edges.
 
-Rows as of ``pack``; ``document`` counts through a row though nothing keeps documents apart. Exact neighbours cost n^2
-similarities: up to some hundred thousand documents; the paper's billions need an approximate search. Not for rows that are
-shorter than most documents. Errors: no such column, embeddings of several lengths or not finite, a domain without documents,
-conversations.
-"""
+The documents are concatenated in that order and cut into rows of ``length`` tokens, which each epoch
+shuffles anew (in order, consecutive steps would share a topic). Positions count through a row, so attention
+crosses documents, and every token is a target, the first ones of documents too. Each document occurs
+exactly once an epoch.
+
+Replaces ``pack``. ``embed`` in the corpus stage writes the column; with ``column = ""`` the tf-idf of the
+tokens stands in for it. A walk stays within a domain, so mixtures work as with ``pack``. Copies must go, or
+the loss in a context falls by copying: as in the authors' code, a document is left out if its first 100
+characters are those of the one before it in the walk (``near_duplicates``). ``minhash`` in the corpus stage
+finds all copies, and is better. The log reports how similar consecutive documents are.
+
+Batches are as of ``pack``, except that ``document`` counts through a row though nothing keeps documents
+apart.
+
+Not for rows shorter than most documents, nor for more than some hundred thousand documents: exact
+neighbours cost n^2 similarities, and the paper's billions need an approximate search.
+
+Errors: no such column, embeddings of several lengths or not finite, a domain without documents,
+conversations. """
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -45,23 +52,28 @@ class Iclm(Data):
     split: Literal["train", "tune", "test"] = "train"
     """Which documents of the corpus."""
     domains: tuple[str, ...] = ()
-    """Domains to take; all of them where none is named."""
+    """Domains to take; all if none is named."""
     column: str = "embedding"
     """Column of the documents with their embeddings; empty: tf-idf of their tokens."""
     neighbours: int = 9
     """Edges from each document to the most similar ones."""
     near_duplicates: float = 0.85
-    """Jaccard of the first 100 characters above which the second of two neighbours in the walk is left out; 1 keeps all."""
+    """Jaccard of the first 100 characters above which the second of two neighbours in the walk is left
+    out; 1 keeps all."""
     bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", add=({"use": "iclm", "length": 256, "domains": ["prose"], "column": ""},), drop=("pack",),
-        claim="better at tasks that need what stands in the context: in-context learning +8 %, reading comprehension +15 %",
-        scale="the paper's gains are in tasks with a long context, which these models are too small for; the loss of plain text "
-        "stands in for them, and tf-idf for its embeddings")
-    example: ClassVar[dict[str, Any]] = {"length": 32, "domains": ["prose", "code"], "column": "", "neighbours": 4}
+        suite="pretrain", add=({"use": "iclm", "length": 256, "domains": ["prose"], "column": ""},),
+        drop=("pack",),
+        claim="better at tasks that need what stands in the context: in-context learning +8 %, reading "
+              "comprehension +15 %",
+        scale="the paper's gains are in tasks with a long context, which these models are too small for; the "
+              "loss of plain text stands in for them, and tf-idf for its embeddings")
+    example: ClassVar[dict[str, Any]] = {"length": 32, "domains": ["prose", "code"], "column": "",
+                                         "neighbours": 4}
 
     def __post_init__(self) -> None:
         if self.length < 2 or self.neighbours < 1:
-            raise ValueError(f"length must be 2 or more and neighbours 1 or more, not {self.length} and {self.neighbours}")
+            raise ValueError(f"length must be 2 or more and neighbours 1 or more, not {self.length} and "
+                             f"{self.neighbours}")
         if not 0 < self.near_duplicates <= 1:
             raise ValueError(f"near_duplicates must be above 0 and at most 1, not {self.near_duplicates}")
 
@@ -98,19 +110,21 @@ class Iclm(Data):
     def preview(self, batch: Batch, ctx: Context) -> str:
         found = self.contexts(ctx)
         shown = preview(batch, ctx.tokenizer or found.corpus.tokenizer)
-        return (f"documents that follow one another have a similarity of {found.likeness:.3f} in the mean, in random order "
-                f"{found.random:.3f}; {found.duplicates:,} near-duplicates are left out; an example: {shown}")
+        return (f"documents that follow one another have a similarity of {found.likeness:.3f} in the mean, "
+                f"in random order {found.random:.3f}; {found.duplicates:,} near-duplicates are left out; an "
+                f"example: {shown}")
 
     def contexts(self, ctx: Context) -> Contexts:
-        return contexts_of(ctx.path("data"), self.split, self.domains, self.length, self.column, self.neighbours,
+        return contexts_of(ctx.path("data"), self.split, self.domains, self.length, self.column,
+                           self.neighbours,
                            self.near_duplicates, ctx.seed)
 
     def weights(self, found: Contexts, mixture: dict[str, float] | None) -> torch.Tensor | None:
         """The mixture over the domains at hand, or None where there is none."""
         for name in mixture or ():
             if name not in found.domains:
-                raise UserError(f"iclm: the mixture names the domain {name!r}, which has no {self.split!r} document here"
-                                f"{suggest(name, found.domains)}.")
+                raise UserError(f"iclm: the mixture names the domain {name!r}, which has no {self.split!r} "
+                                f"document here{suggest(name, found.domains)}.")
         if not mixture:
             return None
         weights = torch.tensor([float(mixture.get(name, 0.0)) for name in found.domains])
@@ -121,4 +135,5 @@ class Iclm(Data):
     @staticmethod
     def draw(found: Contexts, weights: torch.Tensor, number: int, ctx: Context) -> str:
         """A row's domain depends on its number, not on the rank that reads it."""
-        return list(found.domains)[int(torch.multinomial(weights, 1, generator=ctx.rng(f"iclm/row/{number}", at=0)))]
+        generator = ctx.rng(f"iclm/row/{number}", at=0)
+        return list(found.domains)[int(torch.multinomial(weights, 1, generator=generator))]

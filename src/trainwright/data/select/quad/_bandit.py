@@ -81,8 +81,9 @@ def queues(ids: NDArray[np.object_], label: NDArray[np.int64], clusters: int, bl
     made = [Queue(ids[order[label[order] == number]].tolist(), block, scored) for number in range(clusters)]
     if not any(queue.sample() for queue in made):
         largest, needed = max(len(queue.ids) for queue in made), math.ceil(1 / scored - 1e-9)
-        raise UserError(f"quad: the largest of the {clusters:,} clusters has {largest:,} documents, and it takes {needed:,} to "
-                        f"measure one of them (scored = {scored}): ask for fewer clusters.")
+        raise UserError(f"quad: the largest of the {clusters:,} clusters has {largest:,} documents, and it "
+                        f"takes {needed:,} to measure one of them (scored = {scored}): ask for fewer "
+                        "clusters.")
     return made
 
 
@@ -107,7 +108,8 @@ class Played(NamedTuple):
     """Clusters of which any was."""
 
 
-def play(queues: Sequence[Queue], scores: Scores, look: Look, arms: int, offset: float | None, budget: int) -> Played:
+def play(queues: Sequence[Queue], scores: Scores, look: Look, arms: int, offset: float | None,
+         budget: int) -> Played:
     """Choose ``budget`` documents."""
     known = look([name for queue in queues for name in queue.sample()])
     first = {i: _mean(queue, known) for i, queue in enumerate(queues) if queue.next()}
@@ -123,13 +125,15 @@ def play(queues: Sequence[Queue], scores: Scores, look: Look, arms: int, offset:
         known |= look(unknown) if unknown else {}
         for i in pulled:
             reward = _mean(queues[i], known) - least
-            if queues[i].begin:                                          # the first look at it was counted already
+            # the first look at it was counted already
+            if queues[i].begin:
                 scores.add(i, reward)
             if reward > 0:
                 taken += queues[i].draw()
             else:
                 passed.append((reward, queues[i].draw()))
-    passed += [(float(value), queue.ids[queue.begin:]) for value, queue in zip(scores.values(), queues, strict=True)]
+    passed += [(float(value), queue.ids[queue.begin:])
+               for value, queue in zip(scores.values(), queues, strict=True)]
     taken += [name for _, block in sorted(passed, key=lambda one: -one[0]) for name in block]
     return Played(taken[:budget], len(known), len(first))
 

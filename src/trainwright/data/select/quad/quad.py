@@ -1,27 +1,31 @@
-"""Takes documents from clusters that a bandit finds to have the greatest influence on a target, without looking at them all.
+"""Takes documents from clusters that a bandit finds most influential on a target, without looking at all.
 
-"Harnessing Diversity for Important Data Selection in Pretraining Large Language Models" (Quad, arXiv 2409.16986). Documents are
-clustered by their embeddings (k-means on unit vectors); each cluster is an arm, its documents, in random order, are cut into
-blocks. To pull arm i is to measure the influence on ``from.target`` of a few documents of its next block: with I their mean and o
-the offset, r = I - o is the reward; the block is taken where r > 0 and passed over otherwise. Clusters j near to it share in it:
+"Harnessing Diversity for Important Data Selection in Pretraining Large Language Models" (Quad, arXiv
+2409.16986). Documents are clustered by their embeddings (k-means on unit vectors). Each cluster is an arm;
+its documents, in random order, are cut into blocks. Pulling arm i measures the influence on ``from.target``
+of a few documents of its next block: with I their mean and o the offset, r = I - o is the reward. The block
+is taken if r > 0 and skipped otherwise. Clusters j near to it share the reward:
 
-    T += 1,   n_j += 1,   R_j += r (1 - d_ij / D)        for all j with d_ij < D, the distance of centres (i itself has d = 0),
+    T += 1,   n_j += 1,   R_j += r (1 - d_ij / D)     for all j with d_ij < D, the distance of centres,
     score of j = R_j / n_j + alpha sqrt(2 ln T / (n_j + 1)),
 
-and the clusters with the highest score are pulled next. A document's influence is the cosine of its gradient and the target's
-gradient times an inverse Hessian, on the attention layers of ``from.model`` (see ``_influence.py``); where the authors' code
-leaves these layers out, or multiplies by the Hessian, this follows the paper.
+and the clusters with the highest score are pulled next. A document's influence is the cosine of its
+gradient and the target's gradient times an inverse Hessian, on the attention layers of ``from.model`` (see
+``_influence.py``). The authors' code leaves these layers out, or multiplies by the Hessian; this follows
+the paper.
 
-Numbers that would fit one model alone are relative here: alpha is ``exploration`` times the standard deviation of the rewards so
-far, D is ``radius`` times the mean distance of two centres, o is the mean influence of the first look. That first look is at all
-clusters: without it nothing is known of most when the budget is spent. The target's gradients are kept as their mean, which is
-exact; so none is projected at random. Where blocks of positive reward are too few for the budget, the best of those passed over
-follow, so that it is met exactly; so do ends of clusters that are too small to be looked at.
+Numbers that would fit only one model are relative here: alpha is ``exploration`` times the standard
+deviation of the rewards so far, D is ``radius`` times the mean distance of two centres, o is the mean
+influence of the first look. The first look is at all clusters, or most would still be unknown when the
+budget is spent. The target's gradients are kept as their mean, which is exact, so none is projected at
+random. If blocks of positive reward are too few for the budget, the best skipped ones follow, and then the
+ends of clusters that are too small to be looked at, so the budget is met exactly. It costs a forward and
+backward pass over at most the share ``scored`` of the documents, and three over the target's.
 
-Not for a target that is like everything: then all clusters are alike. Costs a forward and backward pass over ``scored`` of the
-documents at most, and three over those of the target. Errors: no ``from.model`` or ``from.target``, no attention layers, no
-column of embeddings, a count larger than the documents that have one, clusters too small, scikit-learn not installed.
-"""
+Not for a target that resembles everything: all clusters are then alike.
+
+Errors: no ``from.model`` or ``from.target``, no attention layers, no column of embeddings, a count larger
+than the documents that have one, clusters too small, scikit-learn not installed. """
 from __future__ import annotations
 
 import math
@@ -30,6 +34,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
+from trainwright.core.stage import CORPUS, Role
 from trainwright.corpus.selecting import amount, check_amount, keep, settled
 
 if TYPE_CHECKING:
@@ -45,21 +50,24 @@ class Quad(Curate):
     column: str = "embedding"
     """Column with the embeddings."""
     clusters: int = 100
-    """Clusters; fewer where fewer documents are different."""
+    """Clusters; fewer if fewer documents differ."""
     arms: int = 5
     """Clusters that are pulled between two updates of the scores."""
     block: int = 50
-    """Documents that are taken or passed over at once."""
+    """Documents that are taken or skipped at once."""
     scored: float = 0.1
-    """Share of a block whose influence is measured, at most 0.2; a block too small for one document is not looked at."""
+    """Share of a block whose influence is measured, at most 0.2; a block too small for one document is not
+    looked at."""
     exploration: float = 0.1
-    """Bonus of clusters seldom pulled (alpha), in standard deviations of the reward; 0: always the best so far."""
+    """Bonus of clusters seldom pulled (alpha), in standard deviations of the reward; 0: always the best so
+    far."""
     radius: float = 0.2
     """Distance up to which clusters share a reward (D), in mean distances of two centres."""
     offset: float | None = None
     """What a block's mean influence must exceed; default: the mean over the first look."""
     damping: float = 1.0
-    """Damping of the Hessian, in mean eigenvalues of a layer: with far less the ranking departs from the exact inverse's."""
+    """Damping of the Hessian, in mean eigenvalues of a layer: with far less the ranking departs from the
+    exact inverse's."""
     split: Literal["train", "tune"] = "tune"
     """Split of ``from.target`` that is meant."""
     target: int = 512
@@ -67,19 +75,21 @@ class Quad(Curate):
     count: int | None = None
     """Documents to keep; or ``share``."""
     share: float | None = None
-    """Documents to keep, as a share of those that have an embedding; a tenth where neither is said."""
+    """Documents to keep, as a share of those that have an embedding; a tenth by default."""
     length: int = 512
-    """Tokens that the model sees at once; fewer where it has fewer positions."""
+    """Longest piece the model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 4096
-    """Tokens of a forward pass, about."""
+    """Tokens of a forward pass, roughly."""
     needs: ClassVar[tuple[str, ...]] = ("sklearn",)
     bench: ClassVar[Bench | None] = Bench(
         suite="select", at="chosen", drop=("random_subset",),
         add=({"use": "embed"}, {"use": "quad", "share": 0.2, "clusters": 40, "block": 20, "target": 64}),
-        claim="a model of 1.3 billion parameters pretrained on what Quad selects is more accurate zero-shot than on what random "
-              "choice or influence alone selects",
+        claim="a model of 1.3 billion parameters pretrained on what Quad selects is more accurate zero-shot "
+              "than on what random choice or influence alone selects",
         scale="the paper selects 30 billion tokens of SlimPajama from about ten thousand clusters")
-    example: ClassVar[dict[str, Any]] = {"clusters": 4, "arms": 1, "block": 10, "scored": 0.2, "target": 8, "share": 0.5,
+    roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True), "target": CORPUS._replace(needed=True)}
+    example: ClassVar[dict[str, Any]] = {"clusters": 4, "arms": 1, "block": 10, "scored": 0.2, "target": 8,
+                                         "share": 0.5,
                                          "length": 32, "batch_tokens": 512}
 
     def __post_init__(self) -> None:
@@ -88,12 +98,13 @@ class Quad(Curate):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if not 0 < self.scored <= 0.2:
-            raise ValueError(f"scored must be above 0 and at most 0.2, not {self.scored}: a bandit looks at few")
+            raise ValueError(f"scored must be above 0 and at most 0.2, not {self.scored}: a bandit looks at "
+                             "few")
         if math.floor(self.scored * self.block + 1e-9) < 1:
             raise ValueError(f"scored = {self.scored} of a block of {self.block} is less than one document")
         if min(self.exploration, self.radius) < 0 or self.damping <= 0:
-            raise ValueError(f"exploration and radius must not be negative and damping must be positive, not {self.exploration}, "
-                             f"{self.radius} and {self.damping}")
+            raise ValueError("exploration and radius must not be negative and damping must be positive, not "
+                             f"{self.exploration}, {self.radius} and {self.damping}")
 
     def depends(self, root: Path) -> str:
         from trainwright.corpus.clusters import need_sklearn
@@ -112,7 +123,8 @@ class Quad(Curate):
         scores = bandits.Scores(bandits.nearness(centre, self.radius), self.exploration)
         found = bandits.play(queues, scores, self._look(rows, ctx), self.arms, self.offset, budget)
         ctx.note(f"{self.name}/scored", found.measured / len(ids))
-        ctx.show(self.name, f"{found.measured:,} of {len(ids):,} documents measured, in {found.seen} of {len(centre)} clusters")
+        ctx.show(self.name, f"{found.measured:,} of {len(ids):,} documents measured, in {found.seen} of "
+                            f"{len(centre)} clusters")
         return keep(rows, found.chosen)
 
     def _look(self, rows: DataFrame, ctx: Context) -> Look:

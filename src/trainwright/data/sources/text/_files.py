@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from trainwright.corpus.sources import Row
 
 PLAIN = (".txt", ".md", ".rst", ".py")
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-         "user": "user", "assistant": "assistant", "system": "system", "tool": "tool", "function": "tool", "observation": "tool"}
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
+         "bard": "assistant",
+         "user": "user", "assistant": "assistant", "system": "system", "tool": "tool", "function": "tool",
+         "observation": "tool"}
 """Who speaks in ``conversations`` (the ShareGPT convention), and the role that chat templates know."""
 
 
@@ -67,11 +69,13 @@ def _decode(data: bytes, written: str, invalid: str) -> str:
     try:
         return data.decode("utf-8-sig", errors="strict" if invalid == "error" else "replace")
     except UnicodeDecodeError as error:
-        raise UserError(f'{written} is not UTF-8 (byte {error.start}): convert it, or set invalid = "replace".') from None
+        raise UserError(f"{written} is not UTF-8 (byte {error.start}): convert it, or set "
+                        'invalid = "replace".') from None
 
 
 def pieces(text: str, characters: int) -> Iterator[str]:
-    """Cut at blank lines into pieces of about ``characters``; joined they are the text. 0: the text as it is."""
+    """Cut at blank lines into pieces of about ``characters``; joined they are the text. 0: the text as it
+    is."""
     if not characters:
         yield text
         return
@@ -116,8 +120,8 @@ def _csv(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
         try:
             for row in reader:
                 if None in row or None in row.values():
-                    raise UserError(f"{written}, line {reader.line_num}: this row has not the {len(reader.fieldnames or [])} "
-                                    "columns that the first line names.")
+                    raise UserError(f"{written}, line {reader.line_num}: this row has not the "
+                                    f"{len(reader.fieldnames or [])} columns that the first line names.")
                 yield reader.line_num, row
         except (csv.Error, UnicodeDecodeError) as error:
             raise UserError(f"{written}, line {reader.line_num}: {error}.") from None
@@ -153,10 +157,12 @@ def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
     else:
         used, text = {how.field}, _text(row, how.field, where)
     if how.id and not isinstance(row.get(how.id), str | int):
-        raise UserError(f"{where}: the column {how.id!r} (the setting id) must hold a string or a whole number; {_columns(row)}.")
+        raise UserError(f"{where}: the column {how.id!r} (the setting id) must hold a string or a whole "
+                        f"number; {_columns(row)}.")
     name = str(row[how.id]) if how.id else f"{how.domain}/{written}:{line}"
     rest = {key: value for key, value in row.items() if key not in used}
-    return document(id=name, text=text, domain=how.domain, source=f"{written}:{line}", metadata=rest, messages=messages)
+    return document(id=name, text=text, domain=how.domain, source=f"{written}:{line}", metadata=rest,
+                    messages=messages)
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
@@ -172,7 +178,8 @@ def _columns(row: Mapping[str, Any]) -> str:
 
 
 def conversation(row: Mapping[str, Any], where: str) -> tuple[list[dict[str, Any]] | None, set[str]]:
-    """Messages of a row and the columns they stood in: ``messages``, ``conversations``, or ``prompt`` and ``completion``."""
+    """Messages of a row and the columns they stood in: ``messages``, ``conversations``, or ``prompt`` and
+    ``completion``."""
     if row.get("messages") is not None:
         return [_message(m, where) for m in _list(row["messages"], where, "messages")], {"messages"}
     if row.get("conversations") is not None:
@@ -180,7 +187,8 @@ def conversation(row: Mapping[str, Any], where: str) -> tuple[list[dict[str, Any
         return [_message(_sharegpt(turn, where), where) for turn in turns], {"conversations"}
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}], {"prompt", "completion"}
+        return [{"role": "user", "content": prompt},
+                {"role": "assistant", "content": completion}], {"prompt", "completion"}
     if isinstance(prompt, list) and isinstance(completion, list):
         return [_message(m, where) for m in [*prompt, *completion]], {"prompt", "completion"}
     return None, set()
@@ -211,5 +219,6 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     kept = {key: value for key, value in message.items() if value is not None}
     calls = kept.get("tool_calls")
     if not isinstance(kept.get("content"), str) and not calls:
-        raise UserError(f"{where}: the content of a message must be text, not {str(message.get('content'))[:40]!r}.")
+        raise UserError(f"{where}: the content of a message must be text, not "
+                        f"{str(message.get('content'))[:40]!r}.")
     return kept

@@ -1,13 +1,13 @@
 """Reads documents from files and folders, and from data sets on the Hugging Face Hub.
 
-A file of text (``.txt .md .rst .py``) is one document, a row of a table (``.jsonl .json .parquet .csv``) is one; each also as
-``.gz``. A row with ``messages``, with ``conversations`` (ShareGPT: from, value) or with ``prompt`` and ``completion`` is a
-conversation. Its other columns are kept as metadata. An id is the domain, the path as the recipe writes it, and the row.
+A text file (``.txt .md .rst .py``) is one document, as is each row of a table
+(``.jsonl .json .parquet .csv``); each ending also as ``.gz``. A row with ``messages``, with
+``conversations`` (ShareGPT: from, value) or with ``prompt`` and ``completion`` is a conversation. Its other
+columns become metadata. An id is the domain, the path as the recipe writes it, and the row.
 
-Not for text that needs cleaning (HTML, PDF): turn it into text first.
+Not for text that needs cleaning (HTML, PDF): convert it to text first.
 
-Raises:
-    UserError: nothing matches a path, an unknown ending, a broken line, a missing column, bytes that are not UTF-8.
+Errors: nothing matches a path, an unknown ending, a broken line, a missing column, bytes that are not UTF-8.
 """
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ class Text(Curate):
     example: ClassVar[dict[str, Any]] = {"paths": [__file__]}
 
     paths: list[str]
-    """Files, folders (read with all below), globs, or ``hf://OWNER/NAME``; relative ones are read from the recipe's folder."""
+    """Files, folders (read with all below), globs, or ``hf://OWNER/NAME``; relative ones are read from the
+    recipe's folder."""
     domain: str = ""
     """Name of the part of the corpus; default: the stem of the file, or the name of the folder."""
     field: str = "text"
@@ -62,50 +63,60 @@ class Text(Curate):
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.corpus.sources import table, union
         from trainwright.data.sources.text._files import read
-        hub = [partial(_hub_rows, path, self.split, self.subset, self._reading(path.rstrip("/").split("/")[-1]))
+        hub = [partial(_hub_rows, path, self.split, self.subset,
+                       self._reading(path.rstrip("/").split("/")[-1]))
                for path in self.paths if path.startswith(HUB)]
-        local = [partial(read, file, name, self._reading(domain)) for file, (name, domain) in self._files(ctx.root).items()]
+        local = [partial(read, file, name, self._reading(domain))
+                 for file, (name, domain) in self._files(ctx.root).items()]
         return union(documents, table("text", [*local, *hub]))
 
     def depends(self, root: Path) -> str:
         """The files with their sizes and times. What the Hub holds is not asked."""
-        return repr([(name, file.stat().st_size, file.stat().st_mtime_ns) for file, (name, _) in self._files(root).items()])
+        return repr([(name, file.stat().st_size, file.stat().st_mtime_ns)
+                     for file, (name, _) in self._files(root).items()])
 
     def _files(self, root: Path) -> dict[Path, tuple[str, str]]:
         """Each file once, with its path as the recipe writes it and the domain that it has by default."""
         found: dict[Path, tuple[str, str]] = {}
         for written in (os.path.expanduser(path) for path in self.paths if not path.startswith(HUB)):
             for name in _found(written, root):
-                found.setdefault((root / name).resolve(), (Path(name).as_posix(), _default_domain(written, root)))
+                found.setdefault((root / name).resolve(),
+                                 (Path(name).as_posix(), _default_domain(written, root)))
         return found
 
     def _reading(self, default: str) -> Reading:
         from trainwright.data.sources.text._files import Reading
-        return Reading(domain=self.domain or default, field=self.field, id=self.id, invalid=self.invalid, characters=self.piece)
+        return Reading(domain=self.domain or default, field=self.field, id=self.id, invalid=self.invalid,
+                       characters=self.piece)
 
 
 def _found(written: str, root: Path) -> list[str]:
     """The files that a path of the recipe means, as the recipe would write each, in order."""
     from trainwright.data.sources.text._files import known, suffix
     place = root / written
-    if os.path.isdir(place):                                   # unlike Path's, it takes a name that no file can have for none
-        names = [(Path(written) / f.relative_to(place)).as_posix() for f in sorted(place.rglob("*")) if f.is_file()]
+    # unlike Path's, it takes a name that no file can have for none
+    if os.path.isdir(place):
+        names = [(Path(written) / f.relative_to(place)).as_posix()
+                 for f in sorted(place.rglob("*")) if f.is_file()]
         visible = [n for n in names if not any(p.startswith(".") for p in Path(n).relative_to(written).parts)]
         names = [n for n in visible if suffix(n) in known()]
         if not names:
-            raise UserError(f"the folder {written} holds no file that can be read; endings known: {', '.join(known())}.")
+            raise UserError(f"the folder {written} holds no file that can be read; endings known: "
+                            f"{', '.join(known())}.")
         return names
     if os.path.isfile(place):
         names = [written]
     elif glob.has_magic(written):
         names = sorted(n for n in glob.glob(written, root_dir=root, recursive=True) if (root / n).is_file())
     else:
-        raise UserError(f"there is no file or folder {written} (in {root.resolve()}); a data set of the Hub is {HUB}OWNER/NAME.")
+        raise UserError(f"there is no file or folder {written} (in {root.resolve()}); a data set of the Hub "
+                        f"is {HUB}OWNER/NAME.")
     if not names:
         raise UserError(f"no file matches {written} (in {root.resolve()}).")
     for name in names:
         if suffix(name) not in known():
-            raise UserError(f"{name}: the ending {suffix(name) or 'of no name'!r} is not known; known are {', '.join(known())}.")
+            raise UserError(f"{name}: the ending {suffix(name) or 'of no name'!r} is not known; known are "
+                            f"{', '.join(known())}.")
     return names
 
 
