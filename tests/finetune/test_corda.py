@@ -183,7 +183,7 @@ def test_mistakes_are_told_before_anything_changes(tmp_path: Path) -> None:
     model, ctx = tiny.model(), tiny.context(tmp_path)
     before = {n: p.clone() for n, p in model.state_dict().items()}
     for method, words in ((Corda(rank=17), "rank = 17 is more than the width of"),
-                          (Corda(mode="knowledge_preserved", rank=2, samples=1, length=8), "8 tokens of samples do not tell"),
+                          (Corda(mode="knowledge_preserved", rank=2, samples=1, length=8), "8 tokens of samples do not show"),
                           (Corda(rank=2, domains=("pros",)), "did you mean 'prose'")):
         with pytest.raises(UserError, match=words):
             method.operate(model, ctx)
