@@ -8,6 +8,7 @@
 """
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["Artifact", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
+
+SILENCE = {
+    "DO_NOT_TRACK": "1",                # Daft, huggingface_hub, MLflow
+    "DAFT_ANALYTICS_ENABLED": "0",
+    "SCARF_NO_ANALYTICS": "true",       # where Daft's reports go
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GRADIO_ANALYTICS_ENABLED": "False",  # Trackio's pages
+}
+"""What keeps our dependencies from reporting anybody's use of them, whatever the environment says. It stands here because they
+read it when they are imported, and this package is imported before any method, an outsider's too."""
+
+os.environ.update(SILENCE)
+os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
 
 
 def __getattr__(name: str) -> Any:

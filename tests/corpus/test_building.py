@@ -5,15 +5,15 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from tests.corpus.corpora import ODD, Chosen, Given, KeepLong, build, texts
+from tests.corpus.corpora import ODD, Chosen, KeepLong, build, texts
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.corpus import building as corpus
 from trainwright.corpus import documents, tokens
+from trainwright.corpus.columns import SCHEMA
 
 CHAT = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Zoë 👋🏽"}]
 
@@ -82,7 +82,7 @@ def test_parquet_holds_the_standard_columns_and_those_that_methods_add(tmp_path:
 
     build(tmp_path / "c", texts(5), Scored())
     table = pq.read_table(tmp_path / "c" / "documents")
-    assert table.column_names[: len(documents.SCHEMA)] == list(documents.SCHEMA) and table.num_rows == 5
+    assert table.column_names[: len(SCHEMA)] == list(SCHEMA) and table.num_rows == 5
     assert table["characters"].to_pylist() == [len(t) for t in table["text"].to_pylist()]
 
 
@@ -103,19 +103,6 @@ def test_many_files_hold_what_one_would(tmp_path: Path, monkeypatch: pytest.Monk
     files = sorted((tmp_path / "many" / "documents").iterdir())
     assert [f.name for f in files] == [f"{i:05d}.parquet" for i in range(len(files))]
     assert selected(tmp_path / "one") == selected(tmp_path / "many")
-
-
-def test_splits_follow_the_id_and_no_domain_is_left_out() -> None:
-    ids = np.array([f"x{i}" for i in range(5000)] + ["p", "q", "r"] + ["lonely"], dtype=object)
-    domains = np.array(["big"] * 5000 + ["small"] * 3 + ["one"], dtype=object)
-    splits = corpus.assign_splits(ids, domains, 0.01, 0.02)
-    share = np.bincount(splits[:5000], minlength=3) / 5000
-    assert abs(share[1] - 0.01) < 0.005 and abs(share[2] - 0.02) < 0.007
-    assert sorted(splits[5000:5003]) == [0, 1, 2] and splits[5003] == 0
-    more = corpus.assign_splits(np.append(ids[:5000], "new"), np.append(domains[:5000], "big"), 0.01, 0.02)
-    assert (more[:5000] == splits[:5000]).all(), "a document more moves no other"
-    assert not corpus.assign_splits(ids, domains, 0.0, 0.0).any()
-    assert set(corpus.assign_splits(ids[5000:5003], domains[5000:5003], 0.5, 0.49)) == {0, 1, 2}
 
 
 def test_an_empty_corpus_names_what_was_read(tmp_path: Path) -> None:
@@ -214,21 +201,12 @@ def test_settings_are_those_of_the_stage() -> None:
     from dataclasses import fields
 
     from trainwright.core.settings import docs_of
-    from trainwright.core.stage_settings import CorpusStage
+    from trainwright.stages.corpus import CorpusStage
     stage = {f.name: f.default for f in fields(CorpusStage)}
     shares = dict(zip(("tune", "test"), CorpusStage(name="c", methods=({"use": "text"},)).shares(), strict=True))
     for field in fields(corpus.CorpusSettings):
         assert docs_of(corpus.CorpusSettings)[field.name]
         assert field.name == "data" or shares.get(field.name, stage[field.name]) == field.default
-
-
-def test_nothing_is_told_to_anybody() -> None:
-    import os
-
-    import daft.scarf_telemetry as telemetry
-    assert os.environ["DO_NOT_TRACK"] == "1" and os.environ["DAFT_PROGRESS_BAR"] == "0"
-    assert telemetry.opted_out() is True
-    assert Given.__mro__[1] is Curate
 
 
 def test_a_corpus_made_of_another_works_on_its_training_documents_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainwright.corpus import documents, streaming
+from trainwright.corpus.columns import ARROW, SCHEMA
 from trainwright.corpus.selecting import columns
 from trainwright.corpus.sources import Row, document, table
 
@@ -67,7 +68,7 @@ def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: 
     frame = documents.parquet([written(tmp_path)])
     for asked, given, needed in ((frame.select("id"), ["id"], {"id"}),
                                  (frame.where(frame["domain"] == "d").select("source"), ["source"], {"source", "domain"}),
-                                 (frame.where(streaming.among(frame, ["d0001"])), [*documents.SCHEMA], {*documents.SCHEMA})):
+                                 (frame.where(streaming.among(frame, ["d0001"])), [*SCHEMA], {*SCHEMA})):
         seen.clear()
         rows = [row for batch in documents.stream(asked) for row in batch.to_pylist()]
         assert len(rows) == (1 if len(given) > 1 else MANY) and list(rows[0]) == given and seen == needed
@@ -76,9 +77,9 @@ def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: 
 
 
 def written(folder: Path) -> Path:
-    with pq.ParquetWriter(folder / "rows.parquet", documents.ARROW) as writer:
+    with pq.ParquetWriter(folder / "rows.parquet", ARROW) as writer:
         for row in rows([]):
-            writer.write_table(pa.Table.from_pylist([row], documents.ARROW))
+            writer.write_table(pa.Table.from_pylist([row], ARROW))
     return folder / "rows.parquet"
 
 

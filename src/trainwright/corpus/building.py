@@ -14,20 +14,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from trainwright.core.claims import name_all
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.corpus import bpe, chat, documents, provenance, tokens
-from trainwright.corpus.documents import ID, MESSAGES, SOURCE, TEXT
+from trainwright.corpus import bpe, chat, documents, media, provenance, splits, tokens
+from trainwright.corpus.columns import DOMAIN, ID, MESSAGES, ORIGIN, SOURCE, TEXT
 
 TRAINER_BYTES = 256 << 20
 """Bytes of text that a tokenizer is trained on at most: a larger corpus gives a sample of documents, by hash."""
@@ -46,6 +45,8 @@ class CorpusSettings:
     """Folder whose tokenizer to use."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size instead."""
+    mask_token: bool = False
+    """Give that tokenizer a mask token."""
     tune: float = 0.01
     """Share of each domain's documents (by hash of the id) kept for tuning."""
     test: float = 0.02
@@ -67,10 +68,6 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
     table = _write_documents(folder, methods, settings, ctx, earlier)
     for name, text in ctx.texts.items():
         say(f"{name}: {text}")
-    if earlier is None:
-        table.splits = assign_splits(table.ids, table.domains, settings.tune, settings.test)
-    else:
-        table.splits = np.array([tokens.SPLITS.index(earlier.split.get(name, "train")) for name in table.ids], dtype=np.int64)
     dropped = f", {table.empty:,} empty ones dropped" if table.empty else ""
     names = sorted(set(table.domains))
     say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {len(names)} domains ({', '.join(names)}){dropped}")
@@ -92,43 +89,71 @@ def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettin
     documents.start(settings.engine)
     taps = folder / "taps"
     taps.mkdir()
+    steps = _steps(methods, ctx.folder or taps, earlier is not None)
     frame = earlier.training() if earlier else documents.empty()
-    steps: list[tuple[str, Curate | None]] = [("from.data", None)] if earlier else []
-    used = [m.name for m in methods]
-    steps += [(m.name if used.count(m.name) == 1 else name, m) for (name, _), m in zip(name_all(methods), methods, strict=True)]
-    for number, (name, method) in enumerate(steps):
-        if method:
-            scratch = (ctx.folder or taps) / f"{number:03d}-{name}"
-            scratch.mkdir(parents=True, exist_ok=True)
-            frame = documents.standard(method.apply(frame, replace(ctx, folder=scratch)), name)
-        frame = provenance.tapped(frame, taps, number)
+    for number, step in enumerate(steps):
+        if step.method:
+            step.scratch.mkdir(parents=True, exist_ok=True)
+            frame = documents.standard(step.method.apply(frame, replace(ctx, folder=step.scratch)), step.name)
+        frame = provenance.tapped(frame, taps, number, step.name)
     writer = documents.Writer(folder / "documents")
     try:
         for batch in documents.stream(frame):
             writer.add(pa.Table.from_batches([batch]))
-        table = writer.found
-        traced = _provenance(folder, taps, [name for name, _ in steps])
-        table.curated, table.kept = provenance.counts(traced, [name for name, _ in steps]), provenance.kept(traced)
+        traced = _provenance(folder, taps, steps, writer.blank)
         if not writer.rows:
-            raise UserError(_empty(table, methods))
+            raise UserError(_empty(provenance.counts(traced, [s.name for s in steps]), writer.found, methods))
         for rows in earlier.held(writer.schema) if earlier else ():
             writer.add(rows)
     finally:
         writer.close()
     table = writer.table()
+    table.curated, table.kept = provenance.counts(traced, [s.name for s in steps]), provenance.kept(traced)
     _refuse_twins(table)
+    _split(table, traced, settings, earlier)
+    media.collect(sorted(table.media), [f / media.FOLDER for f in (ctx.folder or taps, settings.data) if f],
+                  folder / media.FOLDER)
+    shutil.rmtree(taps)
     return table
 
 
-def _provenance(folder: Path, taps: Path, names: Sequence[str]) -> pa.Table:
-    traced = provenance.trace(taps, names)
+class _Step(NamedTuple):
+    """A method under a name of its own (None: the documents of an earlier corpus), and its scratch."""
+
+    name: str
+    method: Curate | None
+    scratch: Path
+
+
+def _steps(methods: list[Curate], work: Path, earlier: bool) -> list[_Step]:
+    used = [m.name for m in methods]
+    named = [("from.data", None)] if earlier else []
+    named += [(m.name if used.count(m.name) == 1 else name, m) for (name, _), m in zip(name_all(methods), methods, strict=True)]
+    return [_Step(name, method, work / f"{number:03d}-{name}") for number, (name, method) in enumerate(named)]
+
+
+def _provenance(folder: Path, taps: Path, steps: Sequence[_Step], blank: Sequence[str]) -> pa.Table:
+    traced = provenance.trace(taps, [s.name for s in steps])
+    usual = {s.name: provenance.words(s.method) for s in steps if s.method}
+    traced = provenance.explained(traced, usual, {s.name: s.scratch for s in steps}, blank)
     pq.write_table(traced, folder / provenance.FILE, compression="zstd")
-    shutil.rmtree(taps)
     return traced
 
 
-def _empty(table: documents.Table, methods: list[Curate]) -> str:
-    path = ", ".join(f"{row['out']:,} out of {row['method']}" for row in table.curated) or "no method"
+def _split(table: documents.Table, traced: pa.Table, settings: CorpusSettings, earlier: documents.Earlier | None) -> None:
+    written = traced.filter(traced[ORIGIN].is_valid())
+    seen = dict(zip(written[ID].to_pylist(), written[ORIGIN].to_pylist(), strict=True))
+    roots = splits.roots(table.origins, seen)
+    if earlier is not None:
+        table.splits = splits.kept(table.ids, roots, earlier.split)
+        return
+    known = traced.filter(pc.is_in(traced[ID], value_set=pa.array(sorted(set(roots.values())), pa.large_string())))
+    domains = dict(zip(known[ID].to_pylist(), known[DOMAIN].to_pylist(), strict=True))
+    table.splits = splits.assign(table.ids, table.domains, settings.tune, settings.test, roots, domains)
+
+
+def _empty(curated: list[dict[str, Any]], table: documents.Table, methods: list[Curate]) -> str:
+    path = ", ".join(f"{row['out']:,} out of {row['method']}" for row in curated) or "no method"
     read = "; ".join(f"{m}" for m in methods)
     return f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its methods: {read}."
 
@@ -143,26 +168,6 @@ def _refuse_twins(table: documents.Table) -> None:
                         f"{sources[0]} and {sources[1]}): read each file once, and give such documents different domains or ids.")
 
 
-def assign_splits(ids: NDArray[np.object_], domains: NDArray[np.object_], tune: float, test: float) -> NDArray[np.int64]:
-    """Index into ``tokens.SPLITS`` for each document, by a hash of its id within its domain.
-
-    A domain of three documents and more has at least one in each split whose share is above 0; a smaller one is all for training.
-    """
-    place = np.array([tokens.uniform(name, "split") for name in ids])
-    splits = np.zeros(len(place), dtype=np.int64)
-    for domain in set(domains):
-        members = np.flatnonzero(domains == domain)
-        if len(members) < 3:
-            continue
-        order = members[np.argsort(place[members], kind="stable")]
-        tested = max(int((place[order] < test).sum()), int(test > 0))
-        held = max(int((place[order] < test + tune).sum()), tested + int(tune > 0))
-        held = min(held, len(order) - 1)
-        tested = min(tested, held - int(tune > 0))
-        splits[order[:tested]], splits[order[tested:held]] = tokens.SPLITS.index("test"), tokens.SPLITS.index("tune")
-    return splits
-
-
 def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[str], None]) -> Any:
     from trainwright.families import load_tokenizer
     if settings.vocab_size is not None:
@@ -170,7 +175,8 @@ def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[
         wanted = (table.splits == 0) & np.array([share == 1 or tokens.uniform(i, "tokenizer") < share for i in table.ids])
         controls = chat.control_tokens(settings.chat_template)
         rows = zip(documents.rows(table, [TEXT]), wanted, strict=True)
-        made = bpe.train((row[TEXT] for row, use in rows if use), settings.vocab_size, controls)
+        made = bpe.train((row[TEXT] for row, use in rows if use), settings.vocab_size, controls,
+                         settings.mask_token)
         say(f"tokenizer: {len(made):,} tokens, byte-level BPE trained on {int(wanted.sum()):,} documents")
         if len(made) < settings.vocab_size:
             say(f"tokenizer: vocab_size = {settings.vocab_size:,} asked for more, but the text has nothing left to merge")

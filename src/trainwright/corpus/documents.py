@@ -3,17 +3,12 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
-
-os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-os.environ["DAFT_ANALYTICS_ENABLED"] = "0"
-os.environ["DO_NOT_TRACK"] = "1"
 
 import daft
 import numpy as np
@@ -27,22 +22,12 @@ from daft.runners import get_or_infer_runner_type
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
+from trainwright.corpus.columns import ARROW, CHOSEN, DOMAIN, ID, MEDIA, MESSAGES, ORIGIN, SCHEMA, SOURCE, TEXT
 from trainwright.corpus.streaming import among, paced, taken
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
-SCHEMA: dict[str, str] = {
-    "id": "unique name of the document, the same on every machine; its hash decides the split",
-    "text": "what is learned; of a conversation, what is said in it, so that filters can read it",
-    "domain": "the part of the corpus that mixtures and evaluations name",
-    "source": "where it came from: a path as the recipe writes it, a package and its version",
-    "metadata": "everything else that its source said of it, as a JSON object",
-    "messages": "a conversation as a JSON list of {role, content}; null where the document is plain text",
-}
-"""The columns that every table has, all of them strings; methods may add more."""
-ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES = SCHEMA
-ARROW = pa.schema([(name, pa.large_string()) for name in SCHEMA])
 FILE_BYTES = 256 << 20
 """Bytes of a table in one Parquet file, about; a row group holds a sixteenth of that at most."""
 GROUP_ROWS, BATCH_ROWS = 4096, 1024
@@ -78,11 +63,11 @@ def empty() -> DataFrame:
 
 
 def standard(table: DataFrame, method: str) -> DataFrame:
-    """``table`` with its standard columns as strings. Raises a UserError that names the method which lost one."""
+    """``table`` with its standard columns as they are stored. Raises a UserError that names the method which lost one."""
     lost = [name for name in SCHEMA if name not in table.column_names]
     if lost:
         raise UserError(f"the method {method!r} returned a table without {', '.join(lost)}; documents have {', '.join(SCHEMA)}.")
-    return table.with_columns({name: table[name].cast(daft.DataType.string()) for name in SCHEMA})
+    return table.with_columns({field.name: table[field.name].cast(daft.DataType.from_arrow_type(field.type)) for field in ARROW})
 
 
 def union(a: DataFrame, b: DataFrame) -> DataFrame:
@@ -206,6 +191,10 @@ class Table:
     ids: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
     domains: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
     splits: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    origins: dict[str, str] = field(default_factory=dict)
+    """Of documents that are written from another one, the id of that one, as the method that wrote them says it."""
+    media: set[str] = field(default_factory=set)
+    """References to images and sounds."""
     empty: int = 0
     conversations: int = 0
     bytes: int = 0
@@ -228,19 +217,24 @@ class Writer:
         self.domains: list[pa.ChunkedArray] = []
         self.found = Table()
         self.rows = 0
+        self.blank: list[str] = []
+        """Ids of the documents that were left out."""
         self.schema = ARROW
 
     def add(self, rows: pa.Table) -> None:
-        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(rows[TEXT], ""))), 0)
-        blank = pc.and_(blank, pc.is_null(rows[MESSAGES]))
-        self.found.empty += pc.sum(blank).as_py() or 0
+        blank = _blank(rows)
+        self.blank += rows.filter(blank)[ID].to_pylist()
+        self.found.empty = len(self.blank)
         rows = rows.filter(pc.invert(blank))
         for name in (ID, DOMAIN):
             nameless = rows.filter(pc.equal(pc.fill_null(rows[name], ""), ""))
             if len(nameless):
                 raise UserError(f"a document from {nameless[SOURCE][0]} has no {name}.")
         self.found.bytes += pc.sum(pc.binary_length(rows[TEXT])).as_py() or 0
-        self.found.conversations += len(rows) - rows[MESSAGES].null_count
+        self.found.conversations += len(rows) - rows[MESSAGES].null_count + (pc.sum(_pairs_of_messages(rows)).as_py() or 0)
+        written = rows.filter(rows[ORIGIN].is_valid())
+        self.found.origins |= dict(zip(written[ID].to_pylist(), written[ORIGIN].to_pylist(), strict=True))
+        self.found.media.update(one for name in MEDIA for one in rows[name].drop_null().to_pylist())
         self.ids.append(rows[ID])
         self.domains.append(rows[DOMAIN])
         self.held.append(rows)
@@ -272,6 +266,19 @@ class Writer:
             whole = pa.chunked_array([chunk for array in arrays for chunk in array.chunks], pa.large_string())
             setattr(self.found, name, whole.to_numpy().astype(object))
         return self.found
+
+
+def _blank(rows: pa.Table) -> Any:
+    """Which documents have nothing to learn from: neither text nor anything typed."""
+    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(rows[TEXT], ""))), 0)
+    for name in (MESSAGES, CHOSEN, *MEDIA):
+        blank = pc.and_(blank, pc.is_null(rows[name]))
+    return blank
+
+
+def _pairs_of_messages(rows: pa.Table) -> Any:
+    """Which documents are pairs of conversations, not of plain text."""
+    return pc.starts_with(rows[CHOSEN], "[")
 
 
 def rows(table: Table, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -1,8 +1,9 @@
-"""Where each document of a corpus came from, and which method dropped it."""
+"""Where each document of a corpus came from, which method dropped it, and why."""
 from __future__ import annotations
 
+import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,47 +13,88 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainwright.corpus.documents import DOMAIN, ID, TEXT, in_files, lies_in_files
+from trainwright.core.context import Context
+from trainwright.core.method import Method
+from trainwright.corpus import editing
+from trainwright.corpus.columns import DOMAIN, ID, ORIGIN, TEXT
+from trainwright.corpus.documents import failures, in_files, lies_in_files
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
 FILE = "provenance.parquet"
-"""One row for each document that any method saw: ``id``, ``domain``, ``characters``, ``written`` (the method from which it
-came) and ``dropped`` (the method that left it out; null where it was kept)."""
-
-
+"""One row for each document that any method saw: ``id``, ``domain``, ``characters``, ``origin`` (the document that it was written
+from), ``written`` (the method from which it came), ``dropped`` (the method that left it out, ``corpus`` where it was blank; null
+where it was kept), and of dropped ones ``reason`` (in words), ``score`` and ``partner`` (the number and the other document, or the
+benchmark, that it was dropped for; null where the method names none)."""
+STAGE = "corpus"
+"""What drops a document that is blank."""
 BINS = 28
 """Classes of length in a summary."""
-TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("characters", pa.int64())])
+TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("characters", pa.int64()), (ORIGIN, pa.large_string())])
 """What is noted of each row that leaves a method."""
+WHY = pa.schema([(ID, pa.large_string()), ("reason", pa.large_string()), ("score", pa.float64()), ("partner", pa.large_string())])
+"""What a method notes of a document that it drops."""
 
 
-def tapped(table: DataFrame, folder: Path, number: int) -> DataFrame:
-    """``table``, which notes what goes by when it runs: id, domain and characters of each row, in ``folder`` under ``number``.
+def because(ctx: Context, ids: Any, reason: str | Sequence[str], score: Any = None, partner: Sequence[str] | None = None) -> None:
+    """Note why a method drops documents. Without it the reason is the method with its settings.
 
-    Every column goes through Python, untouched and uncopied: the engine would move a later filter in front of a column that it
-    does not need, and rows would be missed.
+    Args:
+        ids: the documents, as an array or a list. To name some that are kept is no harm.
+        reason: in words, the same for all of them or one each.
+        score: a number each.
+        partner: the id of the document, or the name of the benchmark, that each was dropped for.
     """
-    def passing(name: str) -> Any:
-        @daft.func.batch(return_dtype=table.schema()[name].dtype)  # type: ignore[untyped-decorator]
-        def same(column: Any) -> Any:
-            return column
-        return same(table[name])
+    if ctx.folder is None or not len(ids):
+        return
+    folder = ctx.folder / "because"
+    folder.mkdir(exist_ok=True)
+    reasons = [reason] * len(ids) if isinstance(reason, str) else list(reason)
+    numbers = pa.nulls(len(ids), pa.float64()) if score is None else pa.array(np.asarray(score, dtype=np.float64))
+    others = pa.nulls(len(ids), pa.large_string()) if partner is None else pa.array(partner, pa.large_string())
+    names = ids.cast(pa.large_string()) if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, pa.large_string())
+    rows = pa.table([names, pa.array(reasons, pa.large_string()), numbers, others], schema=WHY)
+    pq.write_table(rows, folder / f"{uuid.uuid4().hex}.parquet")
 
-    @daft.func.batch(return_dtype=daft.DataType.string())  # type: ignore[untyped-decorator]
-    def noting(ids: Any, domains: Any, texts: Any) -> Any:
-        seen = pa.table({ID: ids.to_arrow(), DOMAIN: domains.to_arrow(), "characters": pc.utf8_length(texts.to_arrow())})
+
+def words(method: Method) -> str:
+    """A method with those of its settings that are not what they are by default: the reason where it names none."""
+    said = [f"{f.name} = {value!r}" for f in dataclasses.fields(method)  # type: ignore[arg-type]
+            if (value := getattr(method, f.name)) != f.default]
+    return f"{method.name}: {', '.join(said)}" if said else method.name
+
+
+def tapped(table: DataFrame, folder: Path, number: int, method: str = "") -> DataFrame:
+    """``table``, which notes what goes by when it runs: id, domain, characters and origin of each row, in ``folder`` under
+    ``number``. A row that goes by with a text that is not what is learned of it is an error of the ``method``.
+
+    All columns go through Python together, untouched and uncopied. Else the engine would move a later filter in front of a column
+    that it does not need, and rows would be missed; or an edit of a later method, and it would be seen too early.
+    """
+    names, schema = table.column_names, table.schema().to_pyarrow_schema()
+    row = daft.DataType.struct({name: table.schema()[name].dtype for name in names})
+
+    @daft.func.batch(return_dtype=row)  # type: ignore[untyped-decorator]
+    def noting(*columns: Any) -> Any:
+        arrays = [column.to_arrow() for column in columns]
+        rows = pa.table(arrays, names=names)
+        try:
+            editing.check(rows, method)
+        except Exception as error:                                     # the engine would hand on its text only
+            failures.append(error)
+            raise
+        seen = pa.table({ID: rows[ID], DOMAIN: rows[DOMAIN], "characters": pc.utf8_length(rows[TEXT]), ORIGIN: rows[ORIGIN]})
         pq.write_table(seen.cast(TAP), folder / f"{number:03d}-{uuid.uuid4().hex}.parquet")
-        return ids
+        return pa.StructArray.from_arrays(arrays, fields=[schema.field(name).with_type(a.type) for name, a in zip(names, arrays, strict=True)])
 
-    made = table.with_columns({name: passing(name) for name in table.column_names if name != ID}
-                              | {ID: noting(table[ID], table[DOMAIN], table[TEXT])}).select(*table.column_names)
+    noted = table.select(noting(*(table[name] for name in names)).alias("row"))
+    made = noted.select(*(noted["row"].get(name).alias(name) for name in names))
     return in_files(made) if lies_in_files(table) else made
 
 
 def trace(taps: Path, names: Sequence[str]) -> pa.Table:
-    """The table of ``FILE``, from what ``tapped`` noted behind each of the methods ``names``.
+    """What came of each document, from what ``tapped`` noted behind each of the methods ``names``.
 
     A document that is dropped and written again later counts as written by the later method.
     """
@@ -70,6 +112,35 @@ def trace(taps: Path, names: Sequence[str]) -> pa.Table:
         parts.append(fresh.append_column("written", pa.array([name] * len(fresh), pa.large_string()))
                      .append_column("dropped", dropped))
     return pa.concat_tables(parts)
+
+
+def explained(traced: pa.Table, usual: Mapping[str, str], scratch: Mapping[str, Path], blank: Sequence[str]) -> pa.Table:
+    """The table of ``FILE``: ``traced`` with the reasons.
+
+    Args:
+        usual: of each method the reason where it notes none.
+        scratch: of each method the folder in which it noted its own.
+        blank: documents that came out of the last method with nothing to learn from.
+    """
+    empty = pc.and_(traced["dropped"].is_null(), pc.is_in(traced[ID], value_set=pa.array(blank, pa.large_string())))
+    traced = traced.set_column(traced.column_names.index("dropped"), "dropped", pc.if_else(empty, STAGE, traced["dropped"]))
+    notes = {name: _noted(folder) for name, folder in scratch.items()}
+    found: dict[str, list[Any]] = {name: [] for name in WHY.names[1:]}
+    for one, dropper in zip(traced[ID].to_pylist(), traced["dropped"].to_pylist(), strict=True):
+        default = None if dropper is None else "blank" if dropper == STAGE else usual.get(dropper)
+        why = notes.get(dropper, {}).get(one, (default, None, None))
+        for values, value in zip(found.values(), why, strict=True):
+            values.append(value)
+    for field in list(WHY)[1:]:
+        traced = traced.append_column(field, pa.array(found[field.name], field.type))
+    return traced
+
+
+def _noted(folder: Path) -> dict[str, tuple[str, float | None, str | None]]:
+    """Reason, score and partner of the documents that a method named."""
+    files = sorted((folder / "because").glob("*.parquet"))
+    rows = (row for file in files for row in pq.read_table(file, schema=WHY).to_pylist())
+    return {row[ID]: (row["reason"], row["score"], row["partner"]) for row in rows}
 
 
 def counts(table: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:

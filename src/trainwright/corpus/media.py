@@ -1,0 +1,86 @@
+"""Images and sounds of documents: files under a hash of their bytes, which a column refers to as ``media:HASH.ENDING``.
+
+While a corpus is built they lie in the stage's scratch, shared by its methods; the corpus keeps those that a document refers to.
+One that two documents share is kept once. Use ``keep`` in a method that makes media, and ``find`` in one that reads them.
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from trainwright.core.context import Context
+from trainwright.core.errors import UserError
+from trainwright.corpus.columns import Keep
+from trainwright.corpus.tokens import link
+
+PREFIX = "media:"
+FOLDER = "media"
+BEGINS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff",
+          b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
+"""The endings of files that begin so."""
+
+
+def ending(data: bytes) -> str:
+    """How a file of these bytes ends; ``bin`` where they are of no format that is known here."""
+    if data[:4] == b"RIFF":
+        return {b"WEBP": "webp", b"WAVE": "wav"}.get(data[8:12], "bin")
+    return next((name for start, name in BEGINS.items() if data.startswith(start)), "bin")
+
+
+def put(folder: Path, data: bytes, what: str) -> str:
+    """Keep bytes below ``folder``; returns their reference.
+
+    Raises:
+        ValueError: they are of no format of images or sounds that is known here.
+    """
+    kind = ending(data)
+    if kind == "bin":
+        raise ValueError(f"the bytes of an {what} must be of a known format ({', '.join(sorted({*BEGINS.values(), 'webp', 'wav'}))})"
+                         f", not begin with {data[:8]!r}")
+    reference = f"{PREFIX}{hashlib.sha256(data).hexdigest()}.{kind}"
+    file = path(folder, reference)
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        new = file.with_name(f"{file.name}.{os.getpid()}")
+        new.write_bytes(data)
+        os.replace(new, file)
+    return reference
+
+
+def path(folder: Path, reference: str) -> Path:
+    """Where below ``folder`` the bytes of a reference lie."""
+    name = reference.removeprefix(PREFIX)
+    return folder / name[:2] / name
+
+
+def keeper(ctx: Context) -> Keep | None:
+    """What keeps media for a method: in the scratch that all methods of its stage share. None outside of a stage."""
+    return None if ctx.folder is None else partial(put, ctx.folder.parent / FOLDER)
+
+
+def find(ctx: Context, reference: str) -> Path:
+    """The file of a reference that a document of this stage, or of ``from.data``, holds."""
+    folders = [ctx.folder.parent] if ctx.folder is not None else []
+    return located([f / FOLDER for f in (*folders, *ctx.inputs.get("data", ()))], reference)
+
+
+def located(folders: Sequence[Path], reference: str) -> Path:
+    for folder in folders:
+        if (file := path(folder, reference)).is_file():
+            return file
+    raise UserError(f"there is no file of {reference}: media come into a corpus through media.keeper.")
+
+
+def collect(references: Iterable[str], folders: Sequence[Path], out: Path) -> int:
+    """Link the files of ``references``, each once, from wherever they lie to ``out``; returns their bytes."""
+    size = 0
+    for reference in references:
+        file, made = located(folders, reference), path(out, reference)
+        if not made.is_file():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            link(file, made)
+            size += made.stat().st_size
+    return size
