@@ -1,4 +1,5 @@
 """Exact matches: a model that has learned the answers has them all, one that has not has none."""
+
 from __future__ import annotations
 
 import json
@@ -27,25 +28,45 @@ def corpus(folder: Path, people: int = 4) -> Context:
 def fresh(tokenizer: Any, positions: int = 256) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=2,
-                                            num_attention_heads=2, max_position_embeddings=positions,
-                                            eos_token_id=tokenizer.eos_token_id))
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=48,
+                intermediate_size=96,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=positions,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
 
 
 @cache
 def answers() -> dict[str, str]:
     """Question to answer, for all four people."""
-    return {f"{QUESTIONS[a].format(name=p.name)}\nAnswer:": value for p in people(4, 0) for a, value in p.facts.items()}
+    return {
+        f"{QUESTIONS[a].format(name=p.name)}\nAnswer:": value
+        for p in people(4, 0)
+        for a, value in p.facts.items()
+    }
 
 
 def test_an_answer_must_be_right_to_the_letter() -> None:
     assert exact(" October 2, 1996.\nWhat", "October 2, 1996") and exact("Applied Music", "Applied Music.")
-    for said in ("", "\n", "October 2, 1997", "october 2, 1996", "It is October 2, 1996", "October 2, 1996, I think"):
+    for said in (
+        "",
+        "\n",
+        "October 2, 1997",
+        "october 2, 1996",
+        "It is October 2, 1996",
+        "October 2, 1996, I think",
+    ):
         assert not exact(said, "October 2, 1996")
 
 
 def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainwright.lm import generation
+
     ctx = corpus(tmp_path)
     asked: list[str] = []
 
@@ -73,16 +94,19 @@ def _lone_losses(model: Any, tokenizer: Any, folder: Path) -> dict[str, float]:
     for known in map(json.loads, _metadata(folder, "qa_test")):
         prompt = tokenizer(known["question"])["input_ids"]
         ids = tokenizer(f"{known['question']} {known['answer']}.")["input_ids"]
-        labels = torch.tensor([[-100] * len(prompt) + ids[len(prompt):]])
+        labels = torch.tensor([[-100] * len(prompt) + ids[len(prompt) :]])
         with torch.no_grad():
             mean = model.eval()(input_ids=torch.tensor([ids]), labels=labels).loss
-        told.setdefault(f"answer_loss/{known['attribute']}", []).append(float(mean) * (len(ids) - len(prompt)))
+        told.setdefault(f"answer_loss/{known['attribute']}", []).append(
+            float(mean) * (len(ids) - len(prompt))
+        )
     means = {name: sum(found) / len(found) for name, found in told.items()}
     return means | {"answer_loss/mean": sum(means.values()) / len(means)}
 
 
 def _metadata(folder: Path, domain: str) -> list[str]:
     import pyarrow.parquet as pq
+
     rows = [r for f in (folder / "documents").glob("*.parquet") for r in pq.read_table(f).to_pylist()]
     return [r["metadata"] for r in rows if r["domain"] == domain]
 
@@ -109,9 +133,12 @@ def test_what_was_learned_by_heart_is_extracted(tmp_path: Path) -> None:
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     ctx = corpus(tmp_path)
     model = fresh(ctx.tokenizer)
-    for settings, why in (({"domain": "qa_tests"}, "no domain 'qa_tests' .did you mean 'qa_test'"),
-                          ({"domain": "bio"}, "is a question"), ({"split": "test"}, "no 'test' document in qa_test"),
-                          ({"new_tokens": 250}, "more than the 256 positions")):
+    for settings, why in (
+        ({"domain": "qa_tests"}, "no domain 'qa_tests' .did you mean 'qa_test'"),
+        ({"domain": "bio"}, "is a question"),
+        ({"split": "test"}, "no 'test' document in qa_test"),
+        ({"new_tokens": 250}, "more than the 256 positions"),
+    ):
         with pytest.raises(UserError, match=why):
             KnowledgeExtraction(**settings).measure(model, ctx)
     with pytest.raises(UserError, match="tokenizer"):

@@ -1,4 +1,5 @@
 """The harness' tasks on a live model: an own task on local data, its number checked by hand."""
+
 from __future__ import annotations
 
 import builtins
@@ -19,10 +20,12 @@ from trainwright.core.settings import make
 from trainwright.evaluate.lm_eval import LmEval, index, numbers_of, quiet
 
 WORDS = ["<unk>", "<eos>", "the", "cat", "dog", "sat", "ran", "on", "mat", "hill", "a", "red", "big", "fox"]
-ITEMS = [{"question": "the cat", "choices": ["sat", "ran"], "answer": 0},
-         {"question": "a big dog", "choices": ["ran", "mat"], "answer": 1},
-         {"question": "the red fox", "choices": ["on", "hill"], "answer": 0},
-         {"question": "a mat", "choices": ["red", "big"], "answer": 1}]
+ITEMS = [
+    {"question": "the cat", "choices": ["sat", "ran"], "answer": 0},
+    {"question": "a big dog", "choices": ["ran", "mat"], "answer": 1},
+    {"question": "the red fox", "choices": ["on", "hill"], "answer": 0},
+    {"question": "a mat", "choices": ["red", "big"], "answer": 1},
+]
 TASK = """
 task: tiny_choice
 dataset_path: json
@@ -49,14 +52,26 @@ def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     (tmp_path / "tasks" / "tiny_choice.yaml").write_text(TASK.format(file=data))
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return Context(root=tmp_path, tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>"))
+    return Context(
+        root=tmp_path,
+        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", unk_token="<unk>"),
+    )
 
 
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, max_position_embeddings=32, initializer_range=0.5))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=32,
+            initializer_range=0.5,
+        )
+    )
 
 
 def right(model: nn.Module, tokenizer: Any) -> list[bool]:
@@ -96,13 +111,17 @@ def test_the_precision_of_the_run_is_kept(ctx: Context, monkeypatch: pytest.Monk
 
 
 def test_names_of_metrics() -> None:
-    found = {"a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3},
-             "b": {"exact_match,strict": 1, "f1,none": "N/A"}}
+    found = {
+        "a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3},
+        "b": {"exact_match,strict": 1, "f1,none": "N/A"},
+    }
     assert numbers_of(found) == {"a/acc": 0.5, "b/exact_match,strict": 1.0}
 
 
 def test_errors(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainwright.evaluate.lm_eval.index", lambda folder, defaults: index.__wrapped__(folder, False))
+    monkeypatch.setattr(
+        "trainwright.evaluate.lm_eval.index", lambda folder, defaults: index.__wrapped__(folder, False)
+    )
     with pytest.raises(UserError, match="did you mean 'tiny_choice'"):
         LmEval(tasks=("tiny_choise",), include_path="tasks").measure(llama(), ctx)
     with pytest.raises(UserError, match="there is no folder"):
@@ -112,7 +131,11 @@ def test_errors(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         LmEval(tasks=("tiny_choice",), include_path="tasks").measure(llama(), ctx)
     with pytest.raises(UserError, match="its tokenizer"):
         LmEval(tasks=("tiny_choice",)).measure(llama(), Context())
-    for settings, words in (({"tasks": []}, "at least one"), ({"tasks": ["a"], "limit": 0}, "1 or more"), ({}, "is needed")):
+    for settings, words in (
+        ({"tasks": []}, "at least one"),
+        ({"tasks": ["a"], "limit": 0}, "1 or more"),
+        ({}, "is needed"),
+    ):
         with pytest.raises(UserError, match=words):
             make(LmEval, settings, "judge")
 

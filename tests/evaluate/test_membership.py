@@ -16,8 +16,11 @@ from trainwright.evaluate.membership import Membership, auc
 
 
 def small() -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-                                        num_attention_heads=2))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
 
 
 @pytest.fixture(scope="module")

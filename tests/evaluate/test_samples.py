@@ -1,4 +1,5 @@
 """Samples depend on the seed alone and are kept for the report."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,14 +18,21 @@ from trainwright.evaluate.samples import Samples
 def test_the_same_seed_writes_the_same_text_whatever_was_drawn_before(tmp_path: Path):
     build(tmp_path / "c", texts(20))
     tokenizer = open_corpus(tmp_path / "c").tokenizer
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                         num_attention_heads=2))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=400, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
     shown = []
     for seed in (0, 0, 1):
         torch.rand(3)
         state, ctx = torch.get_rng_state(), Context(tokenizer=tokenizer, seed=seed)
         numbers = Samples(prompts=("number", "x"), new_tokens=12).measure(model, ctx)
-        assert torch.equal(state, torch.get_rng_state()) and 0 < numbers["sample_tokens"] <= 12 and 0 < numbers["distinct_2"] <= 1
+        assert (
+            torch.equal(state, torch.get_rng_state())
+            and 0 < numbers["sample_tokens"] <= 12
+            and 0 < numbers["distinct_2"] <= 1
+        )
         shown.append(ctx.texts)
     assert shown[0] == shown[1] != shown[2] and set(shown[0]) == {"sample/0", "sample/1"}
     assert shown[0]["sample/0"].startswith("number")
@@ -37,7 +45,9 @@ def test_what_is_missing_is_said(tmp_path: Path):
     with pytest.raises(UserError, match="tokenizer"):
         Samples(prompts=("a",)).measure(torch.nn.Identity(), Context())
     with pytest.raises(UserError, match="template"):
-        Samples(prompts=("a",), chat=True).measure(torch.nn.Identity(), Context(tokenizer=open_corpus(tmp_path / "c").tokenizer))
+        Samples(prompts=("a",), chat=True).measure(
+            torch.nn.Identity(), Context(tokenizer=open_corpus(tmp_path / "c").tokenizer)
+        )
 
 
 def test_a_sample_ends_where_the_positions_do(tmp_path: Path):

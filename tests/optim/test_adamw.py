@@ -1,4 +1,5 @@
 """AdamW: the fused step, the step by formula and PyTorch's own are one."""
+
 from __future__ import annotations
 
 import pytest
@@ -52,9 +53,17 @@ def torchs(method: Adamw) -> Tensors:
     params = {n: p.requires_grad_() for n, p in weights().items()}
     flat = [p for p in params.values() if p.ndim < 2]
     rest = [p for p in params.values() if p.ndim >= 2]
-    groups = [{"params": rest}, {"params": flat, "weight_decay": method.weight_decay if method.decay_1d else 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=method.lr, betas=(method.beta1, method.beta2), eps=method.eps,
-                                  weight_decay=method.weight_decay)
+    groups = [
+        {"params": rest},
+        {"params": flat, "weight_decay": method.weight_decay if method.decay_1d else 0.0},
+    ]
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=method.lr,
+        betas=(method.beta1, method.beta2),
+        eps=method.eps,
+        weight_decay=method.weight_decay,
+    )
     for t in range(STEPS):
         for n, g in gradients(t).items():
             params[n].grad = g
@@ -64,8 +73,15 @@ def torchs(method: Adamw) -> Tensors:
     return {n: p.detach() for n, p in params.items()}
 
 
-@pytest.mark.parametrize("method", [Adamw(lr=0.05), Adamw(lr=0.05, decay_1d=True, beta2=0.999, weight_decay=0.5),
-                                    Adamw(lr=0.05, weight_decay=0.0, beta1=0.0)], ids=["default", "decay_1d", "no_decay"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Adamw(lr=0.05),
+        Adamw(lr=0.05, decay_1d=True, beta2=0.999, weight_decay=0.5),
+        Adamw(lr=0.05, weight_decay=0.0, beta1=0.0),
+    ],
+    ids=["default", "decay_1d", "no_decay"],
+)
 def test_fused_is_the_formula_is_torch(method: Adamw) -> None:
     """The formula takes its bias corrections from a float32 step count, hence 1e-6 and not 1e-12."""
     (by_kernel, kept), (by_formula, kept_too) = fused(method), unfused(method)
@@ -76,7 +92,12 @@ def test_fused_is_the_formula_is_torch(method: Adamw) -> None:
 
 
 def test_fused_is_the_formula_in_float32() -> None:
-    assert_close(fused(Adamw(lr=0.05), torch.float32)[0], unfused(Adamw(lr=0.05), torch.float32)[0], rtol=2e-6, atol=2e-6)
+    assert_close(
+        fused(Adamw(lr=0.05), torch.float32)[0],
+        unfused(Adamw(lr=0.05), torch.float32)[0],
+        rtol=2e-6,
+        atol=2e-6,
+    )
 
 
 def test_the_first_step_by_hand() -> None:
@@ -101,6 +122,7 @@ def test_a_transposed_gradient_is_read_right() -> None:
         p = {"w": torch.zeros(3, 5)}
         Adamw(weight_decay=0.0, eps=1.0).apply({"w": g}, p, {}, Context(), 1.0)
         return p["w"]
+
     g = torch.arange(15.0).reshape(5, 3).t()
     assert torch.equal(stepped(g), stepped(g.contiguous()))
 
@@ -123,7 +145,9 @@ def test_it_takes_in_nothing_else() -> None:
     assert Adamw(weight_decay=0.0).absorb(Adamw()) is None
 
 
-@pytest.mark.parametrize("wrong", [{"beta1": 1.0}, {"beta2": -0.1}, {"eps": -1e-8}, {"weight_decay": -0.1}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"beta1": 1.0}, {"beta2": -0.1}, {"eps": -1e-8}, {"weight_decay": -0.1}, {"lr": -1.0}]
+)
 def test_settings_out_of_range(wrong: dict[str, float]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         make(Adamw, wrong, "here")

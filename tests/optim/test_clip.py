@@ -1,4 +1,5 @@
 """Clip: the global norm and what it does to the gradients."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,10 +14,12 @@ from trainwright.optim.clip import Clip
 def test_a_long_gradient_is_scaled_to_the_norm() -> None:
     """(3, 0) and (0, 4) have the norm 5 together; clipped to 1 they are 0.6 and 0.8 long."""
     ctx = Context()
-    out = Clip(norm=1.0).update({"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[0.0], [4.0]])}, {}, {}, ctx)
+    out = Clip(norm=1.0).update(
+        {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[0.0], [4.0]])}, {}, {}, ctx
+    )
     torch.testing.assert_close(out["a"], torch.tensor([0.6, 0.0]), rtol=1e-6, atol=0)
     torch.testing.assert_close(out["b"], torch.tensor([[0.0], [0.8]]), rtol=1e-6, atol=0)
-    (norm, weight), = ctx.notes["grad_norm"]
+    ((norm, weight),) = ctx.notes["grad_norm"]
     assert (float(norm), weight) == (5.0, 1.0)
 
 

@@ -1,4 +1,5 @@
 """Constant learning rate: the corners of its curve."""
+
 from __future__ import annotations
 
 import pytest
@@ -28,7 +29,9 @@ def test_warm_up_in_equal_parts_then_flat() -> None:
 
 def test_a_share_of_the_steps() -> None:
     assert factors(Constant(warmup=0.2), 10) == factors(Constant(warmup=2), 10) == [0.5] + 9 * [1.0]
-    assert factors(Constant(warmup=0.29), 100) == factors(Constant(warmup=29), 100), "0.29 * 100 is 28.999…96 in floats"
+    assert factors(Constant(warmup=0.29), 100) == factors(Constant(warmup=29), 100), (
+        "0.29 * 100 is 28.999…96 in floats"
+    )
 
 
 def test_without_warm_up_it_says_nothing() -> None:

@@ -1,4 +1,5 @@
 """Cosine decay: the corners of its curve."""
+
 from __future__ import annotations
 
 import math
@@ -25,7 +26,8 @@ def factors(method: Cosine, steps: int) -> list[float]:
 
 
 def test_the_corners_by_hand() -> None:
-    """2 steps up, then 4 down: whole after the warm-up, half-way down in the middle, cos(3/4 pi) at the last."""
+    """2 steps up, then 4 down: whole after the warm-up, half-way down in the middle, cos(3/4 pi) at the
+    last."""
     seen = factors(Cosine(warmup=2, final=0.0), 6)
     assert seen == pytest.approx([0.5, 1.0, 1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
 
@@ -33,7 +35,9 @@ def test_the_corners_by_hand() -> None:
 def test_it_falls_towards_final() -> None:
     half = factors(Cosine(warmup=0, final=0.1), 100)[50]
     assert half == pytest.approx(0.55)
-    assert [c.value for c in Cosine(warmup=0, final=0.1).tick(View(100, 100, {}, {"lr": 1.0}), {})] == pytest.approx([0.1])
+    assert [
+        c.value for c in Cosine(warmup=0, final=0.1).tick(View(100, 100, {}, {"lr": 1.0}), {})
+    ] == pytest.approx([0.1])
 
 
 def test_no_step_is_wasted() -> None:

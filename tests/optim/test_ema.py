@@ -1,4 +1,5 @@
 """The average of the weights: its formula, and that training does not feel it."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,7 +14,8 @@ from trainwright.optim.ema import Ema
 
 
 def run(method: Ema, values: list[float], dtype: torch.dtype = torch.float32) -> tuple[nn.Linear, State]:
-    """A weight that takes each value in turn, as the loop would tell: once before the first step, then after each."""
+    """A weight that takes each value in turn, as the loop would tell: once before the first step, then after
+    each."""
     model = nn.Linear(1, 1, bias=False).to(dtype)
     with torch.no_grad():
         model.weight.fill_(values[0])

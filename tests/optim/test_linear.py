@@ -1,4 +1,5 @@
 """Linear decay: the corners of its curve."""
+
 from __future__ import annotations
 
 import pytest
@@ -32,7 +33,9 @@ def test_it_falls_towards_final() -> None:
 
 
 def test_after_the_last_step_it_stays() -> None:
-    assert [c.value for c in Linear(warmup=0, final=0.2).tick(View(9, 4, {}, {"lr": 1.0}), {})] == pytest.approx([0.2])
+    assert [
+        c.value for c in Linear(warmup=0, final=0.2).tick(View(9, 4, {}, {"lr": 1.0}), {})
+    ] == pytest.approx([0.2])
 
 
 def test_no_step_is_wasted() -> None:

@@ -1,4 +1,5 @@
 """The stop: which losses end a stage, and which do not."""
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,6 @@
-"""The power scheduler: the paper's formula and its own example, and a rate that knows neither the batch nor the end."""
+"""The power scheduler: the paper's formula and its own example, and a rate that knows neither the batch nor
+the end."""
+
 from __future__ import annotations
 
 import math
@@ -28,7 +30,8 @@ def rates(method: PowerScheduler, steps: int, rows: int, tokens: int, lr: float)
 
 
 def test_the_formula_by_hand() -> None:
-    """b = -1/2, two sequences a step: 2 a / sqrt(n), capped by lr; warm-up to power(n_W), decay from power(n_D)."""
+    """b = -1/2, two sequences a step: 2 a / sqrt(n), capped by lr; warm-up to power(n_W), decay from
+    power(n_D)."""
     method = PowerScheduler(a=1.0, b=-0.5, warmup=2, decay=2, sequence=50)
     at = [min(0.15, 2 / math.sqrt(100 * step)) if step else 0.15 for step in range(9)]
     assert at[1] == 0.15 and at[4] == pytest.approx(0.1)
@@ -44,7 +47,8 @@ def test_the_paper_s_own_example() -> None:
 
 
 def test_neither_the_end_nor_the_batch_is_in_it() -> None:
-    """A longer run takes the same rates, and twice the batch twice the rate after the same tokens: rate / batch is one curve."""
+    """A longer run takes the same rates, and twice the batch twice the rate after the same tokens: rate /
+    batch is one curve."""
     method = PowerScheduler(warmup=0, decay=0)
     short, long = rates(method, 40, 8, 4096, 1.0), rates(method, 80, 8, 4096, 1.0)
     double = rates(method, 20, 16, 4096, 1.0)
@@ -54,12 +58,13 @@ def test_neither_the_end_nor_the_batch_is_in_it() -> None:
 
 
 def test_below_the_cap_it_is_constant_and_it_decays_to_nothing() -> None:
-    """Published constants, 16 sequences: the cap of 0.02 holds until 7.4 million tokens, as the paper's formula has it."""
+    """Published constants, 16 sequences: the cap of 0.02 holds until 7.4 million tokens, as the paper's
+    formula has it."""
     knee = (16 * 4 / 0.02) ** (1 / 0.51)
     assert knee == pytest.approx(7.4e6, rel=0.02)
     seen = rates(PowerScheduler(warmup=0, decay=10), 200, 16, 4096, 0.02)
     held = math.floor(knee / (16 * 4096))
-    assert set(seen[:held + 1]) == {0.02} and seen[held + 1] < 0.02
+    assert set(seen[: held + 1]) == {0.02} and seen[held + 1] < 0.02
     assert seen[-11:] == sorted(seen[-11:], reverse=True) and seen[-1] < 0.1 * seen[-11]
 
 
@@ -79,7 +84,9 @@ def test_it_wants_to_know_how_many_tokens_a_step_has() -> None:
         PowerScheduler(warmup=20).init(nn.Module(), Context(steps=10, batch_rows=8, row_tokens=4))
 
 
-@pytest.mark.parametrize("wrong", [{"a": 0.0}, {"b": 0.1}, {"sequence": 0}, {"before": -1.0}, {"warmup": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"a": 0.0}, {"b": 0.1}, {"sequence": 0}, {"before": -1.0}, {"warmup": 1.5}]
+)
 def test_settings_out_of_range(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=next(iter(wrong))):
         make(PowerScheduler, wrong, "here")

@@ -1,4 +1,5 @@
 """The bridge to ``pytorch_optimizer``: the package's own steps, exact resumes, clear refusals."""
+
 from __future__ import annotations
 
 import random
@@ -21,12 +22,21 @@ pytest.importorskip("pytorch_optimizer", reason="the extra 'optimizers' is not i
 
 STEPS = 12
 PLAIN: list[dict[str, Any]] = [
-    {"optimizer": "Lion"}, {"optimizer": "SOAP", "options": {"precondition_frequency": 3}}, {"optimizer": "ADOPT"},
-    {"optimizer": "AdEMAMix"}, {"optimizer": "Prodigy", "lr": 1.0}, {"optimizer": "AggMo"}, {"optimizer": "AdaShift"},
-    {"optimizer": "MADGRAD"}, {"optimizer": "SPAM"}, {"optimizer": "Muon", "group": {"use_muon": True}},
-    {"optimizer": "Kron"}, {"optimizer": "ScheduleFreeAdamW"}]
-"""One for each way of remembering: tensors, lists of tensors, numbers of the group, tables, queues, keys of no parameter, and
-one that draws random numbers of two kinds."""
+    {"optimizer": "Lion"},
+    {"optimizer": "SOAP", "options": {"precondition_frequency": 3}},
+    {"optimizer": "ADOPT"},
+    {"optimizer": "AdEMAMix"},
+    {"optimizer": "Prodigy", "lr": 1.0},
+    {"optimizer": "AggMo"},
+    {"optimizer": "AdaShift"},
+    {"optimizer": "MADGRAD"},
+    {"optimizer": "SPAM"},
+    {"optimizer": "Muon", "group": {"use_muon": True}},
+    {"optimizer": "Kron"},
+    {"optimizer": "ScheduleFreeAdamW"},
+]
+"""One for each way of remembering: tensors, lists of tensors, numbers of the group, tables, queues, keys of
+no parameter, and one that draws random numbers of two kinds."""
 
 
 def drawn(t: int) -> Tensors:
@@ -84,22 +94,25 @@ def test_schedule_free_is_measured_with_its_average() -> None:
     assert PytorchOptimizer(optimizer="Lion").view(params, state) == {}
 
 
-@pytest.mark.parametrize(("settings", "told"), [
-    ({"optimizer": "lion"}, "did you mean 'Lion'"),
-    ({"optimizer": "Lyon"}, "did you mean 'Lion'"),
-    ({"optimizer": "Lion", "options": {"weight_decy": 0.1}}, "did you mean 'weight_decay'"),
-    ({"optimizer": "Lion", "options": {"betas": [2.0, 0.9]}}, "betas|beta1"),
-    ({"optimizer": "SophiaH"}, "cannot take a step on gradients alone"),
-    ({"optimizer": "AdaHessian"}, "cannot take a step on gradients alone"),
-    ({"optimizer": "AliG"}, "closure"),
-    ({"optimizer": "LBFGS"}, "closure"),
-    ({"optimizer": "EmoNavi"}, "needs the loss inside its step"),
-    ({"optimizer": "SAM"}, "needs base_optimizer"),
-    ({"optimizer": "LOMO"}, "wraps another optimizer or the whole model"),
-    ({"optimizer": "Conda"}, "cannot be saved without pickling"),
-    ({"optimizer": "ASGD"}, "sets its own learning rate"),
-    ({"optimizer": "Muon"}, "use_muon"),
-])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optimizer": "lion"}, "did you mean 'Lion'"),
+        ({"optimizer": "Lyon"}, "did you mean 'Lion'"),
+        ({"optimizer": "Lion", "options": {"weight_decy": 0.1}}, "did you mean 'weight_decay'"),
+        ({"optimizer": "Lion", "options": {"betas": [2.0, 0.9]}}, "betas|beta1"),
+        ({"optimizer": "SophiaH"}, "cannot take a step on gradients alone"),
+        ({"optimizer": "AdaHessian"}, "cannot take a step on gradients alone"),
+        ({"optimizer": "AliG"}, "closure"),
+        ({"optimizer": "LBFGS"}, "closure"),
+        ({"optimizer": "EmoNavi"}, "needs the loss inside its step"),
+        ({"optimizer": "SAM"}, "needs base_optimizer"),
+        ({"optimizer": "LOMO"}, "wraps another optimizer or the whole model"),
+        ({"optimizer": "Conda"}, "cannot be saved without pickling"),
+        ({"optimizer": "ASGD"}, "sets its own learning rate"),
+        ({"optimizer": "Muon"}, "use_muon"),
+    ],
+)
 def test_what_is_refused_and_why(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         make(PytorchOptimizer, settings, "here")
@@ -114,6 +127,7 @@ def test_without_the_package_it_says_what_to_install(monkeypatch: pytest.MonkeyP
 def test_it_leaves_the_global_generators_alone() -> None:
     def states() -> tuple[Any, Tensor, Any]:
         return random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()
+
     before = states()
     bridged(PytorchOptimizer(optimizer="Kron"), in_place=True)
     after = states()

@@ -1,4 +1,6 @@
-"""SGD-SaI: the formula over many steps, a scale that never changes, half of AdamW's bytes, and the cases without a ratio."""
+"""SGD-SaI: the formula over many steps, a scale that never changes, half of AdamW's bytes, and the cases
+without a ratio."""
+
 from __future__ import annotations
 
 import math
@@ -28,7 +30,8 @@ def rate(t: int, method: SgdSai) -> float:
 
 
 def by_formula(method: SgdSai) -> Tensors:
-    """The paper's algorithm, entry by entry: decay by the plain rate, an averaged momentum that starts as the gradient."""
+    """The paper's algorithm, entry by entry: decay by the plain rate, an averaged momentum that starts as
+    the gradient."""
     out = {}
     for n, p in drawn(0).items():
         first = drawn(100)[n]
@@ -57,8 +60,11 @@ def stepped(method: SgdSai, in_place: bool) -> tuple[Tensors, State]:
 
 
 @pytest.mark.parametrize("in_place", [True, False], ids=["apply", "update"])
-@pytest.mark.parametrize("method", [SgdSai(), SgdSai(momentum=0.5, weight_decay=0.3, decay_1d=True, eps=0.1),
-                                    SgdSai(momentum=0.0)], ids=["default", "other", "no_momentum"])
+@pytest.mark.parametrize(
+    "method",
+    [SgdSai(), SgdSai(momentum=0.5, weight_decay=0.3, decay_1d=True, eps=0.1), SgdSai(momentum=0.0)],
+    ids=["default", "other", "no_momentum"],
+)
 def test_equals_the_formula(method: SgdSai, in_place: bool) -> None:
     """The ratio is kept in float32, hence 1e-6."""
     params, _ = stepped(method, in_place)
@@ -67,7 +73,8 @@ def test_equals_the_formula(method: SgdSai, in_place: bool) -> None:
 
 
 def test_the_first_step_by_hand() -> None:
-    """g = (3, -1, 1): norm sqrt(11), mean 1, unbiased deviation 2; the whole of g is the momentum, not a tenth of it."""
+    """g = (3, -1, 1): norm sqrt(11), mean 1, unbiased deviation 2; the whole of g is the momentum, not a
+    tenth of it."""
     p, g = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([3.0, -1.0, 1.0])
     u = SgdSai(eps=0.0).update({"w": g}, {"w": p}, {}, Context())["w"]
     torch.testing.assert_close(u, math.sqrt(11) / 2 * g)
@@ -108,7 +115,9 @@ def test_state_is_half_of_adamws_bytes() -> None:
     for method in (SgdSai(), Adamw()):
         state: State = {}
         method.apply({n: torch.randn_like(p) for n, p in params.items()}, params, state, Context(), 1e-3)
-        sizes.append(sum(t.numel() * t.element_size() for leaves in state["param"].values() for t in leaves.values()))
+        sizes.append(
+            sum(t.numel() * t.element_size() for leaves in state["param"].values() for t in leaves.values())
+        )
     numbers = sum(p.numel() for p in params.values())
     assert sizes == [4 * numbers + 4 * len(params), 8 * numbers + 4 * len(params)]
     assert sizes[0] / sizes[1] < 0.5005
@@ -130,7 +139,9 @@ def test_settings_out_of_range(wrong: dict[str, float]) -> None:
 
 
 def ratios(n: int) -> Tensor:
-    return torch.stack([SgdSai().gsnr(torch.randn(n, generator=torch.Generator().manual_seed(i))) for i in range(8)])
+    return torch.stack(
+        [SgdSai().gsnr(torch.randn(n, generator=torch.Generator().manual_seed(i))) for i in range(8)]
+    )
 
 
 @pytest.mark.parametrize("n", [16, 4096])

@@ -1,4 +1,5 @@
 """The bridge to ``torch.optim``: PyTorch's own steps, exact resumes, clear refusals."""
+
 from __future__ import annotations
 
 import json
@@ -16,9 +17,15 @@ from trainwright.optim.torch_optim import TorchOptim
 
 STEPS = 10
 CHOICES: list[tuple[str, dict[str, Any]]] = [
-    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}), ("RMSprop", {"centered": True}), ("Adamax", {}),
-    ("NAdam", {}), ("Muon", {"weight_decay": 0.2}), ("Adafactor", {}), ("ASGD", {}),
-    ("AdamW", {"betas": [0.8, 0.9], "amsgrad": True, "fused": True})]
+    ("SGD", {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    ("RMSprop", {"centered": True}),
+    ("Adamax", {}),
+    ("NAdam", {}),
+    ("Muon", {"weight_decay": 0.2}),
+    ("Adafactor", {}),
+    ("ASGD", {}),
+    ("AdamW", {"betas": [0.8, 0.9], "amsgrad": True, "fused": True}),
+]
 
 
 def drawn(t: int) -> Tensors:
@@ -98,7 +105,9 @@ def test_at_a_rate_of_zero_nothing_moves() -> None:
 def test_gradients_that_others_read_stay_as_they_came() -> None:
     grads, params = drawn(0), drawn(999)
     with torch.no_grad():
-        TorchOptim(optimizer="SGD", options={"weight_decay": 0.1}).apply(dict(grads), params, {}, Context(grads=grads), 0.1)
+        TorchOptim(optimizer="SGD", options={"weight_decay": 0.1}).apply(
+            dict(grads), params, {}, Context(grads=grads), 0.1
+        )
     assert same(grads, drawn(0)) and not same(params, drawn(999))
 
 
@@ -118,17 +127,20 @@ def test_the_model_gets_no_gradients_from_it() -> None:
     assert p.grad is None and torch.equal(p, torch.full((2, 2), 0.5))
 
 
-@pytest.mark.parametrize(("settings", "told"), [
-    ({"optimizer": "sgd"}, "did you mean 'SGD'"),
-    ({"optimizer": "RMSProb"}, "did you mean 'RMSprop'"),
-    ({"optimizer": "SGD", "options": {"momentun": 0.9}}, "did you mean 'momentum'"),
-    ({"optimizer": "SGD", "options": {"lr": 0.9}}, "a setting of its own"),
-    ({"optimizer": "SGD", "options": {"momentum": -1.0}}, "Invalid momentum value"),
-    ({"optimizer": "Adam", "options": {"betas": 0.9}}, "Adam cannot be built"),
-    ({"optimizer": "LBFGS"}, "closure"),
-    ({"optimizer": "SparseAdam"}, "does not support dense gradients"),
-    ({}, "'optimizer' is needed"),
-])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"optimizer": "sgd"}, "did you mean 'SGD'"),
+        ({"optimizer": "RMSProb"}, "did you mean 'RMSprop'"),
+        ({"optimizer": "SGD", "options": {"momentun": 0.9}}, "did you mean 'momentum'"),
+        ({"optimizer": "SGD", "options": {"lr": 0.9}}, "a setting of its own"),
+        ({"optimizer": "SGD", "options": {"momentum": -1.0}}, "Invalid momentum value"),
+        ({"optimizer": "Adam", "options": {"betas": 0.9}}, "Adam cannot be built"),
+        ({"optimizer": "LBFGS"}, "closure"),
+        ({"optimizer": "SparseAdam"}, "does not support dense gradients"),
+        ({}, "'optimizer' is needed"),
+    ],
+)
 def test_what_is_refused_and_why(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         make(TorchOptim, settings, "here")

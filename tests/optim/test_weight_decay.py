@@ -1,4 +1,5 @@
 """Weight decay: what is added to the update."""
+
 from __future__ import annotations
 
 import pytest
@@ -33,7 +34,12 @@ def test_alone_it_shrinks_geometrically() -> None:
     """With no gradient, p after n steps is (1 - lr rate)^n p."""
     p = {"w": torch.ones(2, 2, dtype=torch.float64)}
     for _ in range(10):
-        p["w"] -= 0.1 * WeightDecay(rate=0.2).update({"w": torch.zeros(2, 2, dtype=torch.float64)}, p, {}, Context())["w"]
+        p["w"] -= (
+            0.1
+            * WeightDecay(rate=0.2).update({"w": torch.zeros(2, 2, dtype=torch.float64)}, p, {}, Context())[
+                "w"
+            ]
+        )
     torch.testing.assert_close(p["w"], torch.full((2, 2), 0.98**10, dtype=torch.float64))
 
 

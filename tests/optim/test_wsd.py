@@ -1,4 +1,5 @@
 """Warm-up, stable, decay: the corners of its curve."""
+
 from __future__ import annotations
 
 import math
@@ -25,10 +26,13 @@ def factors(method: Wsd, steps: int) -> list[float]:
 
 
 def test_the_corners_by_hand() -> None:
-    """2 up, 2 flat, 4 down: the first of the decay is whole, then 1 - sqrt(1/4), 1 - sqrt(2/4), 1 - sqrt(3/4)."""
+    """2 up, 2 flat, 4 down: the first of the decay is whole, then 1 - sqrt(1/4), 1 - sqrt(2/4), 1 -
+    sqrt(3/4)."""
     falling = [1.0, 0.5, 1 - math.sqrt(0.5), 1 - math.sqrt(0.75)]
     assert factors(Wsd(warmup=2, decay=4), 8) == pytest.approx([0.5, 1.0, 1.0, 1.0, *falling])
-    assert factors(Wsd(warmup=2, decay=4, shape="linear"), 8) == pytest.approx([0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25])
+    assert factors(Wsd(warmup=2, decay=4, shape="linear"), 8) == pytest.approx(
+        [0.5, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
+    )
 
 
 def test_the_stable_part_does_not_know_the_end() -> None:
@@ -37,7 +41,9 @@ def test_the_stable_part_does_not_know_the_end() -> None:
 
 
 def test_it_falls_towards_final() -> None:
-    assert factors(Wsd(warmup=0, decay=0.5, final=0.2, shape="linear"), 4) == pytest.approx([1.0, 1.0, 1.0, 0.6])
+    assert factors(Wsd(warmup=0, decay=0.5, final=0.2, shape="linear"), 4) == pytest.approx(
+        [1.0, 1.0, 1.0, 0.6]
+    )
 
 
 def test_without_decay_it_is_constant() -> None:

@@ -1,4 +1,6 @@
-"""Small language models of three families and a stage that trains them, for tests of methods that change how a model trains."""
+"""Small language models of three families and a stage that trains them, for tests of methods that change how
+a model trains."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,12 +22,28 @@ VOCABULARY = 64
 def build(family: str = "llama", width: int = 32, layers: int = 2) -> tf.PreTrainedModel:
     """A model with fresh weights; two calls give equal ones."""
     if family == "gpt2":
-        config = tf.GPT2Config(vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=4, n_positions=64, resid_pdrop=0.0,
-                               embd_pdrop=0.0, attn_pdrop=0.0)
+        config = tf.GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=width,
+            n_layer=layers,
+            n_head=4,
+            n_positions=64,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
     else:
-        config = tf.AutoConfig.for_model(family, vocab_size=VOCABULARY, hidden_size=width, intermediate_size=width * 3 // 2,
-                                         num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-                                         max_position_embeddings=64, tie_word_embeddings=False)
+        config = tf.AutoConfig.for_model(
+            family,
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=width * 3 // 2,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=False,
+        )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return tf.AutoModelForCausalLM.from_config(config)
@@ -48,7 +66,9 @@ class Next(Objective):
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
         logits = model(input_ids=batch["input_ids"]).logits
-        return nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), batch["input_ids"][:, 1:], reduction="none")
+        return nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
+        )
 
 
 def train(model: nn.Module, *methods: Any, steps: int = 12, seed: int = 0) -> Train:

@@ -1,4 +1,6 @@
-"""Mix-LN: a Post-LN block by hand, the early blocks and not the late ones, gradients more alike, the same parameters."""
+"""Mix-LN: a Post-LN block by hand, the early blocks and not the late ones, gradients more alike, the same
+parameters."""
+
 from __future__ import annotations
 
 import copy
@@ -28,7 +30,7 @@ def operated(kind: str, method: MixLn = HALF, **given) -> tf.PreTrainedModel:
     return model
 
 
-# ---- the formula ----------------------------------------------------------------------------------------------------------
+# ---- the formula ---------------------------------------------------------------------------------
 
 
 def norm(module: nn.Module, x: Tensor) -> Tensor:
@@ -40,7 +42,8 @@ def norm(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def by_hand(plain: tf.PreTrainedModel, post: int) -> tuple[list[Tensor], Tensor]:
-    """Hidden states before each block, and logits, of an untouched model's parts, the first ``post`` blocks being Post-LN."""
+    """Hidden states before each block, and logits, of an untouched model's parts, the first ``post`` blocks
+    being Post-LN."""
     decoder, places = plain.get_decoder(), torch.arange(IDS.shape[1])[None]
     if plain.config.model_type == "gpt2":
         x, told = decoder.wte(IDS) + decoder.wpe(places), {}
@@ -65,7 +68,8 @@ def by_hand(plain: tf.PreTrainedModel, post: int) -> tuple[list[Tensor], Tensor]
 @KINDS
 @pytest.mark.parametrize(("share", "post"), [(0.5, 1), (1.0, 2), (0.0, 0)])
 def test_blocks_by_hand(kind: str, share: float, post: int) -> None:
-    """With gains that differ, so that no norm can stand in for another; and what transformers tells of hidden states is right."""
+    """With gains that differ, so that no norm can stand in for another; and what transformers tells of
+    hidden states is right."""
     out = operated(kind, MixLn(post_ln=share))(IDS, output_hidden_states=True)
     states, logits = by_hand(make(kind), post)
     torch.testing.assert_close(out.logits, logits, rtol=1e-4, atol=1e-4)
@@ -73,8 +77,10 @@ def test_blocks_by_hand(kind: str, share: float, post: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("share", "blocks", "post"), [(0.25, 4, 1), (0.25, 7, 1), (0.25, 12, 3), (0.25, 24, 6), (1.0, 5, 5),
-                                                       (0.0, 3, 0), (0.3, 10, 3)])
+@pytest.mark.parametrize(
+    ("share", "blocks", "post"),
+    [(0.25, 4, 1), (0.25, 7, 1), (0.25, 12, 3), (0.25, 24, 6), (1.0, 5, 5), (0.0, 3, 0), (0.3, 10, 3)],
+)
 def test_how_many_blocks_are_post_ln(share: float, blocks: int, post: int) -> None:
     assert MixLn(post_ln=share).early(blocks) == post
 
@@ -86,38 +92,53 @@ def test_it_is_the_first_blocks() -> None:
     assert claims == {"model.layers.0.input_layernorm.*", "model.layers.0.post_attention_layernorm.*"}
 
 
-# ---- gradients ------------------------------------------------------------------------------------------------------------
+# ---- gradients -----------------------------------------------------------------------------------
 
 
 def spread(post_ln: float, seed: int) -> tuple[float, float]:
-    """How far the gradient norms of 16 blocks' matrices are apart at the start: their deviation over their mean, and the mean of
-    the deep half over that of the early half.
+    """How far the gradient norms of 16 blocks' matrices are apart at the start: their deviation over their
+    mean, and the mean of the deep half over that of the early half.
 
-    Weights start so large that a branch weighs in its sum what it does in a model 800 wide, embeddings as the authors' do.
+    Weights start so large that a branch weighs in its sum what it does in a model 800 wide, embeddings as
+    the authors' do.
     """
-    config = tf.LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=16, num_attention_heads=4,
-                            max_position_embeddings=64, tie_word_embeddings=False, initializer_range=0.1)
+    config = tf.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=16,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        initializer_range=0.1,
+    )
     model, draw = families.create(config, seed, "here"), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         model.model.embed_tokens.weight.normal_(std=0.632, generator=draw)
     MixLn(post_ln=post_ln).operate(model, Context())
     ids = torch.randint(64, (8, 32), generator=draw)
     model(input_ids=ids, labels=ids).loss.backward()
-    norms = torch.stack([torch.cat([p.grad.flatten() for p in b.parameters() if p.ndim > 1]).norm() for b in model.model.layers])
+    norms = torch.stack(
+        [
+            torch.cat([p.grad.flatten() for p in b.parameters() if p.ndim > 1]).norm()
+            for b in model.model.layers
+        ]
+    )
     return float(norms.std() / norms.mean()), float(norms[8:].mean() / norms[:8].mean())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_gradient_norms_of_blocks_are_more_alike_than_under_pre_ln(seed: int) -> None:
-    """Measured: 0.17 to 0.20 and a ratio of 0.71 to 0.78 under Pre-LN, 0.08 to 0.12 and 0.80 to 0.88 mixed."""
+    """Measured: 0.17 to 0.20 and a ratio of 0.71 to 0.78 under Pre-LN, 0.08 to 0.12 and 0.80 to 0.88
+    mixed."""
     pre, mixed = spread(0.0, seed), spread(0.25, seed)
     assert pre[0] > 0.15 and pre[1] < 0.8, "under Pre-LN deep blocks get the smaller gradients"
     assert mixed[0] < 0.75 * pre[0]
     assert pre[1] + 0.05 < mixed[1] < 1
 
 
-# ---- the wiring -----------------------------------------------------------------------------------------------------------
+# ---- the wiring ----------------------------------------------------------------------------------
 
 
 @KINDS
@@ -151,7 +172,9 @@ def test_checkpointed_blocks_have_the_same_gradients_and_keep_nothing() -> None:
 @pytest.mark.slow
 def test_compiled_it_has_the_same_gradients() -> None:
     other = gradients(operated("llama").train(), compiled=True)
-    assert all(torch.allclose(g, other[n], atol=1e-5) for n, g in gradients(operated("llama").train()).items())
+    assert all(
+        torch.allclose(g, other[n], atol=1e-5) for n, g in gradients(operated("llama").train()).items()
+    )
 
 
 @KINDS
@@ -179,13 +202,19 @@ def test_it_trains_on_a_skeleton() -> None:
     assert model(input_ids=IDS.to("meta")).logits.shape == (2, 20, 64)
 
 
-# ---- what is refused ------------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "given", "words"), [
-    ("gpt_neox", {}, "is no Pre-LN block: it does not compute"), ("granite", {"residual_multiplier": 0.5}, "does not compute"),
-    ("gpt_neox", {"use_parallel_residual": False, "hidden_dropout": 0.1}, "dropout to 0"),
-    ("olmo2", {}, "does not compute"), ("gemma2", {}, "is no Pre-LN block of two norms, an attention and a feed-forward")])
+@pytest.mark.parametrize(
+    ("kind", "given", "words"),
+    [
+        ("gpt_neox", {}, "is no Pre-LN block: it does not compute"),
+        ("granite", {"residual_multiplier": 0.5}, "does not compute"),
+        ("gpt_neox", {"use_parallel_residual": False, "hidden_dropout": 0.1}, "dropout to 0"),
+        ("olmo2", {}, "does not compute"),
+        ("gemma2", {}, "is no Pre-LN block of two norms, an attention and a feed-forward"),
+    ],
+)
 def test_other_blocks_are_refused(kind: str, given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         operated(kind, **given)

@@ -1,4 +1,6 @@
-"""SPDF: the same random share of every matrix is exactly zero, whatever else acts, until a stage goes on without the mask."""
+"""SPDF: the same random share of every matrix is exactly zero, whatever else acts, until a stage goes on
+without the mask."""
+
 from __future__ import annotations
 
 import copy
@@ -25,8 +27,15 @@ ORDERS = {
     "before": (Spdf(), Adamw(lr=0.01), Ema(decay=0.5)),
     "behind": (Adamw(lr=0.01), Spdf(), Ema(decay=0.5)),
     "average_first": (Ema(decay=0.9, warmup=False), Adamw(lr=0.01), Spdf()),
-    "decay_last": (Spdf(), Adamw(lr=0.01, weight_decay=0.0), Ema(decay=0.5), WeightDecay(rate=1.0, params="*_proj.weight")),
-    "muon_before": (Ema(decay=0.5), Spdf(), *MUON), "muon_behind": (Ema(decay=0.5), *MUON, Spdf())}
+    "decay_last": (
+        Spdf(),
+        Adamw(lr=0.01, weight_decay=0.0),
+        Ema(decay=0.5),
+        WeightDecay(rate=1.0, params="*_proj.weight"),
+    ),
+    "muon_before": (Ema(decay=0.5), Spdf(), *MUON),
+    "muon_behind": (Ema(decay=0.5), *MUON, Spdf()),
+}
 """Muon mixes all entries of a matrix, so that it moves weights without a gradient."""
 
 
@@ -55,8 +64,13 @@ def test_hidden_weights_stay_zero_through_moments_decay_and_averages(order: str)
     start = {n: p.detach().clone() for n, p in run.params.items()}
     for until in (1, 3, 6):
         run.run(until=until)
-        leaves = [(n, t) for state in run.states.values() for n, named in state.get("param", {}).items() for t in named.values()
-                  if n in hidden(run) and t.shape == run.params[n].shape and t.is_floating_point()]
+        leaves = [
+            (n, t)
+            for state in run.states.values()
+            for n, named in state.get("param", {}).items()
+            for t in named.values()
+            if n in hidden(run) and t.shape == run.params[n].shape and t.is_floating_point()
+        ]
         assert {n for n, _ in leaves} == hidden(run).keys()
         assert not any(t[hidden(run)[n]].any() for n, t in [*run.params.items(), *leaves] if n in hidden(run))
     with run.viewed():
@@ -66,14 +80,17 @@ def test_hidden_weights_stay_zero_through_moments_decay_and_averages(order: str)
 
 
 def test_a_visible_weight_takes_its_dense_step() -> None:
-    """The mask scales nothing: plain gradient descent moves visible weights by their gradient at the sparse weights."""
+    """The mask scales nothing: plain gradient descent moves visible weights by their gradient at the sparse
+    weights."""
     run = train(build(), Spdf(), TorchOptim(optimizer="SGD", lr=0.1))
     before = copy.deepcopy(run.model)
     reference = train(before, TorchOptim(optimizer="SGD", lr=0.1))
     run.run(until=1)
     reference.run(until=1)
     for n, p in run.params.items():
-        expected = reference.params[n].masked_fill(hidden(run)[n], 0) if n in hidden(run) else reference.params[n]
+        expected = (
+            reference.params[n].masked_fill(hidden(run)[n], 0) if n in hidden(run) else reference.params[n]
+        )
         assert torch.equal(p, expected)
 
 
@@ -93,12 +110,15 @@ def test_the_next_stage_frees_them_from_zero_and_trains_all() -> None:
 def test_the_mask_depends_on_seed_name_and_share_alone() -> None:
     def masks(seed: int, *more: object, **settings: object) -> dict[str, Tensor]:
         return hidden(train(build(layers=1), Spdf(**settings), Adamw(), *more, seed=seed))
+
     one, name = masks(0), "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(one[name], masks(0, Ema())[name]) and not torch.equal(one[name], masks(1)[name])
     narrow = masks(0, params="*.up_proj.weight")
     assert list(narrow) == [name] and torch.equal(one[name], narrow[name])
     assert not torch.equal(one[name], one["model.layers.0.mlp.gate_proj.weight"])
-    assert not (masks(0, sparsity=0.5)[name] & ~one[name]).any(), "a sparser mask of the same seed hides the same and more"
+    assert not (masks(0, sparsity=0.5)[name] & ~one[name]).any(), (
+        "a sparser mask of the same seed hides the same and more"
+    )
 
 
 def test_gradients_stay_as_they_are_where_another_update_reads_them() -> None:
@@ -106,7 +126,9 @@ def test_gradients_stay_as_they_are_where_another_update_reads_them() -> None:
     raw = {"w": torch.ones(2), "b": torch.ones(1)}
     out = method.update(raw, {}, state, Context(grads=raw))
     assert out["w"].tolist() == [0, 1] and out["b"] is raw["b"] and raw["w"].tolist() == [1, 1]
-    assert method.update(raw, {}, state, Context())["w"] is raw["w"], "else no second copy of all gradients is made"
+    assert method.update(raw, {}, state, Context())["w"] is raw["w"], (
+        "else no second copy of all gradients is made"
+    )
 
 
 class Experts(nn.Module):
@@ -114,7 +136,9 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(nn.ModuleDict({"gate": nn.Linear(4, 2), "places": nn.Embedding(8, 4)}) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"gate": nn.Linear(4, 2), "places": nn.Embedding(8, 4)}) for _ in range(2)
+        )
         for block in self.blocks:
             block.register_parameter("experts", nn.Parameter(torch.ones(2, 4, 4)))
             block.register_parameter("mix", nn.Parameter(torch.ones(1, 1, 4)))
@@ -122,7 +146,9 @@ class Experts(nn.Module):
 
 
 def test_which_weights_can_be_hidden() -> None:
-    assert set(maskable(Experts(), "*")) == {f"blocks.{i}.{n}" for i in (0, 1) for n in ("gate.weight", "experts")}
+    assert set(maskable(Experts(), "*")) == {
+        f"blocks.{i}.{n}" for i in (0, 1) for n in ("gate.weight", "experts")
+    }
     vision = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
     assert set(maskable(vision, "*")) == {"0.weight", "3.weight"}, "where nothing repeats, every layer counts"
     assert set(maskable(vision, "!3.*")) == {"0.weight"} and maskable(vision, "!*") == {}

@@ -1,4 +1,6 @@
-"""SST: gradients without the singular value, draws by their probabilities, vectors of length 1 that are orthogonal again."""
+"""SST: gradients without the singular value, draws by their probabilities, vectors of length 1 that are
+orthogonal again."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -56,7 +58,7 @@ def one(rank: int, transposed: bool = False) -> SpectralLinear:
     return SpectralLinear(before, SMALL, rank, torch.Generator().manual_seed(0))
 
 
-# ---- one layer ------------------------------------------------------------------------------------------------------------
+# ---- one layer -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", [2, 5])
@@ -96,12 +98,14 @@ def test_draws_follow_the_papers_probabilities() -> None:
     assert (first - probabilities(s)).abs().max() < 0.04
     for _ in range(20):
         order = drawn(s, 2, rng)
-        assert sorted(order.tolist()) == [0, 1, 2, 3] and order[0] < order[1] and order[2] < order[3], "without replacement"
+        assert sorted(order.tolist()) == [0, 1, 2, 3] and order[0] < order[1] and order[2] < order[3], (
+            "without replacement"
+        )
     assert drawn(s, 4, rng).tolist() == [0, 1, 2, 3] == drawn(s, 9, rng).tolist()
     assert probabilities(torch.zeros(3)).min() > 0
 
 
-# ---- training -------------------------------------------------------------------------------------------------------------
+# ---- training ------------------------------------------------------------------------------------
 
 
 def test_with_all_pairs_drawn_it_is_full_training_of_the_factors() -> None:
@@ -126,7 +130,9 @@ def test_with_all_pairs_drawn_it_is_full_training_of_the_factors() -> None:
         torch.testing.assert_close(weight, plain.params[f"{name}.weight"], rtol=1e-4, atol=1e-5)
     assert max((w - start[n]).abs().max() for n, w in weights(run.model).items()) > 0.02, "they have moved"
     others = [n for n in plain.params if n in run.params]
-    assert others and all(torch.allclose(run.params[n], plain.params[n], rtol=1e-4, atol=1e-5) for n in others)
+    assert others and all(
+        torch.allclose(run.params[n], plain.params[n], rtol=1e-4, atol=1e-5) for n in others
+    )
 
 
 def test_all_values_and_the_drawn_vectors_move_and_an_optimizer_remembers_no_more() -> None:
@@ -134,12 +140,18 @@ def test_all_values_and_the_drawn_vectors_move_and_an_optimizer_remembers_no_mor
     before = {n: p.clone() for n, p in run.params.items()}
     run.run(until=2)
     for name, layer in layers(run.model).items():
-        assert torch.equal(layer.U_rest, before[f"{name}.U_rest"]) and torch.equal(layer.V_rest, before[f"{name}.V_rest"])
+        assert torch.equal(layer.U_rest, before[f"{name}.U_rest"]) and torch.equal(
+            layer.V_rest, before[f"{name}.V_rest"]
+        )
         assert all((run.params[f"{name}.{p}"] != before[f"{name}.{p}"]).float().mean() > 0.9 for p in "USV")
         assert lengths_off(layer) < 1e-5 and layer.S.min() >= 0
     moments = {n: leaf["exp_avg"].numel() for n, leaf in run.states["adamw.1"]["param"].items()}
     q = "model.layers.0.self_attn.q_proj"
-    assert {n: size for n, size in moments.items() if n.startswith(q)} == {f"{q}.U": 32 * 4, f"{q}.S": 32, f"{q}.V": 32 * 4}
+    assert {n: size for n, size in moments.items() if n.startswith(q)} == {
+        f"{q}.U": 32 * 4,
+        f"{q}.S": 32,
+        f"{q}.V": 32 * 4,
+    }
 
 
 def test_a_value_does_not_fall_below_zero() -> None:
@@ -158,13 +170,24 @@ def test_a_draw_changes_no_weight_and_what_is_remembered_follows() -> None:
     run = train(build(layers=1), SMALL, Adamw(lr=1e-2))
     run.run(until=4)
     remembered, name = run.states["adamw.1"]["param"], "model.layers.0.self_attn.q_proj"
-    S, moment, before = run.params[f"{name}.S"].clone(), remembered[f"{name}.S"]["exp_avg"].clone(), weights(run.model)
+    S, moment, before = (
+        run.params[f"{name}.S"].clone(),
+        remembered[f"{name}.S"]["exp_avg"].clone(),
+        weights(run.model),
+    )
     turn(run)
     order = torch.stack([(value == S).nonzero()[0, 0] for value in run.params[f"{name}.S"]])
     assert sorted(order.tolist()) == list(range(32)) and order.tolist() != list(range(32))
     remembered = run.states["adamw.1"]["param"]
-    assert torch.equal(remembered[f"{name}.S"]["exp_avg"], moment[order]) and remembered[f"{name}.S"]["step"] == 4
-    assert f"{name}.U" not in remembered and f"{name}.V" not in remembered and remembered["model.norm.weight"]["step"] == 4
+    assert (
+        torch.equal(remembered[f"{name}.S"]["exp_avg"], moment[order])
+        and remembered[f"{name}.S"]["step"] == 4
+    )
+    assert (
+        f"{name}.U" not in remembered
+        and f"{name}.V" not in remembered
+        and remembered["model.norm.weight"]["step"] == 4
+    )
     for n, weight in weights(run.model).items():
         torch.testing.assert_close(weight, before[n], rtol=1e-4, atol=1e-6)
     run.run(until=5)
@@ -183,7 +206,9 @@ def test_after_a_round_vectors_are_orthogonal_again() -> None:
     torch.testing.assert_close(layer.weight, weight, rtol=1e-4, atol=1e-5)
     found = layer.S.detach().sort(descending=True).values
     torch.testing.assert_close(found, torch.linalg.svdvals(weight), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found, value.sort(descending=True).values, rtol=1e-2), "values were none of the matrix any more"
+    assert not torch.allclose(found, value.sort(descending=True).values, rtol=1e-2), (
+        "values were none of the matrix any more"
+    )
     assert f"{layer_name(run, layer)}.S" not in run.states["adamw.1"]["param"]
     query = layers(run.model)["model.layers.0.self_attn.q_proj"]
     assert orthogonality_off(query) > 1e-3, "32 pairs need 8 draws"
@@ -248,8 +273,15 @@ def test_intervals_are_steps_or_shares() -> None:
     assert [Sst(interval=i).every(100) for i in (0.05, 7, 1e-9)] == [5, 7, 1]
 
 
-@pytest.mark.parametrize(("given", "words"), [({"rank": 0}, "rank must be"), ({"interval": 0}, "interval above 0"),
-                                              ({"interval": 2.5}, "interval must be a share"), ({"warmup_steps": -1}, "warmup")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rank": 0}, "rank must be"),
+        ({"interval": 0}, "interval above 0"),
+        ({"interval": 2.5}, "interval must be a share"),
+        ({"warmup_steps": -1}, "warmup"),
+    ],
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(Sst, given, "here")

@@ -1,4 +1,6 @@
-"""UL2 hides what its table says, gives all of it back as targets, and lets the inputs alone look both ways."""
+"""UL2 hides what its table says, gives all of it back as targets, and lets the inputs alone look both
+ways."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -35,14 +37,22 @@ class Tokenizer:
 
 
 class Rising(Data):
-    """Rows of two documents, 30 and 18 positions long; each rises by one from token to token, so that none comes twice."""
+    """Rows of two documents, 30 and 18 positions long; each rises by one from token to token, so that none
+    comes twice."""
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         places = torch.cat([torch.arange(30), torch.arange(18)]).repeat(8, 1)
-        first = torch.randint(0, 10, (8, 2), generator=ctx.rng("rising")).repeat_interleave(torch.tensor([30, 18]), 1)
+        first = torch.randint(0, 10, (8, 2), generator=ctx.rng("rising")).repeat_interleave(
+            torch.tensor([30, 18]), 1
+        )
         document = (torch.arange(48) >= 30).long().repeat(8, 1)
-        batch = {"input_ids": places + first, "targets": places + first + 1, "position_ids": places, "document": document,
-                 "domain": torch.zeros_like(places)}
+        batch = {
+            "input_ids": places + first,
+            "targets": places + first + 1,
+            "position_ids": places,
+            "document": document,
+            "domain": torch.zeros_like(places),
+        }
         return {n: t[ctx.rows(8)] for n, t in batch.items()} | {"domains": ("any",), "packed": True}
 
 
@@ -66,12 +76,18 @@ def examples(method: Ul2, steps: int = 1) -> list[tuple[list[int], list[int], li
     for before, after in batches(method, steps):
         for r in range(8):
             for number, at, size in ((0, 0, 30), (1, 30, 18)):
-                text = [*before["input_ids"][r, at:at + size].tolist(), int(before["targets"][r, at + size - 1])]
-                kept = (after["document"][r, at:at + size] == number).nonzero()[:, 0] + at
+                text = [
+                    *before["input_ids"][r, at : at + size].tolist(),
+                    int(before["targets"][r, at + size - 1]),
+                ]
+                kept = (after["document"][r, at : at + size] == number).nonzero()[:, 0] + at
                 ids, targets = after["input_ids"][r, kept].tolist(), after["targets"][r, kept].tolist()
                 given = next(i for i, t in enumerate(targets) if t != UNTRAINED) + 1
-                assert ids[given:] == targets[given - 1:-1] and (after["targets"][r, kept[-1] + 1:at + size] == UNTRAINED).all()
-                out.append((text, ids[:given], targets[given - 1:]))
+                assert (
+                    ids[given:] == targets[given - 1 : -1]
+                    and (after["targets"][r, kept[-1] + 1 : at + size] == UNTRAINED).all()
+                )
+                out.append((text, ids[:given], targets[given - 1 :]))
     return out
 
 
@@ -90,16 +106,32 @@ def restored(given: list[int], wanted: list[int]) -> tuple[list[int], list[list[
     return [t for part in inside for t in part], spans
 
 
-@pytest.mark.parametrize(("size", "mean", "rate", "hidden", "spans"), [
-    (100, 3, 0.15, 15, 5), (100, 8, 0.15, 15, 2), (96, 3, 0.5, 48, 16), (512, 64, 0.15, 77, 1), (512, 64, 0.5, 256, 4),
-    (64, 64, 0.5, 32, 1), (2, 3, 0.15, 1, 1), (10, 1, 0.9, 9, 1)])
+@pytest.mark.parametrize(
+    ("size", "mean", "rate", "hidden", "spans"),
+    [
+        (100, 3, 0.15, 15, 5),
+        (100, 8, 0.15, 15, 2),
+        (96, 3, 0.5, 48, 16),
+        (512, 64, 0.15, 77, 1),
+        (512, 64, 0.5, 256, 4),
+        (64, 64, 0.5, 32, 1),
+        (2, 3, 0.15, 1, 1),
+        (10, 1, 0.9, 9, 1),
+    ],
+)
 def test_counts_are_those_of_the_table(size: int, mean: float, rate: float, hidden: int, spans: int) -> None:
     assert counts(size, mean, rate) == (hidden, spans)
 
 
 def test_the_seven_denoisers_and_their_modes() -> None:
     assert [(m, r, mode(m, r)) for m, r in Ul2().spans] == [
-        (3, 0.15, "R"), (8, 0.15, "R"), (3, 0.5, "X"), (8, 0.5, "X"), (64, 0.15, "X"), (64, 0.5, "X")]
+        (3, 0.15, "R"),
+        (8, 0.15, "R"),
+        (3, 0.5, "X"),
+        (8, 0.5, "X"),
+        (64, 0.15, "X"),
+        (64, 0.5, "X"),
+    ]
     assert Ul2().sequential == 0.25
 
 
@@ -107,7 +139,7 @@ def test_all_ways_to_cut_are_equally_likely() -> None:
     draw = torch.Generator().manual_seed(0)
     seen = Counter(tuple(parts(5, 3, draw)) for _ in range(1200))
     assert len(seen) == 6 and all(sum(way) == 5 and min(way) == 1 for way in seen)
-    assert sum((n - 200) ** 2 / 200 for n in seen.values()) < 20.5              # chi square, 5 degrees, one in a thousand
+    assert sum((n - 200) ** 2 / 200 for n in seen.values()) < 20.5  # chi square, 5 degrees, one in a thousand
     ends = Counter(ending(40, 0.25, draw) for _ in range(1900))
     assert sorted(ends) == list(range(1, 20)) and abs(sum(k * n for k, n in ends.items()) / 1900 - 10) < 0.5
 
@@ -126,7 +158,7 @@ def test_every_text_comes_back_and_nothing_hidden_is_given() -> None:
     for text, given, wanted in examples(SMALL, steps=25):
         whole, spans = restored(given, list(wanted))
         hidden = {t for span in spans for t in span}
-        assert whole == text[text.index(whole[0]):][:len(whole)] and len(whole) > 10
+        assert whole == text[text.index(whole[0]) :][: len(whole)] and len(whole) > 10
         assert not hidden & set(given) and all(spans)
         if given[0] == S:
             assert len(whole) == min(len(text), 18 if len(text) < 20 else 30)
@@ -146,7 +178,9 @@ def test_an_input_follows_its_target_where_the_row_goes_on() -> None:
     for _, after in batches(SMALL, 6):
         ids, targets, places = after["input_ids"], after["targets"], after["position_ids"]
         assert (targets[:, :-1] == ids[:, 1:])[(places[:, 1:] != 0) & (targets[:, :-1] != UNTRAINED)].all()
-        assert not (targets[:, :-1] != UNTRAINED)[after["document"][:, :-1] < 0].any(), "padding teaches nothing"
+        assert not (targets[:, :-1] != UNTRAINED)[after["document"][:, :-1] < 0].any(), (
+            "padding teaches nothing"
+        )
 
 
 def test_a_share_for_each_denoiser_and_another_draw_at_each_step() -> None:
@@ -162,29 +196,40 @@ def test_a_share_for_each_denoiser_and_another_draw_at_each_step() -> None:
 def test_inputs_see_each_other_and_no_target_is_seen_before_its_time(family: str, attention: str) -> None:
     model = build(family).eval()
     model.set_attn_implementation(attention)
-    (_, batch), = batches(SMALL)
+    ((_, batch),) = batches(SMALL)
     changed = {n: t.clone() if isinstance(t, torch.Tensor) else t for n, t in batch.items()}
     row = next(r for r in range(8) if int(batch["input_ids"][r, 0]) != S)
     end = int((batch["prefix"][row, :30]).sum())
-    late = end + 1                                                          # reads a target, and is no input
+    late = end + 1  # reads a target, and is no input
     changed["input_ids"][row, late] = (changed["input_ids"][row, late] + 1) % 40
     with torch.no_grad():
         before, after = (token_losses(model, b, context()) for b in (batch, changed))
-        assert torch.equal(before[row, :late], after[row, :late]) and torch.equal(before[row, 30:], after[row, 30:])
+        assert torch.equal(before[row, :late], after[row, :late]) and torch.equal(
+            before[row, 30:], after[row, 30:]
+        )
         assert not torch.equal(before[row, late], after[row, late])
-        probe = {n: t[row:row + 1, :end].clone() for n, t in batch.items() if isinstance(t, torch.Tensor)}
+        probe = {n: t[row : row + 1, :end].clone() for n, t in batch.items() if isinstance(t, torch.Tensor)}
         probe["targets"].fill_(UNTRAINED)[0, 0] = 7
         other = {n: t.clone() for n, t in probe.items()}
         other["input_ids"][0, end - 1] = 2
-        moved = [float(token_losses(model, p, context())[0, 0] - token_losses(model, o, context())[0, 0])
-                 for p, o in ((probe, other), ({n: t for n, t in probe.items() if n != "prefix"},
-                                               {n: t for n, t in other.items() if n != "prefix"}))]
-    assert abs(moved[0]) > 1e-5 and moved[1] == 0, "the first input sees the last one; without a prefix it does not"
+        moved = [
+            float(token_losses(model, p, context())[0, 0] - token_losses(model, o, context())[0, 0])
+            for p, o in (
+                (probe, other),
+                (
+                    {n: t for n, t in probe.items() if n != "prefix"},
+                    {n: t for n, t in other.items() if n != "prefix"},
+                ),
+            )
+        ]
+    assert abs(moved[0]) > 1e-5 and moved[1] == 0, (
+        "the first input sees the last one; without a prefix it does not"
+    )
 
 
 @pytest.mark.slow
 def test_documents_of_a_row_stay_apart_and_attention_kinds_agree() -> None:
-    (_, batch), = batches(SMALL)
+    ((_, batch),) = batches(SMALL)
     found = {}
     for attention in ("sdpa", "eager"):
         model = build().eval()
@@ -192,7 +237,9 @@ def test_documents_of_a_row_stay_apart_and_attention_kinds_agree() -> None:
         with torch.no_grad():
             found[attention] = token_losses(model, batch, context())
             alone = {n: t[:, 30:] for n, t in batch.items() if isinstance(t, torch.Tensor)}
-            torch.testing.assert_close(token_losses(model, alone, context()), found[attention][:, 30:], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(
+                token_losses(model, alone, context()), found[attention][:, 30:], rtol=1e-5, atol=1e-5
+            )
     torch.testing.assert_close(found["sdpa"], found["eager"], rtol=1e-5, atol=1e-5)
 
 
@@ -212,17 +259,25 @@ def test_it_learns_to_restore_what_is_hidden() -> None:
 
 
 def test_the_preview_tells_the_counts() -> None:
-    (_, batch), = batches(SMALL)
+    ((_, batch),) = batches(SMALL)
     told = SMALL.preview(batch, context())
     size = longest(48, 48, 3, 0.15)
     hidden, n = counts(size, 3, 0.15)
     assert f"R (3, 0.15) has {size} tokens of text, {hidden} of them hidden in {n}" in told
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"spans": [[3.0]]}, "pairs"), ({"spans": [[0.5, 0.1]]}, "pairs"), ({"spans": [[3, 1]]}, "pairs"),
-    ({"sequential": 1}, "between 0 and 1"), ({"sentinels": 0}, "1 or more"), ({"weights": [1.0]}, "for each of the 6 spans"),
-    ({"weights": [0.0] * 7}, "for each of the 6 spans")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"spans": [[3.0]]}, "pairs"),
+        ({"spans": [[0.5, 0.1]]}, "pairs"),
+        ({"spans": [[3, 1]]}, "pairs"),
+        ({"sequential": 1}, "between 0 and 1"),
+        ({"sentinels": 0}, "1 or more"),
+        ({"weights": [1.0]}, "for each of the 6 spans"),
+        ({"weights": [0.0] * 7}, "for each of the 6 spans"),
+    ],
+)
 def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(Ul2, settings, "here")

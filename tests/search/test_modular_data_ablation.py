@@ -1,4 +1,5 @@
 """Averages by hand, the interval of a rank correlation, and proxies that rank mixtures as training does."""
+
 from __future__ import annotations
 
 import copy
@@ -24,7 +25,14 @@ NEAR = {"p0": 0.0, "p1": 0.25, "p2": 0.5, "p3": 0.75, "p4": 1.0}
 """Of each part the share of words that the target has, too."""
 TARGET = ["river", "stone", "cloud", "grass", "light", "water", "field", "morning"]
 OTHER = ["error", "stack", "queue", "table", "index", "value", "token", "buffer"]
-SETTINGS: dict[str, Any] = {"field": "source", "tokens": 700, "domains": ("target",), "measured": 600, "length": 32, "lr": 5e-3}
+SETTINGS: dict[str, Any] = {
+    "field": "source",
+    "tokens": 700,
+    "domains": ("target",),
+    "measured": 600,
+    "length": 32,
+    "lr": 5e-3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source, near in (NEAR | {"target": 1.0}).items():
         for i in range(90 if source in NEAR else 30):
             words = [draw.choice(TARGET if draw.random() < near else OTHER) for _ in range(14)]
-            rows.append({"id": f"{source}/{i}", "text": " ".join(words), "source": source,
-                         "domain": "parts" if source in NEAR else "target"})
+            rows.append(
+                {
+                    "id": f"{source}/{i}",
+                    "text": " ".join(words),
+                    "source": source,
+                    "domain": "parts" if source in NEAR else "target",
+                }
+            )
     place = tmp_path_factory.mktemp("ablation") / "corpus"
     build(place, rows, tune=0.3, test=0.0)
     return place
@@ -60,7 +74,9 @@ def test_the_interval_by_hand() -> None:
     rho, low, high = rank_correlation([1.0, 2.0, 3.0, 4.0, 50.0], [2.0, 1.0, 3.0, 4.0, 5.0])
     spread = 1.96 * math.sqrt((1 + 0.81 / 2) / 2)
     assert rho == pytest.approx(0.9)
-    assert (low, high) == pytest.approx((math.tanh(math.atanh(0.9) - spread), math.tanh(math.atanh(0.9) + spread)))
+    assert (low, high) == pytest.approx(
+        (math.tanh(math.atanh(0.9) - spread), math.tanh(math.atanh(0.9) + spread))
+    )
     assert rank_correlation([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == (pytest.approx(1.0), -1.0, 1.0)
     assert rank_correlation([1.0] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]) == (0.0, -1.0, 1.0)
 
@@ -75,23 +91,30 @@ def test_parts_are_of_one_size(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_proxies_rank_mixtures_as_training_does(folder: Path) -> None:
-    """Ten mixtures of two of five parts: the rank correlation and its interval, and the seed model as it was."""
+    """Ten mixtures of two of five parts: the rank correlation and its interval, and the seed model as it
+    was."""
     model = model_of(folder)
     before = copy.deepcopy(model.state_dict())
     told = ModularDataAblation(**SETTINGS).measure(model, context(folder))
-    proxies, trained = ({n.partition("/")[2]: v for n, v in told.items() if n.startswith(f"{what}/")}
-                        for what in ("proxy", "trained"))
+    proxies, trained = (
+        {n.partition("/")[2]: v for n, v in told.items() if n.startswith(f"{what}/")}
+        for what in ("proxy", "trained")
+    )
     assert len(proxies) == len(trained) == 10 and min(proxies, key=proxies.__getitem__) == "p3+p4"
     assert told["rank_correlation"] > 0.6 and told["rank_correlation_low"] > 0.0
     assert told["rank_correlation_low"] < told["rank_correlation"] < told["rank_correlation_high"] <= 1.0
-    assert np.mean(list(proxies.values())) > np.mean(list(trained.values())), "a proxy is higher than training"
+    assert np.mean(list(proxies.values())) > np.mean(list(trained.values())), (
+        "a proxy is higher than training"
+    )
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
 def test_without_verification_nothing_is_trained_on_mixtures(folder: Path) -> None:
     some = {"parts": 3, "tokens": 200, "measured": 100}
-    told, whole = (ModularDataAblation(**SETTINGS | some, verify=v).measure(model_of(folder), context(folder))
-                   for v in (False, True))
+    told, whole = (
+        ModularDataAblation(**SETTINGS | some, verify=v).measure(model_of(folder), context(folder))
+        for v in (False, True)
+    )
     assert len(told) == 3 and len(whole) == 10
     assert told == {n: v for n, v in whole.items() if n.startswith("proxy/")}
 

@@ -8,8 +8,8 @@ base:
 w_i = 1 adds the whole task, w_i < 0 makes the model forget it. The paper adds several tasks with one scale
 for all (0.3 to 0.5), chosen on held-out data. Computed in float32 and returned in the dtype of the base;
 tensors that are not floating point are the base's.
-Do not use it for models that were not trained from the base: ``from = { models = ["a", "b"], base = "c"
-}``.
+Do not use it for models that were not trained from the base:
+    from = { models = ["a", "b"], base = "c" }
 """
 
 from __future__ import annotations

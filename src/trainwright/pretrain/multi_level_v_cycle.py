@@ -44,7 +44,6 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery, Tensors
 from trainwright.core.stage import Role
-from trainwright.core.stage import Role
 from trainwright.lm.resizing import (
     become,
     blocks_name,
@@ -58,6 +57,8 @@ from trainwright.lm.resizing import (
     spaces,
 )
 from trainwright.pretrain._bench_phases import LARGE, phase
+
+DOWN = {"use": "multi_level_v_cycle"}
 
 
 class MultiLevelVCycle(Surgery):
@@ -79,9 +80,7 @@ class MultiLevelVCycle(Surgery):
         versus="as many FLOPs of plain training, in two runs",
         stages=(
             phase("large", 20_000, {"use": "constant", "warmup": 0.5}, model=LARGE),
-            phase(
-                "small", 160_000, {"use": "cosine"}, source="large", surgery={"use": "multi_level_v_cycle"}
-            ),
+            phase("small", 160_000, {"use": "cosine"}, source="large", surgery=DOWN),
             # 20_000 and a quarter of 160_000
             phase("longer", 60_000, {"use": "constant", "warmup": 0.1}, model=LARGE),
         ),
@@ -91,7 +90,6 @@ class MultiLevelVCycle(Surgery):
         search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
         scale="the saving grows with the model: the paper's have 110 M parameters and more",
     )
-    roles: ClassVar[dict[str, Role]] = {"reference": Role()}
     example: ClassVar[dict[str, Any]] = {"width": 1}
 
     def __post_init__(self) -> None:
