@@ -1,4 +1,6 @@
-"""SLTrain computes the dense sum, stores and trains nothing but factors and non-zeros, and exports a plain model."""
+"""SLTrain computes the dense sum, stores and trains nothing but factors and non-zeros, and exports a plain
+model."""
+
 from __future__ import annotations
 
 import math
@@ -20,7 +22,7 @@ from trainwright.core.settings import make
 from trainwright.finetune.lora import Lora
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain.sltrain import Sltrain, SltrainLinear
-from trainwright.stages.training import state_bytes
+from trainwright.stages._training import state_bytes
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 SMALL = Sltrain(rank=4, alpha=2.0, density=0.05)
@@ -39,7 +41,9 @@ def layers(model: nn.Module) -> dict[str, SltrainLinear]:
 def one(transposed: bool = False, dtype: torch.dtype = torch.float64) -> SltrainLinear:
     """A layer of 6 inputs and 5 outputs with B and bias that are not zero."""
     before = tf.pytorch_utils.Conv1D(5, 6) if transposed else nn.Linear(6, 5)
-    layer = SltrainLinear(before.to(dtype), Sltrain(rank=2, alpha=3.0, density=0.4), torch.Generator().manual_seed(0))
+    layer = SltrainLinear(
+        before.to(dtype), Sltrain(rank=2, alpha=3.0, density=0.4), torch.Generator().manual_seed(0)
+    )
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in layer.parameters():
@@ -62,7 +66,9 @@ def test_forward_is_the_dense_sum_and_so_are_all_gradients(transposed: bool) -> 
     given = [x, *layer.parameters()]
     expected = F.linear(x, dense(layer), layer.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(layer.weight, dense(layer).T if transposed else dense(layer), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        layer.weight, dense(layer).T if transposed else dense(layer), rtol=1e-12, atol=1e-12
+    )
     upstream = torch.randn(expected.shape, dtype=torch.float64)
     ours = torch.autograd.grad((layer(x) * upstream).sum(), given)
     theirs = torch.autograd.grad((expected * upstream).sum(), given)
@@ -89,8 +95,14 @@ def test_it_starts_as_its_sparse_part_of_the_papers_bounds(family: str) -> None:
         w = layer.weight.T if layer.transposed else layer.weight
         assert int((w != 0).sum()) == len(layer.values) == len(layer.places) == int(0.1 * size)
         assert torch.equal(w.flatten()[layer.places.long()], layer.values) and (layer.places.diff() > 0).all()
-        assert not layer.B.any() and layer.A.abs().max() <= bound and 0.9 * bound < layer.values.abs().max() <= bound
-        assert layer.places[0] < 0.1 * size and layer.places[-1] > 0.9 * size, "places are drawn from all of W"
+        assert (
+            not layer.B.any()
+            and layer.A.abs().max() <= bound
+            and 0.9 * bound < layer.values.abs().max() <= bound
+        )
+        assert layer.places[0] < 0.1 * size and layer.places[-1] > 0.9 * size, (
+            "places are drawn from all of W"
+        )
     others = {n for n, _ in before.named_parameters()} - SMALL.claims(before)
     assert all(torch.equal(model.get_parameter(n), before.get_parameter(n)) for n in others)
     assert all(p.requires_grad for p in model.parameters())
@@ -103,7 +115,9 @@ def test_nothing_of_the_size_of_a_matrix_is_kept(family: str) -> None:
     for layer in layers(model).values():
         size, kept = layer.in_features * layer.out_features, []
         assert all(t.numel() < size / 2 for t in [*layer.parameters(), *layer.buffers()])
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
             layer(torch.randn(3, layer.in_features, requires_grad=True)).sum().backward()
         assert kept and max(kept) < size / 2
 
@@ -120,8 +134,13 @@ def test_bytes_are_those_of_the_formula() -> None:
     runs = stage(width), stage(width, Sltrain(rank=rank, density=density))
     shapes = [(m.in_features, m.out_features) for m in layers(runs[1].model).values()]
     assert len(shapes) == 7 and sorted(set(shapes)) == [(192, 96), (192, 192), (192, 288), (288, 192)]
-    formula = sum(12 * rank * (i + o) + (12 + 4) * density * i * o for i, o in shapes) - sum(12 * i * o for i, o in shapes)
-    sizes = [sum(t.numel() * t.element_size() for t in r.model.state_dict().values()) + state_bytes(r) for r in runs]
+    formula = sum(12 * rank * (i + o) + (12 + 4) * density * i * o for i, o in shapes) - sum(
+        12 * i * o for i, o in shapes
+    )
+    sizes = [
+        sum(t.numel() * t.element_size() for t in r.model.state_dict().values()) + state_bytes(r)
+        for r in runs
+    ]
     whole = sizes[0] + formula
     assert abs(sizes[1] - whole) < 0.01 * whole and sizes[1] < 0.35 * sizes[0]
     numbers = sum(rank * (i + o) + int(density * i * o) for i, o in shapes)
@@ -133,7 +152,10 @@ def test_factors_and_values_train_and_the_places_stay() -> None:
     for name, layer in layers(run.model).items():
         before = layers(fresh.model)[name]
         assert torch.equal(layer.places, before.places)
-        assert all((a != b).float().mean() > 0.9 for a, b in zip(layer.parameters(), before.parameters(), strict=True))
+        assert all(
+            (a != b).float().mean() > 0.9
+            for a, b in zip(layer.parameters(), before.parameters(), strict=True)
+        )
     name = "model.layers.0.mlp.up_proj"
     assert not torch.equal(layers(operated(seed=2))[name].places, layers(operated())[name].places)
 
@@ -159,14 +181,19 @@ def test_two_with_other_settings_live_together() -> None:
     first, second = Sltrain(rank=2, layers="attention"), Sltrain(rank=3, layers="mlp")
     run = train(build(), first, second, Adamw())
     first.fold(run.model)
-    assert {m.settings for m in layers(run.model).values()} == {second} and not first.claims(build()) & second.claims(build())
+    assert {m.settings for m in layers(run.model).values()} == {second} and not first.claims(
+        build()
+    ) & second.claims(build())
     with pytest.raises(UserError, match="both claim"):
         train(build(), first, Lora(), Adamw())
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["autocast", "bfloat16"])
 def test_bf16(half: bool) -> None:
-    exact, model = operated().eval()(IDS).logits, operated().to(torch.bfloat16 if half else torch.float32).eval()
+    exact, model = (
+        operated().eval()(IDS).logits,
+        operated().to(torch.bfloat16 if half else torch.float32).eval(),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not half):
         out = model(IDS, labels=IDS)
     torch.testing.assert_close(out.logits.float(), exact, rtol=0.05, atol=0.05)
@@ -194,15 +221,23 @@ def test_compiled_it_has_the_same_gradients() -> None:
     assert all(torch.allclose(g, other[n], atol=1e-6) for n, g in gradients(operated()).items())
 
 
-@pytest.mark.parametrize(("settings", "words"), [({"rank": 0}, "rank must be"), ({"density": 0.0}, "density must be"),
-                                                 ({"density": 1.0}, "density must be")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, "rank must be"),
+        ({"density": 0.0}, "density must be"),
+        ({"density": 1.0}, "density must be"),
+    ],
+)
 def test_settings_out_of_range(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(Sltrain, settings, "here")
 
 
 def test_what_would_save_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match=r"rank = 128 and density = 0.03 .* in place of .*; take a lower rank"):
+    with pytest.raises(
+        UserError, match=r"rank = 128 and density = 0.03 .* in place of .*; take a lower rank"
+    ):
         operated(method=Sltrain())
     with pytest.raises(UserError, match=r"matches no nn\.Linear"):
         operated(method=Sltrain(layers="*.query"))

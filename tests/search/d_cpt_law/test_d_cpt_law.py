@@ -1,4 +1,5 @@
 """The law of shares by hand, and a fit that finds planted constants and the best share beyond its runs."""
+
 from __future__ import annotations
 
 import json
@@ -16,10 +17,10 @@ from trainwright.cli import app
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Fit
-from trainwright.core.prepare import jobs
 from trainwright.core.recipe import parse
 from trainwright.core.settings import make
 from trainwright.core.store import Store
+from trainwright.life.jobs import jobs
 from trainwright.planning import runs
 from trainwright.search.d_cpt_law._shares import Constants, names
 from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
@@ -27,10 +28,17 @@ from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
 SETTINGS: dict[str, Any] = {"domain": "code", "general": "prose", "rise": 0.03, "draws": 60}
 DOMAIN = Constants(1.2, 50.0, 0.28, 90.0, 0.35, 0.5, 0.5, 0.45)
 GENERAL = Constants(2.0, 90.0, 0.33, 30.0, 0.28, 0.25, 0.25, 0.7)
-PLANTED = DCptLaw(**SETTINGS, **{n: v for part, c in (("domain", DOMAIN), ("general", GENERAL))
-                                 for n, v in zip(names(part), c, strict=True)})
+PLANTED = DCptLaw(
+    **SETTINGS,
+    **{
+        n: v
+        for part, c in (("domain", DOMAIN), ("general", GENERAL))
+        for n, v in zip(names(part), c, strict=True)
+    },
+)
 LARGE = {"parameters": 1e9, "tokens": 1e10}
-"""Sixteen times the parameters of the largest run that is fitted, and eight times the tokens of the longest."""
+"""Sixteen times the parameters of the largest run that is fitted, and eight times the tokens of the
+longest."""
 
 
 @cache
@@ -53,7 +61,8 @@ def test_each_part_has_its_own_share() -> None:
 
 @pytest.mark.slow
 def test_a_fit_finds_planted_constants() -> None:
-    """From losses that scatter by a thousandth, with 95 % intervals: over seeds nearly all hold what was planted."""
+    """From losses that scatter by a thousandth, with 95 % intervals: over seeds nearly all hold what was
+    planted."""
     held = []
     for seed in range(3):
         fit = fitted(seed)
@@ -71,7 +80,12 @@ def test_the_best_share_beyond_the_runs_is_within_its_interval(seed: int) -> Non
     fit = fitted(seed)
     true = PLANTED.share(LARGE)
     value, pair = runs.predicted(fit, LARGE)["mixture.weights.code"]
-    assert pair is not None and pair[0] <= true <= pair[1] and abs(value - true) < 0.03 and pair[1] - pair[0] < 0.1
+    assert (
+        pair is not None
+        and pair[0] <= true <= pair[1]
+        and abs(value - true) < 0.03
+        and pair[1] - pair[0] < 0.1
+    )
     assert 0.05 < true < 0.95 and "extrapolated" in fit.law.doubts(LARGE)
     assert not fit.law.doubts({"parameters": 4e6, "tokens": 8e7})
 
@@ -79,6 +93,7 @@ def test_the_best_share_beyond_the_runs_is_within_its_interval(seed: int) -> Non
 def test_the_best_share_keeps_the_general_loss_within_its_rise() -> None:
     def general(law: DCptLaw, share: float) -> float:
         return float(law.losses(*LARGE.values(), share)[1])
+
     share = PLANTED.share(LARGE)
     allowed = (1 + PLANTED.rise) * general(PLANTED, 0.0)
     assert general(PLANTED, share) <= allowed < general(PLANTED, share + 0.002), "and no greater share does"
@@ -107,10 +122,26 @@ def test_a_law_that_is_no_guide_says_so() -> None:
 def test_the_command_fits_it(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in PLANTED.made_up(Context())))
-    said = CliRunner().invoke(app, ["fit-law", "d_cpt_law", "--rows", str(file), "--parameters", "1e9", "--tokens", "1e10",
-                                    *(a for k, v in SETTINGS.items() for a in ("--set", f"{k}={json.dumps(v)}"))])
+    said = CliRunner().invoke(
+        app,
+        [
+            "fit-law",
+            "d_cpt_law",
+            "--rows",
+            str(file),
+            "--parameters",
+            "1e9",
+            "--tokens",
+            "1e10",
+            *(a for k, v in SETTINGS.items() for a in ("--set", f"{k}={json.dumps(v)}")),
+        ],
+    )
     assert said.exit_code == 0, said.output
-    assert "mixture.weights.code" in said.output and "domain_gamma" in said.output and 'use = "d_cpt_law"' in said.output
+    assert (
+        "mixture.weights.code" in said.output
+        and "domain_gamma" in said.output
+        and 'use = "d_cpt_law"' in said.output
+    )
 
 
 @pytest.mark.parametrize("said", [None, {"code": 0.5, "prose": 0.5}])
@@ -119,14 +150,24 @@ def test_it_fills_in_a_mixture_that_has_no_weights(said: dict[str, float] | None
     write_texts(tmp_path / "texts")
     table = tomllib.loads(LIFE)
     base = table["stage"][1]
-    base["methods"] = [{"use": "pack", "length": 32}, {"use": "next_token"}, {"use": "adamw", "lr": 1e-2},
-                       {"use": "mixture"} | ({"weights": said} if said else {}),
-                       {"use": "d_cpt_law", "domain": "code", "general": "prose", "domain_b": 0.01, "general_b": 0.01}]
-    job = jobs(parse({**table, "stage": table["stage"][:2]}, tmp_path / "life.toml"), Store(tmp_path / "store"))[1]
+    base["methods"] = [
+        {"use": "pack", "length": 32},
+        {"use": "next_token"},
+        {"use": "adamw", "lr": 1e-2},
+        {"use": "mixture"} | ({"weights": said} if said else {}),
+        {"use": "d_cpt_law", "domain": "code", "general": "prose", "domain_b": 0.01, "general_b": 0.01},
+    ]
+    job = jobs(
+        parse({**table, "stage": table["stage"][:2]}, tmp_path / "life.toml"), Store(tmp_path / "store")
+    )[1]
     weights = next(m for m in job.settings["methods"] if m["use"] == "mixture")["weights"]
     (line,) = job.told
-    assert sum(weights.values()) == pytest.approx(1) and (weights == said if said else 0 < weights["code"] < 1)
-    assert ("stays as the recipe says it" if said else "fills in mixture.weights") in line and "are an example" in line
+    assert sum(weights.values()) == pytest.approx(1) and (
+        weights == said if said else 0 < weights["code"] < 1
+    )
+    assert (
+        "stays as the recipe says it" if said else "fills in mixture.weights"
+    ) in line and "are an example" in line
 
 
 def test_rows_that_cannot_tell_are_refused() -> None:
@@ -136,10 +177,15 @@ def test_rows_that_cannot_tell_are_refused() -> None:
         ("have 2 of shares", [r for r in rows if r["mixture.weights.code"] in (0.2, 0.5)]),
         ("row 1: loss/prose", [{k: v for k, v in r.items() if k != "loss/prose"} for r in rows]),
         ("of no mixture of code and prose alone", [r | {"mixture.weights.chat": 0.5} for r in rows]),
-        ("of no mixture", [{k: v for k, v in r.items() if "mixture" not in k} for r in rows])]
+        ("of no mixture", [{k: v for k, v in r.items() if "mixture" not in k} for r in rows]),
+    ]
     for told, short in wrong:
         with pytest.raises(UserError, match=told):
             runs.fitted(DCptLaw(**SETTINGS), short, Context(), "rows")
-    for name, setting in (("rise", {"rise": -1.0}), ("another domain", {"general": "code"}), ("general_a", {"general_a": 0.0})):
+    for name, setting in (
+        ("rise", {"rise": -1.0}),
+        ("another domain", {"general": "code"}),
+        ("general_a", {"general_a": 0.0}),
+    ):
         with pytest.raises(UserError, match=name):
             make(DCptLaw, SETTINGS | setting, "here")
