@@ -159,7 +159,8 @@ name = "large"
 kind = "train"
 from = { data = "corpus" }
 model = { type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 4, \
-          num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 64, tie_word_embeddings = true }
+          num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 64, \
+          tie_word_embeddings = true }
 steps = 2
 batch_tokens = 128
 methods = [{ use = "pack", length = 32 }]
