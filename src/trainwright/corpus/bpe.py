@@ -6,14 +6,19 @@ from typing import Any
 
 from trainwright.core.errors import UserError
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT, MASK = "<|endoftext|>", "<|mask|>"
 
 
-def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = ()) -> Any:
-    """A byte-level BPE that puts ``<|endoftext|>`` in front of a text; the same texts in any order give the same one."""
+def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = (), mask: bool = False) -> Any:
+    """A byte-level BPE that puts ``<|endoftext|>`` in front of a text; the same texts in any order give the same one.
+
+    Args:
+        controls: further control tokens.
+        mask: whether it has a mask token, ``<|mask|>``.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
-    special = [END_OF_TEXT, *(c for c in controls if c != END_OF_TEXT)]
+    special = list(dict.fromkeys([END_OF_TEXT, *controls, *([MASK] if mask else [])]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
         raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(special)} control tokens must fit.")
@@ -24,5 +29,6 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
     backend.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
+        mask_token=MASK if mask else None, clean_up_tokenization_spaces=False)

@@ -17,6 +17,7 @@ from trainwright.families.base import (
     create,
     families,
     family_of,
+    has_family,
     is_pretrained,
     made_from,
     named,
@@ -49,7 +50,7 @@ from trainwright.families.image_text import Pictures, pictures
 __all__ = [
     "BACKBONE", "Family", "Pictures", "backbone", "body_parameters", "check_causal",
     "check_causal_config", "check_folder", "check_objectives", "config_vocabulary", "create",
-    "evaluating", "export", "families", "family_of", "from_table", "is_causal", "is_closed",
+    "evaluating", "export", "families", "family_of", "from_table", "has_family", "is_causal", "is_closed",
     "is_pretrained", "load", "load_config", "load_tokenizer", "made_from", "pictures",
     "positions_of", "quiet", "save", "skeleton", "takes_positions", "token_logits", "unpack",
     "vocabulary_of", "weight_files", "write"]

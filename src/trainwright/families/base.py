@@ -212,6 +212,11 @@ def made_from(model: nn.Module) -> Any:
     return model.config
 
 
+def has_family(model: nn.Module) -> bool:
+    """Whether a family has made it; others come from Python alone."""
+    return MADE_FROM in model.__dict__ or is_pretrained(model)
+
+
 def is_pretrained(model: Any) -> bool:
     """Whether it is a model of transformers."""
     from transformers import PreTrainedModel

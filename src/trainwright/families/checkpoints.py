@@ -38,7 +38,7 @@ def check_folder(folder: Path, where: str) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of an artifact that hold a model's weights, without deltas."""
-    return sorted(f for f in folder.rglob("model*.safetensors") if not f.parent.name.startswith("adapter"))
+    return sorted(backbone(folder).glob("model*.safetensors"))
 
 
 def family_in(location: str | Path, where: str) -> Family:

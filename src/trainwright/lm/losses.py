@@ -93,10 +93,14 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
     (they move whatever the head's weights are), else the logits.
 
     Raises:
-        UserError: it is above ``LEAK``: this architecture does not keep packed documents apart.
+        UserError: it is above ``LEAK``: this architecture does not keep packed documents apart; or the model reads in both
+            directions.
     """
     if has_encoder(model):
         return 0.0                                                        # there each document has a row of its own
+    if not families.family_of(model).causal and not families.is_causal(model):
+        raise UserError(f"a {type(model).__name__} reads its whole row: set isolate = \"rows\" on pack, which gives each "
+                        "document a row of its own.")
     g, half, way = ctx.rng("isolation", at=0), 16, way_of(model)
     first, second = torch.randint(vocab, (2, half), generator=g), torch.randint(vocab, (1, half), generator=g)
     ids = torch.cat([first, second.expand(2, half)], 1).to(ctx.device)

@@ -30,6 +30,8 @@ class CorpusStage(Stage):
     documents alone, without tokens; default: that of ``from.data``, or of ``from.model``."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size on the corpus instead."""
+    mask_token: bool = False
+    """Give that tokenizer a token ``<|mask|>``, which stands for a gap: for models that fill gaps."""
     tune: float | None = None
     """Share of the documents (by hash of their id) kept for tuning; default: 0.01. Of an earlier corpus (``from.data``) the
     documents for training are worked on, and those kept back stay what they are."""
@@ -49,6 +51,8 @@ class CorpusStage(Stage):
             raise UserError(f"{where}: say either vocab_size (train a tokenizer) or tokenizer (use one).")
         if self.vocab_size is not None and self.vocab_size < 258:
             raise UserError(f"{where}: vocab_size must be at least 258 (256 bytes and two more), not {self.vocab_size}.")
+        if self.mask_token and self.vocab_size is None:
+            raise UserError(f"{where}: mask_token is given to the tokenizer that vocab_size trains; it has no vocab_size.")
         if "data" in self.inputs and (self.tune is not None or self.test is not None):
             raise UserError(f"{where}: tune and test are those of from.data, whose documents kept back stay kept back: "
                             "leave them out.")
@@ -98,9 +102,9 @@ class CorpusStage(Stage):
         if template and (run.job.root / template).is_file():
             template = str((run.job.root / template).resolve())
         tune, test = self.shares()
-        settings = building.CorpusSettings(data=run.folder("data"), tokenizer=str(tokenizer) if tokenizer else None,
-                                           vocab_size=self.vocab_size, tune=tune, test=test, chat_template=template,
-                                           engine=self.engine)
+        settings = building.CorpusSettings(
+            data=run.folder("data"), tokenizer=str(tokenizer) if tokenizer else None, vocab_size=self.vocab_size,
+            mask_token=self.mask_token, tune=tune, test=test, chat_template=template, engine=self.engine)
         ctx = run.context()
         figures = building.build(run.out, run.job.of(Curate), settings, ctx, run.store.root / "cache", run.listener.say)
         run.texts |= ctx.texts

@@ -45,6 +45,8 @@ class Pack(Data):
     """Which documents of the corpus."""
     domains: tuple[str, ...] = ()
     """Domains to take; all if none is named."""
+    data: str = ""
+    """Which corpus, where ``from.data`` names several."""
     whole: bool | None = None
     """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
@@ -58,7 +60,7 @@ class Pack(Data):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         rows = self.rows(ctx)
-        if families.is_pretrained(model):
+        if families.has_family(model):
             most = most_positions(model)
             if most is not None and self.length > most:
                 raise UserError(f"pack: length = {self.length} is more than the {most} positions of the "
@@ -99,7 +101,7 @@ class Pack(Data):
                           *(f"{n:,} {what}" for n, what in told if n)])
 
     def rows(self, ctx: Context) -> Rows:
-        folder = ctx.path("data")
+        folder = ctx.path("data", self.data)
         whole = open_corpus(folder).chat if self.whole is None else self.whole
         return rows_of(folder, self.split, self.domains, Cut(self.length, whole, self.isolate == "rows"),
                        ctx.seed)
