@@ -1,4 +1,4 @@
-"""The laws that methods of all kinds are held to, one function each; those of a single kind are in ``_laws_of_kinds.py``."""
+"""The laws that methods of all kinds are held to, one function each; those of a single kind are in ``laws_of_kinds.py``."""
 from __future__ import annotations
 
 import dataclasses
@@ -6,31 +6,39 @@ import inspect
 import json
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainwright import families
 from trainwright.check import tiny
-from trainwright.core import checkpoint, registry, settings
+from trainwright.check.subject import Subject, logits, weights
+from trainwright.core import card, checkpoint, registry, settings
 from trainwright.core.batches import cut
 from trainwright.core.claims import check_claims
-from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
-from trainwright.core.method import Controller, Data, Evaluator, Method, Objective, Optimizer, Surgery, Update, Weigh
-from trainwright.families import deltas
+from trainwright.core.method import (
+    KINDS,
+    Controller,
+    Data,
+    Evaluator,
+    Method,
+    Objective,
+    Optimizer,
+    Surgery,
+    Update,
+    Weigh,
+)
 from trainwright.life import jobs
 
 CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")
 """What two equal runs may differ in."""
 TRAINS = (Data, Surgery, Objective, Weigh, Update, Controller, Evaluator)
-"""Kinds that a training stage takes."""
-Make = Callable[[], Any]
-"""Makes the method under test, anew each time."""
-Check = Callable[[Make, Path], None]
+"""Kinds that have a place in the loop."""
+Check = Callable[[Subject], None]
 
 
 class Broken(Exception):
@@ -39,24 +47,28 @@ class Broken(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """A law and the kinds of method that are under it. ``check`` takes a maker of the method and an empty folder."""
+    """A law and the kinds of method that are under it."""
 
     name: str
     kinds: tuple[type[Method], ...]
     check: Check
-    where: str
+    where: str = ""
     """Class attribute by which a method puts itself under the law (``off``, ``neutral``); empty: all of the kinds are."""
+    first: bool = False
+    """Whether a method that breaks it is held to no other: those could only say the same."""
 
     def applies(self, cls: type[Method]) -> bool:
+        """Whether a method is under it, by any of its kinds."""
         return issubclass(cls, self.kinds) and (not self.where or getattr(cls, self.where) not in (None, False))
 
 
 LAWS: list[Law] = []
 
 
-def law(*kinds: type[Method], where: str = "") -> Callable[[Check], Check]:
+def law(*kinds: type[Method], where: str = "", first: bool = False) -> Callable[[Check], Check]:
+    """Makes a law of a function that raises ``Broken``."""
     def add(check: Check) -> Check:
-        LAWS.append(Law(check.__name__, kinds, check, where))
+        LAWS.append(Law(check.__name__, kinds, check, where, first))
         return check
     return add
 
@@ -80,38 +92,36 @@ def difference(a: Any, b: Any, at: str = "") -> str:
     return "" if type(a) is type(b) and same else at or "/"
 
 
-def weights(run: Train) -> dict[str, Tensor]:
-    return {n: t.detach().clone() for n, t in run.model.state_dict().items()}
-
-
 def key_of(run: Train, method: Method) -> str:
     """The name of a method's state in a run."""
     return next(k for k, m in run.named_methods if m is method)
 
 
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=torch.arange(3, 51).view(2, 24)).logits  # type: ignore[no-any-return]
+# ---- the class ------------------------------------------------------------------------------------------------
 
 
-# ---- settings -----------------------------------------------------------------------------------------------------
+@law(Method, first=True)
+def it_defines_what_its_kinds_ask_for(it: Subject) -> None:
+    """Every function that a kind leaves to its methods."""
+    missing = [name for kind in KINDS.values() if issubclass(it.cls, kind) for name, asked in vars(kind).items()
+               if _is_left_open(asked) and getattr(it.cls, name) is asked]
+    expect(not missing, f"it does not define {' and '.join(dict.fromkeys(missing))}")
+
+
+def _is_left_open(function: Any) -> bool:
+    return inspect.isfunction(function) and NotImplementedError.__name__ in function.__code__.co_names
 
 
 @law(Method)
-def settings_come_back(make: Make, folder: Path) -> None:
+def settings_come_back(it: Subject) -> None:
     """From the dataclass to a recipe's table to JSON and back; frozen; the card says the same without an import."""
-    method = make()
+    method = it.make()
     cls: Any = type(method)
     use = registry.use_of(method)
     again = registry.create(json.loads(json.dumps(jobs.table(method, use))), Path(), tiny.WHERE)
     expect(method == again, f"its settings do not come back from a recipe: {method} became {again}")
     names = [f.name for f in dataclasses.fields(method)]
-    card = registry.read_card(registry.locate(use, Path(), tiny.WHERE), method.name, "")
-    told = {f[0] for f in (*registry.kind_fields(card.kind), *card.fields)}
-    expect(told == set(names), f"its card has the settings {sorted(told)}, the class has {sorted(names)}")
-    kind = jobs.kind_of(method)
-    expect(card.kind == kind, f"its card calls it a {card.kind}: let the class derive from {kind} itself")
-    expect(bool(card.summary), "it has no docstring")
+    _check_card(method, use, names)
     for name, doc in settings.docs_of(cls).items():
         expect(bool(doc), f"the setting {name} has no docstring under it")
     for name in names:
@@ -122,16 +132,23 @@ def settings_come_back(make: Make, folder: Path) -> None:
         raise Broken(f"the setting {name} can be changed")
 
 
+def _check_card(method: Method, use: str, names: list[str]) -> None:
+    read = card.read(registry.locate(use, Path(), tiny.WHERE), method.name, "")
+    shown = {f[0] for f in read.settings}
+    expect(shown == set(names), f"its card has the settings {sorted(shown)}, the class has {sorted(names)}")
+    kinds = [name for name, kind in KINDS.items() if isinstance(method, kind)]
+    listed = [name for name in KINDS if read.is_a(name)]
+    expect(listed == kinds, f"its card calls it a {', '.join(listed)}, and it is a {', '.join(kinds)}: name the kinds as bases")
+    expect(bool(read.summary), "it has no docstring")
+
+
 # ---- state, claims, randomness --------------------------------------------------------------------------------------
 
 
 @law(*TRAINS)
-def state_is_legal(make: Make, folder: Path) -> None:
+def state_is_legal(it: Subject) -> None:
     """Under ``param``, ``shared`` and ``rank`` only, of leaves that a checkpoint can hold; and nothing is kept elsewhere."""
-    method = make()
-    before = repr(method)
-    run = tiny.stage(method, folder, eval_every=2)
-    run.run(until=3)
+    run, method, _ = it.scrambled(1)
     state = run.states[key_of(run, method)]
     for place, content in state.items():
         expect(place in ("param", "shared", "rank"), f"its state has the key {place!r}; the keys are param, shared and rank")
@@ -143,7 +160,11 @@ def state_is_legal(make: Make, folder: Path) -> None:
     derived = {n for n, v in inspect.getmembers(type(method)) if isinstance(v, cached_property)}
     hidden = vars(method).keys() - {f.name for f in dataclasses.fields(method)} - derived
     expect(not hidden, f"it keeps {', '.join(sorted(hidden))} on itself, where no checkpoint finds it: put it into the state")
+    before = repr(it.make())
     expect(repr(method) == before, f"its settings changed while it ran: {before} became {method!r}")
+    for role, seed in tiny.FROZEN.items():
+        at = difference(dict(run.ctx.frozen[role].state_dict()), dict(tiny.model(seed=seed).state_dict()))
+        expect(not at, f"it changes the {role} ({at}), which it may only read")
 
 
 def check_leaves(leaf: Any, at: str) -> None:
@@ -161,9 +182,9 @@ def check_leaves(leaf: Any, at: str) -> None:
 
 
 @law(*TRAINS)
-def claims_match(make: Make, folder: Path) -> None:
+def claims_match(it: Subject) -> None:
     """On the untouched model, asked twice with one answer and no trace."""
-    method, model = make(), tiny.model()
+    method, model = it.make(), tiny.model()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     expect(method.claims(model) == method.claims(model), "its claims differ when it is asked twice")
     check_claims([method], model)
@@ -171,15 +192,11 @@ def claims_match(make: Make, folder: Path) -> None:
 
 
 @law(*TRAINS)
-def randomness_is_derived(make: Make, folder: Path) -> None:
+def randomness_is_derived(it: Subject) -> None:
     """Whatever the global generators are, the run is the same, and they stay where they were."""
     runs = []
     for seed in (1, 2):
-        with tiny.scrambled(seed):
-            before = tiny.generators()
-            run = tiny.stage(make(), folder, eval_every=2)
-            run.run(until=3)
-            drew = [name for name, state in tiny.generators().items() if state != before[name]]
+        run, _, drew = it.scrambled(seed)
         expect(not drew, f"it draws from the global generator of {' and '.join(drew)}: use ctx.rng")
         runs.append(run)
     at = difference(weights(runs[0]), weights(runs[1]))
@@ -188,17 +205,23 @@ def randomness_is_derived(make: Make, folder: Path) -> None:
     expect(not at, f"two runs of one seed measure other numbers ({at}): draw with ctx.rng only")
 
 
+INTERRUPTED: dict[str, Any] = {"accumulate": 2, "eval_every": 4}
+"""The stage that is interrupted, and begun anew from what was saved."""
+
+
 @law(*TRAINS)
-def two_resumes_are_exact(make: Make, folder: Path) -> None:
+def two_resumes_are_exact(it: Subject) -> None:
     """Nine steps, and three times three through checkpoints on disk: the same to the bit."""
-    whole = tiny.stage(make(), folder, accumulate=2, eval_every=4)
     whole_rows: list[dict[str, float]] = []
     rows: list[dict[str, float]] = []
+    whole = it.stage(**INTERRUPTED)
     whole.run(on_step=lambda row: whole_rows.append(timeless(row)))
+    saved = it.place()
     for until in (3, 6, tiny.STEPS):
-        leg = resumed(make(), folder)
+        leg = it.stage(**INTERRUPTED, saved=checkpoint.newest(saved)[0])
         leg.run(until=until, on_step=lambda row: rows.append(timeless(row)))
-        checkpoint.save(leg, folder / "checkpoints", {})
+        if until < tiny.STEPS:
+            checkpoint.save(leg, saved, {})
     pairs = {"weights": (weights(whole), weights(leg)), "states": (whole.states, leg.states), "rows": (whole_rows, rows),
              "numbers": (whole.evaluation, leg.evaluation), "knobs": (whole.ctx.knobs, leg.ctx.knobs)}
     for what, (a, b) in pairs.items():
@@ -210,26 +233,15 @@ def timeless(row: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in row.items() if k not in CLOCKS}
 
 
-def resumed(method: Method, folder: Path) -> Train:
-    """The stage from its newest checkpoint, made in the order in which a real one is."""
-    path, _ = checkpoint.newest(folder / "checkpoints")
-    rest = checkpoint.read(path) if path else {}
-    journal = checkpoint.journal_of(rest, Path()) if rest else ()
-    run = tiny.stage(method, folder, accumulate=2, eval_every=4, journal=journal)
-    if path:
-        checkpoint.load_into(run, path, rest)
-    return run
-
-
 # ---- whole stages ---------------------------------------------------------------------------------------------------
 
 
 @law(Data, Surgery, Objective, Weigh)
-def micro_batches_do_not_bend_it(make: Make, folder: Path) -> None:
+def micro_batches_do_not_bend_it(it: Subject) -> None:
     """One batch whole, in halves and in quarters: the same gradients. Only the loop divides."""
-    run = tiny.stage(make(), folder)
-    run.run(until=2)
-    batch, kept = run.pull(), copied(run.states)
+    run = it.trained(tiny.LLAMA).run
+    states = run.states
+    batch, kept = run.pull(), copied(states)
     whole: dict[str, Tensor] = {}
     for parts in (1, 2, 4):
         run.states = copied(kept)
@@ -239,6 +251,7 @@ def micro_batches_do_not_bend_it(make: Make, folder: Path) -> None:
             expect(off <= 1e-5 * max(1.0, float(whole[name].abs().max())),
                    f"in {parts} micro-batches a step has another gradient of {name} (by {off:.1e}): give one number per unit, "
                    "undivided, that depends on its own row")
+    run.states = states
 
 
 def copied(leaf: Any) -> Any:
@@ -249,48 +262,57 @@ def copied(leaf: Any) -> Any:
 
 
 @law(*TRAINS, where="off")
-def off_it_changes_nothing(make: Make, folder: Path) -> None:
+def off_it_changes_nothing(it: Subject) -> None:
     """With the settings that the class calls ``off``, a stage comes to the weights that it has without the method."""
-    method = make()
+    method = it.make()
     off = dataclasses.replace(method, **method.off)
-    runs = [tiny.stage(off, folder), without(off, folder)]
-    for run in runs:
-        run.run(until=4)
-    at = difference(weights(runs[0]), weights(runs[1]))
+    run = tiny.stage(off, it.place())
+    run.run(until=FOUR)
+    at = difference(weights(run), unaided(link_of(off)))
     expect(not at, f"with {off.off} it should change nothing, and {at} differs from that of a stage without it")
 
 
-def without(method: Method, folder: Path) -> Train:
-    """The stage without the method. A link keeps the optimizer before it from its fused kernel: then both stages have one."""
+FOUR = 4
+"""Steps of two runs that must come to the same weights."""
+
+
+def link_of(method: Method) -> str:
+    """The parameters on which a method keeps the optimizer before it from its fused kernel, as any link of the chain does:
+    the stage without the method then has an idle link there. Empty where it is no link."""
     link = isinstance(method, Update) and not isinstance(method, Optimizer) and type(method).update is not Update.update
-    return tiny.stage(None, folder, more=[tiny.Idle(params=method.params)] if link else [])  # type: ignore[attr-defined]
+    return method.params if link else ""  # type: ignore[attr-defined]
+
+
+def without(link: str) -> Train:
+    """The stage without the method."""
+    return tiny.stage(None, tiny.scratch(), more=[tiny.Idle(params=link)] if link else [])
+
+
+@cache
+def unaided(link: str) -> dict[str, Tensor]:
+    """The weights to which such a stage comes."""
+    run = without(link)
+    run.run(until=FOUR)
+    return weights(run)
 
 
 @law(*TRAINS)
-def it_runs_on_another_model(make: Make, folder: Path) -> None:
+def it_runs_on_another_model(it: Subject) -> None:
     """GPT-2 has Conv1D layers, learned positions and tied embeddings: it trains there, or is refused in a sentence."""
-    try:
-        run = tiny.stage(make(), folder, kind=tiny.GPT2)
-    except UserError:
+    if it.refused(tiny.GPT2):
         return
-    before = weights(run)
-    run.run(until=2)
+    run, start = it.trained(tiny.GPT2)
     expect(math.isfinite(run.row["loss"]), f"the loss is {run.row['loss']}")
-    expect(bool(difference(before, weights(run))), "no weight moves in two steps")
+    expect(bool(difference(start, weights(run))), "no weight moves in two steps")
 
 
 @law(Surgery, Update)
-def the_export_reloads(make: Make, folder: Path) -> None:
+def the_export_reloads(it: Subject) -> None:
     """Two steps, folded, written: what transformers alone reads is the same function."""
     for kind in tiny.SHAPES:
-        try:
-            run = tiny.stage(make(), folder, kind=kind)
-        except UserError:
+        if it.refused(kind):
             continue
-        run.run(until=2)
-        with run.viewed(), torch.no_grad():
-            live = logits(run.model)
-            unfolded = deltas.write(run.model, run.performed, run.ctx.seed, folder / kind, run.ctx.tokenizer)
-        off = float((logits(families.load(folder / kind, tiny.WHERE).eval()) - live).abs().max())
-        expect(off <= 1e-4, f"the {kind} checkpoint as {'we' if unfolded else 'transformers'} loads it differs from the trained "
-               f"model: logits by {off:.1e}")
+        live, folder, unfolded = it.exported(kind)
+        off = float((logits(families.load(folder, tiny.WHERE).eval()) - live).abs().max())
+        expect(off <= 1e-4, f"the {kind} checkpoint as {'we' if unfolded else 'transformers'} loads it differs from the "
+               f"trained model: logits by {off:.1e}")

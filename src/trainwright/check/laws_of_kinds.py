@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 
 from trainwright import families
 from trainwright.check import tiny
-from trainwright.check.laws import Broken, Make, difference, expect, key_of, law, logits, weights, without
+from trainwright.check.laws import FOUR, Broken, difference, expect, key_of, law, link_of, unaided, without
+from trainwright.check.subject import Subject, logits, weights
 from trainwright.core import registry
 from trainwright.core.claims import match
 from trainwright.core.context import Context
@@ -22,8 +22,8 @@ from trainwright.core.method import (
     Arithmetic,
     Batch,
     Controller,
-    Curate,
     Data,
+    Decode,
     Evaluator,
     Objective,
     Operate,
@@ -33,37 +33,15 @@ from trainwright.core.method import (
     Surgery,
     Update,
 )
-from trainwright.corpus import documents
 from trainwright.families import deltas
 from trainwright.planning import runs
 from trainwright.stages._resolve import BATCH
 
 
-@law(Curate)
-def rows_are_the_same_twice(make: Make, folder: Path) -> None:
-    """Empty and strange texts pass, the standard columns stay, and the same table gives the same rows."""
-    method = make()
-    found = []
-    for turn in range(2):
-        scratch = folder / f"scratch{turn}"
-        scratch.mkdir()
-        made = documents.standard(method.apply(tiny.scored(tiny.table(ODD)), tiny.curating(scratch)), method.name)
-        found.append(sorted(repr(row) for batch in documents.stream(made) for row in batch.to_pylist()))
-    expect(not difference(found[0], found[1]), "the same table gives other rows when it is applied again")
-    names = [method.depends(folder) for _ in range(2)]
-    expect(isinstance(names[0], str) and names[0] == names[1], f"depends must be one string, the same twice: {names}")
-
-
-ODD: Sequence[dict[str, str | None]] = tuple(
-    {"id": f"odd/{i}", "text": text, "domain": "odd", "source": "made up", "metadata": "{}", "messages": None}
-    for i, text in enumerate(["", " \n\t ", "\u0000\u202e", "e\u0301 \u00e9 \ufb01 \u1e9e", "\U0001f469\u200d\U0001f467" * 40,
-                              "\uffff", "no end" * 2000]))
-
-
 @law(Data)
-def rows_are_lawful(make: Make, folder: Path) -> None:
+def rows_are_lawful(it: Subject) -> None:
     """A step has the rows that were asked for; language has tokens, shifted targets and places, of one shape."""
-    run = tiny.stage(make(), folder)
+    run = it.stage()
     for _ in range(3):
         batch = run.pull()
         sizes = {n: len(t) for n, t in batch.items() if isinstance(t, Tensor)}
@@ -90,10 +68,10 @@ def _check_language(batch: Batch) -> None:
 
 
 @law(Objective)
-def it_scores_units(make: Make, folder: Path) -> None:
+def it_scores_units(it: Subject) -> None:
     """One finite number per unit, rows first, zero where there is no unit."""
-    method = make()
-    run = tiny.stage(method, folder)
+    method = it.make()
+    run = tiny.stage(method, it.place())
     batch = run.pull()
     units = method.count(batch)
     values = method.loss(run.model, batch, run.states[key_of(run, method)], run.ctx)
@@ -105,13 +83,13 @@ def it_scores_units(make: Make, folder: Path) -> None:
 
 
 @law(Surgery, where="neutral")
-def it_starts_neutral(make: Make, folder: Path) -> None:
+def it_starts_neutral(it: Subject) -> None:
     """Right after the operation the model computes what it computed before, unless the class says ``neutral = False``."""
     for kind in tiny.SHAPES:
         model = tiny.model(kind).eval()
         before = logits(model)
         try:
-            make().operate(model, tiny.context(folder, kind))
+            it.make().operate(model, tiny.untouched(model, it.place(), kind))
         except UserError:
             continue
         off = float((logits(model.eval()) - before).abs().max())
@@ -119,13 +97,13 @@ def it_starts_neutral(make: Make, folder: Path) -> None:
 
 
 @law(Surgery)
-def it_changes_what_it_claims(make: Make, folder: Path) -> None:
+def it_changes_what_it_claims(it: Subject) -> None:
     """Other parameters keep their values (it may freeze them); a map of parameters fits the models before and after."""
-    surgery, model = make(), tiny.model()
+    surgery, model = it.make(), tiny.model()
     before = dict(model.named_parameters())
     values = {n: p.detach().clone() for n, p in before.items()}
     mine = {n for claim in surgery.claims(model) for n in match(claim, before)}
-    moved = surgery.operate(model, tiny.context(folder))
+    moved = surgery.operate(model, tiny.untouched(model, it.place()))
     after = dict(model.named_parameters())
     for name in before.keys() - mine:
         same = name in after and torch.equal(after[name], values[name])
@@ -136,28 +114,23 @@ def it_changes_what_it_claims(make: Make, folder: Path) -> None:
 
 
 @law(Surgery)
-def its_delta_comes_back(make: Make, folder: Path) -> None:
+def its_delta_comes_back(it: Subject) -> None:
     """On the original model, or on what ``fold`` left where it does not fold, what it saved computes again what was trained.
     For surgeries that read their deltas."""
-    for kind in tiny.SHAPES if type(make()).load_delta is not Surgery.load_delta else ():
-        try:
-            run = tiny.stage(make(), folder, kind=kind)
-        except UserError:
+    for kind in tiny.SHAPES if it.cls.load_delta is not Surgery.load_delta else ():
+        if it.refused(kind):
             continue
-        run.run(until=2)
-        with run.viewed():
-            live = logits(run.model)
-            unfolded = deltas.write(run.model, run.performed, run.ctx.seed, folder / kind, None)
-        model = families.load(folder / kind / families.BACKBONE, tiny.WHERE) if unfolded else tiny.model(kind)
-        deltas.put(model, folder / kind / "adapter")
+        live, folder, unfolded = it.exported(kind)
+        model = families.load(folder / families.BACKBONE, tiny.WHERE) if unfolded else tiny.model(kind)
+        deltas.put(model, folder / "adapter")
         off = float((logits(model.eval()) - live).abs().max())
         expect(off <= 1e-5, f"its delta on the {kind} model computes something else: logits differ by {off:.1e}")
 
 
 @law(Surgery)
-def it_works_on_weights_in_bfloat16(make: Make, folder: Path) -> None:
+def it_works_on_weights_in_bfloat16(it: Subject) -> None:
     """With ``precision = "bf16-true"`` what it trains moves, and the output keeps the type of the weights."""
-    run = tiny.stage(make(), folder, precision="bf16-true")
+    run = it.stage(precision="bf16-true")
     before = weights(run)
     run.run(until=2)
     expect(bool(difference(before, weights(run))), "no weight moves in two steps in bfloat16")
@@ -166,15 +139,15 @@ def it_works_on_weights_in_bfloat16(make: Make, folder: Path) -> None:
 
 
 @law(Update)
-def on_limits_it(make: Make, folder: Path) -> None:
+def params_limit_it(it: Subject) -> None:
     """With ``params`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
-    if make().params != "*":
+    if it.make().params != "*":
         return
-    everywhere = tiny.stage(make(), folder)
+    everywhere = it.stage()
     everywhere.run(until=1)
     for on in ("*_proj.weight", "!*_proj.weight"):
-        method = dataclasses.replace(make(), params=on)
-        run, other = tiny.stage(method, folder), without(method, folder)
+        method = dataclasses.replace(it.make(), params=on)
+        run, other = tiny.stage(method, it.place()), without(link_of(method))
         mine = match(on, run.params)
         with torch.no_grad():
             for n in mine:                           # what holds of these before the first step moves the gradients of the others
@@ -202,10 +175,9 @@ class Listening(Train):
 
 
 @law(Controller)
-def commands_are_claimed(make: Make, folder: Path) -> None:
+def commands_are_claimed(it: Subject) -> None:
     """It asks for commands that there are, and sets the knobs that it has claimed (the loop refuses others)."""
-    method = make()
-    run = tiny.stage(method, folder, train=Listening)
+    run = it.stage(train=Listening)
     assert isinstance(run, Listening)
     run.run()
     for _, command in run.asked:
@@ -213,12 +185,11 @@ def commands_are_claimed(make: Make, folder: Path) -> None:
 
 
 @law(Evaluator)
-def measuring_moves_nothing(make: Make, folder: Path) -> None:
+def measuring_moves_nothing(it: Subject) -> None:
     """The weights of a stage are the same with and without it, and it measures the same numbers twice."""
-    run, without = tiny.stage(make(), folder, eval_every=1), tiny.stage(None, folder)
-    run.run(until=4)
-    without.run(until=4)
-    at = difference(weights(run), weights(without))
+    run = it.stage(eval_every=1)
+    run.run(until=FOUR)
+    at = difference(weights(run), unaided(""))
     expect(not at, f"with it in a stage, {at} comes out differently")
     before, flags = weights(run), [p.requires_grad for p in run.params.values()]
     first, second = run.measure(), run.measure()
@@ -229,9 +200,9 @@ def measuring_moves_nothing(make: Make, folder: Path) -> None:
 
 
 @law(Arithmetic)
-def equal_tensors_stay(make: Make, folder: Path) -> None:
+def equal_tensors_stay(it: Subject) -> None:
     """Of equal models it makes the same model; the type and the shape stay, and nothing that it is given is changed."""
-    method, ctx = make(), tiny.context(folder)
+    method, ctx = it.make(), tiny.merging(it.place())
     method.prepare(ctx)
     draw = torch.Generator().manual_seed(0)
     for shape in ((5, 7), (6,), ()):
@@ -245,17 +216,34 @@ def equal_tensors_stay(make: Make, folder: Path) -> None:
 
 
 @law(Arithmetic)
-def a_merge_is_the_same_twice(make: Make, folder: Path) -> None:
+def a_merge_is_the_same_twice(it: Subject) -> None:
     """The same models give the same model, whatever the global generators are."""
     draw = torch.Generator().manual_seed(1)
     tensors = [torch.randn(6, 4, generator=draw) for _ in range(3)]
     found = []
     for seed in (1, 2):
-        method, ctx = make(), tiny.context(folder)
+        method, ctx = it.make(), tiny.merging(it.place())
         method.prepare(ctx)
         with tiny.scrambled(seed):
             found.append(method.combine("layer.weight", [t.clone() for t in tensors[:2]], tensors[2].clone(), ctx))
     expect(torch.equal(*found), "two merges of the same models differ: draw with ctx.rng only")
+
+
+@law(Decode)
+def scores_stay_scores(it: Subject) -> None:
+    """Of the scores of the next token it makes scores, the same twice, and leaves a token to choose."""
+    model, tokens = tiny.model().eval(), torch.arange(3, 51).view(2, 24)
+    scores = logits(model)[:, -1]
+    found = []
+    for seed in (1, 2):
+        with tiny.scrambled(seed), torch.no_grad():
+            found.append(it.make().processor(model, tiny.context(it.place()))(tokens, scores.clone()))
+    made = found[0]
+    same = made.dtype == scores.dtype and made.shape == scores.shape
+    expect(same, f"of scores {scores.dtype} {tuple(scores.shape)} it makes {made.dtype} {tuple(made.shape)}")
+    expect(not bool(made.isnan().any()), "it makes scores that are not numbers")
+    expect(bool(made.isfinite().any(-1).all()), "it leaves no token to choose")
+    expect(torch.equal(*found), "the same tokens and scores give others the second time: draw with ctx.rng only")
 
 
 FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10})
@@ -263,9 +251,9 @@ FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10}
 
 
 @law(ScalingLaw)
-def suggestions_are_settings(make: Make, folder: Path) -> None:
+def suggestions_are_settings(it: Subject) -> None:
     """It suggests settings that a recipe can have, the same ones when it is asked twice, and leaves the facts as they are."""
-    method = make()
+    method = it.make()
     for facts in FACTS:
         known = dict(facts)
         suggested = method.suggest(known)
@@ -281,9 +269,9 @@ def suggestions_are_settings(make: Make, folder: Path) -> None:
 
 
 @law(ScalingLaw)
-def a_fit_finds_the_law_again(make: Make, folder: Path) -> None:
+def a_fit_finds_the_law_again(it: Subject) -> None:
     """On rows that follow it, the intervals hold its constants; its error is measured; what it needs of a row must be there."""
-    method, ctx = make(), tiny.context(folder)
+    method, ctx = it.make(), tiny.context(it.place())
     rows = method.made_up(ctx)
     before = [dict(r) for r in rows]
     found, again = (runs.fitted(method, rows, ctx, tiny.WHERE) for _ in range(2))

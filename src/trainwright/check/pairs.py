@@ -19,8 +19,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 
 from trainwright.check import tiny
-from trainwright.check.battery import absent, load, told
-from trainwright.check.laws import TRAINS, copied, difference, timeless, weights
+from trainwright.check.battery import absent
+from trainwright.check.laws import TRAINS, copied, difference, timeless
+from trainwright.check.subject import load, reported, weights
 from trainwright.core import checkpoint, registry
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
@@ -58,7 +59,7 @@ def sample(many: int, seed: int) -> list[tuple[str, str]]:
     return random.Random(seed).sample(every, min(many, len(every)))
 
 
-def stage(a: Method, b: Method, folder: Path, journal: Sequence[Any] = ()) -> Train:
+def stage(a: Method, b: Method, folder: Path, saved: Path | None = None) -> Train:
     """The tiny stage with both: what a recipe would write that names the two and leaves the rest to the defaults."""
     both = [a, b]
     data = sorted((m for m in both if isinstance(m, Data)), key=lambda m: tiny.pulls(m, folder))
@@ -71,9 +72,7 @@ def stage(a: Method, b: Method, folder: Path, journal: Sequence[Any] = ()) -> Tr
         optimizers.append(tiny.default("Optimizer", params=on[1:] if on.startswith("!") else f"!{on}"))
     rest = [m for m in both if not isinstance(m, (Data, Objective, Optimizer))]
     ordered = {id(m): m for m in (*data, *objectives, *optimizers, *rest)}   # one of two kinds (data, objective) stands once
-    run = Train(tiny.model(), list(ordered.values()), tiny.STEPS, accumulate=2, eval_every=CUT, ctx=tiny.context(folder))
-    run.build(journal)
-    return run
+    return tiny.built(list(ordered.values()), folder, accumulate=2, eval_every=CUT, saved=saved)
 
 
 def outcome(a: str, b: str) -> Pair:
@@ -92,11 +91,11 @@ def outcome(a: str, b: str) -> Pair:
         except UserError as error:
             return Pair(a, b, verdict, str(error))
         except Exception as error:
-            return Pair(a, b, "broken", told(error))
+            return Pair(a, b, "broken", reported(error))
         try:
             problem = _resumes(whole, rows, (a, b), folder)
         except Exception as error:                              # a sentence, too: what ran must run again
-            problem = told(error)
+            problem = reported(error)
         return Pair(a, b, "broken" if problem else "works", problem)
 
 
@@ -108,9 +107,7 @@ def _resumes(whole: Train, rows: list[dict[str, float]], uses: tuple[str, str], 
     """How the end differs that is reached from what was saved; empty where it does not."""
     path, _ = checkpoint.newest(folder / "checkpoints")
     assert path is not None
-    rest = checkpoint.read(path)
-    again = stage(_make(uses[0]), _make(uses[1]), folder, checkpoint.journal_of(rest, Path()))
-    checkpoint.load_into(again, path, rest)
+    again = stage(_make(uses[0]), _make(uses[1]), folder, saved=path)
     last: list[dict[str, float]] = []
     again.run(until=UNTIL, on_step=lambda row: last.append(timeless(row)))
     found = {"weights": (weights(whole), weights(again)), "states": (copied(whole.states), copied(again.states)),

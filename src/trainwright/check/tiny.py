@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from trainwright import families
-from trainwright.core import hardware, registry
+from trainwright.core import registry
+from trainwright.core.batches import Calibration
+from trainwright.core.build import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
@@ -98,16 +100,37 @@ class Idle(Update):
 
 
 @cache
+def place() -> Path:
+    """A folder of this process, removed with it."""
+    folder = Path(tempfile.mkdtemp(prefix="trainwright-conformance-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def scratch() -> Path:
+    """A folder in which nothing is."""
+    return Path(tempfile.mkdtemp(dir=place()))
+
+
+_REUSED: list[Path] = []
+
+
+def reuse(corpus: Path) -> None:
+    """Take the corpus that another process has built."""
+    _REUSED.append(corpus)
+
+
+@cache
 def corpus() -> Path:
-    """The corpus' folder, built once a process and removed with it."""
+    """The corpus' folder, built once a process."""
+    if _REUSED:
+        return _REUSED[0]
     from trainwright.corpus import building as corpora
-    place = Path(tempfile.mkdtemp(prefix="trainwright-conformance-"))
-    atexit.register(shutil.rmtree, place, ignore_errors=True)
-    folder = place / "corpus"
-    settings = corpora.CorpusSettings(tokenizer=_train_tokenizer(place / "tokenizer"), tune=HELD, test=HELD,
+    folder = place() / "corpus"
+    settings = corpora.CorpusSettings(tokenizer=_train_tokenizer(place() / "tokenizer"), tune=HELD, test=HELD,
                                       chat_template="chatml")
     folder.mkdir()
-    corpora.build(folder, [Sentences()], settings, Context(), place / "cache", lambda line: None)
+    corpora.build(folder, [Sentences()], settings, Context(), place() / "cache", lambda line: None)
     return folder
 
 
@@ -137,12 +160,27 @@ def model(kind: str = LLAMA, seed: int = 0) -> nn.Module:
     return copy.deepcopy(_made(kind, seed))
 
 
+FROZEN = {"reference": 0, "teacher": 1}
+"""Models that stages have beside their own, by role: a reference equal to it, and a teacher that is not."""
+
+
+@cache
+def _frozen(kind: str) -> dict[str, nn.Module]:
+    """These models, for all stages: no method may change them."""
+    return {role: model(kind, seed).eval().requires_grad_(False) for role, seed in FROZEN.items()}
+
+
 def context(folder: Path, kind: str = LLAMA) -> Context:
-    """What a stage of the tiny setting gives its methods: a reference equal to the model, a teacher that is not."""
-    others = {"reference": model(kind), "teacher": model(kind, seed=1)}
-    frozen = {role: other.eval().requires_grad_(False) for role, other in others.items()}
-    return Context(seed=1, batch_rows=ROWS, inputs={"data": [corpus()]}, root=corpus(), folder=folder, frozen=frozen,
-                   tokenizer=tokenizer())
+    """What a stage of the tiny setting gives its methods."""
+    return Context(seed=1, batch_rows=ROWS, inputs={"data": [corpus()]}, root=corpus(), folder=folder,
+                   frozen=dict(_frozen(kind)), tokenizer=tokenizer())
+
+
+def untouched(model: nn.Module, folder: Path, kind: str = LLAMA) -> Context:
+    """The same for a surgery that is performed by itself, on a model that nothing has acted on."""
+    ctx = context(folder, kind)
+    ctx.policy, ctx.batches = model, Calibration([default("Data")], ctx, ROWS)  # type: ignore[list-item]
+    return ctx
 
 
 def curating(folder: Path) -> Context:
@@ -152,10 +190,17 @@ def curating(folder: Path) -> Context:
                    folder=folder)
 
 
+def merging(folder: Path) -> Context:
+    """What a merge gives its methods: data, a base, and two models."""
+    trained = [_saved(seed) for seed in range(3)]
+    return Context(seed=1, inputs={"data": [corpus()], "base": trained[:1], "models": trained[1:]}, root=corpus(),
+                   folder=folder, tokenizer=tokenizer())
+
+
 @cache
 def _saved(seed: int) -> Path:
-    """A checkpoint of a fresh model, removed with the corpus."""
-    folder = corpus().parent / f"model{seed}"
+    """A checkpoint of a fresh model."""
+    folder = place() / f"model{seed}"
     folder.mkdir()
     families.save(model(seed=seed), folder, tokenizer())
     return folder
@@ -178,7 +223,7 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
         return [data, method, default("Optimizer")]
     if isinstance(method, Optimizer):
         others = method.params[1:] if method.params.startswith("!") else f"!{method.params}"
-        alone = method.params == "*" or isinstance(method, Surgery)       # such a surgery freezes all that it does not train itself
+        alone = method.params == "*" or isinstance(method, Surgery)  # such a surgery freezes what it does not train
         return [data, objective, method, *([] if alone else [default("Optimizer", params=others)])]
     return [data, objective, default("Optimizer"), *([method] if method else [])]
 
@@ -200,20 +245,23 @@ def pulls(method: Data, folder: Path) -> bool:
     return False
 
 
-def stage(method: Method | None, folder: Path, *, kind: str = LLAMA, accumulate: int = 1, eval_every: int = 0,
-          precision: str = "fp32", more: Sequence[Method] = (), journal: Sequence[tuple[int, Surgery]] = (),
-          train: type[Train] = Train) -> Train:
-    """The tiny stage with ``method`` in it, built."""
-    methods, fresh = [*beside(method, folder), *more], model(kind)
-    run = train(fresh, methods, STEPS, accumulate=accumulate, precision=hardware.set_precision(fresh, precision),
-                eval_every=eval_every, ctx=context(folder, kind))
-    run.build(journal)
+def stage(method: Method | None, folder: Path, *, more: Sequence[Method] = (), **settings: Any) -> Train:
+    """The tiny stage with ``method`` in it, built (``settings``: see ``built``)."""
+    return built([*beside(method, folder), *more], folder, **settings)
+
+
+def built(methods: Sequence[Method], folder: Path, *, kind: str = LLAMA, accumulate: int = 1, eval_every: int = 0,
+          precision: str = "fp32", saved: Path | None = None, train: type[Train] = Train) -> Train:
+    """A tiny stage with these methods; ``saved`` is a checkpoint to go on from."""
+    run = build(model(kind), methods, STEPS, context(folder, kind), accumulate=accumulate, precision=precision,
+                eval_every=eval_every, saved=saved, train=train)
+    run.count_flops = False                                  # no law is about them, and on so small a model they take longest
     return run
 
 
 @contextmanager
 def scrambled(seed: int) -> Iterator[None]:
-    """Other global generators than usual, put back afterwards: whoever draws from one gives himself away."""
+    """Other global generators than usual, put back afterwards: a method that draws from one comes to another result."""
     outside = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
 from torch import Tensor, nn
 
 from trainwright.core.bench import Bench
+from trainwright.core.errors import UserError
 from trainwright.core.stage import Role
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Method:
     stage the models among them are ``ctx.frozen``; the folders of all are ``ctx.inputs``."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Packages that its example imports, and ``network`` where it downloads: without them the battery leaves it out."""
+    expected_failures: ClassVar[dict[str, str]] = {}
+    """Laws of the battery that it breaks on purpose, by name, each with the reason; one that holds nevertheless is a failure."""
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -128,7 +131,7 @@ class Surgery(Method):
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
         """Read that file, on a model on which this surgery was performed with the seed of then (see ``families/deltas.py``)."""
-        raise NotImplementedError
+        raise UserError(f"{self.name} reads no deltas.")
 
 
 class Objective(Method):

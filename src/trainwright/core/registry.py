@@ -140,11 +140,13 @@ def find(name: str) -> type[Method]:
     return load(locate(name, Path(), "method"))
 
 
-def use_of(method: Method) -> str:
+def use_of(method: Method | type[Method]) -> str:
     """What a recipe calls a method: its name, or the path of its file where another one (or none) is installed by that name."""
-    file = Path(inspect.getfile(type(method)))
-    known = cards().get(method.name)
-    return method.name if known is not None and known.file == file else str(file)
+    from trainwright.core.method import snake
+    cls = method if isinstance(method, type) else type(method)
+    file, name = Path(inspect.getfile(cls)), snake(cls.__name__)
+    known = cards().get(name)
+    return name if known is not None and known.file == file else str(file)
 
 
 def create(settings: dict[str, Any], root: Path, where: str) -> Method:
