@@ -151,13 +151,16 @@ def check(method: Annotated[str | None, typer.Argument(help="A method's name, or
     """Run the conformance battery: settings round-trip, exact resume, micro-batches and ranks that do not bend the loss,
     neutral state …"""
     from trainwright.check import battery
-    console = Console()
-    bad = 0
-    for name, test, problem in battery.check_all([method] if method else None):
-        bad += bool(problem)
-        said = "[red]FAILED[/]" if problem else "[green]passed[/]"
-        console.print(f"{said} {name:<22} {test}" + (f": {escape(problem)}" if problem else ""))
-    if bad:
+    console, done, said = Console(), [], set()
+    for result in battery.check_all([method] if method else None):
+        done.append(result)
+        why = "as above" if result.why and (result.method, result.why) in said else result.why
+        said.add((result.method, result.why))
+        color = {"failed": "red", "passed": "green"}.get(result.status, "yellow")
+        word = result.status.upper() if result.status == "failed" else result.status
+        console.print(f"[{color}]{word}[/] {escape(result.method):<22} {result.law}" + (f": {escape(why)}" if why else ""))
+    console.print(battery.summary(done))
+    if not all(result.ok for result in done):
         raise typer.Exit(1)
 
 
