@@ -28,9 +28,9 @@ import daft  # noqa: F401  (imported here, so that a forked process need not)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
 from trainwright import cli
-from trainwright.core import registry, run
+from trainwright.core import registry
+from trainwright.core.stage import stages
 from trainwright.report import trackers  # noqa: F401
-from trainwright.stages import training
 
 PATIENCE = 120
 """Seconds after which a rank that stands still is killed."""
@@ -157,7 +157,7 @@ def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[in
 
 
 def main() -> None:
-    assert registry.cards() and run.KINDS and training.train
+    assert registry.cards() and stages()
     if not sys.argv[1:]:
         for line in sys.stdin:
             folder, *rest = json.loads(line)

@@ -15,9 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trainwright.core import hardware
 from trainwright.core.loop import Train
 from trainwright.core.recipe import load
-from trainwright.core.run import run
 from trainwright.core.store import Store
-from trainwright.stages import training
+from trainwright.life.run import run
+from trainwright.stages import _training
 
 
 def llama() -> LlamaForCausalLM:
@@ -39,13 +39,13 @@ def test_weights_become_bfloat16_only_where_that_is_asked_for() -> None:
 def test_small_steps_that_would_be_lost_are_told() -> None:
     model = llama()
     run = cast(Train, SimpleNamespace(params=dict(model.named_parameters())))
-    assert not training._rounded(run)
+    assert not _training._rounded(run)
     hardware.set_precision(model, "bf16-true")
     matrix = model.lm_head.weight.numel()
     model.requires_grad_(False)
-    assert not training._rounded(run), "what is frozen loses nothing"
+    assert not _training._rounded(run), "what is frozen loses nothing"
     model.lm_head.weight.requires_grad_(True)
-    assert training._rounded(run)[0].startswith(f"{matrix:,} of {matrix:,} trained parameters are bfloat16, which keeps no")
+    assert _training._rounded(run)[0].startswith(f"{matrix:,} of {matrix:,} trained parameters are bfloat16, which keeps no")
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from trainwright.core.errors import UserError
-from trainwright.core.recipe import load, parse, parse_change, plain
+from trainwright.core.recipe import load, parse, parse_change
+from trainwright.core.stage import plain
 
 FILE = Path("life.toml")
 TABLE: dict[str, Any] = {"seed": 1, "stage": [

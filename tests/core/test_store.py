@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from trainwright.core import run
 from trainwright.core.errors import UserError
 from trainwright.core.store import Artifact, Store, key_of, stamp, sweep
+from trainwright.life import run
 
 
 def add(store: Store, stage: str, key: str, finished: str = "2026-01-01", inputs: Any = None) -> Artifact:

@@ -8,16 +8,15 @@ from typing import Any
 import pytest
 
 from trainwright.core import hardware
-from trainwright.core.prepare import Job
 from trainwright.core.recipe import Recipe, load
-from trainwright.core.run import run
-from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job
+from trainwright.life.run import run
 from trainwright.planning import fit
 from trainwright.planning.fit import Changes, Proposal, options, propose
 from trainwright.planning.predict import Trials
 from trainwright.planning.probe import Point, Trial
-from trainwright.stages.training import batch_rows
+from trainwright.stages.train import TrainStage
 
 STAGE = TrainStage(name="base", steps=1, model={"type": "llama"})
 PROCESS, ROW, GRADIENTS = 1e9, 1e8, 2e8
@@ -45,7 +44,7 @@ class Linear(Trials):
         stage = job.stage
         assert isinstance(stage, TrainStage)
         self.tried.append((stage.name, {"checkpointing": stage.checkpointing, "accumulate": stage.accumulate}))
-        real = batch_rows(job, stage) // stage.accumulate
+        real = stage.batch_rows(job) // stage.accumulate
         more = GRADIENTS if stage.accumulate > 1 else 0.0
         points = [Point(n, PROCESS + more + n * ROW * (0.5 if stage.checkpointing else 1.0), 1.0, 0.1) for n in (1, max(2, real))]
         return Trial(10, 10, 6.0, PROCESS - 1, tuple(points), False, "cpu")

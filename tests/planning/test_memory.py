@@ -8,12 +8,13 @@ import pytest
 from trainwright import families
 from trainwright.core import hardware, sharding
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import load
-from trainwright.core.run import run
-from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job, jobs
+from trainwright.life.run import run
 from trainwright.planning import memory
+from trainwright.stages import _memory
+from trainwright.stages._training import stage_of
 
 
 @pytest.mark.parametrize(("text", "size"), [("24GiB", 24 * 2**30), ("512 MB", 512e6), ("1.5TiB", 1.5 * 2**40), (" 3 kib ", 3072),
@@ -36,10 +37,9 @@ def job_of(life: Path, stage: str) -> tuple[Job, Store]:
 def floor(life: Path, stage: str = "base") -> tuple[float, int]:
     """The least that a stage needs, and how many parameters its model has."""
     job, store = job_of(life, stage)
-    assert isinstance(job.stage, TrainStage)
-    model = families.skeleton(job.config(store), job.where)
+    model = families.skeleton(stage_of(job).start_config(job, store), job.where)
     count = sum(p.numel() for p in model.parameters())
-    return memory.floor(job, job.stage, model, store), count
+    return _memory.floor(job, model, store), count
 
 
 KEPT = 2 * (8 * 32) * 16 * 2
@@ -64,7 +64,8 @@ def test_what_is_frozen_has_neither_gradients_nor_states(life: Path) -> None:
 
 
 def test_a_reference_counts_and_what_looks_at_weights_does_not_stop_it(life: Path) -> None:
-    (life.parent / "mine.py").write_text("from trainwright.core.method import Surgery\n\n\nclass Mine(Surgery):\n"
+    (life.parent / "mine.py").write_text("from trainwright.core.method import Surgery\nfrom trainwright.core.stage import Role\n\n\nclass Mine(Surgery):\n"
+                                         "    roles = {'reference': Role()}\n\n"
                                          "    def operate(self, model, ctx):\n        float(next(model.parameters()).sum())\n")
     life.write_text(life.read_text().replace('from = { model = "base", data = "corpus" }',
                                              'from = { model = "base", data = "corpus", reference = "base" }').replace(
@@ -99,9 +100,10 @@ def test_what_is_small_is_not_looked_at_closely(life: Path, monkeypatch: pytest.
     def fail(*anything: object) -> float:
         raise AssertionError("looked at")
 
-    monkeypatch.setattr(memory, "floor", fail)
-    memory.check(job, store)
-    memory.check(job_of(life, "corpus")[0], store)
+    monkeypatch.setattr(_memory, "floor", fail)
+    job.stage.afford(job, store)
+    corpus = job_of(life, "corpus")[0]
+    corpus.stage.afford(corpus, store)
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 1e6)
     with pytest.raises(AssertionError, match="looked at"):
-        memory.check(job, store)
+        job.stage.afford(job, store)

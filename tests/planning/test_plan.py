@@ -11,8 +11,8 @@ from tests.planning.trials import Here
 from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
-from trainwright.core.run import run
 from trainwright.core.store import Store
+from trainwright.life.run import run
 from trainwright.planning import plan as plans
 from trainwright.planning.plan import plan
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe, load
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job, jobs
 from trainwright.planning import predict
 
 

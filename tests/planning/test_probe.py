@@ -10,11 +10,10 @@ import torch
 from trainwright.core import hardware
 from trainwright.core.context import Context
 from trainwright.core.method import Data, Evaluator
-from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import load
-from trainwright.core.run import run
-from trainwright.core.stage_settings import TrainStage
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job, jobs
+from trainwright.life.run import run
 from trainwright.planning import probe
 from trainwright.planning.probe import Point, Trial, _Effort
 
@@ -44,11 +43,10 @@ def test_compiled_code_starts_late_and_is_quicker_and_smaller() -> None:
     assert compiled.memory_bytes(8) == pytest.approx(kept + probe.COMPILE_KEEPS * (3000 - kept))
 
 
-def job_of(life: Path, stage: str) -> tuple[Job, TrainStage, Store]:
+def job_of(life: Path, stage: str) -> tuple[Job, Store]:
     store = Store(life.parent / "store")
     job = next(j for j in jobs(load(life), store) if j.stage.name == stage)
-    assert isinstance(job.stage, TrainStage)
-    return job, job.stage, store
+    return job, store
 
 
 def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> None:

@@ -1,9 +1,9 @@
 """Trials without a process of their own: quick, and not for what memory they tell."""
 from __future__ import annotations
 
-from trainwright.core.prepare import Job
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job
 from trainwright.planning.predict import Trials
 from trainwright.planning.probe import Trial, attempt
 

@@ -14,13 +14,13 @@ from trainwright import families
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
-from trainwright.core.prepare import Job, jobs
 from trainwright.core.recipe import Recipe, parse
-from trainwright.core.run import run
 from trainwright.core.store import Store
+from trainwright.life.jobs import Job, jobs
+from trainwright.life.run import run
 from trainwright.planning.plan import plan
 from trainwright.search.step_law import StepLaw
-from trainwright.stages import resolve
+from trainwright.stages import _resolve
 
 TABLE = tomllib.loads(LIFE)
 BODY = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32)
@@ -158,12 +158,12 @@ def test_two_laws_fill_in_different_settings(folder: Path) -> None:
 def test_a_batch_is_whole_rows_and_the_same_on_several_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for tokens in (1, 31, 100, 1_000, 12_345, 1e6, 3.7e7):
         for row in (32, 96, 2048):
-            one = resolve.whole_batch(tokens, row, 1)
+            one = _resolve.whole_batch(tokens, row, 1)
             assert one % row == 0 and (one == row or abs(one / tokens - 1) <= 0.5)
             if tokens >= 8 * row:
                 assert abs(one / tokens - 1) < 0.13
             for parts in (2, 4, 8, 3):
-                shared = resolve.whole_batch(tokens, row, parts)
+                shared = _resolve.whole_batch(tokens, row, parts)
                 assert shared % (row * parts) == 0 and shared > 0
                 assert shared == one or parts == 3 or one < 4 * parts * row
     keys, batches = [], []

@@ -1,7 +1,7 @@
 """Rows of a step: cut into micro-batches, put together again; and the numbers noted along the way."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainwright.core import sharding
+from trainwright.core.claims import name_all
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Data, State
 
@@ -66,3 +67,26 @@ def collect(notes: dict[str, list[tuple[Any, float]]]) -> dict[str, float]:
         for k, pairs in part.items():
             every.setdefault(k, []).extend(pairs)
     return {k: sum(v * w for v, w in pairs) / total for k, pairs in sorted(every.items()) if (total := sum(w for _, w in pairs))}
+
+
+class Calibration:
+    """Batches to look at before training, the same each time they are gone through: ``for batch in ctx.batches()``.
+
+    Args:
+        methods: the data methods of the stage; their states here are not those of the run.
+        rows: how many, over all ranks; as many whole steps as that takes.
+    """
+
+    def __init__(self, methods: Sequence[Data], ctx: Context, rows: int) -> None:
+        self.named, self.ctx, self.rows = name_all(methods), ctx, rows
+
+    def __call__(self) -> Iterator[Batch]:
+        before = self.ctx.step
+        states = {key: m.init(self.ctx.policy, self.ctx) for key, m in self.named}  # type: ignore[arg-type]
+        try:
+            for number in range(-(-self.rows // max(1, self.ctx.batch_rows))):
+                self.ctx.step = number
+                batch = pull(self.named, states, self.ctx)  # type: ignore[arg-type]
+                yield {n: t.to(self.ctx.device) if isinstance(t, Tensor) else t for n, t in batch.items()}
+        finally:
+            self.ctx.step = before

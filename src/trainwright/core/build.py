@@ -7,9 +7,13 @@ from pathlib import Path
 from torch import nn
 
 from trainwright.core import checkpoint, hardware, sharding
+from trainwright.core.batches import Calibration
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
-from trainwright.core.method import Method
+from trainwright.core.method import Data, Method
+
+CALIBRATION = 64
+"""Rows that a surgery may look at (``ctx.batches``) before training."""
 
 
 def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context, *, accumulate: int = 1, precision: str = "fp32",
@@ -25,6 +29,8 @@ def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context,
         UserError: claims that collide or match nothing, parameters without an optimizer, a checkpoint of other methods.
     """
     rest = checkpoint.read(saved) if saved else {}
+    readers = [m for m in methods if isinstance(m, Data)]
+    ctx.policy, ctx.batches = model, Calibration(readers, ctx, CALIBRATION) if readers else None
     computed = hardware.set_precision(model, precision)
     if checkpointing:
         sharding.checkpoint_blocks(model)

@@ -52,7 +52,8 @@ class Context:
     decode: Sequence[Decode] = ()
     """The stage's decoding methods, in recipe order: what generates text here puts its scores through them."""
     batches: Callable[[], Iterator[Batch]] | None = None
-    """Calibration batches of a transformation, the same each time: ``for batch in ctx.batches()``; None without ``from.data``."""
+    """Rows of the stage's data to look at before anything is changed, the same each time: ``for batch in ctx.batches()``; None
+    where a stage has no data."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the methods of a merge found out before its first tensor, each under its own name."""
     knobs: dict[str, Any] = field(default_factory=dict)

@@ -4,6 +4,7 @@ A mask belongs to a parameter, has its shape, and is true where a weight is kept
 """
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +51,8 @@ def write(model: nn.Module, folder: Path) -> None:
     masks = of(model)
     if masks:
         packed = {n: torch.from_numpy(np.packbits(m.cpu().numpy().reshape(-1))) for n, m in masks.items()}
-        shapes = {n: ",".join(map(str, m.shape)) for n, m in masks.items()}
-        save_file(packed, folder / FILE, metadata=shapes)
+        shapes = {n: list(m.shape) for n, m in masks.items()}
+        save_file(packed, folder / FILE, metadata={"shapes": json.dumps(shapes, sort_keys=True)})
 
 
 def read(model: nn.Module, folder: Path) -> None:
@@ -60,8 +61,8 @@ def read(model: nn.Module, folder: Path) -> None:
     if not (folder / FILE).is_file():
         return
     with safe_open(folder / FILE, "pt") as file:
-        shapes = file.metadata()
+        shapes = json.loads(file.metadata()["shapes"])
         for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            shape = tuple(int(n) for n in shapes[name].split(",") if n)
+            shape = tuple(shapes[name])
             bits = np.unpackbits(file.get_tensor(name).numpy(), count=int(np.prod(shape)))
             keep(model, name, torch.from_numpy(bits.reshape(shape).astype(bool)).to(model.get_parameter(name).device))

@@ -37,6 +37,8 @@ class Method:
     example: ClassVar[dict[str, Any]] = {}
     """Settings small enough for the battery, whose corpus has the domains ``code``, ``prose`` and ``chat``.
     Tables of documents have the columns ``score`` and ``embedding`` there; ``from`` names a corpus and models in every role."""
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Methods without which it has nothing to do in a stage, each as a recipe names it: the battery puts them beside it."""
     default: ClassVar[bool] = False
     """Whether a stage uses it when its recipe names no method of this kind."""
     off: ClassVar[dict[str, Any] | None] = None

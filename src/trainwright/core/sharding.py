@@ -64,6 +64,15 @@ def total(x: float) -> float:
     return float(t)
 
 
+def summed(t: Tensor) -> Tensor:
+    """The sum of a tensor of one shape over all ranks."""
+    if not dist.is_initialized():
+        return t
+    t = t.clone()
+    dist.all_reduce(t)
+    return t
+
+
 def gather(thing: Any) -> list[Any]:
     """``thing`` of every rank, in rank order."""
     if not dist.is_initialized():

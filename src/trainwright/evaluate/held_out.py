@@ -36,6 +36,8 @@ class HeldOut(Evaluator):
     """Domains to measure; by default all of the corpus."""
     split: Literal["train", "tune", "test"] = "test"
     """Which documents of the corpus to measure."""
+    data: str = ""
+    """Which corpus, where ``from.data`` names several."""
     tokens: int = 50_000
     """About how many tokens of each domain to measure."""
     length: int = 512
@@ -55,7 +57,7 @@ class HeldOut(Evaluator):
         return super().may_make(metric) and (not self.domains or metric.partition("/")[2] in self.domains)
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
-        corpus = open_corpus(ctx.path("data"))
+        corpus = open_corpus(ctx.path("data", self.data))
         out: dict[str, float] = {}
         for domain in self.domains or corpus.domains:
             found = chosen(corpus.select(self.split, (domain,)), self.tokens)

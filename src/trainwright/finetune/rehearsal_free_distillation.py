@@ -29,6 +29,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
+from trainwright.core.stage import Role
 from trainwright.lm import distillation
 from trainwright.lm.losses import trained_tokens
 
@@ -41,6 +42,7 @@ class RehearsalFreeDistillation(Objective):
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt", metric="forgetting/prose", set={"from.reference": "base"},
         claim="prediction distillation to the start forgets less than plain fine-tuning, without old data")
+    roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {}
 
     def init(self, model: nn.Module, ctx: Context) -> State:

@@ -33,6 +33,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
+from trainwright.core.stage import Role
 from trainwright.lm import distillation
 from trainwright.lm.losses import trained_tokens
 
@@ -66,6 +67,7 @@ class SelfDistillationFurtherPretraining(Objective):
         ),
         scale="it counters overfitting to few target texts, which the suite's are not",
     )
+    roles: ClassVar[dict[str, Role]] = {"teacher": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {}
 
     def init(self, model: nn.Module, ctx: Context) -> State:

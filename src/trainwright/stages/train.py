@@ -59,7 +59,7 @@ class TrainStage(Stage):
     """Steps between evaluations; 0: only at the end."""
     save_every: int = 0
     """Steps between checkpoints; 0: about one a minute."""
-    snapshots: tuple[int | float, ...] = ()
+    snapshots: tuple[Any, ...] = ()
     """States to keep on the way, in steps (``500``) or shares of the run (``0.5``, ``1.0``): each is ``NAME@500``, which later
     stages take as ``from.model`` (its weights) or ``from.state`` (the optimizer and the place in the data too)."""
     seed: int | None = None
@@ -90,9 +90,9 @@ class TrainStage(Stage):
 
     def _check_snapshots(self, where: str) -> None:
         for at in self.snapshots:
-            if not (0 < at <= 1 if isinstance(at, float) else at >= 1):
+            if not (type(at) is int and at >= 1) and not (type(at) is float and 0 < at <= 1):
                 raise UserError(f"{where}: snapshots are steps (whole numbers from 1 on) or shares of the run (above 0, up to 1.0), "
-                                f"not {at}.")
+                                f"not {at!r}.")
         if len(set(map(str, self.snapshots))) < len(self.snapshots):
             raise UserError(f"{where}: snapshots names a state twice.")
 

@@ -1,7 +1,6 @@
 """A transformation: one model made of one, without the loop: pruned, quantized, grown, given another vocabulary."""
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from trainwright.core.context import Context
-    from trainwright.core.method import Batch
+    from trainwright.core.method import Data
     from trainwright.core.store import Store
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
@@ -88,6 +86,7 @@ class TransformStage(Stage):
 
         from trainwright import families
         from trainwright.core import hardware, ledger, masks
+        from trainwright.core.batches import Calibration
         from trainwright.core.method import Surgery
         job, ctx, folder = run.job, run.context(), run.inputs["model"][0]
         ledger.reset_peak()
@@ -96,7 +95,7 @@ class TransformStage(Stage):
         ctx.tokenizer = families.load_tokenizer(run.folder("tokenizer") or folder, job.where)
         ctx.batch_rows, ctx.policy = self.batch_size, model
         if run.folder("data"):
-            ctx.batches = _Batches(job, ctx, self.calibration)
+            ctx.batches = Calibration(self._readers(job), ctx, self.calibration)
         for surgery in job.of(Surgery):
             with torch.no_grad():
                 surgery.operate(model, ctx)
@@ -109,33 +108,15 @@ class TransformStage(Stage):
         run.texts |= ctx.texts
         return counts | {"peak_memory_bytes": int(peak), "stored_bytes": _bytes(run.out)}
 
-
-class _Batches:
-    """Calibration batches, the same each time they are gone through: ``for batch in ctx.batches()``."""
-
-    def __init__(self, job: Job, ctx: Context, rows: int) -> None:
+    @staticmethod
+    def _readers(job: Job) -> list[Data]:
+        """The methods that make the rows of its data."""
         from pathlib import Path
 
         from trainwright.core import registry
         from trainwright.core.method import Data
-        self.methods = job.of(Data) or [registry.create({"use": registry.default_of("Data")}, Path(), job.where)]
-        self.ctx, self.rows = ctx, rows
-
-    def __call__(self) -> Iterator[Batch]:
-        from trainwright.core.batches import pull
-        from trainwright.core.claims import name_all
-        named, step = name_all(self.methods), self.ctx.step
-        states = {key: m.init(self.ctx.policy, self.ctx) for key, m in named}
-        for number in range(-(-self.rows // self.ctx.batch_rows)):
-            self.ctx.step = number
-            batch = pull(named, states, self.ctx)  # type: ignore[arg-type]
-            yield {n: t.to(self.ctx.device) if isinstance(t, _tensor()) else t for n, t in batch.items()}
-        self.ctx.step = step
-
-
-def _tensor() -> type:
-    from torch import Tensor
-    return Tensor
+        default = registry.default_of("Data")
+        return job.of(Data) or [registry.create({"use": default}, Path(), job.where)]  # type: ignore[list-item]
 
 
 def _counts(model: nn.Module) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""Snapshots of a training stage: weights and whole states kept on the way, and runs that go on from them."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainwright.core.errors import UserError
+from trainwright.core.recipe import load, parse
+from trainwright.core.store import Artifact, Store
+from trainwright.life.jobs import jobs
+from trainwright.life.run import run
+
+SHORT = 'steps = 6\nbatch_tokens = 256'
+"""The length of the stage ``base`` in the tiny life."""
+
+
+def lives(life: Path, *changes: tuple[str, str]) -> dict[str, Artifact]:
+    """Run the tiny life, cut down to its corpus and its first model, with these changes."""
+    text = life.read_text().partition('[[stage]]\nname = "adapt"')[0]
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new, 1)
+    life.write_text(text)
+    return run(load(life), Store(life.parent / "store"))
+
+
+def more(text: str) -> tuple[str, str]:
+    """A change that adds a stage at the end."""
+    return ('{ use = "wsd" }]\n', '{ use = "wsd" }]\n' + text)
+
+
+STAGE = """
+[[stage]]
+name = "on"
+kind = "train"
+from = {{ state = "base@{label}", data = "corpus" }}
+steps = {steps}
+batch_tokens = 256
+precision = "fp32"
+compile = false
+methods = [{{ use = "pack", length = 32 }}, {{ use = "next_token" }}, {{ use = "clip" }}, {{ use = "adamw", lr = 1e-2 }}, {{ use = "{schedule}" }}]
+"""
+
+
+def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
+    return dict(artifact.model().state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
+
+
+def test_a_snapshot_holds_the_weights_of_then(life: Path) -> None:
+    made = lives(life, (SHORT, f"{SHORT}\nsnapshots = [3, 0.5, 1.0]"))
+    base = made["base"]
+    at = {label: weights(Artifact(base.path / "snapshots" / label)) for label in ("3", "0.5", "1.0")}
+    assert same(at["3"], at["0.5"]), "half of six steps"
+    assert same(at["1.0"], weights(base)) and not same(at["3"], weights(base))
+
+
+def test_snapshots_change_no_weight(life: Path) -> None:
+    plain = weights(lives(life)["base"])
+    assert same(plain, weights(lives(life, (SHORT, f"{SHORT}\nsnapshots = [2]"))["base"]))
+
+
+def test_a_run_goes_on_from_a_snapshot_to_the_bit(life: Path) -> None:
+    on = STAGE.format(label="2", steps=6, schedule="wsd")
+    made = lives(life, more(on), (SHORT, f"{SHORT}\nsnapshots = [2]"))
+    assert same(weights(made["on"]), weights(made["base"])), "the optimizer and the place in the data go on too"
+    assert made["on"].figures["tokens"] == made["base"].figures["tokens"], "counted from the start of the run"
+    assert [row["step"] for row in made["on"].metrics()] == [3, 4, 5, 6]
+
+
+def test_a_finished_run_is_extended_as_if_it_had_been_longer(life: Path) -> None:
+    constant = ('{ use = "wsd" }', '{ use = "constant" }')
+    whole = lives(life, constant, ("steps = 6", "steps = 9"))["base"]
+    text = life.read_text().replace("steps = 9", "steps = 6\nsnapshots = [1.0]")
+    life.write_text(text + STAGE.format(label="1.0", steps=9, schedule="constant"))
+    made = run(load(life), Store(life.parent / "store"))
+    assert made["base"].figures["steps"] == 6 and same(weights(made["on"]), weights(whole))
+
+
+def test_a_snapshot_is_a_model_for_later_stages(life: Path) -> None:
+    text = life.read_text().replace("steps = 6", "steps = 6\nsnapshots = [3]", 1)
+    life.write_text(text.replace('models = ["base", "adapt"]', 'models = ["base@3", "base"]'))
+    made = run(load(life), Store(life.parent / "store"))
+    early, late, merged = (weights(a) for a in (Artifact(made["base"].path / "snapshots" / "3"), made["base"], made["merged"]))
+    assert all(torch.allclose(t, (early[n] + late[n]) / 2) for n, t in merged.items())
+
+
+def test_a_run_that_is_interrupted_keeps_its_snapshots(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainwright.core import loop
+    step, seen = loop.Train.step, list[int]()
+
+    def breaks(self: loop.Train) -> None:
+        step(self)
+        seen.append(self.ctx.step)
+        if self.ctx.step == 5 and seen.count(5) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Train, "step", breaks)
+    changes = (SHORT, f"{SHORT}\nsnapshots = [2, 5]")
+    with pytest.raises(KeyboardInterrupt):
+        lives(life, changes)
+    made = run(load(life), Store(life.parent / "store"))
+    assert seen == [1, 2, 3, 4, 5, 5, 6], "it went on behind the fourth step, and step 2 was not taken again"
+    assert {f.name for f in (made["base"].path / "snapshots").iterdir()} == {"2", "5"}
+
+
+@pytest.mark.parametrize(("old", "new", "sentence"), [
+    ("snapshots = [3]", "snapshots = [0]", "snapshots are steps .* or shares of the run .* not 0"),
+    ("snapshots = [3]", "snapshots = [1.5]", "snapshots are steps .* not 1.5"),
+    ("snapshots = [3]", "snapshots = [3, 3]", "snapshots names a state twice"),
+    ("snapshots = [3]", "snapshots = [3, 7]", "7 is step 7, and the stage has 6"),
+    ("base@3", "base@4", "'base' keeps the snapshots base@3"),
+    ("base@3", "corpus@4", "'corpus' keeps no snapshots"),
+    ("state = \"base@3\"", "state = \"base\"", "from.state must be a state"),
+    ("state = \"base@3\"", "state = \"base@3\", model = \"base\"", "say one of from.model .* from.state .* model"),
+    ("lr = 1e-2 }, { use = \"wsd\" }]\n[[", "lr = 1e-2 }]\n[[", "the checkpoint has the methods")])
+def test_what_cannot_be_is_one_sentence(life: Path, old: str, new: str, sentence: str) -> None:
+    on = STAGE.format(label="3", steps=6, schedule="wsd")
+    text = life.read_text().partition('[[stage]]\nname = "adapt"')[0].replace(SHORT, f"{SHORT}\nsnapshots = [3]", 1)
+    text = (text.rstrip() + "\n" + on.lstrip())
+    assert old in text
+    life.write_text(text.replace(old, new, 1))
+    with pytest.raises(UserError, match=sentence):
+        run(load(life), Store(life.parent / "store"))
+
+
+# ---- roles ----------------------------------------------------------------------------------------------------
+
+
+def stage(**settings: Any) -> dict[str, Any]:
+    return {"name": "base", "kind": "train", "from": {"data": "corpus"}, "steps": 1, "batch_size": 8,
+            "model": {"type": "llama", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+            "methods": [{"use": "pack", "length": 32}]} | settings
+
+
+CORPUS = {"name": "corpus", "kind": "corpus", "vocab_size": 300, "methods": [{"use": "text", "paths": ["texts"]}]}
+
+
+def planned(life: Path, *tables: dict[str, Any]) -> None:
+    recipe = parse({"stage": [CORPUS, *tables]}, life)
+    jobs(recipe, Store(life.parent / "store"))
+
+
+@pytest.mark.parametrize(("tables", "sentence"), [
+    ([stage(**{"from": {"data": "corpus", "teacher": "corpus"}})], r"nobody here asks for from\.teacher"),
+    ([stage(**{"from": {"date": "corpus"}})], r"nobody here asks for from\.date \(did you mean 'data'"),
+    ([stage(**{"from": {"data": "corpus", "tokenizer": ["corpus", "corpus"]}})], r"from\.tokenizer takes one artifact, not 2"),
+    ([stage(), stage(name="b", **{"from": {"data": "base"}})], r"from\.data must be a corpus; 'base' is of kind train"),
+    ([stage(methods=[{"use": "pack", "length": 32}, {"use": "rehearsal_free_distillation"}])],
+     r"rehearsal_free_distillation needs from\.reference"),
+    ([{"name": "m", "kind": "merge", "methods": [{"use": "interpolate"}]}], r"a stage of kind merge needs from\.models")])
+def test_roles_are_asked_for_and_given(life: Path, tables: list[dict[str, Any]], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        planned(life, *tables)
+
+
+def test_several_corpora_are_one_data(life: Path) -> None:
+    two = CORPUS | {"name": "two", "from": {"tokenizer": "corpus"}, "methods": [{"use": "text", "paths": ["texts/prose"]}]}
+    two.pop("vocab_size")
+    both = stage(methods=[{"use": "pack", "length": 32, "data": "two"}], **{"from": {"data": ["corpus", "two"]}})
+    recipe = parse({"stage": [CORPUS, two, both]}, life)
+    made = run(recipe, Store(life.parent / "store"))
+    assert made["base"].figures["tokens"] == 8 * 32
+    lost = stage(methods=[{"use": "pack", "length": 32}], **{"from": {"data": ["corpus", "two"]}})
+    with pytest.raises(UserError, match=r"the stage needs one artifact as 'data'.* corpus, two: say which"):
+        run(parse({"stage": [CORPUS, two, lost]}, life), Store(life.parent / "store"))
