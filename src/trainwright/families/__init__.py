@@ -1,4 +1,4 @@
-"""Models: from a recipe's table, from a seed, in and out of folders. This is all that the rest of the package uses."""
+"""Models: from a recipe's table, from a seed, in and out of folders. The rest uses this alone."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -56,12 +56,13 @@ __all__ = [
     "vocabulary_of", "weight_files", "write"]
 
 
-def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = Path(), vocabulary: int | None = None) -> Any:
+def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = Path(),
+               vocabulary: int | None = None) -> Any:
     """A config from ``model = { type = "llama", … }``; vocabulary and special tokens come from the tokenizer.
 
     Args:
-        table: ``type`` (or what else a family is asked for by, such as ``factory``), its fields, and ``family`` where the type
-            alone would be taken for another.
+        table: ``type`` (or what else a family is asked for by, such as ``factory``), its fields, and
+            ``family`` where the type alone would be taken for another.
         root: folder against which paths in the table are read.
         vocabulary: how many tokens there are, where that is known and the tokenizer is not there yet.
 
@@ -69,8 +70,8 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = P
         UserError: an unknown type or field, or a vocabulary smaller than the tokenizer's.
     """
     if sum(isinstance(table.get(key), str) for key in {f.key for f in families().values()}) != 1:
-        raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}, or a function of "
-                        "yours: { factory = \"./net.py:build\" }.")
+        raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}, "
+                        "or a function of yours: { factory = \"./net.py:build\" }.")
     known = Tokens.of(tokenizer) if tokenizer is not None else Tokens(vocabulary, {}) if vocabulary else None
     fields = {k: v for k, v in table.items() if k != "family"}
     family = named(table["family"], where) if "family" in table else _asked_for(fields)
@@ -88,10 +89,11 @@ def is_closed(table: dict[str, Any] | None) -> bool:
 
 
 def check_objectives(methods: Iterable[Objective | Evaluator], model: nn.Module) -> None:
-    """That objectives and evaluators score models of this family, and that the model is causal where its family is.
+    """Refuse objectives and evaluators of other families, and a model that is not causal where its family is.
 
     Args:
-        model: may be without weights; it is then measured on a small model of its config, where one is quick to make.
+        model: may be without weights; it is then measured on a small model of its config, where one is quick
+            to make.
 
     Raises:
         UserError: a method that does not, or a model that sees what it is to predict.
@@ -99,8 +101,8 @@ def check_objectives(methods: Iterable[Objective | Evaluator], model: nn.Module)
     family = family_of(model)
     for m in methods:
         if family.name not in m.families and "*" not in m.families:
-            raise UserError(f"{m.name} scores models of the families {', '.join(m.families)}, and a {type(model).__name__} is of "
-                            f"the family {family.name}.")
+            raise UserError(f"{m.name} scores models of the families {', '.join(m.families)}, and a "
+                            f"{type(model).__name__} is of the family {family.name}.")
     if family.causal:
         check_causal_config(made_from(model))
 

@@ -1,4 +1,4 @@
-"""The model of an artifact, whole: its plain checkpoint, and on it what could not be folded into the weights."""
+"""The whole model of an artifact: its plain checkpoint, and on it what could not be folded in."""
 from __future__ import annotations
 
 from pathlib import Path

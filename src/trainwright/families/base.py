@@ -1,7 +1,8 @@
-"""What every family of models can do, and how a family is found. A family is one file of this folder with one class.
+"""What every family of models can do, and how a family is found: one file of this folder with one class.
 
-A family turns a table of a recipe (``model = { type = "llama", … }``) into a config, a config into a model or its skeleton, a
-folder into a model, and a model into a folder. Nothing outside this folder asks which architecture a model has.
+A family turns a table of a recipe (``model = { type = "llama", … }``) into a config, a config into a model or
+its skeleton, a folder into a model, and a model into a folder. Nothing outside this folder asks which
+architecture a model has.
 """
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Any) -> Tokens:
-        return cls(len(tokenizer), {n: getattr(tokenizer, n) for n in ("bos_token_id", "eos_token_id", "pad_token_id")})
+        special = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return cls(len(tokenizer), {n: getattr(tokenizer, n) for n in special})
 
 
 class Family:
@@ -69,14 +71,14 @@ class Family:
     # ---- which models are meant ---------------------------------------------------------------------
 
     def claims(self, config: Any, classes: Sequence[str]) -> int:
-        """How specifically a config is claimed, 0 where it is not. ``classes``: the architectures that it names."""
+        """How specifically a config, which names the architectures ``classes``, is claimed; 0: not at all."""
         found = self.class_names(config)
         if not found:
             return 0
         return ARCHITECTURE if set(found) & set(classes) else DEFAULT * self.takes(config)
 
     def takes(self, config: Any) -> bool:
-        """Whether a config of a type that this family has, and that names no architecture, is meant to be of this family."""
+        """Whether a config of a type that this family has, but of no architecture, is meant to be of it."""
         return True
 
     def class_names(self, config: Any) -> tuple[str, ...]:
@@ -93,7 +95,8 @@ class Family:
         """A config from a table of a recipe that is read in ``root``."""
         made = transformers_config(table, tokens, where)
         if not (names := self.class_names(made)):
-            raise UserError(f"{where}: transformers has no model of type {table['type']!r} in the family {self.name}.")
+            raise UserError(f"{where}: transformers has no model of type {table['type']!r} in the family "
+                            f"{self.name}.")
         made.architectures = list(names[:1])
         return made
 
@@ -112,7 +115,7 @@ class Family:
         return None if most is None else int(most)
 
     def blocks_of(self, config: Any) -> tuple[int, int]:
-        """Width of the hidden states and number of blocks, as far as the config tells; 0 where it does not."""
+        """Width of the hidden states and number of blocks; 0 where the config does not tell."""
         text = config.get_text_config()
         return getattr(text, "hidden_size", 0), getattr(text, "num_hidden_layers", 0)
 
@@ -126,23 +129,29 @@ class Family:
         """The model, on torch's current device and drawn from its current generator."""
         quiet()
         try:
-            return self._auto().from_config(config, dtype=torch.float32, trust_remote_code=False)  # type: ignore[no-any-return]
+            model: nn.Module = self._auto().from_config(config, dtype=torch.float32, trust_remote_code=False)
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{where}: transformers cannot make this model: {first_line(error).rstrip('.')}.") from None
+            raise UserError(f"{where}: transformers cannot make this model: "
+                            f"{first_line(error).rstrip('.')}.") from None
+        return model
 
     def load(self, name: str, where: str, config: Any) -> nn.Module:
-        """The model in a folder (or of a Hub name), in float32. ``config``: what the recipe says of it, where that is needed.
+        """The model in a folder (or of a Hub name), in float32.
+
+        Args:
+            config: what the recipe says of it, where that is needed.
 
         Raises:
-            UserError: it cannot be read, or its file has other tensors than the model that its config describes.
+            UserError: it cannot be read, or its file has other tensors than the model that its config
+                describes.
         """
         quiet()
         try:
             model, report = self._auto().from_pretrained(
                 name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                ignore_mismatched_sizes=True, output_loading_info=True)                        # both reported below
+                ignore_mismatched_sizes=True, output_loading_info=True)        # both reported below
         except Exception as error:
             raise UserError(f"{where}: cannot load the model {name}: {first_line(error)}") from None
         check_tensors(report, (*BUFFERS, *self.benign), f"{where}: {name}")
@@ -167,9 +176,8 @@ def families() -> dict[str, Family]:
     found: dict[str, Family] = {}
     for entry in pkgutil.iter_modules(package.__path__):
         module = importlib.import_module(f"{package.__name__}.{entry.name}")
-        for cls in vars(module).values():
-            if isinstance(cls, type) and issubclass(cls, Family) and cls is not Family and cls.__module__ == module.__name__:
-                found[cls().name] = cls()
+        own = [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__]
+        found |= {cls().name: cls() for cls in own if issubclass(cls, Family) and cls is not Family}
     return found
 
 
@@ -186,8 +194,9 @@ def family_of(thing: Any) -> Family:
     best = max(families().values(), key=lambda family: family.claims(config, classes))
     if not best.claims(config, classes):
         kind = getattr(config, "model_type", type(config).__name__)
-        raise UserError(f"a model of type {kind!r} is of none of the families {', '.join(sorted(families()))}; a function of "
-                        'yours can make it: model = { factory = "./net.py:build" }.')
+        known = ", ".join(sorted(families()))
+        raise UserError(f"a model of type {kind!r} is of none of the families {known}; "
+                        'a function of yours can make it: model = { factory = "./net.py:build" }.')
     return best
 
 
@@ -207,8 +216,9 @@ def made_from(model: nn.Module) -> Any:
     if MADE_FROM in model.__dict__:
         return model.__dict__[MADE_FROM]
     if not is_pretrained(model):
-        raise UserError(f"a {type(model).__name__} is of no family of models, so that it cannot be saved as a checkpoint; "
-                        'keep it from Python, or make it in a recipe: model = { factory = "./net.py:build" }.')
+        raise UserError(f"a {type(model).__name__} is of no family of models, so that it cannot be saved as "
+                        "a checkpoint; keep it from Python, or make it in a recipe: "
+                        'model = { factory = "./net.py:build" }.')
     return model.config
 
 
@@ -240,7 +250,8 @@ def skeleton(config: Any, where: str) -> nn.Module:
 
     def counted(module: nn.Module, name: str, part: nn.Module | None) -> None:
         if next(modules) > MOST_MODULES:
-            raise UserError(f"{where}: the model would have more than {MOST_MODULES:,} modules: look at the sizes in its config.")
+            raise UserError(f"{where}: the model would have more than {MOST_MODULES:,} modules: look at the "
+                            "sizes in its config.")
 
     hook = register_module_module_registration_hook(counted)
     try:
@@ -271,7 +282,7 @@ def body_parameters(model: nn.Module) -> int:
 
 
 def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str) -> Any:
-    """A transformers config from ``{ type = "llama", … }``; a config of several models has a table for each of them.
+    """A transformers config from ``{ type = "llama", … }``; one of several models has a table for each.
 
     Raises:
         UserError: an unknown type or field, or a vocabulary smaller than the tokenizer's.
@@ -279,7 +290,8 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
     from transformers import CONFIG_MAPPING
     kind = table["type"]
     if kind not in CONFIG_MAPPING:
-        raise UserError(f"{where}: model.type {kind!r} is no model of transformers{_near(kind, CONFIG_MAPPING)}.")
+        raise UserError(f"{where}: model.type {kind!r} is no model of "
+                        f"transformers{_near(kind, CONFIG_MAPPING)}.")
     cls = CONFIG_MAPPING[kind]
     fields = {k: dict(v) if isinstance(v, dict) else v for k, v in table.items() if k != "type"}
     _check_fields(fields, cls, f"{where}: model")
@@ -304,12 +316,14 @@ def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
         if isinstance(value, dict) and dataclasses.is_dataclass(part):
             _check_fields(value, part, f"{where}.{key}")
         if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
-            raise UserError(f"{where}.{key} = {value} is too many: a model has at most {MOST_LAYERS:,} layers.")
+            raise UserError(f"{where}.{key} = {value} is too many: a model has at most {MOST_LAYERS:,} "
+                            "layers.")
 
 
 def _fit_vocabulary(fields: dict[str, Any], cls: Any, tokens: Tokens, where: str) -> None:
     if fields.setdefault("vocab_size", tokens.size) < tokens.size:
-        raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which has {tokens.size} tokens.")
+        raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which "
+                        f"has {tokens.size} tokens.")
     known = {f.name for f in dataclasses.fields(cls)}
     for name, value in tokens.special.items():
         if name in known:
@@ -318,8 +332,10 @@ def _fit_vocabulary(fields: dict[str, Any], cls: Any, tokens: Tokens, where: str
 
 def shrunk(config: Any) -> Any:
     """A transformers config with two layers and a small vocabulary, as far as its fields allow; else None."""
-    names, left_out = getattr(config, "attribute_map", {}), ("layer_types", "mlp_layer_types", "transformers_version")
-    small = {"num_hidden_layers": 2, "vocab_size": 64, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    names = getattr(config, "attribute_map", {})
+    left_out = ("layer_types", "mlp_layer_types", "transformers_version")
+    small = {"num_hidden_layers": 2, "vocab_size": 64,
+             "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     table = {k: v for k, v in config.to_dict().items() if k not in left_out}
     try:
         made = type(config)(**table | {names.get(k, k): v for k, v in small.items()})
@@ -341,19 +357,19 @@ def _classes(auto: Any, kind: type) -> tuple[type, ...]:
 
 
 def check_tensors(report: dict[str, Any], benign: Iterable[str], where: str) -> None:
-    """Refuse a checkpoint whose tensors are not those of the model, given what transformers reports of loading it."""
+    """Refuse a checkpoint whose tensors are not the model's, given transformers' report of loading it."""
     for key, words in (("missing_keys", "lacks"), ("unexpected_keys", "has, beside the model's own,"),
                        ("mismatched_keys", "has in another shape")):
         names = sorted(str(k[0]) if isinstance(k, tuple) else str(k) for k in report.get(key, ()))
         names = [n for n in names if not any(re.search(pattern, n) for pattern in benign)]
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"{where} {words} the tensors {', '.join(names[:3])}{more}: its config.json describes another model "
-                            "than its weights are.")
+            raise UserError(f"{where} {words} the tensors {', '.join(names[:3])}{more}: its config.json "
+                            "describes another model than its weights are.")
 
 
 def quiet() -> None:
-    """Keep transformers' bars and advice, and what libraries tell each other of deprecations, out of our output."""
+    """Keep transformers' bars and advice, and the deprecations of libraries, out of our output."""
     from transformers.utils import logging
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     logging.set_verbosity_error()

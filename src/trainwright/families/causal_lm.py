@@ -7,7 +7,7 @@ from trainwright.families.base import Family
 
 
 class CausalLm(Family):
-    """transformers' ``…ForCausalLM``. A type that transformers also fills gaps with is meant by ``is_decoder = true``."""
+    """transformers' ``…ForCausalLM``; of types that fill gaps too, those with ``is_decoder = true``."""
 
     auto: ClassVar[str] = "AutoModelForCausalLM"
     causal: ClassVar[bool] = True
@@ -15,4 +15,5 @@ class CausalLm(Family):
     def takes(self, config: Any) -> bool:
         from transformers import AutoModelForMaskedLM
         fills_gaps = type(config) in AutoModelForMaskedLM._model_mapping
-        return not config.is_encoder_decoder and (not fills_gaps or bool(getattr(config, "is_decoder", False)))
+        decoder = not fills_gaps or bool(getattr(config, "is_decoder", False))
+        return decoder and not config.is_encoder_decoder

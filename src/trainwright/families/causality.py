@@ -1,4 +1,4 @@
-"""Whether a model's outputs depend on later tokens: measured on the model, so that no list of architectures is needed."""
+"""Whether a model's outputs depend on later tokens: measured, so that no list of architectures is needed."""
 from __future__ import annotations
 
 import inspect
@@ -24,9 +24,10 @@ MOST = 4_000_000
 
 
 def is_causal(model: nn.Module) -> bool:
-    """Whether no output of a language model moves when tokens behind it change (of the decoder's, where it has an encoder).
+    """Whether no output moves when tokens behind it change (the decoder's, where there is an encoder).
 
-    Looked at is what the head reads, where there is a head (it moves whatever the head's weights are), else the output.
+    Looked at is what the head reads, where there is a head (it moves whatever the head's weights are), else
+    the output.
     """
     device = next(model.parameters()).device
     embedding = _token_embedding(model)
@@ -46,13 +47,14 @@ def check_causal(model: nn.Module) -> None:
         UserError: earlier outputs of the model move when later tokens change.
     """
     if not is_causal(model):
-        raise UserError(f"the outputs of {type(model).__name__} depend on later tokens, so that it would learn to copy the token "
-                        "that it is to predict: take a causal model (some types are one with is_decoder = true), or an objective "
-                        "that masks what it asks for, such as masked_token.")
+        raise UserError(f"the outputs of {type(model).__name__} depend on later tokens, so that it would "
+                        "learn to copy the token that it is to predict: take a causal model (some types are "
+                        "one with is_decoder = true), or an objective that masks what it asks for, such as "
+                        "masked_token.")
 
 
 def check_causal_config(config: Any) -> None:
-    """The same, where only a config is known: on a small model of that architecture, if one is quick to make."""
+    """The same of a config, on a small model of that architecture, where one is quick to make."""
     small = family_of(config).smaller(config)
     if small is not None:
         _check_small(_Key(small))
@@ -77,7 +79,7 @@ def _check_small(key: _Key) -> None:
     try:
         size = sum(p.numel() for p in skeleton(key.config, "").parameters())
         model = create(key.config, 0, "") if size <= MOST else None
-    except UserError:                                      # too small for its other sizes: measured when the run is built
+    except UserError:                                # sizes that do not fit: measured when the run is built
         return
     if model is not None:
         check_causal(model)
@@ -95,7 +97,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def token_logits(model: nn.Module, ids: Tensor, places: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+def token_logits(model: nn.Module, ids: Tensor, places: Tensor | None = None,
+                 seen: Tensor | None = None) -> Tensor:
     """Logits [rows, length, vocabulary] of a model's own forward pass.
 
     A module that is not of transformers may return them bare.
@@ -115,7 +118,9 @@ def takes_positions(module: nn.Module) -> bool:
 def _outputs(model: nn.Module, ids: Tensor) -> Tensor:
     head = model.get_output_embeddings() if is_pretrained(model) else None
     read: list[Tensor] = []
-    hook = head.register_forward_pre_hook(lambda module, given: read.append(given[0])) if head is not None else None
+    hook = None
+    if head is not None:
+        hook = head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
     try:
         if is_pretrained(model) and model.config.is_encoder_decoder:
             logits = model(input_ids=ids[:1].expand(2, -1), decoder_input_ids=ids, use_cache=False).logits

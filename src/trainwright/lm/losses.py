@@ -29,25 +29,28 @@ JOINT_BYTES = 256 << 20
 
 
 def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
-    """Cross-entropy [R, L], float32, of each position's target; 0 where the target is -100, whose logits are never computed.
+    """Cross-entropy [R, L], float32, of each position's target; 0 where the target is -100, whose logits are
+    never computed.
 
-    ``position_ids`` restart at 0 at each document of a row, and attention does not cross where they do. A batch whose
-    ``packed`` is False promises one document a row: then no mask is needed. The positions of a batch's ``prefix`` are seen by all
-    of their document (see ``prefix_mask``). The body is compiled where ``ctx.compile`` says so and gradients are wanted.
-    Where the model has an encoder, that reads what is given of each document (see ``_encoder_decoder``).
+    ``position_ids`` restart at 0 at each document of a row, and attention does not cross where they do. A
+    batch whose ``packed`` is False promises one document a row: then no mask is needed. The positions of a
+    batch's ``prefix`` are seen by all of their document (see ``prefix_mask``). The body is compiled where
+    ``ctx.compile`` says so and gradients are wanted. Where the model has an encoder, that reads what is given
+    of each document (see ``_encoder_decoder``).
     """
     if has_encoder(model):
         return sharding.within(model, encoded_losses, batch)
     way, targets = way_of(model), batch["targets"]
     ids, places = batch["input_ids"], batch["position_ids"] if way.takes_places else None
     seen = prefix_mask(model, batch)
-    trained = (targets.flatten() != UNTRAINED).nonzero()[:, 0]           # found before the body runs: a GPU waits for it here
+    trained = (targets.flatten() != UNTRAINED).nonzero()[:, 0]     # before the body: a GPU waits for it
     fast = ctx.compile and torch.is_grad_enabled()
     with _one_document_a_row() if fast and not batch.get("packed", True) else _as_it_is():
         if way.plain_head:
             return sharding.within(model, _score, ids, places, seen, targets, trained, fast)
         logits = token_logits(model, ids, places, seen)
-    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none")
+    logits = logits.float().flatten(0, 1)
+    losses = F.cross_entropy(logits, targets.flatten(), ignore_index=UNTRAINED, reduction="none")
     return losses.view_as(targets)
 
 
@@ -72,7 +75,8 @@ def trained_tokens(batch: Batch) -> float:
 def tokens_by_domain(batch: Batch) -> list[int]:
     """Trained tokens of each of the batch's domains. Waits for the device: ask before the forward pass."""
     trained = batch["targets"] != UNTRAINED
-    return torch.bincount(batch["domain"].flatten(), weights=trained.flatten().float(), minlength=len(batch["domains"])).tolist()
+    weights, most = trained.flatten().float(), len(batch["domains"])
+    return torch.bincount(batch["domain"].flatten(), weights=weights, minlength=most).tolist()
 
 
 def note_domains(losses: Tensor, batch: Batch, counts: list[int], ctx: Context) -> None:
@@ -83,49 +87,54 @@ def note_domains(losses: Tensor, batch: Batch, counts: list[int], ctx: Context) 
             ctx.note(f"train_loss/{name}", sums[i] / count, weight=count)
 
 
-# ---- isolation ------------------------------------------------------------------------------------------------------
+# ---- isolation ---------------------------------------------------------------------------------------------
 
 
 def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
-    """How much a document's outputs move when the document before it in its row changes, as a part of the largest output.
+    """How much a document's outputs move when the document before it in its row changes, as a part of the
+    largest output.
 
-    It is exactly 0 where documents are kept apart. Looked at are the final hidden states where the head is a plain linear layer
-    (they move whatever the head's weights are), else the logits.
+    It is exactly 0 where documents are kept apart. Looked at are the final hidden states where the head is a
+    plain linear layer (they move whatever the head's weights are), else the logits.
 
     Raises:
-        UserError: it is above ``LEAK``: this architecture does not keep packed documents apart; or the model reads in both
-            directions.
+        UserError: it is above ``LEAK``: this architecture does not keep packed documents apart; or the model
+            reads in both directions.
     """
     if has_encoder(model):
-        return 0.0                                                        # there each document has a row of its own
+        return 0.0                                                  # there each document has a row of its own
     if not families.family_of(model).causal and not families.is_causal(model):
-        raise UserError(f"a {type(model).__name__} reads its whole row: set isolate = \"rows\" on pack, which gives each "
-                        "document a row of its own.")
+        raise UserError(f"a {type(model).__name__} reads its whole row: set isolate = \"rows\" on pack, "
+                        "which gives each document a row of its own.")
     g, half, way = ctx.rng("isolation", at=0), 16, way_of(model)
     first, second = torch.randint(vocab, (2, half), generator=g), torch.randint(vocab, (1, half), generator=g)
     ids = torch.cat([first, second.expand(2, half)], 1).to(ctx.device)
     places = torch.arange(half).repeat(2, 2).to(ctx.device) if way.takes_places else None
     with torch.no_grad(), evaluating(model), torch.autocast(ctx.device.type, enabled=False):
-        out = sharding.within(model, body_states, ids, places) if way.plain_head else token_logits(model, ids, places)
+        out = (sharding.within(model, body_states, ids, places) if way.plain_head
+               else token_logits(model, ids, places))
     seen = out[:, half:].float()
     error = float((seen[0] - seen[1]).abs().max() / seen.abs().max())
     if not error <= LEAK:
-        raise UserError(f"{type(model).__name__} lets a document see the one before it in its row (its outputs move by "
-                        f"{error:.1%}): set isolate = \"rows\" on pack, which gives each document a row of its own.")
+        raise UserError(f"{type(model).__name__} lets a document see the one before it in its row (its "
+                        f"outputs move by {error:.1%}): set isolate = \"rows\" on pack, which gives each "
+                        "document a row of its own.")
     return error
 
 
 def padded(rows: Sequence[tuple[Any, Any]], ctx: Context) -> Batch:
-    """Rows of (ids, targets), each of a text alone, as one batch; behind a shorter row stands nothing that is learned."""
+    """Rows of (ids, targets), each of a text alone, as one batch; behind a shorter row stands nothing that is
+    learned."""
     width = max(len(ids) for ids, _ in rows)
     ids, targets = torch.zeros(len(rows), width, dtype=torch.int64), torch.full((len(rows), width), UNTRAINED)
     for row, (one, told) in enumerate(rows):
         ids[row, :len(one)], targets[row, :len(told)] = torch.as_tensor(one), torch.as_tensor(told)
-    batch = {"input_ids": ids, "targets": targets, "position_ids": torch.arange(width).expand(len(rows), width)}
+    places = torch.arange(width).expand(len(rows), width)
+    batch = {"input_ids": ids, "targets": targets, "position_ids": places}
     return {n: t.to(ctx.device) for n, t in batch.items()} | {"packed": False}
 
 
-# ---- the body and the head ------------------------------------------------------------------------------------------
+# ---- the body and the head ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,10 +154,12 @@ def way_of(model: nn.Module) -> Way:
     """Found out once for each model and head.
 
     Raises:
-        UserError: a model with an encoder, whose decoder alone says nothing, or one whose outputs depend on later tokens.
+        UserError: a model with an encoder, whose decoder alone says nothing, or one whose outputs depend on
+            later tokens.
     """
     if has_encoder(model):
-        raise UserError(f"a {type(model).__name__} has an encoder; this method needs a model that is a decoder alone.")
+        raise UserError(f"a {type(model).__name__} has an encoder; this method needs a model that is a "
+                        "decoder alone.")
     head, way = output_head(model), _ways.get(model)
     if way is None or (head is not None and way.head() is not head):
         if way is None:
@@ -166,10 +177,11 @@ def output_head(model: nn.Module) -> nn.Module | None:
 def _look(model: nn.Module, head: nn.Module | None) -> Way:
     """Run the model on a few tokens and exchange what its head says for other numbers.
 
-    The head is plain if it reads what the body gives, is linear in it, and the model hands on exactly what it says: no cap, no
-    scale. This holds for all weights, while comparing logits alone would take a cap of small logits for none.
+    The head is plain if it reads what the body gives, is linear in it, and the model hands on exactly what it
+    says: no cap, no scale. This holds for all weights, while comparing logits alone would take a cap of small
+    logits for none.
     """
-    if type(head) is not nn.Linear:                                       # an adapter on it may be zero now and not later
+    if type(head) is not nn.Linear:                         # an adapter on it may be zero now and not later
         return Way(False, takes_positions(model), weakref.ref(head) if head is not None else lambda: None)
     body, seen = model.get_decoder(), {}
 
@@ -194,8 +206,8 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
     return Way(plain, takes_positions(body if plain else model), weakref.ref(head))
 
 
-def _score(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None, targets: Tensor, trained: Tensor,
-           fast: bool) -> Tensor:
+def _score(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None, targets: Tensor,
+           trained: Tensor, fast: bool) -> Tensor:
     body, head = model.get_decoder(), model.get_output_embeddings()
     if fast and targets.numel() * head.weight.shape[0] * 4 <= JOINT_BYTES:
         with torch.compiler.config.patch(recompile_limit=64):
@@ -222,17 +234,19 @@ def body_states(model: nn.Module, ids: Tensor, places: Tensor | None) -> Tensor:
 
 
 def _compiled_hidden(body: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None) -> Tensor:
-    """Code is shared by models of one configuration. A process with many of them (a comparison) would pass torch's limit of 8
-    variants, and go on uncompiled."""
+    """Code is shared by models of one configuration. A process with many of them (a comparison) would pass
+    torch's limit of 8 variants, and go on uncompiled."""
     with torch.compiler.config.patch(recompile_limit=64):
         return _compiled()(body, ids, places, seen)
 
 
 def _joint(body: nn.Module, head: nn.Linear, ids: Tensor, places: Tensor | None, seen: Tensor | None,
            targets: Tensor) -> Tensor:
-    """Body, head and loss as one graph, for logits that are small: the compiler then fuses the loss into the head."""
-    logits = head(_hidden(body, ids, places, seen))
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="none").view_as(targets)
+    """Body, head and loss as one graph, for logits that are small: the compiler then fuses the loss into the
+    head."""
+    logits = head(_hidden(body, ids, places, seen)).flatten(0, 1)
+    losses = F.cross_entropy(logits, targets.flatten(), ignore_index=UNTRAINED, reduction="none")
+    return losses.view_as(targets)
 
 
 @cache
@@ -245,12 +259,13 @@ def _compiled() -> Any:
     return torch.compile(_hidden, dynamic=False)
 
 
-# ---- attention ------------------------------------------------------------------------------------------------------
+# ---- attention ---------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _one_document_a_row() -> Iterator[None]:
-    """Let SDPA use its causal kernel in compiled code too, where transformers would build a mask: it cannot look at the values.
+    """Let SDPA use its causal kernel in compiled code too, where transformers would build a mask: it cannot
+    look at the values.
 
     Only where the mask would be the causal one: a window shorter than the row still gets its mask.
     """
@@ -259,7 +274,7 @@ def _one_document_a_row() -> Iterator[None]:
     try:
         yield
     finally:
-        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]                          # ours; a user's own, if there was one, goes back
+        del ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]          # ours; a user's own, if there was one, goes back
         if ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is not before:
             ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] = before
 
@@ -269,14 +284,18 @@ def _as_it_is() -> Iterator[None]:
     yield
 
 
-def _mask_unless_causal(batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
-                        mask_function: Any = None, attention_mask: Tensor | None = None, local_size: int | None = None,
-                        use_vmap: bool = False, allow_is_bidirectional_skip: bool = False, device: Any = "cpu",
-                        **unused: Any) -> Tensor | None:
-    """As ``sdpa_mask``, called by transformers, but none where the kernel's own causal mask is the one that is meant."""
+def _mask_unless_causal(
+        batch_size: int, q_length: int, kv_length: int, q_offset: int = 0, kv_offset: int = 0,
+        mask_function: Any = None, attention_mask: Tensor | None = None, local_size: int | None = None,
+        use_vmap: bool = False, allow_is_bidirectional_skip: bool = False, device: Any = "cpu",
+        **unused: Any) -> Tensor | None:
+    """As ``sdpa_mask``, called by transformers, but none where the kernel's own causal mask is the one that
+    is meant."""
     whole = local_size is None or kv_length < local_size
-    if whole and attention_mask is None and q_length == kv_length and not use_vmap and not allow_is_bidirectional_skip:
+    plain = attention_mask is None and not use_vmap and not allow_is_bidirectional_skip
+    if whole and plain and q_length == kv_length:
         return None
-    return sdpa_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, local_size,
-                     allow_is_causal_skip=False, allow_is_bidirectional_skip=allow_is_bidirectional_skip,
-                     use_vmap=use_vmap, device=device)
+    return sdpa_mask(
+        batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, local_size,
+        allow_is_causal_skip=False, allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+        use_vmap=use_vmap, device=device)
