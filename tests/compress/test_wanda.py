@@ -41,7 +41,7 @@ def norms(model: torch.nn.Module, ctx: Context) -> dict[str, Tensor]:
     return {n: s.sqrt() for n, s in sums.items()}
 
 
-@pytest.mark.parametrize("kind", tiny.SHAPES)
+@pytest.mark.parametrize("kind", [tiny.LLAMA, tiny.GPT2])
 def test_each_output_loses_the_weights_of_the_lowest_score(tmp_path: Path, kind: str) -> None:
     model, before = tiny.model(kind).eval(), tiny.model(kind)
     if kind == tiny.GPT2:
