@@ -70,7 +70,7 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = P
         UserError: an unknown type or field, or a vocabulary smaller than the tokenizer's.
     """
     if sum(isinstance(table.get(key), str) for key in {f.key for f in families().values()}) != 1:
-        raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}, "
+        raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 64 }}, "
                         "or a function of yours: { factory = \"./net.py:build\" }.")
     known = Tokens.of(tokenizer) if tokenizer is not None else Tokens(vocabulary, {}) if vocabulary else None
     fields = {k: v for k, v in table.items() if k != "family"}
