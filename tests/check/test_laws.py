@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from trainwright.check import battery, tiny
+from trainwright.check import battery, laws_of_curate, tiny
 from trainwright.check.laws import LAWS
 from trainwright.check.subject import Subject
 
@@ -352,23 +352,6 @@ TIMES = []
     def processor(self, model, ctx):
         return lambda tokens, scores: scores + torch.rand_like(scores)
 '''},
-    "rows_are_the_same_twice": {
-        "gives other rows": '''class Mine(Curate):
-    """."""
-
-    def apply(self, documents, ctx):
-        SEEN.append(1)
-        return documents.limit(10 * len(SEEN))
-
-
-SEEN = []
-''',
-        "without text": '''class Mine(Curate):
-    """."""
-
-    def apply(self, documents, ctx):
-        return documents.exclude("text")
-'''},
     "rows_are_lawful": {
         "shifted already": '''class Mine(Data):
     """."""
@@ -443,4 +426,4 @@ def test_a_broken_method_is_caught(law: str, words: str, text: str, tmp_path: Pa
 
 
 def test_every_law_has_been_broken() -> None:
-    assert set(BROKEN) == {law.name for law in LAWS}
+    assert set(BROKEN) == {law.name for law in LAWS if law.check.__module__ != laws_of_curate.__name__}

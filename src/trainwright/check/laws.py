@@ -163,7 +163,7 @@ def state_is_legal(it: Subject) -> None:
     before = repr(it.make())
     expect(repr(method) == before, f"its settings changed while it ran: {before} became {method!r}")
     for role, seed in tiny.FROZEN.items():
-        at = difference(dict(run.ctx.frozen[role].state_dict()), dict(tiny.model(seed=seed).state_dict()))
+        at = difference(dict(run.ctx.frozen[role].state_dict()), dict(tiny.model(it.shapes[0], seed).state_dict()))
         expect(not at, f"it changes the {role} ({at}), which it may only read")
 
 
@@ -184,7 +184,7 @@ def check_leaves(leaf: Any, at: str) -> None:
 @law(*TRAINS)
 def claims_match(it: Subject) -> None:
     """On the untouched model, asked twice with one answer and no trace."""
-    method, model = it.make(), tiny.model()
+    method, model = it.make(), tiny.model(it.shapes[0])
     before = {n: t.clone() for n, t in model.state_dict().items()}
     expect(method.claims(model) == method.claims(model), "its claims differ when it is asked twice")
     check_claims([method], model)
@@ -239,7 +239,7 @@ def timeless(row: dict[str, float]) -> dict[str, float]:
 @law(Data, Surgery, Objective, Weigh)
 def micro_batches_do_not_bend_it(it: Subject) -> None:
     """One batch whole, in halves and in quarters: the same gradients. Only the loop divides."""
-    run = it.trained(tiny.LLAMA).run
+    run = it.trained(it.shapes[0]).run
     states = run.states
     batch, kept = run.pull(), copied(states)
     whole: dict[str, Tensor] = {}
@@ -298,10 +298,11 @@ def unaided(link: str) -> dict[str, Tensor]:
 
 @law(*TRAINS)
 def it_runs_on_another_model(it: Subject) -> None:
-    """GPT-2 has Conv1D layers, learned positions and tied embeddings: it trains there, or is refused in a sentence."""
-    if it.refused(tiny.GPT2):
+    """As GPT-2, which has Conv1D layers, learned positions and tied embeddings: it trains there, or is refused in a
+    sentence."""
+    if it.refused(it.shapes[1]):
         return
-    run, start = it.trained(tiny.GPT2)
+    run, start = it.trained(it.shapes[1])
     expect(math.isfinite(run.row["loss"]), f"the loss is {run.row['loss']}")
     expect(bool(difference(start, weights(run))), "no weight moves in two steps")
 
@@ -309,7 +310,7 @@ def it_runs_on_another_model(it: Subject) -> None:
 @law(Surgery, Update)
 def the_export_reloads(it: Subject) -> None:
     """Two steps, folded, written: what transformers alone reads is the same function."""
-    for kind in tiny.SHAPES:
+    for kind in it.shapes:
         if it.refused(kind):
             continue
         live, folder, unfolded = it.exported(kind)

@@ -48,11 +48,14 @@ def rows_are_lawful(it: Subject) -> None:
         expect(set(sizes.values()) == {tiny.ROWS}, f"a step of {tiny.ROWS} rows has {sizes}")
         if "input_ids" in batch and "targets" in batch:
             _check_language(batch)
+            check = _check_gaps if "attention_mask" in batch else _check_order
+            check(batch)
 
 
 def _check_language(batch: Batch) -> None:
-    ids, targets, places = batch["input_ids"], batch["targets"], batch["position_ids"]
-    for name, t in (("input_ids", ids), ("targets", targets), ("position_ids", places)):
+    ids, targets = batch["input_ids"], batch["targets"]
+    names = [n for n in ("input_ids", "targets", "position_ids", "attention_mask") if n in batch]
+    for name, t in ((n, batch[n]) for n in names):
         fits = t.dtype == torch.int64 and t.shape == ids.shape
         expect(fits, f"{name} is {t.dtype} {tuple(t.shape)}; it must be int64 {tuple(ids.shape)}")
     known = int(ids.min()) >= 0 and int(max(ids.max(), targets.max())) < tiny.VOCABULARY
@@ -60,6 +63,20 @@ def _check_language(batch: Batch) -> None:
     trained = targets != UNTRAINED
     expect(bool(((targets >= 0) | ~trained).all()), "targets are tokens, or -100 where nothing is learned")
     expect(bool(trained.any()), "nothing is learned: every target is -100")
+
+
+def _check_gaps(batch: Batch) -> None:
+    """Rows that are read as a whole: the target of a place is the token that was there, and some are hidden."""
+    ids, targets = batch["input_ids"], batch["targets"]
+    trained = targets != UNTRAINED
+    expect(bool((batch["attention_mask"].bool() | ~trained).all()), "something is learned where the row has no token")
+    expect(bool((ids != targets)[trained].any()), "every target is to be seen in its own place")
+
+
+def _check_order(batch: Batch) -> None:
+    """Rows that are read from left to right."""
+    ids, targets, places = batch["input_ids"], batch["targets"], batch["position_ids"]
+    trained = targets != UNTRAINED
     within = (places[:, 1:] != 0) & trained[:, :-1]
     follow = bool((targets[:, :-1] == ids[:, 1:])[within].all())
     expect(follow, "targets are not the tokens that follow; they come shifted already")
@@ -85,7 +102,7 @@ def it_scores_units(it: Subject) -> None:
 @law(Surgery, where="neutral")
 def it_starts_neutral(it: Subject) -> None:
     """Right after the operation the model computes what it computed before, unless the class says ``neutral = False``."""
-    for kind in tiny.SHAPES:
+    for kind in it.shapes:
         model = tiny.model(kind).eval()
         before = logits(model)
         try:
@@ -117,7 +134,7 @@ def it_changes_what_it_claims(it: Subject) -> None:
 def its_delta_comes_back(it: Subject) -> None:
     """On the original model, or on what ``fold`` left where it does not fold, what it saved computes again what was trained.
     For surgeries that read their deltas."""
-    for kind in tiny.SHAPES if it.cls.load_delta is not Surgery.load_delta else ():
+    for kind in it.shapes if it.cls.load_delta is not Surgery.load_delta else ():
         if it.refused(kind):
             continue
         live, folder, unfolded = it.exported(kind)

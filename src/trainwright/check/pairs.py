@@ -61,7 +61,7 @@ def sample(many: int, seed: int) -> list[tuple[str, str]]:
 
 def stage(a: Method, b: Method, folder: Path, saved: Path | None = None) -> Train:
     """The tiny stage with both: what a recipe would write that names the two and leaves the rest to the defaults."""
-    both = [a, b]
+    both = [*tiny.company(a), *tiny.company(b), a, b]
     data = sorted((m for m in both if isinstance(m, Data)), key=lambda m: tiny.pulls(m, folder))
     if not data or tiny.pulls(data[0], folder):
         data.insert(0, tiny.default("Data"))                                # type: ignore[arg-type]

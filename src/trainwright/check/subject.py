@@ -54,6 +54,8 @@ class Subject:
     def __init__(self, use: str, folder: Path) -> None:
         self.use, self.folder = use, folder
         self.cls: Any = load(use)
+        self.shapes = tiny.kinds_for(self.cls)
+        """Kinds of model to try it on."""
         self.kept: dict[Any, Any] = {}
 
     def make(self) -> Any:

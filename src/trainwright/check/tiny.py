@@ -24,7 +24,19 @@ from trainwright.core.build import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
-from trainwright.core.method import Batch, Curate, Data, Method, Objective, Optimizer, State, Surgery, Tensors, Update
+from trainwright.core.method import (
+    Batch,
+    Curate,
+    Data,
+    Evaluator,
+    Method,
+    Objective,
+    Optimizer,
+    State,
+    Surgery,
+    Tensors,
+    Update,
+)
 from trainwright.corpus.editing import BETWEEN
 
 if TYPE_CHECKING:
@@ -34,11 +46,18 @@ WHERE = "the conformance battery"
 STEPS, ROWS, VOCABULARY = 9, 8, 300
 HELD = 0.1
 """Share of the documents kept for tuning, and of those kept for evaluation."""
-LLAMA, GPT2 = "llama", "gpt2"
+LLAMA, GPT2, BERT, DISTILBERT = "llama", "gpt2", "bert", "distilbert"
+FAMILIES = {"causal_lm": (LLAMA, GPT2), "masked_lm": (BERT, DISTILBERT)}
+"""Kinds of model that methods are tried on, by family: two of each, that share as little as two can."""
 SHAPES: dict[str, dict[str, Any]] = {
     LLAMA: {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
             "num_key_value_heads": 1, "max_position_embeddings": 64},
-    GPT2: {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}}
+    GPT2: {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
+           "attn_pdrop": 0.0},
+    BERT: {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+           "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    DISTILBERT: {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64, "dropout": 0.0,
+                 "attention_dropout": 0.0}}
 """Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per micro-batch."""
 WORDS = {"prose": "the old farmer sows wheat and barley while rain falls over a quiet valley — grüne Äcker, пшеница, 麦",
          "code": "def walk ( node ) : while node is not None yield node.value ; return left [ 0 ] += 1 # größer",
@@ -214,18 +233,35 @@ def default(kind: str, **settings: Any) -> Method:
     return registry.create({"use": name, **registry.find(name).example, **settings}, Path(), WHERE)
 
 
+def company(method: type[Method] | Method | None) -> list[Method]:
+    """The methods that a method has nothing to do without."""
+    return [registry.create(dict(table), Path(), WHERE) for table in (method.beside if method else ())]
+
+
+def kinds_for(*methods: type[Method] | Method | None) -> tuple[str, ...]:
+    """The kinds of model that methods are tried on: of the first family that all which score models are for."""
+    scoring = (Objective, Evaluator)
+    every = [m for one in methods for m in (one, *company(one))]
+    asked = [m.families for m in every if isinstance(m, scoring) or (isinstance(m, type) and issubclass(m, scoring))]
+    return next((kinds for family, kinds in FAMILIES.items() if all({family, "*"} & set(f) for f in asked)), (LLAMA, GPT2))
+
+
 def beside(method: Method | None, folder: Path) -> list[Method]:
     """The methods of a stage in which ``method`` takes part, as a recipe orders them. An update stands behind the optimizer."""
-    data, objective = default("Data"), default("Objective")
+    needed = company(method)
+    makes = [default("Data")] if method is None or not isinstance(method, Data) or pulls(method, folder) else []
+    data = [*makes, *(m for m in needed if isinstance(m, Data))]
+    objective = next((m for m in needed if isinstance(m, Objective)), default("Objective"))
+    rest = [m for m in needed if not isinstance(m, (Data, Objective))]
     if isinstance(method, Data):
-        return [*([data] if pulls(method, folder) else []), method, objective, default("Optimizer")]
+        return [*data, method, objective, default("Optimizer"), *rest]
     if isinstance(method, Objective):
-        return [data, method, default("Optimizer")]
+        return [*data, method, default("Optimizer"), *rest]
     if isinstance(method, Optimizer):
         others = method.params[1:] if method.params.startswith("!") else f"!{method.params}"
         alone = method.params == "*" or isinstance(method, Surgery)  # such a surgery freezes what it does not train
-        return [data, objective, method, *([] if alone else [default("Optimizer", params=others)])]
-    return [data, objective, default("Optimizer"), *([method] if method else [])]
+        return [*data, objective, method, *([] if alone else [default("Optimizer", params=others)]), *rest]
+    return [*data, objective, default("Optimizer"), *rest, *([method] if method else [])]
 
 
 class _Pulled(Exception):
@@ -250,10 +286,13 @@ def stage(method: Method | None, folder: Path, *, more: Sequence[Method] = (), *
     return built([*beside(method, folder), *more], folder, **settings)
 
 
-def built(methods: Sequence[Method], folder: Path, *, kind: str = LLAMA, accumulate: int = 1, eval_every: int = 0,
+def built(methods: Sequence[Method], folder: Path, *, kind: str = "", accumulate: int = 1, eval_every: int = 0,
           precision: str = "fp32", saved: Path | None = None, train: type[Train] = Train) -> Train:
-    """A tiny stage with these methods; ``saved`` is a checkpoint to go on from."""
-    run = build(model(kind), methods, STEPS, context(folder, kind), accumulate=accumulate, precision=precision,
+    """A tiny stage with these methods, on a kind of model that they are for; ``saved`` is a checkpoint to go on from."""
+    kind = kind or kinds_for(*methods)[0]
+    fresh = model(kind)
+    families.check_objectives([m for m in methods if isinstance(m, (Objective, Evaluator))], fresh)
+    run = build(fresh, methods, STEPS, context(folder, kind), accumulate=accumulate, precision=precision,
                 eval_every=eval_every, saved=saved, train=train)
     run.count_flops = False                                  # no law is about them, and on so small a model they take longest
     return run

@@ -14,7 +14,7 @@ Errors: a batch without ``attention_mask``, whose targets are those of another o
 """
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class MaskedToken(Objective):
     """Cross-entropy of hidden tokens, one number a position; 0 where nothing is hidden."""
 
     families: ClassVar[tuple[str, ...]] = ("masked_lm",)
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "mask_words", "mask": "<|endoftext|>"},)
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "mask_words", "mask": "<|endoftext|>"},)
 
     def count(self, batch: Batch) -> float:
         return trained_tokens(batch)

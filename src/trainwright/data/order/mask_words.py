@@ -49,6 +49,7 @@ class MaskWords(Data):
     mask: str | None = None
     """Token that stands for what is hidden; default: the tokenizer's mask token."""
     example: ClassVar[dict[str, Any]] = {"mask": "<|endoftext|>"}
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "masked_token"},)
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
