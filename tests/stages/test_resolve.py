@@ -198,7 +198,7 @@ class Ear(Listener):
 @pytest.mark.slow
 def test_a_run_says_what_was_filled_in_and_keeps_it(folder: Path) -> None:
     life, store, ear = recipe(folder, tokens=640), Store(folder / "store"), Ear()
-    told = str(plan(life, store, predict=False))
+    told = str(plan(life, store, estimate=False))
     assert "step_law fills in adamw.lr = " in told and "batch_tokens = 32 (it asks for 23)" in told
     base = run(life, store, ear)["base"]
     assert any(line.startswith("base: step_law fills in adamw.lr = ") for line in ear.lines)

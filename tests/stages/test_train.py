@@ -119,7 +119,10 @@ def test_a_run_that_is_interrupted_keeps_its_snapshots(life: Path, monkeypatch: 
     ("base@3", "corpus@4", "'corpus' keeps no snapshots"),
     ("state = \"base@3\"", "state = \"base\"", "from.state must be a state"),
     ("state = \"base@3\"", "state = \"base@3\", model = \"base\"", "say one of from.model .* from.state .* model"),
-    ("lr = 1e-2 }, { use = \"wsd\" }]\n[[", "lr = 1e-2 }]\n[[", "the checkpoint has the methods")])
+    ("from = { state = \"base@3\", data = \"corpus\" }\nsteps = 6", "from = { state = \"base@3\", data = \"corpus\" }\nsteps = 2",
+     "the state of step 3 is beyond its 2 steps"),
+    ("{ use = \"clip\" }, { use = \"adamw\", lr = 1e-2 }, { use = \"wsd\" }]\n[[", "{ use = \"lora\" }, { use = \"adamw\" }]\n[[",
+     "a run that goes on with base@3 has the same surgeries as 'base': lora")])
 def test_what_cannot_be_is_one_sentence(life: Path, old: str, new: str, sentence: str) -> None:
     on = STAGE.format(label="3", steps=6, schedule="wsd")
     text = life.read_text().partition('[[stage]]\nname = "adapt"')[0].replace(SHORT, f"{SHORT}\nsnapshots = [3]", 1)
@@ -128,6 +131,17 @@ def test_what_cannot_be_is_one_sentence(life: Path, old: str, new: str, sentence
     life.write_text(text.replace(old, new, 1))
     with pytest.raises(UserError, match=sentence):
         run(load(life), Store(life.parent / "store"))
+
+
+def test_other_methods_may_go_on_with_a_state(life: Path) -> None:
+    """The optimizer goes on; a schedule that is new begins, and what one that is gone had set is gone."""
+    on = STAGE.format(label="3", steps=6, schedule="linear")
+    made = lives(life, more(on), (SHORT, f"{SHORT}\nsnapshots = [3]"))
+    rates = [row["lr"] for row in made["on"].metrics()]
+    assert rates == sorted(rates, reverse=True) and rates[0] < 1e-2
+    life.write_text(life.read_text().replace(', { use = "linear" }', ""))
+    made = run(load(life), Store(life.parent / "store"))
+    assert [row["lr"] for row in made["on"].metrics()] == [1e-2] * 3
 
 
 # ---- roles ----------------------------------------------------------------------------------------------------

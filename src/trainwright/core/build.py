@@ -17,13 +17,15 @@ CALIBRATION = 64
 
 
 def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context, *, accumulate: int = 1, precision: str = "fp32",
-          eval_every: int = 0, checkpointing: bool = False, saved: Path | None = None, train: type[Train] = Train) -> Train:
+          eval_every: int = 0, checkpointing: bool = False, saved: Path | None = None, same: bool = True,
+          train: type[Train] = Train) -> Train:
     """Precision, activation checkpointing, surgery, the journal, sharding, states; a checkpoint is loaded last.
 
     Args:
         model: with its starting weights, untouched.
         precision: as a recipe says it, ``auto`` included.
         saved: a checkpoint to go on from.
+        same: whether its methods must be these (``checkpoint.load_into``).
 
     Raises:
         UserError: claims that collide or match nothing, parameters without an optimizer, a checkpoint of other methods.
@@ -37,5 +39,5 @@ def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context,
     run = train(model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every, ctx=ctx)
     run.build(checkpoint.journal_of(rest, ctx.root) if rest else ())
     if saved:
-        checkpoint.load_into(run, saved, rest)
+        checkpoint.load_into(run, saved, rest, same)
     return run

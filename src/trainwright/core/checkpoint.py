@@ -108,15 +108,21 @@ def journal_of(rest: dict[str, Any], root: Path) -> list[tuple[int, Surgery]]:
     return out
 
 
-def load_into(train: Train, path: Path, rest: dict[str, Any]) -> None:
+def load_into(train: Train, path: Path, rest: dict[str, Any], same: bool = True) -> None:
     """Continue ``train`` (built, journal replayed) from a checkpoint.
+
+    Args:
+        same: the methods must be those of the checkpoint. Where not, those that are new begin here, and what those that are
+            gone remembered, and the knobs that they had set, are gone too; surgeries must be the same all the same.
 
     Raises:
         UserError: the recipe's methods are not those of the checkpoint, or a method's state belongs to single ranks
             and their number has changed.
     """
     saved: dict[str, Any] = rest["states"][sharding.rank() if rest["world"] == sharding.world() else 0]
-    if list(saved) != list(train.states):
+    if not same:
+        saved = {key: saved[key] for key in train.states if key in saved}
+    elif list(saved) != list(train.states):
         raise UserError(f"{path}: the checkpoint has the methods {', '.join(saved)}; the recipe has {', '.join(train.states)}.")
     for key, state in saved.items():
         if state.get("rank") and rest["world"] != sharding.world():
@@ -127,8 +133,9 @@ def load_into(train: Train, path: Path, rest: dict[str, Any]) -> None:
     with _alone():
         dcp_load(tensors, checkpoint_id=path, no_dist=sharding.world() == 1)
     train.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
-    train.states = states
-    train.ctx.step, train.ctx.knobs, train.row = rest["step"], rest["knobs"], rest["row"]
+    train.states |= states
+    knobs = {n: v for n, v in rest["knobs"].items() if same or any(f"knob:{n}" in owned for owned in train.owned.values())}
+    train.ctx.step, train.ctx.knobs, train.row = rest["step"], train.ctx.knobs | knobs, rest["row"]
     train.evaluation = {n.removeprefix("eval/"): v for n, v in train.row.items() if n.startswith("eval/")}
     train.ledger.load(rest["ledger"])
 

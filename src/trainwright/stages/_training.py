@@ -44,7 +44,10 @@ def train(site: StageRun) -> dict[str, Any]:
     own, damaged = checkpoint.newest(site.work / CHECKPOINTS)
     for bad in damaged:
         site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
-    run = assemble(job, site.store, site.context(), own or _continued(site))
+    run = assemble(job, site.store, site.context(), own or _continued(site), same=own is not None)
+    if own is None and run.ctx.step >= run.steps:
+        raise UserError(f"{job.where}: the state of step {run.ctx.step} is beyond its {run.steps} steps, which count from the start "
+                        "of the run that it goes on with.")
     row = stage.row_tokens(job) or 0
     info = {"steps": run.steps, "tokens": run.steps * run.ctx.batch_rows * row, **parameter_counts(run)}
     site.started(info, resumed=own is not None)
@@ -117,12 +120,17 @@ def _continued(site: StageRun) -> Path | None:
     folder = site.folder("state")
     if folder is None:
         return None
+    before = stage_of(site.job).continued(site.job)
+    assert before is not None
+    if [m for m in before.methods if isinstance(m, Surgery)] != [m for m in site.job.methods if isinstance(m, Surgery)]:
+        raise UserError(f"{site.job.where}: a run that goes on with {site.job.inputs['state'][0].name} has the same surgeries as "
+                        f"{before.stage.name!r}: {', '.join(m.name for m in before.of(Surgery)) or 'none'}.")
     if not checkpoint.whole(folder / STATE):
         raise UserError(f"{site.job.where}: the state in {folder} is not whole; remove its artifact and run its stage again.")
     return folder / STATE
 
 
-def assemble(job: Job, store: Store, ctx: Context, saved: Path | None = None, steps: int | None = None,
+def assemble(job: Job, store: Store, ctx: Context, saved: Path | None = None, steps: int | None = None, same: bool = True,
              methods: Callable[[nn.Module], list[Method]] | None = None) -> Train:
     """The stage's loop, built; the same for a run and for those that try one.
 
@@ -131,6 +139,7 @@ def assemble(job: Job, store: Store, ctx: Context, saved: Path | None = None, st
     Args:
         ctx: with ``inputs`` as far as they are there.
         saved: a checkpoint to go on from.
+        same: whether its methods must be those of the stage.
         steps: of the stage, where that is not its own affair.
         methods: makes the methods where they are not the job's, given the model.
     """
@@ -148,7 +157,7 @@ def assemble(job: Job, store: Store, ctx: Context, saved: Path | None = None, st
     ctx.compile = hardware.compile_pays(model, tokens) if stage.compile == "auto" else stage.compile
     return build(model, methods(model) if methods else job.methods, own if steps is None else steps, ctx,
                  accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
-                 checkpointing=stage.checkpointing, saved=saved)
+                 checkpointing=stage.checkpointing, saved=saved, same=same)
 
 
 def _tokenizer(job: Job, ctx: Context) -> Any:
