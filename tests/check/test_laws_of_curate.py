@@ -55,9 +55,10 @@ SEEN = []
         "apply reads documents": """        return documents.collect()
 """},
     "what_it_edits_is_learned": {
-        "edit documents with trainwright.corpus.editing.edit": """        return documents.with_column("text", daft.col("text").upper())
+        "edit documents with trainwright": """        return documents.with_column("text", daft.col("text").upper())
 """,
-        "the text of the document 'chat/": """        return documents.with_column("messages", daft.col("messages").replace("apples", "pears"))
+        "the text of the document 'chat/": """        messages = daft.col("messages").replace("apples", "pears")
+        return documents.with_column("messages", messages)
 """},
     "what_it_writes_has_its_origin": {
         "with the origin None": WRITES.replace("NAME", "f'{id}#'").replace("ORIGIN", "None"),
@@ -73,13 +74,13 @@ def problem(law: str, text: str, folder: Path) -> str:
     return battery.problem(found, Subject(str(file), folder))
 
 
-@pytest.mark.parametrize(("law", "words", "text"), CASES, ids=[f"{law}-{words}".replace(" ", "_") for law, words, _ in CASES])
+@pytest.mark.parametrize(("law", "words", "text"), CASES, ids=[f"{law}-{words}" for law, words, _ in CASES])
 def test_a_broken_method_is_caught(law: str, words: str, text: str, tmp_path: Path) -> None:
     assert words in problem(law, text, tmp_path)
 
 
 @pytest.mark.parametrize("law", [law.name for law in OURS])
-@pytest.mark.parametrize("text", [EDITS, WRITES.replace("NAME", "f'{id}#'").replace("ORIGIN", "id")], ids=["edits", "writes"])
+@pytest.mark.parametrize("text", [EDITS, WRITES.replace("NAME", "f'{id}#'").replace("ORIGIN", "id")])
 def test_a_sound_method_passes(law: str, text: str, tmp_path: Path) -> None:
     why = problem(law, text, tmp_path)
     assert not why or (law == "rows_stream_through_it" and text != EDITS), why
@@ -93,4 +94,5 @@ def test_the_rows_are_what_a_corpus_may_hold() -> None:
     """A law whose own documents broke it would blame every method."""
     found = laws_of_curate.table(list(laws_of_curate.rows()), []).to_arrow().to_pylist()
     assert len({row["id"] for row in found}) == len(found)
-    assert sum(row["messages"] is not None for row in found) == 40 and sum(row["chosen"] is not None for row in found) == 2
+    assert sum(row["messages"] is not None for row in found) == 40
+    assert sum(row["chosen"] is not None for row in found) == 2

@@ -1,14 +1,20 @@
+"""Where each document came from, which method dropped it, and why."""
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.corpus.corpora import KeepLong, build, texts
 from tests.data.frames import frame, told
+from trainwright.core.context import Context
+from trainwright.core.method import Curate
 from trainwright.corpus import documents, provenance
 from trainwright.corpus.columns import ARROW
+from trainwright.corpus.passes import without
 
 
 def tap(folder: Path, number: int, ids: str, part: str = "a") -> None:
@@ -62,3 +68,87 @@ def test_a_tap_sees_what_its_method_hands_on(tmp_path: Path) -> None:
     assert told(second)["a"]["text"] == "twe"
     seen = [pq.read_table(next(tmp_path.glob(f"{n:03d}-*.parquet")))["characters"].to_pylist() for n in (0, 1)]
     assert seen == [[20], [3]]
+
+
+class Scored(Curate):
+    """Drops short documents, and says why of some."""
+
+    least: int = 10
+    """Characters."""
+    silent: bool = False
+    """Whether it leaves it at dropping them."""
+
+    def apply(self, documents: Any, ctx: Context) -> Any:
+        ids = ["d/0000", "d/0001", "d/0003"]
+        if not self.silent:
+            provenance.because(ctx, ids[:2], "too short", score=[1.5, 2.5])
+            provenance.because(ctx, pa.chunked_array([ids[2:]]), ["like another"], partner=["d/0007"])
+            provenance.because(ctx, [], "nobody")
+        return without(documents, pa.array([*ids, "d/0004"]))
+
+
+def test_each_dropped_document_has_its_reason(tmp_path: Path) -> None:
+    build(tmp_path / "c", [*texts(20), {"id": "blank", "text": "  "}], Scored(), KeepLong(least=0))
+    table = pq.read_table(tmp_path / "c" / provenance.FILE)
+    assert table.column_names == ["id", "domain", "characters", "origin", "written", "dropped", "reason", "score", "partner"]
+    found = {r["id"]: (r["dropped"], r["reason"], r["score"], r["partner"]) for r in table.to_pylist()}
+    assert found["d/0000"] == ("scored", "too short", 1.5, None) and found["d/0001"][2] == 2.5
+    assert found["d/0003"] == ("scored", "like another", None, "d/0007")
+    assert found["d/0004"] == ("scored", "scored", None, None), "where it says nothing, the method with its settings"
+    assert found["blank"] == ("corpus", "blank", None, None)
+    assert found["d/0005"] == (None, None, None, None) and len(found) == 21
+
+
+def test_the_usual_reason_is_the_method_with_its_settings(tmp_path: Path) -> None:
+    assert provenance.words(KeepLong(least=30)) == "keep_long: least = 30" and provenance.words(Scored()) == "scored"
+    build(tmp_path / "c", texts(20), Scored(silent=True, least=3))
+    table = pq.read_table(tmp_path / "c" / provenance.FILE)
+    assert set(table["reason"].to_pylist()) == {None, "scored: least = 3, silent = True"}
+
+
+def test_what_two_methods_of_a_name_note_is_not_mixed_up(tmp_path: Path) -> None:
+    build(tmp_path / "c", texts(20), Scored(silent=True), Scored())
+    table = pq.read_table(tmp_path / "c" / provenance.FILE)
+    assert {r["dropped"]: r["reason"] for r in table.to_pylist() if r["dropped"]} == {"scored.1": "scored: silent = True"}
+
+
+def test_outside_of_a_stage_nothing_is_noted() -> None:
+    provenance.because(Context(), ["a"], "for nobody")
+
+
+def reasons(folder: Path) -> dict[str, tuple[str, float | None, str | None]]:
+    table = pq.read_table(folder / provenance.FILE).to_pylist()
+    return {r["id"]: (r["reason"], r["score"], r["partner"]) for r in table if r["dropped"]}
+
+
+def test_methods_name_the_document_the_benchmark_and_the_score(tmp_path: Path) -> None:
+    from trainwright.data.filter.decontaminate import Decontaminate
+    from trainwright.data.filter.filter import Filter
+    from trainwright.data.filter.minhash import Minhash
+    words = [f"{a} {b} walks slowly over the grey {c} hill" for a in "abc" for b in "defg" for c in "hij"]
+    rows = [{"id": f"{i:02d}", "text": text} for i, text in enumerate(words)]
+    twins = [{"id": "twin", "text": f"  {words[3].upper()}!"}, {"id": "leak", "text": "who sat on the mat when the sun went down"}]
+    (tmp_path / "quiz.txt").write_text("Who sat on the mat, when the sun went down?")
+    methods = [Minhash(), Decontaminate(files=(str(tmp_path / "quiz.txt"),), ngram=6, shortest=4), Filter(where="id <> '05'")]
+    build(tmp_path / "c", [*rows, *twins], *methods)
+    found = reasons(tmp_path / "c")
+    assert found["twin"] == ("near-duplicate", None, "03")
+    assert found["leak"] == ("shares runs of words with a benchmark", 5.0, "quiz")
+    assert found["05"] == ("filter: where = \"id <> '05'\"", None, None)
+
+
+def test_selections_give_the_score_that_was_too_low(tmp_path: Path) -> None:
+    from trainwright.data.select.best import Best
+    from trainwright.data.select.deita import Deita
+    place = np.array([[1.0, 0.0], [0.0, 1.0], [0.999, 0.04], [0.6, 0.8]])
+    table = frame([{"id": name, "text": name} for name in "abcd"], score=[4.0, 3.0, 2.0, 1.0], embedding=place.tolist())
+    ctx = Context(folder=tmp_path / "best")
+    (tmp_path / "best").mkdir()
+    assert set(told(Best(column="score", count=3).apply(table, ctx))) == {"a", "b", "c"}
+    assert provenance._noted(tmp_path / "best") == {"d": ("not among the 3 best by score", 1.0, None)}
+    (tmp_path / "deita").mkdir()
+    assert set(told(Deita(scores=("score",), count=2).apply(table, Context(folder=tmp_path / "deita")))) == {"a", "b"}
+    assert provenance._noted(tmp_path / "deita")["d"] == ("not among the 2 best that differ", 1.0, None)
+    (tmp_path / "all").mkdir()
+    assert set(told(Deita(scores=("score",), count=4).apply(table, Context(folder=tmp_path / "all")))) == {"a", "b", "d"}
+    assert provenance._noted(tmp_path / "all") == {"c": ("near to a document that is kept", 2.0, "a")}

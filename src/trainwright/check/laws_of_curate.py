@@ -4,7 +4,9 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from trainwright.check import tiny
@@ -30,7 +32,8 @@ def rows() -> Iterator[dict[str, Any]]:
     yield from tiny.rows()
     for i, text in enumerate(ODD):
         yield usual | {"id": f"odd/{i}", "text": text}
-    yield usual | {"id": "prose/2#again", "text": "the farmer sows again", "domain": "prose", "origin": "prose/2"}
+    written = {"id": "prose/2#again", "domain": "prose", "origin": "prose/2"}
+    yield usual | written | {"text": "the farmer sows again"}
     turns = {part: json.dumps([{"role": role, "content": f"{part} apples"}])
              for part, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant"))}
     yield usual | turns | {"id": "pair/0", "text": "prompt apples\n\nchosen apples"}
@@ -85,14 +88,15 @@ def rows_are_the_same_twice(it: Subject) -> None:
     first, second = (sorted(repr(row) for row in made) for made in (curated(it), applied(it, list(rows()))))
     expect(not difference(first, second), "the same table gives other rows when it is applied again")
     names = [method.depends(it.folder) for _ in range(2)]
-    expect(isinstance(names[0], str) and names[0] == names[1], f"depends must be one string, the same twice: {names}")
+    same = isinstance(names[0], str) and names[0] == names[1]
+    expect(same, f"depends must be one string, the same twice: {names}")
 
 
 @law(Curate)
 def ids_stay_unique(it: Subject) -> None:
     """No two documents that come out have one id, where no two have it that come in."""
     names = sorted(row["id"] for row in curated(it))
-    twins = [one for one, next_ in zip(names, names[1:], strict=False) if one == next_]
+    twins = [one for one, other in pairwise(names) if one == other]
     expect(not twins, f"several documents that come out have one id, such as {twins[:1]}")
 
 
@@ -121,12 +125,10 @@ def _near(one: Any, two: Any) -> bool:
 def rows_stream_through_it(it: Subject) -> None:
     """``apply`` says what is to be done and does none of it: rows are read when somebody takes them."""
     read: list[bool] = []
-    try:
+    with suppress(UserError):                                # it has looked, and found nothing
         it.make().apply(table([], read), tiny.curating(it.place()))
-    except UserError:                                        # it has looked, and found nothing
-        pass
-    expect(not read, "apply reads documents before anybody takes the rows that it returns; if it must compare "
-                     "them all, say why in expected_failures")
+    expect(not read, "apply reads documents before anybody takes the rows that it returns; if it must "
+                     "compare them all, say why in expected_failures")
 
 
 @law(Curate)
@@ -136,8 +138,8 @@ def what_it_edits_is_learned(it: Subject) -> None:
     for row in curated(it):
         shown = view(*(row[name] for name in LEARNED))
         expect(shown is None or shown == row["text"],
-               f"the text of the document {row['id']!r} is not what its messages say, from which it is learned: "
-               "edit documents with trainwright.corpus.editing.edit")
+               f"the text of the document {row['id']!r} is not what its messages say, from which it is "
+               "learned: edit documents with trainwright.corpus.editing.edit")
 
 
 @law(Curate)
@@ -152,12 +154,12 @@ def what_it_writes_has_its_origin(it: Subject) -> None:
     origins = known | {row["origin"] for row in rows() if row.get("origin")}
     for row in written:
         expect(row["id"] in firsthand or row["origin"] in origins,
-               f"it writes the document {row['id']!r} with the origin {row['origin']!r}, which is no document that "
-               "came in: it must have the split of what it was written from (document(origin = ...))")
+               f"it writes the document {row['id']!r} with the origin {row['origin']!r}, which is no document "
+               "that came in: it must have the split of what it was written from (document(origin = ...))")
 
 
 def _from_nothing(it: Subject) -> list[dict[str, Any]]:
     try:
         return applied(it, [])
-    except UserError:                                        # nothing to read: what it writes, it writes from documents
+    except UserError:                                        # nothing to read, so nothing to write from
         return []

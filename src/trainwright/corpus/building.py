@@ -1,10 +1,13 @@
-"""Building a corpus: documents through the curating methods, a tokenizer trained or loaded, tokens in shards, one index.
+"""Building a corpus: documents through the curating methods, a tokenizer trained or loaded, tokens in shards,
+one index.
 
-The table is streamed three times (to Parquet, to the tokenizer's trainer, to the shards) and is never whole in memory; only
-ids, domains and lengths are. What a reader selects does not depend on the order in which the documents came.
+The table is streamed three times (to Parquet, to the tokenizer's trainer, to the shards) and is never whole
+in memory; only ids, domains and lengths are. What a reader selects does not depend on the order in which the
+documents came.
 
-A corpus made of an earlier one (``from.data``) begins with its documents for training and its tokenizer; the documents that were
-kept back stay kept back, whatever the methods do, so that all corpora made of one are measured on the same text.
+A corpus made of an earlier one (``from.data``) begins with its documents for training and its tokenizer; the
+documents that were kept back stay kept back, whatever the methods do, so that all corpora made of one are
+measured on the same text.
 """
 from __future__ import annotations
 
@@ -29,7 +32,8 @@ from trainwright.corpus import bpe, chat, documents, media, provenance, splits, 
 from trainwright.corpus.columns import DOMAIN, ID, MESSAGES, ORIGIN, SOURCE, TEXT
 
 TRAINER_BYTES = 256 << 20
-"""Bytes of text that a tokenizer is trained on at most: a larger corpus gives a sample of documents, by hash."""
+"""Bytes of text that a tokenizer is trained on at most: a larger corpus gives a sample of documents, by
+hash."""
 
 SAY_EVERY = 10.0
 """Seconds between two lines about tokens."""

@@ -1,9 +1,10 @@
 """Conversations as tokens: rendered by a chat template, with a mask of what the assistant says.
 
-A template marks the assistant's part with ``{% generation %}``. The mask covers every token that overlaps such a part: the
-answer and the token that ends its turn, in every turn, and nothing else. Where the tokenizer's own template lacks the marks,
-``chat_template = "by_turn"`` finds the parts by rendering the conversation turn by turn, for templates that only ever append.
-Control tokens that stand in a message are read as control tokens, as ``apply_chat_template`` does.
+A template marks the assistant's part with ``{% generation %}``. The mask covers every token that overlaps
+such a part: the answer and the token that ends its turn, in every turn, and nothing else. Where the
+tokenizer's own template lacks the marks, ``chat_template = "by_turn"`` finds the parts by rendering the
+conversation turn by turn, for templates that only ever append. Control tokens that stand in a message are
+read as control tokens, as ``apply_chat_template`` does.
 """
 from __future__ import annotations
 
@@ -41,8 +42,8 @@ class Chat:
     """One tokenizer with one template.
 
     Args:
-        tokenizer: a transformers ``PreTrainedTokenizerFast``.
-        chosen: the setting ``chat_template``: None (the tokenizer's own, which must carry the marks), ``by_turn``, the name of
+        tokenizer: a transformers ``PreTrainedTokenizerFast``. chosen: the setting ``chat_template``: None
+        (the tokenizer's own, which must carry the marks), ``by_turn``, the name of
             a built-in template, or a file.
 
     Raises:
@@ -123,7 +124,8 @@ class Chat:
         return texts[0], [tuple(span) for span in spans[0]] if marked else []
 
     def check(self, names: Sequence[str], conversations: Sequence[str]) -> None:
-        """Hold a chosen template against the tokenizer's own on the first examples: both must render the same text.
+        """Hold a chosen template against the tokenizer's own on the first examples: both must render the same
+        text.
 
         Raises:
             UserError: they differ, so that the model would be trained on another format than it knows.
@@ -176,7 +178,8 @@ def _resolve(own: str | None, chosen: str | None) -> str:
 
 
 def _exact_offsets(backend: Any) -> Any:
-    """A copy that neither truncates nor pads nor trims spaces off offsets, so that every character has its token."""
+    """A copy that neither truncates nor pads nor trims spaces off offsets, so that every character has its
+    token."""
     from tokenizers import Tokenizer
     content = json.loads(backend.to_str())
     return Tokenizer.from_str(json.dumps(content | {"truncation": None, "padding": None, "post_processor": None}))

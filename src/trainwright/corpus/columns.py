@@ -1,8 +1,10 @@
-"""The columns of documents: which every table has, of which kind each is, and how a value of a source becomes one of them.
+"""The columns of documents: which every table has, of which kind each is, and how a value of a source becomes
+one of them.
 
-A new kind of content (a video, a molecule) is one entry in ``KINDS`` and its column one in ``SCHEMA``; what a model reads of it is
-made in ``inputs.py``, and nowhere else. Tables hold strings and numbers only: the bytes of an image or a sound lie beside them,
-under a hash of their content (``media.py``), and the column has the reference.
+A new kind of content (a video, a molecule) is one entry in ``KINDS`` and its column one in ``SCHEMA``; what a
+model reads of it is made in ``inputs.py``, and nowhere else. Tables hold strings and numbers only: the bytes
+of an image or a sound lie beside them, under a hash of their content (``media.py``), and the column has the
+reference.
 """
 from __future__ import annotations
 
@@ -15,13 +17,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 Keep = Callable[[bytes, str], str]
-"""Keeps bytes of media under a hash of them, given what they are; returns the reference that a column holds."""
+"""Keeps bytes of media under a hash of them, given what they are; returns the reference that a column
+holds."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a column may hold. ``store`` makes the stored value of one that a source gave, or raises a ValueError that ends
-    "…, not VALUE"; ``root`` is the folder that relative paths start from."""
+    """What a column may hold. ``store`` makes the stored value of one that a source gave, or raises a
+    ValueError that ends "…, not VALUE"; ``root`` is the folder that relative paths start from."""
 
     name: str
     arrow: pa.DataType
@@ -89,7 +92,8 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in (
     Kind("number", pa.float64(), _number),
     Kind("image", pa.large_string(), _medium("image")),
     Kind("audio", pa.large_string(), _medium("audio")))}
-"""``turns`` is a part of a conversation: a text or a list of messages, as JSON. A ``label`` is a string, be it of a number."""
+"""``turns`` is a part of a conversation: a text or a list of messages, as JSON. A ``label`` is a string, be
+it of a number."""
 
 
 class Column(NamedTuple):
@@ -124,7 +128,8 @@ ARROW = pa.schema([(name, KINDS[column.kind].arrow) for name, column in SCHEMA.i
 
 
 def kind_of(field: pa.Field) -> str:
-    """The kind of a column of a corpus: that of the schema, or what its Arrow type says; empty where nothing is known of it."""
+    """The kind of a column of a corpus: that of the schema, or what its Arrow type says; empty where nothing
+    is known of it."""
     if field.name in SCHEMA:
         return SCHEMA[field.name].kind
     kind = field.type

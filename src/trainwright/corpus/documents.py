@@ -1,4 +1,5 @@
-"""The table of documents: its columns, and Daft, the engine that runs it without a sound and without telling anybody."""
+"""The table of documents: its columns, and Daft, the engine that runs it without a sound and without telling
+anybody."""
 from __future__ import annotations
 
 import importlib.util
@@ -44,7 +45,8 @@ logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
 
 
 def start(engine: str) -> None:
-    """Run tables on this machine (``native``) or on a Ray cluster (``ray``), which from then on runs all of this process."""
+    """Run tables on this machine (``native``) or on a Ray cluster (``ray``), which from then on runs all of
+    this process."""
     if engine != "ray":
         return
     if importlib.util.find_spec("ray") is None:
@@ -63,7 +65,8 @@ def empty() -> DataFrame:
 
 
 def standard(table: DataFrame, method: str) -> DataFrame:
-    """``table`` with its standard columns as they are stored. Raises a UserError that names the method which lost one."""
+    """``table`` with its standard columns as they are stored. Raises a UserError that names the method which
+    lost one."""
     lost = [name for name in SCHEMA if name not in table.column_names]
     if lost:
         raise UserError(f"the method {method!r} returned a table without {', '.join(lost)}; documents have {', '.join(SCHEMA)}.")
@@ -73,9 +76,9 @@ def standard(table: DataFrame, method: str) -> DataFrame:
 def union(a: DataFrame, b: DataFrame) -> DataFrame:
     """The rows of ``a``, then those of ``b``; a column that one of them lacks is null there.
 
-    Make sources of documents with ``corpus/sources.py: table``, whose failures are kept aside and raised. With two sources
-    in one table, Daft 0.7.26 may lose a failure of its own readers (``daft.read_parquet`` …): one that stops early then looks
-    whole.
+    Make sources of documents with ``corpus/sources.py: table``, whose failures are kept aside and raised.
+    With two sources in one table, Daft 0.7.26 may lose a failure of its own readers (``daft.read_parquet``
+    …): one that stops early then looks whole.
     """
     return a.union_all_by_name(b)
 
@@ -99,13 +102,14 @@ def stream(table: DataFrame) -> Iterator[Any]:
 
 
 def parquet(files: Sequence[Path]) -> DataFrame:
-    """A lazy table of Parquet files of one schema, in order. Unlike the engine's own reader it takes a name as it is written
-    (which may have brackets), and a failure of it is not lost."""
+    """A lazy table of Parquet files of one schema, in order. Unlike the engine's own reader it takes a name
+    as it is written (which may have brackets), and a failure of it is not lost."""
     return in_files(_Parquet(files).read())
 
 
 def in_files(table: DataFrame) -> DataFrame:
-    """``table``, of which is known from now on that its rows only need to be read (see ``settled`` in ``corpus/selecting.py``)."""
+    """``table``, of which is known from now on that its rows only need to be read (see ``settled`` in
+    ``corpus/selecting.py``)."""
     _in_files.add(table)
     return table
 
@@ -155,8 +159,8 @@ class _ParquetTask(DataSourceTask):  # type: ignore[misc]
 
 
 class Earlier:
-    """The documents of a corpus that was built before: those for training, on which methods work, and those kept back, which
-    go along untouched."""
+    """The documents of a corpus that was built before: those for training, on which methods work, and those
+    kept back, which go along untouched."""
 
     def __init__(self, folder: Path) -> None:
         self.files = sorted((folder / "documents").glob("*.parquet"))
@@ -172,7 +176,8 @@ class Earlier:
         return in_files(table.where(~among(table, self.split))) if self.split else table
 
     def held(self, schema: pa.Schema) -> Iterator[pa.Table]:
-        """The documents kept back, with the columns of ``schema``; those that no method wrote for them are null."""
+        """The documents kept back, with the columns of ``schema``; those that no method wrote for them are
+        null."""
         for file in self.files:
             with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 for batch in parquet.iter_batches(batch_size=256):
@@ -192,7 +197,8 @@ class Table:
     domains: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
     splits: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     origins: dict[str, str] = field(default_factory=dict)
-    """Of documents that are written from another one, the id of that one, as the method that wrote them says it."""
+    """Of documents that are written from another one, the id of that one, as the method that wrote them says
+    it."""
     media: set[str] = field(default_factory=set)
     """References to images and sounds."""
     empty: int = 0
@@ -205,7 +211,8 @@ class Table:
 
 
 class Writer:
-    """Parquet files of about one size, in the order in which rows come; blank documents are left out and counted."""
+    """Parquet files of about one size, in the order in which rows come; blank documents are left out and
+    counted."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

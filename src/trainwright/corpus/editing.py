@@ -1,8 +1,10 @@
-"""What a method edits is what is learned: the text of a conversation is a view of its messages, never apart from them.
+"""What a method edits is what is learned: the text of a conversation is a view of its messages, never apart
+from them.
 
-A plain document is learned from ``text``, a conversation from ``messages``, a pair from ``prompt``, ``chosen`` and ``rejected``;
-``text`` of the last two is what they say, so that every filter can read it. A method that edits documents calls ``edit``, which
-changes what is learned and keeps the view; the stage refuses a table in which the two have come apart.
+A plain document is learned from ``text``, a conversation from ``messages``, a pair from ``prompt``,
+``chosen`` and ``rejected``; ``text`` of the last two is what they say, so that every filter can read it. A
+method that edits documents calls ``edit``, which changes what is learned and keeps the view; the stage
+refuses a table in which the two have come apart.
 """
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ def said(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def conversation(messages: str | None, prompt: str | None, chosen: str | None) -> str | None:
-    """The conversation that a document is learned from, as JSON: its own, or that of a pair with the chosen answer; None where
-    it has none."""
+    """The conversation that a document is learned from, as JSON: its own, or that of a pair with the chosen
+    answer; None where it has none."""
     if messages is not None or chosen is None:
         return messages
     turns = [json.loads(part or "[]") for part in (prompt, chosen)]
@@ -52,8 +54,8 @@ def plain(table: DataFrame) -> DataFrame:
 
 
 def edit(table: DataFrame, change: Callable[[str], str]) -> DataFrame:
-    """``table`` with ``change`` made to what is learned: the text of plain documents, the content of each message, the parts of
-    each pair. Lazy; ``change`` is given one string at a time, none of them null."""
+    """``table`` with ``change`` made to what is learned: the text of plain documents, the content of each
+    message, the parts of each pair. Lazy; ``change`` is given one string at a time, none of them null."""
     import daft
     names = (TEXT, *LEARNED, REJECTED)
 

@@ -1,7 +1,9 @@
-"""Images and sounds of documents: files under a hash of their bytes, which a column refers to as ``media:HASH.ENDING``.
+"""Images and sounds of documents: files under a hash of their bytes, which a column refers to as
+``media:HASH.ENDING``.
 
-While a corpus is built they lie in the stage's scratch, shared by its methods; the corpus keeps those that a document refers to.
-One that two documents share is kept once. Use ``keep`` in a method that makes media, and ``find`` in one that reads them.
+While a corpus is built they lie in the stage's scratch, shared by its methods; the corpus keeps those that a
+document refers to. One that two documents share is kept once. Use ``keep`` in a method that makes media, and
+``find`` in one that reads them.
 """
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from trainwright.corpus.tokens import link
 
 PREFIX = "media:"
 FOLDER = "media"
-BEGINS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff",
-          b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
+BEGINS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp",
+          b"II*\0": "tiff", b"MM\0*": "tiff", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
 """The endings of files that begin so."""
 
 
@@ -38,8 +40,8 @@ def put(folder: Path, data: bytes, what: str) -> str:
     """
     kind = ending(data)
     if kind == "bin":
-        raise ValueError(f"the bytes of an {what} must be of a known format ({', '.join(sorted({*BEGINS.values(), 'webp', 'wav'}))})"
-                         f", not begin with {data[:8]!r}")
+        known = ", ".join(sorted({*BEGINS.values(), "webp", "wav"}))
+        raise ValueError(f"the bytes of an {what} must be of a known format ({known}), not begin with {data[:8]!r}")
     reference = f"{PREFIX}{hashlib.sha256(data).hexdigest()}.{kind}"
     file = path(folder, reference)
     if not file.is_file():
@@ -57,7 +59,8 @@ def path(folder: Path, reference: str) -> Path:
 
 
 def keeper(ctx: Context) -> Keep | None:
-    """What keeps media for a method: in the scratch that all methods of its stage share. None outside of a stage."""
+    """What keeps media for a method: in the scratch that all methods of its stage share. None outside of a
+    stage."""
     return None if ctx.folder is None else partial(put, ctx.folder.parent / FOLDER)
 
 

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
 FILE = "provenance.parquet"
-"""One row for each document that any method saw: ``id``, ``domain``, ``characters``, ``origin`` (the document that it was written
-from), ``written`` (the method from which it came), ``dropped`` (the method that left it out, ``corpus`` where it was blank; null
-where it was kept), and of dropped ones ``reason`` (in words), ``score`` and ``partner`` (the number and the other document, or the
-benchmark, that it was dropped for; null where the method names none)."""
+"""One row for each document that any method saw: ``id``, ``domain``, ``characters``, ``origin`` (the document
+that it was written from), ``written`` (the method from which it came), ``dropped`` (the method that left it
+out, ``corpus`` where it was blank; null where it was kept), and of dropped ones ``reason`` (in words),
+``score`` and ``partner`` (the number and the other document, or the benchmark, that it was dropped for; null
+where the method names none)."""
 STAGE = "corpus"
 """What drops a document that is blank."""
 BINS = 28
@@ -59,20 +60,23 @@ def because(ctx: Context, ids: Any, reason: str | Sequence[str], score: Any = No
 
 
 def words(method: Method) -> str:
-    """A method with those of its settings that are not what they are by default: the reason where it names none."""
+    """A method with those of its settings that are not what they are by default: the reason where it names
+    none."""
     said = [f"{f.name} = {value!r}" for f in dataclasses.fields(method)  # type: ignore[arg-type]
             if (value := getattr(method, f.name)) != f.default]
     return f"{method.name}: {', '.join(said)}" if said else method.name
 
 
 def tapped(table: DataFrame, folder: Path, number: int, method: str = "") -> DataFrame:
-    """``table``, which notes what goes by when it runs: id, domain, characters and origin of each row, in ``folder`` under
-    ``number``. A row that goes by with a text that is not what is learned of it is an error of the ``method``.
+    """``table``, which notes what goes by when it runs: id, domain, characters and origin of each row, in
+    ``folder`` under ``number``. A row that goes by with a text that is not what is learned of it is an error
+    of the ``method``.
 
-    All columns go through Python together, untouched and uncopied. Else the engine would move a later filter in front of a column
-    that it does not need, and rows would be missed; or an edit of a later method, and it would be seen too early.
+    All columns go through Python together, untouched and uncopied. Else the engine would move a later filter
+    in front of a column that it does not need, and rows would be missed; or an edit of a later method, and it
+    would be seen too early.
     """
-    names, schema = table.column_names, table.schema().to_pyarrow_schema()
+    names = table.column_names
     row = daft.DataType.struct({name: table.schema()[name].dtype for name in names})
 
     @daft.func.batch(return_dtype=row)  # type: ignore[untyped-decorator]
@@ -86,7 +90,7 @@ def tapped(table: DataFrame, folder: Path, number: int, method: str = "") -> Dat
             raise
         seen = pa.table({ID: rows[ID], DOMAIN: rows[DOMAIN], "characters": pc.utf8_length(rows[TEXT]), ORIGIN: rows[ORIGIN]})
         pq.write_table(seen.cast(TAP), folder / f"{number:03d}-{uuid.uuid4().hex}.parquet")
-        return pa.StructArray.from_arrays(arrays, fields=[schema.field(name).with_type(a.type) for name, a in zip(names, arrays, strict=True)])
+        return pa.StructArray.from_arrays(arrays, names)
 
     noted = table.select(noting(*(table[name] for name in names)).alias("row"))
     made = noted.select(*(noted["row"].get(name).alias(name) for name in names))
@@ -155,8 +159,9 @@ def counts(table: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def kept(table: pa.Table) -> dict[str, Any]:
-    """All documents and those that were kept, by domain (by domain and writer where several methods wrote documents of one) and
-    by length in characters: ``{"domains": {NAME: [all, kept]}, "lengths": {"edges", "all", "kept"}}``."""
+    """All documents and those that were kept, by domain (by domain and writer where several methods wrote
+    documents of one) and by length in characters: ``{"domains": {NAME: [all, kept]}, "lengths": {"edges",
+    "all", "kept"}}``."""
     stays = table["dropped"].is_null().to_numpy()
     domain, written = (table[name].to_numpy().astype(object) for name in (DOMAIN, "written"))
     writers: dict[str, set[str]] = {}

@@ -36,7 +36,8 @@ def check_amount(count: int | None, share: float | None) -> None:
 
 
 def amount(documents: int, count: int | None, share: float | None, method: str) -> int:
-    """Documents to keep of so many: ``count``, or a ``share`` of them (a tenth where neither is said), one at least.
+    """Documents to keep of so many: ``count``, or a ``share`` of them (a tenth where neither is said), one at
+    least.
 
     Raises:
         UserError: there is none to choose from, or fewer than ``count``.
@@ -49,11 +50,13 @@ def amount(documents: int, count: int | None, share: float | None, method: str) 
 
 
 def settled(documents: DataFrame, ctx: Context, name: str = "table", often: bool = True) -> DataFrame:
-    """The table, run once: what comes before it does not run again for each look at it. It lies in the stage's scratch until the
-    stage is done, so that an interrupted stage need not make it again; as it is, since that is three times as fast as compressed.
+    """The table, run once: what comes before it does not run again for each look at it. It lies in the
+    stage's scratch until the stage is done, so that an interrupted stage need not make it again; as it is,
+    since that is three times as fast as compressed.
 
     Args:
-        often: whether the text is read more than once; if not, a table that only needs to be read is not written first.
+        often: whether the text is read more than once; if not, a table that only needs to be read is not
+        written first.
     """
     from trainwright.corpus.documents import lies_in_files, parquet, stream
     if not often and lies_in_files(documents):
@@ -126,8 +129,19 @@ def keep(documents: DataFrame, ids: Sequence[str] | NDArray[np.object_]) -> Data
     return documents.where(among(documents, ids))
 
 
+def keep_first(documents: DataFrame, ids: NDArray[np.object_], order: NDArray[np.int64], many: int, ctx: Context,
+               by: str, values: NDArray[Any]) -> DataFrame:
+    """The rows of the first ``many`` documents of ``ids[order]``. Of the others it is noted that they are not
+    among those by the column ``by``, with their ``values``."""
+    from trainwright.corpus.provenance import because
+    rest = order[many:]
+    because(ctx, ids[rest], f"not among the {many:,} best by {by}", score=values[rest])
+    return keep(documents, ids[order[:many]])
+
+
 def attach(documents: DataFrame, told: pa.Table) -> DataFrame:
-    """``documents`` with the columns of ``told``, which has an ``id``; a document that it does not name has null there."""
+    """``documents`` with the columns of ``told``, which has an ``id``; a document that it does not name has
+    null there."""
     from trainwright.corpus.streaming import looked_up
     new = looked_up(documents, told)
     return documents.with_columns(new).select(*[n for n in documents.column_names if n not in new], *new)

@@ -1,7 +1,9 @@
-"""Which split each document of a corpus belongs to: by a hash of its id, or where the document is that it was written from.
+"""Which split each document of a corpus belongs to: by a hash of its id, or where the document is that it was
+written from.
 
-A rephrase of a document that is kept back tells what that document says. So a written document follows its root, the first-hand
-document at the beginning of the chain of writers that it comes from, whether the root is still in the corpus or not.
+A rephrase of a document that is kept back tells what that document says. So a written document follows its
+root, the first-hand document at the beginning of the chain of writers that it comes from, whether the root is
+still in the corpus or not.
 """
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ Ids = NDArray[np.object_]
 
 
 def roots(origins: Mapping[str, str], seen: Mapping[str, str]) -> dict[str, str]:
-    """The root of each document of ``origins``, which says what each was written from. ``seen`` says so of every document that
-    any method has seen, also of those that are in the corpus no more."""
+    """The root of each document of ``origins``, which says what each was written from. ``seen`` says so of
+    every document that any method has seen, also of those that are in the corpus no more."""
     return {name: root for name, origin in origins.items() if (root := _root(origin, seen)) != name}
 
 
@@ -36,8 +38,9 @@ def assign(ids: Ids, domains: Ids, tune: float, test: float, roots: Mapping[str,
     """Index into ``SPLITS`` for each document.
 
     Args:
-        roots: of each written document the first-hand one that it comes from; these are what is split.
-        gone: the domains of roots that are not in the corpus themselves. One that nobody knows counts to the domain of what was
+        roots: of each written document the first-hand one that it comes from; these are what is split. gone:
+        the domains of roots that are not in the corpus themselves. One that nobody knows counts to the domain
+        of what was
             written from it.
     """
     if not roots:
@@ -54,15 +57,16 @@ def assign(ids: Ids, domains: Ids, tune: float, test: float, roots: Mapping[str,
 
 
 def kept(ids: Ids, roots: Mapping[str, str], held: Mapping[str, str]) -> NDArray[np.int64]:
-    """The same for a corpus made of an earlier one, whose documents that are kept back ``held`` names: all others are for
-    training, but for those that were written from one kept back."""
+    """The same for a corpus made of an earlier one, whose documents that are kept back ``held`` names: all
+    others are for training, but for those that were written from one kept back."""
     return np.array([SPLITS.index(held.get(name) or held.get(roots.get(name, name), "train")) for name in ids], dtype=np.int64)
 
 
 def by_hash(ids: Ids, domains: Ids, tune: float, test: float) -> NDArray[np.int64]:
     """Index into ``SPLITS`` for each document, by a hash of its id within its domain.
 
-    A domain of three documents and more has at least one in each split whose share is above 0; a smaller one is all for training.
+    A domain of three documents and more has at least one in each split whose share is above 0; a smaller one
+    is all for training.
     """
     place = np.array([uniform(name, "split") for name in ids])
     found = np.zeros(len(place), dtype=np.int64)

@@ -1,7 +1,7 @@
 """What keeps a table of documents out of memory where the engine (Daft 0.7.26) would not.
 
-It reads a whole table ahead of whoever takes the rows: here readers wait for him. Its joins gather the whole table, and its
-``is_in`` goes through all ids for each batch: here rows are found by id in a set.
+It reads a whole table ahead of whoever takes the rows: here readers wait for him. Its joins gather the whole
+table, and its ``is_in`` goes through all ids for each batch: here rows are found by id in a set.
 """
 from __future__ import annotations
 
@@ -21,15 +21,17 @@ A = TypeVar("A", pa.RecordBatch, pa.Array)
 AHEAD = 128 << 20
 """Bytes that the readers of this process may be ahead of the takers."""
 IDLE, PATIENCE = 0.1, 60.0
-"""Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left half taken).
-Shorter ones would take a process for idle whose turn on a busy machine has not come."""
+"""Seconds after which a taker counts as waiting, and after which a reader goes on anyway (a table may be left
+half taken). Shorter ones would take a process for idle whose turn on a busy machine has not come."""
 BUSY = 0.1
 """Share of a core above which this process is at work, on rows that were read before."""
 
 _takers: list[list[float]] = []
-"""Since when the taker of each running table has been waiting; infinity while he is at work on rows. Who waited last is last."""
+"""Since when the taker of each running table has been waiting; infinity while he is at work on rows. Who
+waited last is last."""
 _ahead, _row = [0.0], [0.0]
-"""Bytes that were read and, as far as is known, not taken; of a row, the bytes that were read for it lately."""
+"""Bytes that were read and, as far as is known, not taken; of a row, the bytes that were read for it
+lately."""
 
 
 def taken(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -48,8 +50,9 @@ def taken(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 async def paced(batch: pa.RecordBatch) -> None:
-    """What a reader awaits behind each batch that it gave: that takers have what was read, or wait, since a filter kept nothing
-    of it. On a cluster, where nobody takes rows in the reader's own process, it goes on at once."""
+    """What a reader awaits behind each batch that it gave: that takers have what was read, or wait, since a
+    filter kept nothing of it. On a cluster, where nobody takes rows in the reader's own process, it goes on
+    at once."""
     _ahead[0] += batch.nbytes
     _row[0] = batch.nbytes / max(1, len(batch))
     began, used = time.monotonic(), time.process_time()
@@ -68,7 +71,8 @@ async def paced(batch: pa.RecordBatch) -> None:
 
 
 def owned(part: A) -> A:
-    """A copy of columns of a batch, or of one, to be kept when the batch is gone: they hold all of the batch, texts included."""
+    """A copy of columns of a batch, or of one, to be kept when the batch is gone: they hold all of the batch,
+    texts included."""
     return part.take(pa.array(np.arange(len(part))))
 
 
@@ -85,7 +89,8 @@ def among(table: DataFrame, ids: Iterable[str]) -> Any:
 
 
 def looked_up(table: DataFrame, told: pa.Table) -> dict[str, Any]:
-    """The columns of ``told`` by name, but for its ``id``, for the rows of ``table``: null where ``told`` does not have an id."""
+    """The columns of ``told`` by name, but for its ``id``, for the rows of ``table``: null where ``told``
+    does not have an id."""
     import daft
     places = {one: place for place, one in enumerate(told["id"].to_pylist())}
 

@@ -1,8 +1,8 @@
 """Documents as tokens in memory-mapped shards, made once for each content, and the reader of them.
 
-A shard holds a batch of documents and is kept in a cache under a hash of the tokenizer, the chat template and the texts, so
-that a build tokenizes only what no build before it has. Where a batch ends depends on the ids of its own documents, so that a
-document that is added or removed changes the batch it is in and no other.
+A shard holds a batch of documents and is kept in a cache under a hash of the tokenizer, the chat template and
+the texts, so that a build tokenizes only what no build before it has. Where a batch ends depends on the ids
+of its own documents, so that a document that is added or removed changes the batch it is in and no other.
 """
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ SPLITS = ("train", "tune", "test")
 DOCUMENTS, BYTES = 4096, 8 << 20
 """About how many documents, or bytes of text, go into one shard; it never holds four times as many."""
 AT_ONCE = 2 << 20
-"""Bytes of text handed to the tokenizer in one call: its own account of a token takes a hundred bytes and more."""
+"""Bytes of text handed to the tokenizer in one call: its own account of a token takes a hundred bytes and
+more."""
 FORMAT = 1
-"""Raised when the tokens of a text would come out otherwise, so that no older shard is taken from the cache."""
+"""Raised when the tokens of a text would come out otherwise, so that no older shard is taken from the
+cache."""
 
 
 class Document(NamedTuple):
@@ -55,8 +57,8 @@ class Shard(NamedTuple):
 class Encoder:
     """A tokenizer, and a chat template where the corpus has conversations.
 
-    Plain text becomes ``[what the tokenizer puts in front] tokens [end-of-text]``; a control token that stands in a text is
-    encoded as the characters it is made of, never as the control token.
+    Plain text becomes ``[what the tokenizer puts in front] tokens [end-of-text]``; a control token that
+    stands in a text is encoded as the characters it is made of, never as the control token.
     """
 
     def __init__(self, tokenizer: Any, chat: Chat | None) -> None:
@@ -83,7 +85,8 @@ class Encoder:
         return key.hexdigest()
 
     def encode(self, batch: Sequence[Document]) -> list[tuple[NDArray[Any], NDArray[np.bool_] | None, int]]:
-        """For each document its tokens, the mask of the trained ones (None: all) and the UTF-8 bytes of its text."""
+        """For each document its tokens, the mask of the trained ones (None: all) and the UTF-8 bytes of its
+        text."""
         found: list[Any] = [None] * len(batch)
         for places in _portions([i for i, d in enumerate(batch) if d.messages is None], batch):
             texts = [batch[i].content for i in places]
@@ -153,7 +156,8 @@ def write(documents: Iterable[Document], encoder: Encoder, cache: Path, out: Pat
 
 
 def _cached(kept: Path, dtype: np.dtype[Any], documents: int) -> Shard | None:
-    """The shard of that name, if all of it is there: its JSON is written last, and tells the sizes of the others."""
+    """The shard of that name, if all of it is there: its JSON is written last, and tells the sizes of the
+    others."""
     try:
         told = json.loads(kept.with_suffix(".json").read_text())
         length, trained, size = (np.array(told[name], dtype=np.int64) for name in ("length", "trained", "bytes"))
@@ -194,7 +198,8 @@ def _keep(shard: Shard, kept: Path, made: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """``target`` as another name of the same file, or a copy where the file system has none; never half of one."""
+    """``target`` as another name of the same file, or a copy where the file system has none; never half of
+    one."""
     new = target.with_name(f"{target.name}.{os.getpid()}")
     new.unlink(missing_ok=True)
     try:

@@ -17,10 +17,14 @@ def made(folder: Path, **settings: Any) -> list[dict[str, Any]]:
 def test_what_is_planted_is_known_and_of_the_share_that_was_asked(tmp_path: Path) -> None:
     found = made(tmp_path, duplicates=1.5, noise=0.5)
     plain = {r["id"]: r["text"] for r in found if r["source"] != "spoil"}
-    planted = {what: [r for r in found if r["source"] == "spoil" and json.loads(r["metadata"])["planted"] == what]
+    planted = {what: [r for r in found if r["source"] == "spoil"
+                      and json.loads(r["metadata"])["planted"] == what]
                for what in ("duplicate", "noise")}
-    assert len(plain) == 120 and abs(len(planted["duplicate"]) - 120) < 15 and abs(len(planted["noise"]) - 40) < 15
-    assert len({r["id"] for r in found}) == len(found)                                # 80 of 120 are no conversations
+    assert len(plain) == 120 and abs(len(planted["duplicate"]) - 120) < 15
+    assert abs(len(planted["noise"]) - 40) < 15
+    # 80 of 120 are no conversations
+    assert len({r["id"] for r in found}) == len(found)
+    assert all(r["origin"] == r["id"].partition("#")[0] for rows in planted.values() for r in rows)
     for row in planted["duplicate"]:
         original = plain[row["id"].split("#")[0]].split()
         other = row["text"].split()

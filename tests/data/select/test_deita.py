@@ -15,7 +15,8 @@ from trainwright.data.select.deita import Deita, diverse
 
 
 def table(score: Any, embedding: Any, **more: Any) -> Any:
-    return frame([{"id": f"{i:04d}", "text": "t"} for i in range(len(score))], score=score, embedding=embedding, **more)
+    return frame([{"id": f"{i:04d}", "text": "t"} for i in range(len(score))], score=score,
+                 embedding=embedding, **more)
 
 
 def kept(rows: Any, folder: Path, ctx: Context | None = None, **settings: Any) -> list[int]:
@@ -49,15 +50,17 @@ def test_no_two_are_near_and_none_is_passed_over_for_a_worse_one(tmp_path: Path,
     similar = units[wanted] @ units[wanted].T - 2 * np.eye(len(wanted))
     assert similar.max() <= 0.9 and 10 < len(wanted) < 100
     for i in set(range(300)) - set(wanted):
-        assert any(units[i] @ units[j] > 0.9 and score[j] >= score[i] for j in wanted), "passed over for a better one nearby"
+        assert any(units[i] @ units[j] > 0.9 and score[j] >= score[i]
+                   for j in wanted), "passed over for a better one nearby"
 
 
 def test_a_dropped_document_bars_no_other() -> None:
-    """b is near a; c is near b but not a: c is kept. The similarity is a cosine, kept at the threshold and below."""
+    """b is near a; c is near b but not a: c is kept. The similarity is a cosine, kept at the threshold and
+    below."""
     angles = np.radians([0, 25, 50])
     units = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-    chosen, near = diverse(units, 0.9, 3)
-    assert chosen.tolist() == [0, 2] and near == 1
+    chosen, near_to = diverse(units, 0.9, 3)
+    assert chosen.tolist() == [0, 2] and near_to.tolist() == [-1, 0, -1]
     assert diverse(units, 1.0, 3)[0].tolist() == [0, 1, 2]
 
 
@@ -69,7 +72,8 @@ def test_a_common_direction_can_be_taken_off(tmp_path: Path) -> None:
     around = points - points.mean(0)
     wanted = by_hand(score, around / np.linalg.norm(around, axis=1, keepdims=True), 0.8, 60)
     assert kept(rows, tmp_path / "1", similarity=0.8, count=60) == [int(score.argmax())]
-    assert kept(rows, tmp_path / "2", similarity=0.8, count=60, center=True) == sorted(wanted) and 5 < len(wanted) < 60
+    assert kept(rows, tmp_path / "2", similarity=0.8, count=60, center=True) == sorted(wanted)
+    assert 5 < len(wanted) < 60
 
 
 def test_scores_are_multiplied(tmp_path: Path) -> None:
@@ -79,7 +83,8 @@ def test_scores_are_multiplied(tmp_path: Path) -> None:
     assert kept(rows, tmp_path / "2", scores=("score", "other"), count=2) == [0, 1]
     assert kept(rows, tmp_path / "3", lowest=True, count=1) == [0]
     with pytest.raises(UserError, match="negative is no order"):
-        kept(table([-1.0, 2.0], np.eye(2).tolist(), other=[1.0, 1.0]), tmp_path / "4", scores=("score", "other"))
+        kept(table([-1.0, 2.0], np.eye(2).tolist(), other=[1.0, 1.0]), tmp_path / "4",
+             scores=("score", "other"))
 
 
 def test_what_has_no_score_or_embedding_is_never_kept(tmp_path: Path) -> None:

@@ -33,10 +33,13 @@ def test_one_rephrase_for_each_original_and_both_are_kept(tmp_path: Path) -> Non
     for name, row in new.items():
         meta = json.loads(row["metadata"])
         assert name == f"{meta['original']}#{meta['style']}" and row["domain"] == "web"
-        assert row["text"] == made[meta["original"]]["text"].upper()           # every fact stays, nothing around it does
+        assert row["origin"] == meta["original"]
+        # every fact stays, nothing around it does
+        assert row["text"] == made[meta["original"]]["text"].upper()
     styles = [json.loads(r["metadata"])["style"] for r in new.values()]
     assert 10 < styles.count("qa") < 30 and set(styles) == {"medium", "qa"}
-    assert sum("Question:" in p for p in stub.prompts) == styles.count("qa")   # each style has its own wording
+    # each style has its own wording
+    assert sum("Question:" in p for p in stub.prompts) == styles.count("qa")
 
 
 @pytest.mark.parametrize(("ratio", "least", "most"), [(0.5, 12, 28), (1.5, 48, 72), (2.0, 80, 80)])
@@ -58,12 +61,14 @@ def test_a_long_document_is_rephrased_in_passages_and_none_may_be_lost(tmp_path:
     asked = [p.split("\n\n")[-1] for p in stub.prompts]
     assert len(asked) > 8 and all(len(p) <= 200 for p in asked)
     assert made["d0#easy"]["text"].split() == long.upper().split() and "d1#easy" not in made
-    assert {name: len(notes) for name, notes in ctx.notes.items()} == {"wrap/rephrased": 1, "wrap/left_out": 1}
+    assert {name: len(notes)
+            for name, notes in ctx.notes.items()} == {"wrap/rephrased": 1, "wrap/left_out": 1}
 
 
 def test_conversations_and_other_domains_are_left_alone(tmp_path: Path) -> None:
     talk = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
-    rows = [{"text": "one", "domain": "a"}, {"text": "two", "domain": "b"}, {"text": "hi", "domain": "a", "messages": talk}]
+    rows = [{"text": "one", "domain": "a"}, {"text": "two", "domain": "b"},
+            {"text": "hi", "domain": "a", "messages": talk}]
     with serving(upper) as stub:
         made = told(stub.method(Wrap, on=("a",)).apply(frame(rows), Context(folder=tmp_path)))
         assert len(made) == 4 and len(stub.bodies) == 1
@@ -76,7 +81,8 @@ def test_conversations_and_other_domains_are_left_alone(tmp_path: Path) -> None:
 
 def test_settings_that_cannot_be() -> None:
     for wrong, why in (({"styles": ("wiki",)}, "no style 'wiki'"), ({"ratio": 3.0}, "number of styles, 2"),
-                       ({"ratio": 0.0}, "ratio"), ({"styles": ("qa", "qa")}, "twice"), ({"piece": 0}, "piece"),
+                       ({"ratio": 0.0}, "ratio"), ({"styles": ("qa", "qa")}, "twice"),
+                       ({"piece": 0}, "piece"),
                        ({"prompts": {"medium": "Say it."}}, "has no {text}")):
         with pytest.raises(ValueError, match=why):
             Wrap(**wrong)

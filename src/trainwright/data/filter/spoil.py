@@ -36,6 +36,8 @@ class Spoil(Curate):
     """Near-duplicates, as a share of the incoming documents; above 1 each has several."""
     noise: float = 0.3
     """Documents of noise, as a share of the incoming ones."""
+    expected_failures: ClassVar[dict[str, str]] = {
+        "rows_stream_through_it": "the documents that it spoils are drawn from all"}
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:

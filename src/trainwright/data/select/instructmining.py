@@ -41,7 +41,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Curate
 from trainwright.core.stage import CORPUS, Role
-from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, scores, settled
+from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, keep_first, scores, settled
 from trainwright.corpus.tokens import Document
 from trainwright.lm.losses import evaluating, token_losses
 from trainwright.lm.scoring import Reader
@@ -95,6 +95,8 @@ class Instructmining(Curate):
         scale="the paper tunes models of 7 billion parameters on instructions with eight indicators, a "
               "reward model's among them")
     roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True), "target": CORPUS._replace(needed=True)}
+    expected_failures: ClassVar[dict[str, str]] = {
+        "rows_stream_through_it": "a selection compares all documents before it keeps one"}
     example: ClassVar[dict[str, Any]] = {"indicators": ["score", "length"], "subsets": 5, "size": 12,
                                          "target": 8, "share": 0.5,
                                          "length": 32, "batch_tokens": 512}
@@ -123,9 +125,9 @@ class Instructmining(Curate):
         many = amount(len(ids), self.count, self.share, self.name)
         rule = np.array(list(self.rule.values())) if self.rule else self._fitted(rows, ids, values, ctx)
         predicted = values @ rule
-        order = np.lexsort((ids.astype(str), predicted))[:many]
-        told = pa.table({"id": pa.array(ids[order], pa.large_string()), self.column: predicted[order]})
-        return attach(keep(rows, ids[order]), told)
+        order = np.lexsort((ids.astype(str), predicted))
+        told = pa.table({"id": pa.array(ids, pa.large_string()), self.column: predicted})
+        return attach(keep_first(rows, ids, order, many, ctx, self.column, predicted), told)
 
     def _fitted(self, rows: DataFrame, ids: NDArray[np.object_], values: NDArray[np.float64],
                 ctx: Context) -> NDArray[np.float64]:

@@ -29,6 +29,8 @@ class RandomSubset(Curate):
     """Documents to keep; or ``share``."""
     share: float | None = None
     """Documents to keep, as a share of the incoming ones; a tenth by default."""
+    expected_failures: ClassVar[dict[str, str]] = {
+        "rows_stream_through_it": "a share can be taken only of a known number of documents"}
     example: ClassVar[dict[str, Any]] = {"share": 0.5}
 
     def __post_init__(self) -> None:

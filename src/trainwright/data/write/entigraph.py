@@ -86,6 +86,8 @@ class Entigraph(Curate):
         claim="questions about documents are answered without access to them, better than after training on "
               "their paraphrases")
     roles: ClassVar[dict[str, Role]] = {"model": Role()}
+    expected_failures: ClassVar[dict[str, str]] = {
+        "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing twice"}
     example: ClassVar[dict[str, Any]] = {
         "keep_originals": True, "on": ["prose"], "piece": 10, "tries": 2, "prompts": {"entities": "{text}"},
         "writer": {"max_tokens": 2, "at_once": 64}}

@@ -102,11 +102,9 @@ class SelfGuide(Curate):
             raise ValueError(f"rounds and per_round must be positive, not {self.rounds} and {self.per_round}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.corpus.selecting import settled
         from trainwright.corpus.sources import union
-        rows = settled(documents, ctx)
         with self.writer.start(self.name, ctx) as writing:
-            return union(rows, kept_table(self._rows(writing, ctx), ctx))
+            return union(documents, kept_table(self._rows(writing, ctx), ctx))
 
     def _rows(self, writing: Writing, ctx: Context) -> Iterator[Row]:
         from trainwright.corpus.sources import document
