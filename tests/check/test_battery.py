@@ -135,7 +135,7 @@ def test_checks_are_one_function_for_each_law(tmp_path: Path) -> None:
         else:
             check()
     dict(checks(tmp_path / "mine.py", {LAW: "it doubles"}))[LAW]()
-    assert RANKS in dict(checks("clip"))
+    assert RANKS in dict(checks("clip_gradients"))
 
 
 def test_what_needs_a_package_that_is_not_there_is_left_out(tmp_path: Path) -> None:

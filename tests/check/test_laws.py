@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from trainwright.check import battery, laws_of_curate, tiny
 from trainwright.check.laws import LAWS
 from trainwright.check.subject import Subject
@@ -231,7 +232,14 @@ MEAN = [0.0]
             model.get_input_embeddings().weight.mul_(2)
 '''},
     "the_export_reloads": {
-        "differs from the trained model": '''class Scaled(nn.Module):
+        "differs from the trained model": '''class Mine(Surgery):
+    """."""
+
+    def operate(self, model, ctx):
+        for layer in model.model.layers if "model" in model._modules else model.transformer.h:
+            layer.mlp.register_forward_hook(lambda module, given, out: 2 * out)
+''',
+        "describes another model than its weights": '''class Scaled(nn.Module):
     def __init__(self, inner):
         super().__init__()
         self.inner, self.scale = inner, nn.Parameter(torch.ones(()))

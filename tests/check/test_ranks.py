@@ -133,4 +133,4 @@ def test_processor_seconds_are_those_of_what_was_started() -> None:
         launcher.stdout.readline()
         used = ranks.processor_seconds(launcher.pid)
         launcher.communicate("\n")
-    assert used is not None and 0.25 <= used
+    assert used is not None and used >= 0.25
