@@ -20,8 +20,17 @@ TESTS = sorted((ROOT / "tests").rglob("*.py"))
 METHODS = [f for folder in registry.FOLDERS for f in sorted((PACKAGE / folder).rglob("*.py")) if not f.stem.startswith("_")]
 MOST_LINES = 350
 """No file is cut to meet this number; one that passes it most likely has two subjects."""
-ABOVE = {"cli", "api", "report", "compare"}
-"""What only the user's side may import: the other parts do not know that it exists."""
+METHOD_FOLDERS = set(registry.FOLDERS)
+BELOW: dict[str, set[str]] = {"core": set(), "families": {"core"}, "corpus": {"core", "families"}}
+"""What each room may import beside itself; a room that is not here may import all but the command line."""
+BELOW["lm"] = {"core", "families", "corpus"}
+BELOW["life"] = {"core", "families"}
+BELOW["stages"] = {"core", "families", "corpus", "life"}
+BELOW["planning"] = {"core", "families", "corpus", "life", "stages"}
+BELOW["check"] = BELOW["planning"] | {"planning", "lm"}
+BELOW |= {folder: METHOD_FOLDERS | {"core", "families", "corpus", "lm"} for folder in METHOD_FOLDERS}
+BELOW["compare"] = BELOW["check"]
+BELOW["report"] = BELOW["check"] | {"compare"}
 
 
 def rel(file: Path) -> str:
@@ -38,7 +47,9 @@ def lines(file: Path) -> int:
 
 
 def imported(file: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name (below the package) of everything of ours that a file imports."""
+    """Line and dotted name (below the package) of everything of ours that a file imports when it runs."""
+    for_types = {n for node in ast.walk(tree(file)) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+                 for part in node.body for n in ast.walk(part)}
     for node in ast.walk(tree(file)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -46,7 +57,7 @@ def imported(file: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{rel(file)}:{node.lineno}: imports are absolute"
             names = [f"{node.module}.{n.name}" for n in node.names]
-        for name in names:
+        for name in names if node not in for_types else ():
             if name.startswith("trainwright."):
                 yield node.lineno, name.removeprefix("trainwright.")
 
@@ -171,17 +182,21 @@ def test_every_draw_names_its_generator() -> None:
 def test_imports_point_one_way() -> None:
     problems = []
     for file in SOURCES:
-        part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
         for line, name in imported(file):
             other = name.split(".")[0]
-            where = f"{rel(file)}:{line}: {part} imports {name}"
-            if part == "core" and other != "core":
-                problems.append(f"{where}; core knows only core")
-            elif part in registry.FOLDERS and other in ABOVE:
-                problems.append(f"{where}; methods know core and each other")
-            elif other == "cli" and part != "__main__":
+            where = f"{rel(file)}:{line}: {room} imports {name}"
+            if room in BELOW and other not in BELOW[room] | {room}:
+                problems.append(f"{where}; {room} knows {', '.join(sorted(BELOW[room])) or 'only itself'}")
+            elif other.startswith("cli") and not room.startswith(("cli", "__main__")):
                 problems.append(f"{where}; nothing imports the command line")
     report(problems)
+
+
+def test_every_room_has_its_place() -> None:
+    """A new folder says what it may import."""
+    rooms = {f.relative_to(PACKAGE).parts[0] for f in SOURCES if f.parent != PACKAGE}
+    assert rooms == BELOW.keys()
 
 
 def libraries() -> set[str]:

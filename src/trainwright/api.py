@@ -5,18 +5,39 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from trainwright import families
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
+from trainwright.core import store as core
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.loop import Train
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Artifact, Store
 from trainwright.life.run import run as _run
 from trainwright.planning.plan import Plan
 from trainwright.planning.plan import plan as _plan
 
 __all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
+
+
+class Artifact(core.Artifact):
+    """What a stage made, with its model as an object."""
+
+    def model(self) -> Any:
+        """The model: of transformers, or of a function that a recipe named."""
+        return families.load(self.path, str(self.path))
+
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None where it has none."""
+        return families.load_tokenizer(self.path, str(self.path))
+
+
+class Store(core.Store):
+    """A folder of artifacts."""
+
+    def named(self, name: str) -> Artifact:
+        """An artifact by its folder's name, or the newest of a stage's name."""
+        return Artifact(super().named(name).path)
 
 
 def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
@@ -36,7 +57,7 @@ def plan(recipe: Recipe, store: str | Path = "store") -> Plan:
 
 def run(recipe: Recipe, store: str | Path = "store", listener: Listener | None = None) -> dict[str, Artifact]:
     """Run a recipe; returns each stage's artifact by name. What the store has already is not made again."""
-    return _run(recipe, Store(Path(store)), listener)
+    return {name: Artifact(made.path) for name, made in _run(recipe, Store(Path(store)), listener).items()}
 
 
 def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequence[str] = (), aa: bool = False, jobs: int = 1,

@@ -49,15 +49,15 @@ def beside(life: Path) -> Path:
 @pytest.mark.slow
 def test_a_part_that_does_not_fold_lives_through_later_stages(life: Path) -> None:
     recipe, store = load(beside(life)), Store(life.parent / "store")
-    before = {s.job.stage.name: s for s in plan(recipe, store, predict=False).stages}
+    before = {s.job.stage.name: s for s in plan(recipe, store, estimate=False).stages}
     made = run(recipe, store)
     assert set(before) == set(made)
     adapt, further, judge = made["adapt"], made["further"], made["judge"]
     for artifact in (adapt, further):
         assert {f.name for f in artifact.path.iterdir() if f.is_dir()} == {"backbone", "adapter"}
         assert artifact.figures["stored_bytes"] > artifact.figures["delta_bytes"] > 0
-        assert artifact.tokenizer() is not None and not (artifact.path / "config.json").exists()
-    base, one, two = made["base"].model().eval(), adapt.model().eval(), further.model().eval()
+        assert families.load_tokenizer(artifact.path, "a test") is not None and not (artifact.path / "config.json").exists()
+    base, one, two = (families.load(a.path, "a test").eval() for a in (made["base"], adapt, further))
     plain = {n: t for n, t in two.state_dict().items() if not n.startswith("ladder.")}
     assert all(torch.equal(t, base.state_dict()[n]) for n, t in plain.items())                  # the backbone never moves
     side = [n for n, p in one.named_parameters() if p.requires_grad]

@@ -14,8 +14,7 @@ from trainwright.life.jobs import Job
 from trainwright.life.run import run
 from trainwright.planning import fit
 from trainwright.planning.fit import Changes, Proposal, options, propose
-from trainwright.planning.predict import Trials
-from trainwright.planning.probe import Point, Trial
+from trainwright.planning.probe import Point, Probe, Probes
 from trainwright.stages.train import TrainStage
 
 STAGE = TrainStage(name="base", steps=1, model={"type": "llama"})
@@ -35,25 +34,25 @@ def test_only_what_differs_is_proposed() -> None:
     assert options(STAGE, 1, None)[-1] == []
 
 
-class Linear(Trials):
+class Linear(Probes):
     """So much for the process, so much a row of a micro-batch, less of it with checkpointing, more where gradients wait."""
 
     tried: list[tuple[str, Changes]] = []
 
-    def _tried(self, recipe: Recipe, job: Job, store: Store) -> Trial:
+    def _take(self, recipe: Recipe, job: Job, store: Store) -> Probe:
         stage = job.stage
         assert isinstance(stage, TrainStage)
         self.tried.append((stage.name, {"checkpointing": stage.checkpointing, "accumulate": stage.accumulate}))
         real = stage.batch_rows(job) // stage.accumulate
         more = GRADIENTS if stage.accumulate > 1 else 0.0
         points = [Point(n, PROCESS + more + n * ROW * (0.5 if stage.checkpointing else 1.0), 1.0, 0.1) for n in (1, max(2, real))]
-        return Trial(10, 10, 6.0, PROCESS - 1, tuple(points), False, "cpu")
+        return Probe(10, 10, 6.0, PROCESS - 1, tuple(points), False, "cpu")
 
 
 @pytest.fixture
 def asked(life: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What is proposed for the stage ``base`` (8 rows a step) and so many bytes; its corpus is there."""
-    monkeypatch.setattr(fit, "Trials", Linear)
+    monkeypatch.setattr(fit, "Probes", Linear)
     Linear.tried = []
     store = Store(life.parent / "store")
     text = life.read_text()

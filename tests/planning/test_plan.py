@@ -7,7 +7,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.planning.trials import Here
+from tests.planning.probes import Here
 from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
@@ -21,24 +21,24 @@ SMALL = "hidden_size = 16, intermediate_size = 32"
 
 
 def test_who_acts_where_in_recipe_order(life: Path) -> None:
-    told = plan(load(life), Store(life.parent / "store"), predict=False)
+    told = plan(load(life), Store(life.parent / "store"), estimate=False)
     base = next(s for s in told.stages if s.job.stage.name == "base")
     assert base.places == [("2 control", ["wsd"]), ("3 data", ["pack(length=32)"]), ("4 objective", ["next_token"]),
-                           ("5-6 update", ["clip", "adamw(lr=0.01)"])]
+                           ("5-6 update", ["clip_gradients", "adamw(lr=0.01)"])]
     assert [s.cached for s in told.stages] == [False] * 5
     assert told.stages[3].places == [("combine", ["interpolate(weights=(0.5, 0.5))"])]
 
 
 def test_defaults_stand_in_for_kinds_that_are_left_out(life: Path) -> None:
     life.write_text(life.read_text().replace('{ use = "next_token" }, ', "").replace('{ use = "adamw", lr = 1e-2 }, ', ""))
-    base = plan(load(life), Store(life.parent / "store"), predict=False).stages[1]
-    assert [m.name for m in base.job.methods] == ["pack", "clip", "wsd", "next_token", "adamw", "step_law"]
+    base = plan(load(life), Store(life.parent / "store"), estimate=False).stages[1]
+    assert [m.name for m in base.job.methods] == ["pack", "clip_gradients", "wsd", "next_token", "adamw", "step_law"]
 
 
 @pytest.mark.slow
 def test_figures_are_those_of_the_run(life: Path) -> None:
     store, recipe = Store(life.parent / "store"), load(life)
-    told = {s.job.stage.name: s.figures for s in plan(recipe, store, trials=Here()).stages}
+    told = {s.job.stage.name: s.figures for s in plan(recipe, store, probes=Here()).stages}
     made = run(recipe, store)
     for stage in ("base", "adapt"):
         figures = made[stage].figures
@@ -51,7 +51,7 @@ def test_figures_are_those_of_the_run(life: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_predicted_memory_is_what_the_stage_takes(life: Path, command: Command) -> None:
+def test_the_estimated_memory_is_what_the_stage_takes(life: Path, command: Command) -> None:
     """Half a million parameters, whose rows take as much as the process itself; each side in a process of its own."""
     life.write_text(life.read_text().replace(SMALL, "hidden_size = 128, intermediate_size = 512")
                     .replace("batch_tokens = 256", "batch_tokens = 16384", 1).replace("steps = 6", "steps = 4"))
@@ -68,18 +68,18 @@ def test_the_predicted_memory_is_what_the_stage_takes(life: Path, command: Comma
 
 
 def test_nothing_is_tried_twice(life: Path) -> None:
-    store, trials = Store(life.parent / "store"), Here()
-    first = plan(load(life), store, trials=trials)
-    assert plan(load(life, {"adapt.steps": 4}), store, trials=trials).stages[1].figures == first.stages[1].figures
-    assert trials.tried == ["base", "adapt", "adapt"], "base did not change"
+    store, probes = Store(life.parent / "store"), Here()
+    first = plan(load(life), store, probes=probes)
+    assert plan(load(life, {"adapt.steps": 4}), store, probes=probes).stages[1].figures == first.stages[1].figures
+    assert probes.taken == ["base", "adapt", "adapt"], "base did not change"
 
 
 @pytest.mark.slow
 def test_a_corpus_in_the_same_process_is_charged(life: Path) -> None:
-    store, recipe, trials = Store(life.parent / "store"), load(life), Here()
-    before = plan(recipe, store, trials=trials).stages
-    (trial,) = (t for key, t in trials.known.items() if key[1] == before[1].job.key)
-    assert before[1].figures["memory_bytes"] == trial.memory_bytes(8) + plans.CORPUS_LEAVES
+    store, recipe, probes = Store(life.parent / "store"), load(life), Here()
+    before = plan(recipe, store, probes=probes).stages
+    (probe,) = (t for key, t in probes.known.items() if key[1] == before[1].job.key)
+    assert before[1].figures["memory_bytes"] == probe.memory_bytes(8) + plans.CORPUS_LEAVES
     assert [plans.left_behind(s.job, store) > 0 for s in before] == [False, True, True, True, True]
     alone = life.with_name("corpus.toml")
     alone.write_text(life.read_text().split('[[stage]]\nname = "base"')[0])
@@ -90,7 +90,7 @@ def test_a_corpus_in_the_same_process_is_charged(life: Path) -> None:
 def test_the_key_follows_what_changes_a_result_and_nothing_else(life: Path) -> None:
     def keys(**changes: object) -> list[str]:
         recipe = load(life, {k.replace("__", "."): v for k, v in changes.items()})
-        return [s.job.key for s in plan(recipe, Store(life.parent / "store"), predict=False).stages]
+        return [s.job.key for s in plan(recipe, Store(life.parent / "store"), estimate=False).stages]
     whole = keys()
     assert keys(base__save_every=7, title="other") == whole
     assert [a == b for a, b in zip(keys(adapt__steps=4), whole, strict=True)] == [True, True, False, False, False]
@@ -101,18 +101,18 @@ def test_the_key_follows_what_changes_a_result_and_nothing_else(life: Path) -> N
 def test_too_little_memory_is_an_error(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 1e8)
     with pytest.raises(UserError, match=r"stage 'base': about [\d.]+ GiB of memory are needed and 0.1 GiB are there"):
-        plan(load(life), Store(life.parent / "store"), trials=Here())
+        plan(load(life), Store(life.parent / "store"), probes=Here())
 
 
 def test_what_cannot_fit_is_refused_before_it_is_tried(life: Path) -> None:
     life.write_text(life.read_text().replace(SMALL, "hidden_size = 65536, intermediate_size = 9"))
-    trials = Here()
+    probes = Here()
     with pytest.raises(UserError, match=r"stage 'base': about \d{3,}\.\d GiB of memory are needed"):
-        plan(load(life), Store(life.parent / "store"), trials=trials)
-    assert not trials.tried
+        plan(load(life), Store(life.parent / "store"), probes=probes)
+    assert not probes.taken
 
 
 def test_what_cannot_be_known_yet_is_said(life: Path) -> None:
     life.write_text(life.read_text().replace("steps = 6", "epochs = 1"))
-    base = plan(load(life), Store(life.parent / "store"), trials=Here()).stages[1]
+    base = plan(load(life), Store(life.parent / "store"), probes=Here()).stages[1]
     assert "steps" not in base.figures and base.figures["parameters"] > 0 and "memory_bytes" in base.figures

@@ -3,21 +3,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from trainwright import families
 from trainwright.core import hardware
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.core.method import Data, Evaluator
-from trainwright.core.recipe import load
+from trainwright.core.recipe import Recipe, load
 from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.run import run
 from trainwright.planning import probe
-from trainwright.planning.probe import Point, Trial, _Effort
+from trainwright.planning.probe import Point, Probe, _Effort
 
-MEASURED = Trial(parameters=100, trainable=60, flops_per_token=6.0, fixed=1000.0, compiled=False, device="cpu", points=(
+MEASURED = Probe(parameters=100, trainable=60, flops_per_token=6.0, fixed=1000.0, compiled=False, device="cpu", points=(
     Point(1, 2000.0, 1.0, 0.5), Point(4, 2600.0, 2.5, 0.4), Point(8, 3000.0, 4.5, 0.25)))
 
 
@@ -52,14 +55,14 @@ def job_of(life: Path, stage: str) -> tuple[Job, Store]:
 def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> None:
     life.write_text(life.read_text().replace('{ use = "wsd" }', '{ use = "wsd" }, { use = "held_out", length = 32 }'))
     train, compiled = probe.build(*job_of(life, "base"))
-    assert not compiled and [m.name for m in train.methods] == ["synthetic", "next_token", "clip", "adamw"]
+    assert not compiled and [m.name for m in train.methods] == ["synthetic", "next_token", "clip_gradients", "adamw"]
     train.ctx.batch_rows = 4
     train.step()
     assert train.row["tokens"] == 4 * 32 and train.row["loss"] > 0
     run(load(life), Store(life.parent / "store"))
     train, _ = probe.build(*job_of(life, "adapt"))
     assert [m.name for m in train.methods] == ["pack", "next_token", "adamw"]
-    weights = Store(life.parent / "store").named("base").model().state_dict()
+    weights = families.load(Store(life.parent / "store").named("base").path, "a test").state_dict()
     assert all(torch.equal(t, weights[n]) for n, t in train.model.state_dict().items()), "the weights that the run starts from"
 
 
@@ -72,10 +75,10 @@ def test_made_up_rows_hold_two_documents() -> None:
 
 
 def test_small_stages_are_tried_whole(life: Path) -> None:
-    told = probe.attempt(load(life), life.parent / "store", "base", 0.05)
-    assert told.points[-1].rows == 8, "the micro-batch of the recipe"
-    assert told.parameters == told.trainable and told.flops_per_token > 6 * 16 * 300
-    assert all(p.bytes > told.fixed > 0 and p.seconds > 0 and p.rest > 0 for p in told.points)
+    taken = probe.take(load(life), life.parent / "store", "base", 0.05)
+    assert taken.points[-1].rows == 8, "the micro-batch of the recipe"
+    assert taken.parameters == taken.trainable and taken.flops_per_token > 6 * 16 * 300
+    assert all(p.bytes > taken.fixed > 0 and p.seconds > 0 and p.rest > 0 for p in taken.points)
 
 
 class _Fake(_Effort):
@@ -107,3 +110,50 @@ def test_a_point_that_memory_may_not_hold_is_not_tried(monkeypatch: pytest.Monke
     for available, rows in ((13_500.0, 9), (7_500.0, 5), (3_500.0, 0)):
         monkeypatch.setattr(hardware, "memory_bytes", lambda: available)  # noqa: B023
         assert _Fake(1e6, 0.0).next([first], 64, 1000.0) == rows
+
+
+# ---- in processes of their own ---------------------------------------------------------------
+
+
+def base_of(life: Path) -> tuple[Recipe, Job, Store]:
+    store, recipe = Store(life.parent / "store"), load(life)
+    return recipe, next(j for j in jobs(recipe, store) if j.stage.name == "base"), store
+
+
+def test_each_has_its_process_or_all_share_one(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def ask(self: Any, function: Any, *arguments: Any) -> Any:
+        asked.append((self, arguments[-1]))
+        return len(asked)
+
+    monkeypatch.setattr(probe.Worker, "ask", ask)
+    recipe, job, store = base_of(life)
+    with probe.Probes() as probes:
+        first = probes.of(recipe, job, store)
+        assert probes.of(recipe, job, store) == first and len(asked) == 1, "each once"
+        probes.known.clear()
+        assert probes.of(recipe, job, store) != first and asked[0][0] is not asked[1][0]
+    with probe.Probes(shared=True) as probes:
+        for _ in range(2):
+            probes.known.clear()
+            probes.of(recipe, job, store)
+    assert asked[2][0] is asked[3][0] and [part for _, part in asked] == [1.0, 1.0, probe.BRIEF, probe.BRIEF]
+
+
+def test_a_probe_that_is_killed_is_a_mistake_of_its_stage(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(self: Any, *anything: Any) -> Any:
+        raise probe.Died("signal 9 (SIGKILL)")
+
+    monkeypatch.setattr(probe.Worker, "ask", die)
+    with pytest.raises(UserError, match=r"stage 'base': the process that tried .* was ended by signal 9 \(SIGKILL\)"):
+        probe.Probes().of(*base_of(life))
+
+
+@pytest.mark.slow
+def test_a_probe_in_a_process_of_its_own(life: Path) -> None:
+    recipe, job, store = base_of(life)
+    with probe.Probes(shared=True) as probes:
+        taken = probes.of(recipe, job, store)
+    assert taken.points[-1].rows == 8 and taken.memory_bytes(8) > taken.fixed > 2**27, "a process with torch in it"
+    assert not store.root.exists(), "a plan writes nothing"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainwright import families
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load, parse
 from trainwright.core.store import Artifact, Store
@@ -41,12 +42,12 @@ steps = {steps}
 batch_tokens = 256
 precision = "fp32"
 compile = false
-methods = [{{ use = "pack", length = 32 }}, {{ use = "next_token" }}, {{ use = "clip" }}, {{ use = "adamw", lr = 1e-2 }}, {{ use = "{schedule}" }}]
+methods = [{{ use = "pack", length = 32 }}, {{ use = "next_token" }}, {{ use = "clip_gradients" }}, {{ use = "adamw", lr = 1e-2 }}, {{ use = "{schedule}" }}]
 """
 
 
 def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
-    return dict(artifact.model().state_dict())
+    return dict(families.load(artifact.path, "a test").state_dict())
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -121,7 +122,7 @@ def test_a_run_that_is_interrupted_keeps_its_snapshots(life: Path, monkeypatch: 
     ("state = \"base@3\"", "state = \"base@3\", model = \"base\"", "say one of from.model .* from.state .* model"),
     ("from = { state = \"base@3\", data = \"corpus\" }\nsteps = 6", "from = { state = \"base@3\", data = \"corpus\" }\nsteps = 2",
      "the state of step 3 is beyond its 2 steps"),
-    ("{ use = \"clip\" }, { use = \"adamw\", lr = 1e-2 }, { use = \"wsd\" }]\n[[", "{ use = \"lora\" }, { use = \"adamw\" }]\n[[",
+    ("{ use = \"clip_gradients\" }, { use = \"adamw\", lr = 1e-2 }, { use = \"wsd\" }]\n[[", "{ use = \"lora\" }, { use = \"adamw\" }]\n[[",
      "a run that goes on with base@3 has the same surgeries as 'base': lora")])
 def test_what_cannot_be_is_one_sentence(life: Path, old: str, new: str, sentence: str) -> None:
     on = STAGE.format(label="3", steps=6, schedule="wsd")

@@ -42,16 +42,6 @@ class Artifact:
         file = self.path / "metrics.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
-    def model(self) -> Any:
-        """The transformers model."""
-        from trainwright import families
-        return families.load(self.path, str(self.path))
-
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        from transformers import AutoTokenizer
-        return AutoTokenizer.from_pretrained(self.path)
-
 
 class Store:
     """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches (``cache/``)."""

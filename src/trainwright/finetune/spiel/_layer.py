@@ -2,17 +2,14 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
+from trainwright.core.method import Surgery
 from trainwright.lm.layers import Adapter, as_linear_weight, compute_dtype, in_out
 from trainwright.lm.sparse_delta import Watch, product
-
-if TYPE_CHECKING:
-    from trainwright.finetune.spiel.spiel import Spiel
 
 QUIET = 2.0**-20
 """Factor of the candidates' gradients within the chain, so that they do not count in a norm to be clipped."""
@@ -26,9 +23,11 @@ class SpielLinear(Adapter):
     chosen: Tensor | None
     """Candidates that the first row of a step has shown; that row is the same for all cuts of a step."""
 
-    def __init__(self, layer: nn.Module, settings: Spiel, count: int, rng: torch.Generator) -> None:
+    def __init__(
+        self, layer: nn.Module, settings: Surgery, by_gradient: bool, count: int, rng: torch.Generator
+    ) -> None:
         super().__init__(layer)
-        self.settings, device = settings, self.weight.device
+        self.settings, self.by_gradient, device = settings, by_gradient, self.weight.device
         size = self.in_features * self.out_features
         places = torch.randperm(size, generator=rng)[:count].to(
             device, torch.int32 if size < 2**31 else torch.int64
@@ -36,7 +35,7 @@ class SpielLinear(Adapter):
         self.register_buffer("places", places)
         self.spiel_deltas = nn.Parameter(torch.zeros(count, device=device))
         self.choosing, self.chosen = False, None
-        if settings.by_gradient:
+        if by_gradient:
             self.register_buffer("candidates", places.clone())
             self.spiel_candidates = nn.Parameter(torch.zeros(count, device=device))
 
@@ -44,7 +43,7 @@ class SpielLinear(Adapter):
         kind = compute_dtype(x)
         if self.choosing:
             return self.choosing_product(x.to(kind))
-        watch = Watch(self.spiel_candidates, self.candidates, QUIET) if self.settings.by_gradient else None
+        watch = Watch(self.spiel_candidates, self.candidates, QUIET) if self.by_gradient else None
         return product(x.to(kind), self.spiel_deltas, as_linear_weight(self), self.places, self.bias, watch)
 
     @torch.compiler.disable
@@ -61,7 +60,7 @@ class SpielLinear(Adapter):
         """What a run keeps of each parameter. The shapes differ from the parameters', so that what is to be
         forgotten of dropped entries leaves it alone: grown ones do not begin with nothing."""
         k, device = len(self.places), self.weight.device
-        if not self.settings.by_gradient:
+        if not self.by_gradient:
             return {"spiel_deltas": {"rows": torch.zeros(self.out_features, 1, device=device),
                                      "columns": torch.zeros(self.in_features, 1, device=device)}}
         return {"spiel_deltas": {"adam": torch.zeros(3, k, device=device)},
