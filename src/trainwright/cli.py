@@ -72,7 +72,7 @@ def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> 
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import page
     from trainwright.report.progress import evaluation_table
-    planned = make_plan(recipe, store, predict=False)
+    planned = make_plan(recipe, store, estimate=False)
     made = artifacts(store, [s.job for s in planned.stages])
     manifests: list[dict[str, Any]] = [(made[name].manifest if name in made else {"stage": name}) | state
                                        for name, state in states.items()]
@@ -97,7 +97,7 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import planned
     limit = parse_bytes(fit) if fit is not None else None
-    Console().print(planned.render(make_plan(loaded, Store(store), predict=limit is None)))
+    Console().print(planned.render(make_plan(loaded, Store(store), estimate=limit is None)))
     if fit is not None and limit is not None:
         from trainwright.planning.fit import propose
         Console().print(planned.proposals(propose(loaded, Store(store), limit), fit.strip()), soft_wrap=True)

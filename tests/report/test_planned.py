@@ -22,7 +22,7 @@ def shown(thing: Any) -> str:
 
 
 def test_figures_are_written_as_everywhere(life: Path) -> None:
-    told = plan(load(life), Store(life.parent / "store"), predict=False)
+    told = plan(load(life), Store(life.parent / "store"), estimate=False)
     told.stages[1].figures = {"parameters": 999_999, "trainable": 12_400, "steps": 6, "tokens": 1536, "flops": 2.5e12,
                               "memory_bytes": 3 * 2**29, "seconds": 132}
     told.stages[2].note = "the model is not on this machine yet [at all]"

@@ -7,7 +7,7 @@ from trainwright.compare.compare import Comparison
 from trainwright.core.errors import UserError
 from trainwright.life.jobs import jobs
 from trainwright.planning.plan import plan
-from trainwright.planning.predict import Trials
+from trainwright.planning.probe import Probes
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ def forecast(c: Comparison) -> Forecast:
     """
     c.check()
     s = c.spec.settings
-    arms, before, shared_trials = [], 0.0, Trials()                       # what the arms come from is tried once
+    arms, before, probes = [], 0.0, Probes()                       # what the arms come from is tried once
     for i, arm in enumerate(c.spec.arms):
         figures: dict[str, float] = {}
         if c.trains:
-            planned = plan(c.variants.bare(arm, c.far(None)), c.store, trials=shared_trials)
+            planned = plan(c.variants.bare(arm, c.far(None)), c.store, probes=probes)
             figures = planned.stages[-1].figures
             if not i:
                 before = sum(p.figures.get("seconds", 0.0) for p in planned.stages[:-1] if not p.cached)

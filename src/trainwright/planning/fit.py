@@ -13,8 +13,7 @@ from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.planning.plan import StagePlan, examine
-from trainwright.planning.predict import Trials
-from trainwright.planning.probe import Trial
+from trainwright.planning.probe import Probe, Probes
 from trainwright.stages._training import stage_of
 from trainwright.stages.train import TrainStage
 
@@ -35,36 +34,39 @@ class Proposal:
 
 
 class _Least(Exception):
-    """More than the limit is needed, whatever the trial would tell: so many bytes at the least."""
+    """More than the limit is needed, whatever a probe would measure."""
 
 
-class _Untried(Exception):
-    """The machine has less memory than the limit, and too little to try the stage."""
+class _NoProbe(Exception):
+    """The machine has less memory than the limit, and too little for a probe of the stage."""
 
 
 def propose(recipe: Recipe, store: Store, limit: float) -> list[Proposal]:
-    """For each training stage that is to run, the first of its ``options`` that is predicted to fit into ``limit`` bytes."""
-    with Trials() as trials, Trials(shared=True) as quick:
-        return [_propose(recipe, job, store, limit, trials, quick) for job in jobs(recipe, store)
+    """For each training stage that is to run, the first of its ``options`` that fits into ``limit`` bytes."""
+    with Probes() as probes, Probes(shared=True) as quick:
+        return [_propose(recipe, job, store, limit, probes, quick) for job in jobs(recipe, store)
                 if job.stage.trains and not store.find(job.stage.name, job.key)]
 
 
 def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Changes]]:
-    """Changes in the order in which they are tried, in groups within which each needs less memory than the one before.
+    """Changes in the order in which they are tried, in groups in which each needs less memory than the last.
 
-    More and smaller micro-batches, which cost little and change no result; checkpointing, which costs a third more time; at
-    last a smaller batch, of one micro-batch so that gradients need not wait for another, which changes what is learned.
+    More and smaller micro-batches, which cost little and change no result; checkpointing, which costs a
+    third more time; at last a smaller batch, of one micro-batch so that gradients need not wait for another,
+    which changes what is learned.
     """
     parts = [n for n in range(stage.accumulate, min(rows, MOST_PARTS) + 1) if rows % n == 0]
     finer: list[Changes] = [{"accumulate": n} for n in parts]
     groups = [finer] if stage.checkpointing else [finer, [{"checkpointing": True, **c} for c in finer]]
-    key, unit = ("batch_size", 1) if tokens is None or stage.batch_size is not None else ("batch_tokens", tokens)
+    key, unit = "batch_size", 1
+    if tokens is not None and stage.batch_size is None:
+        key, unit = "batch_tokens", tokens
     fewer = [rows // 2**i for i in range(1, rows.bit_length())]
     groups.append([{"checkpointing": True, "accumulate": 1, key: n * unit} for n in fewer])
     return [[{k: v for k, v in c.items() if v != getattr(stage, k)} for c in group] for group in groups]
 
 
-def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trials, quick: Trials) -> Proposal:
+def _propose(recipe: Recipe, job: Job, store: Store, limit: float, probes: Probes, quick: Probes) -> Proposal:
     name, stage, least = job.stage.name, stage_of(job), float("inf")
     for group in options(stage, stage.batch_rows(job), stage.row_tokens(job)):
         search = _Search(recipe, name, store, limit)
@@ -72,30 +74,32 @@ def _propose(recipe: Recipe, job: Job, store: Store, limit: float, trials: Trial
             for changes in group:
                 planned = search.tried(changes, quick, last=changes is group[-1])
                 if search.fixed > limit:
-                    return Proposal(name, False, note=f"between two steps it takes {search.fixed / 2**30:.2f} GiB already")
+                    note = f"between two steps it takes {search.fixed / 2**30:.2f} GiB already"
+                    return Proposal(name, False, note=note)
                 if planned is not None and planned.figures.get("memory_bytes", 0.0) <= limit:
-                    planned = search.tried(changes, trials, last=True)       # in a process of its own
+                    planned = search.tried(changes, probes, last=True)       # in a process of its own
                 if planned is not None and "memory_bytes" not in planned.figures:
                     return Proposal(name, None, note=planned.note)
                 if planned is not None and planned.figures["memory_bytes"] <= limit:
                     return Proposal(name, True, changes, planned.figures)
-        except _Untried as error:
+        except _NoProbe as error:
             return Proposal(name, None, note=str(error))
         least = min(least, search.least)
-    return Proposal(name, False, note=f"it needs {least / 2**30:.2f} GiB at the least; shorter rows, a smaller model or fewer "
-                                      "trained parameters need less")
+    note = (f"it needs {least / 2**30:.2f} GiB at the least; shorter rows, a smaller model or fewer trained "
+            "parameters need less")
+    return Proposal(name, False, note=note)
 
 
 class _Search:
-    """Goes through the changes of a group, and tries those that are expected to fit after what was tried."""
+    """Goes through the changes of a group, and probes those that are likely to fit by earlier probes."""
 
     def __init__(self, recipe: Recipe, stage: str, store: Store, limit: float) -> None:
         self.recipe, self.stage, self.store, self.limit = recipe, stage, store, limit
         self.least, self.fixed = float("inf"), 0.0
         self.line: Callable[[int], float] | None = None
 
-    def tried(self, changes: Changes, trials: Trials, last: bool) -> StagePlan | None:
-        """The plan with these changes; None where they are not worth a trial, or not possible."""
+    def tried(self, changes: Changes, probes: Probes, last: bool) -> StagePlan | None:
+        """The plan with these changes; None where they are not worth a probe, or not possible."""
         changed = with_changes(self.recipe, self.stage, changes)
         try:
             job = next(j for j in jobs(changed, self.store) if j.stage.name == self.stage)
@@ -103,15 +107,15 @@ class _Search:
             rows = stage.batch_rows(job) // stage.accumulate
             if self.line is not None and self.line(rows) > self.limit and not last:
                 return None
-            planned = examine(changed, job, self.store, trials, self.check)
+            planned = examine(changed, job, self.store, probes, self.check)
         except _Least:
             return None
-        except UserError:                                          # a law chose a batch that does not divide like this
+        except UserError:                          # a law chose a batch that does not divide like this
             return None
         if "memory_bytes" in planned.figures:
-            trial, memory = trials.of(changed, job, self.store), planned.figures["memory_bytes"]
-            self.least, self.fixed = min(self.least, memory), trial.fixed
-            self.line = partial(_beyond, trial, memory - trial.memory_bytes(rows))
+            probe, memory = probes.of(changed, job, self.store), planned.figures["memory_bytes"]
+            self.least, self.fixed = min(self.least, memory), probe.fixed
+            self.line = partial(_beyond, probe, memory - probe.memory_bytes(rows))
         return planned
 
     def check(self, needed: float, where: str) -> None:
@@ -119,11 +123,11 @@ class _Search:
             self.least = min(self.least, needed)
             raise _Least
         if needed > hardware.memory_bytes():
-            raise _Untried("this machine has too little memory to try it")
+            raise _NoProbe("this machine has too little memory to try it")
 
 
-def _beyond(trial: Trial, more: float, rows: int) -> float:
-    return trial.memory_bytes(rows) + more
+def _beyond(probe: Probe, more: float, rows: int) -> float:
+    return probe.memory_bytes(rows) + more
 
 
 def with_changes(recipe: Recipe, name: str, changes: Changes) -> Recipe:

@@ -1,4 +1,4 @@
-"""What a recipe will do, and what it will cost, before it does it."""
+"""What a recipe will do and what it will cost, before it runs."""
 from __future__ import annotations
 
 import dataclasses
@@ -14,14 +14,14 @@ from trainwright.core.method import Method
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
-from trainwright.planning.predict import Trials
+from trainwright.planning.probe import Probes
 from trainwright.stages._memory import floor, refuse
 from trainwright.stages._training import stage_of
 
 LARGEST = 6e8
-"""Parameters up to which a plan makes the model and tries it."""
+"""Parameters up to which a plan makes the model and probes it."""
 CORPUS_LEAVES = 180 * 2**20
-"""What making a corpus leaves behind in its process: the code and the caches of the table engine (measured; not tried)."""
+"""What making a corpus leaves behind in its process: code and caches of the table engine (measured)."""
 
 
 @dataclass
@@ -47,48 +47,52 @@ class Plan:
     def __str__(self) -> str:
         lines = [self.recipe.title]
         for one in self.stages:
-            lines.append(f"{one.job.stage.name} ({one.job.stage.kind}, {'in the store' if one.cached else 'to run'})")
+            state = "in the store" if one.cached else "to run"
+            lines.append(f"{one.job.stage.name} ({one.job.stage.kind}, {state})")
             lines += [f"  {place:12} {' -> '.join(who)}" for place, who in one.places]
             lines += [f"  {name:12} {value:,.0f}" for name, value in one.figures.items()]
             lines += [f"  {one.note}"] if one.note else []
         return "\n".join(lines)
 
 
-def plan(recipe: Recipe, store: Store, predict: bool = True, trials: Trials | None = None) -> Plan:
-    """Check everything that can be checked before running, and predict what each stage will cost (seconds a training stage).
+def plan(recipe: Recipe, store: Store, estimate: bool = True, probes: Probes | None = None) -> Plan:
+    """Check everything that can be checked before running, and estimate what each stage will cost.
 
-    ``trials`` are kept from one plan to the next, so that nothing is tried twice.
+    An estimate takes seconds for each training stage. ``probes`` are kept from one plan to the next, so that
+    none is taken twice.
 
     Raises:
         UserError: any mistake in the recipe, claims that collide, or more memory than the machine has.
     """
-    with nullcontext(trials) if trials else Trials() as tried:
+    with nullcontext(probes) if probes else Probes() as taken:
         out = Plan(recipe, [])
         for job in jobs(recipe, store):
-            one = examine(recipe, job, store, tried if predict else None, refuse)
+            one = examine(recipe, job, store, taken if estimate else None, refuse)
             if not one.cached:
                 refuse(one.figures.get("memory_bytes", 0.0), job.where)
             out.stages.append(one)
         return out
 
 
-def examine(recipe: Recipe, job: Job, store: Store, trials: Trials | None, check: Callable[[float, str], None]) -> StagePlan:
-    """One stage, with figures that were measured where it is in the store, and are predicted where there are trials.
+def examine(recipe: Recipe, job: Job, store: Store, probes: Probes | None,
+            check: Callable[[float, str], None]) -> StagePlan:
+    """One stage: with measured figures where it is in the store, else with estimates where ``probes`` exist.
 
-    Before it is tried, ``check`` is told how many bytes it needs at the least, and where it stands in the recipe.
+    Before it is probed, ``check`` gets the bytes that it needs at the very least, and where it stands.
     """
     found = store.find(job.stage.name, job.key)
     out = StagePlan(job, found is not None, places(job))
     if not job.stage.trains:
         return out
     if found is not None:
-        names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps", "tokens": "tokens",
-                 "flops": "flops", "seconds": "seconds", "peak_memory_bytes": "memory_bytes"}
+        names = {"parameters": "parameters", "trainable_parameters": "trainable", "steps": "steps",
+                 "tokens": "tokens", "flops": "flops", "seconds": "seconds",
+                 "peak_memory_bytes": "memory_bytes"}
         out.figures = {mine: found.figures[theirs] for theirs, mine in names.items()}
-    elif trials is not None:
+    elif probes is not None:
         with located(job.where):
             try:
-                _predict(recipe, job, store, trials, out, check)
+                _estimate(recipe, job, store, probes, out, check)
             except Unknown as why:
                 out.note = str(why)
     return out
@@ -116,11 +120,12 @@ class Unknown(Exception):
     """A figure that cannot be known before an earlier stage has run."""
 
 
-def _predict(recipe: Recipe, job: Job, store: Store, trials: Trials, out: StagePlan, check: Callable[[float, str], None]) -> None:
+def _estimate(recipe: Recipe, job: Job, store: Store, probes: Probes, out: StagePlan,
+              check: Callable[[float, str], None]) -> None:
     stage = stage_of(job)
     config = stage.start_config(job, store)
     if config is None:
-        raise Unknown("the model is not on this machine yet: nothing is predicted.")
+        raise Unknown("the model is not on this machine yet: nothing is estimated.")
     ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
     ctx.batch_rows = stage.batch_rows(job)
     data = job.source("data")
@@ -139,20 +144,23 @@ def _predict(recipe: Recipe, job: Job, store: Store, trials: Trials, out: StageP
     check(floor(job, skeleton, store), job.where)
     source = stage.origin(job)
     if source is not None and not job.ready(store) and source.unfolded(store, job.where):
-        raise Unknown("a part of the model is not in its config: memory and time are predicted once it is made.")
+        raise Unknown("a part of the model is not in its config: "
+                      "memory and time are estimated once it is made.")
     if total > LARGEST or (tokens is None and not job.ready(store)):
-        raise Unknown("memory and time are predicted for language models of up to 600 M parameters.")
-    trial, rows = trials.of(recipe, job, store), ctx.batch_rows // stage.accumulate
-    memory = trial.memory_bytes(rows) + left_behind(job, store)
-    out.figures |= {"parameters": trial.parameters, "trainable": trial.trainable, "memory_bytes": memory}
+        raise Unknown("memory and time are estimated for language models of up to 600 M parameters.")
+    probe, rows = probes.of(recipe, job, store), ctx.batch_rows // stage.accumulate
+    memory = probe.memory_bytes(rows) + left_behind(job, store)
+    out.figures |= {"parameters": probe.parameters, "trainable": probe.trainable, "memory_bytes": memory}
     if "steps" in out.figures:
-        out.figures["flops"] = trial.flops_per_token * out.figures["tokens"]
-        out.figures["seconds"] = trial.seconds(rows, stage.accumulate, ctx.steps)
+        out.figures["flops"] = probe.flops_per_token * out.figures["tokens"]
+        out.figures["seconds"] = probe.seconds(rows, stage.accumulate, ctx.steps)
 
 
 def left_behind(job: Job, store: Store) -> float:
-    """Bytes that making what the stage comes from leaves in use in the same process, where memory is the process' own."""
+    """Bytes that making its inputs leaves in use in the same process, where memory is that of a process."""
     unmade = [s.job for s in job.sources if s.job is not None and not s.ready(store)]
     if sharding.device().type != "cpu" or not unmade:
         return 0.0
-    return CORPUS_LEAVES if any(j.stage.makes == "corpus" for j in unmade) else max(left_behind(j, store) for j in unmade)
+    if any(j.stage.makes == "corpus" for j in unmade):
+        return CORPUS_LEAVES
+    return max(left_behind(j, store) for j in unmade)

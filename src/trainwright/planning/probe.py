@@ -1,15 +1,18 @@
-"""A few steps of a training stage, and what they tell of all of it.
+"""Probes: a few steps of a training stage, from which its memory and time are estimated.
 
-The stage is built as a run builds it (its model, its methods, its data where they are made already; fresh weights and made-up
-rows where they are not), and takes steps of the recipe's own micro-batches where those are quick, and of nothing else, so that
-the memory has the history that it will have in the run. Where they are not, or others are asked for too, it takes steps of few
-rows, then of more. Peak memory and seconds are close to linear in the rows of a micro-batch: what was not tried is read off the
-line through the two points that are nearest. Nothing comes from a table; the few constants of what is not tried are in capitals.
+The stage is built as a run builds it: its model, its methods and its data where those exist already, fresh
+weights and synthetic rows where they do not. Where the recipe's own micro-batches are quick, the probe takes
+steps of those and of nothing else, so that memory has the history that it will have in the run. Where they
+are slow, or other sizes are asked for too, it takes steps of few rows, then of more. Peak memory and seconds
+are close to linear in the rows of a micro-batch: what was not tried is read off the line through the two
+nearest points. Each probe has a process of its own, because what an earlier one left behind would count
+against it. Nothing comes from a table; the constants for what no probe measures are in capitals.
 """
 from __future__ import annotations
 
 import statistics
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +22,14 @@ from torch import nn
 from trainwright import families
 from trainwright.core import flops, hardware, ledger, sharding
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Method, Objective, Surgery, Tensors, Update, Weigh
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.planning.synthetic import Synthetic
+from trainwright.planning.worker import Died, Worker
 from trainwright.stages._training import assemble, parameter_counts, stage_of, state_bytes
 
 FIRST = 512
@@ -32,26 +37,28 @@ FIRST = 512
 MOST_STEPS = 9
 """With micro-batches of one size."""
 STEADY = 4
-"""Steps at the least with the micro-batches of the recipe: the second is slow too, while memory still grows."""
+"""Least steps with the recipe's micro-batches: the second is slow too, while memory still grows."""
 SECONDS, SECONDS_A_PARAMETER = 4.0, 1e-7
-"""How long a stage is tried; a large model longer."""
+"""How long a probe takes; longer for a large model."""
 WORK = 1e12
-"""FLOPs that a stage is tried with even where the machine takes longer for them, so that a busy one does not predict worse …"""
+"""FLOPs that a probe spends however slow the machine is, so that a busy one estimates no worse …"""
 MOST_SECONDS = 20.0
 """… up to so many seconds."""
 SHARE = 0.8
-"""Part of the memory there is that a trial may come to need."""
+"""Part of the memory there is that a probe may come to need."""
+BRIEF = 0.2
+"""Part of a probe's effort where there are many."""
 COMPILE_SECONDS = {"cpu": 22.0, "cuda": 60.0}
-"""What torch.compile takes at the start: measured with nothing in its cache (a second time it is 3 s); not tried."""
+"""What torch.compile takes at the start: measured with an empty cache (3 s with a full one); not probed."""
 COMPILE_GAIN = {"cpu": 1.2, "cuda": 1.0}
-"""How much faster compiled code is: measured on CPUs in bfloat16 (1.1 at 30 M parameters, 1.3 at 1 M); not tried."""
+"""How much faster compiled code is: on CPUs in bfloat16 1.1 at 30 M parameters, 1.3 at 1 M; not probed."""
 COMPILE_KEEPS = 0.7
-"""Part of the memory of a micro-batch that compiled code takes: measured on CPUs; not tried."""
+"""Part of the memory of a micro-batch that compiled code takes: measured on CPUs; not probed."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """Micro-batches of so many rows: the most bytes in use, seconds of one micro-batch, and of the rest of a step."""
+    """Micro-batches of so many rows: peak bytes, seconds of one micro-batch, and of the rest of a step."""
 
     rows: int
     bytes: float
@@ -60,8 +67,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the trial of a stage has told. ``points`` grow in rows; ``fixed`` is what is in use between two steps."""
+class Probe:
+    """What the probe of a stage measured; ``fixed`` are the bytes in use between two steps."""
 
     parameters: int
     trainable: int
@@ -84,11 +91,12 @@ class Trial:
         forth = max(0.0, self._line(rows, [p.seconds for p in self.points], 0.0)) * accumulate
         if not self.compiled:
             return steps * (forth + self.points[-1].rest)
-        return COMPILE_SECONDS[self.device] + steps * (forth / COMPILE_GAIN[self.device] + self.points[-1].rest)
+        step = forth / COMPILE_GAIN[self.device] + self.points[-1].rest
+        return COMPILE_SECONDS[self.device] + steps * step
 
     def _line(self, rows: int, values: list[float], none: float) -> float:
-        """Between two points, or on beyond the last two; never below what fewer rows took. From what no rows take to the point
-        where there is one."""
+        """Between two points, or beyond the last two; never below what fewer rows took. With a single point:
+        between that and what no rows take."""
         if len(values) == 1:
             return none + max(0.0, values[0] - none) * rows / self.points[0].rows
         i = next((i for i, p in enumerate(self.points[1:-1], 1) if p.rows >= rows), len(values) - 1)
@@ -96,15 +104,16 @@ class Trial:
         return y0 + max(0.0, (y1 - y0) / (x1 - x0)) * (rows - x0)
 
 
-def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
-    """Build the stage and take steps of it, more and more rows, for as long as its size deserves, or for ``part`` of that."""
+def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe:
+    """Build the stage, and step with more and more rows for as long as its size deserves, times ``part``."""
     families.quiet()
     store = Store(root)
     job = next(j for j in jobs(recipe, store) if j.stage.name == name)
     stage = stage_of(job)
     run, compiled = build(job, store)
     counts, base = parameter_counts(run), ledger.memory()
-    real, tokens_a_row = stage.batch_rows(job) // (sharding.world() * stage.accumulate), stage.row_tokens(job) or FIRST
+    real = stage.batch_rows(job) // (sharding.world() * stage.accumulate)
+    tokens_a_row = stage.row_tokens(job) or FIRST
     effort = _Effort(run, min(stage.accumulate, 2), part)
     points, rows = list[Point](), min(real, max(1, FIRST // tokens_a_row))
     counted, tokens = effort.count(rows)
@@ -113,8 +122,48 @@ def attempt(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Trial:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
         rows = effort.next(points, real, base)
     fixed = base + state_bytes(run)
-    return Trial(counts["parameters"], counts["trainable"], counted / tokens if tokens else 0.0, fixed, tuple(points), compiled,
+    flops_per_token = counted / tokens if tokens else 0.0
+    return Probe(counts["parameters"], counts["trainable"], flops_per_token, fixed, tuple(points), compiled,
                  run.ctx.device.type)
+
+
+class Probes:
+    """Takes probes of stages, each once.
+
+    Each has a process of its own. Where ``shared``, one process takes them all, and more briefly: enough to
+    search with.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self.worker = Worker() if shared else None
+        self.known: dict[tuple[str, str, bool], Probe] = {}
+
+    def __enter__(self) -> Probes:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.worker is not None:
+            self.worker.close()
+
+    def of(self, recipe: Recipe, job: Job, store: Store) -> Probe:
+        """The probe of a job of the recipe.
+
+        Raises:
+            UserError: a mistake of the recipe that shows when the stage is built, or too little memory.
+        """
+        key = (str(store.root), job.key, job.ready(store))
+        if key not in self.known:
+            self.known[key] = self._take(recipe, job, store)
+        return self.known[key]
+
+    def _take(self, recipe: Recipe, job: Job, store: Store) -> Probe:
+        try:
+            with nullcontext(self.worker) if self.worker is not None else Worker() as worker:
+                part = BRIEF if worker is self.worker else 1.0
+                return worker.ask(take, recipe, store.root, job.stage.name, part)
+        except Died as why:
+            raise UserError(f"{job.where}: the process that tried a few rows of it was ended by {why}; "
+                            "most likely there is too little memory.") from None
 
 
 def build(job: Job, store: Store) -> tuple[Train, bool]:
@@ -136,7 +185,7 @@ def build(job: Job, store: Store) -> tuple[Train, bool]:
 
 
 class _Effort:
-    """Takes steps of a stage, and knows how many more are worth their time."""
+    """Takes steps of a stage, and decides how many more are worth their time."""
 
     def __init__(self, run: Train, parts: int, part: float) -> None:
         self.run, self.parts, self.began = run, parts, time.perf_counter()
@@ -156,12 +205,15 @@ class _Effort:
         return counter.flops, batch["input_ids"].numel() if "input_ids" in batch else 0
 
     def point(self, rows: int, least: int) -> Point:
-        """``least`` steps with micro-batches of so many rows, fewer where they take long and more where they are quick. The
-        first warms up."""
+        """``least`` steps with micro-batches of so many rows, fewer where they take long and more where they
+        are quick; the first warms up."""
         self.run.ctx.batch_rows, self.run.accumulate = rows * self.parts, self.parts
         ledger.reset_peak()
         took = [self.step(), self.step()]
-        while len(took) < MOST_STEPS and sum(took[-1]) < 0.5 * self.left() + (MOST_SECONDS if len(took) < least else 0.0):
+        while len(took) < MOST_STEPS:
+            more = MOST_SECONDS if len(took) < least else 0.0
+            if sum(took[-1]) >= 0.5 * self.left() + more:
+                break
             took.append(self.step())
         forth, rest = (statistics.median(t[i] for t in took[1:]) for i in (0, 1))
         return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
@@ -176,16 +228,19 @@ class _Effort:
         return clock.seconds, _now() - began - clock.seconds
 
     def affords(self, rows: int, counted: int, base: float) -> bool:
-        """Whether two steps with micro-batches of so many rows are little work, and fit by what ``counted`` rows took."""
+        """Whether two steps with micro-batches of so many rows are little work, and fit, going by
+        ``counted`` rows."""
         needed = base + (ledger.peak_memory() - base) * rows / counted
-        return 0 < 2 * self.parts * self.work_a_row * rows <= self.work and needed <= SHARE * hardware.memory_bytes()
+        little = 0 < 2 * self.parts * self.work_a_row * rows <= self.work
+        return little and needed <= SHARE * hardware.memory_bytes()
 
     def left(self) -> float:
         """Seconds."""
         return self.enough - (_now() - self.began)
 
     def next(self, points: list[Point], real: int, base: float) -> int:
-        """Rows of the next micro-batch to try, 0 where it is enough: two steps of them are to be worth it, and to fit."""
+        """Rows of the next micro-batch to try, 0 to stop: two steps of them must be worth their time, and
+        fit."""
         last = points[-1]
         second, flop = 2 * self.parts * last.seconds / last.rows, 2 * self.parts * self.work_a_row
         worth = max(self.left() / second, self.work / flop if flop else 0.0)
@@ -194,7 +249,8 @@ class _Effort:
         rows = min(real, int(min(most, room)))
         if len(points) == 1 and room >= 2 * last.rows:
             rows = max(rows, min(real, 2 * last.rows))                   # a line takes two points
-        return rows if rows > last.rows and (rows == real or rows > 1.5 * last.rows or len(points) == 1) else 0
+        tells = rows == real or rows > 1.5 * last.rows or len(points) == 1
+        return rows if rows > last.rows and tells else 0
 
 
 class _Timed:
