@@ -13,7 +13,8 @@ from trainwright.corpus.sources import document
 
 
 def frame(rows: Sequence[dict[str, Any]], **columns: Sequence[Any]) -> Any:
-    """A table of documents given by hand; what a row leaves out is filled in. ``columns`` stand beside the standard ones."""
+    """A table of documents given by hand; what a row leaves out is filled in. ``columns`` stand beside the
+    standard ones."""
     full = [document(**{"id": str(i), "domain": "d", "source": "test"} | row) for i, row in enumerate(rows)]
     table = pa.Table.from_pylist(full, ARROW)
     for name, values in columns.items():

@@ -1,4 +1,5 @@
-"""A life whose corpora are filtered, deduplicated, scored and selected on a local Ray of two workers has the same rows."""
+"""A life whose corpora are filtered, deduplicated, scored and selected on a local Ray of two workers has
+the same rows."""
 from __future__ import annotations
 
 import os
@@ -25,7 +26,8 @@ methods = [{ use = "python_library", megabytes = 0.1 }, { use = "filter", where 
 name = "base"
 kind = "train"
 from = { data = "raw" }
-model = { type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, num_attention_heads = 2 }
+model = { type = "llama", hidden_size = 32, intermediate_size = 64, num_hidden_layers = 2, \
+          num_attention_heads = 2 }
 steps = 2
 methods = [{ use = "pack", length = 128 }, { use = "next_token" }, { use = "adamw", lr = 1e-3 }]
 
@@ -50,7 +52,7 @@ if sys.argv[1] == "ray":
 tw.run(tw.load(sys.argv[1] + ".toml"), sys.argv[1])
 """
 MIXED = """
-from trainwright.core import documents
+from trainwright.corpus import documents
 from trainwright.core.errors import UserError
 documents.start("native")
 list(documents.stream(documents.empty()))
@@ -86,7 +88,8 @@ def test_the_same_rows_on_ray(tmp_path: Path) -> None:
         names = [[(r["id"], r["text"], r["domain"], r["source"]) for r in rows] for rows in (here, there)]
         assert len(here) > 30 and names[0] == names[1]
     assert sum(r["loss"] is not None for r in here) > 20
-    assert all(a["loss"] == pytest.approx(b["loss"], abs=1e-5) for a, b in zip(here, there, strict=True) if a["loss"] is not None)
+    assert all(a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+               for a, b in zip(here, there, strict=True) if a["loss"] is not None)
 
 
 @pytest.mark.slow

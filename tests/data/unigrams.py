@@ -1,4 +1,5 @@
-"""Models whose losses are known: they give each letter's tokens a probability of their own, whatever came before."""
+"""Models whose losses are known: they give each letter's tokens a probability of their own, whatever came
+before."""
 from __future__ import annotations
 
 import random
@@ -13,7 +14,8 @@ from trainwright.core.context import Context
 
 
 def checkpoint(folder: Path, shares: dict[str, float]) -> Path:
-    """A tiny Llama that gives the tokens made of some letters that share of the probability; what is left goes to all others."""
+    """A tiny Llama that gives the tokens made of some letters that share of the probability; what is left
+    goes to all others."""
     model, tokenizer = tiny.model(), tiny.tokenizer()
     texts = [token.strip("Ġ") for token in tokenizer.convert_ids_to_tokens(range(tiny.VOCABULARY))]
     chance = torch.zeros(tiny.VOCABULARY)
@@ -24,8 +26,10 @@ def checkpoint(folder: Path, shares: dict[str, float]) -> Path:
     chance[rest] = (1 - sum(shares.values())) / rest.sum()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.fill_(float("norm" in name or "embed" in name))    # so that every hidden state is a row of ones
-        model.lm_head.weight.copy_(chance.log()[:, None].expand_as(model.lm_head.weight) / model.lm_head.weight.shape[1])
+            # so that every hidden state is a row of ones
+            parameter.fill_(float("norm" in name or "embed" in name))
+        head = model.lm_head.weight
+        head.copy_(chance.log()[:, None].expand_as(head) / head.shape[1])
     folder.mkdir(parents=True)
     families.save(model, folder, tokenizer)
     return folder
@@ -35,7 +39,8 @@ def written(kind: str, letters: str, many: int, **more: Any) -> list[dict[str, A
     """Documents of twenty words, out of twelve, made of these letters."""
     draw = random.Random(kind)
     words = ["".join(draw.choices(letters, k=4)) for _ in range(12)]
-    return [{"id": f"{kind}/{i:03d}", "text": " ".join(draw.choices(words, k=20)), "domain": kind, **more} for i in range(many)]
+    return [{"id": f"{kind}/{i:03d}", "text": " ".join(draw.choices(words, k=20)), "domain": kind, **more}
+            for i in range(many)]
 
 
 def context(folder: Path, **inputs: Any) -> Context:

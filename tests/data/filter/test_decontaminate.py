@@ -53,7 +53,8 @@ def number(ctx: Context, name: str) -> float:
 @pytest.fixture
 def quiz(tmp_path: Path) -> dict[str, str]:
     """Two benchmarks in files; the texts by name."""
-    items = {"long": sentence(30, 1), "other": sentence(40, 2), "short": sentence(9, 3), "tiny": sentence(5, 4)}
+    items = {"long": sentence(30, 1), "other": sentence(40, 2), "short": sentence(9, 3),
+             "tiny": sentence(5, 4)}
     (tmp_path / "quiz.jsonl").write_text("".join(json.dumps({"question": t}) + "\n" for t in items.values()))
     (tmp_path / "exam.jsonl").write_text(json.dumps({"question": sentence(20, 5)}) + "\n")
     return items
@@ -63,13 +64,18 @@ def test_thirteen_words_are_found_and_twelve_are_not(quiz: dict[str, str], tmp_p
     words = quiz["long"].split()
     rows = [{"id": "thirteen", "text": around(", ".join(words[7:20]).upper())},
             {"id": "twelve", "text": around(" ".join(words[:12]))},
-            {"id": "whole short", "text": around(quiz["short"])}, {"id": "part of short", "text": around(quiz["short"][:-4])},
-            {"id": "tiny", "text": around(quiz["tiny"])}, {"id": "clean", "text": sentence(200, 7)}, {"id": "empty", "text": ""}]
+            {"id": "whole short", "text": around(quiz["short"])},
+            {"id": "part of short", "text": around(quiz["short"][:-4])},
+            {"id": "tiny", "text": around(quiz["tiny"])}, {"id": "clean", "text": sentence(200, 7)},
+            {"id": "empty", "text": ""}]
     kept, ctx = run(rows, tmp_path, files=("quiz.jsonl", "exam.jsonl"), field="question")
     assert kept == {"twelve", "part of short", "tiny", "clean", "empty"}
-    assert [number(ctx, f"quiz/{what}") for what in ("documents", "found", "texts", "too_short")] == [2, 2, 4, 1]
-    assert [number(ctx, f"exam/{what}") for what in ("documents", "found", "texts", "too_short")] == [0, 0, 1, 0], "told, too"
-    assert ctx.texts["decontaminate/quiz"] == ("2 of 7 documents contaminated; 2 of 4 texts found, 1 too short to look for")
+    assert [number(ctx, f"quiz/{what}")
+            for what in ("documents", "found", "texts", "too_short")] == [2, 2, 4, 1]
+    assert [number(ctx, f"exam/{what}")
+            for what in ("documents", "found", "texts", "too_short")] == [0, 0, 1, 0], "told, too"
+    assert ctx.texts["decontaminate/quiz"] == ("2 of 7 documents contaminated; 2 of 4 texts found, 1 too "
+                                               "short to look for")
 
 
 def test_marking_instead_of_dropping(quiz: dict[str, str], tmp_path: Path) -> None:
@@ -84,7 +90,8 @@ def test_marking_instead_of_dropping(quiz: dict[str, str], tmp_path: Path) -> No
 
 
 def test_documents_kept_back_are_looked_for(tmp_path: Path) -> None:
-    """A corpus of 40 documents; those kept back, planted in a table, are found, those for training are not."""
+    """A corpus of 40 documents; those kept back, planted in a table, are found, those for training are
+    not."""
     from trainwright.corpus.tokens import open_corpus
     texts = {f"{i:02d}": sentence(40, 1000 + i) for i in range(40)}
     rows = [{"id": i, "text": text, "domain": "prose" if int(i) % 2 else "code"} for i, text in texts.items()]
@@ -98,7 +105,8 @@ def test_documents_kept_back_are_looked_for(tmp_path: Path) -> None:
 
 
 def test_the_artifact_and_the_log_tell(quiz: dict[str, str], tmp_path: Path) -> None:
-    """Of a recipe: counts among the figures, sentences among the texts of the manifest, and in what is said."""
+    """Of a recipe: counts among the figures, sentences among the texts of the manifest, and in what is
+    said."""
     rows = [{"text": sentence(60, 200 + i)} for i in range(10)] + [{"text": around(quiz["long"])}]
     (tmp_path / "web.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     methods = [{"use": "text", "paths": [str(tmp_path / "web.jsonl")]},
@@ -122,4 +130,5 @@ def test_mistakes_are_told(quiz: dict[str, str], tmp_path: Path) -> None:
         Decontaminate(ngram=5)
     before = Decontaminate(files=("quiz.jsonl",)).depends(tmp_path)
     (tmp_path / "quiz.jsonl").write_text("{}")
-    assert Decontaminate(files=("quiz.jsonl",)).depends(tmp_path) != before, "another benchmark is another corpus"
+    after = Decontaminate(files=("quiz.jsonl",)).depends(tmp_path)
+    assert after != before, "another benchmark is another corpus"

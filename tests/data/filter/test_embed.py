@@ -16,7 +16,8 @@ def test_every_document_gets_a_vector_as_wide_as_the_model(tmp_path: Path) -> No
     assert len(made) == 120 and {len(r["place"]) for r in made} == {16}
 
 
-@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is not None, reason="the package is installed")
+@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is not None,
+                    reason="the package is installed")
 def test_a_library_that_is_not_installed_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"sentence-transformers: pip install"):
         Embed(library="any").apply(tiny.table(), tiny.curating(tmp_path))

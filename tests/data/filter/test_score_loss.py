@@ -14,7 +14,8 @@ from trainwright.data.filter.score_perplexity import ScorePerplexity
 
 def test_the_column_is_added_and_nothing_else(tmp_path: Path) -> None:
     made = rows(ScoreLoss(column="hard", length=32).apply(tiny.table(), tiny.curating(tmp_path)))
-    assert len(made) == 120 and all(3 < r["hard"] < 9 for r in made if r["messages"] is None)   # about ln 300 before training
+    # about ln 300 before training
+    assert len(made) == 120 and all(3 < r["hard"] < 9 for r in made if r["messages"] is None)
     assert {k: v for k, v in made[0].items() if k != "hard"} in rows(tiny.table())
 
 

@@ -10,7 +10,10 @@ from trainwright.data.filter.score_perplexity import ScorePerplexity
 
 
 def test_perplexity_is_exp_of_the_loss(tmp_path: Path) -> None:
-    loss, perplexity = ({r["id"]: r[name] for r in rows(method.apply(tiny.table(), tiny.curating(tmp_path / name)))}
-                        for name, method in (("loss", ScoreLoss(length=32)), ("perplexity", ScorePerplexity(length=32))))
+    loss, perplexity = ({r["id"]: r[name]
+                         for r in rows(method.apply(tiny.table(), tiny.curating(tmp_path / name)))}
+                        for name, method in (("loss", ScoreLoss(length=32)),
+                                             ("perplexity", ScorePerplexity(length=32))))
     assert loss.keys() == perplexity.keys()
-    assert all(math.isclose(perplexity[i], math.exp(x), rel_tol=1e-9) for i, x in loss.items() if x is not None)
+    assert all(math.isclose(perplexity[i], math.exp(x), rel_tol=1e-9)
+               for i, x in loss.items() if x is not None)

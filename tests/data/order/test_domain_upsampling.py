@@ -44,7 +44,8 @@ def test_the_rows_of_a_run_follow_it(tmp_path: Path) -> None:
     """Before the last three of nine steps there is prose alone, then there is no prose."""
     run = tiny.stage(DomainUpsampling(weights={"code": 1.0}, base=BASE, duration=3), tmp_path)
     seen = []
-    run.run(on_step=lambda row: seen.append({n for n in ("prose", "code", "chat") if f"train_loss/{n}" in row}))
+    run.run(on_step=lambda row: seen.append({n
+                                             for n in ("prose", "code", "chat") if f"train_loss/{n}" in row}))
     assert seen == [{"prose"}] * 6 + [{"code"}] * 3
 
 

@@ -1,4 +1,5 @@
-"""Hard mini-batch training: all mini-batches once, then rounds of the hardest by the loss that each had when last trained on."""
+"""Hard mini-batch training: all mini-batches once, then rounds of the hardest by the loss that each had
+when last trained on."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ def of_four(delta: float, tmp_path: Path, steps: int) -> list[int]:
 
 
 def test_rounds_by_hand(tmp_path: Path) -> None:
-    """After the first epoch 1 and 3 are the hardest; then both are easy, and 0 and 2 come, of whom the first losses are known."""
+    """After the first epoch 1 and 3 are the hardest; then both are easy, and 0 and 2 come, of whom the
+    first losses are known."""
     assert of_four(0.5, tmp_path, 10) == [0, 1, 2, 3, 1, 3, 0, 2, 0, 2]
 
 
@@ -94,7 +96,8 @@ def test_an_epoch_is_as_many_steps_as_ordinary_training_has(tmp_path: Path) -> N
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="a step has 100000"):
-        HardMinibatchTraining(length=32).minibatches(Context(inputs=tiny.context(tmp_path).inputs, batch_rows=100_000))
+        large = Context(inputs=tiny.context(tmp_path).inputs, batch_rows=100_000)
+        HardMinibatchTraining(length=32).minibatches(large)
     for delta in (0.0, 1.5):
         with pytest.raises(UserError, match="delta"):
             make(HardMinibatchTraining, {"delta": delta}, "here")

@@ -25,7 +25,8 @@ SHAPES = {"linupper": [0, 0.5, 1, 1, 1], "quadratic": [0, 0.75, 1, 0.75, 0], "ex
 def test_the_shapes_by_hand(mapping: str) -> None:
     raw = [math.exp(f / 0.4) for f in SHAPES[mapping]]
     expected = [5 * r / sum(raw) for r in raw]
-    assert LossReweighting(mapping=mapping).weights(LOSS).tolist() == pytest.approx(expected)  # type: ignore[arg-type]
+    method = LossReweighting(mapping=mapping)  # type: ignore[arg-type]
+    assert method.weights(LOSS).tolist() == pytest.approx(expected)
 
 
 def test_the_easy_half_is_pushed_down_and_nothing_above_it_is_pushed_up() -> None:
@@ -37,7 +38,8 @@ def test_equal_losses_have_equal_weights() -> None:
     assert LossReweighting().weights(torch.full((3,), 2.0)).tolist() == [1.0, 1.0, 1.0]
 
 
-BATCH = {"document": torch.tensor([[0, 0, 1, 1], [0, 0, 0, -1]]), "targets": torch.tensor([[5, 5, 5, -100], [5, 5, 5, -100]])}
+BATCH = {"document": torch.tensor([[0, 0, 1, 1], [0, 0, 0, -1]]),
+         "targets": torch.tensor([[5, 5, 5, -100], [5, 5, 5, -100]])}
 VALUES = torch.tensor([[1.0, 3.0, 4.0, 0.0], [3.0, 0.0, 0.0, 0.0]])
 """A loss of zero is a loss where there is a target."""
 

@@ -1,4 +1,5 @@
-"""Packing: documents in a row do not see each other, every target comes once an epoch, ranks share one order."""
+"""Packing: documents in a row do not see each other, every target comes once an epoch, ranks share one
+order."""
 from __future__ import annotations
 
 import time
@@ -10,7 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from tests.corpus.corpora import build, texts
 from trainwright.core import sharding
@@ -22,11 +30,16 @@ from trainwright.lm.losses import token_losses
 from trainwright.lm.rows import SHARD, best_fit
 
 MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=128))}
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(vocab_size=400, hidden_size=32, intermediate_size=64,
+                                                  num_hidden_layers=2,
+                                                  num_attention_heads=4, num_key_value_heads=2,
+                                                  max_position_embeddings=128)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(vocab_size=400, hidden_size=32, intermediate_size=64,
+                                                  num_hidden_layers=2,
+                                                  num_attention_heads=4, num_key_value_heads=2,
+                                                  max_position_embeddings=128)),
+    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4,
+                                               n_positions=128))}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +65,8 @@ def test_changing_a_document_changes_nothing_in_the_next_one(name: str, folder: 
     assert batch["document"].max() >= 1
     with torch.no_grad():
         before = token_losses(model, batch, Context())
-        changed = dict(batch, input_ids=torch.where(batch["document"] == 0, (batch["input_ids"] + 7) % 400, batch["input_ids"]))
+        changed = dict(batch, input_ids=torch.where(batch["document"] == 0, (batch["input_ids"] + 7) % 400,
+                                                    batch["input_ids"]))
         after = token_losses(model, changed, Context())
         logits = [model(input_ids=b["input_ids"], position_ids=b["position_ids"], use_cache=False).logits
                   for b in (batch, changed)]
@@ -87,7 +101,8 @@ def test_an_epoch_has_every_target_once(whole: bool, folder: Path):
         pairs = list(pairwise(tokens))
         wanted.update(pairs[:48] if whole else pairs)
     learned = batch["targets"] != -100
-    assert Counter(zip(batch["input_ids"][learned].tolist(), batch["targets"][learned].tolist(), strict=True)) == wanted
+    assert Counter(zip(batch["input_ids"][learned].tolist(), batch["targets"][learned].tolist(),
+                       strict=True)) == wanted
 
 
 def test_two_ranks_read_the_rows_of_one(folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -106,7 +121,8 @@ def test_addresses_say_where_in_the_corpus_a_token_lies(folder: Path):
     (batch,) = pull(Pack(length=64, whole=True), context(folder, rows=4), 1)
     inside = batch["document"] >= 0
     places = [divmod(a, SHARD) for a in batch["address"][inside].tolist()]
-    assert [int(open_corpus(folder).read(*place, 1)[0]) for place in places] == batch["input_ids"][inside].tolist()
+    assert [int(open_corpus(folder).read(*place, 1)[0])
+            for place in places] == batch["input_ids"][inside].tolist()
     assert not inside.all() and torch.equal(batch["address"] < 0, ~inside)
 
 
@@ -128,7 +144,8 @@ def test_epochs_differ_and_a_seed_repeats(folder: Path):
     again = pull(method, context(folder, rows=ctx.batch_rows), 1)[0]
     other = pull(method, context(folder, rows=ctx.batch_rows, seed=1), 1)[0]
     assert torch.equal(first["input_ids"], again["input_ids"])
-    assert not torch.equal(first["input_ids"], second["input_ids"]) and not torch.equal(first["input_ids"], other["input_ids"])
+    assert not torch.equal(first["input_ids"], second["input_ids"])
+    assert not torch.equal(first["input_ids"], other["input_ids"])
 
 
 def test_best_fit_fills_the_fullest_bin_that_has_room():
@@ -169,7 +186,8 @@ def test_answers_that_are_cut_away_are_counted_and_left_out(tmp_path: Path):
     (batch,) = pull(method, ctx, 1)
     rows = method.rows(ctx)
     assert (rows.truncated, rows.lost, rows.untrained) == (8, 4, 0)
-    assert {name: pairs[0][0] for name, pairs in ctx.notes.items()} == {"truncated_documents": 8.0, "lost_documents": 4.0}
+    assert {name: pairs[0][0]
+            for name, pairs in ctx.notes.items()} == {"truncated_documents": 8.0, "lost_documents": 4.0}
     told = method.preview(batch, ctx)
     assert "8 documents are cut after 48 tokens" in told and "4 of them lose all" in told and "⟦" in told
     ctx.batch_rows = method.epoch(ctx)
@@ -182,7 +200,8 @@ def test_answers_that_are_cut_away_are_counted_and_left_out(tmp_path: Path):
 
 
 def test_packing_many_documents_is_quick():
-    """A bin costs one shift: a hundred thousand documents take a part of a second, not minutes. The limit is generous."""
+    """A bin costs one shift: a hundred thousand documents take a part of a second, not minutes. The limit
+    is generous."""
     sizes = np.sort(np.random.default_rng(0).integers(1, 2049, 100_000))[::-1]
     began = time.process_time()
     best_fit(sizes, 2048)

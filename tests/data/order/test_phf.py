@@ -1,4 +1,5 @@
-"""Pretraining with preferences: rows and losses by hand, and what a trained model says behind <good> and behind <bad>."""
+"""Pretraining with preferences: rows and losses by hand, and what a trained model says behind <good> and
+behind <bad>."""
 from __future__ import annotations
 
 import re
@@ -38,7 +39,8 @@ class Half(Curate):
         from trainwright.corpus.selecting import attach, columns
         ids = sorted(columns(documents, "id")["id"].to_pylist())
         told = [1.0 if i % 4 == 0 else None if i % 4 == 1 else 0.0 for i in range(len(ids))]
-        return attach(documents, pa.table({"id": pa.array(ids, pa.large_string()), "rude": told, "word": [str(t) for t in told]}))
+        return attach(documents, pa.table({"id": pa.array(ids, pa.large_string()), "rude": told,
+                                           "word": [str(t) for t in told]}))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = torch.Generator().manual_seed(0)
     rows = []
     for i in range(160):
-        said = [(RUDE if k % 3 == i % 3 else KIND)[int(torch.randint(2 if k % 3 == i % 3 else 3, (), generator=draw))]
+        said = [(RUDE if k % 3 == i % 3
+                 else KIND)[int(torch.randint(2 if k % 3 == i % 3 else 3, (), generator=draw))]
                 for k in range(6)]
         rows.append({"id": f"{i:03d}", "text": "".join(said)})
     place = tmp_path_factory.mktemp("phf") / "corpus"
@@ -56,28 +59,34 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def model_of(folder: Path, vocabulary: int = 402) -> nn.Module:
-    table = {"type": "llama", **tiny.SHAPES["llama"], "hidden_size": 32, "intermediate_size": 64, "vocab_size": vocabulary}
+    table = {"type": "llama", **tiny.SHAPES["llama"], "hidden_size": 32, "intermediate_size": 64,
+             "vocab_size": vocabulary}
     return families.create(families.from_table(table, open_corpus(folder).tokenizer, "here"), 0, "here")
 
 
 def context(folder: Path, rows: int = 6) -> Context:
-    return Context(inputs={"data": [folder]}, batch_rows=rows, steps=10, tokenizer=open_corpus(folder).tokenizer)
+    return Context(inputs={"data": [folder]}, batch_rows=rows, steps=10,
+                   tokenizer=open_corpus(folder).tokenizer)
 
 
 def both(folder: Path, **settings: Any) -> tuple[Batch, Batch]:
     """A step's rows of pack alone, and with control tokens."""
-    ctx, data, method = context(folder), Pack(length=60), Phf(**{"patterns": (PHONE,), "silent": 0.0} | settings)
+    ctx, data = context(folder), Pack(length=60)
+    method = Phf(**{"patterns": (PHONE,), "silent": 0.0} | settings)
     plain = data.next(pytest.fail, data.init(nn.Identity(), ctx), ctx)  # type: ignore[arg-type]
     return plain, method.next(lambda: plain, method.init(model_of(folder), ctx), ctx)
 
 
 def test_segments_by_hand() -> None:
-    assert lines([1, 2, 9, 3, 9, 9, 4], frozenset({9})) == [3, 2, 1, 1] and lines([1, 9], frozenset({9})) == [2]
-    assert badness("call 5551 now 1234", [re.compile(PHONE)]) == pytest.approx(8 / 18) and badness("", []) == 0.0
+    assert lines([1, 2, 9, 3, 9, 9, 4], frozenset({9})) == [3, 2, 1, 1]
+    assert lines([1, 9], frozenset({9})) == [2]
+    assert badness("call 5551 now 1234", [re.compile(PHONE)]) == pytest.approx(8 / 18)
+    assert badness("", []) == 0.0
 
 
 def test_each_line_stands_behind_the_token_of_its_kind(folder: Path) -> None:
-    """Decoded: <g> before lines without a number, <b> before those with one; all of it is learned, the control tokens too."""
+    """Decoded: <g> before lines without a number, <b> before those with one; all of it is learned, the
+    control tokens too."""
     tokenizer = open_corpus(folder).tokenizer
     _, made = both(folder)
     seen = {GOOD: 0, BAD: 0}
@@ -90,7 +99,8 @@ def test_each_line_stands_behind_the_token_of_its_kind(folder: Path) -> None:
                 assert ("call" in text or "code" in text) == (ids[begin] == BAD) or len(text) < 8, text
                 seen[ids[begin]] += 1
         inner = (made["document"][r, 1:] == made["document"][r, :-1]) & (made["document"][r, 1:] >= 0)
-        inner[:2] &= made["address"][r, 1] in starts_of(folder)            # the rest of a document: predicted in the row before
+        # the rest of a document: predicted in the row before
+        inner[:2] &= made["address"][r, 1] in starts_of(folder)
         assert bool((made["targets"][r, :-1] == made["input_ids"][r, 1:])[inner].all())
     assert min(seen.values()) >= 8
     assert made["address"][(made["input_ids"] >= BAD)].eq(-1).all()
@@ -98,7 +108,8 @@ def test_each_line_stands_behind_the_token_of_its_kind(folder: Path) -> None:
 
 def test_silence_is_a_share_of_the_segments(folder: Path) -> None:
     plain, made = both(folder, silent=1.0)
-    assert torch.equal(made["input_ids"], plain["input_ids"]) and torch.equal(made["targets"], plain["targets"])
+    assert torch.equal(made["input_ids"], plain["input_ids"])
+    assert torch.equal(made["targets"], plain["targets"])
     every, half = (int((both(folder, silent=s)[1]["input_ids"] >= BAD).sum()) for s in (0.0, 0.5))
     assert 0.3 * every < half < 0.8 * every
 
@@ -107,11 +118,14 @@ def test_the_score_of_the_predicted_token_counts(folder: Path) -> None:
     """Unlikelihood: rows are those of pack; bad are the positions whose target is in a line with a number."""
     tokenizer = open_corpus(folder).tokenizer
     plain, made = both(folder, mode="unlikelihood")
-    assert torch.equal(made["input_ids"], plain["input_ids"]) and torch.equal(made["targets"], plain["targets"])
+    assert torch.equal(made["input_ids"], plain["input_ids"])
+    assert torch.equal(made["targets"], plain["targets"])
     first = tokenizer("call", add_special_tokens=False).input_ids[0]
     where = (made["targets"] == first).nonzero().tolist()
-    begins = [(r, t) for r, t in where if t and tokenizer.decode([int(made["input_ids"][r, t])]).endswith("\n")]
-    assert begins and all(made["bad"][r, t] == 1 or t > 50 for r, t in begins), "though the token before is of another line"
+    begins = [(r, t) for r, t in where if t
+              and tokenizer.decode([int(made["input_ids"][r, t])]).endswith("\n")]
+    assert begins and all(made["bad"][r, t] == 1 or t > 50
+                          for r, t in begins), "though the token before is of another line"
 
 
 def test_unlikelihood_by_hand(folder: Path) -> None:
@@ -123,7 +137,8 @@ def test_unlikelihood_by_hand(folder: Path) -> None:
     bad, there = batch["bad"] > 0, batch["targets"] != -100
     assert torch.allclose(losses[~bad], plain[~bad]) and bool((losses[~there] == 0).all())
     p = torch.exp(-plain[bad & there])
-    assert torch.allclose(losses[bad & there], -0.5 * torch.log(1 - p), atol=1e-6) and int((bad & there).sum()) > 20
+    assert torch.allclose(losses[bad & there], -0.5 * torch.log(1 - p), atol=1e-6)
+    assert int((bad & there).sum()) > 20
 
 
 def test_filtering_drops_documents_by_their_mean(folder: Path) -> None:
@@ -146,7 +161,8 @@ def test_a_document_without_a_score_has_no_control_token(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_says_other_things_behind_good_than_behind_bad(folder: Path) -> None:
-    """Eighty steps of a tiny model: numbers in what it says behind each control token, of what is ever said."""
+    """Eighty steps of a tiny model: numbers in what it says behind each control token, of what is ever
+    said."""
     tokenizer, model = open_corpus(folder).tokenizer, model_of(folder)
     ctx = context(folder, rows=8)
     run = Train(model, [Pack(length=60), Phf(patterns=(PHONE,)), Adamw(lr=2e-2)], 80, ctx=ctx)
@@ -166,7 +182,8 @@ def test_it_says_other_things_behind_good_than_behind_bad(folder: Path) -> None:
 
 def test_mistakes_are_said(folder: Path) -> None:
     for told, settings in (("either patterns", {}), ("either patterns", {"patterns": ["a"], "column": "b"}),
-                           ("no regular expression", {"patterns": ["("]}), ("silent", {"patterns": ["a"], "silent": 2.0})):
+                           ("no regular expression", {"patterns": ["("]}),
+                           ("silent", {"patterns": ["a"], "silent": 2.0})):
         with pytest.raises(UserError, match=told):
             make(Phf, settings, "here")
     ctx = context(folder)

@@ -1,4 +1,5 @@
-"""RS2: how often each row is seen, epochs that differ, and a stage whose length is that of the short epochs."""
+"""RS2: how often each row is seen, epochs that differ, and a stage whose length is that of the short
+epochs."""
 from __future__ import annotations
 
 from collections import Counter
@@ -59,13 +60,15 @@ def test_a_static_subset_is_one_draw_in_new_orders() -> None:
 
 
 def test_steps_follow_the_epochs(tmp_path: Path) -> None:
-    """The rows of the steps are those of the epochs, one behind the other; a stage's epoch has the rows of a short one."""
+    """The rows of the steps are those of the epochs, one behind the other; a stage's epoch has the rows of
+    a short one."""
     method, ctx = Rs2(fraction=0.3, length=32), tiny.context(tmp_path)
     rows = FixedRows(method.source.rows(ctx))
     size = method.epoch(ctx)
     assert size == round(0.3 * len(rows)) and tiny.ROWS % size
     seen = torch.cat([b["input_ids"] for b in batches(method, ctx, 6)])
-    wanted = np.concatenate([subset("with_replacement", e, len(rows), size, ctx.seed) for e in range(9)])[:len(seen)]
+    wanted = np.concatenate([subset("with_replacement", e, len(rows), size, ctx.seed)
+                             for e in range(9)])[:len(seen)]
     assert torch.equal(seen, rows.batch(wanted)["input_ids"])
 
 

@@ -22,14 +22,15 @@ SKILLS = ("texts", "letters", "sums", "words")
 
 
 class World:
-    """Learners of skills: one learns a skill by training on it, slowly as long as what it builds on is not known, and half as
-    fast by training on what it builds on."""
+    """Learners of skills: one learns a skill by training on it, slowly as long as what it builds on is not
+    known, and half as fast by training on what it builds on."""
 
     def __init__(self, seed: int) -> None:
         self.known, self.noise = dict.fromkeys(SKILLS, 0.0), np.random.default_rng(seed)
 
     def losses(self) -> dict[str, float]:
-        return {f"eval/loss/{s}": 4 * math.exp(-x) * (1 + 0.002 * self.noise.standard_normal()) for s, x in self.known.items()}
+        return {f"eval/loss/{s}": 4 * math.exp(-x) * (1 + 0.002 * self.noise.standard_normal())
+                for s, x in self.known.items()}
 
     def learn(self, shares: dict[str, float]) -> None:
         before, whole = dict(self.known), sum(shares.values())
@@ -40,7 +41,8 @@ class World:
             self.known[skill] += 0.03 * rate / whole
 
 
-def run(method: SkillIt, steps: int, seed: int = 0, every: int = 5) -> tuple[list[dict[str, float]], State, World]:
+def run(method: SkillIt, steps: int, seed: int = 0,
+        every: int = 5) -> tuple[list[dict[str, float]], State, World]:
     """The mixture at each step, and what came of it."""
     world, state = World(seed), method.init(nn.Module(), Context(steps=steps))
     notes: dict[str, float] = {}
@@ -65,11 +67,13 @@ def test_shares_by_hand() -> None:
     assert told == pytest.approx({n: v / sum(raw.values()) for n, v in raw.items()})
     aimed = SkillIt(skills=("a", "b"), graph={"a": {"c": 0.5}}, targets=("c",), eta=0.2)
     told = aimed.mixture(aimed.graph, {"a": [9.0], "b": [9.0], "c": [3.0, 5.0]}, first=False)
-    assert told["a"] / told["b"] == pytest.approx(math.exp(0.2 * 0.5 * 4)), "the mean over the window, and the target alone"
+    expected = math.exp(0.2 * 0.5 * 4)
+    assert told["a"] / told["b"] == pytest.approx(expected), "the mean over the window, and the target alone"
 
 
 def test_only_the_window_counts() -> None:
-    method, state = SkillIt(skills=("a",), graph={"a": {"a": 1.0}}, window=2), {"shared": {"losses": {"a": []}, "graph": {}}}
+    method, state = SkillIt(skills=("a",), graph={"a": {"a": 1.0}},
+                            window=2), {"shared": {"losses": {"a": []}, "graph": {}}}
     for step in range(1, 5):
         list(method.tick(View(step, 1000, {"eval/loss/a": float(step)}, {}), state))
     assert state["shared"]["losses"] == {"a": [3.0, 4.0]}
@@ -89,8 +93,8 @@ def test_the_planted_edges_are_found(seed: int) -> None:
 
 
 def test_sampling_goes_to_the_prerequisite_first() -> None:
-    """While all are hard most goes to what others build on; what builds on it follows. It comes to lower losses than sampling
-    alike."""
+    """While all are hard most goes to what others build on; what builds on it follows. It comes to lower
+    losses than sampling alike."""
     graph = {skill: dict.fromkeys(above, 0.5) for skill, above in PLANTED.items()}
     mixtures, _, world = run(SkillIt(skills=SKILLS, graph=graph, update=5), 200)
     early, late = mixtures[25], mixtures[-1]
@@ -114,13 +118,16 @@ def test_a_stage_measures_and_learns(tmp_path: Path) -> None:
     run.run()
     shared = run.states["skill_it.1"]["shared"]
     assert len(shared["marks"]) == 3 and all(len(v) == 3 for v in shared["losses"].values())
-    assert set(run.ctx.knobs["mixture"]) == {"prose", "code"} and sum(run.ctx.knobs["mixture"].values()) == pytest.approx(1)
+    assert set(run.ctx.knobs["mixture"]) == {"prose", "code"}
+    assert sum(run.ctx.knobs["mixture"].values()) == pytest.approx(1)
 
 
 def test_mistakes_are_said(tmp_path: Path) -> None:
     wrong: list[tuple[str, dict[str, Any]]] = [
-        ("skills", {"skills": []}), ("skills", {"skills": ["a", "a"]}), ("'c', which is none", {"graph": {"a": {"c": 1.0}}}),
-        ("not trained", {"graph": {"c": {"a": 1.0}}, "targets": ["c"]}), ("0 or more", {"graph": {"a": {"b": -1.0}}}),
+        ("skills", {"skills": []}), ("skills", {"skills": ["a", "a"]}),
+        ("'c', which is none", {"graph": {"a": {"c": 1.0}}}),
+        ("not trained", {"graph": {"c": {"a": 1.0}}, "targets": ["c"]}),
+        ("0 or more", {"graph": {"a": {"b": -1.0}}}),
         ("window", {"window": 0}), ("metric", {"metric": "loss"}), ("update", {"update": 1.5})]
     for told, settings in wrong:
         with pytest.raises(UserError, match=told):

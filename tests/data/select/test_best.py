@@ -11,7 +11,8 @@ SCORES = [2.0, None, 3.0, 3.0, 3.0, 1.0]
 
 def kept(folder: Path, **settings: object) -> list[str]:
     method = Best(column="score", **settings)  # type: ignore[arg-type]
-    return sorted(r["id"] for r in rows(method.apply(table(score=SCORES), Context(folder=folder / str(settings)))))
+    return sorted(r["id"]
+                  for r in rows(method.apply(table(score=SCORES), Context(folder=folder / str(settings)))))
 
 
 def test_the_highest_the_lowest_and_ties_by_id(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""InstructMining: the rule that makes the losses of tuned models is found again, and the documents that it favours are kept."""
+"""InstructMining: the rule that makes the losses of tuned models is found again, and the documents that it
+favours are kept."""
 from __future__ import annotations
 
 import math
@@ -27,7 +28,8 @@ def rows(**columns: Sequence[float | None]) -> Any:
     import pyarrow as pa
     made = written("x", "abc", len(next(iter(columns.values()))))
     told = pa.table({"id": pa.array([one["id"] for one in made], pa.large_string())} | columns)
-    return Given(rows=tuple(made)).apply(documents.empty(), Context()).join(daft.from_arrow(told), on="id", how="left")
+    return Given(rows=tuple(made)).apply(documents.empty(),
+                                         Context()).join(daft.from_arrow(told), on="id", how="left")
 
 
 def planted(many: int = 100) -> dict[str, list[float]]:
@@ -50,7 +52,8 @@ def test_the_fit_recovers_planted_coefficients() -> None:
     rough, r2 = fit(["a", "b", "c"], means, 1.07 + means @ true + noise, "test")
     np.testing.assert_allclose(rough, true, rtol=0.2)
     assert 0.9 < r2 < 1
-    assert fit(["a", "b", "c"], means, noise, "test")[1] < 0.2, "where nothing depends on them, the rule says nothing of new runs"
+    assert fit(["a", "b", "c"], means, noise,
+               "test")[1] < 0.2, "where nothing depends on them, the rule says nothing of new runs"
 
 
 def test_subsets_lie_far_apart() -> None:
@@ -62,7 +65,8 @@ def test_subsets_lie_far_apart() -> None:
     assert (spread > 4 / math.sqrt(40)).all(), "four times further than random subsets, in each indicator"
 
 
-def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     columns, calls = planted(), []
 
     def loss(reader: Any, training: Sequence[Any], *rest: Any) -> float:
@@ -79,7 +83,8 @@ def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path, mon
     assert calls == [10] * 6
     for name, true in (RULE | {"r2": 1.0}).items():
         assert ctx.notes[f"instructmining/{name}"][0][0] == pytest.approx(true)
-    assert kept(method.apply(rows(**columns), ctx)) == kept(made) and len(calls) == 6, "what was tuned is not tuned again"
+    assert kept(method.apply(rows(**columns),
+                             ctx)) == kept(made) and len(calls) == 6, "what was tuned is not tuned again"
     given = Instructmining(rule=RULE, count=20).apply(rows(**columns), context(tmp_path / "given"))
     assert kept(given) == kept(made) and len(calls) == 6, "a rule that is given needs no model"
     assert {r["id"]: pytest.approx(r["instructmining"]) for r in given.to_pylist()} == \
@@ -94,10 +99,12 @@ def test_models_that_are_tuned_tell_good_documents_from_bad_ones(tmp_path: Path)
     table = rows(**good).exclude("text", "domain", "messages")
     import daft
     import pyarrow as pa
-    texts = pa.table({"id": [f"x/{i:03d}" for i in range(60)], "text": [one["text"] for one in made], "domain": ["d"] * 60,
+    texts = pa.table({"id": [f"x/{i:03d}" for i in range(60)], "text": [one["text"] for one in made],
+                      "domain": ["d"] * 60,
                       "messages": pa.nulls(60, pa.large_string())})
     ctx = context(tmp_path / "s", model=tiny.curating(tmp_path).inputs["model"], target=[tmp_path / "target"])
-    method = Instructmining(indicators=("good",), subsets=5, size=12, lr=3e-3, count=30, length=32, batch_tokens=64)
+    method = Instructmining(indicators=("good",), subsets=5, size=12, lr=3e-3, count=30, length=32,
+                            batch_tokens=64)
     chosen = kept(method.apply(table.join(daft.from_arrow(texts), on="id"), ctx))
     assert ctx.notes["instructmining/good"][0][0] < 0 and ctx.notes["instructmining/r2"][0][0] > 0.5
     assert chosen == [f"x/{i:03d}" for i in range(30)]
@@ -106,7 +113,8 @@ def test_models_that_are_tuned_tell_good_documents_from_bad_ones(tmp_path: Path)
 def test_length_is_an_indicator_that_needs_no_column(tmp_path: Path) -> None:
     texts = [{"id": str(i), "text": "a" * n} for i, n in enumerate((5, 1, 9, 3))]
     table = Given(rows=tuple(texts)).apply(documents.empty(), Context())
-    assert kept(Instructmining(rule={"length": 1.0}, count=2).apply(table, context(tmp_path / "s"))) == ["1", "3"]
+    assert kept(Instructmining(rule={"length": 1.0},
+                               count=2).apply(table, context(tmp_path / "s"))) == ["1", "3"]
 
 
 def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
@@ -114,19 +122,22 @@ def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
     columns["far"] = [1 - 2 * x for x in columns["near"]]
     columns["same"] = [3.0] * 40
     table = rows(**columns)
-    for indicators, told in ((("reward", "absent"), "'absent'"), (("near", "far"), "move together"), (("same",), "same mean")):
+    for indicators, told in ((("reward", "absent"), "'absent'"), (("near", "far"), "move together"),
+                             (("same",), "same mean")):
         with pytest.raises(UserError, match=told):
             Instructmining(indicators=indicators, subsets=4, size=8, target=4, length=16).apply(table, ctx)
     with pytest.raises(UserError, match="size = 41 is more than the 40 documents"):
         Instructmining(indicators=("near",), size=41).apply(table, ctx)
-    for wrong, told in (({}, "either indicators"), ({"rule": RULE, "indicators": ("near",)}, "either indicators"),
+    for wrong, told in (({}, "either indicators"),
+                        ({"rule": RULE, "indicators": ("near",)}, "either indicators"),
                         ({"indicators": ("a", "b"), "subsets": 3}, "subsets must be 4")):
         with pytest.raises(ValueError, match=told):
             Instructmining(**wrong)
 
 
 def test_documents_without_an_indicator_are_left_out(tmp_path: Path) -> None:
-    made = Instructmining(rule={"reward": 1.0}, share=1.0).apply(rows(reward=[1.0, None, 2.0]), context(tmp_path / "s"))
+    made = Instructmining(rule={"reward": 1.0},
+                          share=1.0).apply(rows(reward=[1.0, None, 2.0]), context(tmp_path / "s"))
     assert kept(made) == ["x/000", "x/002"]
     with pytest.raises(UserError, match="the first 'x/001'"):
         Instructmining(rule={"reward": 1.0}).apply(rows(reward=[1.0, float("nan")]), context(tmp_path / "t"))

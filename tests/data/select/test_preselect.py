@@ -1,4 +1,5 @@
-"""PreSelect: documents whose losses reproduce the ranking of models come first, those that no model read among them."""
+"""PreSelect: documents whose losses reproduce the ranking of models come first, those that no model read
+among them."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,12 +20,15 @@ TELLING, SILENT = "abcdefghi", "rstuvwxyz"
 
 @pytest.fixture(scope="module")
 def ranked(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three models, the best first: the better, the lower the loss on some letters, and the higher on all others."""
-    return [checkpoint(tmp_path_factory.mktemp("ranked") / "m", {TELLING: share}) for share in (0.9, 0.7, 0.5)]
+    """Three models, the best first: the better, the lower the loss on some letters, and the higher on all
+    others."""
+    return [checkpoint(tmp_path_factory.mktemp("ranked") / "m", {TELLING: share})
+            for share in (0.9, 0.7, 0.5)]
 
 
 def rows() -> Any:
-    made = written("telling", TELLING, 40) + written("silent", SILENT, 60) + [{"id": "blank", "text": " \n ", "domain": "silent"}]
+    made = written("telling", TELLING,
+                   40) + written("silent", SILENT, 60) + [{"id": "blank", "text": " \n ", "domain": "silent"}]
     return Given(rows=tuple(made)).apply(documents.empty(), Context())
 
 
@@ -50,7 +54,8 @@ def test_planted_documents_come_first(tmp_path: Path, ranked: list[Path]) -> Non
     made = Preselect(share=0.2, sample=50).apply(rows(), ctx).to_pylist()
     characters = {r["id"]: len(r["text"]) for r in rows().to_pylist() if r["text"].strip()}
     assert all(r["id"].startswith("telling") and r["preselect"] > 0.5 for r in made)
-    assert 0.18 * sum(characters.values()) < sum(characters[r["id"]] for r in made) <= 0.2 * sum(characters.values())
+    assert 0.18 * sum(characters.values()) < sum(characters[r["id"]]
+                                                 for r in made) <= 0.2 * sum(characters.values())
     assert ctx.notes["preselect/accuracy"] == [(1.0, 1.0)]
     whole = Preselect(share=1.0, sample=50).apply(rows(), context(tmp_path / "t", models=ranked)).to_pylist()
     chance = {r["id"]: r["preselect"] for r in whole}
@@ -61,9 +66,11 @@ def test_planted_documents_come_first(tmp_path: Path, ranked: list[Path]) -> Non
 
 @pytest.mark.slow
 def test_the_best_model_may_stand_last(tmp_path: Path, ranked: list[Path]) -> None:
-    last = kept(Preselect(share=0.3, sample=30, best="last").apply(rows(), context(tmp_path / "t", models=ranked[::-1])))
+    last = kept(Preselect(share=0.3, sample=30,
+                          best="last").apply(rows(), context(tmp_path / "t", models=ranked[::-1])))
     assert last and all(name.startswith("telling") for name in last)
-    upside_down = kept(Preselect(share=0.3, sample=30, best="last").apply(rows(), context(tmp_path / "u", models=ranked)))
+    upside_down = kept(Preselect(share=0.3, sample=30,
+                                 best="last").apply(rows(), context(tmp_path / "u", models=ranked)))
     assert upside_down and not any(name.startswith("telling") for name in upside_down)
 
 

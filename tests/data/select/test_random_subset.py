@@ -13,7 +13,8 @@ from trainwright.data.select.random_subset import RandomSubset
 
 def kept(folder: Path, seed: int = 0, **settings: float) -> set[str]:
     method = RandomSubset(**settings)  # type: ignore[arg-type]
-    return {r["id"] for r in rows(method.apply(tiny.table(), Context(seed=seed, folder=folder / f"{seed}{settings}")))}
+    return {r["id"] for r in rows(method.apply(tiny.table(),
+                                               Context(seed=seed, folder=folder / f"{seed}{settings}")))}
 
 
 def test_shares_are_met_and_contain_each_other(tmp_path: Path) -> None:

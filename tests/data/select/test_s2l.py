@@ -1,4 +1,5 @@
-"""S2L: small clusters of trajectories are taken whole, the large ones alike, and the budget is met exactly."""
+"""S2L: small clusters of trajectories are taken whole, the large ones alike, and the budget is met
+exactly."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -52,7 +53,8 @@ def test_clusters_are_those_of_trajectories(tmp_path: Path, checkpoints: list[Pa
     again = kept(S2l(clusters=3, count=23).apply(rows(), context(tmp_path / "t", models=checkpoints)))
     assert again == chosen
     last = kept(S2l(clusters=3, count=23).apply(rows(), context(tmp_path / "u", models=[checkpoints[2]] * 2)))
-    assert by_kind(last)[2] == 3 and by_kind(last)[:2] != [10, 10], "the last loss alone cannot tell them apart"
+    assert by_kind(last)[2] == 3
+    assert by_kind(last)[:2] != [10, 10], "the last loss alone cannot tell them apart"
 
 
 def test_the_budget_is_split_over_domains_first(tmp_path: Path, checkpoints: list[Path]) -> None:

@@ -1,4 +1,5 @@
-"""The biographies hold the paper's data: unique people, six attributes, and as much augmentation as is asked for."""
+"""The biographies hold the paper's data: unique people, six attributes, and as much augmentation as is
+asked for."""
 from __future__ import annotations
 
 import json
@@ -11,7 +12,15 @@ from tests.data.frames import told
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.corpus.documents import empty
-from trainwright.data.sources.physics_of_lms_3_1 import ATTRIBUTES, MONTHS, SENTENCES, PhysicsOfLms_3_1, people, places, pool
+from trainwright.data.sources.physics_of_lms_3_1 import (
+    ATTRIBUTES,
+    MONTHS,
+    SENTENCES,
+    PhysicsOfLms_3_1,
+    people,
+    places,
+    pool,
+)
 
 
 def made(seed: int = 0, **settings: Any) -> dict[str, Any]:
@@ -20,8 +29,10 @@ def made(seed: int = 0, **settings: Any) -> dict[str, Any]:
 
 def test_pools_are_of_the_papers_sizes() -> None:
     sizes = {name: len(set(found)) for name, found in places().items()}
-    assert sizes["city"] == 200 and sizes["university"] == 300 and sizes["major"] == 100 and sizes["company"] == 263
-    assert [len(set(pool(k, n))) for k, n in (("first", 400), ("middle", 400), ("last", 1000))] == [400, 400, 1000]
+    assert sizes["city"] == 200 and sizes["university"] == 300 and sizes["major"] == 100
+    assert sizes["company"] == 263
+    assert [len(set(pool(k, n)))
+            for k, n in (("first", 400), ("middle", 400), ("last", 1000))] == [400, 400, 1000]
     sentences = [s for attribute in ATTRIBUTES for s in SENTENCES[attribute]]
     assert len(set(sentences)) == 60 and all(s.count("{who}") == s.count("{what}") == 1 for s in sentences)
 
@@ -29,7 +40,8 @@ def test_pools_are_of_the_papers_sizes() -> None:
 def test_people_are_unique_and_a_company_has_one_city() -> None:
     found = list(people(3000, 0))
     assert len({p.name for p in found}) == 3000 and found[:50] == list(people(50, 0)) != list(people(50, 1))
-    assert len({(p.facts["company"], p.facts["company_city"]) for p in found}) == len({p.facts["company"] for p in found}) == 263
+    assert len({(p.facts["company"], p.facts["company_city"])
+                for p in found}) == len({p.facts["company"] for p in found}) == 263
     dates = [re.fullmatch(r"(\w+) (\d+), (\d+)", p.facts["birth_date"]) for p in found]
     assert all(d and d[1] in MONTHS and 1 <= int(d[2]) <= 28 and 1900 <= int(d[3]) <= 2099 for d in dates)
 
@@ -39,7 +51,8 @@ def test_one_plain_biography_tells_all_six_in_order_with_the_name_once() -> None
     for number, person in enumerate(people(40, 0)):
         text = rows[f"bio/{number}/0"]["text"]
         at = [text.find(person.facts[a]) for a in ATTRIBUTES[:5]]
-        assert text.startswith(person.name) and text.count(person.name) == 1 and text.count(f"{person.pronoun} ") == 5
+        assert text.startswith(person.name) and text.count(person.name) == 1
+        assert text.count(f"{person.pronoun} ") == 5
         assert at[0] > 0 and at == sorted(at) and person.facts["company_city"] in text[at[-1]:]
         assert len(re.findall(r"[.] |[.]$", text)) == 6
     assert "bio/0/1" not in rows
@@ -54,15 +67,18 @@ def test_augmentation_changes_wording_order_and_name() -> None:
     for found, same in ((bios, False), ([others[f"bio/0/{turn}"]["text"] for turn in range(5)], True)):
         orders = {tuple(sorted(ATTRIBUTES[:4], key=lambda a, b=b: b.find(person.facts[a]))) for b in found}
         assert (orders == {ATTRIBUTES[:4]}) is same
-    born = {re.sub(re.escape(person.name), "", next(s for s in re.split(r"(?<=[.]) ", b) if person.facts["birth_date"] in s))
+    born = {re.sub(re.escape(person.name), "",
+                   next(s for s in re.split(r"(?<=[.]) ", b) if person.facts["birth_date"] in s))
             for b in bios}
     assert len(born) == 5                                                   # five biographies, five wordings
 
 
 def test_questions_are_about_other_people_than_the_test() -> None:
     rows = made(asked=0.25)
-    names = {d: {json.loads(r["metadata"])["name"] for r in rows.values() if r["domain"] == d} for d in ("bio", "qa", "qa_test")}
-    assert (len(names["qa"]), len(names["qa_test"])) == (10, 30) and names["qa"] | names["qa_test"] == names["bio"]
+    names = {d: {json.loads(r["metadata"])["name"] for r in rows.values() if r["domain"] == d}
+             for d in ("bio", "qa", "qa_test")}
+    assert (len(names["qa"]), len(names["qa_test"])) == (10, 30)
+    assert names["qa"] | names["qa_test"] == names["bio"]
     assert not names["qa"] & names["qa_test"] and sum(r["domain"] == "qa" for r in rows.values()) == 60
     one = rows[next(n for n in rows if n.startswith("qa_test") and n.endswith("/major"))]
     known = json.loads(one["metadata"])

@@ -15,8 +15,8 @@ from trainwright.corpus import documents
 from trainwright.data.sources import _python_sources as sources
 from trainwright.data.sources.python_library import PythonLibrary
 
-LONG = ("This is a sentence of many plain words that says what a thing does. And here is one more of them, so that the whole is "
-        "long enough to be counted as prose by anybody who cares to read it to its end, which some people do.")
+LONG = ("This is a sentence of many plain words that says what a thing does. And here is one more of them, so "
+        "that the whole is long enough to be counted as prose by anybody who cares to read it to its end, which some people do.")
 SOURCE = f'''"""{LONG} one."""
 import os
 
@@ -87,8 +87,10 @@ def test_docstrings_are_cut_out_and_the_rest_stays_a_program() -> None:
     parsed = sources.parse(SOURCE, 200)
     assert parsed is not None
     assert {name: text.split()[-1] for name, text in parsed.prose.items()} == {
-        "": "one.", "Thing": "more.", "Thing.only": "three.", "Thing.line": "four.", "only": "five.", "only:2": "six."}
-    assert LONG not in parsed.code.replace(f"{LONG} data", "").replace(f"{LONG} a string", "") and "Too short" in parsed.code
+        "": "one.", "Thing": "more.", "Thing.only": "three.", "Thing.line": "four.", "only": "five.",
+        "only:2": "six."}
+    assert LONG not in parsed.code.replace(f"{LONG} data", "").replace(f"{LONG} a string", "")
+    assert "Too short" in parsed.code
     assert parsed.prose["Thing"] == f"{LONG} two.\n\nWith é and more."
 
     def without(tree: ast.Module) -> str:
@@ -103,14 +105,16 @@ def test_docstrings_are_cut_out_and_the_rest_stays_a_program() -> None:
 
 def test_what_does_not_parse_or_is_no_prose_is_left_out() -> None:
     assert sources.parse("def (:\n", 10) is None and sources.parse("\x00", 10) is None
-    assert not sources.is_prose("| a | 1 |\n" * 40) and not sources.is_prose(">>> f(x)\n" * 40) and sources.is_prose(LONG)
+    assert not sources.is_prose("| a | 1 |\n" * 40) and not sources.is_prose(">>> f(x)\n" * 40)
+    assert sources.is_prose(LONG)
 
 
 def test_packages_take_turns() -> None:
     file = {n: [sources.File(n, f"{n}{i}.py", Path()) for i in range(k)] for n, k in (("a 1", 3), ("b 1", 1))}
     found = [f.release for f in sources.ordered(file)]
     assert found == ["a 1", "b 1", "a 1", "a 1"]
-    assert [f.name for f in sources.ordered(file)] == [f.name for f in sources.ordered({n: fs[::-1] for n, fs in file.items()})]
+    assert [f.name for f in sources.ordered(file)] == [f.name
+                                                       for f in sources.ordered({n: fs[::-1] for n, fs in file.items()})]
 
 
 def test_requirements_are_those_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +144,5 @@ def test_mistakes_in_settings(given: dict[str, Any], told: str) -> None:
 
 def test_a_corpus_of_it(tmp_path: Path) -> None:
     figures = build(tmp_path / "c", None, PythonLibrary(megabytes=0.1), vocab_size=500)
-    assert set(figures["domains"]) == {"code", "prose"} and figures["curated"][0]["out"] == figures["documents"]
+    assert set(figures["domains"]) == {"code", "prose"}
+    assert figures["curated"][0]["out"] == figures["documents"]

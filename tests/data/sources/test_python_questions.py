@@ -19,16 +19,19 @@ def test_an_answer_is_the_opening_of_a_docstring_without_its_sections():
 
 def test_a_question_names_what_it_asks_about():
     asked = question("json/__init__.py", "JSONDecoder.decode:2")
-    assert "json.JSONDecoder.decode" in asked and asked == question("json/__init__.py", "JSONDecoder.decode:2")
+    assert "json.JSONDecoder.decode" in asked
+    assert asked == question("json/__init__.py", "JSONDecoder.decode:2")
 
 
 @pytest.mark.slow
 def test_conversations_are_the_same_each_time_and_never_repeat():
     tables = [PythonQuestions(most=30).apply(empty(), Context()).to_pydict() for _ in range(2)]
-    assert tables[0]["messages"] == tables[1]["messages"] and len(tables[0]["id"]) == len(set(tables[0]["id"])) == 30
+    assert tables[0]["messages"] == tables[1]["messages"]
+    assert len(tables[0]["id"]) == len(set(tables[0]["id"])) == 30
     for text in tables[0]["messages"]:
         user, assistant = json.loads(text)
-        assert user["role"] == "user" and assistant["role"] == "assistant" and 40 <= len(assistant["content"]) <= 600
+        assert user["role"] == "user" and assistant["role"] == "assistant"
+        assert 40 <= len(assistant["content"]) <= 600
 
 
 def test_numbers_must_be_positive():

@@ -1,4 +1,5 @@
-"""Every pair and every triple of a document's entities gets a text, and each is written in the light of the whole document."""
+"""Every pair and every triple of a document's entities gets a text, and each is written in the light of
+the whole document."""
 from __future__ import annotations
 
 import json
@@ -23,7 +24,8 @@ def rule(prompt: str, body: dict[str, Any]) -> str:
     text = prompt.split("Document:\n")[1].split("\n\nEntities:\n")[0]
     if "\n\nEntities:\n" in prompt:
         return "On " + " and ".join(re.findall(r"^- (.+)$", prompt, re.M))
-    return "```json\n" + json.dumps({"summary": f"About: {text}", "entities": re.findall(r"[A-Z]\w+", text)}) + "\n```"
+    return "```json\n" + json.dumps({"summary": f"About: {text}",
+                                     "entities": re.findall(r"[A-Z]\w+", text)}) + "\n```"
 
 
 def documents() -> Any:
@@ -35,12 +37,16 @@ def test_every_pair_and_triple_once_and_the_document_in_every_prompt(tmp_path: P
     with serving(rule) as stub:
         made = told(stub.method(Entigraph, on=("books",)).apply(documents(), Context(folder=tmp_path)))
     new = {name: row for name, row in made.items() if row["source"] == "entigraph"}
-    assert set(made) - set(new) == {"other"}                                    # what was read is replaced by what was written
+    # what was read is replaced by what was written
+    assert set(made) - set(new) == {"other"}
     assert len(new) == (1 + comb(5, 2) + comb(5, 3)) + (1 + comb(2, 2))
-    sets = [tuple(json.loads(r["metadata"])["entities"]) for n, r in new.items() if n.startswith("a#relation")]
+    sets = [tuple(json.loads(r["metadata"])["entities"])
+            for n, r in new.items() if n.startswith("a#relation")]
     assert len({frozenset(s) for s in sets}) == len(sets) == 20 and {len(s) for s in sets} == {2, 3}
-    assert new["a#relation/0-4"]["text"] == "On Anna and Emil" and new["b#summary"]["text"] == "About: Fritz left Graz."
-    assert all(TEXTS["a"] in p or TEXTS["b"] in p for p in stub.prompts) and {r["domain"] for r in new.values()} == {"books"}
+    assert new["a#relation/0-4"]["text"] == "On Anna and Emil"
+    assert new["b#summary"]["text"] == "About: Fritz left Graz."
+    assert all(TEXTS["a"] in p or TEXTS["b"] in p for p in stub.prompts)
+    assert {r["domain"] for r in new.values()} == {"books"}
 
 
 def test_a_limit_is_a_sample_that_the_seed_draws(tmp_path: Path) -> None:
@@ -73,7 +79,8 @@ def test_the_list_is_asked_for_again_until_it_can_be_read(tmp_path: Path) -> Non
 
 def test_a_writer_that_names_nothing_is_told(tmp_path: Path) -> None:
     with serving(lambda prompt, body: "I do not know.") as stub:
-        with pytest.raises(UserError, match="named no entity in any of 3 parts of documents, in 2 tries each"):
+        with pytest.raises(UserError,
+                           match="named no entity in any of 3 parts of documents, in 2 tries each"):
             stub.method(Entigraph, tries=2).apply(documents(), Context(folder=tmp_path))
         assert len(stub.bodies) == 6
 
@@ -82,7 +89,8 @@ def test_lists_are_read_and_settings_checked() -> None:
     assert listed('Here: {"summary": " S ", "entities": ["A", " A ", "", 3, "B"]} done') == ("S", ("A", "B"))
     for wrong in ("", "{", '["A"]', '{"summary": "S"}', '{"entities": 3}', "{}"):
         assert listed(wrong) == ("", ())
-    for settings, why in (({"sizes": ()}, "sizes"), ({"sizes": (2, 2)}, "sizes"), ({"most": 0}, "most"), ({"tries": 0}, "tries"),
+    for settings, why in (({"sizes": ()}, "sizes"), ({"sizes": (2, 2)}, "sizes"), ({"most": 0}, "most"),
+                          ({"tries": 0}, "tries"),
                           ({"prompts": {"relations": "{text}"}}, "did you mean 'relation'"),
                           ({"prompts": {"relation": "{text}"}}, "lacks {text} or {entities}")):
         with pytest.raises(ValueError, match=why):

@@ -17,8 +17,10 @@ from trainwright.core.errors import UserError
 from trainwright.corpus.documents import empty
 from trainwright.data.write.self_guide import BANNED, SelfGuide, balanced, bounds, label_of, passes
 
-SHOWN = [{"input": "4 + 17", "output": "21"}, {"input": "3 + 9", "output": "12"}, {"input": "20 + 31", "output": "51"}]
-TASK: dict[str, Any] = {"instruction": "Add the two numbers.", "demonstrations": SHOWN, "rounds": 3, "per_round": 8}
+SHOWN = [{"input": "4 + 17", "output": "21"}, {"input": "3 + 9", "output": "12"},
+         {"input": "20 + 31", "output": "51"}]
+TASK: dict[str, Any] = {"instruction": "Add the two numbers.", "demonstrations": SHOWN, "rounds": 3,
+                        "per_round": 8}
 
 
 def rule(prompt: str, body: dict[str, Any]) -> str:
@@ -51,21 +53,25 @@ def test_pairs_are_conversations_with_the_whole_prompt(tmp_path: Path) -> None:
         for row in new.values():
             asked, said = json.loads(row["messages"])
             pair = json.loads(row["metadata"])
-            assert asked["content"].startswith(TASK["instruction"]) and all(f"Question: {d['input']}\nAnswer: {d['output']}"
-                                                                            in asked["content"] for d in SHOWN)
+            assert asked["content"].startswith(TASK["instruction"])
+            solved = [f"Question: {d['input']}\nAnswer: {d['output']}" for d in SHOWN]
+            assert all(one in asked["content"] for one in solved)
             assert asked["content"].endswith(f"Question: {pair['input']}\nAnswer:")
             assert said == {"role": "assistant", "content": str(sum(map(int, pair["input"].split(" + "))))}
         assert len({r["metadata"] for r in new.values()}) == len(new)           # no input twice
         asks = [p for p in stub.prompts if p.startswith("A task")]
-        assert sum("(none yet)" in p for p in asks) == 8 and len(asks) == 24    # later rounds show earlier inputs as poor ones
+        # later rounds show earlier inputs as poor ones
+        assert sum("(none yet)" in p for p in asks) == 8 and len(asks) == 24
         poor = [p.split("Weaker ones:\n\n")[1].split("\n\nWrite")[0].splitlines() for p in asks]
         assert max(map(len, poor)) <= 10 and {line[2:] for p in poor for line in p} - {"(none yet)"} <= {
             json.loads(r["metadata"])["input"] for r in new.values()}
 
 
 def test_rules_by_hand() -> None:
-    assert bounds(["1234", "12345678"]) == (2, 10)                              # mean 6, population deviation 2
-    assert bounds(["123", "12345", "1234"]) == (2, 5)                           # 4 -+ 1.63: cut to whole numbers
+    # mean 6, population deviation 2
+    assert bounds(["1234", "12345678"]) == (2, 10)
+    # 4 -+ 1.63: cut to whole numbers
+    assert bounds(["123", "12345", "1234"]) == (2, 5)
     assert passes("12", (), (2, 10)) and not passes("1", (), (2, 10)) and not passes("x" * 11, (), (2, 10))
     for noisy in ("the inputs", "an output", "a\n\nb", "a \\_\\_ b", "Of course! 3", "", " "):
         assert not passes(noisy, BANNED, None)
@@ -74,7 +80,8 @@ def test_rules_by_hand() -> None:
 
 def test_labels_condition_the_inputs_and_are_balanced(tmp_path: Path) -> None:
     pairs = [("a", "yes"), ("b", "yes"), ("c", "no"), ("d", "yes")]
-    assert sorted(said for _, said in balanced(pairs, ("yes", "no", "maybe"), random.Random(0))) == ["no", "yes"]
+    assert sorted(said
+                  for _, said in balanced(pairs, ("yes", "no", "maybe"), random.Random(0))) == ["no", "yes"]
     assert label_of("I say no.", ("yes", "no")) == "no" and label_of("hm", ("yes", "no")) == ""
 
     def sort(prompt: str, body: dict[str, Any]) -> str:
@@ -95,8 +102,11 @@ def test_a_model_that_cannot_is_told(tmp_path: Path) -> None:
     with serving(lambda prompt, body: "Of course! Here is an input.") as stub, \
             pytest.raises(UserError, match="of 24 inputs that were asked for 0 passed the rules"):
         made(tmp_path, stub)
-    for wrong, why in (({"instruction": " "}, "instruction"), ({"demonstrations": []}, "about three"), ({"rounds": 0}, "rounds"),
-                       ({"demonstrations": [{"input": "x"}]}, "demonstration 1 must have"), ({"prompts": {"a": ""}}, "no prompt"),
-                       ({"labels": ("21", "12")}, "the output '51' of demonstration 3 is none of the labels")):
+    for wrong, why in (({"instruction": " "}, "instruction"), ({"demonstrations": []}, "about three"),
+                       ({"rounds": 0}, "rounds"),
+                       ({"demonstrations": [{"input": "x"}]}, "demonstration 1 must have"),
+                       ({"prompts": {"a": ""}}, "no prompt"),
+                       ({"labels": ("21", "12")},
+                        "the output '51' of demonstration 3 is none of the labels")):
         with pytest.raises(ValueError, match=why):
             SelfGuide(**TASK | wrong)

@@ -45,7 +45,8 @@ def serving(rule: Rule) -> Iterator[Stub]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = -1                                          # one packet for an answer: two would wait for each other
+        # one packet for an answer: two would wait for each other
+        wbufsize = -1
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -14,5 +14,6 @@ def test_passages_are_cut_where_a_reader_would() -> None:
 def test_what_a_chat_model_says_around_is_taken_off() -> None:
     assert cleaned('Here is a paraphrase:\n"A cat sat."') == "A cat sat."
     assert cleaned("Certainly! I can do that.\nA cat.\n\nLet me know if you want more.") == "A cat."
-    for text in ("Here is Rome: a city.", "Sure feet climb. Moss grows.", 'He said "no" and "yes"', '"No," he said, "yes"', ""):
+    for text in ("Here is Rome: a city.", "Sure feet climb. Moss grows.", 'He said "no" and "yes"',
+                 '"No," he said, "yes"', ""):
         assert cleaned(text) == text

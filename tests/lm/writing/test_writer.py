@@ -23,7 +23,8 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asking(**settings: Any) -> Writer:
-    return make(Writer, {"at_once": 2, "temperature": 0.5, "max_tokens": 4} | settings, "asking")  # type: ignore[no-any-return]
+    return make(Writer, {"at_once": 2, "temperature": 0.5, "max_tokens": 4} | settings,
+                "asking")  # type: ignore[no-any-return]
 
 
 def ask(stub: Stub, folder: Path, requests: list[Request] = ASKED, **more: object) -> list[str]:
@@ -41,22 +42,26 @@ def test_answers_come_in_order_and_are_asked_for_once(tmp_path: Path) -> None:
         assert first == [f"say {i}!" for i in range(70)] and len(stub.bodies) == 70
         assert ask(stub, tmp_path) == first and len(stub.bodies) == 70
         assert len({b["seed"] for b in stub.bodies}) == 70 and "top_k" not in stub.bodies[0]
-        ask(stub, tmp_path, ASKED[:1], temperature=0.9)                        # other sampling is another request
+        # other sampling is another request
+        ask(stub, tmp_path, ASKED[:1], temperature=0.9)
         seed = next(b["seed"] for b in stub.bodies if b["messages"][0]["content"] == "say 0")
-        assert stub.bodies[70:] == [{"model": "stub", "messages": [{"role": "user", "content": "say 0"}], "max_tokens": 4,
+        assert stub.bodies[70:] == [{"model": "stub", "messages": [{"role": "user", "content": "say 0"}],
+                                     "max_tokens": 4,
                                      "temperature": 0.9, "seed": seed}] and set(stub.keys) == {None}
 
 
 def test_a_failure_that_passes_is_not_noticed(tmp_path: Path) -> None:
     with serving(lambda prompt, body: prompt) as stub:
         stub.failing = lambda turn: (503, 429, 200)[turn % 3]
-        assert ask(stub, tmp_path, ASKED[:4], at_once=1) == [f"say {i}" for i in range(4)] and len(stub.bodies) == 12
+        assert ask(stub, tmp_path, ASKED[:4], at_once=1) == [f"say {i}" for i in range(4)]
+        assert len(stub.bodies) == 12
 
 
 def test_a_dead_endpoint_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     with serving(lambda prompt, body: prompt) as stub:
         stub.failing = lambda turn: 200 if turn < 40 else 500
-        with pytest.raises(UserError, match=r"asking: the endpoint .* in 5 tries \(status 500\)\. 40 answers are written"):
+        with pytest.raises(UserError,
+                           match=r"asking: the endpoint .* in 5 tries \(status 500\)\. 40 answers are written"):
             ask(stub, tmp_path)
         stub.failing, before = lambda turn: 200, len(stub.bodies)
         assert ask(stub, tmp_path) == [f"say {i}" for i in range(70)] and len(stub.bodies) - before == 30
@@ -86,13 +91,16 @@ def test_the_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest
         stub.failing = lambda turn: 401
         with pytest.raises(UserError, match=r"another key \(the one in THE_KEY") as told:
             ask(stub, tmp_path, key_variable="THE_KEY")
-    assert "sesame" not in f"{told.value}{broken.value}" and not [f for f in tmp_path.iterdir() if b"sesame" in f.read_bytes()]
+    assert "sesame" not in f"{told.value}{broken.value}"
+    assert not [f for f in tmp_path.iterdir() if b"sesame" in f.read_bytes()]
 
 
 def test_settings_that_cannot_be(tmp_path: Path) -> None:
     asking(endpoint="https://host:1/v1", model="m")
-    for wrong in ({"endpoint": "host/v1", "model": "m"}, {"endpoint": "http://me:secret@host/v1", "model": "m"},
-                  {"endpoint": "http://host/v1"}, {"model": "m"}, {"at_once": 0}, {"max_tokens": 0}, {"temperature": -1.0}):
+    for wrong in ({"endpoint": "host/v1", "model": "m"},
+                  {"endpoint": "http://me:secret@host/v1", "model": "m"},
+                  {"endpoint": "http://host/v1"}, {"model": "m"}, {"at_once": 0}, {"max_tokens": 0},
+                  {"temperature": -1.0}):
         with pytest.raises(UserError) as told:
             asking(**wrong)
         assert "secret" not in str(told.value)

@@ -17,7 +17,8 @@ from trainwright.data.filter.perplexed_by_quality._valley import valley
 from trainwright.data.filter.perplexed_by_quality.perplexed_by_quality import PerplexedByQuality
 
 HARM = ["hate", "kill", "blood", "cruel", "strike", "burn", "wound", "enemy", "fear", "dark", "rage", "venom"]
-MILD = ["garden", "tea", "letter", "window", "spring", "river", "music", "bread", "field", "morning", "lamp", "kind"]
+MILD = ["garden", "tea", "letter", "window", "spring", "river", "music", "bread", "field", "morning", "lamp",
+        "kind"]
 BOTH = ["the", "of", "a", "to", "and", "in", "is"]
 
 
@@ -50,7 +51,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, _arpa.Model]:
 
 
 def test_bigrams_by_hand(tmp_path: Path) -> None:
-    """Two sentences, "a b" and "a c": the equation with the discounts of a text that is too small to estimate them."""
+    """Two sentences, "a b" and "a c": the equation with the discounts of a text that is too small to
+    estimate them."""
     _kneser_ney.write([["a", "b"], ["a", "c"]], 2, tmp_path / "m.arpa")
     found = _arpa.read(tmp_path / "m.arpa")
     # bigrams: <s> a (2), a b, a c, b </s>, c </s>; words before: a 1, b 1, c 1, </s> 2; V = a b c </s> <unk>
@@ -61,7 +63,8 @@ def test_bigrams_by_hand(tmp_path: Path) -> None:
     end_after_b = (1 - 0.5) / 1 + 0.5 * end
     logs, words = found.logs([["a", "b"], ["x"]])
     assert 10 ** logs[0] == pytest.approx(a_after_begin * b_after_a * end_after_b, rel=1e-6)
-    assert 10 ** logs[1] == pytest.approx(0.5 * unknown * end, rel=1e-6), "an unknown word, and the end after it"
+    expected = 0.5 * unknown * end
+    assert 10 ** logs[1] == pytest.approx(expected, rel=1e-6), "an unknown word, and the end after it"
     assert words.tolist() == [3, 2]
 
 
@@ -71,7 +74,8 @@ def test_probabilities_after_each_context_sum_to_one(model: tuple[Path, _arpa.Mo
     vocabulary = [w for w in found.words if w != "<s>"]
     for context in [[], ["w0"], ["w59", "w58"], *sentences(6, draw)]:
         before = found.logs([context])[0][0] - _ends(found, context)
-        chances = [10 ** (found.logs([[*context, w]])[0][0] - _ends(found, [*context, w]) - before) for w in vocabulary
+        chances = [10 ** (found.logs([[*context, w]])[0][0] - _ends(found, [*context, w]) - before)
+                   for w in vocabulary
                    if w not in ("</s>", "<unk>")]
         unknown = 10 ** (found.logs([[*context, "never"]])[0][0] - _ends(found, [*context, "never"]) - before)
         assert sum(chances) + unknown + 10 ** _ends(found, context) == pytest.approx(1, abs=1e-5)
@@ -80,7 +84,8 @@ def test_probabilities_after_each_context_sum_to_one(model: tuple[Path, _arpa.Mo
 def _ends(found: _arpa.Model, context: list[str]) -> float:
     """log10 p(</s> | context)."""
     begin, end = found.words["<s>"], found.words["</s>"]
-    ids = np.array([begin, *(found.words.get(w, found.words["<unk>"]) for w in context), end], dtype=np.uint64)
+    ids = np.array([begin, *(found.words.get(w, found.words["<unk>"]) for w in context), end],
+                   dtype=np.uint64)
     return float(found._each(ids, np.arange(len(ids)))[-1])
 
 
@@ -102,7 +107,8 @@ def test_perplexities_are_kenlms(model: tuple[Path, _arpa.Model]) -> None:
 
 
 def test_what_is_likely_under_harmful_text_goes(tmp_path: Path) -> None:
-    """The polarity: low perplexity is dropped. Without a threshold it is the valley, which parts the two kinds."""
+    """The polarity: low perplexity is dropped. Without a threshold it is the valley, which parts the two
+    kinds."""
     harmful(tmp_path)
     draw = random.Random(7)
     rows = [{"id": f"harm{i}", "text": text(HARM, draw)} for i in range(25)]
@@ -122,7 +128,8 @@ def test_what_is_likely_under_harmful_text_goes(tmp_path: Path) -> None:
 
 
 def test_a_model_of_somebody_else(model: tuple[Path, _arpa.Model], tmp_path: Path) -> None:
-    """The perplexity of a document is that of its lines together; a threshold divides, itself on the lower side."""
+    """The perplexity of a document is that of its lines together; a threshold divides, itself on the lower
+    side."""
     one, two = [["w0", "w1"], ["w2"]], [["w3", "w50"]]
     value = model[1].perplexity(one)
     logs, words = model[1].logs(one)

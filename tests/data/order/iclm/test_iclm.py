@@ -37,15 +37,18 @@ class Embedded(Curate):
         made: list[Any] = []
         for name in sorted(ids):
             draw = torch.Generator().manual_seed(int(name[2:]))
-            made.append((np.eye(TOPICS)[int(name[0])] + 0.1 * torch.randn(TOPICS, generator=draw).numpy()).tolist())
+            made.append((np.eye(TOPICS)[int(name[0])]
+                         + 0.1 * torch.randn(TOPICS, generator=draw).numpy()).tolist())
         made[3] = None if not self.bad else made[3] + [0.0] if self.bad == "length" else [float("nan")] * TOPICS
-        told = pa.table({"id": pa.array(sorted(ids), pa.large_string()), "embedding": pa.array(made, pa.list_(pa.float32()))})
+        told = pa.table({"id": pa.array(sorted(ids), pa.large_string()),
+                         "embedding": pa.array(made, pa.list_(pa.float32()))})
         return attach(documents, told)
 
 
 def documents(copies: int = 0) -> list[dict[str, Any]]:
     draw = np.random.default_rng(0)
-    rows = [{"id": f"{i % TOPICS}/{i:03d}", "text": f"{i} " + " ".join(draw.choice(WORDS, draw.integers(2, 9)))}
+    rows = [{"id": f"{i % TOPICS}/{i:03d}",
+             "text": f"{i} " + " ".join(draw.choice(WORDS, draw.integers(2, 9)))}
             for i in range(90)]
     return rows + [{"id": f"{i % TOPICS}/{200 + i}", "text": rows[i]["text"]} for i in range(copies)]
 
@@ -73,30 +76,37 @@ def test_the_walk_by_hand() -> None:
     line = np.array([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0], [-1.0, 0.0]], dtype=np.float32)
     near, like = _walk.neighbours(line, 1)
     assert near.ravel().tolist() == [1, 0, 1, 2] and like[2] == pytest.approx(0.6)
-    assert _walk.walk(near, like).tolist() == [0, 1, 2, 3], "to the most similar neighbour that is left: edges go both ways"
+    both_ways = "to the most similar neighbour that is left: edges go both ways"
+    assert _walk.walk(near, like).tolist() == [0, 1, 2, 3], both_ways
     star = np.array([[1], [0], [0], [0]]), np.array([[0.9], [0.9], [0.5], [0.7]], dtype=np.float32)
-    assert _walk.walk(*star).tolist() == [1, 0, 3, 2], "a dead end at 3: on from the one of fewest edges that is left"
+    dead_end = "a dead end at 3: on from the one of fewest edges that is left"
+    assert _walk.walk(*star).tolist() == [1, 0, 3, 2], dead_end
 
 
 @pytest.mark.parametrize("column", ["embedding", ""])
 def test_an_epoch_has_every_token_of_every_document_once(folder: Path, column: str) -> None:
     corpus = open_corpus(folder)
     found = corpus.select("train")
-    wanted = sorted(int(s) * SHARD + int(o) + k for s, o, n in zip(found.shard, found.offset, found.length, strict=True)
+    wanted = sorted(int(s) * SHARD + int(o) + k
+                    for s, o, n in zip(found.shard, found.offset, found.length, strict=True)
                     for k in range(int(n)))
     for number in (0, 1):
         batch = epoch(folder, number, column=column)
         read = batch["address"][batch["address"] >= 0].tolist()
         assert len(set(read)) == len(read) == len(wanted) - 1, "the last token of all is a target only"
-        assert set(read) < set(wanted) and int((batch["targets"] >= 0).sum()) == len(read), "all but the first learned"
-    assert not torch.equal(epoch(folder, 0)["input_ids"], epoch(folder, 1)["input_ids"]), "rows in another order"
+        assert set(read) < set(wanted)
+        assert int((batch["targets"] >= 0).sum()) == len(read), "all but the first learned"
+    assert not torch.equal(epoch(folder, 0)["input_ids"],
+                           epoch(folder, 1)["input_ids"]), "rows in another order"
 
 
 def test_documents_of_a_row_see_each_other_and_predict_the_next(folder: Path) -> None:
     batch = epoch(folder)
-    assert torch.equal(batch["position_ids"], torch.arange(40).expand_as(batch["input_ids"])), "nothing restarts"
+    assert torch.equal(batch["position_ids"],
+                       torch.arange(40).expand_as(batch["input_ids"])), "nothing restarts"
     inner = (batch["document"][:, 1:] >= 0)
-    assert bool((batch["targets"][:, :-1] == batch["input_ids"][:, 1:])[inner].all()) and int(batch["document"].max()) > 1
+    assert bool((batch["targets"][:, :-1] == batch["input_ids"][:, 1:])[inner].all())
+    assert int(batch["document"].max()) > 1
 
 
 @pytest.mark.parametrize("seed", range(3))

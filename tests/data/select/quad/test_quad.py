@@ -1,4 +1,5 @@
-"""Quad: the influence is that of the inverse Hessian on attention layers, and the bandit goes where it is high."""
+"""Quad: the influence is that of the inverse Hessian on attention layers, and the bandit goes where it is
+high."""
 from __future__ import annotations
 
 from dataclasses import replace
@@ -30,13 +31,14 @@ def gradients(kind: str = "llama", **settings: Any) -> _influence.Gradients:
 
 
 def pieces(many: int, seed: int = 0, like: float | None = None) -> list[Piece]:
-    """Texts of random tokens, the shortest first: a share ``like`` of them from one vocabulary, the rest from another. None draws
-    the share anew for each text."""
+    """Texts of random tokens, the shortest first: a share ``like`` of them from one vocabulary, the rest
+    from another. None draws the share anew for each text."""
     draw = np.random.default_rng(seed)
     ids = []
     for size in np.sort(draw.integers(5, 13, size=many)):
         share = draw.uniform() if like is None else like
-        ids.append(np.where(draw.uniform(size=size) < share, draw.integers(1, 12, size=size), draw.integers(12, 64, size=size)))
+        ids.append(np.where(draw.uniform(size=size) < share, draw.integers(1, 12, size=size),
+                            draw.integers(12, 64, size=size)))
     return [Piece(i, one[:-1], one[1:]) for i, one in enumerate(ids)]
 
 
@@ -70,7 +72,8 @@ def test_the_inverse_product_comes_back() -> None:
     for name, one in curvature.items():
         turned = one.inverse(gradient[name])
         torch.testing.assert_close(one.product(turned), gradient[name], rtol=1e-6, atol=1e-12)
-        assert float((turned * one.damping - gradient[name]).norm() / gradient[name].norm()) > 0.1, "more than a damping alone"
+        assert float((turned * one.damping
+                      - gradient[name]).norm() / gradient[name].norm()) > 0.1, "more than a damping alone"
 
 
 def test_eigenvalues_are_the_fisher_matrix_in_the_kronecker_basis() -> None:
@@ -97,7 +100,8 @@ def test_influence_ranks_samples_as_the_exact_inverse_does(kind: str, settings: 
     candidates = torch.nn.functional.normalize(torch.stack([flat(g) for _, g in asked.each(pool)]))
     fisher = rows.T @ rows / len(rows)
     sizes = [one.eigenvalues.numel() for one in curvature.values()]
-    damping = torch.cat([torch.full((n,), one.damping) for n, one in zip(sizes, curvature.values(), strict=True)]).double().diag()
+    damping = torch.cat([torch.full((n,), one.damping)
+                         for n, one in zip(sizes, curvature.values(), strict=True)]).double().diag()
     by_layer = fisher * torch.block_diag(*(torch.ones(n, n) for n in sizes))
 
     def agreement(direction: torch.Tensor, hessian: torch.Tensor) -> float:
@@ -106,13 +110,15 @@ def test_influence_ranks_samples_as_the_exact_inverse_does(kind: str, settings: 
 
     plain = torch.nn.functional.normalize(rows).mean(0)
     assert agreement(aim, by_layer) >= 0.9 > agreement(plain, by_layer), "the inverse matters, and this is it"
-    assert agreement(aim, fisher) >= 0.85 > agreement(plain, fisher), "that layers depend on each other matters little"
+    little = "that layers depend on each other matters little"
+    assert agreement(aim, fisher) >= 0.85 > agreement(plain, fisher), little
 
 
-# ---- the bandit -----------------------------------------------------------------------------------------------------
+# ---- the bandit ----------------------------------------------------------------------------
 
 
-def played(means: list[float], exploration: float, budget: int, arms: int = 1, block: int = 10) -> bandits.Played:
+def played(means: list[float], exploration: float, budget: int, arms: int = 1,
+           block: int = 10) -> bandits.Played:
     """Clusters of 100 documents whose influence scatters a little around these means."""
     ids = np.array([f"{c}/{i:03d}" for c in range(len(means)) for i in range(100)], dtype=object)
     label = np.repeat(np.arange(len(means)), 100)
@@ -122,7 +128,8 @@ def played(means: list[float], exploration: float, budget: int, arms: int = 1, b
         return {name: means[int(name.split("/")[0])] + scatter[name] for name in names}
 
     scores = bandits.Scores(np.eye(len(means)), exploration)
-    return bandits.play(bandits.queues(ids, label, len(means), block, 0.2, 1), scores, look, arms, None, budget)
+    return bandits.play(bandits.queues(ids, label, len(means), block, 0.2, 1), scores, look, arms, None,
+                        budget)
 
 
 def clusters_of(ids: list[str], many: int) -> list[int]:
@@ -157,7 +164,7 @@ def test_rewards_reach_clusters_that_are_near() -> None:
     np.testing.assert_allclose(scores.values(), np.array([2.0, 2 * (1 - 0.5 / most), -1]) + bonus)
 
 
-# ---- the whole ------------------------------------------------------------------------------------------------------
+# ---- the whole -----------------------------------------------------------------------------
 
 
 def rows(kinds: dict[str, str]) -> Any:
@@ -168,7 +175,8 @@ def rows(kinds: dict[str, str]) -> Any:
     place = [[float(one["domain"] == kind) for kind in kinds] for one in made]
     told = pa.table({"id": pa.array([one["id"] for one in made], pa.large_string()),
                      "embedding": pa.array(place, pa.list_(pa.float32()))})
-    return Given(rows=tuple(made)).apply(documents.empty(), Context()).join(daft.from_arrow(told), on="id", how="left")
+    return Given(rows=tuple(made)).apply(documents.empty(),
+                                         Context()).join(daft.from_arrow(told), on="id", how="left")
 
 
 def test_documents_like_the_target_are_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +188,8 @@ def test_documents_like_the_target_are_chosen(tmp_path: Path, monkeypatch: pytes
     chosen = kept(method.apply(rows(kinds), ctx))
     assert [sum(name.startswith(kind) for name in chosen) for kind in kinds] == [24, 0, 0]
     assert 0 < ctx.notes["quad/scored"][0][0] <= 0.2
-    monkeypatch.setattr(_influence.Gradients, "each", lambda *given: pytest.fail("no gradient is computed a second time"))
+    monkeypatch.setattr(_influence.Gradients, "each",
+                        lambda *given: pytest.fail("no gradient is computed a second time"))
     assert kept(method.apply(rows(kinds), ctx)) == chosen
 
 
@@ -190,7 +199,8 @@ def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
         Quad().apply(tiny.table(), ctx)
     with pytest.raises(UserError, match="count = 1,000 is more than the 120 documents"):
         Quad(count=1000).apply(tiny.scored(tiny.table()), replace(ctx, folder=tmp_path / "again"))
-    with pytest.raises(UserError, match=r"the largest of the 100 clusters has \d documents, and it takes 10 to measure one"):
+    with pytest.raises(UserError,
+                       match=r"the largest of the 100 clusters has \d documents, and it takes 10 to measure one"):
         Quad().apply(tiny.scored(tiny.table()), replace(ctx, folder=tmp_path / "small"))
     with pytest.raises(ValueError, match=r"at most 0\.2"):
         Quad(scored=0.5)

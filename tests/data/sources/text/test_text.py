@@ -51,12 +51,16 @@ def test_files_of_text_are_one_document_each(tmp_path: Path) -> None:
 
 
 def test_folders_and_globs(tmp_path: Path) -> None:
-    written(tmp_path, {"books/x.txt": "x", "books/deep/y.md": "y", "books/.hidden/z.txt": "z", "books/cover.png": b"\x89",
+    written(tmp_path, {"books/x.txt": "x", "books/deep/y.md": "y", "books/.hidden/z.txt": "z",
+                       "books/cover.png": b"\x89",
                        "w/1.txt": "1"})
     folder = rows(tmp_path, paths=["books/"])
-    assert [(r["id"], r["domain"]) for r in folder] == [("books/books/deep/y.md", "books"), ("books/books/x.txt", "books")]
-    assert [r["text"] for r in rows(tmp_path, paths=["books/**/*.md", "*/*.txt"], domain="all")] == ["y", "x", "1"]
-    assert [r["text"] for r in rows(tmp_path, paths=["books/x.txt", "./books/*.txt"])] == ["x"], "a file is read once"
+    assert [(r["id"], r["domain"]) for r in folder] == [("books/books/deep/y.md", "books"),
+                                                        ("books/books/x.txt", "books")]
+    assert [r["text"]
+            for r in rows(tmp_path, paths=["books/**/*.md", "*/*.txt"], domain="all")] == ["y", "x", "1"]
+    assert [r["text"]
+            for r in rows(tmp_path, paths=["books/x.txt", "./books/*.txt"])] == ["x"], "a file is read once"
     assert [r["domain"] for r in rows(tmp_path, paths=["books/*.txt", "w/1.*"])] == ["books", "w"]
     assert rows(tmp_path / "books", paths=["../w"])[0]["domain"] == "w"
     assert [r["text"] for r in rows(Path(), paths=[str(tmp_path / "w")])] == ["1"]
@@ -79,14 +83,17 @@ def test_tables_of_every_format_give_the_same_documents(tmp_path: Path, name: st
     found = rows(tmp_path, paths=[name], field="body", domain="d")
     assert [r["text"] for r in found] == texts
     assert [json.loads(r["metadata"]) for r in found] == [{"n": str(i)} for i in range(len(texts))]
-    assert len({r["id"] for r in found}) == len(texts) and all(r["id"].startswith(f"d/{name}:") for r in found)
-    assert [r["id"] for r in rows(tmp_path, paths=[name], field="body", id="n")] == [str(i) for i in range(len(texts))]
+    assert len({r["id"] for r in found}) == len(texts)
+    assert all(r["id"].startswith(f"d/{name}:") for r in found)
+    assert [r["id"] for r in rows(tmp_path, paths=[name], field="body",
+                                  id="n")] == [str(i) for i in range(len(texts))]
 
 
 @pytest.mark.parametrize("row", [
     {"messages": TALK}, {"messages": json.dumps(TALK)}, {"text": "also", "messages": TALK},
     {"prompt": "Hi", "completion": "Hello 👋🏽"}, {"prompt": TALK[:1], "completion": TALK[1:]},
-    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello 👋🏽"}]}, {"conversations": TALK}])
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello 👋🏽"}]},
+    {"conversations": TALK}])
 def test_conversations_of_every_convention(tmp_path: Path, row: dict[str, Any]) -> None:
     written(tmp_path, {"t.jsonl": jsonl([row | {"n": 1}])})
     found, = rows(tmp_path, paths=["t.jsonl"])
@@ -101,7 +108,8 @@ def test_conversations_in_parquet_lose_the_columns_that_are_null(tmp_path: Path)
 
 
 def test_the_documents_of_a_corpus_are_read_back(tmp_path: Path) -> None:
-    build(tmp_path / "c", [{"id": "a", "text": ODD[0]}, {"id": "b", "text": "Hi", "messages": TALK}], chat_template="chatml")
+    build(tmp_path / "c", [{"id": "a", "text": ODD[0]}, {"id": "b", "text": "Hi", "messages": TALK}],
+          chat_template="chatml")
     found = rows(tmp_path, paths=["c/documents"], id="id")
     assert [(r["id"], r["text"]) for r in found] == [("a", ODD[0]), ("b", "Hi\n\nHello 👋🏽")]
     assert found[0]["messages"] is None and json.loads(found[1]["messages"]) == TALK
@@ -112,7 +120,8 @@ def test_pieces_join_to_the_text(tmp_path: Path) -> None:
     written(tmp_path, {"book.txt": text})
     found = rows(tmp_path, paths=["book.txt"], piece=200)
     assert "".join(r["text"] for r in found) == text and len(found) > 5
-    assert max(len(r["text"]) for r in found) <= 202 and [r["id"] for r in found][:2] == ["book/book.txt:1", "book/book.txt:2"]
+    assert max(len(r["text"]) for r in found) <= 202
+    assert [r["id"] for r in found][:2] == ["book/book.txt:1", "book/book.txt:2"]
 
 
 def test_characters_that_no_file_can_hold_are_replaced(tmp_path: Path) -> None:
@@ -122,7 +131,8 @@ def test_characters_that_no_file_can_hold_are_replaced(tmp_path: Path) -> None:
 
 def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     written(tmp_path, {"old.txt": b"caf\xe9"})
-    with pytest.raises(UserError, match=r'old\.txt is not UTF-8 \(byte 3\): convert it, or set invalid = "replace"'):
+    with pytest.raises(UserError,
+                       match=r'old\.txt is not UTF-8 \(byte 3\): convert it, or set invalid = "replace"'):
         rows(tmp_path, paths=["old.txt"])
     assert rows(tmp_path, paths=["old.txt"], invalid="replace")[0]["text"] == "caf\ufffd"
 
@@ -132,20 +142,25 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     ("t.jsonl", b'{"text": "a"}\n\n{"text": "\xff"}\n', {}, r"t\.jsonl, line 3: this is no JSON object"),
     ("t.jsonl", '["a"]\n', {}, r"t\.jsonl, row 1: a row is an object with columns"),
     ("t.json", '[{"text": 1', {}, r"t\.json is no JSON"),
-    ("t.jsonl", '{"body": "a", "n": 1}\n', {}, r"row 1: there is no column 'text'; it has body, n: set field"),
+    ("t.jsonl", '{"body": "a", "n": 1}\n', {},
+     r"row 1: there is no column 'text'; it has body, n: set field"),
     ("t.jsonl", '{"text": 5}\n', {}, r"row 1: the column 'text' must hold text, not '5'"),
-    ("t.jsonl", '{"text": "a"}\n', {"id": "key"}, r"the column 'key' \(the setting id\) must hold .*; it has text"),
+    ("t.jsonl", '{"text": "a"}\n', {"id": "key"},
+     r"the column 'key' \(the setting id\) must hold .*; it has text"),
     ("t.jsonl", '{"messages": []}\n', {}, r"messages must be a list of at least one message"),
     ("t.jsonl", '{"messages": [{"content": "a"}]}\n', {}, r"a message must be \{role, content\}"),
-    ("t.jsonl", '{"messages": [{"role": "user", "content": [1]}]}\n', {}, r"the content of a message must be text, not '\[1\]'"),
-    ("t.jsonl", '{"conversations": [{"from": "cat", "value": "miau"}]}\n', {}, r"conversations are from .*, not 'cat'"),
+    ("t.jsonl", '{"messages": [{"role": "user", "content": [1]}]}\n', {},
+     r"the content of a message must be text, not '\[1\]'"),
+    ("t.jsonl", '{"conversations": [{"from": "cat", "value": "miau"}]}\n', {},
+     r"conversations are from .*, not 'cat'"),
     ("t.csv", "text,n\na,1\nb\n", {}, r"t\.csv, line 3: this row has not the 2 columns"),
     ("t.csv", b"text\ncaf\xe9\n", {}, r"t\.csv, line \d: .*utf-8"),
     ("t.parquet", "no parquet", {}, r"t\.parquet is no Parquet file"),
     ("t.txt.gz", "no gzip", {}, r"cannot read t\.txt\.gz"),
     ("t.html", "<p>", {}, r"t\.html: the ending '\.html' is not known; known are \.csv, \.json"),
 ])
-def test_mistakes_in_files_are_told_with_their_place(tmp_path: Path, name: str, content: str | bytes, given: dict[str, Any],
+def test_mistakes_in_files_are_told_with_their_place(tmp_path: Path, name: str, content: str | bytes,
+                                                     given: dict[str, Any],
                                                      told: str) -> None:
     written(tmp_path, {name: content})
     with pytest.raises(UserError, match=told):
@@ -183,7 +198,8 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "datasets", fake)
     found = rows(tmp_path, paths=["hf://owner/name"], subset="small", split="test")
     assert asked == [("owner/name", "small", "test", True)]
-    assert [(r["id"], r["text"]) for r in found] == [("name/hf://owner/name:1", "a"), ("name/hf://owner/name:2", "b")]
+    assert [(r["id"], r["text"]) for r in found] == [("name/hf://owner/name:1", "a"),
+                                                     ("name/hf://owner/name:2", "b")]
     assert {r["domain"] for r in found} == {"name"}
     with pytest.raises(UserError, match=r"cannot open hf://owner/name \(split 'none'\): Bad split: none"):
         rows(tmp_path, paths=["hf://owner/name"], split="none")
@@ -194,7 +210,8 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_it_adds_to_what_came_before_it(tmp_path: Path) -> None:
     written(tmp_path, {"a.txt": "a", "b.txt": "b"})
-    one = Text(paths=["a.txt"]).apply(documents.empty(), Context(root=tmp_path)).with_column("extra", documents.daft.lit(1))
+    one = Text(paths=["a.txt"]).apply(documents.empty(),
+                                      Context(root=tmp_path)).with_column("extra", documents.daft.lit(1))
     both = Text(paths=["b.txt"]).apply(one, Context(root=tmp_path))
     assert both.to_pydict()["extra"] == [1, None] and both.to_pydict()["text"] == ["a", "b"]
 
