@@ -98,7 +98,8 @@ def fetch(name: str, folder: Path = FOLDER) -> Path:
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("names", nargs="+", choices=sorted(SOURCES), metavar="NAME", help=" or ".join(SOURCES))
+    known = " or ".join(sorted(SOURCES))
+    parser.add_argument("names", nargs="+", choices=sorted(SOURCES), metavar="NAME", help=known)
     for name in parser.parse_args().names:
         out = fetch(name)
         print(f"{out}: {sum(1 for _ in out.open(encoding='utf-8')):,} documents, {out.stat().st_size:,} "

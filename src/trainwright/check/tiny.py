@@ -249,8 +249,9 @@ def kinds_for(*methods: type[Method] | Method | None) -> tuple[str, ...]:
 def beside(method: Method | None, folder: Path) -> list[Method]:
     """The methods of a stage in which ``method`` takes part, as a recipe orders them. An update stands behind the optimizer."""
     needed = company(method)
-    makes = [default("Data")] if method is None or not isinstance(method, Data) or pulls(method, folder) else []
-    data = [*makes, *(m for m in needed if isinstance(m, Data))]
+    brought = [m for m in needed if isinstance(m, Data)]
+    first = next((m for m in (*brought, method) if isinstance(m, Data)), None)
+    data = [*([default("Data")] if first is None or pulls(first, folder) else []), *brought]
     objective = next((m for m in needed if isinstance(m, Objective)), default("Objective"))
     rest = [m for m in needed if not isinstance(m, (Data, Objective))]
     if isinstance(method, Data):

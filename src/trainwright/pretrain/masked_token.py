@@ -30,8 +30,8 @@ class MaskedToken(Objective):
     """Cross-entropy of hidden tokens, one number a position; 0 where nothing is hidden."""
 
     families: ClassVar[tuple[str, ...]] = ("masked_lm",)
-    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "mask_words", "mask": "<|endoftext|>"},)
-    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "mask_words", "mask": "<|endoftext|>"},)
+    beside: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"use": "pack", "length": 32, "isolate": "rows"}, {"use": "mask_words", "mask": "<|endoftext|>"})
 
     def count(self, batch: Batch) -> float:
         return trained_tokens(batch)

@@ -49,7 +49,8 @@ class MaskWords(Data):
     mask: str | None = None
     """Token that stands for what is hidden; default: the tokenizer's mask token."""
     example: ClassVar[dict[str, Any]] = {"mask": "<|endoftext|>"}
-    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "masked_token"},)
+    beside: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"use": "pack", "length": 32, "isolate": "rows"}, {"use": "masked_token"})
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
