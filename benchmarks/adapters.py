@@ -94,7 +94,7 @@ def stage(model: nn.Module, table: dict[str, Any] | None, rows: int, asked: str)
     method = registry.create(table, Path(), "benchmark") if table else None
     loss = [] if isinstance(method, Objective) else [{"use": "next_token"}]
     step = [] if isinstance(method, Optimizer) else [{"use": "adamw", "lr": 1e-4}]
-    others = [registry.create(t, Path(), "benchmark") for t in (*loss, {"use": "clip"}, *step)]
+    others = [registry.create(t, Path(), "benchmark") for t in (*loss, {"use": "clip_gradients"}, *step)]
     fixed = Fixed(rows=rows, vocabulary=model.config.vocab_size)
     run = Train(model.to(device), [fixed, *others, *([method] if method else [])], 10**9,
                 precision=hardware.set_precision(model, asked), ctx=Context(device=device, batch_rows=rows))

@@ -72,7 +72,8 @@ class Claim(NamedTuple):
 
 
 def train(name: str, inputs: dict[str, str], tokens: int, lr: float, data: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-    methods = [*data, {"use": "next_token"}, {"use": "clip", "norm": 1.0}, {"use": "adamw", "lr": lr, "weight_decay": 0.1},
+    methods = [*data, {"use": "next_token"}, {"use": "clip_gradients", "norm": 1.0},
+               {"use": "adamw", "lr": lr, "weight_decay": 0.1},
                {"use": "cosine", "warmup": 0.05}]
     return {"name": name, "kind": "train", "from": inputs, "tokens": tokens, "batch_tokens": 1024, "methods": methods} | more
 
@@ -175,7 +176,7 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
     life = [talk | {"name": "lines", "methods": [{"use": "text", "paths": [str(asked)]}]},
             talk | {"name": "own", "from": {"model": SMALL}, "methods": [writes]},
             {"name": "tuned", "kind": "train", "from": {"model": SMALL, "data": "own"}, "epochs": 3, "batch_tokens": 1024,
-             "methods": [{"use": "pack", "length": 512}, {"use": "supervised"}, {"use": "clip", "norm": 1.0},
+             "methods": [{"use": "pack", "length": 512}, {"use": "supervised"}, {"use": "clip_gradients", "norm": 1.0},
                          {"use": "adamw", "lr": 3e-5, "weight_decay": 0.0}, {"use": "linear"}]},
             {"name": "judge", "kind": "evaluate", "from": {"models": [SMALL, "tuned"], "data": "lines"},
              "methods": [{"use": "knowledge_extraction", "domain": "lines", "new_tokens": 4, "batch_size": 16}]}]

@@ -89,7 +89,7 @@ def bare(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> C
 
 def ours(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> Callable[[], float]:
     methods = [Fixed(vocabulary=vocabulary), *(registry.create(t, Path(), "benchmark") for t in (
-        {"use": "next_token"}, {"use": "clip"}, {"use": "adamw", "lr": 1e-4}))]
+        {"use": "next_token"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 1e-4}))]
     run = Train(model, methods, 10**9, precision=precision, ctx=Context(compile=compiled))
     run.build()
 
@@ -176,7 +176,8 @@ def trainer(quick: bool) -> list[dict[str, Any]]:
 
         def mine(model: nn.Module = model, place: Path = place, tokenizer: Any = tokenizer, steps: int = steps) -> float:
             ctx = Context(inputs={"data": [place]}, batch_rows=16, tokenizer=tokenizer)
-            methods = [registry.create({"use": name}, Path(), "benchmark") for name in ("pack", "next_token", "clip", "adamw")]
+            names = ("pack", "next_token", "clip_gradients", "adamw")
+            methods = [registry.create({"use": name}, Path(), "benchmark") for name in names]
             run = Train(copy.deepcopy(model), methods, steps, precision=hardware.best_precision(), ctx=ctx)
             began = time.perf_counter()
             run.run()
@@ -250,7 +251,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         pack = registry.create({"use": "pack", "length": 512}, Path(), "benchmark")
         rows = pack.epoch(ctx) or 1  # type: ignore[attr-defined]
         ctx.batch_rows = max(1, -(-rows // steps))
-        tables = ({"use": "supervised"}, {"use": "clip"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0}, {"use": "linear"})
+        tables = ({"use": "supervised"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0}, {"use": "linear"})
         methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
         run = Train(families.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
                     precision=hardware.best_precision(), ctx=ctx)

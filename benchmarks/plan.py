@@ -61,7 +61,7 @@ def stage(name: str, size: str, length: int, way: str, more: dict[str, Any]) -> 
     model = (f'model = {{ type = "llama", hidden_size = {hidden}, intermediate_size = {inner}, num_hidden_layers = {layers}, '
              f"num_attention_heads = {heads}, max_position_embeddings = 512, tie_word_embeddings = true }}")
     adapter = ['{ use = "lora", rank = 8 }'] if way == "lora" else []
-    methods = [f'{{ use = "pack", length = {length} }}', '{ use = "next_token" }', *adapter, '{ use = "clip" }',
+    methods = [f'{{ use = "pack", length = {length} }}', '{ use = "next_token" }', *adapter, '{ use = "clip_gradients" }',
                '{ use = "adamw", lr = 1e-3 }']
     source = f'from = {{ data = "corpus", model = "base{size}" }}' if way == "lora" else f'from = {{ data = "corpus" }}\n{model}'
     settings = {"batch_tokens": tokens, **more}

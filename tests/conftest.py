@@ -38,7 +38,7 @@ batch_tokens = 256
 precision = "fp32"
 compile = false
 save_every = 2
-methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "clip" }, { use = "adamw", lr = 1e-2 }, { use = "wsd" }]
+methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "clip_gradients" }, { use = "adamw", lr = 1e-2 }, { use = "wsd" }]
 
 [[stage]]
 name = "adapt"

@@ -206,7 +206,7 @@ def artifact(folder: Path, stage: str) -> Path:
 @pytest.mark.slow
 def test_a_plan_before_anything_is_there(folder: Path) -> None:
     told = invoke("plan", "life.toml", "--store", "planned", cwd=folder).stdout
-    for word in ("corpus", "base", "adapt", "merged", "judge", "next_token", "clip", "adamw", "wsd", "interpolate", "held_out"):
+    for word in ("corpus", "base", "adapt", "merged", "judge", "next_token", "clip_gradients", "adamw", "wsd", "interpolate", "held_out"):
         assert word in told
     assert not (folder / "planned").exists()
 
@@ -282,7 +282,7 @@ def test_export_and_generate(lived: tuple[Path, str, str], tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_check_tells_of_a_method(tmp_path: Path) -> None:
-    told = invoke("check", "clip", cwd=tmp_path).stdout
+    told = invoke("check", "clip_gradients", cwd=tmp_path).stdout
     assert "passed" in told and "FAILED" not in told
 
 

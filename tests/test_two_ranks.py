@@ -118,7 +118,7 @@ def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
 def slow(home: Path, own: bool = False) -> None:
     """The same training, slow enough to be interrupted."""
     (home / "life.toml").write_text(RECIPE.split('[[stage]]\nname = "adapt"')[0].replace(
-        '{ use = "clip" }', f'{{ use = "clip" }}, {{ use = "./wait.py", own = {str(own).lower()} }}'))
+        '{ use = "clip_gradients" }', f'{{ use = "clip_gradients" }}, {{ use = "./wait.py", own = {str(own).lower()} }}'))
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
@@ -175,7 +175,7 @@ class Lone(Update):
 def test_a_mistake_that_another_rank_finds_alone_is_heard(home: Path, ranks: Ranks) -> None:
     """Rank 0 waits for that rank, which speaks before it closes its connections."""
     (home / "lone.py").write_text(LONE)
-    (home / "life.toml").write_text(RECIPE.replace('{ use = "clip" }', '{ use = "./lone.py" }'))
+    (home / "life.toml").write_text(RECIPE.replace('{ use = "clip_gradients" }', '{ use = "./lone.py" }'))
     done = ranks(home, "lone", 2)
     told, closed = (done.stdout.find(said) for said in
                     ("error: life.toml: stage 'base': only rank 1 knows.", "Connection closed by peer"))

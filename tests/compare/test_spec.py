@@ -8,10 +8,10 @@ from trainwright.core.errors import UserError
 
 
 def test_an_arm_on_the_command_line():
-    arm = parse_arm("lora: peft LoraConfig r=8 use_dora=true, clip norm=0.5, -cosine, methods.adamw.lr=3e-4")
+    arm = parse_arm("lora: peft LoraConfig r=8 use_dora=true, clip_gradients norm=0.5, -cosine, methods.adamw.lr=3e-4")
     assert arm.name == "lora" and arm.drop == ("cosine",) and arm.set == {"methods.adamw.lr": 3e-4}
     assert arm.add == ({"use": "peft", "config": "LoraConfig", "options": {"r": 8, "use_dora": True}},
-                       {"use": "clip", "norm": 0.5})
+                       {"use": "clip_gradients", "norm": 0.5})
     assert parse_arm("full:") == Arm(name="full")
 
 
@@ -24,8 +24,8 @@ def test_a_wrong_arm(text, words):
 
 def test_budget_and_tune():
     assert parse_budget("tokens=2e6") == {"tokens": 2e6}
-    assert parse_tune(["lr", "clip.norm=0.5,1", "adamw.beta2=0.9..0.99"]) == {
-        "lr": "around", "clip.norm": [0.5, 1], "adamw.beta2": {"low": 0.9, "high": 0.99}}
+    assert parse_tune(["lr", "clip_gradients.norm=0.5,1", "adamw.beta2=0.9..0.99"]) == {
+        "lr": "around", "clip_gradients.norm": [0.5, 1], "adamw.beta2": {"low": 0.9, "high": 0.99}}
     with pytest.raises(UserError, match="tokens=2e6"):
         parse_budget("much")
 
@@ -58,8 +58,8 @@ def test_direction():
     ({"arms": (Arm(name="full"), Arm(name="full"))}, "two arms are called"),
     ({"arms": (Arm(name="full"),)}, "needs two arms"),
     ({"arms": (Arm(name="a"), Arm(name="b"))}, "do not differ"),
-    ({"arms": (Arm(name="a"), Arm(name="b", drop=("clip",)))}, "drops 'clip', which the stage has not"),
-    ({"arms": (Arm(name="a"), Arm(name="b", at="nowhere", drop=("clip",)))}, "is no stage"),
+    ({"arms": (Arm(name="a"), Arm(name="b", drop=("clip_gradients",)))}, "drops 'clip_gradients', which the stage has not"),
+    ({"arms": (Arm(name="a"), Arm(name="b", at="nowhere", drop=("clip_gradients",)))}, "is no stage"),
     ({"arms": (Arm(name="a"), Arm(name="b", add=({"use": "lora", "rnk": 2},)))}, "did you mean 'rank'"),
     ({"arms": (Arm(name="a"), Arm(name="b", set={"batch_tokens": 8}))}, "less than one row"),
     ({"arms": (Arm(name="a"), Arm(name="b", set={"batch_tokens": 64}, search={"lr": [1e-3]})), "tune": {"lr": [1e-3, 1e-2]}},

@@ -31,7 +31,7 @@ def test_pairs_of_the_day(part: int) -> None:
 
 
 def test_what_works_and_what_is_refused() -> None:
-    assert pairs.outcome("clip", "lora") == ("clip", "lora", "works", "")
+    assert pairs.outcome("clip_gradients", "lora") == ("clip_gradients", "lora", "works", "")
     two = pairs.outcome("cosine", "linear")
     assert two.verdict == "refused" and "lr" in two.why
     assert pairs.outcome("adamw", "sgd_sai").verdict == "refused"
@@ -40,7 +40,7 @@ def test_what_works_and_what_is_refused() -> None:
 def test_a_method_of_two_kinds_stands_once(tmp_path: Path) -> None:
     """One that makes batches and scores them, and one that is surgery and its own optimizer."""
     for name in ("phf", "spiel"):
-        names = [m.name for m in pairs.stage(pairs._make(name), pairs._make("clip"), tmp_path).methods]
+        names = [m.name for m in pairs.stage(pairs._make(name), pairs._make("clip_gradients"), tmp_path).methods]
         assert names.count(name) == 1
 
 
@@ -54,9 +54,9 @@ def test_what_diverges_or_does_not_resume_is_broken(monkeypatch: pytest.MonkeyPa
         return run
 
     monkeypatch.setattr(Train, "run", fails(Diverged("the loss is nan")))
-    assert pairs.outcome("clip", "lora").verdict == "broken"
+    assert pairs.outcome("clip_gradients", "lora").verdict == "broken"
     monkeypatch.setattr(Train, "run", fails(UserError("not with this one")))
-    assert pairs.outcome("clip", "lora").verdict == "refused late"
+    assert pairs.outcome("clip_gradients", "lora").verdict == "refused late"
 
 
 def test_each_pair_once() -> None:
@@ -83,5 +83,5 @@ def test_one_that_changes_between_checkpoints_is_found(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(pairs, "_make", lambda use: Counts() if use == "counts" else pairs.registry.create(
         {"use": use, **pairs.load(use).example}, Path(), "test"))
-    found = pairs.outcome("counts", "clip")
+    found = pairs.outcome("counts", "clip_gradients")
     assert found.verdict == "broken" and "interrupted" in found.why

@@ -9,7 +9,7 @@ from trainwright.core.claims import match, name_all
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors, Update
 from trainwright.optim.adamw import Adamw
-from trainwright.optim.clip import Clip
+from trainwright.optim.clip_gradients import ClipGradients
 from trainwright.optim.weight_decay import WeightDecay
 
 
@@ -60,8 +60,8 @@ def test_globs_limit_an_update() -> None:
 
 
 def test_the_usual_chain_is_one_fused_step() -> None:
-    chain = Chain(name_all([Clip(), Adamw(weight_decay=0.0), WeightDecay(rate=0.2)]))  # type: ignore[arg-type]
-    assert [m for _, m in chain.links] == [Clip(), Adamw(weight_decay=0.2)]
+    chain = Chain(name_all([ClipGradients(), Adamw(weight_decay=0.0), WeightDecay(rate=0.2)]))  # type: ignore[arg-type]
+    assert [m for _, m in chain.links] == [ClipGradients(), Adamw(weight_decay=0.2)]
     assert not chain.followed(1, ["a"]) and chain.followed(0, ["a"])
 
 

@@ -40,7 +40,7 @@ PLAN = """A first life: prose, then code
 adapt (train, to run)
   3 data       -> pack(length=256, domains=('code',))
   4 objective  -> next_token
-  5-6 update   -> clip(norm=1.0) -> adamw(lr=0.002, weight_decay=0.1)"""
+  5-6 update   -> clip_gradients(norm=1.0) -> adamw(lr=0.002, weight_decay=0.1)"""
 SAMPLE = (
     "The function returns the value of the given object, which is used to set\nthe default string <b>encoding</b>. "
     "If *name* is not None, the file is opened & read again."

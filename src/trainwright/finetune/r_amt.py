@@ -19,7 +19,7 @@ in conversations is at the assistant's tokens. The method brings this loss along
 objective. The second pass over a step's batch, which computes b, costs as much as the first plus a forward
 pass of the original model.
 
-Name it before ``clip`` and the optimizer. The paper uses Adam without weight decay (decay would mask
+Name it before ``clip_gradients`` and the optimizer. The paper uses Adam without weight decay (decay would mask
 everything) at 8e-5: a score falls below the threshold after 60 steps of one sign, so short stages need a
 higher rate. ``masked``, the share of weights that are off, is logged: a few percent. For export W m is
 written into the layers; the delta beside it has one bit a weight. Scores and the optimizer's moments take as
@@ -79,10 +79,10 @@ class RAmt(Surgery, Objective, Update):
         claim="18.73 points over the untouched model with 2.56 % of the weights masked, above earlier tuning",
         add=(
             {"use": "r_amt"},
-            {"use": "clip", "norm": 1.0},
+            {"use": "clip_gradients", "norm": 1.0},
             {"use": "adamw", "lr": 9e-4, "weight_decay": 0.0},
         ),
-        drop=("next_token", "clip", "adamw"),
+        drop=("next_token", "clip_gradients", "adamw"),
         versus="LoRA",
         baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0}),
         search={"adamw.lr": [3e-4, 9e-4, 2.7e-3]},

@@ -13,7 +13,7 @@ grown to t or beyond are done: they keep their value, and the rest goes on. The 
 own, so that their gradients and the optimizer's states have its size. W has zeros in their places, until they
 are done; a layer's dense gradient exists only for a moment.
 
-Name it before clip and the optimizer: as in the paper, the penalty is part of the gradient. After the
+Name it before clip_gradients and the optimizer: as in the paper, the penalty is part of the gradient. After the
 optimizer it would be subtracted beside its step, like a decay. The authors set the learning rate to 1e-3
 exp(-350 t); AdamW with a decay of 0.01 acts on the entries. The vector keeps its length when entries are
 done.

@@ -59,7 +59,7 @@ class SelfDistillationFurtherPretraining(Objective):
                 "methods": [
                     {"use": "pack", "length": 256, "domains": ["code"]},
                     {"use": "next_token"},
-                    {"use": "clip", "norm": 1.0},
+                    {"use": "clip_gradients", "norm": 1.0},
                     {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1},
                     {"use": "cosine", "warmup": 0.05},
                 ],

@@ -2,7 +2,7 @@
 
 "No More Adam: Learning Rate Scaling at Initialization is All You Need" (arXiv 2412.11768). For each
 parameter tensor p of n entries, with g_1 the first gradient that reaches this step and is not zero
-everywhere (accumulated, and clipped if ``clip`` comes before),
+everywhere (accumulated, and clipped if ``clip_gradients`` comes before),
     gsnr = ||g_1||_2 / (std(g_1) + eps),     std unbiased, over all entries of the tensor,
     m_1 = g_1,   m_t = momentum m_{t-1} + (1 - momentum) g_t,     an average, not corrected for its start,
     p <- p - lr (gsnr m_t + weight_decay p).

@@ -46,7 +46,7 @@ def phase(
                 *([surgery] if surgery else []),
                 {"use": "pack", "length": 256, "domains": ["prose"]},
                 {"use": "next_token"},
-                {"use": "clip", "norm": 1.0},
+                {"use": "clip_gradients", "norm": 1.0},
                 {"use": "adamw", "lr": 6e-3, "weight_decay": 0.1},
                 schedule,
             ]

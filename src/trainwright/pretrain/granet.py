@@ -23,7 +23,7 @@ stops one pruning short of ``end`` and keeps one weight fewer than scheduled, it
 density only on average, a weight removed and chosen again in the same step keeps its value, and it clears
 only the momentum of SGD.
 
-Name it before ``clip`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices are
+Name it before ``clip_gradients`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices are
 multiplied as dense ones, so it saves no time here. Do not use it in a stage of few steps, which leaves no
 time to replace what was pruned.
 

@@ -20,7 +20,7 @@ from trainwright.finetune.spiel._layer import QUIET
 from trainwright.finetune.spiel._steps import adam, sm3
 from trainwright.finetune.spiel.spiel import Spiel
 from trainwright.lm.layers import as_linear_weight, linear_layers
-from trainwright.optim.clip import Clip
+from trainwright.optim.clip_gradients import ClipGradients
 from trainwright.optim.ema import Ema
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
@@ -100,7 +100,7 @@ def test_the_number_of_places_never_changes_and_the_first_exchange_is_of_all(gro
 def test_grown_are_the_largest_sums_and_begin_with_the_moments_and_age_of_what_was_seen() -> None:
     """Against dense gradients taken beside the run: candidates of step 4's first row, summed over steps 5 and 6."""
     method = Spiel(**SHORT, layers="*.0.mlp.up_proj")
-    run = train(build(), method, Clip(norm=1e30), steps=12)
+    run = train(build(), method, ClipGradients(norm=1e30), steps=12)
     (name, layer), = method.mine(run.model).items()
     leaf = run.states["spiel.1"]["param"][f"{name}.spiel_deltas"]["adam"]
     dense: dict[int, Tensor] = {}

@@ -12,6 +12,6 @@ VANILLA: dict[str, Any] = {
               "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
               "tie_word_embeddings": True, "initializer_range": 0.06},
     "methods": [{"use": "pack", "length": 256, "domains": ["prose"]}, {"use": "next_token"},
-                {"use": "clip", "norm": 1.0},
+                {"use": "clip_gradients", "norm": 1.0},
                 {"use": "adamw", "lr": 6e-3, "weight_decay": 0.1}, {"use": "cosine", "warmup": 0.05}]}
 """That suite's model, trained on ``SMALL`` in the ordinary way."""

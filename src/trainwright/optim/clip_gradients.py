@@ -21,7 +21,7 @@ from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
 
 
-class Clip(Update):
+class ClipGradients(Update):
     """Clips the global norm of the gradients."""
 
     norm: float = 1.0
@@ -30,7 +30,7 @@ class Clip(Update):
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain",
         claim="clipping keeps exploding gradients from spoiling the training",
-        baseline_drop=("clip",),
+        baseline_drop=("clip_gradients",),
         versus="no clipping",
         scale="gradients of so small a model do not explode",
     )
