@@ -18,7 +18,7 @@ from trainwright.compare.spec import Settings
 from trainwright.core import registry
 from trainwright.core.card import Card, kinds
 from trainwright.core.settings import docs_of, hints_of, name_of
-from trainwright.core.stage_settings import STAGES, Stage
+from trainwright.core.stage import Stage, stages
 from trainwright.report import cards
 from trainwright.report.numbers import interval
 
@@ -29,7 +29,7 @@ def pages() -> dict[str, str]:
     """Path below ``docs/`` to text, of everything that is generated."""
     out = {f"methods/{c.name}.md": method_page(c) for c in registry.cards().values()}
     out["methods/index.md"] = index_page()
-    out |= {f"_generated/stage-{kind}.md": stage_table(cls) for kind, cls in STAGES.items()}
+    out |= {f"_generated/stage-{kind}.md": stage_table(cls) for kind, cls in stages().items()}
     out["_generated/kinds.md"] = kinds_table()
     out["_generated/commands.md"] = commands()
     out["_generated/compare.md"] = settings_table(Settings)
@@ -69,7 +69,7 @@ def by_folder() -> dict[str, list[Card]]:
 
 def method_page(card: Card) -> str:
     rows = [(f"`{name}`", f"`{kind}`", f"`{written(default)}`" if default else "needed", inline(doc))
-            for name, kind, default, doc in card.settings]
+            for name, kind, default, doc in cards.settings_of(card)]
     settings = table(("setting", "type", "default", "what it means"), rows) if rows else "It has none."
     first, _, rest = told_once(card.doc.strip()).partition("\n")
     of = ", ".join(f"[{kind}](index.md#{kind.lower()})" for kind in card.kinds)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from trainwright.core.errors import UserError
-from trainwright.core.settings import docs_of, fit, make, name_of
+from trainwright.core.settings import docs_of, fit, groups_of, make, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +125,9 @@ def test_a_group_is_documented_field_by_field() -> None:
     assert docs_of(Grouped) == {
         "group": "A group.", "group.count": "How many.", "group.name": "What it is called.", "maybe": "Another, or none.",
         "maybe.count": "How many.", "maybe.name": "What it is called.", "many": "Any number of them."}
+    assert groups_of(Grouped) == {
+        "group": (("group.count", "int", "7", "How many."), ("group.name", "str", "''", "What it is called.")),
+        "maybe": (("maybe.count", "int", "1", "How many."), ("maybe.name", "str", "''", "What it is called."))}
     assert name_of(Group) == name_of(Group | None) == "a table" and name_of(tuple[Group, ...]) == "a list of a table"
 
 

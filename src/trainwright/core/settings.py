@@ -1,4 +1,4 @@
-"""Settings of a method, checked against the types of its fields, with the nearest right name where a key is unknown."""
+"""Settings, checked against the types of their fields; an unknown key is an error that names the nearest."""
 from __future__ import annotations
 
 import ast
@@ -14,14 +14,15 @@ from trainwright.core.errors import UserError, suggest
 
 FILE = "names a file or a folder"
 FilePath = Annotated[str, FILE]
-"""A setting that names a file or a folder, from the recipe's folder on: what is in it is part of an artifact's identity
-(``core/identity.py``)."""
+"""A setting that names a file or a folder, from the recipe's folder on: its content is part of an artifact's
+identity (``core/identity.py``)."""
 
 
 def make(cls: type, given: dict[str, Any], where: str) -> Any:
     """Build the frozen dataclass ``cls`` from recipe settings; ``where`` names the place in errors.
 
-    A field that is itself a frozen dataclass is given as a table. What the table leaves out is as in the field's default.
+    A field that is itself a frozen dataclass is given as a table. What the table leaves out is as in the
+    field's default.
 
     Raises:
         UserError: an unknown key (with the nearest right one), a missing one, or a value of the wrong type.
@@ -51,7 +52,7 @@ def _make(cls: type, given: dict[str, Any], where: str, prefix: str, start: dict
 
 
 def group_of(kind: Any) -> type | None:
-    """The dataclass that a field's type is, if it is one (or one or none): a group of settings, a table in a recipe."""
+    """The dataclass that a field's type is (perhaps optional), if any: a group of settings."""
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     return next((one for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
 
@@ -63,7 +64,9 @@ def default_of(field: dataclasses.Field[Any]) -> Any:
 
 def _values(group: Any) -> dict[str, Any]:
     """The values of a group of settings by name; none where there is no such default."""
-    return {f.name: getattr(group, f.name) for f in dataclasses.fields(group)} if dataclasses.is_dataclass(group) else {}
+    if not dataclasses.is_dataclass(group):
+        return {}
+    return {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
 
 
 @cache
@@ -72,8 +75,8 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def fit(value: Any, kind: Any, where: str) -> Any:
-    """``value`` as ``kind``. Integers pass for floats (and 2e6 for an integer), lists for tuples and tables for groups
-    of settings; nothing else is converted.
+    """``value`` as ``kind``. Integers pass for floats (and 2e6 for an integer), lists for tuples and tables
+    for groups of settings; nothing else is converted.
 
     Raises:
         UserError: the value has another type; ``where`` begins the sentence.
@@ -159,11 +162,28 @@ def docs_of(cls: type) -> dict[str, str]:
     return docs
 
 
+def groups_of(cls: type) -> dict[str, tuple[tuple[str, str, str, str], ...]]:
+    """The settings of each group of ``cls``, by its name: name, type and default as written, docstring."""
+    found: dict[str, tuple[tuple[str, str, str, str], ...]] = {}
+    for field in dataclasses.fields(cls):
+        if (group := group_of(hints_of(cls)[field.name])) is None:
+            continue
+        docs, values, rows = docs_of(group), _values(default_of(field)), []
+        for one in dataclasses.fields(group):
+            value = values.get(one.name, default_of(one))
+            default = "" if value is dataclasses.MISSING else repr(value)
+            rows.append((f"{field.name}.{one.name}", str(one.type), default, docs[one.name]))
+        found[field.name] = tuple(rows)
+    return found
+
+
 def field_docs(tree: ast.ClassDef) -> dict[str, str]:
     """Docstrings that follow the annotated fields of a class, without importing it."""
     found: dict[str, str] = {}
     for node, after in zip(tree.body, tree.body[1:], strict=False):
-        if (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and isinstance(after, ast.Expr)
-                and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)):
-            found[node.target.id] = " ".join(after.value.value.split())
+        if not (isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)):
+            continue
+        doc = after.value if isinstance(after, ast.Expr) else None
+        if isinstance(doc, ast.Constant) and isinstance(doc.value, str):
+            found[node.target.id] = " ".join(doc.value.split())
     return found

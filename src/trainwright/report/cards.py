@@ -1,4 +1,4 @@
-"""Methods and artifacts as people read them in a terminal. Imports no torch: ``trainwright list`` answers at once."""
+"""Methods and artifacts as people read them in a terminal. Imports no torch: ``list`` answers at once."""
 from __future__ import annotations
 
 import json
@@ -12,13 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from trainwright.core import registry
-from trainwright.core.card import Card, kinds
+from trainwright.core.card import Card, Setting, kinds
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.settings import groups_of
 from trainwright.core.store import Artifact, Store
 from trainwright.report.numbers import interval
 
 
-def listing(cards: list[Card], kind: str | None, folder: str | None, search: str | None, width: int = 110) -> Text:
+def listing(
+    cards: list[Card], kind: str | None, folder: str | None, search: str | None, width: int = 110
+) -> Text:
     """The methods by place in a life; below each what it does, and what was measured of its paper's claim.
 
     Raises:
@@ -34,7 +37,9 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
     lines, count, place = Text(), 0, ""
     for c in sorted(cards, key=lambda c: (registry.order(c.folder), c.name)):
         text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
-        wanted = (asked is None or c.is_a(asked)) and (folder is None or f"{c.folder}/".startswith(f"{folder}/"))
+        wanted = (asked is None or c.is_a(asked)) and (
+            folder is None or f"{c.folder}/".startswith(f"{folder}/")
+        )
         if wanted and all(w in text for w in words):
             if c.folder != place:
                 lines.append(f"{c.folder}\n", "bold")
@@ -48,7 +53,9 @@ def listing(cards: list[Card], kind: str | None, folder: str | None, search: str
 
 def indented(text: str, width: int) -> str:
     """A paragraph in lines of at most ``width`` characters, set off by six blanks; ends its last line."""
-    lines = textwrap.wrap(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+    lines = textwrap.wrap(
+        text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -80,11 +87,16 @@ def artifact_card(artifact: Artifact) -> Group:
     """What an artifact came from; of a corpus, how many documents went in and out of each method."""
     from trainwright.report import curated  # draws, and so takes a while to import
     told = artifact.manifest
-    head = Text.assemble((artifact.path.name, "bold cyan"), f"  {told['kind']}, {told['finished'][:16].replace('T', ' ')}")
+    head = Text.assemble(
+        (artifact.path.name, "bold cyan"), f"  {told['kind']}, {told['finished'][:16].replace('T', ' ')}"
+    )
     sources = ", ".join(f"{i['stage']} ({role})" for role, inputs in told["inputs"].items() for i in inputs)
     used = ", ".join(m["use"] for m in told["settings"]["methods"])
-    lines = [Text(f"from {sources}") if sources else Text("from no other artifact"), Text(f"methods: {used or 'none'}"),
-             Text(f"made by: {told['command']}")]
+    lines = [
+        Text(f"from {sources}") if sources else Text("from no other artifact"),
+        Text(f"methods: {used or 'none'}"),
+        Text(f"made by: {told['command']}"),
+    ]
     counted = [Text(), curated.table(told["figures"])] if told["figures"].get("curated") else []
     more = Text(f"trainwright store show {artifact.path.name} prints all of it", "dim")
     return Group(head, Text(), *lines, *counted, Text(), more)
@@ -96,11 +108,23 @@ def card(c: Card) -> Group:
     settings = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("setting", "type", "default", "what it means"):
         settings.add_column(column, style="cyan" if column == "setting" else "")
-    for name, kind, default, doc in c.settings:
+    for name, kind, default, doc in settings_of(c):
         settings.add_row(name, escape(kind), escape(default) or "[red]needed[/]", escape(doc))
     parts: list[Any] = [head, Text(), Text(c.doc.strip()), Text()]
     parts += [settings, Text()] if settings.row_count else [Text("It has no settings."), Text()]
     return Group(*parts, Text(evidence(c.name)))
+
+
+def settings_of(c: Card) -> list[Setting]:
+    """The settings of a method. A group of settings is a table, and its own settings follow it."""
+    groups = {f[0] for f in c.settings if f[2].startswith(f"{f[1]}(")}
+    inner = groups_of(registry.load(c.file)) if groups else {}
+    rows: list[Setting] = []
+    for name, kind, default, doc in c.settings:
+        group = inner.get(name)
+        rows.append((name, kind, default, doc) if group is None else (name, "table", "{}", doc))
+        rows.extend(group or ())
+    return rows
 
 
 def evidence(name: str) -> str:
@@ -132,22 +156,31 @@ def evidence_sentence(told: dict[str, Any]) -> str:
     if "difference" not in told:
         return ": ".join(told[name] for name in ("verdict", "reason") if told.get(name))
     reason = f" ({told['reason']})" if told.get("reason") else ""
-    return (f"{told['verdict']}{reason}: {told['metric']} {told['difference']:+.4g} [{told['low']:+.4g}, {told['high']:+.4g}] "
-            f"against {told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}")
+    return (
+        f"{told['verdict']}{reason}: {told['metric']} {told['difference']:+.4g} "
+        f"[{told['low']:+.4g}, {told['high']:+.4g}] "
+        f"against {told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}"
+    )
 
 
 def store_table(store: Store) -> Table:
     """Artifacts, oldest first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("artifact", "kind", "size", "seconds", "finished", "from"):
-        table.add_column(column, justify="right" if column in ("size", "seconds") else "left", no_wrap=column == "artifact",
-                         style="cyan" if column == "artifact" else "")
+        table.add_column(
+            column,
+            justify="right" if column in ("size", "seconds") else "left",
+            no_wrap=column == "artifact",
+            style="cyan" if column == "artifact" else "",
+        )
     for a in store.artifacts():
         m = a.manifest
         size = sum(f.stat().st_size for f in a.path.rglob("*") if f.is_file())
         sources = ", ".join(i["stage"] for inputs in m["inputs"].values() for i in inputs)
         finished = m["finished"][:16].replace("T", " ")
-        table.add_row(a.path.name, m["kind"], f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}", finished, sources)
+        table.add_row(
+            a.path.name, m["kind"], f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}", finished, sources
+        )
     if not table.row_count:
         table.caption = f"{store.root} holds no artifact yet."
     return table
