@@ -1,4 +1,4 @@
-"""The battery from outside: one call for anybody's method, failures that are expected, and what the command says."""
+"""The battery from outside: one call for anybody's method, expected failures, and what the command says."""
 from __future__ import annotations
 
 import unittest
@@ -25,8 +25,10 @@ from trainwright.core.method import *
 
 
 '''
-SOUND = HEAD + '''class Mine(Update):
-    """Sharpness-aware: takes the step with the gradients a little way uphill, for which it asks in the middle of a step."""
+SOUND = (
+    HEAD
+    + '''class Mine(Update):
+    """Sharpness-aware: takes the step with the gradients a little way uphill, asked for within it."""
 
     radius: float = 0.01
     """How far uphill."""
@@ -34,7 +36,8 @@ SOUND = HEAD + '''class Mine(Update):
 
     def init(self, model, ctx):
         params = dict(model.named_parameters())
-        return {"param": {n: {"mean": torch.zeros_like(params[n])} for n in match(self.params, params)}, "shared": {"steps": 0}}
+        means = {n: {"mean": torch.zeros_like(params[n])} for n in match(self.params, params)}
+        return {"param": means, "shared": {"steps": 0}}
 
     def update(self, updates, params, state, ctx):
         state["shared"]["steps"] += 1
@@ -50,6 +53,7 @@ SOUND = HEAD + '''class Mine(Update):
             params[n].sub_(u)
         return {n: u + again[n] for n, u in updates.items()}
 '''
+)
 
 HANDS_ON = '''class Mine(Arithmetic):
     """Scales what it should leave as it is."""
@@ -92,7 +96,10 @@ def test_a_sound_method_passes_the_command_and_a_broken_one_does_not(tmp_path: P
 def test_what_is_not_defined_is_said_once(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["check", str(written(tmp_path, NO_COUNT))])
     assert said.exit_code == 1 and said.output.count("it does not define count") == 1
-    assert said.output.splitlines()[-1] == "1 check of 1 method: 0 passed, 1 failed" and "Error" not in said.output
+    assert (
+        said.output.splitlines()[-1] == "1 check of 1 method: 0 passed, 1 failed"
+        and "Error" not in said.output
+    )
 
 
 def test_one_call_holds_a_method_to_every_law(tmp_path: Path) -> None:
@@ -111,10 +118,19 @@ def test_a_class_is_named_by_itself(tmp_path: Path) -> None:
 def test_an_expected_failure_has_a_reason_and_must_come(tmp_path: Path) -> None:
     file = written(tmp_path, HANDS_ON)
     found = by_law(check_method(file, {LAW: "it doubles on purpose"}))
-    assert found[LAW].ok and found[LAW].status == "expected" and found[LAW].why.startswith("it doubles on purpose (of two")
+    assert (
+        found[LAW].ok
+        and found[LAW].status == "expected"
+        and found[LAW].why.startswith("it doubles on purpose (of two")
+    )
     found = by_law(check_method(file, {LAW: "it doubles", "a_merge_is_the_same_twice": "it draws"}))
-    assert not found["a_merge_is_the_same_twice"].ok and "expected to be broken: it draws" in found["a_merge_is_the_same_twice"].why
-    with pytest.raises(UserError, match=r"no law 'equal_tensor_stay' \(did you mean 'equal_tensors_stay'\?\)"):
+    assert (
+        not found["a_merge_is_the_same_twice"].ok
+        and "expected to be broken: it draws" in found["a_merge_is_the_same_twice"].why
+    )
+    with pytest.raises(
+        UserError, match=r"no law 'equal_tensor_stay' \(did you mean 'equal_tensors_stay'\?\)"
+    ):
         check_method(file, {"equal_tensor_stay": "a slip"})
     with pytest.raises(UserError, match="say why"):
         check_method(file, {LAW: " "})

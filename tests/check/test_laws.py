@@ -239,7 +239,7 @@ MEAN = [0.0]
         for layer in model.model.layers if "model" in model._modules else model.transformer.h:
             layer.mlp.register_forward_hook(lambda module, given, out: 2 * out)
 ''',
-        "describes another model than its weights": '''class Scaled(nn.Module):
+        "mlp.up_proj.weight and": '''class Scaled(nn.Module):
     def __init__(self, inner):
         super().__init__()
         self.inner, self.scale = inner, nn.Parameter(torch.ones(()))
@@ -424,7 +424,9 @@ TIMES = []
 CASES = [(law, words, text) for law, ways in BROKEN.items() for words, text in ways.items()]
 
 
-@pytest.mark.parametrize(("law", "words", "text"), CASES, ids=[f"{law}-{words}".replace(" ", "_") for law, words, _ in CASES])
+@pytest.mark.parametrize(
+    ("law", "words", "text"), CASES, ids=[f"{law}-{words}".replace(" ", "_") for law, words, _ in CASES]
+)
 def test_a_broken_method_is_caught(law: str, words: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(HEAD + text)

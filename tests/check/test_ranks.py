@@ -79,7 +79,9 @@ def test_a_method_that_knows_of_shards_is_caught(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_that_wait_for_each_other_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_that_wait_for_each_other_are_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ranks, "STILL", 5)
     (tmp_path / "standing.py").write_text(STANDING)
     (tmp_path / "own.py").write_text(OWN)
@@ -99,7 +101,7 @@ def looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, list[
 
 def test_slow_is_not_still(looks: tuple[Watch, list[float | None]]) -> None:
     watch, seen = looks
-    seen += [0.05 * look for look in range(200)]            # a fortieth of one processor, on a machine that is busy
+    seen += [0.05 * look for look in range(200)]  # a fortieth of one processor, on a machine that is busy
     assert [watch.look(1) for _ in range(200)] == [""] * 200
 
 
@@ -128,7 +130,9 @@ def test_a_system_that_does_not_tell_stops_nothing(looks: tuple[Watch, list[floa
 def test_processor_seconds_are_those_of_what_was_started() -> None:
     work = "import time\nwhile time.process_time() < 0.3: pass\nprint(flush=True)\ninput()"
     start = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {work!r}])"
-    with subprocess.Popen([sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+    with subprocess.Popen(
+        [sys.executable, "-c", start], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as launcher:
         assert launcher.stdout is not None
         launcher.stdout.readline()
         used = ranks.processor_seconds(launcher.pid)

@@ -17,7 +17,17 @@ from trainwright.core.errors import UserError
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    for room in ("data", "data/order", "data/filter", "optim", "finetune", "pretrain", "merge", "evaluate", "search"):
+    for room in (
+        "data",
+        "data/order",
+        "data/filter",
+        "optim",
+        "finetune",
+        "pretrain",
+        "merge",
+        "evaluate",
+        "search",
+    ):
         (tmp_path / "src" / "trainwright" / room).mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / "trainwright" / room / "__init__.py").touch()
     return tmp_path
@@ -27,7 +37,9 @@ def checkout(tmp_path: Path) -> Path:
 def test_a_new_method_passes_every_law(kind: str, checkout: Path, tmp_path: Path) -> None:
     folder = "evaluate" if kind == "Decode" else None
     method, test, evidence = scaffold.write("a_new_one", kind, folder, checkout)
-    assert method.parent.relative_to(checkout / "src" / "trainwright") == test.parent.relative_to(checkout / "tests")
+    assert method.parent.relative_to(checkout / "src" / "trainwright") == test.parent.relative_to(
+        checkout / "tests"
+    )
     assert json.loads(evidence.read_text())["verdict"] == "not measured"
     assert load(str(method)).__name__ == "ANewOne" and "TheMethod" not in method.read_text()
     (tmp_path / "runs").mkdir()
@@ -40,17 +52,29 @@ def test_its_own_test_is_still_to_be_written(checkout: Path) -> None:
     method, test, _ = scaffold.write("a_new_one", "Update", "optim", checkout)
     words = test.read_text().replace("trainwright.optim.a_new_one", "a_new_one")
     (method.parent / test.name).write_text(words)
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name], cwd=method.parent,
-                          env=environment() | {"PYTHONPATH": str(Path(scaffold.__file__).parents[2])},
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name],
+        cwd=method.parent,
+        env=environment() | {"PYTHONPATH": str(Path(scaffold.__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1 and "write the fact that makes the paper work" in done.stdout
 
 
-@pytest.mark.parametrize(("name", "kind", "folder", "words"), [
-    ("ANewOne", "Update", None, "no name in snake_case"), ("a_new_one", "Updat", None, r"no kind 'Updat' \(did you mean 'Update'"),
-    ("a_new_one", "Update", "optimm", "no folder 'optimm'"), ("a_new_one", "Curate", "data/filters", r"did you mean 'data/filter'"),
-    ("adamw", "Update", None, "there is a method 'adamw' already")])
-def test_a_wrong_wish_is_refused(name: str, kind: str, folder: str | None, words: str, checkout: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "folder", "words"),
+    [
+        ("ANewOne", "Update", None, "no name in snake_case"),
+        ("a_new_one", "Updat", None, r"no kind 'Updat' \(did you mean 'Update'"),
+        ("a_new_one", "Update", "optimm", "no folder 'optimm'"),
+        ("a_new_one", "Curate", "data/filters", r"did you mean 'data/filter'"),
+        ("adamw", "Update", None, "there is a method 'adamw' already"),
+    ],
+)
+def test_a_wrong_wish_is_refused(
+    name: str, kind: str, folder: str | None, words: str, checkout: Path
+) -> None:
     with pytest.raises(UserError, match=words):
         scaffold.write(name, kind, folder, checkout)
 
@@ -65,7 +89,9 @@ def test_nothing_is_overwritten(checkout: Path, tmp_path: Path) -> None:
 
 def test_the_usual_place_is_where_most_of_a_kind_are() -> None:
     assert scaffold._usual("Optimizer") == "optim" and scaffold._usual("Arithmetic") == "merge"
-    assert scaffold._usual("Task") == "evaluate", "there is none yet: where evaluators are, of which it is one"
+    assert scaffold._usual("Task") == "evaluate", (
+        "there is none yet: where evaluators are, of which it is one"
+    )
 
 
 def test_every_kind_has_a_template() -> None:

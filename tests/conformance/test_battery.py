@@ -14,7 +14,7 @@ from trainwright.check.subject import Subject, load
 from trainwright.core import registry
 from trainwright.core.method import KINDS
 
-pytestmark = pytest.mark.slow                               # `trainwright check METHOD` is the quick way to one method's
+pytestmark = pytest.mark.slow  # `trainwright check METHOD` is the quick way to one method's
 CASES = [(name, law) for name, card in registry.cards().items() for law in battery.laws_of(card.kinds)]
 
 
@@ -44,7 +44,13 @@ def test_no_law_of_any_of_its_kinds_is_left_out() -> None:
     for name in registry.cards():
         applied = {law.name for law in LAWS if law.applies(load(name))}
         assert applied <= {law.name for method, law in CASES if method == name}, name
-    assert {m for m, law in CASES if law.name == "params_limit_it"} >= {"spiel", "sara", "sst", "increlora", "r_amt"}
+    assert {m for m, law in CASES if law.name == "params_limit_it"} >= {
+        "spiel",
+        "sara",
+        "sst",
+        "increlora",
+        "r_amt",
+    }
 
 
 @pytest.mark.parametrize(("method", "law"), CASES, ids=[f"{name}-{law.name}" for name, law in CASES])

@@ -1,4 +1,4 @@
-"""Two processes come to the weights of one. All methods in one start of two processes, since to start takes seconds."""
+"""Two processes come to the weights of one: all methods, in one start of two processes."""
 from __future__ import annotations
 
 import pytest

@@ -79,9 +79,13 @@ def test_a_class_of_several_kinds_is_all_of_them(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(SEVERAL)
     (tmp_path / "base.py").write_text(BASE)
     found = card.read(tmp_path / "mine.py", "mine", "")
-    assert found.kinds == ("Surgery", "Objective", "Optimizer") and found.kind == "Surgery, Objective, Optimizer"
+    assert (
+        found.kinds == ("Surgery", "Objective", "Optimizer") and found.kind == "Surgery, Objective, Optimizer"
+    )
     assert [f[0] for f in found.fields] == ["rank", "beta", "layers"]
-    assert [f[0] for f in found.settings] == ["rank", "beta", "layers", "lr", "params"], "weight is fixed by the class"
+    assert [f[0] for f in found.settings] == ["rank", "beta", "layers", "lr", "params"], (
+        "weight is fixed by the class"
+    )
     assert [k for k in KINDS if found.is_a(k)] == ["Surgery", "Objective", "Update", "Optimizer"]
     cls = registry.load(tmp_path / "mine.py")
     assert {f[0] for f in found.settings} == {f.name for f in dataclasses.fields(cls)}
@@ -99,7 +103,9 @@ def test_the_second_process_parses_nothing(fresh: Path, parsed: list[str]) -> No
     assert len(parsed) > len(first), "each method, and the file of the kinds"
     forget()
     parsed.clear()
-    assert registry.cards() == first and all(c.settings == first[n].settings for n, c in registry.cards().items())
+    assert registry.cards() == first and all(
+        c.settings == first[n].settings for n, c in registry.cards().items()
+    )
     assert parsed == []
     assert [f.suffix for f in fresh.iterdir()] == [".json"], "nothing half-written is left"
 
@@ -124,8 +130,19 @@ def test_a_source_that_changed_is_read_again(fresh: Path, parsed: list[str]) -> 
     assert "/nowhere/gone.py" not in json.loads(file.read_text())["cards"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"made_by": 1}', "\xff\xfe", '{"made_by": MADE, "kinds": 3}',
-                                  '{"made_by": MADE, "kinds": {"Update": {"bases": 1, "fields": []}}, "cards": []}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"made_by": 1}',
+        "\xff\xfe",
+        '{"made_by": MADE, "kinds": 3}',
+        '{"made_by": MADE, "kinds": {"Update": {"bases": 1, "fields": []}}, "cards": []}',
+    ],
+)
 def test_a_cache_that_cannot_be_read_is_none(text: str, fresh: Path) -> None:
     whole = dict(registry.cards())
     file = kept(fresh)

@@ -41,8 +41,14 @@ class Halve(Update):
         # a comment
         return {n: u * self.strength for n, u in updates.items()}
 '''
-BESIDE = {"helper.py": "by = 2\n", "parts/__init__.py": "shape = 1\n", "parts/inner.py": "from . import far\ndeep = 3\n",
-          "parts/far.py": "here = 4\n", "claims.py": "arms = 5\n", "other.py": "unused = 6\n"}
+BESIDE = {
+    "helper.py": "by = 2\n",
+    "parts/__init__.py": "shape = 1\n",
+    "parts/inner.py": "from . import far\ndeep = 3\n",
+    "parts/far.py": "here = 4\n",
+    "claims.py": "arms = 5\n",
+    "other.py": "unused = 6\n",
+}
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def changed(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-# ---- code -------------------------------------------------------------------------------------------------------
+# ---- code --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("old", "new"), [
@@ -110,7 +116,9 @@ def test_a_helper_that_only_a_claim_uses_is_part_of_the_claim(mine: Path) -> Non
 def test_the_files_are_those_that_are_imported(mine: Path) -> None:
     found = {f.relative_to(mine.parent).as_posix() for f in identity.files(mine)}
     assert found == {"mine.py"} | set(BESIDE) - {"other.py"}
-    (mine.parent / "mine.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import other\n")
+    (mine.parent / "mine.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import other\n"
+    )
     assert [f.name for f in identity.files(mine)] == ["mine.py"], "what only a type checker sees does not run"
 
 
@@ -120,16 +128,27 @@ def test_a_user_s_file_imports_what_the_hash_follows(mine: Path, tmp_path: Path)
     other = tmp_path / "again"
     other.mkdir()
     (other / "helper.py").write_text("by = 40\n")
-    (other / "mine.py").write_text('"""."""\nfrom helper import by\nfrom trainwright.core.method import Update\n\n\n'
-                                   'class Mine(Update):\n    strength: float = float(by)\n    """Factor."""\n')
+    (other / "mine.py").write_text(
+        '"""."""\nfrom helper import by\nfrom trainwright.core.method import Update\n\n\n'
+        'class Mine(Update):\n    strength: float = float(by)\n    """Factor."""\n'
+    )
     found: Any = registry.create({"use": "./mine.py"}, other, "here")
     assert found.strength == 40.0, "the helper of another folder's file was taken"
 
 
-PACKAGE = {"__init__.py": "", "core/__init__.py": "", "core/loop.py": "one = 1\n", "lm/__init__.py": "", "lm/layers.py": "put = 1\n",
-           "lm/rows.py": "from .layers import put\n", "data/__init__.py": "", "data/_near.py": "import trainwright.lm.rows\n",
-           "data/_only.py": "here = 1\n",
-           "data/near.py": "from trainwright.core.loop import one\nfrom trainwright.data import _near\nfrom . import _only\n"}
+PACKAGE = {
+    "__init__.py": "",
+    "core/__init__.py": "",
+    "core/loop.py": "one = 1\n",
+    "lm/__init__.py": "",
+    "lm/layers.py": "put = 1\n",
+    "lm/rows.py": "from .layers import put\n",
+    "data/__init__.py": "",
+    "data/_near.py": "import trainwright.lm.rows\n",
+    "data/_only.py": "here = 1\n",
+    "data/near.py": "from trainwright.core.loop import one\nfrom trainwright.data import _near\n"
+                    "from . import _only\n",
+}
 
 
 @pytest.fixture
@@ -140,9 +159,20 @@ def package(tmp_path: Path) -> Path:
     return tmp_path / "trainwright"
 
 
-@pytest.mark.parametrize(("name", "follows"), [("data/_near.py", True), ("lm/rows.py", True), ("lm/layers.py", True),
-                                               ("data/_only.py", True), ("data/__init__.py", True), ("core/loop.py", False)])
-def test_helpers_of_this_package_count_and_the_core_has_a_number(name: str, follows: bool, package: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "follows"),
+    [
+        ("data/_near.py", True),
+        ("lm/rows.py", True),
+        ("lm/layers.py", True),
+        ("data/_only.py", True),
+        ("data/__init__.py", True),
+        ("core/loop.py", False),
+    ],
+)
+def test_helpers_of_this_package_count_and_the_core_has_a_number(
+    name: str, follows: bool, package: Path
+) -> None:
     before = identity.code(package / "data" / "near.py")
     with (package / name).open("a") as file:
         file.write("more = 1\n")
@@ -150,9 +180,14 @@ def test_helpers_of_this_package_count_and_the_core_has_a_number(name: str, foll
 
 
 def test_every_private_half_of_a_method_is_found() -> None:
-    """The files beside a method that its name begins with a line for: the algorithm of ``minhash`` was once left out."""
+    """The files beside a method that its name begins with a line for: the algorithm of ``minhash`` was once
+    left out."""
     for name, card in registry.cards().items():
-        halves = {f for f in card.file.parent.glob("_*.py") if f.stem in card.file.read_text(encoding="utf-8").split()}
+        halves = {
+            f
+            for f in card.file.parent.glob("_*.py")
+            if f.stem in card.file.read_text(encoding="utf-8").split()
+        }
         assert {f for f in halves if f.name != "__init__.py"} <= set(identity.files(card.file)), name
 
 
@@ -168,7 +203,7 @@ def test_a_helper_that_is_no_python_is_reported(mine: Path) -> None:
         identity.code(mine)
 
 
-# ---- data -------------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------------
 
 
 def rewritten(folder: Path) -> None:
@@ -176,11 +211,18 @@ def rewritten(folder: Path) -> None:
     os.utime(folder / "a.txt", (1, 1))
 
 
-@pytest.mark.parametrize(("change", "same"), [
-    (rewritten, True), (lambda f: (f / "a.txt").write_text("two"), False),
-    (lambda f: (f / "a.txt").rename(f / "c.txt"), False), (lambda f: (f / "sub" / "b.txt").unlink(), False),
-    (lambda f: (f / "sub" / "new.txt").write_text(""), False), (lambda f: (f.parent / "outside.txt").write_text("else!"), False),
-    (lambda f: (f.parent / "far" / "deep.txt").write_text("changed"), True)])
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (rewritten, True),
+        (lambda f: (f / "a.txt").write_text("two"), False),
+        (lambda f: (f / "a.txt").rename(f / "c.txt"), False),
+        (lambda f: (f / "sub" / "b.txt").unlink(), False),
+        (lambda f: (f / "sub" / "new.txt").write_text(""), False),
+        (lambda f: (f.parent / "outside.txt").write_text("else!"), False),
+        (lambda f: (f.parent / "far" / "deep.txt").write_text("changed"), True),
+    ],
+)
 def test_the_content_of_a_folder(change: Callable[[Path], object], same: bool, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     (folder / "sub").mkdir(parents=True)
@@ -200,9 +242,15 @@ def test_the_content_of_a_folder(change: Callable[[Path], object], same: bool, t
 def test_the_content_of_a_file_is_what_is_in_it(tmp_path: Path) -> None:
     for name, text in (("a", "x"), ("b", "x"), ("c", "y")):
         (tmp_path / name).write_text(text)
-    assert identity.content(tmp_path / "a") == identity.content(tmp_path / "b") != identity.content(tmp_path / "c")
+    assert (
+        identity.content(tmp_path / "a")
+        == identity.content(tmp_path / "b")
+        != identity.content(tmp_path / "c")
+    )
     (tmp_path / "link").symlink_to(tmp_path / "c")
-    assert identity.content(tmp_path / "link") == identity.content(tmp_path / "c"), "a link that was named is followed"
+    assert identity.content(tmp_path / "link") == identity.content(tmp_path / "c"), (
+        "a link that was named is followed"
+    )
     os.mkfifo(tmp_path / "pipe")
     assert identity.content(tmp_path / "pipe") != identity.content(tmp_path / "a")
     with pytest.raises(UserError, match="none: cannot be read: No such file"):

@@ -1,4 +1,4 @@
-"""The registry: cards that agree with their classes, methods of one's own, and names that are helped along."""
+"""The registry: cards that agree with their classes, methods of one's own, and hints for wrong names."""
 from __future__ import annotations
 
 import ast
@@ -38,14 +38,22 @@ def test_the_card_is_what_the_class_says(name: str) -> None:
     own = {f[0]: f for f in card.settings}
     assert set(own) == set(fields)
     for key, (_, _, default, doc) in own.items():
-        assert doc == docs_of(cls)[key] and bool(default) == (fields[key].default is not dataclasses.MISSING
-                                                              or fields[key].default_factory is not dataclasses.MISSING)
+        assert doc == docs_of(cls)[key] and bool(default) == (
+            fields[key].default is not dataclasses.MISSING
+            or fields[key].default_factory is not dataclasses.MISSING
+        )
 
 
 def test_methods_of_several_kinds_are_listed_under_each() -> None:
     several = {n: c.kinds for n, c in registry.cards().items() if len(c.kinds) > 1}
-    assert several["spiel"] == ("Surgery", "Optimizer") and several["r_amt"] == ("Surgery", "Objective", "Update")
-    assert {"spiel", "sara", "sst", "increlora", "r_amt", "adamw"} <= {n for n, c in registry.cards().items() if c.is_a("Update")}
+    assert several["spiel"] == ("Surgery", "Optimizer") and several["r_amt"] == (
+        "Surgery",
+        "Objective",
+        "Update",
+    )
+    assert {"spiel", "sara", "sst", "increlora", "r_amt", "adamw"} <= {
+        n for n, c in registry.cards().items() if c.is_a("Update")
+    }
 
 
 def test_a_method_of_ones_own(tmp_path: Path) -> None:
@@ -58,12 +66,17 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
     assert card.fields == (("by", "float", "0.5", "Factor of every update."),)
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("class Halve(\n", "mine.py, line 1: this is no Python"),
-    ("import nothing_of_this_name\n", "mine.py, line 1: ModuleNotFoundError: No module named"),
-    ("x = 1\n\n\nx.y\n", "mine.py, line 4: AttributeError"), ("x = 1\n", "must define one method, and it defines 0"),
-    (MINE + MINE.split("Update\n", 1)[1].replace("Halve", "Quarter"), "it defines 2: Halve, Quarter"),
-    ("# \xff\n", "not a Python file in UTF-8")])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("class Halve(\n", "mine.py, line 1: this is no Python"),
+        ("import nothing_of_this_name\n", "mine.py, line 1: ModuleNotFoundError: No module named"),
+        ("x = 1\n\n\nx.y\n", "mine.py, line 4: AttributeError"),
+        ("x = 1\n", "must define one method, and it defines 0"),
+        (MINE + MINE.split("Update\n", 1)[1].replace("Halve", "Quarter"), "it defines 2: Halve, Quarter"),
+        ("# \xff\n", "not a Python file in UTF-8"),
+    ],
+)
 def test_a_file_that_is_wrong_is_told_with_its_line(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(text, encoding="latin1")
     with pytest.raises(UserError) as told:
@@ -84,7 +97,9 @@ def test_reading_cards_imports_no_method() -> None:
     for module in (registry, card_module, source):
         tree = ast.parse(Path(str(module.__file__)).read_text())
         top = {n.module for n in tree.body if isinstance(n, ast.ImportFrom)}
-        assert not any("method" in str(m) for m in top), "a kind is imported at the head: listing would import torch"
+        assert not any("method" in str(m) for m in top), (
+            "a kind is imported at the head: listing would import torch"
+        )
 
 
 def test_defaults_are_marked_by_the_methods() -> None:

@@ -3,7 +3,7 @@
 In a test of your own, with pytest or without:
 
 >>> from trainwright.check import check_method, checks
->>> found = check_method("./mine.py", expected_failures={"it_starts_neutral": "it starts from noise on purpose"})
+>>> found = check_method("./mine.py", expected_failures={"it_starts_neutral": "it starts from noise"})
 >>> assert all(one.ok for one in found)
 
 >>> CHECKS = checks("./mine.py")
@@ -11,7 +11,7 @@ In a test of your own, with pytest or without:
 >>> def test_mine(law, check):
 >>>     check()
 
-A law that a method breaks on purpose may also be named by its class, with the reason, in ``expected_failures``.
+A class may also name the laws that it breaks on purpose itself, each with the reason: ``expected_failures``.
 """
 from __future__ import annotations
 

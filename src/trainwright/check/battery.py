@@ -1,7 +1,7 @@
-"""The conformance battery: every method, ours or an outsider's, held to the laws of its kinds on one tiny stage.
+"""The conformance battery: every method, ours or anybody's, held to the laws of its kinds on a tiny stage.
 
-``trainwright check ./mine.py`` runs it, and so do our own tests. It knows no method by name. From a test of one's own, call
-``check_method`` or ``checks``.
+``trainwright check ./mine.py`` runs it, and so do our own tests. It knows no method by name. In tests of your
+own, call ``check_method`` or ``checks``.
 """
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ Status = Literal["passed", "failed", "expected", "skipped"]
 
 @dataclass(frozen=True)
 class Result:
-    """One law and one method. ``expected`` is a failure that was foreseen; one that was and did not come is ``failed``."""
+    """One law and one method. ``expected`` is a failure that was foreseen; one that was and did not come is
+    ``failed``."""
 
     method: str
     law: str
@@ -42,13 +43,15 @@ class Result:
         return self.status != "failed"
 
 
-def check_method(method: type[Method] | str | Path, expected_failures: dict[str, str] | None = None) -> list[Result]:
+def check_method(
+    method: type[Method] | str | Path, expected_failures: dict[str, str] | None = None
+) -> list[Result]:
     """Hold a method to every law of its kinds, on one process and on two.
 
     Args:
         method: its class, its name, or the file that it lies in. A file defines one method.
-        expected_failures: laws by name that it breaks on purpose, each with the reason; beside those of its class. One that
-            holds nevertheless is a failure.
+        expected_failures: laws by name that it breaks on purpose, each with the reason; beside those of its
+            class. One that holds nevertheless is a failure.
 
     Raises:
         UserError: there is no such method, or no such law.
@@ -58,8 +61,9 @@ def check_method(method: type[Method] | str | Path, expected_failures: dict[str,
 
 def checks(method: type[Method] | str | Path,
            expected_failures: dict[str, str] | None = None) -> list[tuple[str, Callable[[], None]]]:
-    """The same as pairs of a law's name and a function that raises ``AssertionError`` where it is broken: for a test
-    that is run once for each. Where the method needs a package that is not there, the function raises ``unittest.SkipTest``."""
+    """The same as pairs of a law's name and a function that raises ``AssertionError`` where it is broken: for
+    a test that is run once for each. Where the method needs a package that is not there, the function raises
+    ``unittest.SkipTest``."""
     use = _use(method)
     cls, expected = load(use), _expected(load(use), expected_failures)
     place = tempfile.TemporaryDirectory(prefix="trainwright-check-")
@@ -77,7 +81,8 @@ def checks(method: type[Method] | str | Path,
 
 
 def check_all(methods: list[str] | None, expected_failures: dict[str, str] | None = None) -> Iterator[Result]:
-    """Hold methods (default: all that are installed) to every law, one after the other; the ranks come last, for all."""
+    """Hold methods (default: all that are installed) to every law, one after the other; the ranks come last,
+    for all."""
     ranked: dict[str, dict[str, str]] = {}
     for name in registry.cards() if methods is None else methods:
         cls = load(name)
@@ -108,7 +113,7 @@ def summary(results: Iterable[Result]) -> str:
     return f"{many:,} check{'s' * (many != 1)} of {methods:,} method{'s' * (methods != 1)}: {counts}"
 
 
-# ---- pieces -------------------------------------------------------------------------------------------------
+# ---- pieces ------------------------------------------------------------------------------------------
 
 
 def laws_of(kinds: Iterable[str]) -> list[Law]:
@@ -133,7 +138,8 @@ def problem(law: Law, subject: Subject) -> str:
 
 
 def absent(cls: type[Method]) -> str:
-    """What the method's example needs and this machine (or any test) has not; empty where nothing is missing."""
+    """What the method's example needs and this machine (or any test) has not; empty where nothing is
+    missing."""
     return next((n for n in cls.needs if n == "network" or importlib.util.find_spec(n) is None), "")
 
 

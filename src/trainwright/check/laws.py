@@ -1,4 +1,4 @@
-"""The laws that methods of all kinds are held to, one function each; those of a single kind are in ``laws_of_kinds.py``."""
+"""The laws that methods of all kinds are held to; those of a single kind are in ``laws_of_kinds.py``."""
 from __future__ import annotations
 
 import dataclasses
@@ -53,13 +53,16 @@ class Law:
     kinds: tuple[type[Method], ...]
     check: Check
     where: str = ""
-    """Class attribute by which a method puts itself under the law (``off``, ``neutral``); empty: all of the kinds are."""
+    """Class attribute by which a method puts itself under the law (``off``, ``neutral``); empty: all of the
+    kinds are."""
     first: bool = False
     """Whether a method that breaks it is held to no other: those could only say the same."""
 
     def applies(self, cls: type[Method]) -> bool:
         """Whether a method is under it, by any of its kinds."""
-        return issubclass(cls, self.kinds) and (not self.where or getattr(cls, self.where) not in (None, False))
+        return issubclass(cls, self.kinds) and (
+            not self.where or getattr(cls, self.where) not in (None, False)
+        )
 
 
 LAWS: list[Law] = []
@@ -87,7 +90,9 @@ def difference(a: Any, b: Any, at: str = "") -> str:
             return f"{at}/{sorted(a.keys() ^ b.keys())[0]}"
         return next((d for k in a if (d := difference(a[k], b[k], f"{at}/{k}"))), "")
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return next((d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := difference(x, y, f"{at}/{i}"))), "")
+        return next(
+            (d for i, (x, y) in enumerate(zip(a, b, strict=True)) if (d := difference(x, y, f"{at}/{i}"))), ""
+        )
     same = a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
     return "" if type(a) is type(b) and same else at or "/"
 
@@ -97,14 +102,19 @@ def key_of(run: Train, method: Method) -> str:
     return next(k for k, m in run.named_methods if m is method)
 
 
-# ---- the class ------------------------------------------------------------------------------------------------
+# ---- the class ---------------------------------------------------------------------------------------
 
 
 @law(Method, first=True)
 def it_defines_what_its_kinds_ask_for(it: Subject) -> None:
     """Every function that a kind leaves to its methods."""
-    missing = [name for kind in KINDS.values() if issubclass(it.cls, kind) for name, asked in vars(kind).items()
-               if _is_left_open(asked) and getattr(it.cls, name) is asked]
+    missing = [
+        name
+        for kind in KINDS.values()
+        if issubclass(it.cls, kind)
+        for name, asked in vars(kind).items()
+        if _is_left_open(asked) and getattr(it.cls, name) is asked
+    ]
     expect(not missing, f"it does not define {' and '.join(dict.fromkeys(missing))}")
 
 
@@ -114,7 +124,8 @@ def _is_left_open(function: Any) -> bool:
 
 @law(Method)
 def settings_come_back(it: Subject) -> None:
-    """From the dataclass to a recipe's table to JSON and back; frozen; the card says the same without an import."""
+    """From the dataclass to a recipe's table to JSON and back; frozen; the card says the same without an
+    import."""
     method = it.make()
     cls: Any = type(method)
     use = registry.use_of(method)
@@ -138,32 +149,46 @@ def _check_card(method: Method, use: str, names: list[str]) -> None:
     expect(shown == set(names), f"its card has the settings {sorted(shown)}, the class has {sorted(names)}")
     kinds = [name for name, kind in KINDS.items() if isinstance(method, kind)]
     listed = [name for name in KINDS if read.is_a(name)]
-    expect(listed == kinds, f"its card calls it a {', '.join(listed)}, and it is a {', '.join(kinds)}: name the kinds as bases")
+    expect(
+        listed == kinds,
+        f"its card calls it a {', '.join(listed)}, and it is a {', '.join(kinds)}: name the kinds as bases",
+    )
     expect(bool(read.summary), "it has no docstring")
 
 
-# ---- state, claims, randomness --------------------------------------------------------------------------------------
+# ---- state, claims, randomness -----------------------------------------------------------------------
 
 
 @law(*TRAINS)
 def state_is_legal(it: Subject) -> None:
-    """Under ``param``, ``shared`` and ``rank`` only, of leaves that a checkpoint can hold; and nothing is kept elsewhere."""
+    """Under ``param``, ``shared`` and ``rank`` only, of leaves that a checkpoint can hold; and nothing is
+    kept elsewhere."""
     run, method, _ = it.scrambled(1)
     state = run.states[key_of(run, method)]
     for place, content in state.items():
-        expect(place in ("param", "shared", "rank"), f"its state has the key {place!r}; the keys are param, shared and rank")
+        expect(
+            place in ("param", "shared", "rank"),
+            f"its state has the key {place!r}; the keys are param, shared and rank",
+        )
         check_leaves(content, place)
     for name, leaves in state.get("param", {}).items():
         expect(name in run.params, f"its state has an entry for {name!r}, which is no parameter")
         tensors = all(isinstance(t, Tensor) for t in leaves.values())
-        expect(tensors, f"the state param/{name} holds something that is no tensor; that belongs under shared")
+        expect(
+            tensors, f"the state param/{name} holds something that is no tensor; that belongs under shared"
+        )
     derived = {n for n, v in inspect.getmembers(type(method)) if isinstance(v, cached_property)}
     hidden = vars(method).keys() - {f.name for f in dataclasses.fields(method)} - derived
-    expect(not hidden, f"it keeps {', '.join(sorted(hidden))} on itself, where no checkpoint finds it: put it into the state")
+    expect(
+        not hidden,
+        f"it keeps {', '.join(sorted(hidden))} on itself, where no checkpoint finds it: it belongs in the state",
+    )
     before = repr(it.make())
     expect(repr(method) == before, f"its settings changed while it ran: {before} became {method!r}")
     for role, seed in tiny.FROZEN.items():
-        at = difference(dict(run.ctx.frozen[role].state_dict()), dict(tiny.model(it.shapes[0], seed).state_dict()))
+        at = difference(
+            dict(run.ctx.frozen[role].state_dict()), dict(tiny.model(it.shapes[0], seed).state_dict())
+        )
         expect(not at, f"it changes the {role} ({at}), which it may only read")
 
 
@@ -178,7 +203,11 @@ def check_leaves(leaf: Any, at: str) -> None:
             check_leaves(v, f"{at}/{i}")
     else:
         legal = isinstance(leaf, Tensor) or type(leaf) in (type(None), bool, int, float, str)
-        expect(legal, f"the state {at} is a {type(leaf).__name__}; leaves are tensors, numbers, strings, lists and tables")
+        expect(
+            legal,
+            f"the state {at} is a {type(leaf).__name__}; "
+            "leaves are tensors, numbers, strings, lists and tables",
+        )
 
 
 @law(*TRAINS)
@@ -222,18 +251,27 @@ def two_resumes_are_exact(it: Subject) -> None:
         leg.run(until=until, on_step=lambda row: rows.append(timeless(row)))
         if until < tiny.STEPS:
             checkpoint.save(leg, saved, {})
-    pairs = {"weights": (weights(whole), weights(leg)), "states": (whole.states, leg.states), "rows": (whole_rows, rows),
-             "numbers": (whole.evaluation, leg.evaluation), "knobs": (whole.ctx.knobs, leg.ctx.knobs)}
+    pairs = {
+        "weights": (weights(whole), weights(leg)),
+        "states": (whole.states, leg.states),
+        "rows": (whole_rows, rows),
+        "numbers": (whole.evaluation, leg.evaluation),
+        "knobs": (whole.ctx.knobs, leg.ctx.knobs),
+    }
     for what, (a, b) in pairs.items():
         at = difference(a, b)
-        expect(not at, f"a run interrupted twice ends with other {what} ({at}): keep in the state what must be remembered")
+        expect(
+            not at,
+            f"a run interrupted twice ends with other {what} ({at}): "
+            "keep in the state what must be remembered",
+        )
 
 
 def timeless(row: dict[str, float]) -> dict[str, float]:
     return {k: v for k, v in row.items() if k not in CLOCKS}
 
 
-# ---- whole stages ---------------------------------------------------------------------------------------------------
+# ---- whole stages ------------------------------------------------------------------------------------
 
 
 @law(Data, Surgery, Objective, Weigh)
@@ -248,9 +286,11 @@ def micro_batches_do_not_bend_it(it: Subject) -> None:
         grads = run.gradients(cut(batch, parts))
         for name, grad in grads.items():
             off = float((grad - whole.setdefault(name, grad)).abs().max())
-            expect(off <= 1e-5 * max(1.0, float(whole[name].abs().max())),
-                   f"in {parts} micro-batches a step has another gradient of {name} (by {off:.1e}): give one number per unit, "
-                   "undivided, that depends on its own row")
+            expect(
+                off <= 1e-5 * max(1.0, float(whole[name].abs().max())),
+                f"in {parts} micro-batches a step has another gradient of {name} (by {off:.1e}): "
+                "give one number per unit, undivided, that depends on its own row",
+            )
     run.states = states
 
 
@@ -258,18 +298,27 @@ def copied(leaf: Any) -> Any:
     """States that share nothing with those given."""
     if isinstance(leaf, dict):
         return {k: copied(v) for k, v in leaf.items()}
-    return leaf.clone() if isinstance(leaf, Tensor) else [copied(v) for v in leaf] if isinstance(leaf, list) else leaf
+    return (
+        leaf.clone()
+        if isinstance(leaf, Tensor)
+        else [copied(v) for v in leaf]
+        if isinstance(leaf, list)
+        else leaf
+    )
 
 
 @law(*TRAINS, where="off")
 def off_it_changes_nothing(it: Subject) -> None:
-    """With the settings that the class calls ``off``, a stage comes to the weights that it has without the method."""
+    """With the settings that the class calls ``off``, a stage comes to the weights that it has without the
+    method."""
     method = it.make()
     off = dataclasses.replace(method, **method.off)
     run = tiny.stage(off, it.place())
     run.run(until=FOUR)
     at = difference(weights(run), unaided(link_of(off)))
-    expect(not at, f"with {off.off} it should change nothing, and {at} differs from that of a stage without it")
+    expect(
+        not at, f"with {off.off} it should change nothing, and {at} differs from that of a stage without it"
+    )
 
 
 FOUR = 4
@@ -277,9 +326,13 @@ FOUR = 4
 
 
 def link_of(method: Method) -> str:
-    """The parameters on which a method keeps the optimizer before it from its fused kernel, as any link of the chain does:
-    the stage without the method then has an idle link there. Empty where it is no link."""
-    link = isinstance(method, Update) and not isinstance(method, Optimizer) and type(method).update is not Update.update
+    """The parameters on which a method keeps the optimizer before it from its fused kernel, as any link of
+    the chain does: the stage without the method then has an idle link there. Empty where it is no link."""
+    link = (
+        isinstance(method, Update)
+        and not isinstance(method, Optimizer)
+        and type(method).update is not Update.update
+    )
     return method.params if link else ""  # type: ignore[attr-defined]
 
 
@@ -298,8 +351,8 @@ def unaided(link: str) -> dict[str, Tensor]:
 
 @law(*TRAINS)
 def it_runs_on_another_model(it: Subject) -> None:
-    """As GPT-2, which has Conv1D layers, learned positions and tied embeddings: it trains there, or is refused in a
-    sentence."""
+    """As GPT-2, which has Conv1D layers, learned positions and tied embeddings: it trains there, or is
+    refused in a sentence."""
     if it.refused(it.shapes[1]):
         return
     run, start = it.trained(it.shapes[1])
@@ -315,5 +368,8 @@ def the_export_reloads(it: Subject) -> None:
             continue
         live, folder, unfolded = it.exported(kind)
         off = float((logits(families.load(folder, tiny.WHERE).eval()) - live).abs().max())
-        expect(off <= 1e-4, f"the {kind} checkpoint as {'we' if unfolded else 'transformers'} loads it differs from the "
-               f"trained model: logits by {off:.1e}")
+        expect(
+            off <= 1e-4,
+            f"the {kind} checkpoint as {'we' if unfolded else 'transformers'} loads it differs from the "
+            f"trained model: logits by {off:.1e}",
+        )

@@ -40,7 +40,8 @@ from trainwright.stages._resolve import BATCH
 
 @law(Data)
 def rows_are_lawful(it: Subject) -> None:
-    """A step has the rows that were asked for; language has tokens, shifted targets and places, of one shape."""
+    """A step has the rows that were asked for; language has tokens, shifted targets and places, of one
+    shape."""
     run = it.stage()
     for _ in range(3):
         batch = run.pull()
@@ -66,10 +67,14 @@ def _check_language(batch: Batch) -> None:
 
 
 def _check_gaps(batch: Batch) -> None:
-    """Rows that are read as a whole: the target of a place is the token that was there, and some are hidden."""
+    """Rows that are read as a whole: the target of a place is the token that was there, and some are
+    hidden."""
     ids, targets = batch["input_ids"], batch["targets"]
     trained = targets != UNTRAINED
-    expect(bool((batch["attention_mask"].bool() | ~trained).all()), "something is learned where the row has no token")
+    expect(
+        bool((batch["attention_mask"].bool() | ~trained).all()),
+        "something is learned where the row has no token",
+    )
     expect(bool((ids != targets)[trained].any()), "every target is to be seen in its own place")
 
 
@@ -101,7 +106,8 @@ def it_scores_units(it: Subject) -> None:
 
 @law(Surgery, where="neutral")
 def it_starts_neutral(it: Subject) -> None:
-    """Right after the operation the model computes what it computed before, unless the class says ``neutral = False``."""
+    """Right after the operation the model computes what it computed before, unless the class says ``neutral =
+    False``."""
     for kind in it.shapes:
         model = tiny.model(kind).eval()
         before = logits(model)
@@ -110,12 +116,16 @@ def it_starts_neutral(it: Subject) -> None:
         except UserError:
             continue
         off = float((logits(model.eval()) - before).abs().max())
-        expect(off <= 1e-5, f"the {kind} model's logits move by {off:.1e} when it is put in; if meant, say neutral = False")
+        expect(
+            off <= 1e-5,
+            f"the {kind} model's logits move by {off:.1e} when it is put in; if meant, say neutral = False",
+        )
 
 
 @law(Surgery)
 def it_changes_what_it_claims(it: Subject) -> None:
-    """Other parameters keep their values (it may freeze them); a map of parameters fits the models before and after."""
+    """Other parameters keep their values (it may freeze them); a map of parameters fits the models before and
+    after."""
     surgery, model = it.make(), tiny.model()
     before = dict(model.named_parameters())
     values = {n: p.detach().clone() for n, p in before.items()}
@@ -126,14 +136,20 @@ def it_changes_what_it_claims(it: Subject) -> None:
         same = name in after and torch.equal(after[name], values[name])
         expect(same, f"it changes {name}, which it does not claim")
     for new, (old, how) in moved.source.items() if moved else ():
-        expect(new in after and old in values, f"its map goes from {old} to {new}, and there are no such parameters")
-        expect(how(values[old]).shape == after[new].shape, f"its map gives {new} the shape {tuple(how(values[old]).shape)}")
+        expect(
+            new in after and old in values,
+            f"its map goes from {old} to {new}, and there are no such parameters",
+        )
+        expect(
+            how(values[old]).shape == after[new].shape,
+            f"its map gives {new} the shape {tuple(how(values[old]).shape)}",
+        )
 
 
 @law(Surgery)
 def its_delta_comes_back(it: Subject) -> None:
-    """On the original model, or on what ``fold`` left where it does not fold, what it saved computes again what was trained.
-    For surgeries that read their deltas."""
+    """On the original model, or on what ``fold`` left where it does not fold, what it saved computes again
+    what was trained. For surgeries that read their deltas."""
     for kind in it.shapes if it.cls.load_delta is not Surgery.load_delta else ():
         if it.refused(kind):
             continue
@@ -141,7 +157,9 @@ def its_delta_comes_back(it: Subject) -> None:
         model = families.load(folder / families.BACKBONE, tiny.WHERE) if unfolded else tiny.model(kind)
         deltas.put(model, folder / "adapter")
         off = float((logits(model.eval()) - live).abs().max())
-        expect(off <= 1e-5, f"its delta on the {kind} model computes something else: logits differ by {off:.1e}")
+        expect(
+            off <= 1e-5, f"its delta on the {kind} model computes something else: logits differ by {off:.1e}"
+        )
 
 
 @law(Surgery)
@@ -157,7 +175,8 @@ def it_works_on_weights_in_bfloat16(it: Subject) -> None:
 
 @law(Update)
 def params_limit_it(it: Subject) -> None:
-    """With ``params`` it leaves the other parameters to the rest of the chain, and remembers nothing of them."""
+    """With ``params`` it leaves the other parameters to the rest of the chain, and remembers nothing of
+    them."""
     if it.make().params != "*":
         return
     everywhere = it.stage()
@@ -167,7 +186,7 @@ def params_limit_it(it: Subject) -> None:
         run, other = tiny.stage(method, it.place()), without(link_of(method))
         mine = match(on, run.params)
         with torch.no_grad():
-            for n in mine:                           # what holds of these before the first step moves the gradients of the others
+            for n in mine:  # what holds of these before the first step moves the gradients of the others
                 other.params[n].copy_(run.params[n])
         run.run(until=1)
         other.run(until=1)
@@ -176,7 +195,11 @@ def params_limit_it(it: Subject) -> None:
         expect(not at, f"with params = {on!r} it changes {at}")
         kept, all_kept = (set(r.states[f"{method.name}.1"].get("param", {})) for r in (run, everywhere))
         strange = kept ^ set(match(on, all_kept))
-        expect(not strange, f"with params = {on!r} its state is wrong about {', '.join(sorted(strange)[:2])}: see core.claims.match")
+        expect(
+            not strange,
+            f"with params = {on!r} its state is wrong about {', '.join(sorted(strange)[:2])}: "
+            "see core.claims.match",
+        )
 
 
 class Listening(Train):
@@ -193,7 +216,8 @@ class Listening(Train):
 
 @law(Controller)
 def commands_are_claimed(it: Subject) -> None:
-    """It asks for commands that there are, and sets the knobs that it has claimed (the loop refuses others)."""
+    """It asks for commands that there are, and sets the knobs that it has claimed (the loop refuses
+    others)."""
     run = it.stage(train=Listening)
     assert isinstance(run, Listening)
     run.run()
@@ -213,12 +237,16 @@ def measuring_moves_nothing(it: Subject) -> None:
     expect(not difference(before, weights(run)), "it changes the weights")
     expect(flags == [p.requires_grad for p in run.params.values()], "it freezes or thaws parameters")
     expect(not difference(first, second), f"measured twice, {difference(first, second)} differs")
-    expect(bool(first) and all(type(v) is float for v in first.values()), f"it must measure numbers (float): {first}")
+    expect(
+        bool(first) and all(type(v) is float for v in first.values()),
+        f"it must measure numbers (float): {first}",
+    )
 
 
 @law(Arithmetic)
 def equal_tensors_stay(it: Subject) -> None:
-    """Of equal models it makes the same model; the type and the shape stay, and nothing that it is given is changed."""
+    """Of equal models it makes the same model; the type and the shape stay, and nothing that it is given is
+    changed."""
     method, ctx = it.make(), tiny.merging(it.place())
     method.prepare(ctx)
     draw = torch.Generator().manual_seed(0)
@@ -226,7 +254,10 @@ def equal_tensors_stay(it: Subject) -> None:
         t = torch.randn(shape, generator=draw)
         given = [t.clone(), t.clone()]
         made = method.combine("layer.weight", given, t.clone(), ctx)
-        expect(made.dtype == t.dtype and made.shape == t.shape, f"it makes {made.dtype} {tuple(made.shape)} of {t.dtype} {shape}")
+        expect(
+            made.dtype == t.dtype and made.shape == t.shape,
+            f"it makes {made.dtype} {tuple(made.shape)} of {t.dtype} {shape}",
+        )
         same = torch.allclose(made, t, rtol=1e-5, atol=1e-5)
         expect(same, f"of two equal tensors of shape {shape} it makes another one")
         expect(all(torch.equal(g, t) for g in given), "it changes the tensors that it is given")
@@ -242,7 +273,9 @@ def a_merge_is_the_same_twice(it: Subject) -> None:
         method, ctx = it.make(), tiny.merging(it.place())
         method.prepare(ctx)
         with tiny.scrambled(seed):
-            found.append(method.combine("layer.weight", [t.clone() for t in tensors[:2]], tensors[2].clone(), ctx))
+            found.append(
+                method.combine("layer.weight", [t.clone() for t in tensors[:2]], tensors[2].clone(), ctx)
+            )
     expect(torch.equal(*found), "two merges of the same models differ: draw with ctx.rng only")
 
 
@@ -260,7 +293,9 @@ def scores_stay_scores(it: Subject) -> None:
     expect(same, f"of scores {scores.dtype} {tuple(scores.shape)} it makes {made.dtype} {tuple(made.shape)}")
     expect(not bool(made.isnan().any()), "it makes scores that are not numbers")
     expect(bool(made.isfinite().any(-1).all()), "it leaves no token to choose")
-    expect(torch.equal(*found), "the same tokens and scores give others the second time: draw with ctx.rng only")
+    expect(
+        torch.equal(*found), "the same tokens and scores give others the second time: draw with ctx.rng only"
+    )
 
 
 FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10})
@@ -269,36 +304,53 @@ FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10}
 
 @law(ScalingLaw)
 def suggestions_are_settings(it: Subject) -> None:
-    """It suggests settings that a recipe can have, the same ones when it is asked twice, and leaves the facts as they are."""
+    """It suggests settings that a recipe can have, the same ones when it is asked twice, and leaves the facts
+    as they are."""
     method = it.make()
     for facts in FACTS:
         known = dict(facts)
         suggested = method.suggest(known)
         expect(bool(suggested), "it suggests nothing")
-        expect(not difference(suggested, method.suggest(known)) and known == facts, "asked twice it suggests something else")
+        expect(
+            not difference(suggested, method.suggest(known)) and known == facts,
+            "asked twice it suggests something else",
+        )
         expect(isinstance(method.doubts(known), str), "doubts are words")
         for name, value in suggested.items():
             use, _, setting = name.rpartition(".")
             cls: Any = registry.find(use) if use else None
             there = setting in {f.name for f in dataclasses.fields(cls)} if use else name == BATCH
             expect(there, f"it suggests {name}, which is no setting of a recipe")
-            expect(not isinstance(value, (int, float)) or 0 < value < float("inf"), f"it suggests {name} = {value}")
+            expect(
+                not isinstance(value, (int, float)) or 0 < value < float("inf"),
+                f"it suggests {name} = {value}",
+            )
 
 
 @law(ScalingLaw)
 def a_fit_finds_the_law_again(it: Subject) -> None:
-    """On rows that follow it, the intervals hold its constants; its error is measured; what it needs of a row must be there."""
+    """On rows that follow it, the intervals hold its constants; its error is measured; what it needs of a row
+    must be there."""
     method, ctx = it.make(), tiny.context(it.place())
     rows = method.made_up(ctx)
     before = [dict(r) for r in rows]
     found, again = (runs.fitted(method, rows, ctx, tiny.WHERE) for _ in range(2))
     expect(type(found.law) is type(method), f"its fit makes a {found.law.name} of it")
-    expect(found == again and rows == before, "fitted twice on the same rows it finds something else, or it changes the rows")
+    expect(
+        found == again and rows == before,
+        "fitted twice on the same rows it finds something else, or it changes the rows",
+    )
     constants = runs.intervals(found)
-    expect(bool(constants), "its draws do not differ in any setting, so that nobody knows how sure its constants are")
+    expect(
+        bool(constants),
+        "its draws do not differ in any setting, so that nobody knows how sure its constants are",
+    )
     for name, (low, high) in constants.items():
         true = getattr(method, name)
-        expect(low <= true <= high, f"rows made with {name} = {true} give it an interval of {low:.4g} to {high:.4g}")
+        expect(
+            low <= true <= high,
+            f"rows made with {name} = {true} give it an interval of {low:.4g} to {high:.4g}",
+        )
     measured = bool(found.errors) and all(isinstance(v, float) and v == v for v in found.errors.values())
     expect(measured, f"its error on rows that the fit has not seen must be numbers: {found.errors}")
     _check_refused(rows[:1], method, ctx, "a single row is enough for it")

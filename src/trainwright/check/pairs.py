@@ -1,7 +1,8 @@
 """Every two methods that may share a training stage: they work together, or are refused with a reason.
 
-A pair works if it trains three steps on the tiny stage of the battery, and comes to the same weights, states and rows, to the
-bit, when it is interrupted after the second. ``python -m trainwright.check.pairs OUT.json`` tries all of them.
+A pair works if it trains three steps on the tiny stage of the battery, and comes to the same weights, states
+and rows, to the bit, when it is interrupted after the second. ``python -m trainwright.check.pairs OUT.json``
+tries all of them.
 """
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ UNTIL, CUT = 3, 2
 
 
 Verdict = Literal["works", "refused", "refused late", "broken"]
-"""``refused`` is said before the first step, ``refused late`` by what first acts in the run; ``broken`` is everything else."""
+"""``refused`` is said before the first step, ``refused late`` by what first acts in the run; ``broken`` is
+everything else."""
 
 
 class Pair(NamedTuple):
@@ -60,7 +62,8 @@ def sample(many: int, seed: int) -> list[tuple[str, str]]:
 
 
 def stage(a: Method, b: Method, folder: Path, saved: Path | None = None) -> Train:
-    """The tiny stage with both: what a recipe would write that names the two and leaves the rest to the defaults."""
+    """The tiny stage with both: what a recipe would write that names the two and leaves the rest to the
+    defaults."""
     both = [*tiny.company(a), *tiny.company(b), a, b]
     data = sorted((m for m in both if isinstance(m, Data)), key=lambda m: tiny.pulls(m, folder))
     if not data or tiny.pulls(data[0], folder):
@@ -71,7 +74,9 @@ def stage(a: Method, b: Method, folder: Path, saved: Path | None = None) -> Trai
         on = optimizers[0].params
         optimizers.append(tiny.default("Optimizer", params=on[1:] if on.startswith("!") else f"!{on}"))
     rest = [m for m in both if not isinstance(m, (Data, Objective, Optimizer))]
-    ordered = {id(m): m for m in (*data, *objectives, *optimizers, *rest)}   # one of two kinds (data, objective) stands once
+    ordered = {
+        id(m): m for m in (*data, *objectives, *optimizers, *rest)
+    }  # one of two kinds (data, objective) stands once
     return tiny.built(list(ordered.values()), folder, accumulate=2, eval_every=CUT, saved=saved)
 
 
@@ -110,8 +115,11 @@ def _resumes(whole: Train, rows: list[dict[str, float]], uses: tuple[str, str], 
     again = stage(_make(uses[0]), _make(uses[1]), folder, saved=path)
     last: list[dict[str, float]] = []
     again.run(until=UNTIL, on_step=lambda row: last.append(timeless(row)))
-    found = {"weights": (weights(whole), weights(again)), "states": (copied(whole.states), copied(again.states)),
-             "rows": (rows[CUT:], last)}
+    found = {
+        "weights": (weights(whole), weights(again)),
+        "states": (copied(whole.states), copied(again.states)),
+        "rows": (rows[CUT:], last),
+    }
     for what, (one, other) in found.items():
         if at := difference(one, other):
             return f"interrupted, it ends with other {what} ({at})"
@@ -133,7 +141,9 @@ def _one_thread() -> None:
 def main(out: Path) -> int:
     """Try all pairs and write what came of them; returns how many broke."""
     found = try_all(couples(), os.cpu_count() or 1)
-    out.write_text(json.dumps([list(p) for p in found], indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    out.write_text(
+        json.dumps([list(p) for p in found], indent=0, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     counts = {v: sum(p.verdict == v for p in found) for v in get_args(Verdict)}
     print(f"{len(found):,} pairs: " + ", ".join(f"{v} {n:,}" for v, n in counts.items()))
     for p in found:

@@ -1,7 +1,8 @@
 """The law of the ranks: the same stage on two processes comes to the weights of one.
 
-All methods in one start of two processes, since to start takes seconds. Nothing here is judged by the clock on the wall: two
-processes stand still if they use no processor time and write nothing, however busy the machine is.
+All methods in one start of two processes, since to start takes seconds. Nothing here is judged by the clock
+on the wall: two processes stand still if they use no processor time and write nothing, however busy the
+machine is.
 """
 from __future__ import annotations
 
@@ -45,9 +46,11 @@ def check_ranks(methods: list[str]) -> dict[str, str]:
             out = Path(folder) / "found.jsonl"
             why = start(left, out)
             for line in out.read_text().splitlines() if out.is_file() else ():
-                found.setdefault(*json.loads(line))          # what one process says first is the cause of what the other says
+                found.setdefault(
+                    *json.loads(line)
+                )  # what one process says first is the cause of what the other says
         hung = next((m for m in left if m not in found), None)
-        if hung is not None:                                 # go on behind the one at which the two processes stood still
+        if hung is not None:  # go on behind the one at which the two processes stood still
             found[hung] = f"the two processes came to no end: do both do the same work? {why}".rstrip()
     return found
 
@@ -57,11 +60,18 @@ def start(methods: list[str], out: Path) -> str:
     uses = [str(Path(m).resolve()) if m.endswith(".py") else m for m in methods]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     path = os.pathsep.join(p for p in (str(registry.ROOT.parent), os.environ.get("PYTHONPATH", "")) if p)
-    env = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, "TMPDIR": str(out.parent)}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": path,
+        "TMPDIR": str(out.parent),
+    }
     pairs = [part for use, name in zip(uses, methods, strict=True) for part in (use, name)]
     command = [*launch, "-m", "trainwright.check.ranks", str(out), str(tiny.corpus()), *pairs]
     watch = Watch(out)
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as both:
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as both:
         while True:
             try:
                 said = both.communicate(timeout=LOOK)[1]
@@ -69,7 +79,7 @@ def start(methods: list[str], out: Path) -> str:
             except subprocess.TimeoutExpired:
                 why = watch.look(both.pid)
             if why:
-                both.terminate()                             # the launcher then stops the two processes itself
+                both.terminate()  # the launcher then stops the two processes itself
                 both.communicate()
                 return why
 
@@ -118,7 +128,7 @@ def processor_seconds(launcher: int) -> float | None:
     return sum(used.get(pid, 0) for pid in mine - {launcher}) / os.sysconf("SC_CLK_TCK")
 
 
-# ---- in the two processes -----------------------------------------------------------------------------------
+# ---- in the two processes ----------------------------------------------------------------------------
 
 
 def ranks(out: Path, methods: dict[str, str]) -> None:
@@ -132,7 +142,7 @@ def ranks(out: Path, methods: dict[str, str]) -> None:
             write(out, name, f"on one process: {single[use]['error']}")
             continue
         mine = outcome(use)
-        if "error" in mine:                                  # the other process may wait for this one: end both, start anew
+        if "error" in mine:  # the other process may wait for this one: end both, start anew
             write(out, name, f"on two processes: {mine['error']}")
             os._exit(1)
         both = sharding.gather(difference(single[use], mine))
@@ -161,7 +171,7 @@ def outcome(use: str) -> dict[str, Any]:
 
 def difference(one: dict[str, Any], two: dict[str, Any]) -> str:
     """How two processes differ from one."""
-    if two["own"]:                                           # what belongs to single ranks may depend on their number
+    if two["own"]:  # what belongs to single ranks may depend on their number
         return ""
     for name, w in one["weights"].items():
         off = float((w - two["weights"][name]).abs().max())

@@ -19,11 +19,13 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
     """Write ``<folder>/<name>.py``, its test and its evidence; refuses to overwrite anything.
 
     Args:
-        folder: place in a life, such as ``finetune`` or ``data/filter``; default: where most methods of the kind are.
+        folder: place in a life, such as ``finetune`` or ``data/filter``; default: where most methods of the
+        kind are.
         root: of a checkout.
 
     Raises:
-        UserError: no snake_case name, an unknown kind or folder, a name that is taken, or no checkout at ``root``.
+        UserError: no snake_case name, an unknown kind or folder, a name that is taken, or no checkout at
+        ``root``.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise UserError(f"{name!r} is no name in snake_case, such as half_fine_tuning.")
@@ -33,8 +35,10 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         raise UserError(f"there is a method {name!r} already: {registry.cards()[name].file}.")
     package = root / "src" / "trainwright"
     if not package.is_dir():
-        raise UserError(f"{root.resolve()} is no checkout of Trainwright: name it with --root. A method of your own needs "
-                        "no checkout: write ./mine.py and name it in a recipe as use = \"./mine.py\".")
+        raise UserError(
+            f"{root.resolve()} is no checkout of Trainwright: name it with --root. A method of your own "
+            'needs no checkout: write ./mine.py and name it in a recipe as use = "./mine.py".'
+        )
     place = _place(folder or _usual(kind), package)
     files = {package / place / f"{name}.py": method_text(name, kind),
              root / "tests" / place / f"test_{name}.py": test_text(name, place),
@@ -51,15 +55,21 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
 def _usual(kind: str) -> str:
     """Where most methods of a kind are."""
     found = Counter(c.folder for c in registry.cards().values() if c.is_a(kind))
-    found = found or Counter(c.folder for c in registry.cards().values() for above in kinds()[kind].bases if c.is_a(above))
+    found = found or Counter(
+        c.folder for c in registry.cards().values() for above in kinds()[kind].bases if c.is_a(above)
+    )
     if not found:
-        raise UserError(f"there is no method of the kind {kind} yet: say with --folder where this one is to live.")
+        raise UserError(
+            f"there is no method of the kind {kind} yet: say with --folder where this one is to live."
+        )
     return found.most_common(1)[0][0]
 
 
 def _place(folder: str, package: Path) -> str:
     """A folder of methods, or a room in one."""
-    rooms = {f"{top}/{f.parent.name}" for top in registry.FOLDERS for f in (package / top).glob("*/__init__.py")}
+    rooms = {
+        f"{top}/{f.parent.name}" for top in registry.FOLDERS for f in (package / top).glob("*/__init__.py")
+    }
     if folder.strip("/") not in {*registry.FOLDERS, *rooms}:
         raise UserError(f"there is no folder {folder!r}{suggest(folder, {*registry.FOLDERS, *rooms})}.")
     return folder.strip("/")
@@ -94,4 +104,9 @@ def test_the_fact_of_the_paper():
 
 def evidence_text(name: str) -> str:
     """What was measured of its claim: nothing yet."""
-    return json.dumps({"method": name, "paper": "", "claim": "", "suite": "", "verdict": "not measured"}, indent=1) + "\n"
+    return (
+        json.dumps(
+            {"method": name, "paper": "", "claim": "", "suite": "", "verdict": "not measured"}, indent=1
+        )
+        + "\n"
+    )

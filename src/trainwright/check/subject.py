@@ -49,7 +49,8 @@ class Exported(NamedTuple):
 
 
 class Subject:
-    """A method under test. ``make`` makes it anew; what is made ``once`` is shared by all laws, and so is its failure."""
+    """A method under test. ``make`` makes it anew; what is made ``once`` is shared by all laws, and so is its
+    failure."""
 
     def __init__(self, use: str, folder: Path) -> None:
         self.use, self.folder = use, folder
@@ -75,7 +76,7 @@ class Subject:
         return self.once(("scrambled", seed), lambda: self._scrambled(seed))
 
     def _scrambled(self, seed: int) -> Scrambled:
-        place, _ = self.place(), tiny.tokenizer()            # the corpus is built before anybody counts what is drawn
+        place, _ = self.place(), tiny.tokenizer()  # the corpus is built before anybody counts what is drawn
         with tiny.scrambled(seed):
             before, method = tiny.generators(), self.make()
             run = tiny.stage(method, place, eval_every=2)
@@ -137,7 +138,8 @@ def load(use: str) -> type[Method]:
 def reported(error: Exception) -> str:
     """An unforeseen error, with the line that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({Path(last.filename).name}:{last.lineno})"
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said} ({Path(last.filename).name}:{last.lineno})"
 
 
 def weights(run: Train) -> dict[str, Tensor]:

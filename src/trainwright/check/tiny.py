@@ -1,4 +1,5 @@
-"""A training stage so small that a law can be held against it in a blink: a corpus of a few dozen documents, two models."""
+"""A training stage so small that a law is tried on it in a blink: a corpus of a few dozen documents, and
+models of two layers."""
 from __future__ import annotations
 
 import atexit
@@ -50,18 +51,51 @@ LLAMA, GPT2, BERT, DISTILBERT = "llama", "gpt2", "bert", "distilbert"
 FAMILIES = {"causal_lm": (LLAMA, GPT2), "masked_lm": (BERT, DISTILBERT)}
 """Kinds of model that methods are tried on, by family: two of each, that share as little as two can."""
 SHAPES: dict[str, dict[str, Any]] = {
-    LLAMA: {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "num_key_value_heads": 1, "max_position_embeddings": 64},
-    GPT2: {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-           "attn_pdrop": 0.0},
-    BERT: {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-           "max_position_embeddings": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-    DISTILBERT: {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64, "dropout": 0.0,
-                 "attention_dropout": 0.0}}
-"""Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per micro-batch."""
-WORDS = {"prose": "the old farmer sows wheat and barley while rain falls over a quiet valley — grüne Äcker, пшеница, 麦",
-         "code": "def walk ( node ) : while node is not None yield node.value ; return left [ 0 ] += 1 # größer",
-         "chat": "please tell me how many apples are left in that basket or whether we should pick some more today"}
+    LLAMA: {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 64,
+    },
+    GPT2: {
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+    },
+    BERT: {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 64,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    },
+    DISTILBERT: {
+        "dim": 16,
+        "hidden_dim": 32,
+        "n_layers": 2,
+        "n_heads": 2,
+        "max_position_embeddings": 64,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
+}
+"""Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per
+micro-batch."""
+WORDS = {
+    "prose": "the old farmer sows wheat and barley while rain falls over a quiet valley — "
+    "grüne Äcker, пшеница, 麦",
+    "code": "def walk ( node ) : while node is not None yield node.value ; return left [ 0 ] += 1 # größer",
+    "chat": "please tell me how many apples are left in that basket or "
+    "whether we should pick some more today",
+}
 """What the documents of each domain are made of; a method's example may name these domains."""
 
 
@@ -76,9 +110,17 @@ def rows() -> Iterator[dict[str, str | None]]:
         longest = 3 if domain == "chat" else 9
         said = [" ".join(draw.choices(WORDS[domain].split(), k=draw.randrange(1, longest))) for _ in range(2)]
         turns = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
-        text, messages = (BETWEEN.join(said), json.dumps(turns)) if domain == "chat" else (". ".join(said), None)
-        yield {"id": f"{domain}/{number}", "text": text, "domain": domain, "source": "made up", "metadata": "{}",
-               "messages": messages}
+        text, messages = (
+            (BETWEEN.join(said), json.dumps(turns)) if domain == "chat" else (". ".join(said), None)
+        )
+        yield {
+            "id": f"{domain}/{number}",
+            "text": text,
+            "domain": domain,
+            "source": "made up",
+            "metadata": "{}",
+            "messages": messages,
+        }
 
 
 def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
@@ -91,7 +133,8 @@ def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
 
 
 def scored(documents: DataFrame) -> DataFrame:
-    """The table with columns that other methods would have written: ``score``, a number, and ``embedding``, four of them."""
+    """The table with columns that other methods would have written: ``score``, a number, and ``embedding``,
+    four of them."""
     import daft
     import pyarrow as pa
 
@@ -171,7 +214,9 @@ def tokenizer() -> Any:
 
 @cache
 def _made(kind: str, seed: int) -> nn.Module:
-    return families.create(families.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE), seed, WHERE)
+    return families.create(
+        families.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE), seed, WHERE
+    )
 
 
 def model(kind: str = LLAMA, seed: int = 0) -> nn.Module:
@@ -203,17 +248,27 @@ def untouched(model: nn.Module, folder: Path, kind: str = LLAMA) -> Context:
 
 
 def curating(folder: Path) -> Context:
-    """What a corpus stage gives its methods that has all of ``from``: an earlier corpus, a target, and models."""
+    """What a corpus stage gives its methods that has all of ``from``: an earlier corpus, a target, and
+    models."""
     corpora, trained = [corpus()], [_saved(seed) for seed in range(3)]
-    return Context(seed=1, inputs={"data": corpora, "target": corpora, "model": trained[:1], "models": trained}, root=corpus(),
-                   folder=folder)
+    return Context(
+        seed=1,
+        inputs={"data": corpora, "target": corpora, "model": trained[:1], "models": trained},
+        root=corpus(),
+        folder=folder,
+    )
 
 
 def merging(folder: Path) -> Context:
     """What a merge gives its methods: data, a base, and two models."""
     trained = [_saved(seed) for seed in range(3)]
-    return Context(seed=1, inputs={"data": [corpus()], "base": trained[:1], "models": trained[1:]}, root=corpus(),
-                   folder=folder, tokenizer=tokenizer())
+    return Context(
+        seed=1,
+        inputs={"data": [corpus()], "base": trained[:1], "models": trained[1:]},
+        root=corpus(),
+        folder=folder,
+        tokenizer=tokenizer(),
+    )
 
 
 @cache
@@ -239,15 +294,24 @@ def company(method: type[Method] | Method | None) -> list[Method]:
 
 
 def kinds_for(*methods: type[Method] | Method | None) -> tuple[str, ...]:
-    """The kinds of model that methods are tried on: of the first family that all which score models are for."""
+    """The kinds of model that methods are tried on: of the first family that all which score models are
+    for."""
     scoring = (Objective, Evaluator)
     every = [m for one in methods for m in (one, *company(one))]
-    asked = [m.families for m in every if isinstance(m, scoring) or (isinstance(m, type) and issubclass(m, scoring))]
-    return next((kinds for family, kinds in FAMILIES.items() if all({family, "*"} & set(f) for f in asked)), (LLAMA, GPT2))
+    asked = [
+        m.families
+        for m in every
+        if isinstance(m, scoring) or (isinstance(m, type) and issubclass(m, scoring))
+    ]
+    return next(
+        (kinds for family, kinds in FAMILIES.items() if all({family, "*"} & set(f) for f in asked)),
+        (LLAMA, GPT2),
+    )
 
 
 def beside(method: Method | None, folder: Path) -> list[Method]:
-    """The methods of a stage in which ``method`` takes part, as a recipe orders them. An update stands behind the optimizer."""
+    """The methods of a stage in which ``method`` takes part, as a recipe orders them. An update stands behind
+    the optimizer."""
     needed = company(method)
     brought = [m for m in needed if isinstance(m, Data)]
     first = next((m for m in (*brought, method) if isinstance(m, Data)), None)
@@ -260,7 +324,9 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
         return [*data, method, default("Optimizer"), *rest]
     if isinstance(method, Optimizer):
         others = method.params[1:] if method.params.startswith("!") else f"!{method.params}"
-        alone = method.params == "*" or isinstance(method, Surgery)  # such a surgery freezes what it does not train
+        alone = method.params == "*" or isinstance(
+            method, Surgery
+        )  # such a surgery freezes what it does not train
         return [*data, objective, method, *([] if alone else [default("Optimizer", params=others)]), *rest]
     return [*data, objective, default("Optimizer"), *rest, *([method] if method else [])]
 
@@ -287,21 +353,32 @@ def stage(method: Method | None, folder: Path, *, more: Sequence[Method] = (), *
     return built([*beside(method, folder), *more], folder, **settings)
 
 
-def built(methods: Sequence[Method], folder: Path, *, kind: str = "", accumulate: int = 1, eval_every: int = 0,
-          precision: str = "fp32", saved: Path | None = None, train: type[Train] = Train) -> Train:
-    """A tiny stage with these methods, on a kind of model that they are for; ``saved`` is a checkpoint to go on from."""
+def built(
+    methods: Sequence[Method],
+    folder: Path,
+    *,
+    kind: str = "",
+    accumulate: int = 1,
+    eval_every: int = 0,
+    precision: str = "fp32",
+    saved: Path | None = None,
+    train: type[Train] = Train,
+) -> Train:
+    """A tiny stage with these methods, on a kind of model that they are for; ``saved`` is a checkpoint to go
+    on from."""
     kind = kind or kinds_for(*methods)[0]
     fresh = model(kind)
     families.check_objectives([m for m in methods if isinstance(m, (Objective, Evaluator))], fresh)
     run = build(fresh, methods, STEPS, context(folder, kind), accumulate=accumulate, precision=precision,
                 eval_every=eval_every, saved=saved, train=train)
-    run.count_flops = False                                  # no law is about them, and on so small a model they take longest
+    run.count_flops = False  # no law is about them, and on so small a model they take longest
     return run
 
 
 @contextmanager
 def scrambled(seed: int) -> Iterator[None]:
-    """Other global generators than usual, put back afterwards: a method that draws from one comes to another result."""
+    """Other global generators than usual, put back afterwards: a method that draws from one comes to another
+    result."""
     outside = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -316,4 +393,8 @@ def scrambled(seed: int) -> Iterator[None]:
 
 def generators() -> dict[str, Any]:
     """Where the global generators stand."""
-    return {"torch": torch.get_rng_state().tolist(), "random": random.getstate(), "numpy": repr(np.random.get_state())}
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "random": random.getstate(),
+        "numpy": repr(np.random.get_state()),
+    }

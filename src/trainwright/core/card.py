@@ -1,6 +1,7 @@
-"""What a method says of itself, read from its source without importing it: ``trainwright list`` answers at once.
+"""What a method says of itself, read from its source without importing it.
 
-The cards of installed methods are kept in one file of the user's cache folder, and read anew where a source has changed.
+The cards of installed methods are kept in one file of the user's cache folder, and read anew where a source
+has changed.
 """
 from __future__ import annotations
 
@@ -56,7 +57,9 @@ class Card:
         found = {f[0]: f for f in self.fields}
         for kind in self.kinds:
             for one in (kind, *kinds()[kind].bases):
-                found |= {f[0]: f for f in kinds()[one].fields if f[0] not in found and f[0] not in self.fixed}
+                found |= {
+                    f[0]: f for f in kinds()[one].fields if f[0] not in found and f[0] not in self.fixed
+                }
         return tuple(found.values())
 
     def is_a(self, kind: str) -> bool:
@@ -66,13 +69,14 @@ class Card:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of method: the kinds that it is a special case of, nearest first, and the settings that it adds."""
+    """A kind of method: the kinds that it is a special case of, nearest first, and the settings that it
+    adds."""
 
     bases: tuple[str, ...]
     fields: tuple[Setting, ...]
 
 
-# ---- reading --------------------------------------------------------------------------------------------------
+# ---- reading -----------------------------------------------------------------------------------------
 
 
 @cache
@@ -112,8 +116,16 @@ def _read(file: Path, name: str, folder: str) -> tuple[Card, set[Path]]:
             ordered = [*(fields[n] for n in own), *(f for n, f in fields.items() if n not in own)]
             known = {f[0] for kind in kinds().values() for f in kind.fields}
             fixed = tuple(sorted({n for _, one in above for n in _fixed(one)} & known))
-            card = Card(name, folder, tuple(k for k in kinds() if k in found), file, *_docs(tree, node), _is_default(node),
-                        tuple(f for f in ordered if f[0] not in fixed), fixed)
+            card = Card(
+                name,
+                folder,
+                tuple(k for k in kinds() if k in found),
+                file,
+                *_docs(tree, node),
+                _is_default(node),
+                tuple(f for f in ordered if f[0] not in fixed),
+                fixed,
+            )
             return card, {f for f, _ in above}
     raise UserError(f"{file}: no class that derives from a kind of method; see `trainwright new`.")
 
@@ -126,7 +138,8 @@ def _docs(tree: ast.Module, node: ast.ClassDef) -> tuple[str, str]:
 
 
 def _above(file: Path, node: ast.ClassDef, seen: tuple[str, ...] = ()) -> Iterator[tuple[Path, ast.ClassDef]]:
-    """A class and those that it derives from, but for the kinds themselves: of its file, or imported by name."""
+    """A class and those that it derives from, but for the kinds themselves: of its file, or imported by
+    name."""
     yield file, node
     for base in node.bases:
         name = ast.unparse(base)
@@ -142,7 +155,9 @@ def _class(file: Path, name: str) -> Iterator[tuple[Path, ast.ClassDef]]:
             yield file, node
         elif isinstance(node, ast.ImportFrom):
             for one in (n for n in node.names if (n.asname or n.name) == name):
-                for other in source.resolve(file, node.level, node.module or "", one.name, source.beside(file)):
+                for other in source.resolve(
+                    file, node.level, node.module or "", one.name, source.beside(file)
+                ):
                     if other != file:
                         yield from _class(other, one.name)
 
@@ -165,18 +180,26 @@ def _fixed(node: ast.ClassDef) -> list[str]:
 
 def _fields(node: ast.ClassDef) -> list[Setting]:
     docs = field_docs(node)
-    return [(n.target.id, ast.unparse(n.annotation), ast.unparse(n.value) if n.value else "", docs.get(n.target.id, ""))
-            for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
-            and n.target.id not in _fixed(node)]
+    return [
+        (
+            n.target.id,
+            ast.unparse(n.annotation),
+            ast.unparse(n.value) if n.value else "",
+            docs.get(n.target.id, ""),
+        )
+        for n in node.body
+        if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name) and n.target.id not in _fixed(node)
+    ]
 
 
-# ---- keeping --------------------------------------------------------------------------------------------------
+# ---- keeping -----------------------------------------------------------------------------------------
 
 
 class Kept:
     """The cards of an earlier process, each with the size and time of the files that it was read from.
 
-    Where the file cannot be read it is empty, and where it cannot be written nothing is kept: neither is an error.
+    Where the file cannot be read it is empty, and where it cannot be written nothing is kept: neither is an
+    error.
     """
 
     def __init__(self) -> None:
@@ -200,8 +223,9 @@ class Kept:
         made, sources = _read(file, name, folder)
         stamps = {str(f): list(source.stamp(f)) for f in sources}
         left_out = ("name", "folder", "file")
-        self.cards[str(file)] = {"files": stamps} | {f.name: getattr(made, f.name) for f in dataclasses.fields(made)
-                                                     if f.name not in left_out}
+        self.cards[str(file)] = {"files": stamps} | {
+            f.name: getattr(made, f.name) for f in dataclasses.fields(made) if f.name not in left_out
+        }
         self.changed = True
         return made
 
@@ -210,7 +234,11 @@ class Kept:
         if not self.changed or self.file is None:
             return
         here = {file: card for file, card in self.cards.items() if os.path.exists(file)}
-        told = {"made_by": self.made_by, "kinds": {n: dataclasses.asdict(k) for n, k in kinds().items()}, "cards": here}
+        told = {
+            "made_by": self.made_by,
+            "kinds": {n: dataclasses.asdict(k) for n, k in kinds().items()},
+            "cards": here,
+        }
         with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             handle, part = tempfile.mkstemp(dir=self.file.parent, prefix=f"{self.file.stem}.")
@@ -235,7 +263,8 @@ def _settings(told: Any) -> tuple[Setting, ...]:
 
 
 def _place() -> Path | None:
-    """The file in the user's cache folder, one for each version of this package and of Python; None where there is no home."""
+    """The file in the user's cache folder, one for each version of this package and of Python; None where
+    there is no home."""
     asked = Path(os.environ.get("XDG_CACHE_HOME", ""))
     try:
         folder = asked if asked.is_absolute() else Path.home() / ".cache"

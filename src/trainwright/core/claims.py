@@ -59,7 +59,8 @@ def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
                 continue
             hit = [claim] if claim.startswith("knob:") else match(claim, names)
             if not hit:
-                raise UserError(f"{key} claims the parameters {claim!r}, which matches nothing; the model has {_some(names)}.")
+                raise UserError(f"{key} claims the parameters {claim!r}, which matches nothing; "
+                                f"the model has {_some(names)}.")
             _own(owner, hit, key)
     _check_alone([(key, m) for key, m in name_all(methods) if isinstance(m, Optimizer)])
 
@@ -84,7 +85,8 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
         if isinstance(m, Optimizer):
             hit = match(m.params, trainable)
             if not hit:
-                raise UserError(f"{key}: params = {m.params!r} matches no trainable parameter; there are {_some(trainable)}.")
+                raise UserError(f"{key}: params = {m.params!r} matches no trainable parameter; "
+                                f"there are {_some(trainable)}.")
             _own(owner, hit, key)
     without = [n for n in trainable if n not in owner]
     if without:
@@ -95,7 +97,8 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
 def _own(owner: dict[str, str], things: list[str], key: str) -> None:
     for thing in things:
         if thing in owner:
-            raise UserError(f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with 'params' or 'layers'.")
+            raise UserError(f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with "
+                            "'params' or 'layers'.")
         owner[thing] = key
 
 

@@ -1,7 +1,8 @@
-"""What an artifact depends on beside its settings: the code of its methods and the content of the files that it reads.
+"""What an artifact depends on beside its settings: the code of its methods, and the files that it reads.
 
-Two things are the same code if they compute the same: formatting, comments, docstrings and the claims of a paper do not
-count, and every helper of a method does. Two things are the same data if their bytes are the same, whenever written.
+Two things are the same code if they compute the same: formatting, comments, docstrings and the claims of a
+paper do not count, and every helper of a method does. Two things are the same data if their bytes are the
+same, whenever written.
 """
 from __future__ import annotations
 
@@ -24,17 +25,18 @@ if TYPE_CHECKING:
     from trainwright.core.method import Method
 
 FORMAT = 2
-"""Number of everything that no method's imports reach: the loop, the stages, the corpus. Raised when results change."""
+"""Number of everything that no method's imports reach: the loop, the stages, the corpus. Raised when results
+change."""
 CLAIMS = ("bench", "example", "beside", "needs", "expected_failures")
 """Class attributes that say how a method is tested, and change nothing of what it does."""
 
 
-# ---- code ---------------------------------------------------------------------------------------------------
+# ---- code --------------------------------------------------------------------------------------------
 
 
 def code(file: Path) -> str:
-    """A hash of a method's file and of all that it imports from this package (but for the core, see ``FORMAT``), from its
-    own package and, where it is a user's own, from its folder.
+    """A hash of a method's file and of all that it imports from this package (but for the core, see
+    ``FORMAT``), from its own package and, where it is a user's own, from its folder.
 
     Raises:
         UserError: one of these files is not Python.
@@ -79,7 +81,8 @@ def _syntax(file: Path, now: tuple[int, int]) -> _Syntax:
 
 
 class _Unclaimed:
-    """Which nodes of a tree do not count: strings that stand alone, claims, and imports that only claims use."""
+    """Which nodes of a tree do not count: strings that stand alone, claims, and imports that only claims
+    use."""
 
     def __init__(self, tree: ast.Module) -> None:
         claims = [n for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for n in c.body if _is_claim(n)]
@@ -100,12 +103,19 @@ class _Unclaimed:
 
 
 def _is_claim(node: ast.stmt) -> bool:
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    targets = (
+        node.targets
+        if isinstance(node, ast.Assign)
+        else [node.target]
+        if isinstance(node, ast.AnnAssign)
+        else []
+    )
     return bool(targets) and all(isinstance(t, ast.Name) and t.id in CLAIMS for t in targets)
 
 
 def _written(node: Any, without: _Unclaimed) -> Iterator[str]:
-    """A tree as a string, the same in all versions of Python: what is empty is left out, and so is where it stood."""
+    """A tree as a string, the same in all versions of Python: what is empty is left out, and so is where it
+    stood."""
     if isinstance(node, ast.AST):
         yield f"{type(node).__name__}("
         for name, value in ast.iter_fields(node):
@@ -123,14 +133,15 @@ def _written(node: Any, without: _Unclaimed) -> Iterator[str]:
         yield f"{node!r},"
 
 
-# ---- data ---------------------------------------------------------------------------------------------------
+# ---- data --------------------------------------------------------------------------------------------
 
 
 def content(path: Path) -> str:
     """A hash of the bytes of a file, or of all files below a folder with their names.
 
-    A link below a folder counts as what it says and, where there is something, the size and time of that: no link leads
-    out of the folder. Files that did not change (size, time, inode) are not read again while the process lives.
+    A link below a folder counts as what it says and, where there is something, the size and time of that: no
+    link leads out of the folder. Files that did not change (size, time, inode) are not read again while the
+    process lives.
 
     Raises:
         UserError: there is no such file, or one that may not be read.
@@ -141,7 +152,9 @@ def content(path: Path) -> str:
         if not start.is_dir():
             return _hash_of(start)[:16]
         for file in sorted(_below(start)):
-            digest.update(f"{file.relative_to(start).as_posix()}\0{_hash_of(file)}\n".encode("utf-8", "surrogateescape"))
+            digest.update(
+                f"{file.relative_to(start).as_posix()}\0{_hash_of(file)}\n".encode("utf-8", "surrogateescape")
+            )
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     return digest.hexdigest()[:16]
@@ -173,7 +186,8 @@ def _bytes_of(file: Path, size: int, changed: int, inode: int) -> str:
 
 
 def files_of(method: Method, root: Path) -> list[Path]:
-    """The files and folders that a method's settings name (those of the type ``FilePath``), from the recipe's folder on."""
+    """The files and folders that a method's settings name (those of the type ``FilePath``), from the recipe's
+    folder on."""
     return [root / name for name in _named(method)]
 
 

@@ -1,4 +1,4 @@
-"""Methods by name. A method's file name is its name; nothing else lists it, and listing imports none of them."""
+"""Methods by name. A method's file name is its name; nothing else lists it, and listing imports none."""
 from __future__ import annotations
 
 import hashlib
@@ -33,7 +33,8 @@ ELSEWHERE = "elsewhere"
 
 @cache
 def cards() -> dict[str, Card]:
-    """Every method that is installed, by name, sorted: ours and those of the entry points ``trainwright.methods``."""
+    """Every method that is installed, by name, sorted: ours and those of the entry points
+    ``trainwright.methods``."""
     found: dict[str, Card] = {}
     files = [(f.stem, _room(f), f) for folder in FOLDERS for f in (ROOT / folder).rglob("*.py")
              if not f.stem.startswith("_")]
@@ -57,8 +58,11 @@ def order(folder: str) -> tuple[int, str]:
 
 
 def _room(file: Path) -> str:
-    """The place that a method of ours stands in: its folder, or the one around it where it has a folder of its own."""
-    own = file.parent.name == file.stem and all(f == file or f.name.startswith("_") for f in file.parent.glob("*.py"))
+    """The place that a method of ours stands in: its folder, or the one around it where it has a folder of
+    its own."""
+    own = file.parent.name == file.stem and all(
+        f == file or f.name.startswith("_") for f in file.parent.glob("*.py")
+    )
     return (file.parents[1] if own else file.parent).relative_to(ROOT).as_posix()
 
 
@@ -70,7 +74,9 @@ def locate(use: str, root: Path, where: str) -> Path:
             raise UserError(f"{where}: there is no file {file}.")
         return file
     if use not in cards():
-        raise UserError(f"{where}: there is no method {use!r}{suggest(use, cards())}; `trainwright list` shows all.")
+        raise UserError(
+            f"{where}: there is no method {use!r}{suggest(use, cards())}; `trainwright list` shows all."
+        )
     return cards()[use].file
 
 
@@ -79,7 +85,9 @@ def load(file: Path) -> type[Method]:
     """The one method class that ``file`` defines."""
     from trainwright.core.method import KINDS, Method
     if ROOT in file.parents:
-        module = importlib.import_module(".".join(("trainwright", *file.relative_to(ROOT).with_suffix("").parts)))
+        module = importlib.import_module(
+            ".".join(("trainwright", *file.relative_to(ROOT).with_suffix("").parts))
+        )
     else:
         name = f"trainwright_local_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
         spec = importlib.util.spec_from_file_location(name, file)
@@ -88,11 +96,16 @@ def load(file: Path) -> type[Method]:
         sys.modules[name] = module
         with _importing_beside(file):
             _execute(module, spec.loader, file)
+        _NAMED.add(file)
     own = [v for v in vars(module).values()
            if isinstance(v, type) and issubclass(v, Method) and issubclass(v, tuple(KINDS.values()))
            and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
     if len(own) != 1:
-        names = f": {', '.join(c.__name__ for c in own)}" if own else ": no class derives from a kind such as Update"
+        names = (
+            f": {', '.join(c.__name__ for c in own)}"
+            if own
+            else ": no class derives from a kind such as Update"
+        )
         raise UserError(f"{file} must define one method, and it defines {len(own)}{names}.")
     return own[0]
 
@@ -106,19 +119,23 @@ def _execute(module: ModuleType, loader: Loader, file: Path) -> None:
         raise
     except Exception as error:
         del sys.modules[module.__name__]
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+        lines = [
+            frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
+        ]
         line = f", line {lines[-1]}" if lines else ""
         raise UserError(f"{file}{line}: {type(error).__name__}: {error}.") from None
 
 
+_NAMED: set[Path] = set()
+"""Users' files that were run because a recipe, or the command line, named them."""
 _BESIDE: dict[str, Path] = {}
 """Modules that users' files have imported from beside them, and from which folder."""
 
 
 @contextmanager
 def _importing_beside(file: Path) -> Iterator[None]:
-    """While a user's file runs, it can import what lies beside it: behind all that is installed, and never what lies beside
-    another user's file under the same name."""
+    """While a user's file runs, it can import what lies beside it: behind all that is installed, and never
+    what lies beside another user's file under the same name."""
     folder, before, path = file.parent, set(sys.modules), list(sys.path)
     for name in [n for n, place in _BESIDE.items() if place != folder]:
         sys.modules.pop(name, None)
@@ -141,7 +158,8 @@ def find(name: str) -> type[Method]:
 
 
 def use_of(method: Method | type[Method]) -> str:
-    """What a recipe calls a method: its name, or the path of its file where another one (or none) is installed by that name."""
+    """What a recipe calls a method: its name, or the path of its file where another one (or none) is
+    installed by that name."""
     from trainwright.core.method import snake
     cls = method if isinstance(method, type) else type(method)
     file, name = Path(inspect.getfile(cls)), snake(cls.__name__)
@@ -157,6 +175,23 @@ def create(settings: dict[str, Any], root: Path, where: str) -> Method:
         cls = load(locate(settings["use"], root, where))
     made = make(cls, {k: v for k, v in settings.items() if k != "use"}, f"{where} ({settings['use']})")
     return made  # type: ignore[no-any-return]
+
+
+def recall(settings: Any, where: str) -> Method:
+    """A method from its table in a folder (beside a delta, in a checkpoint). A folder is data: what it names
+    is installed, or lies in a file that has been run already because a recipe in hand names it.
+
+    Raises:
+        UserError: it names another file, which is not run.
+    """
+    use = settings.get("use") if isinstance(settings, dict) else None
+    if isinstance(use, str) and use.endswith(".py"):
+        file = Path(use).resolve()
+        beside = {getattr(sys.modules.get(name), "__file__", None) for name in _BESIDE}
+        if file not in _NAMED and str(file) not in beside and file not in {c.file for c in cards().values()}:
+            raise UserError(f"{where} was made by the method in {file}, and a folder alone runs nothing: name that "
+                            "file in the recipe, or install the method.")
+    return create(settings, Path(), where)
 
 
 def default_of(kind: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Python sources as syntax trees: parsed once, and the files behind their imports found without running anything."""
+"""Python sources as syntax trees, and the files behind their imports. Nothing of them is run."""
 from __future__ import annotations
 
 import ast
@@ -14,13 +14,15 @@ ROOT = Path(__file__).parents[1]
 
 
 def stamp(file: Path) -> tuple[int, int]:
-    """Size and time of change: a file in which they are the same is taken for unchanged while a process lives."""
+    """Size and time of change: a file in which they are the same is taken for unchanged while a process
+    lives."""
     told = file.stat()
     return told.st_size, told.st_mtime_ns
 
 
 def parsed(file: Path) -> ast.Module:
-    """The syntax tree of a file, which may be a user's own and wrong. Not to be changed: everybody gets the same.
+    """The syntax tree of a file, which may be a user's own and wrong. Not to be changed: everybody gets the
+    same.
 
     Raises:
         UserError: it cannot be read, is not Python, or not in UTF-8.
@@ -41,7 +43,8 @@ def _parsed(file: Path, now: tuple[int, int]) -> ast.Module:
 
 
 def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
-    """What is imported anywhere in a file, but for what only a type checker sees: level, module and name (or neither)."""
+    """What is imported anywhere in a file, but for what only a type checker sees: level, module and name (or
+    neither)."""
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()
@@ -56,16 +59,18 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 
 
 def beside(file: Path) -> Path | None:
-    """The folder in which a user's own file finds what it imports; None for the files of installed packages."""
+    """The folder in which a user's own file finds what it imports; None for the files of installed
+    packages."""
     installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     return None if ROOT in file.parents or any(i in file.parents for i in installed) else file.parent
 
 
 def resolve(file: Path, level: int, module: str, name: str, folder: Path | None) -> list[Path]:
-    """The files that an import of ``file`` reads: of its own package, of this one, and of ``folder``, in which it looks too.
+    """The files that an import of ``file`` reads: of its own package, of this one, and of ``folder``, in
+    which it looks too.
 
-    Packages on the way count (their ``__init__.py`` runs), and so does ``name`` where it is a module itself. What is installed
-    beside (torch, the standard library) is in no list.
+    Packages on the way count (their ``__init__.py`` runs), and so does ``name`` where it is a module itself.
+    What is installed beside (torch, the standard library) is in no list.
     """
     parts = [p for p in module.split(".") if p]
     wanted = [parts, [*parts, name]] if name else [parts]

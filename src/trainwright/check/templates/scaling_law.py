@@ -29,7 +29,7 @@ class TheMethod(ScalingLaw):
     def fit(self, rows: Sequence[dict[str, Any]], ctx: Context) -> Fit:
         if len(rows) < 4:
             raise UserError(f"{self.name}: {len(rows)} runs are too few: it needs four.")
-        found = torch.tensor([row["batch_tokens"] / row["tokens"] ** 0.5 for row in rows], dtype=torch.float64)
+        found = torch.tensor([row["batch_tokens"] / row["tokens"] ** 0.5 for row in rows])
         draws = torch.randint(len(rows), (500, len(rows)), generator=ctx.rng(f"{self.name}/bootstrap", at=0))
         other = float(found[::2].mean() / found[1::2].mean())
         return Fit(replace(self, strength=float(found.mean())),
