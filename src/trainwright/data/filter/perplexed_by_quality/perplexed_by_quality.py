@@ -30,6 +30,7 @@ import numpy as np
 
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
+from trainwright.core.settings import FilePath
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,7 +47,7 @@ class PerplexedByQuality(Curate):
     harmful: tuple[str, ...] = ()
     """Files, folders, globs with harmful text to estimate the model on; relative ones are read from the
     recipe's folder."""
-    model: str = ""
+    model: FilePath = ""
     """An n-gram model in the ARPA format instead (``.arpa``, also ``.gz``)."""
     threshold: float | None = None
     """Perplexity up to which a document is dropped; default: the valley between the two modes."""
@@ -93,12 +94,9 @@ class PerplexedByQuality(Curate):
         return attach(without(rows, ids.filter(pa.array(low))) if self.drop else rows, told)
 
     def depends(self, root: Path) -> str:
-        """The files with their sizes and times."""
+        """The files of harmful text with their sizes and times."""
         from trainwright.data.sources.text.text import Text
-        if self.harmful:
-            return Text(paths=list(self.harmful)).depends(root)
-        file = root / self.model
-        return repr((file.stat().st_size, file.stat().st_mtime_ns)) if file.is_file() else ""
+        return Text(paths=list(self.harmful)).depends(root) if self.harmful else ""
 
     def _read(self, ctx: Context) -> Model:
         from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
