@@ -1,4 +1,4 @@
-"""Made-up language batches, for what must be measured before there is a corpus."""
+"""Synthetic language batches, for what must be measured before there is a corpus."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from trainwright.core.context import Context
-from trainwright.core.method import Batch, Data, State
+from trainwright.core.method import UNTRAINED, Batch, Data, State
 
 
 def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> Batch:
@@ -20,7 +20,8 @@ def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> Batch:
 
 
 class Synthetic(Data):
-    """Stands in for the data of a corpus that is not made yet: rows of two packed documents, every token learned."""
+    """Stands in for the data of a corpus that is not made yet: rows of two packed documents, in which the end of
+    each has no next token to learn."""
 
     tokens: int
     """Positions in a row."""
@@ -32,6 +33,7 @@ class Synthetic(Data):
         second = torch.arange(self.tokens, device=ctx.device) >= self.tokens // 2
         batch["position_ids"] = batch["position_ids"] - second * (self.tokens // 2)
         batch["document"] = batch["document"] + second
+        batch["targets"][:, [self.tokens // 2 - 1, self.tokens - 1]] = UNTRAINED
         return batch | {"packed": True}
 
     def row_tokens(self) -> int:
