@@ -35,7 +35,7 @@ def documents() -> Any:
 
 def test_every_pair_and_triple_once_and_the_document_in_every_prompt(tmp_path: Path) -> None:
     with serving(rule) as stub:
-        made = told(stub.method(Entigraph, on=("books",)).apply(documents(), Context(folder=tmp_path)))
+        made = told(stub.method(Entigraph, domains=("books",)).apply(documents(), Context(folder=tmp_path)))
     new = {name: row for name, row in made.items() if row["source"] == "entigraph"}
     # what was read is replaced by what was written
     assert set(made) - set(new) == {"other"}
@@ -72,7 +72,7 @@ def test_the_list_is_asked_for_again_until_it_can_be_read(tmp_path: Path) -> Non
 
     ctx = Context(folder=tmp_path)
     with serving(slow) as stub:
-        made = told(stub.method(Entigraph, on=("books",), sizes=(2,), tries=3).apply(documents(), ctx))
+        made = told(stub.method(Entigraph, domains=("books",), sizes=(2,), tries=3).apply(documents(), ctx))
     assert len(made) == 1 + 11 + 2 and ctx.notes["entigraph/without_entities"] == [(0.0, 1.0)]
     assert len({b["seed"] for b in stub.bodies if "JSON" in b["messages"][0]["content"]}) == 6
 

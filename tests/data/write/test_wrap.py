@@ -70,10 +70,10 @@ def test_conversations_and_other_domains_are_left_alone(tmp_path: Path) -> None:
     rows = [{"text": "one", "domain": "a"}, {"text": "two", "domain": "b"},
             {"text": "hi", "domain": "a", "messages": talk}]
     with serving(upper) as stub:
-        made = told(stub.method(Wrap, on=("a",)).apply(frame(rows), Context(folder=tmp_path)))
+        made = told(stub.method(Wrap, domains=("a",)).apply(frame(rows), Context(folder=tmp_path)))
         assert len(made) == 4 and len(stub.bodies) == 1
         with pytest.raises(UserError, match="no document of plain text in the domain 'c'"):
-            stub.method(Wrap, on=("c",)).apply(frame(rows), Context(folder=tmp_path))
+            stub.method(Wrap, domains=("c",)).apply(frame(rows), Context(folder=tmp_path))
         (tmp_path / "blank").mkdir()
         with pytest.raises(UserError, match="wrap has nothing to read"):
             stub.method(Wrap).apply(frame([{"text": " "}]), Context(folder=tmp_path / "blank"))

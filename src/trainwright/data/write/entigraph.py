@@ -65,7 +65,7 @@ class Entigraph(Curate):
     entities."""
     keep_originals: bool = False
     """Whether the documents that are read stay in the corpus."""
-    on: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     """Domains whose documents are read; all if none is named. Others stay as they are."""
     domain: str = ""
     """Domain of the new documents; default: that of the original."""
@@ -81,7 +81,7 @@ class Entigraph(Curate):
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="written",
         scale="the paper's writer is GPT-4; one of 135 M parameters invents more than it tells",
-        add=({"use": "entigraph", "on": ["bio"], "sizes": [2], "most": 4,
+        add=({"use": "entigraph", "domains": ["bio"], "sizes": [2], "most": 4,
               "writer": {"max_tokens": 128, "at_once": 16}},),
         claim="questions about documents are answered without access to them, better than after training on "
               "their paraphrases")
@@ -89,7 +89,7 @@ class Entigraph(Curate):
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing twice"}
     example: ClassVar[dict[str, Any]] = {
-        "keep_originals": True, "on": ["prose"], "piece": 10, "tries": 2, "prompts": {"entities": "{text}"},
+        "keep_originals": True, "domains": ["prose"], "piece": 10, "tries": 2, "prompts": {"entities": "{text}"},
         "writer": {"max_tokens": 2, "at_once": 64}}
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class Entigraph(Curate):
         from trainwright.corpus.selecting import columns, keep, settled
         from trainwright.corpus.sources import union
         rows = settled(documents, ctx)
-        found = originals(rows, self.on, self.name)
+        found = originals(rows, self.domains, self.name)
         with self.writer.start(self.name, ctx) as writing:
             parts = self._read([p for one in found for p in self._parts(one)], writing)
             ctx.note(f"{self.name}/without_entities", float(sum(not p.entities for p in parts)))

@@ -66,7 +66,7 @@ class Wrap(Curate):
     """Wordings of your own by style, for other languages or styles; ``{text}`` stands for the passage."""
     piece: int = 1200
     """Longest passage, in characters; 1,200 are about 300 tokens of English."""
-    on: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
     """Domains whose documents are rephrased; all if none is named."""
     domain: str = ""
     """Domain of the rephrases; default: that of the original."""
@@ -74,7 +74,7 @@ class Wrap(Curate):
     """Who writes, and how."""
     bench: ClassVar[Bench | None] = Bench(
         suite="knowledge", at="written",
-        add=({"use": "wrap", "on": ["bio"], "writer": {"max_tokens": 160, "at_once": 16}},),
+        add=({"use": "wrap", "domains": ["bio"], "writer": {"max_tokens": 160, "at_once": 16}},),
         claim="real and rephrased text, 1 : 1, make pretraining about three times as fast, with more than 2 "
               "% higher zero-shot accuracy on "
               "questions", scale="the paper's writer has 7 B parameters, not 135 M")
@@ -83,7 +83,7 @@ class Wrap(Curate):
         "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing twice"}
     example: ClassVar[dict[str, Any]] = {
         "styles": ["plain"], "prompts": {"plain": "{text}"}, "piece": 10, "domain": "new",
-        "on": ["prose", "odd"],
+        "domains": ["prose", "odd"],
         "writer": {"max_tokens": 2, "at_once": 64}}
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class Wrap(Curate):
         from trainwright.corpus.selecting import settled
         from trainwright.corpus.sources import union
         rows = settled(documents, ctx)
-        read = originals(rows, self.on, self.name)
+        read = originals(rows, self.domains, self.name)
         with self.writer.start(self.name, ctx) as writing:
             return union(rows, kept_table(self._rephrased(read, writing, ctx), ctx))
 
