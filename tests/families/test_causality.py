@@ -1,4 +1,5 @@
 """Causality is measured: on what the head reads, whatever the name of the architecture."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -17,8 +18,21 @@ from trainwright.lm.losses import way_of
 from trainwright.pretrain.next_token import NextToken
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 64}
-T5: dict[str, Any] = {"type": "t5", "vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+}
+T5: dict[str, Any] = {
+    "type": "t5",
+    "vocab_size": 64,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+}
 
 
 def made(table: dict[str, Any]) -> nn.Module:
@@ -53,12 +67,18 @@ def test_a_head_of_zeros_hides_nothing() -> None:
 
 
 def test_models_that_see_ahead_are_refused() -> None:
-    for model in (made({"family": "causal_lm", "type": "bert"} | SIZES), made({"type": "bert"} | SIZES), Averages(ahead=True)):
+    for model in (
+        made({"family": "causal_lm", "type": "bert"} | SIZES),
+        made({"type": "bert"} | SIZES),
+        Averages(ahead=True),
+    ):
         assert not families.is_causal(model)
         for refuse in (families.check_causal, lambda m: NextToken().init(m, Context()), way_of):
             with pytest.raises(UserError, match="depend on later tokens"):
                 refuse(model)
-    assert families.is_causal(made({"type": "bert", "is_decoder": True} | SIZES)) and families.is_causal(Averages(ahead=False))
+    assert families.is_causal(made({"type": "bert", "is_decoder": True} | SIZES)) and families.is_causal(
+        Averages(ahead=False)
+    )
 
 
 def test_of_an_encoder_and_a_decoder_the_decoder_is_measured() -> None:
@@ -66,15 +86,21 @@ def test_of_an_encoder_and_a_decoder_the_decoder_is_measured() -> None:
 
 
 def test_a_config_is_measured_on_a_small_model() -> None:
-    families.check_causal_config(families.from_table({"type": "bert", "is_decoder": True} | SIZES, None, "here"))
+    families.check_causal_config(
+        families.from_table({"type": "bert", "is_decoder": True} | SIZES, None, "here")
+    )
     with pytest.raises(UserError, match="BertLMHeadModel depend on later tokens"):
-        families.check_causal_config(families.from_table({"family": "causal_lm", "type": "bert"} | SIZES, None, "here"))
+        families.check_causal_config(
+            families.from_table({"family": "causal_lm", "type": "bert"} | SIZES, None, "here")
+        )
 
 
 def test_what_is_too_large_to_make_is_measured_later(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(causality, "create", lambda *given: pytest.fail("it was made"))
     large = SIZES | {"hidden_size": 1024, "intermediate_size": 4096}
-    families.check_causal_config(families.from_table({"family": "causal_lm", "type": "bert"} | large, None, "here"))
+    families.check_causal_config(
+        families.from_table({"family": "causal_lm", "type": "bert"} | large, None, "here")
+    )
 
 
 def test_what_has_no_tokens_is_no_language_model() -> None:
@@ -84,10 +110,17 @@ def test_what_has_no_tokens_is_no_language_model() -> None:
 
 @pytest.mark.slow
 def test_types_taken_for_causal_are() -> None:
-    """Each that can be made this small, but for two that need ``is_decoder`` or hide a context in their input."""
+    """Each that can be made this small, but for those that need ``is_decoder`` or read ahead by design."""
     from transformers import CONFIG_MAPPING
-    sizes = SIZES | {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
-                     "eos_token_id": 2}
+
+    sizes = SIZES | {
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
     measured: dict[bool, set[str]] = {True: set(), False: set()}
     base.quiet()
     for kind in CONFIG_MAPPING:
@@ -100,10 +133,12 @@ def test_types_taken_for_causal_are() -> None:
             if sum(p.numel() for p in families.skeleton(config, "").parameters()) > causality.MOST:
                 continue
             model = families.create(config, 0, "")
-        except Exception:                                  # a type with rules of its own
+        except Exception:  # a type with rules of its own
             continue
         try:
             measured[families.is_causal(model)].add(kind)
-        except RuntimeError:                               # sizes that do not go together
+        except RuntimeError:  # sizes that do not go together
             continue
-    assert len(measured[True]) > 60 and measured[False] <= {"bert-generation", "cpmant", "xlnet"}, measured[False]
+    assert len(measured[True]) > 60 and measured[False] <= {"bert-generation", "cpmant", "xlnet"}, measured[
+        False
+    ]

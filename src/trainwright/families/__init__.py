@@ -45,15 +45,20 @@ from trainwright.families.checkpoints import (
     weight_files,
 )
 from trainwright.families.deltas import write
-from trainwright.families.image_text import Pictures, pictures
+from trainwright.families.image_text import (
+    Pictures,
+    image_embeddings,
+    pictures,
+    text_embeddings,
+)
 
 __all__ = [
     "BACKBONE", "Family", "Pictures", "backbone", "body_parameters", "check_causal",
     "check_causal_config", "check_folder", "check_objectives", "config_vocabulary", "create",
-    "evaluating", "export", "families", "family_of", "from_table", "has_family", "is_causal", "is_closed",
-    "is_pretrained", "load", "load_config", "load_tokenizer", "made_from", "pictures",
-    "positions_of", "quiet", "save", "skeleton", "takes_positions", "token_logits", "unpack",
-    "vocabulary_of", "weight_files", "write"]
+    "evaluating", "export", "families", "family_of", "from_table", "has_family", "image_embeddings",
+    "is_causal", "is_closed", "is_pretrained", "load", "load_config", "load_tokenizer", "made_from",
+    "pictures", "positions_of", "quiet", "save", "skeleton", "takes_positions", "text_embeddings",
+    "token_logits", "unpack", "vocabulary_of", "weight_files", "write"]
 
 
 def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = Path(),
@@ -88,12 +93,12 @@ def is_closed(table: dict[str, Any] | None) -> bool:
     return family is not None and family.closed
 
 
-def check_objectives(methods: Iterable[Objective | Evaluator], model: nn.Module) -> None:
+def check_objectives(methods: Iterable[Objective | Evaluator], model: Any) -> None:
     """Refuse objectives and evaluators of other families, and a model that is not causal where its family is.
 
     Args:
-        model: may be without weights; it is then measured on a small model of its config, where one is quick
-            to make.
+        model: a model, which may be without weights, or its config. Causality is measured on a small model of
+            that config, where one is quick to make.
 
     Raises:
         UserError: a method that does not, or a model that sees what it is to predict.
@@ -104,7 +109,7 @@ def check_objectives(methods: Iterable[Objective | Evaluator], model: nn.Module)
             raise UserError(f"{m.name} scores models of the families {', '.join(m.families)}, and a "
                             f"{type(model).__name__} is of the family {family.name}.")
     if family.causal:
-        check_causal_config(made_from(model))
+        check_causal_config(made_from(model) if isinstance(model, nn.Module) else model)
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

@@ -364,8 +364,8 @@ def check_tensors(report: dict[str, Any], benign: Iterable[str], where: str) -> 
         names = [n for n in names if not any(re.search(pattern, n) for pattern in benign)]
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"{where} {words} the tensors {', '.join(names[:3])}{more}: its config.json "
-                            "describes another model than its weights are.")
+            raise UserError(f"{where} {words} the tensors {', '.join(names[:3])}{more}: its config.json and "
+                            "its weights are not of one model.")
 
 
 def quiet() -> None:

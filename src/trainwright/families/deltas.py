@@ -14,9 +14,10 @@ from typing import Any
 
 from torch import nn
 
-from trainwright.core import checkpoint, masks, registry
+from trainwright.core import checkpoint, masks
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.files import expected, read_json
 from trainwright.core.method import Surgery
 from trainwright.families.checkpoints import BACKBONE, save
 
@@ -68,7 +69,8 @@ def put(model: nn.Module, folder: Path) -> Surgery:
     """Perform a delta's surgery on the original model, in place, and give it what it had learned.
 
     Raises:
-        UserError: ``folder`` holds no delta, one of another model, or one of a method that reads no deltas.
+        UserError: ``folder`` holds no delta, one of another model, of a method that reads no deltas, or of a
+            file that no recipe in hand has named.
     """
     surgery, seed = _read(folder)
     if type(surgery).load_delta is Surgery.load_delta:
@@ -80,18 +82,26 @@ def put(model: nn.Module, folder: Path) -> Surgery:
 
 
 def _read(folder: Path) -> tuple[Surgery, int]:
-    if not (folder / TABLE).is_file():
-        raise UserError(f"{folder} holds no delta (it needs {TABLE}).")
-    table = json.loads((folder / TABLE).read_text(encoding="utf-8"))
-    surgery = registry.create(table["surgery"], Path(), str(folder))
-    assert isinstance(surgery, Surgery)
-    return surgery, int(table["seed"])
+    table = _table(folder)
+    with expected(folder / TABLE):
+        return checkpoint.surgery_from(table["surgery"], str(folder)), int(table["seed"])
+
+
+def _table(folder: Path) -> dict[str, Any]:
+    try:
+        table: dict[str, Any] = read_json(folder / TABLE)
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no delta (it needs {TABLE}).") from None
+    return table
 
 
 def put_back(model: nn.Module, artifact: Path) -> None:
     """Give the plain model of an artifact, in place, what could not be folded into it, in the order of then.
     """
-    files = artifact.glob(f"adapter*/{TABLE}")
-    tables = [(json.loads(f.read_text(encoding="utf-8")), f.parent) for f in files]
-    unfolded = sorted((t["order"], t["seed"], folder) for t, folder in tables if not t["folded"])
-    model.__dict__[CARRIED] = [(put(model, folder), seed) for _, seed, folder in unfolded]
+    found = []
+    for file in sorted(artifact.glob(f"adapter*/{TABLE}")):
+        table = _table(file.parent)
+        with expected(file):
+            if not table["folded"]:
+                found.append((int(table["order"]), int(table["seed"]), file.parent))
+    model.__dict__[CARRIED] = [(put(model, folder), seed) for _, seed, folder in sorted(found)]

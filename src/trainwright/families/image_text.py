@@ -9,8 +9,10 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from trainwright.core import sharding
 from trainwright.families.base import Family
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -74,3 +76,26 @@ def pictures(model: nn.Module) -> Pictures:
     side = int(model.config.vision_config.image_size)  # type: ignore[union-attr, arg-type]
     table = model.__dict__.get(PREPROCESSED)
     return Pictures(side, tuple(table["image_mean"]), tuple(table["image_std"])) if table else Pictures(side)
+
+
+def image_embeddings(model: nn.Module, pixels: Tensor) -> Tensor:
+    """Where pictures [R, channels, height, width] lie in the common space: float32 [R, d], of length 1."""
+    return F.normalize(sharding.within(model, _image, pixels).float(), dim=-1)
+
+
+def text_embeddings(model: nn.Module, ids: Tensor, there: Tensor) -> Tensor:
+    """Where texts lie in the common space: float32 [R, d], of length 1.
+
+    Args:
+        ids: int64 [R, L].
+        there: int64 [R, L], 1 where a row has a token.
+    """
+    return F.normalize(sharding.within(model, _text, ids, there).float(), dim=-1)
+
+
+def _image(model: Any, pixels: Tensor) -> Tensor:
+    return model.get_image_features(pixel_values=pixels).pooler_output  # type: ignore[no-any-return]
+
+
+def _text(model: Any, ids: Tensor, there: Tensor) -> Tensor:
+    return model.get_text_features(input_ids=ids, attention_mask=there).pooler_output  # type: ignore[no-any-return]

@@ -4,10 +4,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainwright.core.errors import UserError, suggest
+from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.stage import CORPORA, MODELS, Stage, check_seed
 
 if TYPE_CHECKING:
+    from trainwright.core.store import Store
+    from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
 
 
@@ -39,6 +41,14 @@ class EvaluateStage(Stage):
         check_seed(self.seed, where)
         if not self.methods:
             raise UserError(f"{where}: methods names no evaluator, for example {{ use = \"held_out\" }}.")
+
+    def examine(self, job: Job, store: Store) -> None:
+        from trainwright import families
+        from trainwright.core.method import Evaluator
+        for source in job.inputs["models"]:
+            if (config := source.config(store, job.where)) is not None:
+                with located(f"{job.where}: {source.name}"):
+                    families.check_objectives(job.of(Evaluator), config)
 
     def run(self, run: StageRun) -> dict[str, Any]:
         import torch
