@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import flops, hardware, masks, sharding
+from trainwright.core import contrast, flops, hardware, masks, sharding
 from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
 from trainwright.core.claims import check_alive, check_claims, check_steps, name_all, trainable
@@ -150,20 +150,26 @@ class Train:
 
     def gradients(self, batches: list[Batch], note: bool = False) -> Tensors:
         """Gradients of all objectives over all micro-batches; every unit in the step weighs the same."""
-        model, ctx, objectives = self.model, self.ctx, self.of(Objective)
+        model, ctx = self.model, self.ctx
         model.train()
         model.zero_grad(set_to_none=True)
-        counts = [sharding.total(sum(m.count(b) for b in batches)) for _, m in objectives]
-        for (k, _), n in zip(objectives, counts, strict=True):
+        counts = {k: sharding.total(sum(m.count(b) for b in batches)) for k, m in self.of(Objective)}
+        for k, n in counts.items():
             if not n:
                 raise UserError(f"step {ctx.step + 1}: {k} finds nothing to learn in the batch (every target is masked).")
+        if not counts:
+            raise UserError("the stage has no objective: name one, for example { use = \"next_token\" }.")
         weights = self.whole_weights(batches)
         loss_sum: list[Tensor] = []
         notes = ctx.notes
-        for i, batch in enumerate(batches):
+        ctx.notes = notes if note else {}
+        for k, m in self.of(Objective):
+            if m.contrasts:
+                loss_sum.append(contrast.backward(self, k, m, batches, counts[k]))
+        for i, batch in enumerate(batches if len(loss_sum) < len(counts) else ()):
             ctx.notes = notes if note else {}
             with torch.enable_grad(), self.randomness(i), self.autocast():         # an update may ask for gradients again
-                loss = self.micro_loss(batch, counts, [w[i] for w in weights])
+                loss = self.micro_loss(batch, counts, {k: w[i] for k, w in weights.items()})
             torch.autograd.backward(loss)
             loss_sum.append(loss.detach())
         ctx.notes = notes
@@ -173,29 +179,32 @@ class Train:
         model.zero_grad(set_to_none=True)
         return grads
 
-    def micro_loss(self, batch: Batch, counts: list[float], whole: list[Tensor]) -> Tensor:
+    def micro_loss(self, batch: Batch, counts: dict[str, float], whole: dict[str, Tensor]) -> Tensor:
         """One micro-batch's part of the step's loss. FSDP averages gradients over ranks, hence the factor ``world``."""
         loss: Tensor | float = 0.0
-        for j, ((k, m), units) in enumerate(zip(self.of(Objective), counts, strict=True)):
+        for k, m in self.by_row():
             values = m.loss(self.model, batch, self.states[k], self.ctx)
             for w, weigh in self.of(Weigh):
                 if not weigh.whole:
                     values = values * weigh.weigh(values.detach(), batch, self.states[w], self.ctx)
             if whole:
-                values = values * whole[j]
-            loss = loss + values.sum() * (m.weight * sharding.world() / units)
-        if not isinstance(loss, Tensor):
-            raise UserError("the stage has no objective: name one, for example { use = \"next_token\" }.")
+                values = values * whole[k]
+            loss = loss + values.sum() * (m.weight * sharding.world() / counts[k])
+        assert isinstance(loss, Tensor)
         return loss
 
-    def whole_weights(self, batches: list[Batch]) -> list[list[Tensor]]:
+    def by_row(self) -> list[tuple[str, Objective]]:
+        """The objectives that score a micro-batch by itself."""
+        return [(k, m) for k, m in self.of(Objective) if not m.contrasts]
+
+    def whole_weights(self, batches: list[Batch]) -> dict[str, list[Tensor]]:
         """For weighs that must see the whole step: their weights, by objective and micro-batch; empty where there are none."""
         weighs = [(k, m) for k, m in self.of(Weigh) if m.whole]
         if not weighs:
-            return []
-        out: list[list[Tensor]] = []
+            return {}
+        out: dict[str, list[Tensor]] = {}
         together = join(batches)
-        for k, m in self.of(Objective):
+        for k, m in self.by_row():
             with torch.no_grad(), self.autocast():
                 values = []
                 for i, b in enumerate(batches):
@@ -207,7 +216,7 @@ class Train:
             for w, weigh in weighs:
                 weight = weight * weigh.weigh(every, together, self.states[w], self.ctx)
             own = weight.expand_as(every)[sharding.rank() * len(mine):][:len(mine)]
-            out.append(list(torch.split(own, [len(v) for v in values])))
+            out[k] = list(torch.split(own, [len(v) for v in values]))
         return out
 
     # ---- the places, one by one ------------------------------------------------------------------------

@@ -143,6 +143,14 @@ class Objective(Method):
     """Factor of this loss in the sum."""
     families: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq")
     """Which families of models it scores (files of ``families/``); ``*`` is all of them."""
+    contrasts: ClassVar[bool] = False
+    """Whether a unit's number depends on the other rows of the step. ``loss`` is then called once a step, on every rank alike,
+    with what ``represent`` made of the rows of all micro-batches and ranks (see ``core/contrast.py``)."""
+
+    def represent(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Batch:
+        """What ``loss`` reads: the batch itself; of an objective that ``contrasts``, tensors made of each row alone (its
+        embeddings), rows first."""
+        return batch
 
     def count(self, batch: Batch) -> float:
         """Units in the batch. The loop divides by their number in the whole step, on all ranks."""

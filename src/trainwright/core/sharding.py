@@ -73,6 +73,15 @@ def summed(t: Tensor) -> Tensor:
     return t
 
 
+def every(mine: Tensor) -> Tensor:
+    """The rows of all ranks, each of which has as many, in rank order; no gradient flows back."""
+    if not dist.is_initialized():
+        return mine
+    parts = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(parts, mine.contiguous())
+    return torch.cat(parts)
+
+
 def gather(thing: Any) -> list[Any]:
     """``thing`` of every rank, in rank order."""
     if not dist.is_initialized():
@@ -113,12 +122,22 @@ def shard(model: nn.Module) -> nn.Module:
     if world() == 1:
         return model
     mesh = init_device_mesh(device().type, (world(),))
+    scalars = {p for p in model.parameters() if not p.ndim}
     for block in blocks(model):
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(block, mesh=mesh, ignored_params=scalars)
+    fully_shard(model, mesh=mesh, ignored_params=scalars)
+    for p in scalars:                                      # FSDP takes none: every rank has them, and their mean gradient
+        p.register_post_accumulate_grad_hook(_mean)
     model._within = MethodType(lambda self, fn, *args: fn(self, *args), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "_within")
     return model
+
+
+def _mean(parameter: Tensor) -> None:
+    """Let a gradient be the mean of all ranks'; what was summed up before is the same on all of them, and stays."""
+    if parameter.grad is not None:
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= world()
 
 
 @torch.no_grad()
@@ -174,4 +193,6 @@ def norm(tensors: list[Tensor]) -> Tensor:
     """The 2-norm of all entries of all tensors, on all ranks: a scalar."""
     if not tensors:
         return torch.zeros(())
-    return full(nn.utils.get_total_norm(tensors))
+    kinds = [[t for t in tensors if isinstance(t, DTensor) == sharded] for sharded in (True, False)]
+    norms = [full(nn.utils.get_total_norm(of)) for of in kinds if of]
+    return norms[0] if len(norms) == 1 else torch.stack(norms).norm()
