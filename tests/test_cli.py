@@ -169,8 +169,7 @@ def test_new_methods_are_listed_imported_and_tested(tmp_path: Path, command: Com
     shutil.copy(source.parents[1] / "pyproject.toml", tmp_path)
     made = {}
     for kind in KINDS:
-        where = ("--folder", "evaluate") if kind == "Decode" else ()
-        told = invoke("new", f"my_{kind.lower()}", "--kind", kind, "--root", tmp_path, *where).stdout.split()
+        told = invoke("new", f"my_{kind.lower()}", "--kind", kind, "--root", tmp_path).stdout.split()
         made[kind] = [Path(w) for w in told if w != "wrote"]
         assert [f.relative_to(tmp_path).parts[0] for f in made[kind]] == ["src", "tests", "evidence"]
         assert json.loads(made[kind][2].read_text())["verdict"] == "not measured"
@@ -278,6 +277,14 @@ def test_export_and_generate(lived: tuple[Path, str, str], tmp_path: Path) -> No
     said = [invoke("generate", name, *words, cwd=folder).stdout for name in names]
     assert len(set(said)) == 1 and said[0].startswith("the sea")
     assert invoke("generate", tmp_path / "out", *words, cwd=folder).stdout.startswith("the sea")
+    likeliest = invoke("generate", "base", *words, "--temperature", "0", cwd=folder).stdout
+    chain = ("--decode", "nucleus 1.0", "--decode", "nucleus p=0.9, min_p p=1.0")
+    assert invoke("generate", "base", *words, *chain, cwd=folder).stdout == likeliest != said[0]
+    for wrong, sentence in (("wsd", "--decode: wsd does not shape what is drawn; methods that do are"),
+                            ("nucleos p=0.9", "--decode 'nucleos p=0.9': there is no method 'nucleos'"),
+                            ("nucleus,", "write METHOD key=value"), ("nucleus p=2.0", "p must be above 0")):
+        with pytest.raises(UserError, match=sentence):
+            invoke("generate", "base", *words, "--decode", wrong, cwd=folder)
 
 
 @pytest.mark.slow

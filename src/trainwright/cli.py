@@ -5,6 +5,7 @@ import errno
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,7 @@ from trainwright.cli_compare import Changes, StoreDir
 from trainwright.core.errors import UserError, located
 
 if TYPE_CHECKING:
+    from trainwright.core.method import Decode
     from trainwright.core.recipe import Recipe
     from trainwright.core.store import Store
 
@@ -135,7 +137,8 @@ def show(method: Annotated[str, typer.Argument(help="A method's name, or an arti
 def new(method: Annotated[str, typer.Argument(help="The method's name in snake_case; it becomes the file's name.",
                                               show_default=False)],
         kind: Annotated[str, typer.Option("--kind", "-k", help="Curate, Data, Surgery, Objective, Weigh, Update, Optimizer, "
-                                                               "Controller, Arithmetic, Evaluator or ScalingLaw.")],
+                                                               "Controller, Arithmetic, Decode, Evaluator, Task or "
+                                                               "ScalingLaw.")],
         folder: Annotated[str | None, typer.Option(help="Place in a life, such as finetune; default: the usual one of the "
                                                         "kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:
@@ -183,12 +186,19 @@ def generate(stage: Annotated[str, typer.Argument(help="A stage's name, an artif
              tokens: Annotated[int, typer.Option(help="How many tokens to write.")] = 100,
              temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.8,
              chat: Annotated[bool, typer.Option(help="Put the prompt through the chat template as a user's message.")] = False,
-             seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0, store: StoreDir = Path("store")) -> None:
+             seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+             decode: Annotated[list[str] | None, typer.Option(
+                 metavar="METHOD", show_default=False,
+                 help="Shape what is drawn: [cyan]nucleus p=0.9[/], [cyan]min_p p=0.1[/]. May be repeated; "
+                      "without it the model samples as its generation config says.")] = None,
+             store: StoreDir = Path("store")) -> None:
     """Let a stage's model go on from a prompt."""
     from trainwright.core.store import Store
     from trainwright.lm import generation
+    methods = _decoding(decode or ())
     folder = Path(stage) if (Path(stage) / "config.json").is_file() else Store(store).named(stage).path
-    Console().print(escape(generation.generate(folder, prompt, tokens, temperature, chat, seed)), soft_wrap=True)
+    said = generation.generate(folder, prompt, tokens, temperature, chat, seed, methods)
+    Console().print(escape(said), soft_wrap=True)
 
 
 @stores.command("ls")
@@ -220,6 +230,20 @@ def store_remove(artifact: Annotated[str, typer.Argument(help="A stage's name, o
 def _load(recipe: Path, changes: list[str] | None) -> Recipe:
     from trainwright.core.recipe import load, parse_change
     return load(recipe, dict(parse_change(c) for c in changes or ()))
+
+
+def _decoding(texts: Sequence[str]) -> list[Decode]:
+    """The methods that ``--decode`` names."""
+    from trainwright.compare.spec import parse_methods
+    from trainwright.core import registry
+    from trainwright.core.method import Decode
+    tables = [table for text in texts for table in parse_methods(text, "--decode")]
+    made = [registry.create(table, Path(), "--decode") for table in tables]
+    for method in made:
+        if not isinstance(method, Decode):
+            known = ", ".join(card.name for card in registry.cards().values() if card.is_a("Decode"))
+            raise UserError(f"--decode: {method.name} does not shape what is drawn; methods that do are {known}.")
+    return made  # type: ignore[return-value]
 
 
 def _after_rank_0() -> None:

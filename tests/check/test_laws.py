@@ -360,6 +360,32 @@ TIMES = []
     def processor(self, model, ctx):
         return lambda tokens, scores: scores + torch.rand_like(scores)
 '''},
+    "rows_are_shaped_alone": {
+        "changes the scores that it is given": '''class Mine(Decode):
+    """."""
+
+    def processor(self, model, ctx):
+        return lambda tokens, scores: scores.mul_(2)
+''',
+        "another row stands beside it": '''class Mine(Decode):
+    """."""
+
+    def processor(self, model, ctx):
+        return lambda tokens, scores: scores - scores.mean()
+'''},
+    "what_is_ruled_out_stays_out": {
+        "it brings back tokens": '''class Mine(Decode):
+    """."""
+
+    def processor(self, model, ctx):
+        return lambda tokens, scores: scores.nan_to_num(neginf=-50.0)
+''',
+        "it leaves none to choose": '''class Mine(Decode):
+    """."""
+
+    def processor(self, model, ctx):
+        return lambda tokens, scores: scores.masked_fill(torch.arange(scores.shape[1]) % 3 == 0, float("-inf"))
+'''},
     "rows_are_lawful": {
         "shifted already": '''class Mine(Data):
     """."""

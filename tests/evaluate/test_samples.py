@@ -11,8 +11,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from tests.corpus.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.recipe import parse, read
+from trainwright.core.store import Store
 from trainwright.corpus.tokens import open_corpus
 from trainwright.evaluate.samples import Samples
+from trainwright.life.run import run
+from trainwright.planning.plan import plan
 
 
 def test_the_same_seed_writes_the_same_text_whatever_was_drawn_before(tmp_path: Path):
@@ -58,3 +62,22 @@ def test_a_sample_ends_where_the_positions_do(tmp_path: Path):
     assert 1 <= numbers["sample_tokens"] < 8
     with pytest.raises(UserError, match="8 positions"):
         Samples(prompts=("many words " * 9,)).measure(model, ctx)
+
+
+def test_the_decoding_methods_of_a_stage_shape_them(life: Path) -> None:
+    """In a training stage, and in an evaluation: there the likeliest token alone is left."""
+    said = {}
+    for name, decode in (("plain", []), ("likeliest", [{"use": "min_p", "p": 1.0}])):
+        samples = [{"use": "samples", "prompts": ["the sea", "def"], "new_tokens": 12}, *decode]
+        table, _ = read(life)
+        corpus, base, *_ = table["stage"]
+        base |= {"steps": 2, "methods": [*base["methods"], *samples]}
+        judge = {"name": "judge", "kind": "evaluate", "from": {"models": ["base"]}, "methods": samples}
+        table["stage"] = [corpus, base, judge]
+        made = run(parse(table, life), Store(life.parent / name))
+        said[name] = [made["base"].manifest["texts"], made["judge"].manifest["texts"]]
+        planned = str(plan(parse(table, life), Store(life.parent / name), estimate=False))
+        assert planned.count("min_p") == 2 * len(decode)
+    texts, judged = said["likeliest"]
+    assert {f"base/{n}": text for n, text in texts.items()} == judged, "one seed, one text"
+    assert judged != said["plain"][1]

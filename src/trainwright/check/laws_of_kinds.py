@@ -298,6 +298,34 @@ def scores_stay_scores(it: Subject) -> None:
     )
 
 
+@law(Decode)
+def rows_are_shaped_alone(it: Subject) -> None:
+    """The scores of a row do not depend on the rows beside it, and those that it is given stay as they are."""
+    model, tokens = tiny.model().eval(), torch.arange(3, 51).view(2, 24)
+    scores = 4 * logits(model)[:, -1]
+    given, made = scores.clone(), []
+    with torch.no_grad():
+        for part in (slice(0, 2), slice(0, 1), slice(1, 2)):
+            shape = it.make().processor(model, tiny.context(it.place()))
+            made.append(shape(tokens[part], given[part]))
+    expect(torch.equal(given, scores), "it changes the scores that it is given")
+    alone = torch.cat(made[1:])
+    same = torch.equal(alone.isfinite(), made[0].isfinite()) and torch.allclose(alone, made[0], atol=1e-4)
+    expect(same, "it makes other scores of a row when another row stands beside it")
+
+
+@law(Decode)
+def what_is_ruled_out_stays_out(it: Subject) -> None:
+    """Minus infinity stays: a method before it in the chain has ruled the token out. Another one is left to choose."""
+    model, tokens = tiny.model().eval(), torch.arange(3, 51).view(2, 24)
+    out = torch.arange(tiny.VOCABULARY) % 3 > 0
+    scores = (4 * logits(model)[:, -1]).masked_fill(out, -torch.inf)
+    with torch.no_grad():
+        made = it.make().processor(model, tiny.context(it.place()))(tokens, scores)
+    expect(bool((made[:, out] == -torch.inf).all()), "it brings back tokens that were ruled out (minus infinity)")
+    expect(bool(made.isfinite().any(-1).all()), "of tokens some of which were ruled out it leaves none to choose")
+
+
 FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10})
 """What is known of a small run and of a large one."""
 

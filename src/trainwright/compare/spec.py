@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
-from trainwright.core.card import read
+from trainwright.core.card import Card, read
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import fit, make
+from trainwright.core.stage import stages
 
 CURRENCIES = ("tokens", "flops", "seconds")
-LOWER = ("loss", "answer_loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step", "peak_memory_bytes",
-         "trainable_parameters", "state_bytes", "stored_bytes")
+LOWER = ("loss", "answer_loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step",
+         "peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
 """Metrics of which less is better."""
 HIGHER = ("gain", "accuracy", "acc", "acc_norm", "exact_match", "f1", "bleu", "rouge")
 """Metrics of which more is better."""
@@ -26,19 +27,20 @@ class Arm:
     """One of the things compared: the recipe, and what is different in it."""
 
     name: str
-    """How tables and plots call it."""
+    """Its name in tables and plots."""
     add: tuple[dict[str, Any], ...] = ()
-    """Methods that it adds to the stage. One of the same name makes room for it, and so does the other optimizer or merge."""
+    """Methods that it adds, in place of one of the same name, or of the other optimizer or merge."""
     drop: tuple[str, ...] = ()
     """Methods of the stage that it does without."""
     at: str | None = None
-    """Stage that ``add`` and ``drop`` change, where it is not the one that is compared (another selection of the data, say)."""
+    """Stage that ``add`` and ``drop`` change, such as a corpus; default: the compared one."""
     set: dict[str, Any] = field(default_factory=dict)
-    """Other settings, as with ``--set``: ``{ "adapt.methods.adamw.lr" = 1e-3 }``; with no stage's name, of the compared one."""
+    """Other settings, as with ``--set``: ``{ "adapt.methods.adamw.lr" = 1e-3 }``; without the name of a
+    stage, those of the compared one."""
     stage: tuple[dict[str, Any], ...] = ()
-    """Whole stages: one in place of the recipe's of that name, or one more before the stage that is compared."""
+    """Whole stages: in place of the recipe's of that name, or one more before the compared stage."""
     search: dict[str, Any] | None = None
-    """Its own search space, where it is not that of ``tune``."""
+    """Its own search space; default: that of ``tune``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,39 +52,41 @@ class Settings:
     recipe: str | None = None
     """The life that is compared, beside this file; or its stages are written in this file."""
     budget: dict[str, float] = field(default_factory=dict)
-    """What every arm may spend: ``{ tokens = 2e6 }``, ``{ flops = 1e15 }`` or ``{ seconds = 60 }``; default: the recipe's."""
+    """What every arm may spend: ``{ tokens = 2e6 }``, ``{ flops = 1e15 }`` or ``{ seconds = 60 }``;
+    default: as the recipe says."""
     seeds: int = 5
-    """Runs of each arm: same data order and same starting weights for a seed in all arms."""
+    """Runs of each arm; a seed gives all arms the same data order and the same starting weights."""
     metric: str
     """What decides, such as ``loss/code``: a number of an evaluator."""
     better: Literal["lower", "higher"] | None = None
-    """Which way the metric is better, where its name does not tell."""
+    """Which way the metric is better, where its name does not say."""
     baseline: str | None = None
     """Arm with which the others are compared; default: the first."""
     tune: dict[str, Any] = field(default_factory=dict)
-    """Settings tuned for every arm: ``{ lr = [1e-3, 3e-3] }``, ``{ lr = { low = 1e-4, high = 1e-2 } }`` (logarithmic), or
-    ``{ lr = "around" }`` (factors of three around the arm's own)."""
+    """Settings tuned for every arm: ``{ lr = [1e-3, 3e-3] }``, ``{ lr = { low = 1e-4, high = 1e-2 } }``
+    (logarithmic), or ``{ lr = "around" }`` (factors of three around the arm's own)."""
     trials: int | None = None
-    """Tuning trials of each arm, where they do not follow from ``tune``."""
+    """Tuning trials of each arm, where ``tune`` does not determine them."""
     tune_seeds: int = 1
     """Seeds of a trial; never those of the final runs."""
     points: int = 6
     """Measurements of each run on the way, for its curve; with 0 there is none."""
     new: tuple[str, ...] = ()
-    """Domains to learn; default: what the recipe's evaluation says."""
+    """Domains to learn; default: those of the recipe's evaluation."""
     old: tuple[str, ...] = ()
-    """Domains not to forget; default: what the recipe's evaluation says."""
+    """Domains not to forget; default: those of the recipe's evaluation."""
     data: str | None = None
-    """Corpus on whose held-out documents all arms are measured; default: that of the recipe's evaluation, or of the stage."""
+    """Corpus on whose held-out documents all arms are measured; default: that of the recipe's evaluation,
+    or of the stage."""
     reseed: tuple[str, ...] = ()
-    """Stages before the compared one that are run again with each seed; the others are run once, for all."""
+    """Stages before the compared one that run again with each seed; the others run once, for all seeds."""
     methods: tuple[dict[str, Any], ...] = ()
     """Evaluators; default: those of the recipe's evaluation, or ``held_out``."""
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A comparison, checked: the settings, the arms, and the recipe as a table."""
+    """A comparison: the settings, the arms, and the recipe as a table."""
 
     settings: Settings
     arms: tuple[Arm, ...]
@@ -121,14 +125,14 @@ class Spec:
 
 
 def direction(metric: str) -> Literal["lower", "higher"] | None:
-    """Which way a metric is better, as far as its name tells."""
+    """Which way a metric is better, as far as its name says."""
     word = metric.partition("/")[0]
     return "lower" if word in LOWER else "higher" if word in HIGHER else None
 
 
 def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] = (),
          recipe_changes: dict[str, Any] | None = None, aa: bool = False) -> Spec:
-    """A comparison from a file with ``[compare]`` and ``[[arm]]``, or from a recipe and what the command line says.
+    """A comparison from a file with ``[compare]`` and ``[[arm]]``, or from a recipe and the command line.
 
     Args:
         changes: keys of ``[compare]`` with new values.
@@ -137,7 +141,7 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
         aa: compare one arm (the baseline) with itself.
 
     Raises:
-        UserError: anything that can be told before running.
+        UserError: any mistake that can be found without the methods and the data.
     """
     table, text = recipes.read(file)
     given = fit(table.pop("compare", {}), dict[str, Any], f"{file}: compare") | (changes or {})
@@ -147,16 +151,19 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
     life = file
     if "recipe" in given:
         if "stage" in table:
-            raise UserError(f"{file}: the stages are in this file: compare.recipe = {given['recipe']!r} would be a second life.")
+            raise UserError(f"{file}: the stages are in this file: compare.recipe = {given['recipe']!r} "
+                            "would be a second life.")
         life, own = file.parent / str(given["recipe"]), table
         table = {k: v for k, v in recipes.read(life)[0].items() if k not in ("compare", "arm")} | own
     for name in ("stage", "metric"):
         if name not in given:
-            raise UserError(f"{file}: say which {name} is compared: --{name}, or {name} in the table [compare].")
+            raise UserError(f"{file}: say which {name} is compared: --{name}, or {name} in the table "
+                            "[compare].")
     settings: Settings = make(Settings, given, f"{file}: compare")
-    every = [make(Arm, one if isinstance(one, dict) else {"name": one}, f"{file}: arm {i}") for i, one in enumerate(listed, 1)]
+    every = [make(Arm, one if isinstance(one, dict) else {"name": one}, f"{file}: arm {i}")
+             for i, one in enumerate(listed, 1)]
     spec = Spec(settings, (*every, *arms), table, file, life, "", 0, text, aa)
-    parsed = recipes.parse(table, life, text, recipe_changes)                   # whatever is wrong with the recipe itself
+    parsed = recipes.parse(table, life, text, recipe_changes)      # finds what is wrong with the recipe
     for key, value in (recipe_changes or {}).items():
         recipes.change(table, key, value, file)
     spec = replace(spec, title=table.get("title", file.stem), seed=parsed.seed)
@@ -164,50 +171,59 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
 
 
 def _checked(spec: Spec) -> Spec:
-    """Everything that is wrong with a comparison and is no matter of the recipe."""
+    """Refuse whatever is wrong with a comparison beyond its recipe."""
     s, where = spec.settings, f"{spec.file}: compare"
     kind = spec.stage_table(s.stage).get("kind")
-    if kind not in ("train", "merge"):
-        raise UserError(f"{where}: stage {s.stage!r} is of kind {kind}; what can be compared are train and merge stages.")
+    comparable = [name for name, stage in stages().items() if stage.makes == "model"]
+    if kind not in comparable:
+        raise UserError(f"{where}: stage {s.stage!r} is of kind {kind}, and only stages of the kinds "
+                        f"{', '.join(comparable)} can be compared: those that make a model.")
     names = [a.name for a in spec.arms]
     for name in {n for n in names if names.count(n) > 1}:
         raise UserError(f"{where}: two arms are called {name!r}.")
     if s.baseline is not None and s.baseline not in names:
         raise UserError(f"{where}: baseline {s.baseline!r} is no arm{suggest(s.baseline, names)}.")
     if len(spec.arms) < (1 if spec.aa else 2):
-        raise UserError(f"{where}: a comparison needs two arms ([[arm]] or --arm); to compare one with itself, say --aa.")
+        raise UserError(f"{where}: a comparison needs two arms ([[arm]] or --arm); to compare one with "
+                        "itself, say --aa.")
     if s.seeds < 2:
-        raise UserError(f"{where}: seeds = {s.seeds}: an interval needs two runs at least; five are a good start.")
+        raise UserError(f"{where}: seeds = {s.seeds}: an interval needs two runs at least; five are a good "
+                        "start.")
     if s.tune_seeds < 1 or (s.trials is not None and s.trials < 1):
         raise UserError(f"{where}: trials and tune_seeds must be positive.")
     if s.points < 0:
-        raise UserError(f"{where}: points = {s.points}: a run is measured on the way so many times, or with 0 never.")
+        raise UserError(f"{where}: points = {s.points}: say how often a run is measured on the way; 0 is "
+                        "never.")
     if not s.better and direction(s.metric) is None:
-        raise UserError(f"{where}: say better = \"lower\" or \"higher\": the name {s.metric!r} does not tell which it is.")
+        raise UserError(f"{where}: say better = \"lower\" or \"higher\": the name {s.metric!r} does not "
+                        "say which it is.")
     _check_budget(spec, where)
     for name in s.reseed:
         spec.stage_table(name)
     if spec.aa:
         one = next(a for a in spec.arms if a.name == spec.baseline)
-        return replace(spec, arms=(one, replace(one, name=f"{one.name} again")), settings=replace(s, baseline=one.name))
+        again = replace(one, name=f"{one.name} again")
+        return replace(spec, arms=(one, again), settings=replace(s, baseline=one.name))
     return spec
 
 
 def _check_budget(spec: Spec, where: str) -> None:
-    s, kind = spec.settings, spec.stage_table(spec.settings.stage).get("kind")
+    s, kind = spec.settings, stages()[spec.stage_table(spec.settings.stage)["kind"]]
     if len(s.budget) > 1 or any(c not in CURRENCIES for c in s.budget):
-        raise UserError(f"{where}: budget is one of {', '.join(CURRENCIES)}, such as {{ tokens = 2e6 }}, not {s.budget}.")
+        raise UserError(f"{where}: budget is one of {', '.join(CURRENCIES)}, such as {{ tokens = 2e6 }}, "
+                        f"not {s.budget}.")
     if spec.amount is not None and not 0 < spec.amount < float("inf"):
         raise UserError(f"{where}: the budget must be a positive number, not {spec.amount}.")
-    if s.budget and kind != "train":
+    if s.budget and not kind.trains:
         raise UserError(f"{where}: the stage {s.stage!r} does not train: it has no budget.")
 
 
 def parse_arm(text: str) -> Arm:
     """``NAME: METHOD key=value, METHOD …`` from a command line.
 
-    A word without ``=`` behind a method is its first setting, ``-METHOD`` drops one, and ``key=value`` in front of any method
-    is a setting of the stage. A key that the method has not goes into its ``options``: ``lora: peft LoraConfig r=8``.
+    A word without ``=`` behind a method is its first setting, ``-METHOD`` drops one, and ``key=value`` in
+    front of any method is a setting of the stage. A key that the method does not have goes into its
+    ``options``: ``lora: peft LoraConfig r=8``.
     """
     name, colon, rest = text.partition(":")
     if not colon or not name.strip():
@@ -223,23 +239,33 @@ def parse_arm(text: str) -> Arm:
         if words and words[0].startswith("-"):
             drop += [w.removeprefix("-") for w in words]
         elif words:
-            add.append(_method(words, text))
+            add.append(_method(words, f"--arm {text!r}"))
     return Arm(name=name.strip(), add=tuple(add), drop=tuple(drop), set=changes)
 
 
-def _method(words: list[str], text: str) -> dict[str, Any]:
+def parse_methods(text: str, option: str) -> list[dict[str, Any]]:
+    """``METHOD key=value, METHOD …`` from a command line, as a recipe writes them; errors name ``option``."""
+    named = [shlex.split(part) for part in text.split(",")]
+    if not all(named):
+        raise UserError(f"{option} {text!r}: write METHOD key=value, for example \"nucleus p=0.9\".")
+    return [_method(words, f"{option} {text!r}") for words in named]
+
+
+def _method(words: list[str], where: str) -> dict[str, Any]:
     use, *rest = words
-    card = read(Path(use), Path(use).stem, "") if use.endswith(".py") and Path(use).is_file() else \
-        registry.cards().get(use)
+    if use.endswith(".py") and Path(use).is_file():
+        card: Card | None = read(Path(use), Path(use).stem, "")
+    else:
+        card = registry.cards().get(use)
     if card is None:
-        raise UserError(f"--arm {text!r}: there is no method {use!r}{suggest(use, registry.cards())}.")
+        raise UserError(f"{where}: there is no method {use!r}{suggest(use, registry.cards())}.")
     fields = [f[0] for f in card.settings]
     out: dict[str, Any] = {"use": use}
     for i, word in enumerate(rest):
         if "=" not in word:
             if i or not fields:
-                raise UserError(f"--arm {text!r}: {word!r}: write key=value.")
-            out[fields[0]] = word
+                raise UserError(f"{where}: {word!r}: write key=value.")
+            out[fields[0]] = recipes.parse_change(f"{fields[0]}={word}")[1]
             continue
         key, value = recipes.parse_change(word)
         if key not in fields and "options" in fields:

@@ -33,8 +33,8 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import UNTRAINED, Evaluator
-from trainwright.families import is_pretrained
-from trainwright.lm.losses import evaluating, padded, token_losses
+from trainwright.families import evaluating, is_pretrained
+from trainwright.lm.losses import padded, token_losses
 
 
 class KnowledgeExtraction(Evaluator):
@@ -59,7 +59,7 @@ class KnowledgeExtraction(Evaluator):
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
-        from trainwright.lm.generation import continued
+        from trainwright.lm.generation import Prompt, written
 
         if ctx.tokenizer is None or not is_pretrained(model):
             raise UserError("knowledge_extraction needs a causal model of transformers and its tokenizer.")
@@ -67,8 +67,10 @@ class KnowledgeExtraction(Evaluator):
         told: dict[str, list[float]] = {}
         for at in range(0, len(asked), self.batch_size):
             part = asked[at : at + self.batch_size]
-            said = continued(model, ctx.tokenizer, [one.prompt for one in part], self.new_tokens)
-            for one, text, nats in zip(part, said, answer_losses(model, part, ctx), strict=True):
+            prompts = [Prompt(one.prompt, self.new_tokens) for one in part]
+            said = written(model, ctx.tokenizer, prompts, ctx, batch_size=self.batch_size)
+            for one, ids, nats in zip(part, said, answer_losses(model, part, ctx), strict=True):
+                text = ctx.tokenizer.decode(ids, skip_special_tokens=True)
                 told.setdefault(f"exact_match/{one.attribute}", []).append(exact(text, one.answer))
                 told.setdefault(f"answer_loss/{one.attribute}", []).append(nats)
         means = {name: sum(found) / len(found) for name, found in sorted(told.items())}

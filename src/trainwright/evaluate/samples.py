@@ -1,7 +1,8 @@
 """Texts that the model writes, kept for the report, and how varied they are.
 
-Each prompt is continued once, with randomness that depends only on the seed. ``distinct_2`` is the number
-of distinct pairs of adjacent tokens over all such pairs in the samples: near 0 where the model repeats
+Each prompt is continued once, with randomness that depends only on the seed. The stage's decoding methods
+(``nucleus``, ``min_p``) shape what is drawn; without one a model samples as its generation config says,
+which is among the 50 likeliest tokens if it says nothing. ``distinct_2`` is the number of distinct pairs of adjacent tokens over all such pairs in the samples: near 0 where the model repeats
 itself.
 
 Errors: no prompt; a stage without a tokenizer; ``chat`` with a tokenizer that has no template; a prompt
@@ -13,13 +14,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator
-from trainwright.lm.losses import evaluating, most_positions
+from trainwright.lm.generation import Prompt, encoded, room, written
 
 
 class Samples(Evaluator):
@@ -49,51 +49,23 @@ class Samples(Evaluator):
         tokenizer = ctx.tokenizer
         if tokenizer is None:
             raise UserError("samples: the stage has no tokenizer to read the prompts with.")
-        written = []
-        for i, prompt in enumerate(self.prompts):
-            ids = self.encode(tokenizer, prompt).to(next(model.parameters()).device)
-            out = self.write(model, ids, tokenizer, ctx.rng(f"samples/{i}", at=0).initial_seed())[
-                len(ids) :
-            ].tolist()
-            written.append(out)
-            ctx.show(
-                f"sample/{i}",
-                (prompt + "\n" if self.chat else prompt) + tokenizer.decode(out, skip_special_tokens=True),
-            )
-        pairs = [pair for out in written for pair in pairwise(out)]
+        read = [self._encoded(tokenizer, prompt) for prompt in self.prompts]
+        asked = [Prompt(ids, room(model, len(ids), self.new_tokens, "samples"),
+                        ctx.rng(f"samples/{i}", at=0).initial_seed(), self.temperature)
+                 for i, ids in enumerate(read)]
+        said = written(model, tokenizer, asked, ctx)
+        for i, (prompt, ids) in enumerate(zip(self.prompts, said, strict=True)):
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            ctx.show(f"sample/{i}", (prompt + "\n" if self.chat else prompt) + text)
+        pairs = [pair for ids in said for pair in pairwise(ids)]
         return {
-            "sample_tokens": sum(map(len, written)) / len(written),
+            "sample_tokens": sum(map(len, said)) / len(said),
             "distinct_2": len(set(pairs)) / max(1, len(pairs)),
         }
 
-    def encode(self, tokenizer: Any, prompt: str) -> torch.Tensor:
-        if self.chat:
-            if tokenizer.chat_template is None:
-                raise UserError("samples: chat = true, but the tokenizer has no chat template.")
-            said = [{"role": "user", "content": prompt}]
-            prompt = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
-        ids = tokenizer(prompt, add_special_tokens=not self.chat, return_tensors="pt")["input_ids"][0]
-        if not len(ids):
+    def _encoded(self, tokenizer: Any, prompt: str) -> list[int]:
+        missing = "samples: chat = true, but the tokenizer has no chat template."
+        ids = encoded(tokenizer, prompt, self.chat, missing)
+        if not ids:
             raise UserError("samples: a prompt is empty and the tokenizer puts nothing in front of it.")
         return ids
-
-    def write(self, model: nn.Module, ids: torch.Tensor, tokenizer: Any, seed: int) -> torch.Tensor:
-        most = most_positions(model)
-        room = self.new_tokens if most is None else min(self.new_tokens, most - len(ids))
-        if room < 1:
-            raise UserError(
-                f"samples: a prompt of {len(ids)} tokens leaves no room in the {most} positions of the model."
-            )
-        how = (
-            {"do_sample": True, "temperature": self.temperature} if self.temperature else {"do_sample": False}
-        )
-        devices = [ids.device.index or 0] if ids.device.type == "cuda" else []
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            return model.generate(
-                input_ids=ids[None],
-                attention_mask=torch.ones_like(ids)[None],
-                max_new_tokens=room,
-                pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-                **how,
-            )[0]

@@ -1,82 +1,206 @@
-"""Generation: the text that a model writes after prompts, and drawing tokens with a generator for each row."""
+"""Generation: what a model writes after prompts. Whatever generates text here does it with ``written``.
+
+    said = written(model, ctx.tokenizer, [Prompt(ids, new_tokens=40, seed=seed, temperature=0.8)], ctx)
+
+The scores of the next token go through a chain: they are divided by the prompt's temperature, shaped by the
+``Decode`` methods of the stage (``ctx.decode``) in recipe order, and a token is drawn from their softmax; at
+temperature 0 it is the likeliest. Prompts are batched, and keys and values are cached. Each prompt has a
+generator of its own, so the text does not depend on the prompts beside it, the size of a batch or the rank.
+"""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainwright import families
+from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.method import Decode
+from trainwright.lm.losses import most_positions
+
+Processor = Callable[[Tensor, Tensor], Tensor]
+"""From the tokens so far [rows, length] and the scores of the next [rows, vocabulary] to other scores."""
+USUAL_TOP_K = 50
+"""How many of the likeliest tokens transformers draws from where a model's generation config does not say."""
 
 
-def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: bool, seed: int) -> str:
-    """A model's text behind a prompt; sampling depends on the seed alone."""
+class Prompt(NamedTuple):
+    """A text to continue, and how."""
+
+    ids: Sequence[int]
+    """Its tokens; a model of encoder and decoder reads them and writes from the beginning."""
+    new_tokens: int
+    """Most tokens to write."""
+    seed: int = 0
+    """What is drawn depends on it alone."""
+    temperature: float = 0.0
+    """By which the scores are divided; at 0 each token is the likeliest."""
+
+
+def written(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, *, batch_size: int = 32,
+            top_k: int | None = None) -> list[list[int]]:
+    """The tokens that a model writes after each prompt, up to and including the one that ends the text.
+
+    Args:
+        prompts: whose tokens, with the new ones, fit into the model's positions.
+        ctx: its ``decode`` shapes the scores.
+        batch_size: prompts that are continued at once.
+        top_k: among how many of the likeliest tokens to draw, before ``ctx.decode``; 0: among all. By default
+            as the model's generation config says, if ``ctx.decode`` names no method.
+    """
+    out: list[list[int]] = [[] for _ in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].new_tokens, len(prompts[i].ids)))
+    with families.evaluating(model), torch.no_grad():
+        while order:
+            new = prompts[order[0]].new_tokens
+            part = [i for i in order[:batch_size] if prompts[i].new_tokens == new]
+            order = order[len(part):]
+            said = _batch(model, tokenizer, [prompts[i] for i in part], ctx, top_k)
+            for i, ids in zip(part, said, strict=True):
+                out[i] = ids
+    return out
+
+
+def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context,
+           top_k: int | None) -> list[list[int]]:
+    from transformers import GenerationConfig, LogitsProcessorList
+    device, two_parts = next(model.parameters()).device, bool(model.config.is_encoder_decoder)
+    end = model.generation_config.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
+    pad = next((n for n in (tokenizer.pad_token_id, tokenizer.eos_token_id) if n is not None), 0)
+    how = GenerationConfig(max_new_tokens=prompts[0].new_tokens, do_sample=False, num_beams=1,
+                           pad_token_id=pad, eos_token_id=end)
+    width = max(len(p.ids) for p in prompts)
+    blank = [[0] * (width - len(p.ids)) for p in prompts]
+    rows = [(list(p.ids), [1] * len(p.ids)) for p in prompts]
+    if two_parts:                                        # an encoder counts positions from the left
+        rows = [(ids + [pad] * len(b), there + b) for (ids, there), b in zip(rows, blank, strict=True)]
+    else:
+        rows = [([pad] * len(b) + ids, b + there) for (ids, there), b in zip(rows, blank, strict=True)]
+    made = model.generate(input_ids=torch.tensor([ids for ids, _ in rows], device=device),
+                          attention_mask=torch.tensor([there for _, there in rows], device=device),
+                          generation_config=how,
+                          logits_processor=LogitsProcessorList(_chain(model, prompts, ctx, top_k)))
+    return [_ended(row, end) for row in made[:, 1 if two_parts else width:].tolist()]
+
+
+def _ended(ids: list[int], end: int | list[int] | None) -> list[int]:
+    """A row without what fills it up behind the token that ends it."""
+    ends = {end} if isinstance(end, int) else set(end or ())
+    return next((ids[:i + 1] for i, token in enumerate(ids) if token in ends), ids)
+
+
+def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | None) -> list[Processor]:
+    """What the scores of a batch go through."""
+    from transformers import TopKLogitsWarper
+    warmth = torch.tensor([p.temperature for p in prompts])
+    draws = [torch.Generator().manual_seed(p.seed) for p in prompts]
+    shaping = [method.processor(model, ctx) for method in ctx.decode]
+    if not warmth.any():
+        return shaping
+    if top_k:
+        shaping = [TopKLogitsWarper(top_k), *shaping]
+    elif top_k is None and not shaping:
+        shaping = usual(model)
+    divisor = torch.where(warmth > 0, warmth, 1.0)[:, None]
+    return [lambda tokens, scores: scores / divisor.to(scores.device), *shaping,
+            lambda tokens, scores: drawn(scores, draws, warmth > 0)]
+
+
+def usual(model: Any) -> list[Processor]:
+    """How a model samples where nobody says otherwise: by ``top_k``, ``top_p`` and ``min_p`` of its generation
+    config, and where that has no ``top_k``, among the 50 likeliest tokens, as in transformers."""
+    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    told = model.generation_config
+    top_k = USUAL_TOP_K if told.top_k is None else told.top_k
+    made: list[Processor] = [TopKLogitsWarper(top_k)] if top_k else []
+    if told.top_p is not None and told.top_p < 1:
+        made.append(TopPLogitsWarper(told.top_p))
+    return [*made, *([MinPLogitsWarper(told.min_p)] if told.min_p else [])]
+
+
+def drawn(scores: Tensor, draws: Sequence[torch.Generator], drawing: Tensor) -> Tensor:
+    """Scores whose argmax is a draw from their softmax, in the rows where ``drawing`` holds.
+
+    With independent e_i ~ Exp(1), the argmax of p_i / e_i is a draw from p, token for token the one that
+    ``torch.multinomial`` takes. Each row has a generator of its own, on the CPU, so a row depends neither on
+    the rows beside it nor on the device.
+
+    Args:
+        scores: (rows, vocabulary), float32; minus infinity for what cannot be drawn.
+        draws: a generator for each row.
+        drawing: (rows,), bool.
+    """
+    noise = torch.ones(scores.shape)
+    for row, draw, draws_here in zip(noise, draws, drawing.tolist(), strict=True):
+        if draws_here:
+            row.exponential_(generator=draw)
+    chance = scores.softmax(-1) / noise.to(scores.device)
+    return torch.where(drawing.to(scores.device)[:, None], chance, scores)
+
+
+# ---- the command ------------------------------------------------------------------------------------------
+
+
+def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: bool, seed: int,
+             decode: Sequence[Decode] = ()) -> str:
+    """A model's text behind a prompt; sampling depends on the seed alone.
+
+    Raises:
+        UserError: the folder holds nothing that writes text, no tokenizer, or (for ``chat``) no template.
+    """
     if tokens < 1:
         raise UserError(f"tokens must be 1 or more, not {tokens}.")
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature must be 0 or more, not {temperature}.")
     model, tokenizer = families.load(folder, "generate"), families.load_tokenizer(folder, "generate")
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer.")
-    if not families.is_pretrained(model) or not model.can_generate():  # type: ignore[operator]
+    if not writes(model):
         raise UserError(f"{folder}: a {type(model).__name__} does not write text.")
-    if chat:
-        if tokenizer.chat_template is None:
-            raise UserError(f"{folder}: its tokenizer has no chat template; leave out --chat.")
-        said = [{"role": "user", "content": prompt}]
-        given = tokenizer.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    else:
-        given = tokenizer(prompt, return_tensors="pt")
-    if not given["input_ids"].shape[1]:
+    ids = encoded(tokenizer, prompt, chat, f"{folder}: its tokenizer has no chat template; leave out --chat.")
+    if not ids:
         raise UserError("the prompt is empty and the tokenizer puts nothing in front of it.")
-    how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        out = model.generate(input_ids=given["input_ids"], attention_mask=torch.ones_like(given["input_ids"]),  # type: ignore[operator]
-                             max_new_tokens=tokens, pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id, **how)
-    behind = chat and not model.config.is_encoder_decoder  # type: ignore[union-attr]   # whose decoder says the answer alone
-    text: str = tokenizer.decode(out[0][given["input_ids"].shape[1] if behind else 0:], skip_special_tokens=True)
-    return text
+    ctx = Context(seed=seed, tokenizer=tokenizer, decode=decode)
+    asked = Prompt(ids, room(model, len(ids), tokens, "generate"), seed, temperature)
+    said = written(model, tokenizer, [asked], ctx)[0]
+    alone = chat or model.config.is_encoder_decoder  # type: ignore[union-attr]
+    return str(tokenizer.decode(said if alone else [*ids, *said], skip_special_tokens=True))
 
 
-def continued(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int,
-              processors: Any = None) -> list[str]:
-    """What a causal model writes after each prompt, at most ``new_tokens`` tokens of it.
+def writes(model: nn.Module) -> bool:
+    """Whether it is a model of transformers that generates text."""
+    return families.is_pretrained(model) and bool(model.can_generate())  # type: ignore[operator]
 
-    Prompts are padded on the left to one length. Each step takes the likeliest token of the logits that ``processors``
-    (a ``LogitsProcessorList`` of transformers) return.
+
+def room(model: nn.Module, length: int, new_tokens: int, where: str) -> int:
+    """How many of ``new_tokens`` fit into a model's positions behind a prompt of ``length`` tokens.
+
+    Raises:
+        UserError: none does; ``where`` begins the sentence.
     """
-    from transformers import GenerationConfig
-    if not prompts:
-        return []
-    width, device = max(map(len, prompts)), next(model.parameters()).device
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
-    end = model.generation_config.eos_token_id
-    how = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=pad,
-                           eos_token_id=tokenizer.eos_token_id if end is None else end)
-    ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    with families.evaluating(model), torch.no_grad():
-        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=how, logits_processor=processors)
-    return [str(tokenizer.decode(row, skip_special_tokens=True)) for row in out[:, width:].tolist()]
+    most = None if model.config.is_encoder_decoder else most_positions(model)  # type: ignore[union-attr]
+    left = new_tokens if most is None else min(new_tokens, most - length)
+    if left < 1:
+        raise UserError(f"{where}: a prompt of {length} tokens leaves no room in the {most} positions of the "
+                        "model.")
+    return left
 
 
-def drawn(logits: Tensor, draws: Sequence[torch.Generator], temperatures: Sequence[float], top_k: int) -> Tensor:
-    """Logits whose argmax is a draw from softmax(logits / temperature), among the ``top_k`` likeliest unless it is 0.
+def encoded(tokenizer: Any, prompt: str, chat: bool, without_template: str) -> list[int]:
+    """A prompt's tokens, those of a user's turn for ``chat``.
 
-    With Gumbel noise g, the argmax of logits / temperature + g is such a draw. Each row has a generator of its own, so
-    a row does not depend on the rows beside it.
-
-    Args:
-        logits: (rows, vocabulary).
-        draws: a generator for each row.
-        temperatures: one for each row; at 0 the likeliest token stays the argmax.
+    Raises:
+        UserError: ``without_template``, where the tokenizer has no chat template.
     """
-    logits = logits.float()
-    if 0 < top_k < logits.shape[1]:
-        least = logits.topk(top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    noise = torch.stack([t * torch.empty(logits.shape[1]).exponential_(generator=g).clamp(min=1e-30).log()
-                         for t, g in zip(temperatures, draws, strict=True)])
-    return logits - noise.to(logits.device)
+    if not chat:
+        return list(tokenizer(prompt)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise UserError(without_template)
+    said = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,
+                                         tokenize=False)
+    return list(tokenizer(said, add_special_tokens=False)["input_ids"])

@@ -21,7 +21,7 @@ class CorpusStage(Stage):
     """Documents, filtered and tokenized."""
 
     roles = {"data": CORPUS, "tokenizer": TOKENIZER, "model": MODEL}
-    acting = ("Curate",)
+    acting = ("Curate", "Decode")
     makes = "corpus"
     place = "curate"
 
@@ -93,7 +93,7 @@ class CorpusStage(Stage):
         return sharding.led(partial(self._build, run)) or {}
 
     def _build(self, run: StageRun) -> dict[str, Any]:
-        from trainwright.core.method import Curate
+        from trainwright.core.method import Curate, Decode
         from trainwright.corpus import building
         tokenizer = run.folder("tokenizer") or (None if self.vocab_size else run.folder("data") or run.folder("model"))
         if self.tokenizer is not None:
@@ -106,6 +106,7 @@ class CorpusStage(Stage):
             data=run.folder("data"), tokenizer=str(tokenizer) if tokenizer else None, vocab_size=self.vocab_size,
             mask_token=self.mask_token, tune=tune, test=test, chat_template=template, engine=self.engine)
         ctx = run.context()
+        ctx.decode = run.job.of(Decode)
         figures = building.build(run.out, run.job.of(Curate), settings, ctx, run.store.root / "cache", run.listener.say)
         run.texts |= ctx.texts
         return figures

@@ -11,6 +11,7 @@ from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
+from trainwright.evaluate.decode.min_p import MinP
 from trainwright.lm.writing import endpoint
 from trainwright.lm.writing.writer import Request, Writer
 
@@ -118,7 +119,14 @@ def test_a_local_answer_depends_on_its_own_request_alone(tmp_path: Path) -> None
         answers = written(asking(at_once=block), tiny.curating(folder), asked)
         found.append({r.name: answer for r, answer in zip(asked, answers, strict=True)})
     assert found[0] == found[1] and found[2] == {n: found[0][n] for n in "bc"} and all(found[0].values())
+    ctx = tiny.curating(tmp_path)
+    ctx.decode = (MinP(p=1.0),)
+    likeliest = [r._replace(temperature=0.0) for r in requests]
+    assert written(asking(), ctx, requests) == written(asking(), tiny.curating(tmp_path), likeliest)
+    assert written(asking(), tiny.curating(tmp_path), requests) == list(found[0].values()), "none of it was kept"
     with pytest.raises(UserError, match=r"'long' has \d+ tokens, which with max_tokens = 4 .* 64 positions"):
         written(asking(), tiny.curating(tmp_path), [Request("long", "a b c " * 40)])
     with pytest.raises(UserError, match="asking has nobody to write"):
         asking().start("asking", Context(folder=tmp_path))
+    with pytest.raises(UserError, match="asking: min_p shapes what a local model writes"):
+        asking(endpoint="http://host:80/v1", model="m").start("asking", ctx)

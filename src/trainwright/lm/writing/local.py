@@ -5,14 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.store import key_of, stamp
 from trainwright.corpus.chat import own_template
-from trainwright.lm.generation import continued, drawn
+from trainwright.lm.generation import Prompt, written
 from trainwright.lm.losses import most_positions
 from trainwright.lm.writing.writer import Request, Stopped, Writer
 
@@ -30,15 +28,16 @@ class LocalWriter:
             raise UserError(f"{method}: the model in {folder} has no tokenizer, so it cannot write.")
         self.model: Any = families.load(folder, method).to(ctx.device).eval().requires_grad_(False)
         self.chat, self.most = own_template(self.tokenizer) is not None, most_positions(self.model)
-        self.writer, self.block, self.device = writer, writer.at_once, ctx.device
-        self.identity = f"model {key_of(stamp(folder))}"
+        self.writer, self.block, self.ctx = writer, writer.at_once, ctx
+        self.identity = f"model {key_of(stamp(folder), [repr(m) for m in ctx.decode])}"
 
     def answer(self, requests: Sequence[Request], seeds: Sequence[int]) -> Iterator[tuple[int, str]]:
         """One batch."""
-        prompts = [self._encode(r) for r in requests]
-        processors = self._drawing(requests, seeds)
-        yield from enumerate(continued(self.model, self.tokenizer, prompts, self.writer.max_tokens,
-                                       processors))
+        prompts = [Prompt(self._encode(r), self.writer.max_tokens, seed, r.temperature or 0.0)
+                   for r, seed in zip(requests, seeds, strict=True)]
+        said = written(self.model, self.tokenizer, prompts, self.ctx, batch_size=self.block,
+                       top_k=self.writer.top_k)
+        yield from enumerate(self.tokenizer.decode(ids, skip_special_tokens=True) for ids in said)
 
     def close(self) -> None:
         """There is nothing to close."""
@@ -56,10 +55,3 @@ class LocalWriter:
             raise Stopped(f"the prompt of {request.name!r} has {len(ids):,} tokens, which with max_tokens = "
                           f"{new:,} for the answer exceed the {self.most:,} positions of the model.")
         return ids
-
-    def _drawing(self, requests: Sequence[Request], seeds: Sequence[int]) -> Any:
-        from transformers import LogitsProcessorList
-        temperatures = [r.temperature or 0.0 for r in requests]
-        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return LogitsProcessorList([lambda seen,
-                                    logits: drawn(logits, draws, temperatures, self.writer.top_k)])

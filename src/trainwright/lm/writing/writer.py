@@ -149,6 +149,9 @@ class Writing:
 def _backend(writer: Writer, method: str, ctx: Context) -> Backend:
     if writer.endpoint:
         from trainwright.lm.writing.endpoint import Endpoint
+        if ctx.decode:
+            raise UserError(f"{method}: {ctx.decode[0].name} shapes what a local model writes (from.model), and the "
+                            "writer is an endpoint, which samples by itself.")
         return Endpoint(writer, method)
     if "model" not in ctx.inputs:
         raise UserError(f"{method} has nobody to write: give the stage a model (from = "
