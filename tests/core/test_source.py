@@ -10,7 +10,14 @@ import pytest
 from trainwright.core import source
 from trainwright.core.errors import UserError
 
-TREE = ("house/__init__.py", "house/one.py", "house/two/__init__.py", "house/two/deep.py", "beside.py", "folder/inner.py")
+TREE = (
+    "house/__init__.py",
+    "house/one.py",
+    "house/two/__init__.py",
+    "house/two/deep.py",
+    "beside.py",
+    "folder/inner.py",
+)
 
 
 @pytest.fixture
@@ -21,17 +28,27 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(("file", "level", "module", "name", "found"), [
-    ("house/two/deep.py", 0, "house.one", "", ["house/__init__.py", "house/one.py"]),
-    ("house/two/deep.py", 0, "house", "one", ["house/__init__.py", "house/one.py"]),
-    ("house/two/deep.py", 1, "", "other", ["house/two/__init__.py"]),
-    ("house/two/deep.py", 2, "one", "x", ["house/one.py"]),
-    ("house/two/deep.py", 2, "", "one", ["house/__init__.py", "house/one.py"]),
-    ("house/one.py", 0, "beside", "", []),
-    ("beside.py", 0, "folder.inner", "x", ["folder/inner.py"]),
-    ("beside.py", 0, "house.two", "deep", ["house/__init__.py", "house/two/__init__.py", "house/two/deep.py"]),
-    ("beside.py", 0, "torch", "nn", []),
-    ("beside.py", 9, "x", "y", [])])
+@pytest.mark.parametrize(
+    ("file", "level", "module", "name", "found"),
+    [
+        ("house/two/deep.py", 0, "house.one", "", ["house/__init__.py", "house/one.py"]),
+        ("house/two/deep.py", 0, "house", "one", ["house/__init__.py", "house/one.py"]),
+        ("house/two/deep.py", 1, "", "other", ["house/two/__init__.py"]),
+        ("house/two/deep.py", 2, "one", "x", ["house/one.py"]),
+        ("house/two/deep.py", 2, "", "one", ["house/__init__.py", "house/one.py"]),
+        ("house/one.py", 0, "beside", "", []),
+        ("beside.py", 0, "folder.inner", "x", ["folder/inner.py"]),
+        (
+            "beside.py",
+            0,
+            "house.two",
+            "deep",
+            ["house/__init__.py", "house/two/__init__.py", "house/two/deep.py"],
+        ),
+        ("beside.py", 0, "torch", "nn", []),
+        ("beside.py", 9, "x", "y", []),
+    ],
+)
 def test_imports_are_followed_to_their_files(file: str, level: int, module: str, name: str, found: list[str],
                                              place: Path) -> None:
     folder = place if file == "beside.py" else None
@@ -58,8 +75,14 @@ def test_only_a_user_s_own_file_looks_beside_itself(place: Path) -> None:
     assert source.beside(Path(sysconfig.get_path("purelib")) / "other" / "mine.py") is None
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    (b"x = (\n", "line 1: this is no Python"), (b"# \xff\n", "not a Python file in UTF-8"), (None, "No such file")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"x = (\n", "line 1: this is no Python"),
+        (b"# \xff\n", "not a Python file in UTF-8"),
+        (None, "No such file"),
+    ],
+)
 def test_a_file_that_cannot_be_parsed_is_reported(content: bytes | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "mine.py").write_bytes(content)
