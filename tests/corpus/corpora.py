@@ -55,11 +55,12 @@ def texts(n: int, domain: str = "d") -> list[dict[str, Any]]:
 
 def build(folder: Path, rows: Any, *more: Curate, cache: Path | None = None, said: list[str] | None = None,
           **settings: Any) -> dict[str, Any]:
-    """Build a corpus of the rows in ``folder``; the vocabulary is 400 unless told otherwise."""
+    """Build a corpus of the rows in ``folder``; the vocabulary is 400 unless ``tokenizer`` is given (None: no tokens)."""
     if "tokenizer" not in settings:
         settings.setdefault("vocab_size", 400)
     folder.mkdir(parents=True, exist_ok=True)
     say = [].append if said is None else said.append
     given = [Given(rows=tuple(rows))] if rows is not None else []
     made = building.CorpusSettings(**settings)
-    return building.build(folder, [*given, *more], made, Context(), cache or folder.parent / "cache", say)
+    ctx = Context(inputs={"data": [made.data]} if made.data else {})
+    return building.build(folder, [*given, *more], made, ctx, cache or folder.parent / "cache", say)

@@ -245,3 +245,32 @@ def test_an_empty_selection_says_where_the_documents_went(tmp_path: Path) -> Non
     build(tmp_path / "raw", texts(40), tune=0.2, test=0.2)
     with pytest.raises(UserError, match=r"\d+ out of from.data, 0 out of chosen"):
         build(tmp_path / "chosen", None, Chosen(), data=tmp_path / "raw", tokenizer=str(tmp_path / "raw"), vocab_size=None)
+
+
+def test_a_corpus_may_have_no_tokenizer(tmp_path: Path) -> None:
+    """Documents, splits and the index are those of one that has, with nothing to read in the index."""
+    rows = [*texts(40), {"id": "talk", "domain": "chat", "messages": CHAT}]
+    build(tmp_path / "with", rows, chat_template="chatml", tune=0.1, test=0.1)
+    figures = build(tmp_path / "without", rows, tokenizer=None, tune=0.1, test=0.1)
+    assert figures["documents"] == 41 and figures["tokens"] == figures["vocab_size"] == figures["tokenized_now"] == 0
+    one, two = (tokens.Corpus(tmp_path / name) for name in ("with", "without"))
+    assert two.tokenizer is None and two.columns == one.columns and two.vocab_size == 0
+    for split in tokens.SPLITS:
+        a, b = one.select(split), two.select(split)
+        assert a.id.tolist() == b.id.tolist() and not b.length.any() and not b.trained.any()
+    assert b.bytes.tolist() == a.bytes.tolist() and b.bytes.all()
+    build(tmp_path / "later", None, Chosen(ids=tuple(two.select("train").id[:5])), data=tmp_path / "without",
+          tokenizer=str(tmp_path / "without"))
+    later = tokens.Corpus(tmp_path / "later")
+    assert later.tokenizer is None and len(later.select("train")) == 5
+
+
+def test_a_pair_of_conversations_is_learned_by_its_chosen_answer(tmp_path: Path) -> None:
+    pair = {"prompt": CHAT[:1], "chosen": CHAT[1:], "rejected": [{"role": "assistant", "content": "Nobody."}]}
+    rows = [*texts(5), *({"id": f"pair{i}", "domain": "pairs", "columns": pair} for i in range(3))]
+    figures = build(tmp_path / "c", rows, chat_template="chatml", tune=0.0, test=0.0)
+    read = tokens.open_corpus(tmp_path / "c")
+    found = read.select("train", ["pairs"])
+    at = int(found.shard[0]), int(found.offset[0]), int(found.length[0])
+    assert read.tokenizer.decode(read.read(*at)[read.read_mask(*at)]) == "Zoë 👋🏽<|im_end|>" and read.speaks
+    assert figures["conversations"] == 3 and figures["untrained_documents"] == 0

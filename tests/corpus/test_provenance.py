@@ -127,10 +127,11 @@ def test_methods_name_the_document_the_benchmark_and_the_score(tmp_path: Path) -
     from trainwright.data.filter.minhash import Minhash
     words = [f"{a} {b} walks slowly over the grey {c} hill" for a in "abc" for b in "defg" for c in "hij"]
     rows = [{"id": f"{i:02d}", "text": text} for i, text in enumerate(words)]
-    twins = [{"id": "twin", "text": f"  {words[3].upper()}!"}, {"id": "leak", "text": "who sat on the mat when the sun went down"}]
+    twins = [{"id": "twin", "text": f"  {words[3].upper()}!"},
+             {"id": "leak", "text": "who sat on the mat when the sun went down"}]
     (tmp_path / "quiz.txt").write_text("Who sat on the mat, when the sun went down?")
-    methods = [Minhash(), Decontaminate(files=(str(tmp_path / "quiz.txt"),), ngram=6, shortest=4), Filter(where="id <> '05'")]
-    build(tmp_path / "c", [*rows, *twins], *methods)
+    quiz = Decontaminate(files=(str(tmp_path / "quiz.txt"),), ngram=6, shortest=4)
+    build(tmp_path / "c", [*rows, *twins], Minhash(), quiz, Filter(where="id <> '05'"))
     found = reasons(tmp_path / "c")
     assert found["twin"] == ("near-duplicate", None, "03")
     assert found["leak"] == ("shares runs of words with a benchmark", 5.0, "quiz")

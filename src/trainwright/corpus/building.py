@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,8 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.corpus import bpe, chat, documents, media, provenance, splits, tokens
-from trainwright.corpus.columns import DOMAIN, ID, MESSAGES, ORIGIN, SOURCE, TEXT
+from trainwright.corpus.columns import DOMAIN, ID, ORIGIN, SOURCE, TEXT, classes
+from trainwright.corpus.editing import LEARNED, conversation
 
 TRAINER_BYTES = 256 << 20
 """Bytes of text that a tokenizer is trained on at most: a larger corpus gives a sample of documents, by
@@ -46,7 +48,7 @@ class CorpusSettings:
     data: Path | None = None
     """Folder of an earlier corpus whose documents to begin with."""
     tokenizer: str | None = None
-    """Folder whose tokenizer to use."""
+    """Folder whose tokenizer to use; with neither it nor ``vocab_size`` documents are kept alone, without tokens."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size instead."""
     mask_token: bool = False
@@ -74,18 +76,13 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
         say(f"{name}: {text}")
     dropped = f", {table.empty:,} empty ones dropped" if table.empty else ""
     names = sorted(set(table.domains))
-    say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {len(names)} domains ({', '.join(names)}){dropped}")
-    tokenizer = _tokenizer(table, settings, say)
-    talk = chat.Chat(tokenizer, settings.chat_template) if table.conversations or settings.chat_template else None
-    if talk is not None:
-        _compare(talk, table)
-        tokenizer.chat_template = talk.template
-    tokenizer.save_pretrained(folder)
-    encoder = tokens.Encoder(tokenizer, talk)
+    say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {len(names)} domains "
+        f"({', '.join(names)}){dropped}")
+    encoder = _encoder(folder, table, settings, say)
     figures = _tokenize(folder / "tokens", table, encoder, cache / "tokens", say)
     notes = {name: float(sum(value for value, _ in told)) for name, told in ctx.notes.items()}
-    return figures | {"empty_documents": table.empty, "vocab_size": encoder.vocab_size, "curated": table.curated,
-                      "kept": table.kept, "notes": notes}
+    return figures | {"empty_documents": table.empty, "vocab_size": encoder.vocab_size if encoder else 0,
+                      "curated": table.curated, "kept": table.kept, "media_bytes": table.media_bytes, "notes": notes}
 
 
 def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context,
@@ -115,8 +112,8 @@ def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettin
     table.curated, table.kept = provenance.counts(traced, [s.name for s in steps]), provenance.kept(traced)
     _refuse_twins(table)
     _split(table, traced, settings, earlier)
-    media.collect(sorted(table.media), [f / media.FOLDER for f in (ctx.folder or taps, settings.data) if f],
-                  folder / media.FOLDER)
+    places = [f / media.FOLDER for f in (ctx.folder or taps, settings.data) if f]
+    table.media_bytes = media.collect(sorted(table.media), places, folder / media.FOLDER)
     shutil.rmtree(taps)
     return table
 
@@ -132,7 +129,8 @@ class _Step(NamedTuple):
 def _steps(methods: list[Curate], work: Path, earlier: bool) -> list[_Step]:
     used = [m.name for m in methods]
     named = [("from.data", None)] if earlier else []
-    named += [(m.name if used.count(m.name) == 1 else name, m) for (name, _), m in zip(name_all(methods), methods, strict=True)]
+    named += [(m.name if used.count(m.name) == 1 else name, m)
+              for (name, _), m in zip(name_all(methods), methods, strict=True)]
     return [_Step(name, method, work / f"{number:03d}-{name}") for number, (name, method) in enumerate(named)]
 
 
@@ -144,14 +142,16 @@ def _provenance(folder: Path, taps: Path, steps: Sequence[_Step], blank: Sequenc
     return traced
 
 
-def _split(table: documents.Table, traced: pa.Table, settings: CorpusSettings, earlier: documents.Earlier | None) -> None:
+def _split(table: documents.Table, traced: pa.Table, settings: CorpusSettings,
+           earlier: documents.Earlier | None) -> None:
     written = traced.filter(traced[ORIGIN].is_valid())
     seen = dict(zip(written[ID].to_pylist(), written[ORIGIN].to_pylist(), strict=True))
     roots = splits.roots(table.origins, seen)
     if earlier is not None:
         table.splits = splits.kept(table.ids, roots, earlier.split)
         return
-    known = traced.filter(pc.is_in(traced[ID], value_set=pa.array(sorted(set(roots.values())), pa.large_string())))
+    wanted = pa.array(sorted(set(roots.values())), pa.large_string())
+    known = traced.filter(pc.is_in(traced[ID], value_set=wanted))
     domains = dict(zip(known[ID].to_pylist(), known[DOMAIN].to_pylist(), strict=True))
     table.splits = splits.assign(table.ids, table.domains, settings.tune, settings.test, roots, domains)
 
@@ -159,7 +159,8 @@ def _split(table: documents.Table, traced: pa.Table, settings: CorpusSettings, e
 def _empty(curated: list[dict[str, Any]], table: documents.Table, methods: list[Curate]) -> str:
     path = ", ".join(f"{row['out']:,} out of {row['method']}" for row in curated) or "no method"
     read = "; ".join(f"{m}" for m in methods)
-    return f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its methods: {read}."
+    return (f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its methods: "
+            f"{read}.")
 
 
 def _refuse_twins(table: documents.Table) -> None:
@@ -168,75 +169,114 @@ def _refuse_twins(table: documents.Table) -> None:
     if len(same):
         places = order[same[0] : same[0] + 2]
         sources = [row[SOURCE] for i, row in enumerate(documents.rows(table, [SOURCE])) if i in places]
-        raise UserError(f"{len(same):,} documents share an id with another, the first {table.ids[places[0]]!r} (from "
-                        f"{sources[0]} and {sources[1]}): read each file once, and give such documents different domains or ids.")
+        raise UserError(f"{len(same):,} documents share an id with another, the first {table.ids[places[0]]!r} "
+                        f"(from {sources[0]} and {sources[1]}): read each file once, and give such documents "
+                        "different domains or ids.")
+
+
+# ---- tokens ---------------------------------------------------------------------------------------------------
+
+
+def _encoder(folder: Path, table: documents.Table, settings: CorpusSettings,
+             say: Callable[[str], None]) -> tokens.Encoder | None:
+    """What makes tokens of documents, saved to ``folder``; None for a corpus of documents alone."""
+    tokenizer = _tokenizer(table, settings, say)
+    if tokenizer is None:
+        return None
+    talks = table.conversations or settings.chat_template
+    talk = chat.Chat(tokenizer, settings.chat_template) if talks else None
+    if talk is not None:
+        first = list(islice(_talks(table), chat.COMPARED))
+        talk.check([name for name, _ in first], [messages for _, messages in first])
+        tokenizer.chat_template = talk.template
+    tokenizer.save_pretrained(folder)
+    return tokens.Encoder(tokenizer, talk)
 
 
 def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[str], None]) -> Any:
     from trainwright.families import load_tokenizer
     if settings.vocab_size is not None:
         share = min(1.0, TRAINER_BYTES / max(table.bytes, 1))
-        wanted = (table.splits == 0) & np.array([share == 1 or tokens.uniform(i, "tokenizer") < share for i in table.ids])
+        drawn = np.array([share == 1 or tokens.uniform(i, "tokenizer") < share for i in table.ids])
+        wanted = (table.splits == 0) & drawn
         controls = chat.control_tokens(settings.chat_template)
         rows = zip(documents.rows(table, [TEXT]), wanted, strict=True)
-        made = bpe.train((row[TEXT] for row, use in rows if use), settings.vocab_size, controls,
-                         settings.mask_token)
+        texts = (row[TEXT] for row, use in rows if use)
+        made = bpe.train(texts, settings.vocab_size, controls, settings.mask_token)
         say(f"tokenizer: {len(made):,} tokens, byte-level BPE trained on {int(wanted.sum()):,} documents")
         if len(made) < settings.vocab_size:
-            say(f"tokenizer: vocab_size = {settings.vocab_size:,} asked for more, but the text has nothing left to merge")
+            say(f"tokenizer: vocab_size = {settings.vocab_size:,} asked for more, but the text has nothing left "
+                "to merge")
         return made
     if settings.tokenizer is None:
-        raise UserError("the corpus stage needs a tokenizer: say vocab_size (train one) or tokenizer (use one).")
+        return None
     loaded = load_tokenizer(Path(settings.tokenizer), "corpus")
+    if loaded is None and settings.data == Path(settings.tokenizer):
+        return None                                      # an earlier corpus of documents alone: so is this one
     if loaded is None or not loaded.is_fast:
-        raise UserError(f"{settings.tokenizer} has no tokenizer.json: the corpus needs a tokenizer of the tokenizers library.")
+        raise UserError(f"{settings.tokenizer} has no tokenizer.json: the corpus needs a tokenizer of the "
+                        "tokenizers library.")
     return loaded
 
 
-def _compare(talk: chat.Chat, table: documents.Table) -> None:
-    first = []
-    for row in documents.rows(table, [ID, MESSAGES]):
-        if row[MESSAGES] is not None:
-            first.append((row[ID], row[MESSAGES]))
-        if len(first) == chat.COMPARED:
-            break
-    talk.check([name for name, _ in first], [messages for _, messages in first])
+def _talks(table: documents.Table) -> Iterator[tuple[str, str]]:
+    """Id and messages of each document that is learned from messages."""
+    for row in documents.rows(table, [ID, *LEARNED]) if table.conversations else ():
+        if (talk := conversation(*(row[name] for name in LEARNED))) is not None:
+            yield row[ID], talk
 
 
-def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: Path,
+def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder | None, cache: Path,
               say: Callable[[str], None]) -> dict[str, Any]:
-    rows = (tokens.Document(r[ID], r[TEXT] or "", r[MESSAGES]) for r in documents.rows(table, [ID, TEXT, MESSAGES]))
+    """Fill ``out`` with shards and the index; returns figures of both."""
+    out.mkdir(parents=True, exist_ok=True)
+    shards = _shards(out, table, encoder, cache, say) if encoder else [_no_tokens(table)]
+    index = _index(table, shards)
+    pq.write_table(index, out / "index.parquet", compression="zstd")
+    facts = {"vocab_size": encoder.vocab_size if encoder else 0, "dtype": encoder.dtype.name if encoder else "uint16",
+             "domains": sorted(set(table.domains)), "chat": any(s.masked for s in shards),
+             "speaks": table.conversations > 0, "by_turn": bool(encoder and encoder.chat and encoder.chat.by_turn),
+             "columns": table.columns, "labels": classes(table.labels)}
+    (out / "tokens.json").write_text(json.dumps(facts))
+    untrained = _untrained(table, index) if encoder else 0
+    figures: dict[str, Any] = {
+        "documents": len(table.ids), "tokens": pc.sum(index["length"]).as_py(),
+        "trained_tokens": pc.sum(index["trained"]).as_py(), "bytes": pc.sum(index["bytes"]).as_py(),
+        "conversations": table.conversations, "untrained_documents": untrained,
+        "tokenized_now": sum(len(s.length) for s in shards if not s.cached) if encoder else 0,
+        "from_cache": sum(len(s.length) for s in shards if s.cached), "domains": _by_domain(index)}
+    silent = f"; {untrained:,} conversations have nothing to learn" if untrained else ""
+    say(f"tokens: {figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from the "
+        f"cache{silent}" if encoder else "tokens: none, since there is no tokenizer")
+    return figures
+
+
+def _shards(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: Path,
+            say: Callable[[str], None]) -> list[tokens.Shard]:
+    rows = (tokens.Document(r[ID], r[TEXT] or "", conversation(*(r[name] for name in LEARNED)))
+            for r in documents.rows(table, [ID, TEXT, *LEARNED]))
     shards, told = [], time.monotonic()
     for shard in tokens.write(rows, encoder, cache, out):
         shards.append(shard)
         if time.monotonic() - told > SAY_EVERY:
             told = time.monotonic()
             say(f"tokens: {sum(len(s.length) for s in shards):,} of {len(table.ids):,} documents")
-    index = _index(table, shards)
-    pq.write_table(index, out / "index.parquet", compression="zstd")
-    masked = any(s.masked for s in shards)
-    facts = {"vocab_size": encoder.vocab_size, "dtype": encoder.dtype.name, "domains": sorted(set(table.domains)), "chat": masked}
-    (out / "tokens.json").write_text(json.dumps(facts))
-    untrained = _untrained(table, index)
-    figures: dict[str, Any] = {"documents": len(table.ids), "tokens": pc.sum(index["length"]).as_py(),
-                               "trained_tokens": pc.sum(index["trained"]).as_py(), "bytes": pc.sum(index["bytes"]).as_py(),
-                               "conversations": table.conversations, "untrained_documents": untrained,
-                               "tokenized_now": sum(len(s.length) for s in shards if not s.cached),
-                               "from_cache": sum(len(s.length) for s in shards if s.cached), "domains": _by_domain(index)}
-    silent = f"; {untrained:,} conversations have nothing to learn" if untrained else ""
-    say(f"tokens: {figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from the cache{silent}")
-    return figures
+    return shards
+
+
+def _no_tokens(table: documents.Table) -> tokens.Shard:
+    """In place of the shards of a corpus without a tokenizer."""
+    size = np.array([len((row[TEXT] or "").encode()) for row in documents.rows(table, [TEXT])], dtype=np.int64)
+    return tokens.Shard(np.zeros_like(size), np.zeros_like(size), size, False, False)
 
 
 def _untrained(table: documents.Table, index: pa.Table) -> int:
     """Conversations without a token to learn; a plain text of one token has none either but is no mistake."""
-    if not table.conversations:
-        return 0
-    talks = {row[ID] for row in documents.rows(table, [ID, MESSAGES]) if row[MESSAGES] is not None}
+    talks = {name for name, _ in _talks(table)}
     untrained = sum(name in talks for name in index.filter(pc.equal(index["trained"], 0))["id"].to_pylist())
-    if untrained == len(talks):
-        raise UserError(f"none of the {untrained:,} conversations has a token to learn: the assistant says nothing in them; "
-                        "messages need turns of role 'assistant'.")
+    if talks and untrained == len(talks):
+        raise UserError(f"none of the {untrained:,} conversations has a token to learn: the assistant says "
+                        "nothing in them; messages need turns of role 'assistant'.")
     return untrained
 
 
@@ -245,11 +285,14 @@ def _index(table: documents.Table, shards: Sequence[tokens.Shard]) -> pa.Table:
     order = np.argsort(table.ids, kind="stable")
     number = np.concatenate([np.full(len(s.length), i, dtype=np.int64) for i, s in enumerate(shards)])
     offset = np.concatenate([np.cumsum(s.length) - s.length for s in shards])
-    length, size, trained = (np.concatenate([getattr(s, name) for s in shards]) for name in ("length", "bytes", "trained"))
+    length, size, trained = (np.concatenate([getattr(s, name) for s in shards])
+                             for name in ("length", "bytes", "trained"))
+    split = np.array(tokens.SPLITS, dtype=object)[table.splits]
     return pa.table({
-        "id": pa.array(table.ids[order], pa.string()), "domain": pa.array(table.domains[order], pa.string()),
-        "split": pa.array(np.array(tokens.SPLITS, dtype=object)[table.splits[order]], pa.string()), "shard": number[order],
-        "offset": offset[order], "length": length[order], "bytes": size[order], "trained": trained[order]})
+        **{name: pa.array(values[order], pa.string())
+           for name, values in (("id", table.ids), ("domain", table.domains), ("split", split))},
+        "shard": number[order], "offset": offset[order], "length": length[order], "bytes": size[order],
+        "trained": trained[order]})
 
 
 def _by_domain(index: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
@@ -258,6 +301,7 @@ def _by_domain(index: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
     sums = index.group_by(["domain", "split"]).aggregate([("id", "count"), *((name, "sum") for name in numbers)])
     found: dict[str, dict[str, dict[str, int]]] = {}
     for row in sorted(sums.to_pylist(), key=lambda r: (r["domain"], tokens.SPLITS.index(r["split"]))):
-        found.setdefault(row["domain"], {})[row["split"]] = {"documents": row["id_count"], "tokens": row["length_sum"],
-                                                             "trained_tokens": row["trained_sum"], "bytes": row["bytes_sum"]}
+        found.setdefault(row["domain"], {})[row["split"]] = {
+            "documents": row["id_count"], "tokens": row["length_sum"], "trained_tokens": row["trained_sum"],
+            "bytes": row["bytes_sum"]}
     return found

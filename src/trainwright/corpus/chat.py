@@ -64,8 +64,9 @@ class Chat:
         """What the tokens of a conversation depend on, beside the tokenizer."""
         return f"{self.by_turn}\n{self.template}"
 
-    def encode(self, names: Sequence[str], conversations: Sequence[str]) -> list[Encoded]:
-        """The tokens of conversations given as JSON.
+    def encode(self, names: Sequence[str], conversations: Sequence[str], given: Sequence[int] = ()) -> list[Encoded]:
+        """The tokens of conversations given as JSON. ``given`` says of each how many of its messages are a
+        prompt: nothing is trained that the assistant says there.
 
         Raises:
             UserError: the template refuses one (named by ``names``), or leaves the end of a turn unmarked.
@@ -73,11 +74,17 @@ class Chat:
         rendered = [self.render(name, json.loads(one)) for name, one in zip(names, conversations, strict=True)]
         encodings = self.backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
         found = []
-        for name, (text, spans), encoding in zip(names, rendered, encodings, strict=True):
+        for i, (name, (text, spans), encoding) in enumerate(zip(names, rendered, encodings, strict=True)):
+            if given:
+                spans = spans[self._said(name, json.loads(conversations[i])[:given[i]]):]
             ids = np.array(encoding.ids, dtype=np.int64)
             mask = self._mask(name, ids, np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), spans)
             found.append((ids, mask, len(text.encode())))
         return found
+
+    def _said(self, name: str, prompt: list[dict[str, Any]]) -> int:
+        """How many parts of a prompt the assistant says."""
+        return len(self.render(name, prompt).spans) if any(m["role"] == "assistant" for m in prompt) else 0
 
     def _mask(self, name: str, ids: NDArray[np.int64], offsets: NDArray[np.int64], spans: list[Span]) -> NDArray[np.bool_]:
         mask = np.zeros(len(ids), dtype=bool)

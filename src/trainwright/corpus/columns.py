@@ -9,7 +9,7 @@ reference.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,7 +120,7 @@ SCHEMA: dict[str, Column] = {
     "audio": Column("audio", "reference of a sound"),
 }
 """The columns that every table has; methods may add more."""
-ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES, ORIGIN, PROMPT, CHOSEN, REJECTED = list(SCHEMA)[:10]
+ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES, ORIGIN, PROMPT, CHOSEN, REJECTED, LABEL = list(SCHEMA)[:11]
 TYPED = tuple(name for name in SCHEMA if name not in (ID, TEXT, DOMAIN, SOURCE, METADATA, MESSAGES, ORIGIN))
 """Those of what a model reads beside text and conversations; null in all rows of most corpora."""
 MEDIA = tuple(name for name, column in SCHEMA.items() if column.kind in ("image", "audio"))
@@ -136,6 +136,17 @@ def kind_of(field: pa.Field) -> str:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return "text"
     return "number" if pa.types.is_floating(kind) or pa.types.is_integer(kind) else ""
+
+
+def classes(labels: Iterable[str]) -> list[str]:
+    """The classes of a corpus, in order: whole numbers by their size, else all by name."""
+    found = sorted(set(labels))
+    return sorted(found, key=int) if all(is_number(label) for label in found) else found
+
+
+def is_number(label: str) -> bool:
+    """Whether a class is a whole number."""
+    return label.removeprefix("-").isdecimal()
 
 
 def stored(name: str, value: Any, root: Path, keep: Keep | None) -> Any:

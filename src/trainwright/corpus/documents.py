@@ -23,7 +23,7 @@ from daft.runners import get_or_infer_runner_type
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
-from trainwright.corpus.columns import ARROW, CHOSEN, DOMAIN, ID, MEDIA, MESSAGES, ORIGIN, SCHEMA, SOURCE, TEXT
+from trainwright.corpus.columns import ARROW, CHOSEN, DOMAIN, ID, LABEL, MEDIA, MESSAGES, ORIGIN, SCHEMA, SOURCE, TEXT, kind_of
 from trainwright.corpus.streaming import among, paced, taken
 
 if TYPE_CHECKING:
@@ -199,8 +199,12 @@ class Table:
     origins: dict[str, str] = field(default_factory=dict)
     """Of documents that are written from another one, the id of that one, as the method that wrote them says
     it."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """The kind of each column in which some document has a value."""
+    labels: set[str] = field(default_factory=set)
     media: set[str] = field(default_factory=set)
     """References to images and sounds."""
+    media_bytes: int = 0
     empty: int = 0
     conversations: int = 0
     bytes: int = 0
@@ -241,6 +245,9 @@ class Writer:
         self.found.conversations += len(rows) - rows[MESSAGES].null_count + (pc.sum(_pairs_of_messages(rows)).as_py() or 0)
         written = rows.filter(rows[ORIGIN].is_valid())
         self.found.origins |= dict(zip(written[ID].to_pylist(), written[ORIGIN].to_pylist(), strict=True))
+        self.found.columns |= {f.name: kind for f in rows.schema if rows[f.name].null_count < len(rows)
+                               and f.name not in self.found.columns and (kind := kind_of(f))}
+        self.found.labels.update(pc.unique(rows[LABEL].drop_null()).to_pylist())
         self.found.media.update(one for name in MEDIA for one in rows[name].drop_null().to_pylist())
         self.ids.append(rows[ID])
         self.domains.append(rows[DOMAIN])

@@ -21,7 +21,8 @@ from trainwright.corpus.tokens import link
 PREFIX = "media:"
 FOLDER = "media"
 BEGINS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp",
-          b"II*\0": "tiff", b"MM\0*": "tiff", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
+          b"II*\0": "tiff", b"MM\0*": "tiff", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3",
+          b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
 """The endings of files that begin so."""
 
 

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.store import sweep
 from trainwright.corpus.chat import Chat
+
+if TYPE_CHECKING:
+    from trainwright.corpus.examples import Examples
 
 SPLITS = ("train", "tune", "test")
 DOCUMENTS, BYTES = 4096, 8 << 20
@@ -101,6 +104,17 @@ class Encoder:
             for i, (ids, mask, size) in zip(places, self.chat.encode(names, conversations), strict=True):
                 found[i] = ids.astype(self.dtype), mask, size
         return found
+
+    def continued(self, prompt: str, answer: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The tokens of a text that goes on from a prompt, and which of them the prompt is not. The prompt has the
+        same tokens whatever follows."""
+        start = self.backend.encode(prompt).ids
+        if prompt and start and start[-1] == self.end:
+            start = start[:-1]
+        rest = self.backend.encode(answer, add_special_tokens=False).ids
+        ends = [] if self.end is None else [self.end]
+        ids = np.array([*start, *rest, *ends], dtype=np.int64)
+        return ids, np.arange(len(ids)) >= len(start)
 
 
 def _portions(places: list[int], batch: Sequence[Document]) -> Iterator[list[int]]:
@@ -241,6 +255,13 @@ class Corpus:
         self.vocab_size: int = facts["vocab_size"]
         self.domains: tuple[str, ...] = tuple(facts["domains"])
         self.chat: bool = facts["chat"]
+        self.columns: dict[str, str] = facts["columns"]
+        """The kind of each column in which some document has a value (see ``columns.py``)."""
+        self.labels: tuple[str, ...] = tuple(facts["labels"])
+        """Classes of the column ``label``, in order."""
+        self.by_turn: bool = facts["by_turn"]
+        self.speaks: bool = facts["speaks"]
+        """Whether some document is a conversation, or a pair of them."""
         self._dtype = np.dtype(facts["dtype"])
         self._maps: dict[str, NDArray[Any] | None] = {}
 
@@ -270,6 +291,13 @@ class Corpus:
         arrays = {name: table[name].to_numpy().astype(np.int64) for name in ("shard", "offset", "length", "bytes", "trained")}
         domain = pc.index_in(table["domain"], value_set=_strings(self.domains)).to_numpy().astype(np.int64)
         return Documents(id=table["id"].to_numpy().astype(object), domain=domain, **arrays)
+
+    def examples(self, split: str, domains: Sequence[str] = ()) -> Examples:
+        """The documents of a split with their columns, in the order of ``select``. Raises a UserError where there
+        are none."""
+        from trainwright.corpus.examples import Examples
+        found = self.select(split, domains)
+        return Examples(self.folder, found.id, found.domain)
 
     def read(self, shard: int, offset: int, length: int) -> NDArray[np.int64]:
         """Tokens, int64."""

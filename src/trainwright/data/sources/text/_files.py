@@ -14,9 +14,13 @@ from typing import IO, TYPE_CHECKING, Any
 from trainwright.core.errors import UserError
 
 if TYPE_CHECKING:
+    from trainwright.corpus.columns import Keep
     from trainwright.corpus.sources import Row
 
 PLAIN = (".txt", ".md", ".rst", ".py")
+ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".wav", ".flac", ".ogg", ".mp3")
+"""Of images and sounds."""
+MEDIA = ("image", "audio")
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
          "bard": "assistant",
          "user": "user", "assistant": "assistant", "system": "system", "tool": "tool", "function": "tool",
@@ -33,6 +37,12 @@ class Reading:
     id: str
     invalid: str
     characters: int
+    columns: dict[str, str]
+    """Typed columns, by the name that they have in the file."""
+    root: Path
+    """Folder that paths of media start from."""
+    keep: Keep | None
+    """What keeps media."""
 
 
 def suffix(name: str) -> str:
@@ -150,19 +160,80 @@ def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
     where = f"{written}, row {line}"
     if not isinstance(row, Mapping):
         raise UserError(f"{where}: a row is an object with columns, not {str(row)[:40]!r}.")
-    messages, used = conversation(row, where)
-    if messages is not None:
-        text = "\n\n".join(m["content"] for m in messages if m.get("content"))
-        used = {*used, "text"}
-    else:
-        used, text = {how.field}, _text(row, how.field, where)
     if how.id and not isinstance(row.get(how.id), str | int):
         raise UserError(f"{where}: the column {how.id!r} (the setting id) must hold a string or a whole "
                         f"number; {_columns(row)}.")
     name = str(row[how.id]) if how.id else f"{how.domain}/{written}:{line}"
+    columns, used = typed(row, how.columns, where)
+    messages, spoken = (None, set()) if "chosen" in columns else conversation(row, where)
+    viewed = messages is not None or "chosen" in columns
+    text = "" if viewed or (how.field not in row and "image" in columns) else _text(row, how.field, where)
+    used |= spoken | {"text" if viewed else how.field}
     rest = {key: value for key, value in row.items() if key not in used}
-    return document(id=name, text=text, domain=how.domain, source=f"{written}:{line}", metadata=rest,
-                    messages=messages)
+    try:
+        return document(id=name, text=text, domain=how.domain, source=f"{written}:{line}", metadata=rest,
+                        messages=messages, columns=columns, root=how.root, keep=how.keep)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
+
+
+def typed(row: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple[dict[str, Any], set[str]]:
+    """The typed columns of a row, and the columns they stood in: those that the recipe names, and of the
+    others a pair (``prompt``, ``chosen``, ``rejected``), a ``label``, an ``image``, an ``audio``."""
+    if missing := [column for column in named.values() if column not in row]:
+        raise UserError(f"{where}: there is no column {missing[0]!r} (the setting columns); {_columns(row)}.")
+    found = {name: row[column] for name, column in named.items()}
+    used = set(named.values())
+    pair = {name: row.get(found_in) for name in ("prompt", "chosen", "rejected")
+            if (found_in := named.get(name, name)) in row}
+    if pair.get("chosen") is not None and pair.get("rejected") is not None:
+        found |= preference(pair, where)
+        used |= {named.get(name, name) for name in pair}
+    for name in ("label", *MEDIA):
+        if name not in found and name in row and _fits(name, row[name]):
+            found[name] = row[name]
+            used.add(name)
+    return {name: value for name, value in found.items() if value is not None}, used
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Whether a column that happens to have the name of a typed one holds such a thing; else it is metadata."""
+    if name == "label":
+        return isinstance(value, str | int) and value != ""
+    return isinstance(value, bytes | Mapping) or (isinstance(value, str) and value != "" and "://" not in value)
+
+
+def preference(pair: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Prompt, chosen and rejected of a pair. Those that are strings stay text. Of lists of messages the
+    prompt is what both answers begin with, behind the column ``prompt`` where they do not repeat that."""
+    answers = [pair["chosen"], pair["rejected"]]
+    if all(isinstance(one, str) for one in answers) and isinstance(pair.get("prompt"), str | None):
+        return dict(pair)
+    chosen, rejected = ([_message(m, where) for m in _list(one, where, name)]
+                        for one, name in zip(answers, ("chosen", "rejected"), strict=True))
+    prompt = pair.get("prompt") or []
+    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [_message(m, where) for m in prompt]
+    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
+                min(len(chosen), len(rejected)))
+    shared = chosen[:same]
+    if not chosen[same:] or not rejected[same:]:
+        raise UserError(f"{where}: chosen and rejected are the same, or one is the beginning of the other.")
+    before = shared if shared[:len(asked)] == asked else [*asked, *shared]
+    return {"prompt": before, "chosen": chosen[same:], "rejected": rejected[same:]}
+
+
+def beside(path: Path, named: Mapping[str, str]) -> Iterator[Path]:
+    """Images and sounds in the folder of a table whose first row refers to one by its path."""
+    if suffix(path.name) not in TABLES:
+        return
+    with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
+        try:
+            _, row = next(iter(TABLES[suffix(path.name)](file, path.name)), (0, {}))
+        except UserError:                                    # told where the table is read
+            return
+    columns = [named.get(name, name) for name in MEDIA]
+    if isinstance(row, Mapping) and any(isinstance(row.get(column), str) for column in columns):
+        yield from (f for f in path.parent.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
 
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:

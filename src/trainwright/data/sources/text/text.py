@@ -2,8 +2,11 @@
 
 A text file (``.txt .md .rst .py``) is one document, as is each row of a table
 (``.jsonl .json .parquet .csv``); each ending also as ``.gz``. A row with ``messages``, with
-``conversations`` (ShareGPT: from, value) or with ``prompt`` and ``completion`` is a conversation. Its other
-columns become metadata. An id is the domain, the path as the recipe writes it, and the row.
+``conversations`` (ShareGPT: from, value) or with ``prompt`` and ``completion`` is a conversation; one with
+``chosen`` and ``rejected`` (and ``prompt``) is a preference pair, of plain text where they are strings and of
+messages where they are lists. A ``label``, and an ``image`` or ``audio`` (a path from the file's folder on,
+or bytes), become columns of their own; a row with an image needs no text. Other columns become metadata. An
+id is the domain, the path as the recipe writes it, and the row.
 
 Not for text that needs cleaning (HTML, PDF): convert it to text first.
 
@@ -11,6 +14,7 @@ Errors: nothing matches a path, an unknown ending, a broken line, a missing colu
 """
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 from collections.abc import Iterator
@@ -18,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
 
 if TYPE_CHECKING:
@@ -43,6 +47,9 @@ class Text(Curate):
     """Name of the part of the corpus; default: the stem of the file, or the name of the folder."""
     field: str = "text"
     """Column that holds the text, in tables without conversations."""
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Typed columns (prompt, chosen, rejected, label, number, image, audio) that have another name in the
+    table, such as ``{ label = "stars" }``; ``number`` is read only where it is named here."""
     id: str = ""
     """Column that names a document; default: domain, path and row."""
     split: str = "train"
@@ -59,21 +66,29 @@ class Text(Curate):
             raise ValueError("paths names no file.")
         if self.piece < 0:
             raise ValueError(f"piece must not be negative, not {self.piece}.")
+        from trainwright.corpus.columns import TYPED
+        for name in self.columns:
+            if name not in TYPED:
+                raise ValueError(f"columns names {name!r}, which is no typed column{suggest(name, TYPED)}.")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.corpus.sources import table, union
         from trainwright.data.sources.text._files import read
         hub = [partial(_hub_rows, path, self.split, self.subset,
-                       self._reading(path.rstrip("/").split("/")[-1]))
+                       self._reading(path.rstrip("/").split("/")[-1], ctx.root, ctx))
                for path in self.paths if path.startswith(HUB)]
-        local = [partial(read, file, name, self._reading(domain))
+        local = [partial(read, file, name, self._reading(domain, file.parent, ctx))
                  for file, (name, domain) in self._files(ctx.root).items()]
         return union(documents, table("text", [*local, *hub]))
 
     def depends(self, root: Path) -> str:
-        """The files with their sizes and times. What the Hub holds is not asked."""
-        return repr([(name, file.stat().st_size, file.stat().st_mtime_ns)
-                     for file, (name, _) in self._files(root).items()])
+        """The files with their sizes and times, and so the images and sounds beside a table that names any.
+        What the Hub holds is not asked."""
+        from trainwright.data.sources.text._files import beside
+        files = self._files(root)
+        told = [(name, file.stat().st_size, file.stat().st_mtime_ns) for file, (name, _) in files.items()]
+        media = {one for file in files for one in beside(file, self.columns)}
+        return repr(told + [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in sorted(media)])
 
     def _files(self, root: Path) -> dict[Path, tuple[str, str]]:
         """Each file once, with its path as the recipe writes it and the domain that it has by default."""
@@ -84,10 +99,11 @@ class Text(Curate):
                                  (Path(name).as_posix(), _default_domain(written, root)))
         return found
 
-    def _reading(self, default: str) -> Reading:
+    def _reading(self, default: str, folder: Path, ctx: Context) -> Reading:
+        from trainwright.corpus.media import keeper
         from trainwright.data.sources.text._files import Reading
         return Reading(domain=self.domain or default, field=self.field, id=self.id, invalid=self.invalid,
-                       characters=self.piece)
+                       characters=self.piece, columns=self.columns, root=folder, keep=keeper(ctx))
 
 
 def _found(written: str, root: Path) -> list[str]:

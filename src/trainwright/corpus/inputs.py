@@ -1,0 +1,190 @@
+"""Where the fields of documents become what a model reads: the one place for tokens, pixels and classes.
+
+Of R documents and rows of at most L tokens:
+
+    text       input_ids, attention_mask, targets, position_ids [R, L]       the tokens of the corpus' own shards
+    chosen     chosen_ids, chosen_attention_mask, chosen_targets [R, L]      the prompt and this answer of a pair
+    rejected   rejected_ids, rejected_attention_mask, rejected_targets       the prompt and that one
+    image      pixel_values [R, 3, H, W] float32                             RGB, resized, cropped, normalized
+    label      labels [R] int64                                              a whole number, or the class' place
+    number     numbers [R] float32
+
+``targets`` hold the next token, -100 where nothing is learned: at the last token, on padding, on what the
+assistant does not say, and on all of a pair's prompt. What is too long is cut at its end, a pair first at the
+beginning of its prompt, so that something is left to compare. A conversation is rendered once, by the chat
+template of the corpus.
+"""
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainwright.core.errors import UserError, suggest
+from trainwright.core.method import UNTRAINED
+from trainwright.corpus import media
+from trainwright.corpus.chat import BY_TURN, Chat
+from trainwright.corpus.columns import CHOSEN, ID, LABEL, MESSAGES, PROMPT, REJECTED, TEXT, is_number
+from trainwright.corpus.tokens import Corpus, Document, Encoder
+
+if TYPE_CHECKING:
+    from trainwright.families.image_text import Pictures
+
+Arrays = dict[str, NDArray[Any]]
+Row = dict[str, Any]
+Said = tuple[NDArray[np.int64], NDArray[np.bool_]]
+"""Tokens of a document, and which of them are learned."""
+IMAGE, NUMBER = "image", "number"
+NEEDS: dict[str, tuple[str, ...]] = {
+    TEXT: (TEXT, MESSAGES), CHOSEN: (PROMPT, CHOSEN), REJECTED: (PROMPT, REJECTED), IMAGE: (IMAGE,), LABEL: (LABEL,),
+    NUMBER: (NUMBER,)}
+"""The fields that can become inputs, and the columns that each is made of."""
+
+
+class Inputs:
+    """Makes inputs of documents.
+
+    Args:
+        corpus: whose documents they are.
+        fields: some of ``NEEDS``.
+        length: tokens of a row at most.
+        pictures: how an image becomes pixels; needed for ``image``.
+        tokenizer: for a corpus that has none of its own.
+
+    Raises:
+        UserError: a field that cannot become an input or that no document has, or no tokenizer for text.
+    """
+
+    def __init__(self, corpus: Corpus, fields: Sequence[str], length: int, pictures: Pictures | None = None,
+                 tokenizer: Any = None) -> None:
+        self.corpus, self.fields, self.length, self.pictures = corpus, tuple(fields), length, pictures
+        for field in fields:
+            if field not in NEEDS:
+                raise UserError(f"the field {field!r} cannot become an input{suggest(field, NEEDS)}; these can: "
+                                f"{', '.join(NEEDS)}.")
+            if field not in corpus.columns:
+                have = ", ".join(name for name in corpus.columns if name in NEEDS)
+                raise UserError(f"no document of the corpus {corpus.folder.name} has a {field}; it has {have}.")
+        if IMAGE in fields and pictures is None:
+            raise UserError("images need a size: say image_size, or train a model that reads images.")
+        spoken = {TEXT, CHOSEN, REJECTED} & set(fields)
+        self.encoder = self._encoder(corpus.tokenizer or tokenizer, spoken) if spoken else None
+
+    def _encoder(self, tokenizer: Any, fields: set[str]) -> Encoder:
+        if tokenizer is None:
+            raise UserError(f"the corpus {self.corpus.folder.name} has no tokenizer, and neither has the model: "
+                            f"{', '.join(sorted(fields))} cannot become tokens.")
+        talks = tokenizer.chat_template is not None and self.corpus.speaks
+        return Encoder(tokenizer, Chat(tokenizer, BY_TURN if self.corpus.by_turn else None) if talks else None)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads."""
+        return tuple(dict.fromkeys((ID, *(column for field in self.fields for column in NEEDS[field]))))
+
+    def batch(self, rows: Sequence[Row]) -> Arrays:
+        """The inputs made of documents that have these columns.
+
+        Raises:
+            UserError: a document that has no value in one of the fields.
+        """
+        makers: dict[str, Callable[[Sequence[Row]], Arrays]] = {
+            TEXT: self._texts, IMAGE: self._images, LABEL: self._labels, NUMBER: self._numbers}
+        made: Arrays = {}
+        for field in self.fields:
+            if field not in (TEXT, CHOSEN, REJECTED):
+                _check(rows, field)
+            made |= self._answers(rows, field) if field in (CHOSEN, REJECTED) else makers[field](rows)
+        return made
+
+    # ---- tokens -----------------------------------------------------------------------------------------------
+
+    def _texts(self, rows: Sequence[Row]) -> Arrays:
+        assert self.encoder is not None
+        given = [Document(row[ID], row[TEXT] or "", row[MESSAGES]) for row in rows]
+        said = [(ids.astype(np.int64), np.ones(len(ids), bool) if mask is None else mask)
+                for ids, mask, _ in self.encoder.encode(given)]
+        ids, seen, targets = self._padded([self._cut(*one, keep_end=False) for one in said])
+        places = np.tile(np.arange(self.length), (len(rows), 1))
+        return {"input_ids": ids, "attention_mask": seen, "targets": targets, "position_ids": places}
+
+    def _answers(self, rows: Sequence[Row], field: str) -> Arrays:
+        _check(rows, field)
+        said = [self._cut(*self.answer(row, field), keep_end=True) for row in rows]
+        ids, seen, targets = self._padded(said)
+        return {f"{field}_ids": ids, f"{field}_attention_mask": seen, f"{field}_targets": targets}
+
+    def answer(self, row: Row, field: str) -> Said:
+        """The tokens of a pair's prompt and one of its answers, of which the answer is learned."""
+        assert self.encoder is not None
+        prompt, answer = json.loads(row[PROMPT] or "null"), json.loads(row[field])
+        if isinstance(answer, str):
+            return self.encoder.continued(prompt or "", answer)
+        if self.encoder.chat is None:
+            raise UserError(f"the document {row[ID]!r} is a pair of conversations, and there is no chat template.")
+        before = prompt or []
+        whole = json.dumps([*before, *answer])
+        ids, mask, _ = self.encoder.chat.encode([row[ID]], [whole], [len(before)])[0]
+        return ids, mask
+
+    def _cut(self, ids: NDArray[np.int64], learned: NDArray[np.bool_], *, keep_end: bool) -> Said:
+        """At most ``length`` tokens: with ``keep_end`` as much is taken off in front as is not learned."""
+        first = int(learned[1:].argmax()) if keep_end and learned[1:].any() else 0
+        begin = min(first, max(0, len(ids) - self.length))
+        return ids[begin:begin + self.length], learned[begin:begin + self.length]
+
+    def _padded(self, said: Sequence[Said]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """``ids``, ``attention_mask`` and ``targets`` [R, L] of documents, each in a row of its own."""
+        shape = len(said), self.length
+        ids, seen = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        targets = np.full(shape, UNTRAINED, dtype=np.int64)
+        for r, (tokens, learned) in enumerate(said):
+            ids[r, :len(tokens)], seen[r, :len(tokens)] = tokens, 1
+            targets[r, :max(0, len(tokens) - 1)] = np.where(learned[1:], tokens[1:], UNTRAINED)
+        return ids, seen, targets
+
+    # ---- pixels and classes -------------------------------------------------------------------------------------
+
+    def _images(self, rows: Sequence[Row]) -> Arrays:
+        assert self.pictures is not None
+        files = [media.path(self.corpus.folder / media.FOLDER, row[IMAGE]) for row in rows]
+        return {"pixel_values": np.stack([pixels(file, self.pictures) for file in files])}
+
+    def _labels(self, rows: Sequence[Row]) -> Arrays:
+        numbers = all(is_number(label) for label in self.corpus.labels)
+        place = {label: int(label) if numbers else i for i, label in enumerate(self.corpus.labels)}
+        return {"labels": np.array([place[row[LABEL]] for row in rows], dtype=np.int64)}
+
+    def _numbers(self, rows: Sequence[Row]) -> Arrays:
+        return {"numbers": np.array([row[NUMBER] for row in rows], dtype=np.float32)}
+
+
+def _check(rows: Sequence[Row], field: str) -> None:
+    if bare := [row[ID] for row in rows if row[field] is None]:
+        raise UserError(f"the document {bare[0]!r} has no {field}: name the domains whose documents have one.")
+
+
+def pixels(file: Path | bytes, how: Pictures) -> NDArray[np.float32]:
+    """[3, H, W]: an image in RGB, its shorter side resized (bicubic), the middle cropped, normalized by channel.
+
+    Raises:
+        UserError: it is no image that can be read.
+    """
+    from PIL import Image, UnidentifiedImageError
+    side = how.image_size
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            image = opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"an image cannot be read: {error}.") from None
+    short = min(image.size)
+    width, height = (side * one // short for one in image.size)
+    left, top = (width - side) // 2, (height - side) // 2
+    shown = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    values = np.asarray(shown, dtype=np.float32) / 255
+    return ((values - np.float32(how.mean)) / np.float32(how.std)).transpose(2, 0, 1)
