@@ -3,16 +3,18 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystem
 
-from trainwright.core import checkpoint
+from trainwright.core import checkpoint, registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
@@ -107,7 +109,7 @@ def test_damage_is_seen(damage: str, tmp_path: Path) -> None:
     for until in (1, 2):
         run.run(until=until)
         path = checkpoint.save(run, tmp_path, {})
-    file = next(path.glob("*.distcp"))
+    file = path / "rank-00000.safetensors"
     data = file.read_bytes()
     match damage:
         case "cut":
@@ -132,7 +134,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(where: str, tmp_path: Path, monk
 
     def full(*given: Any, **more: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(*((FileSystem, "create_stream") if where == "tensors" else (checkpoint, "_sync")), full)
+    monkeypatch.setattr(checkpoint, {"tensors": "_blocks", "json": "write_text"}[where], full)
     with pytest.raises(OSError, match="No space left") as told:
         checkpoint.save(run, tmp_path, {})
     assert told.value.errno == errno.ENOSPC
@@ -168,12 +170,100 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
         checkpoint.save(run, tmp_path, {})
 
 
-def test_nothing_of_a_user_is_unpickled(tmp_path: Path) -> None:
-    """Beside DCP's own metadata, a checkpoint is JSON and raw tensors."""
+def test_a_checkpoint_is_json_and_raw_tensors(tmp_path: Path) -> None:
+    path = checkpoint.save(train(Remember()), tmp_path, {})
+    assert {f.name for f in path.iterdir()} == {"state.json", "plan.json", "checksums.json", "rank-00000.safetensors"}
+    tensors = load_file(path / "rank-00000.safetensors")
+    plan = json.loads((path / "plan.json").read_text())["tensors"]
+    assert plan.keys() == tensors.keys() and plan["state/remember.1/shared/sum"] == ["float64", [3], [[0, [0], [3]]]]
+    assert all(str(t.dtype) == f"torch.{plan[n][0]}" and list(t.shape) == plan[n][1] for n, t in tensors.items())
+
+
+def sealed(path: Path) -> Path:
+    """The checksums written anew, as somebody does who has changed a checkpoint on purpose."""
+    names = [f.name for f in path.iterdir() if f.name != "checksums.json"]
+    (path / "checksums.json").write_text(json.dumps({n: checkpoint.checksum(path / n) for n in names}))
+    return path
+
+
+def changed(file: Path, change: Callable[[Any], Any]) -> None:
+    told = json.loads(file.read_text())
+    change(told)
+    file.write_text(json.dumps(told))
+
+
+DAMAGE: dict[str, Callable[[Any], Any]] = {
+    "gap": lambda plan: plan["tensors"]["model/0.weight"][2][0][1].__setitem__(0, 1),
+    "half": lambda plan: plan["tensors"]["model/0.weight"][2][0][2].__setitem__(0, 1),
+    "twice": lambda plan: plan["tensors"]["model/0.weight"][2].append(plan["tensors"]["model/0.weight"][2][0]),
+    "huge": lambda plan: plan["tensors"].update({"state/noise.1/x": ["float32", [2**60], []]}),
+    "other file": lambda plan: plan["tensors"]["model/0.weight"][2][0].__setitem__(0, 7),
+    "no type": lambda plan: plan["tensors"]["model/0.weight"].__setitem__(0, "load"),
+    "no shape": lambda plan: plan["tensors"]["model/0.weight"].__setitem__(1, {"a": 1}),
+    "words": lambda plan: plan.update(tensors=["model/0.weight"]),
+    "less": lambda plan: plan["tensors"].pop("model/0.weight"),
+    "more": lambda plan: plan["tensors"].update({"model/x": plan["tensors"]["model/0.weight"]}),
+    "format": lambda plan: plan.update(format=2)}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_plan_that_does_not_add_up_is_refused(what: str, tmp_path: Path) -> None:
+    """Also where its checksums are right: no part of a tensor is left without values."""
     run = train(Remember())
     path = checkpoint.save(run, tmp_path, {})
-    assert {f.name for f in path.iterdir()} == {"state.json", "checksums.json", ".metadata", "__0_0.distcp"}
-    assert json.loads((path / "state.json").read_text())["states"][0]["remember.1"]["shared"]["sum"]["dtype"] == "float64"
+    changed(path / "plan.json", DAMAGE[what])
+    assert checkpoint.whole(sealed(path))
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        checkpoint.load_into(train(Remember()), path, checkpoint.read(path))
+
+
+OTHER = {"step": [None, "x", []], "world": [None, {}], "knobs": [None, "x", [1]], "row": [None, [1]],
+         "journal": [None, "x", [1], [[1, "lora"]], [["x", {"use": "lora"}]], {"a": 1}],
+         "states": [None, "x", [], [1], [{}], [{"a": {}}]], "ledger": [None, [1], {}, {"tokens": 1.0}]}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OTHER.items() for value in values])
+def test_state_of_another_shape_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    path = checkpoint.save(train(), tmp_path, {})
+    changed(path / "state.json", lambda rest: rest.update({key: value}))
+    with pytest.raises(UserError):
+        rest = checkpoint.read(sealed(path))
+        checkpoint.journal_of(rest)
+        checkpoint.load_into(train(), path, rest)
+
+
+def test_files_that_are_none_make_no_checkpoint(tmp_path: Path) -> None:
+    """A pipe would have a reader wait for ever; a link leads elsewhere; a name may."""
+    run = train()
+    run.run(until=1)
+    path = checkpoint.save(run, tmp_path, {})
+    outside = tmp_path / "outside"
+    (path / "state.json").rename(outside)
+    (path / "state.json").symlink_to(outside)
+    assert checkpoint.newest(tmp_path) == (None, [path])
+    (path / "state.json").unlink()
+    os.mkfifo(path / "state.json")
+    assert checkpoint.newest(tmp_path) == (None, [path])
+    (path / "state.json").unlink()
+    changed(path / "checksums.json", lambda sums: sums.update({str(outside): checkpoint.checksum(outside)}))
+    assert checkpoint.newest(tmp_path) == (None, [path])
+
+
+@pytest.mark.parametrize("cut", [0, 1])
+def test_parts_of_several_ranks_become_one(cut: int, tmp_path: Path) -> None:
+    """Another number of ranks goes on: what three ranks wrote of a matrix is read into the whole, and a slice of it."""
+    whole = torch.arange(35, dtype=torch.float64).reshape(5, 7).to(torch.bfloat16)
+    parts = torch.chunk(whole, 3, dim=cut)
+    at, told = 0, []
+    for rank, part in enumerate(parts):
+        save_file({"m": part.contiguous()}, tmp_path / f"rank-{rank:05d}.safetensors")
+        begin = (at, 0) if cut == 0 else (0, at)
+        told.append(checkpoint.Part(rank, begin, tuple(part.shape)))
+        at += part.shape[cut]
+    plan = {"m": checkpoint.Entry("bfloat16", (5, 7), tuple(told))}
+    read = torch.empty_like(whole)
+    checkpoint._fill(tmp_path, plan, {"m": read})
+    assert torch.equal(read, whole)
 
 
 class Grow(Surgery):
@@ -190,3 +280,30 @@ class Grow(Surgery):
 def test_a_surgery_of_ones_own_file_is_written_with_its_path() -> None:
     table = checkpoint.surgery_table(Grow(width=5))
     assert table == {"use": __file__, "width": 5}
+
+
+NOTES = "Path(__file__).with_name('ran').write_text('x')"
+
+
+def test_a_journal_runs_no_file(tmp_path: Path) -> None:
+    """What a checkpoint says of surgeries is data: only a file that a recipe has named is run, and that once."""
+    file = tmp_path / "quiet.py"
+    file.write_text(f"""from pathlib import Path
+from trainwright.core.method import Surgery
+{NOTES}
+
+
+class Quiet(Surgery):
+    \"\"\"Does nothing.\"\"\"
+
+    def operate(self, model, ctx):
+        return None
+""")
+    rest = {"journal": [[1, {"use": str(file)}]]}
+    with pytest.raises(UserError, match=r"quiet\.py, and a folder alone runs nothing: name that file in the recipe"):
+        checkpoint.journal_of(rest)
+    assert not (tmp_path / "ran").exists()
+    named = registry.create({"use": "./quiet.py"}, tmp_path, "a recipe")
+    assert checkpoint.journal_of(rest) == [(1, named)]
+    with pytest.raises(UserError, match="adamw is no Surgery"):
+        checkpoint.journal_of({"journal": [[1, {"use": "adamw", "lr": 1e-3}]]})

@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path):
     for until in (2, 4):
         run.run(until=until)
         checkpoint.save(run, tmp_path, {})
-    file = next((tmp_path / "step-00000004").glob("*.distcp"))
+    file = tmp_path / "step-00000004" / "rank-00000.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(bytes(data))

@@ -209,7 +209,7 @@ def test_between_two_steps_state_follows_and_a_resume_is_exact(tmp_path: Path) -
     run.run()
     path, _ = checkpoint.newest(tmp_path)
     rest = checkpoint.read(path)
-    again = stage(checkpoint.journal_of(rest, Path()))
+    again = stage(checkpoint.journal_of(rest))
     checkpoint.load_into(again, path, rest)
     again.run()
     assert all(torch.equal(p, again.params[n]) for n, p in run.params.items())

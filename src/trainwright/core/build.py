@@ -37,7 +37,7 @@ def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context,
     if checkpointing:
         sharding.checkpoint_blocks(model)
     run = train(model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every, ctx=ctx)
-    run.build(checkpoint.journal_of(rest, ctx.root) if rest else ())
+    run.build(checkpoint.journal_of(rest) if rest else ())
     if saved:
         checkpoint.load_into(run, saved, rest, same)
     return run

@@ -1,74 +1,167 @@
-"""Checkpoints of a run: written to a temporary name, checksummed, renamed; tensors through DCP, the rest as JSON."""
+"""Checkpoints of a run: written to a temporary name, checksummed, renamed. Nothing in one is ever unpickled.
+
+``rank-00000.safetensors`` … hold the tensors, each rank's parts of them; ``plan.json`` says of each tensor which
+rank has which part; ``state.json`` is all the rest. A rank reads the parts that overlap with its own, so that
+another number of ranks may go on, and none of them needs more memory than for what it keeps.
+"""
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
+import math
 import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
+from trainwright.core.files import SUMS, Damaged, checksum, expected, read_json, sync, write_text
 from trainwright.core.method import Surgery
 
 if TYPE_CHECKING:
     from trainwright.core.loop import Train
 
 KEEP = 2
+FORMAT = 1
+PLAN, REST = "plan.json", "state.json"
+TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+         torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
+         torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.uint16: "U16", torch.uint32: "U32",
+         torch.uint64: "U64", torch.bool: "BOOL"}
+"""What safetensors calls torch's types."""
+REMEDY = "; remove it, and the run goes on from the one before it"
+
+
+class Part(NamedTuple):
+    """A block of a tensor: whose file it is in, where in the tensor it begins, and its shape."""
+
+    rank: int
+    begin: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+class Entry(NamedTuple):
+    """A tensor in the plan."""
+
+    type: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+# ---- writing --------------------------------------------------------------------------------------------
 
 
 def save(train: Train, folder: Path, extra: dict[str, Any]) -> Path:
-    """Write ``folder/step-NNNNNNNN``; a reader never sees half of one. ``extra`` is JSON that ``load`` gives back."""
+    """Write ``folder/step-NNNNNNNN``; a reader never sees half of one. ``extra`` is JSON that ``load`` gives
+    back.
+
+    Raises:
+        OSError: on every rank, where one of them cannot write; what was saved before stays.
+    """
     final = folder / f"step-{train.ctx.step:08d}"
     part = final.with_suffix(".tmp")
     tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
     states = {key: _pack(state, f"state/{key}", tensors) for key, state in train.states.items()}
-    rest = {"step": train.ctx.step, "steps": train.steps, "world": sharding.world(), "knobs": train.ctx.knobs, "row": train.row,
-            "journal": [[step, surgery_table(s)] for step, s in train.journal], "states": _ranks(states),
-            "ledger": train.ledger.save(), "extra": extra}
-    if sharding.main():
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    sharding.barrier()
+    rest = {"step": train.ctx.step, "steps": train.steps, "world": sharding.world(), "knobs": train.ctx.knobs,
+            "row": train.row, "journal": [[step, surgery_table(s)] for step, s in train.journal],
+            "states": _ranks(states), "ledger": train.ledger.save(), "extra": extra}
     try:
-        with _alone():
-            dcp_save(tensors, checkpoint_id=part, no_dist=sharding.world() == 1)
+        sharding.everywhere(partial(_begin, part))
+        written = sharding.everywhere(partial(_write, part, tensors))
+        sharding.everywhere(partial(_finish, part, final, rest, written))
+    except Exception:
         if sharding.main():
-            _finish(part, final, rest)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)                            # a full disk: what was saved before stays
+            shutil.rmtree(part, ignore_errors=True)
         raise
-    sharding.barrier()
     return final
 
 
-def _finish(part: Path, final: Path, rest: dict[str, Any]) -> None:
-    """The JSON part and the checksums; then the name that readers look for, and the oldest checkpoint goes."""
-    (part / "state.json").write_text(json.dumps(rest))
-    files = sorted(f for f in part.iterdir() if f.is_file())
-    (part / "checksums.json").write_text(json.dumps({f.name: checksum(f) for f in files}))
-    for f in [*files, part / "checksums.json", part]:
-        _sync(f)
+def _begin(part: Path) -> None:
+    if sharding.main():
+        shutil.rmtree(part, ignore_errors=True)
+        part.parent.mkdir(exist_ok=True)
+        part.mkdir()
+
+
+def _write(part: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Entry], str]:
+    """This rank's file: what is in it, and its checksum. One tensor at a time leaves the device."""
+    mine: dict[str, Tensor] = {}
+    entries: dict[str, Entry] = {}
+    for name, whole in tensors.items():
+        t, begin = sharding.part(whole)
+        if t.dtype not in TYPES:
+            raise TypeError(f"{name} is of the type {t.dtype}, which cannot be saved")
+        shared = t.shape == whole.shape and "/rank/" not in name                # the same on every rank
+        if t.numel() == 0 < whole.numel() or (shared and not sharding.main()):
+            continue
+        mine[name] = t
+        here = Part(sharding.rank(), tuple(begin), tuple(t.shape))
+        entries[name] = Entry(str(t.dtype).removeprefix("torch."), tuple(whole.shape), (here,))
+    digest = hashlib.blake2b()
+    with (part / _file(sharding.rank())).open("wb") as file:
+        for block in _blocks(mine):
+            digest.update(block)
+            file.write(block)
+    sync(part / _file(sharding.rank()))
+    return entries, digest.hexdigest()
+
+
+def _blocks(tensors: dict[str, Tensor]) -> Iterator[memoryview | bytes]:
+    """The bytes of a safetensors file."""
+    header, at = {}, 0
+    for name, t in tensors.items():
+        end = at + t.numel() * t.element_size()
+        header[name] = {"dtype": TYPES[t.dtype], "shape": list(t.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for t in tensors.values():
+        flat = t.detach().to("cpu").contiguous().reshape(-1)
+        yield flat.view(torch.uint8).numpy().data if flat.numel() else b""
+
+
+def _finish(part: Path, final: Path, rest: dict[str, Any],
+            written: Sequence[tuple[dict[str, Entry], str]]) -> None:
+    """The plan, the JSON part and the checksums; then the name that readers look for, and the oldest
+    checkpoint goes."""
+    if not sharding.main():
+        return
+    plan: dict[str, Entry] = {}
+    for entries, _ in written:
+        for name, entry in entries.items():
+            parts = (*plan[name].parts, *entry.parts) if name in plan else entry.parts
+            plan[name] = entry._replace(parts=parts)
+    sums = {_file(rank): digest for rank, (_, digest) in enumerate(written)}
+    for file, content in ((PLAN, {"format": FORMAT, "tensors": plan}), (REST, rest)):
+        write_text(part / file, json.dumps(content))
+        sums[file] = checksum(part / file)
+    write_text(part / SUMS, json.dumps(sums))
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
     for old in sorted(final.parent.glob("step-*[0-9]"))[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+# ---- reading --------------------------------------------------------------------------------------------
+
+
 def newest(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest checkpoint that is whole, and the damaged ones that were passed over."""
+    """The newest checkpoint that is whole, and the damaged ones that were skipped."""
     if not sharding.main():
         return sharding.together(None)  # type: ignore[no-any-return]
     damaged: list[Path] = []
@@ -84,70 +177,170 @@ def newest(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def whole(path: Path) -> bool:
-    """Whether every file of a checkpoint is what was written."""
+    """Whether a checkpoint has the files that were written, and each is as it was."""
     try:
-        sums = json.loads((path / "checksums.json").read_text())
-        return bool(sums) and all(checksum(path / name) == value for name, value in sums.items())
-    except (OSError, ValueError, AttributeError):
+        sums = read_json(path / SUMS)
+        there = {f.name for f in path.iterdir()} - {SUMS}
+        return {PLAN, REST} <= set(sums) == there and all(checksum(path / n) == sums[n] for n in there)
+    except (OSError, TypeError, Damaged):
         return False
 
 
 def read(path: Path) -> dict[str, Any]:
     """The JSON part of a checkpoint: step, knobs, journal, the shape of the states."""
-    rest: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return rest
+    with expected(path, REMEDY):
+        rest: dict[str, Any] = read_json(path / REST)
+        kinds = {"step": int, "world": int, "knobs": dict, "row": dict, "journal": list, "states": list,
+                 "ledger": dict}
+        for key, kind in kinds.items():
+            if not isinstance(rest[key], kind):
+                raise TypeError(f"{key} is no {kind.__name__}")
+        return rest
 
 
-def journal_of(rest: dict[str, Any], root: Path) -> list[tuple[int, Surgery]]:
+def journal_of(rest: dict[str, Any]) -> list[tuple[int, Surgery]]:
     """The surgeries performed during the run, made anew from their settings."""
-    out = []
-    for step, table in rest["journal"]:
-        surgery = registry.create(table, root, "the checkpoint's journal")
-        assert isinstance(surgery, Surgery)
-        out.append((step, surgery))
-    return out
+    where = "the checkpoint's journal"
+    with expected(Path(where)):
+        return [(int(step), surgery_from(table, where)) for step, table in rest["journal"]]
+
+
+def surgery_from(table: Any, where: str) -> Surgery:
+    """A surgery from ``surgery_table``, as a folder keeps it: the folder runs nothing.
+
+    Raises:
+        UserError: it is no surgery, or one of a file that no recipe has named.
+    """
+    surgery = registry.recall(table, where)
+    if not isinstance(surgery, Surgery):
+        raise UserError(f"{where}: {surgery.name} is no Surgery.")
+    return surgery
 
 
 def load_into(train: Train, path: Path, rest: dict[str, Any], same: bool = True) -> None:
     """Continue ``train`` (built, journal replayed) from a checkpoint.
 
     Args:
-        same: the methods must be those of the checkpoint. Where not, those that are new begin here, and what those that are
-            gone remembered, and the knobs that they had set, are gone too; surgeries must be the same all the same.
+        same: the methods must be those of the checkpoint. Where not, those that are new begin here, and what
+            those that are gone remembered, and the knobs that they had set, are gone too; surgeries must be
+            the same all the same.
 
     Raises:
-        UserError: the recipe's methods are not those of the checkpoint, or a method's state belongs to single ranks
-            and their number has changed.
+        UserError: the recipe's methods are not those of the checkpoint, a method's state belongs to single
+            ranks and their number has changed, or the checkpoint is damaged.
     """
-    saved: dict[str, Any] = rest["states"][sharding.rank() if rest["world"] == sharding.world() else 0]
+    plan = _plan(path)
+    with expected(path, REMEDY):
+        saved = _states(path, rest, train, same)
+        tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
+        if strange := sorted({n for n in plan if n.startswith("model/")} ^ set(tensors)):
+            raise UserError(f"{path}: the checkpoint's model is not that of the recipe: only one of them has "
+                            f"{strange[0].removeprefix('model/')}.")
+        states = {key: _unpack(state, train, plan, tensors) for key, state in saved.items()}
+        _fill(path, plan, tensors)
+        train.ledger.load(rest["ledger"])
+        knobs = {n: v for n, v in rest["knobs"].items()
+                 if same or any(f"knob:{n}" in owned for owned in train.owned.values())}
+    train.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items()
+                                 if n.startswith("model/")})
+    train.states |= states
+    train.ctx.step, train.ctx.knobs, train.row = rest["step"], train.ctx.knobs | knobs, rest["row"]
+    train.evaluation = {n.removeprefix("eval/"): v for n, v in train.row.items() if n.startswith("eval/")}
+
+
+def _states(path: Path, rest: dict[str, Any], train: Train, same: bool) -> dict[str, dict[str, Any]]:
+    """What the methods of ``train`` remembered on this rank, as JSON."""
+    world = rest["world"]
+    saved: dict[str, dict[str, Any]] = rest["states"][sharding.rank() if world == sharding.world() else 0]
     if not same:
         saved = {key: saved[key] for key in train.states if key in saved}
     elif list(saved) != list(train.states):
-        raise UserError(f"{path}: the checkpoint has the methods {', '.join(saved)}; the recipe has {', '.join(train.states)}.")
+        raise UserError(f"{path}: the checkpoint has the methods {', '.join(saved)}; the recipe has "
+                        f"{', '.join(train.states)}.")
     for key, state in saved.items():
-        if state.get("rank") and rest["world"] != sharding.world():
+        if state.get("rank") and world != sharding.world():
             raise UserError(f"{path}: {key} keeps state of its own on each rank; "
-                            f"go on with {rest['world']} ranks, not {sharding.world()}.")
-    tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
-    states = {key: _unpack(state, train, tensors) for key, state in saved.items()}
-    with _alone():
-        dcp_load(tensors, checkpoint_id=path, no_dist=sharding.world() == 1)
-    train.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
-    train.states |= states
-    knobs = {n: v for n, v in rest["knobs"].items() if same or any(f"knob:{n}" in owned for owned in train.owned.values())}
-    train.ctx.step, train.ctx.knobs, train.row = rest["step"], train.ctx.knobs | knobs, rest["row"]
-    train.evaluation = {n.removeprefix("eval/"): v for n, v in train.row.items() if n.startswith("eval/")}
-    train.ledger.load(rest["ledger"])
+                            f"go on with {world} ranks, not {sharding.world()}.")
+    return saved
+
+
+def _plan(path: Path) -> dict[str, Entry]:
+    """The plan of a checkpoint, every tensor of it whole."""
+    with expected(path, REMEDY):
+        told = read_json(path / PLAN)
+        if told["format"] != FORMAT:
+            raise UserError(f"{path} is of another version of Trainwright (format {told['format']}, not {FORMAT}).")
+        plan = {}
+        for name, (kind, shape, parts) in told["tensors"].items():
+            cut = tuple(Part(int(r), tuple(map(int, b)), tuple(map(int, s))) for r, b, s in parts)
+            plan[name] = Entry(str(kind), tuple(map(int, shape)), cut)
+            if not _tiled(plan[name]):
+                raise ValueError(f"the parts of {name} do not make a whole")
+        return plan
+
+
+def _tiled(entry: Entry) -> bool:
+    """Whether the parts of a tensor lie one behind the other, along one dimension, without a gap."""
+    cut = [d for d, n in enumerate(entry.shape) if any(p.shape[d] != n for p in entry.parts)]
+    if len(cut) > 1 or not all(len(p.begin) == len(p.shape) == len(entry.shape) for p in entry.parts):
+        return False
+    if not cut:
+        return len(entry.parts) == 1 and not any(entry.parts[0].begin) and min(entry.shape, default=0) >= 0
+    at, (dim,) = 0, cut
+    for p in sorted(entry.parts, key=lambda p: p.begin[dim]):
+        if p.begin[dim] != at or p.shape[dim] < 0 or any(b for d, b in enumerate(p.begin) if d != dim):
+            return False
+        at += p.shape[dim]
+    return at == entry.shape[dim]
+
+
+def _fill(path: Path, plan: dict[str, Entry], tensors: dict[str, Tensor]) -> None:
+    """Give each tensor, in place, what the checkpoint has of this rank's part of it."""
+    files: dict[int, Any] = {}
+    with ExitStack() as opened, torch.no_grad():
+        for name, t in tensors.items():
+            entry, (mine, begin) = plan[name], sharding.part(t)
+            if entry.shape != tuple(t.shape) or getattr(torch, entry.type) != t.dtype:
+                raise UserError(f"{path}: {name} is {entry.type} of shape {list(entry.shape)} in the checkpoint, and "
+                                f"{t.dtype} of shape {list(t.shape)} here.".replace("torch.", ""))
+            for p in entry.parts:
+                low = [max(a, b) for a, b in zip(begin, p.begin, strict=True)]
+                high = [min(a + n, b + m) for a, n, b, m in
+                        zip(begin, mine.shape, p.begin, p.shape, strict=True)]
+                if any(h <= w for w, h in zip(low, high, strict=True)):
+                    continue
+                if p.rank not in files:
+                    files[p.rank] = opened.enter_context(_opened(path / _file(p.rank)))
+                there = tuple(slice(w - b, h - b) for w, h, b in zip(low, high, p.begin, strict=True))
+                here = tuple(slice(w - b, h - b) for w, h, b in zip(low, high, begin, strict=True))
+                mine[here].copy_(_piece(files[p.rank], name, p, there))
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file.name}: {error}") from None
+
+
+def _piece(file: Any, name: str, part: Part, there: tuple[slice, ...]) -> Tensor:
+    """A block of a part, without reading the rest of it."""
+    try:
+        found = file.get_slice(name)
+        if tuple(found.get_shape()) != part.shape:
+            raise ValueError(f"{name} has another shape than planned")
+        whole = math.prod(s.stop - s.start for s in there) == math.prod(part.shape)
+        return file.get_tensor(name) if whole else found[there]  # type: ignore[no-any-return]
+    except SafetensorError as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+# ---- states ---------------------------------------------------------------------------------------------
 
 
 def surgery_table(surgery: Surgery) -> dict[str, Any]:
     """A surgery as a recipe would write it."""
     return {"use": registry.use_of(surgery), **dataclasses.asdict(surgery)}
-
-
-def checksum(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "blake2b").hexdigest()
 
 
 def _pack(leaf: Any, key: str, tensors: dict[str, Tensor]) -> Any:
@@ -157,26 +350,31 @@ def _pack(leaf: Any, key: str, tensors: dict[str, Tensor]) -> Any:
         name = f"{key}@{sharding.rank()}" if own else key
         tensors[name] = leaf
         parameter = key.split("/param/", 1)[1].rpartition("/")[0] if "/param/" in key else ""
-        return {"$tensor": name, "shape": list(leaf.shape), "dtype": str(leaf.dtype).removeprefix("torch."), "like": parameter}
+        return {"$tensor": name, "like": parameter}
     if isinstance(leaf, dict):
         return {k: _pack(v, f"{key}/{k}", tensors) for k, v in leaf.items()}
     if isinstance(leaf, (list, tuple)):
         return [_pack(v, f"{key}/{i}", tensors) for i, v in enumerate(leaf)]
     if leaf is None or isinstance(leaf, (bool, int, float, str)):
         return leaf
-    raise TypeError(f"the state {key} holds a {type(leaf).__name__}; states hold tensors, numbers, strings, lists and tables")
+    raise TypeError(f"the state {key} holds a {type(leaf).__name__}; states hold tensors, numbers, strings, lists "
+                    "and tables")
 
 
-def _unpack(saved: Any, train: Train, tensors: dict[str, Tensor]) -> Any:
+def _unpack(saved: Any, train: Train, plan: dict[str, Entry], tensors: dict[str, Tensor]) -> Any:
+    """The state of that JSON, its tensors still empty; they are noted in ``tensors``."""
     if isinstance(saved, dict) and "$tensor" in saved:
-        like = train.params.get(saved["like"])
+        entry, like = plan[saved["$tensor"]], train.params.get(saved["like"])
         device = like.device if like is not None else train.ctx.device
-        empty = torch.empty(saved["shape"], dtype=getattr(torch, saved["dtype"]), device=device)
-        tensors[saved["$tensor"]] = t = sharding.like(empty, like) if like is not None else empty
+        kind = getattr(torch, entry.type)
+        if kind not in TYPES:
+            raise ValueError(f"{entry.type} is no type")
+        t = sharding.empty(entry.shape, kind, device, like)
+        tensors[saved["$tensor"]] = t
         return t
     if isinstance(saved, dict):
-        return {k: _unpack(v, train, tensors) for k, v in saved.items()}
-    return [_unpack(v, train, tensors) for v in saved] if isinstance(saved, list) else saved
+        return {k: _unpack(v, train, plan, tensors) for k, v in saved.items()}
+    return [_unpack(v, train, plan, tensors) for v in saved] if isinstance(saved, list) else saved
 
 
 def _ranks(states: dict[str, Any]) -> list[dict[str, Any]]:
@@ -184,23 +382,3 @@ def _ranks(states: dict[str, Any]) -> list[dict[str, Any]]:
     if any(s.get("rank") for s in states.values()):
         return sharding.gather(states)
     return [states] * sharding.world()
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """DCP warns that a lone process has no process group, which is so by intent; and wraps the errors of files."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        try:
-            yield
-        except CheckpointException as error:
-            causes = [cause for cause, _ in error.failures.values()]
-            raise next((c for c in causes if isinstance(c, OSError)), causes[0]) from None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

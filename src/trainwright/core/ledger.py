@@ -61,7 +61,7 @@ class Ledger:
         return dict(self.__dict__)
 
     def load(self, saved: dict[str, Any]) -> None:
-        self.__dict__.update(saved)
+        self.__dict__.update({name: saved[name] for name in self.__dict__})
 
 
 def memory() -> float:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from types import MethodType
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import empty as empty_sharded
 from torch.utils.checkpoint import checkpoint
 
 from trainwright.core.errors import UserError
@@ -180,6 +181,41 @@ def full(t: Tensor) -> Tensor:
 def local(t: Tensor) -> Tensor:
     """This rank's part of ``t``, for what is done entry by entry."""
     return t.to_local() if isinstance(t, DTensor) else t
+
+
+def part(t: Tensor) -> tuple[Tensor, list[int]]:
+    """This rank's part of ``t``, and the place in the whole at which it begins: where DTensor cuts a
+    dimension, every rank but the last ones has the same share."""
+    begin = [0] * t.ndim
+    if not isinstance(t, DTensor):
+        return t, begin
+    mine, (placement,) = t.to_local(), t.placements
+    if placement.is_shard():
+        dim = placement.dim  # type: ignore[attr-defined]
+        begin[dim] = min(rank() * -(-t.shape[dim] // world()), t.shape[dim])
+    return mine, begin
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype, where: torch.device, other: Tensor | None) -> Tensor:
+    """A tensor without values, sharded as ``other`` is, where the two have one shape: no rank holds all of it."""
+    if isinstance(other, DTensor) and tuple(shape) == tuple(other.shape):
+        return empty_sharded(shape, dtype=dtype, device_mesh=other.device_mesh, placements=other.placements)
+    return torch.empty(tuple(shape), dtype=dtype, device=where)
+
+
+def everywhere(work: Callable[[], T]) -> list[T]:
+    """What ``work`` returns on each rank, in rank order. A file that one of them cannot write is an error of
+    all of them."""
+    done: tuple[T | None, OSError | None]
+    try:
+        done = work(), None
+    except OSError as error:
+        done = None, error
+    told = gather(done)
+    for error in (done[1], *(e for _, e in told)):
+        if error is not None:
+            raise error
+    return [made for made, _ in told]
 
 
 def like(t: Tensor, other: Tensor) -> Tensor:

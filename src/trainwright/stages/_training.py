@@ -107,6 +107,8 @@ class Snapshots:
         """After a step."""
         for label, step in self.labels.items():
             if step == self.run.ctx.step:
+                if sharding.main():
+                    self.folder.mkdir(exist_ok=True)
                 saved = checkpoint.save(self.run, self.folder / f"{label}.part", {})
                 if sharding.main():
                     shutil.rmtree(self.folder / label, ignore_errors=True)
