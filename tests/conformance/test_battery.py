@@ -60,4 +60,6 @@ def test_law(method: str, law: Law) -> None:
         pytest.skip(f"needs {missing}")
     if not law.applies(cls):
         pytest.skip(f"the class does not say {law.where}")
-    assert battery.problem(law, subject(method)[0]) == ""
+    why = battery.problem(law, subject(method)[0])
+    result = battery.judged(method, law.name, why, battery.expected_of(cls))
+    assert result.ok, result.why

@@ -65,7 +65,7 @@ def checks(method: type[Method] | str | Path,
     a test that is run once for each. Where the method needs a package that is not there, the function raises
     ``unittest.SkipTest``."""
     use = _use(method)
-    cls, expected = load(use), _expected(load(use), expected_failures)
+    cls, expected = load(use), expected_of(load(use), expected_failures)
     place = tempfile.TemporaryDirectory(prefix="trainwright-check-")
     subject = Subject(use, Path(place.name))
 
@@ -74,7 +74,7 @@ def checks(method: type[Method] | str | Path,
         if missing := absent(cls):
             raise unittest.SkipTest(f"needs {missing}")
         why = problem(law, subject) if law is not None else check_ranks([use])[use]
-        result = _judged(use, law.name if law is not None else RANKS, why, expected)
+        result = judged(use, law.name if law is not None else RANKS, why, expected)
         if not result.ok:
             raise AssertionError(result.why)
     return [(law.name if law is not None else RANKS, partial(check, law)) for law in laws_for(cls)]
@@ -86,21 +86,21 @@ def check_all(methods: list[str] | None, expected_failures: dict[str, str] | Non
     ranked: dict[str, dict[str, str]] = {}
     for name in registry.cards() if methods is None else methods:
         cls = load(name)
-        expected = _expected(cls, expected_failures)
+        expected = expected_of(cls, expected_failures)
         if missing := absent(cls):
             yield Result(name, "all laws", "skipped", f"needs {missing}")
             continue
         with tempfile.TemporaryDirectory() as folder:
             subject = Subject(name, Path(folder))
             for law in (law for law in laws_for(cls) if law is not None):
-                result = _judged(name, law.name, problem(law, subject), expected)
+                result = judged(name, law.name, problem(law, subject), expected)
                 yield result
                 if law.first and not result.ok:
                     break
             else:
                 ranked |= {name: expected} if issubclass(cls, TRAINS) else {}
     for name, why in check_ranks(list(ranked)).items():
-        yield _judged(name, RANKS, why, ranked[name])
+        yield judged(name, RANKS, why, ranked[name])
 
 
 def summary(results: Iterable[Result]) -> str:
@@ -149,8 +149,8 @@ def _use(method: type[Method] | str | Path) -> str:
     return str(Path(method).resolve()) if str(method).endswith(".py") else str(method)
 
 
-def _expected(cls: type[Method], more: dict[str, str] | None) -> dict[str, str]:
-    """The failures that are expected of a method, each with its reason."""
+def expected_of(cls: type[Method], more: dict[str, str] | None = None) -> dict[str, str]:
+    """The failures that are expected of a method, each with its reason: those of its class, and ``more``."""
     expected, known = cls.expected_failures | (more or {}), {*(law.name for law in LAWS), RANKS}
     for name, reason in expected.items():
         if name not in known:
@@ -160,7 +160,8 @@ def _expected(cls: type[Method], more: dict[str, str] | None) -> dict[str, str]:
     return expected
 
 
-def _judged(method: str, law: str, why: str, expected: dict[str, str]) -> Result:
+def judged(method: str, law: str, why: str, expected: dict[str, str]) -> Result:
+    """What a problem (or none) amounts to, given the failures that are expected."""
     result = Result(method, law, "failed" if why else "passed", why)
     if law not in expected:
         return result
