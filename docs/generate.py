@@ -18,7 +18,7 @@ from trainwright.compare.spec import Settings
 from trainwright.core import registry
 from trainwright.core.card import Card, kinds
 from trainwright.core.settings import docs_of, hints_of, name_of
-from trainwright.core.stage import Stage, stages
+from trainwright.core.stage import Role, Stage, stages
 from trainwright.report import cards
 from trainwright.report.numbers import interval
 
@@ -156,14 +156,27 @@ def link(card: Card) -> str:
 def stage_table(cls: type[Stage]) -> str:
     """The keys of a kind of stage, and the roles that its ``from`` knows."""
     docs, hints = docs_of(cls), hints_of(cls)
+    own = [f for f in dataclasses.fields(cls) if f.name not in ("inputs", "methods") or cls.acting]
     rows = []
-    for f in dataclasses.fields(cls):
+    for f in own:
         empty = f.default_factory is not dataclasses.MISSING or f.default in ((), None)
         default = "needed" if f.name == "name" else "" if empty else f"`{toml(f.default)}`"
-        kind = "a table" if f.name == "inputs" else "a list of tables" if f.name == "methods" else name_of(hints[f.name])
-        rows.append((f"`{'from' if f.name == 'inputs' else f.name}`", kind, default, inline(docs[f.name])))
-    roles = [f"`{role}` ({how.rstrip('?')}{', may be left out' if how.endswith('?') else ''})" for role, how in cls.roles.items()]
-    return f"{table(('key', 'type', 'default', 'what it means'), rows)}\n\nRoles of `from`: {', '.join(roles)}.\n"
+        tables = {"inputs": "a table", "methods": "a list of tables", "stage": "a list of tables"}
+        rows.append((f"`{'from' if f.name == 'inputs' else f.name}`", tables.get(f.name) or name_of(hints[f.name]), default,
+                     inline(docs[f.name])))
+        group = hints[f.name]
+        for part in dataclasses.fields(group) if dataclasses.is_dataclass(group) else ():
+            rows.append((f"`{f.name}.{part.name}`", name_of(hints_of(group)[part.name]), f"`{toml(part.default)}`",
+                         inline(docs_of(group)[part.name])))
+    found = f"{table(('key', 'type', 'default', 'what it means'), rows)}\n"
+    roles = [f"`{role}` ({role_words(how)})" for role, how in cls.roles.items()]
+    return found + (f"\nRoles of `from`: {', '.join(roles)}.\n" if roles else "")
+
+
+def role_words(role: Role) -> str:
+    """What a role takes, in words."""
+    what = " or ".join(role.wants)
+    return f"{f'one {what} or several' if role.many else f'a {what}'}{', needed' if role.needed else ''}"
 
 
 def settings_table(cls: type) -> str:
