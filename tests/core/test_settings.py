@@ -58,7 +58,9 @@ class Grouped:
 FITS: list[tuple[Any, Any, Any]] = [
     (3, int, 3), (2e6, int, 2_000_000), (3, float, 3.0), (True, bool, True), ("x", str, "x"), ([1], list[int], (1,)),
     ([1, 2], tuple[float, ...], (1.0, 2.0)), ([[1], [2.0]], tuple[tuple[int, ...], ...], ((1,), (2,))),
-    ({"a": 1}, dict[str, float], {"a": 1.0}), (None, int | None, None), (4, int | None, 4), ("b", Literal["a", "b"], "b"),
+    ({"a": 1}, dict[str, float], {"a": 1.0}),
+    (1, int | float, 1), (1.0, int | float, 1.0), (1.0, float | int, 1.0), (1, float | None, 1.0),
+    (None, int | None, None), (4, int | None, 4), ("b", Literal["a", "b"], "b"),
     ("auto", bool | Literal["auto"], "auto"), (False, bool | Literal["auto"], False), ({"k": [1]}, Any, {"k": [1]})]
 
 

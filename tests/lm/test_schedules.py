@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from trainwright.core import registry
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
+from trainwright.core.settings import hints_of
+from trainwright.life.jobs import table
 from trainwright.lm.schedules import (
     check_final,
     check_parts,
@@ -18,8 +23,9 @@ from trainwright.lm.schedules import (
 )
 
 
-def test_parts_below_one_are_shares() -> None:
-    assert [steps_of(part, 200) for part in (0, 0.05, 0.999, 1, 7)] == [0, 10, 199, 1, 7]
+def test_fractions_are_shares_and_whole_numbers_are_steps() -> None:
+    assert [steps_of(part, 200) for part in (0, 0.0, 0.05, 0.999)] == [0, 0, 10, 199]
+    assert [steps_of(part, 200) for part in (1.0, 1, 7, 7.0)] == [200, 1, 7, 7], "1.0 is all of it, 1 a step"
     assert steps_of(0.29, 100) == 29, "0.29 * 100 is a little less than 29 in binary"
 
 
@@ -35,6 +41,20 @@ def test_the_final_factor_is_a_share() -> None:
     check_final(1.0)
     with pytest.raises(ValueError, match="between 0 and 1"):
         check_final(1.1)
+
+
+@pytest.mark.parametrize("name", ["domain_upsampling", "wsd", "linear", "cosine", "power_scheduler", "granet",
+                                  "increlora", "sst", "meco", "skill_it", "loss_reweighting", "constant",
+                                  "continual_rewarm"])
+def test_every_part_of_a_stage_tells_a_share_from_a_step(name: str) -> None:
+    """Through a recipe's table, and back to it."""
+    cls = registry.find(name)
+    parts = [f for f, kind in hints_of(cls).items() if kind == int | float]
+    assert parts, "no setting of it is a part of a stage"
+    for part in parts:
+        for value in (1, 1.0):
+            made = registry.create({"use": name, **cls.example, part: value}, Path(), "here")
+            assert type(getattr(made, part)) is type(value) and type(table(made, name)[part]) is type(value)
 
 
 def test_parts_must_fit_into_the_stage() -> None:

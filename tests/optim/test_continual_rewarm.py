@@ -69,7 +69,10 @@ def test_the_old_domains_get_their_share_of_the_rows(tmp_path: Path) -> None:
     method = ContinualRewarm(**REPLAY)
     (mixture,) = [c for c in method.tick(View(0, 9, {}, {"lr": 1.0}), {}) if c.knob == "mixture"]
     assert mixture.value == {"prose": 0.25, "code": 0.375, "chat": 0.375}
-    assert not [c for c in method.tick(View(1, 9, {}, {"lr": 1.0}), {}) if c.knob == "mixture"]
+    knobs = {"lr": 1.0, "mixture": mixture.value}
+    assert not [c for c in method.tick(View(1, 9, {}, knobs), {}) if c.knob == "mixture"]
+    on = method.tick(View(5, 9, {}, {"lr": 1.0, "mixture": {"prose": 1.0}}), {})
+    assert mixture in on, "a run that goes on with a state of another mixture"
     data, ctx = Pack(length=32), tiny.context(tmp_path)
     ctx.batch_rows, ctx.knobs = 600, {"mixture": mixture.value}
     batch = data.next(pytest.fail, data.init(nn.Identity(), ctx), ctx)

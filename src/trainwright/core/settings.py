@@ -117,7 +117,7 @@ def _fit_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in args:
         return None
     real = [a for a in args if a is not type(None)]
-    for arg in real:
+    for arg in sorted(real, key=lambda a: a is not type(value)):     # its own type first: 1.0 is not 1
         try:
             return fit(value, arg, where)
         except UserError as error:

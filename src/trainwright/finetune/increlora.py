@@ -76,12 +76,12 @@ class Increlora(Surgery, Update):
     """The highest rank that a layer may come to; 0: four times the average."""
     alpha: float = 16.0
     """Scale of the addition, divided by the current rank."""
-    begin: float = 0.1
-    """Where ranks begin to grow: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
-    end: float = 0.5
-    """Where they have grown: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
-    every: float = 0.02
-    """How often they grow: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    begin: int | float = 0.1
+    """Where ranks begin to grow: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
+    end: int | float = 0.5
+    """Where they have grown: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
+    every: int | float = 0.02
+    """How often they grow: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     beta1: float = 0.85
     """Share of the mean score that is kept at each step."""
     beta2: float = 0.85

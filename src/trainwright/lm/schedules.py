@@ -14,10 +14,11 @@ is multiplied:
     def tick(self, view, state):
         return set_lr(view, warmup_factor(view.step, steps_of(self.warmup, view.steps)))
 
-A *part* of a stage (its warm-up, its decay) is a share of the stage's steps if it is below 1, and a whole
-number of steps from 1 on: ``warmup = 0.05`` is a twentieth of the stage, ``warmup = 1`` a single step. Steps
-count from 0; a factor is the one that the step to come is taken with. Other methods that begin, end or recur
-at some point of a stage use the same parts.
+A *part* of a stage (its warm-up, its decay) is a share of the stage's steps if it is written as a fraction,
+and a number of steps if it is a whole number, as in the ``snapshots`` of a stage: ``warmup = 0.05`` is a
+twentieth of the stage, ``warmup = 1.0`` the whole of it, ``warmup = 1`` a single step. Such a setting is of
+the type ``int | float``. Steps count from 0; a factor is the one that the step to come is taken with. Other
+methods that begin, end or recur at some point of a stage use the same parts.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import Set
 
 
-def steps_of(part: float, steps: int) -> int:
+def steps_of(part: int | float, steps: int) -> int:
     """How many steps a part is, in a stage of ``steps``; a share is rounded down."""
-    return math.floor(part * steps + 1e-9) if part < 1 else int(part)
+    return int(part) if isinstance(part, int) or part > 1 else math.floor(part * steps + 1e-9)
 
 
-def check_parts(**parts: float) -> None:
+def check_parts(**parts: int | float) -> None:
     """Check parts by the names of their settings, in ``__post_init__``.
 
     Raises:
@@ -43,7 +44,7 @@ def check_parts(**parts: float) -> None:
     for name, part in parts.items():
         if part < 0 or (part > 1 and part != int(part)):
             raise ValueError(
-                f"{name} must be a share of the steps (below 1) or a whole number of steps, not {part}"
+                f"{name} must be a share of the steps (up to 1.0) or a whole number of steps, not {part}"
             )
 
 
@@ -57,7 +58,7 @@ def check_final(final: float) -> None:
         raise ValueError(f"final must be a share of the peak learning rate, between 0 and 1, not {final}")
 
 
-def check_room(who: str, ctx: Context, **parts: float) -> None:
+def check_room(who: str, ctx: Context, **parts: int | float) -> None:
     """Check, in ``init``, that the parts fit into the stage: a schedule cut short would never reach its
     peak, unnoticed.
 

@@ -25,8 +25,8 @@ from trainwright.lm.schedules import check_parts, check_room, set_lr, steps_of, 
 class Constant(Controller):
     """Constant learning rate after a linear warm-up."""
 
-    warmup: float = 0.0
-    """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    warmup: int | float = 0.0
+    """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0}
 

@@ -58,17 +58,17 @@ class ContinualRewarm(Controller):
     """Domains to learn."""
     schedule: Literal["cosine", "infinite"] = "cosine"
     """One period for this stage, or a curve independent of the length of training."""
-    warmup: float = 0.01
-    """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    warmup: int | float = 0.01
+    """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     final: float = 0.1
     """Factor of the peak rate at the end, reached one step after the last."""
     constant: float = 0.5
     """In the infinite schedule: factor of the peak rate after the cooldown."""
-    cooldown: float = 0.3
+    cooldown: int | float = 0.3
     """In the infinite schedule: steps from the peak to the constant rate, as a share or a number."""
     shape: Literal["cosine", "inverse_sqrt"] = "cosine"
     """In the infinite schedule: the curve of the cooldown."""
-    anneal: float = 0.0
+    anneal: int | float = 0.0
     """In the infinite schedule: steps of the fall at the end, as a share or a number."""
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt",
@@ -121,8 +121,9 @@ class ContinualRewarm(Controller):
         return {}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
-        first = [Set("mixture", self.weights())] if self.replay and view.step == 0 else []
-        return [*first, *set_lr(view, self.factor(view.step, view.steps))]
+        set_already = not self.replay or view.knobs.get("mixture") == self.weights()
+        mixture = [] if set_already else [Set("mixture", self.weights())]
+        return [*mixture, *set_lr(view, self.factor(view.step, view.steps))]
 
     def weights(self) -> dict[str, float]:
         """The share of each domain."""

@@ -36,8 +36,8 @@ from trainwright.lm.schedules import (
 class Linear(Controller):
     """Linear decay of the learning rate after a linear warm-up."""
 
-    warmup: float = 0.05
-    """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    warmup: int | float = 0.05
+    """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     final: float = 0.0
     """Factor of the peak rate at the end, reached one step after the last."""
     bench: ClassVar[Bench | None] = Bench(

@@ -48,10 +48,10 @@ class PowerScheduler(Controller):
     """Learning rate for a batch of one sequence after one token."""
     b: float = -0.51
     """Exponent of the tokens seen."""
-    warmup: float = 0.05
-    """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
-    decay: float = 0.1
-    """Decay at the end: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    warmup: int | float = 0.05
+    """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
+    decay: int | float = 0.1
+    """Decay at the end: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     sequence: int = 4096
     """Tokens of one of the sequences in which the batch is counted."""
     before: float = 0.0

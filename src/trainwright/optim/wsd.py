@@ -38,10 +38,10 @@ from trainwright.lm.schedules import (
 class Wsd(Controller):
     """Warm-up, a stable learning rate, then a short decay."""
 
-    warmup: float = 0.05
-    """Warm-up: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
-    decay: float = 0.2
-    """Decay at the end: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    warmup: int | float = 0.05
+    """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
+    decay: int | float = 0.2
+    """Decay at the end: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     final: float = 0.0
     """Factor of the peak rate at the end, reached one step after the last."""
     shape: Literal["sqrt", "linear"] = "sqrt"

@@ -59,12 +59,12 @@ class Granet(Update):
     """Share of visible weights at the start."""
     regeneration: float = 0.5
     """Share of a matrix' visible weights exchanged at the start; falls to 0.005. 0 exchanges none."""
-    every: float = 0.0125
-    """Interval of pruning and regrowing: a share of the stage's steps (below 1) or a number of steps."""
-    begin: float = 0.0
-    """Start of pruning: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
-    end: float = 0.6875
-    """End of pruning, at the final density: a share of the stage's steps (below 1) or a number of steps."""
+    every: int | float = 0.0125
+    """Interval of pruning and regrowing: a share of the stage's steps (0.2, 1.0) or a number (20)."""
+    begin: int | float = 0.0
+    """Start of pruning: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
+    end: int | float = 0.6875
+    """End of pruning, at the final density: a share of the stage's steps (0.2, 1.0) or a number (20)."""
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain",
         claim="better than any other sparse training at the same density, static masks by far",

@@ -61,8 +61,8 @@ class Sst(Surgery, Controller, Update):
 
     rank: int = 64
     """Pairs of singular vectors per matrix that train at a time."""
-    interval: float = 200
-    """Interval of draws: a number of steps (from 1 on) or a share of the stage's steps (below 1)."""
+    interval: int | float = 200
+    """Interval of draws: a number of steps (20) or a share of the stage's steps (0.2, 1.0)."""
     warmup_steps: int = 10
     """Steps after each draw over which updates of the factors grow to full length; at most the interval."""
     layers: str = "all-linear"

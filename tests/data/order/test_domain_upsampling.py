@@ -5,14 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.check import tiny
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
+from trainwright.core.recipe import parse, read
 from trainwright.core.settings import make
+from trainwright.core.store import Store
 from trainwright.data.order.domain_upsampling import DomainUpsampling
+from trainwright.life import jobs
+from trainwright.life.run import run
 
 LAST, BASE = {"prose": 1.0, "code": 3.0}, {"prose": 1.0}
 
@@ -34,6 +40,35 @@ def test_the_knob_by_hand() -> None:
     assert knob(DomainUpsampling(weights=LAST, base=BASE, duration=0.2), 10) == ([BASE] * 8 + [LAST] * 2, 2)
     assert knob(DomainUpsampling(weights=LAST, duration=3), 10) == ([None] * 7 + [LAST] * 3, 1)
     assert knob(DomainUpsampling(weights=LAST, base=BASE, duration=0.0), 4) == ([BASE] * 4, 1)
+
+
+def test_the_last_part_may_be_all_of_it_and_one_step_is_one_step() -> None:
+    assert knob(DomainUpsampling(weights=LAST, base=BASE, duration=1.0), 50) == ([LAST] * 50, 1)
+    assert knob(DomainUpsampling(weights=LAST, base=BASE, duration=1), 50) == ([BASE] * 49 + [LAST], 2)
+
+
+def last_parts(life: Path, base: list[dict[str, Any]], last: list[dict[str, Any]]) -> dict[str, Any]:
+    """The weights after a base mixture, after the last part that is run from a state of it, and after one run
+    with domain upsampling."""
+    table, _ = read(life)
+    corpus, stage, *_ = table["stage"]
+    stage |= {"steps": 10}
+    whole = DomainUpsampling(weights=LAST, base=base[0]["weights"] if base else {}, duration=0.2)
+    stages = [stage | {"name": "base", "snapshots": [0.8], "methods": [*stage["methods"], *base]},
+              stage | {"name": "on", "methods": [*stage["methods"], *last],
+                       "from": {"state": "base@0.8", "data": "corpus"}},
+              stage | {"name": "whole", "methods": [*stage["methods"], jobs.table(whole, whole.name)]}]
+    del stages[1]["model"]
+    made = run(parse({"seed": 3, "stage": [corpus, *stages]}, life), Store(life.parent / "store"))
+    return {name: dict(families.load(made[name].path, "a test").state_dict())
+            for name in ("base", "on", "whole")}
+
+
+@pytest.mark.parametrize("base", [[], [{"use": "mixture", "weights": BASE}]], ids=["as_it_is", "prose"])
+def test_the_last_part_from_a_state_is_one_run_to_the_bit(life: Path, base: list[dict[str, Any]]) -> None:
+    found = last_parts(life, base, [{"use": "mixture", "weights": LAST}])
+    assert all(torch.equal(t, found["whole"][n]) for n, t in found["on"].items())
+    assert not all(torch.equal(t, found["base"][n]) for n, t in found["on"].items())
 
 
 def test_it_owns_the_mixture() -> None:

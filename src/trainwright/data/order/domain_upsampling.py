@@ -11,9 +11,22 @@ and nothing else changes: the learning rate continues as it would and should ann
 of 5 to 30 % of a 7 B model's training and found 10 to 20 % the best trade-off between general modelling and
 the target domains.
 
-To measure what a data set is worth, leave it out of ``weights`` and repeat the last part from the same
-checkpoint: the others share its rows, since weights are normalized. Compare with a run of the base mixture
-under the same schedule.
+To measure what a data set is worth, leave it out of the last mixture and run the last part again: the others
+share its rows, since weights are normalized. One run of the base mixture serves for all of them, as each goes
+on with a state that it kept, with the optimizer and the place in the data:
+
+    [[stage]]
+    name = "base"
+    snapshots = [0.8]
+    methods = [{ use = "mixture", weights = { web = 0.9, code = 0.1 } }, …]
+
+    [[stage]]
+    name = "with_code"
+    from = { state = "base@0.8", data = "corpus" }
+    methods = [{ use = "mixture", weights = { web = 0.5, code = 0.5 } }, …]
+
+With the same length (``steps``), schedule and seed, ``with_code`` ends with the very weights of one run with
+``domain_upsampling`` and ``duration = 0.2``; ``base`` itself is the run to compare with.
 
 Not without held-out documents of a small domain: with a large weight it is seen many times.
 
@@ -45,8 +58,8 @@ class DomainUpsampling(Controller):
     """Weight of each domain in the last part; domains without one give nothing."""
     base: dict[str, float] = field(default_factory=dict)
     """Weight of each domain before; none: as many rows as each has."""
-    duration: float = 0.2
-    """The last part: a share of the stage's steps (below 1) or a number of steps (from 1 on)."""
+    duration: int | float = 0.2
+    """The last part: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", versus="base mixture throughout",
         baseline=(PACK, {"use": "mixture", "weights": BASE}),

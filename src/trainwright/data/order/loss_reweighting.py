@@ -55,8 +55,8 @@ class LossReweighting(Weigh):
     """What has one weight: a row, or a document's part of it."""
     temperature: float = 0.4
     """Of the softmax: the weights of two samples differ by a factor of exp(1 / temperature) at most."""
-    burn_in: float = 0.05
-    """Steps before the first weights: a share of the stage's (below 1) or a number of steps (from 1 on)."""
+    burn_in: int | float = 0.05
+    """Steps before the first weights: a share of the stage's (0.2, 1.0) or a number of steps (20)."""
     whole: ClassVar[bool] = True
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain",

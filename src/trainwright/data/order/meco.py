@@ -56,9 +56,9 @@ class Meco(Data):
     host."""
     template: str = "URL: {}\n\n"
     """Text in front; ``{}`` stands for the field."""
-    cooldown: float = 0.1
-    """The last part, without metadata: a share of the stage's steps (below 1) or a number of steps (from 1
-    on)."""
+    cooldown: int | float = 0.1
+    """The last part, without metadata: a share of the stage's steps (0.2, 1.0) or a number of
+    steps (20)."""
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain", claim="as good as standard pretraining with 33 % less data (1.6 B parameters)",
         add=({"use": "meco", "field": "source", "template": "Source: {}\n\n"},),

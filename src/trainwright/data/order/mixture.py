@@ -22,7 +22,7 @@ from trainwright.core.method import Command, Controller, Set, State
 
 
 class Mixture(Controller):
-    """Sets the knob ``mixture`` before the first step, and owns it."""
+    """Sets the knob ``mixture`` before the first step, of a run that goes on with a state too, and owns it."""
 
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each domain; domains without one give nothing. None where a law fills them in."""
@@ -44,4 +44,4 @@ class Mixture(Controller):
         return {"knob:mixture"}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
-        return [Set("mixture", dict(self.weights))] if view.step == 0 else []
+        return [] if view.knobs.get("mixture") == self.weights else [Set("mixture", dict(self.weights))]

@@ -57,12 +57,12 @@ class SkillIt(Controller):
     """Skills that are to get better; all if none is named."""
     eta: float = 0.5
     """How sharply the shares follow the losses."""
-    update: float = 0.1
-    """Steps from one mixture to the next: a share of the stage's (below 1) or a number of steps (from 1
-    on)."""
+    update: int | float = 0.1
+    """Steps from one mixture to the next: a share of the stage's (0.2, 1.0) or a number of
+    steps (20)."""
     window: int = 3
     """Evaluations that count."""
-    probe: float = 0.05
+    probe: int | float = 0.05
     """Steps on each skill alone, where the graph is learned: a share of the stage's or a number of steps."""
     edge: float = 0.3
     """What a prerequisite must lower a loss by, as a share of what training on the skill itself does."""
