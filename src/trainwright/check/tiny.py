@@ -102,7 +102,8 @@ WORDS = {
 def rows() -> Iterator[dict[str, str | None]]:
     """Plain documents of two domains, and conversations as a third, so that every objective finds something.
 
-    They are short: in rows of 32 tokens several meet, and an answer is not cut away.
+    They are short: in rows of 32 tokens several meet, and an answer is not cut away. The label of each is its
+    domain.
     """
     draw = random.Random(0)
     for number in range(120):
@@ -120,6 +121,7 @@ def rows() -> Iterator[dict[str, str | None]]:
             "source": "made up",
             "metadata": "{}",
             "messages": messages,
+            "label": domain,
         }
 
 

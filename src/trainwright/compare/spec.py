@@ -18,7 +18,7 @@ CURRENCIES = ("tokens", "flops", "seconds")
 LOWER = ("loss", "answer_loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step",
          "peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
 """Metrics of which less is better."""
-HIGHER = ("gain", "accuracy", "acc", "acc_norm", "exact_match", "f1", "bleu", "rouge")
+HIGHER = ("gain", "recall", "accuracy", "acc", "acc_norm", "exact_match", "f1", "macro_f1", "bleu", "rouge")
 """Metrics of which more is better."""
 
 

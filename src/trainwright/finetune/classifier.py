@@ -46,7 +46,9 @@ class Classifier(Surgery):
     dropout: float = 0.1
     """Share of what the head's output layer reads that is dropped in training."""
     folds: ClassVar[bool] = False
-    example: ClassVar[dict[str, Any]] = {"classes": ["code", "prose"], "pool": "last"}
+    beside: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"use": "examples", "fields": ["text", "label"], "length": 24}, {"use": "label"})
+    example: ClassVar[dict[str, Any]] = {"classes": ["chat", "code", "prose"], "dropout": 0.0}
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or len(set(self.classes)) < len(self.classes):

@@ -1,8 +1,8 @@
 """Documents in classes: the head on a model, its logits, and which label is which of its classes.
 
-A batch of examples holds ``input_ids`` and ``attention_mask`` (int64 [R, L]), ``label`` (int64 [R], the place
-of the row's class in ``classes``; -100 where it has none) and ``classes`` (their names). The head has classes
-of its own, in an order of its own: names decide.
+A batch of ``examples`` holds ``input_ids`` and ``attention_mask`` (int64 [R, L]) and ``labels`` (int64 [R]):
+the number that a label is, or its place among the labels of the corpus. The head has classes of its own, in
+an order of its own: names decide.
 """
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from trainwright.core import sharding
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
+from trainwright.corpus.columns import is_number
+from trainwright.corpus.tokens import Corpus
 from trainwright.lm.layers import Carrier
 
 NAME = "class_head"
@@ -39,7 +41,7 @@ class Head(Carrier):
 
     def forward(self, hidden: Tensor, there: Tensor) -> Tensor:
         """``there``: [R, L], 1 where a row has a token."""
-        state = pooled(hidden, there, self.settings.pool)
+        state = pooled(hidden, there, self.settings.pool).to(self.dense.weight.dtype)
         return self.out(self.dropout(torch.tanh(self.dense(state))))
 
 
@@ -76,16 +78,18 @@ def _logits(model: nn.Module, ids: Tensor, there: Tensor) -> Tensor:
     return head_of(model)(body(input_ids=ids, attention_mask=there)[0], there)  # type: ignore[no-any-return]
 
 
-def wanted(model: nn.Module, batch: Batch) -> Tensor:
-    """Each row's class as the head numbers it, int64 [R]; -100 where the row has no label.
+def wanted(model: nn.Module, labels: Tensor, corpus: Corpus) -> Tensor:
+    """Each row's class as the head numbers it, int64 [R], given ``labels`` as ``examples`` makes them.
 
     Raises:
-        UserError: a label that is none of the head's classes.
+        UserError: a label of the corpus that is none of the head's classes.
     """
     classes = head_of(model).settings.classes
-    if strange := sorted(set(batch["classes"]) - set(classes)):
-        raise UserError(f"the documents have the label {strange[0]!r}, and the classifier knows "
-                        f"{', '.join(map(repr, classes))}.")
-    places = torch.tensor([classes.index(name) for name in batch["classes"]], device=batch["label"].device)
-    labelled = batch["label"] != UNTRAINED
-    return torch.where(labelled, places[batch["label"].clamp(min=0)], UNTRAINED)
+    if strange := [name for name in corpus.labels if name not in classes]:
+        raise UserError(f"documents of {corpus.folder.name} have the label {strange[0]!r}, and the "
+                        f"classifier knows {', '.join(map(repr, classes))}.")
+    numbers = all(is_number(name) for name in corpus.labels)
+    right = torch.full_like(labels, UNTRAINED)
+    for place, name in enumerate(corpus.labels):
+        right[labels == (int(name) if numbers else place)] = classes.index(name)
+    return right
