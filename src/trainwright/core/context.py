@@ -65,6 +65,7 @@ class Context:
     """What ``forget`` was told in this step, by parameter."""
     notes: dict[str, list[tuple[Any, float]]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, tuple[bytes, str]] = field(default_factory=dict)
 
     def rng(self, key: str, at: int | None = None) -> torch.Generator:
         """A CPU generator that depends on seed, step and key alone: nothing to save, nothing to restore.
@@ -82,6 +83,10 @@ class Context:
     def show(self, name: str, text: str) -> None:
         """Keep a text (a generated sample) for the report."""
         self.texts[name] = text
+
+    def picture(self, name: str, png: bytes, words: str) -> None:
+        """Keep a picture (a PNG) for the report, and in words what it shows, for those who do not see it."""
+        self.pictures[name] = png, words
 
     def forget(self, parameter: str, entries: Tensor) -> None:
         """These entries of a parameter (bool, of its shape and sharding) begin anew: once all methods have settled, what any of

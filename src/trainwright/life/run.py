@@ -85,7 +85,7 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
         raise
     if sharding.main():
         seconds = time.perf_counter() - clock
-        store.commit(out, stage.name, job.key, manifest(job, recipe, store, figures, site.texts, started, seconds))
+        store.commit(out, stage.name, job.key, manifest(site, recipe, figures, started, seconds))
     sharding.barrier()
     artifact = Artifact(store.path(stage.name, job.key))
     listener.stage(stage.name, stage.kind, "finished", artifact.figures | {"path": str(artifact.path)})
@@ -111,13 +111,15 @@ def command() -> str:
     return " ".join(["trainwright" if program.name in ("__main__.py", "trainwright") else program.name, *sys.argv[1:]])
 
 
-def manifest(job: Job, recipe: Recipe, store: Store, figures: dict[str, Any], texts: dict[str, str], started: datetime,
+def manifest(site: StageRun, recipe: Recipe, figures: dict[str, Any], started: datetime,
              seconds: float) -> dict[str, Any]:
     """What an artifact came from, and what was measured."""
+    job, store = site.job, site.store
     inputs = {role: [{"stage": s.name, "hash": s.hash, "path": str(s.path(store, job.where))} for s in sources]
               for role, sources in job.inputs.items()}
     return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title,
             "settings": job.settings, "seed": job.seed, "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root),
             "command": command(), "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "seconds": round(seconds, 3), "ranks": sharding.world(), "figures": figures, "texts": texts}
+            "seconds": round(seconds, 3), "ranks": sharding.world(), "figures": figures, "texts": site.texts,
+            "pictures": site.pictures}

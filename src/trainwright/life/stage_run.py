@@ -11,10 +11,13 @@ from trainwright.core.listener import Listener
 from trainwright.core.store import Store
 from trainwright.life.jobs import Job
 
+PICTURES = "pictures"
+"""Folder of an artifact with the pictures that its methods showed."""
+
 
 @dataclass
 class StageRun:
-    """One run of one stage. ``texts`` are kept for the report."""
+    """One run of one stage."""
 
     job: Job
     store: Store
@@ -23,6 +26,9 @@ class StageRun:
     listener: Listener
     inputs: dict[str, list[Path]]
     texts: dict[str, str] = field(default_factory=dict)
+    """What methods showed, for the report."""
+    pictures: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By name the ``file`` of a picture in the artifact, and in ``words`` what it shows."""
 
     def context(self) -> Context:
         """What the stage's methods are given."""
@@ -33,6 +39,16 @@ class StageRun:
     def folder(self, role: str) -> Path | None:
         """The first folder that ``from`` names under a role."""
         return self.inputs[role][0] if self.inputs.get(role) else None
+
+    def keep(self, ctx: Context, prefix: str = "") -> None:
+        """Keep the texts and pictures that methods showed, for the report."""
+        self.texts |= {f"{prefix}{name}": text for name, text in ctx.texts.items()}
+        for name, (png, words) in ctx.pictures.items():
+            file = f"{PICTURES}/{len(self.pictures):03d}.png"
+            self.pictures[f"{prefix}{name}"] = {"file": file, "words": words}
+            if sharding.main():
+                (self.out / PICTURES).mkdir(exist_ok=True)
+                (self.out / file).write_bytes(png)
 
     def started(self, info: dict[str, Any], resumed: bool = False) -> None:
         """Tell the listener that work begins."""

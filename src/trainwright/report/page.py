@@ -1,6 +1,7 @@
 """The page of a run: one HTML file that needs nothing else, with its plots as PNG files beside it."""
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
@@ -67,6 +68,14 @@ class Stage:
         return STATES.get(self.manifest.get("state", ""), "")
 
     @property
+    def pictures(self) -> list[tuple[str, str, str]]:
+        """What methods drew: name, the picture as an address that holds it, and what it shows, in words."""
+        kept = [(name, self.folder / told["file"], told["words"])
+                for name, told in (self.manifest.get("pictures") or {}).items()]
+        return [(name, f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}", words)
+                for name, file, words in kept if file.is_file()]
+
+    @property
     def stored(self) -> int | None:
         """Bytes of the weights, or of the whole folder where it holds none."""
         if "stored_bytes" in self.figures:
@@ -98,6 +107,7 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
         trained=[s for s in stages if s.kind == "train"], judged=[s for s in stages if s.rows], total=total(stages),
         data=[(s, table) for s in stages if s.kind == "corpus" and (table := data_table(s.folder))],
         samples=[(s, list(texts.items())) for s in stages if (texts := s.manifest.get("texts"))],
+        pictures=[(s, shown) for s in stages if (shown := s.pictures)],
         versions=versions(stages), command=next((c for s in reversed(stages) if (c := s.manifest.get("command"))), ""))
     page = out / "index.html"
     page.write_text(text, encoding="utf-8")

@@ -65,7 +65,7 @@ def train(site: StageRun) -> dict[str, Any]:
         (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
         figures["stored_bytes"] = sum(f.stat().st_size for f in families.weight_files(site.out))
         figures["delta_bytes"] = sum(f.stat().st_size for f in site.out.glob("adapter*/*.safetensors"))
-    site.texts |= run.ctx.texts
+    site.keep(run.ctx)
     return figures
 
 

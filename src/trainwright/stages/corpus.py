@@ -108,7 +108,7 @@ class CorpusStage(Stage):
         ctx = run.context()
         ctx.decode = run.job.of(Decode)
         figures = building.build(run.out, run.job.of(Curate), settings, ctx, run.store.root / "cache", run.listener.say)
-        run.texts |= ctx.texts
+        run.keep(ctx)
         return figures
 
     def _tokenizer_folder(self, run: StageRun) -> Path | None:

@@ -67,7 +67,7 @@ class EvaluateStage(Stage):
             with torch.no_grad(), hardware.autocast(ctx.device, hardware.set_precision(model, self.precision)):
                 for m in run.job.of(Evaluator):
                     found[source.name] |= m.measure(model, ctx)
-            run.texts |= {f"{source.name}/{k}": v for k, v in ctx.texts.items()}
+            run.keep(ctx, f"{source.name}/")
             run.listener.say(f"{self.name}: measured {source.name}")
         self._check_domains(found, run.job.where)
         return {"numbers": found, "baseline": self.baseline or next(iter(found)), "old": list(self.old), "new": list(self.new)}

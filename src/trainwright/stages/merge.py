@@ -76,7 +76,7 @@ class MergeStage(Stage):
             writer.add(name, combined(name, [s.get(name) for s in sources], before.get(name) if before else None, methods, ctx))
         size = writer.close()
         tensors.copy_rest(folders[0], run.out)
-        run.texts |= ctx.texts
+        run.keep(ctx)
         return {"models": names, "parameters": writer.parameters, "stored_bytes": size}
 
 

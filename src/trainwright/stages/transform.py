@@ -105,7 +105,7 @@ class TransformStage(Stage):
         for name in families.write(model, job.of(Surgery), job.seed, run.out, ctx.tokenizer):
             run.listener.say(f"{self.name}: {name} cannot be folded into the weights: the model is backbone/ and adapter/ "
                              "together, which only trainwright loads as one")
-        run.texts |= ctx.texts
+        run.keep(ctx)
         return counts | {"peak_memory_bytes": int(peak), "stored_bytes": _bytes(run.out)}
 
     @staticmethod
