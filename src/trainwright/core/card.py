@@ -207,7 +207,8 @@ class Kept:
         self.cards: dict[str, dict[str, Any]] = {}
         self.kinds: dict[str, Kind] | None = None
         with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-            told = json.loads(self.file.read_text(encoding="utf-8")) if self.file else {"made_by": None}
+            text = self.file.read_text(encoding="utf-8") if self.file else '{"made_by": null}'
+            told: dict[str, Any] = json.loads(text)
             if told["made_by"] == self.made_by:
                 kinds = {n: Kind(tuple(k["bases"]), _settings(k["fields"])) for n, k in told["kinds"].items()}
                 self.cards, self.kinds = dict(told["cards"]), kinds

@@ -192,7 +192,8 @@ def files_of(method: Method, root: Path) -> list[Path]:
 
 
 def _named(settings: Any) -> Iterator[str]:
-    hints = _hints(type(settings))
+    cls: Any = type(settings)
+    hints = _hints(cls)
     for field in dataclasses.fields(settings):
         yield from _strings(getattr(settings, field.name), _marked(hints[field.name]))
 
