@@ -12,8 +12,15 @@ from tests.corpus.corpora import Given
 from tests.data.unigrams import checkpoint, context, kept, written
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.recipe import Recipe, parse, read
+from trainwright.core.store import Store
 from trainwright.corpus import documents
+from trainwright.corpus.selecting import amount, keep
+from trainwright.corpus.tokens import open_corpus
+from trainwright.data.select._panel import panel
 from trainwright.data.select.s2l import S2l, quotas
+from trainwright.life.jobs import jobs
+from trainwright.life.run import run
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +67,39 @@ def test_clusters_are_those_of_trajectories(tmp_path: Path, checkpoints: list[Pa
 def test_the_budget_is_split_over_domains_first(tmp_path: Path, checkpoints: list[Path]) -> None:
     ctx = context(tmp_path / "s", models=checkpoints)
     assert by_kind(kept(S2l(clusters=50, count=43, by_domain=True).apply(rows(), ctx))) == [20, 20, 3]
+
+
+def proxy(life: Path, *models: str) -> Recipe:
+    """A corpus, one run of a proxy that keeps two states, and a selection by the losses of ``models``."""
+    table, _ = read(life)
+    corpus, base, *_ = table["stage"]
+    chosen = {"name": "chosen", "kind": "corpus", "from": {"data": "corpus", "models": list(models)},
+              "methods": [{"use": "s2l", "clusters": 4, "share": 0.5, "length": 32}]}
+    stages = [corpus, base | {"name": "proxy", "steps": 8, "snapshots": [0.25, 0.5]}, chosen]
+    return parse({"seed": 3, "stage": stages}, life)
+
+
+def test_the_trajectories_are_those_of_one_run(life: Path, tmp_path: Path) -> None:
+    names = ("proxy@0.25", "proxy@0.5", "proxy")
+    store = Store(life.parent / "store")
+    assert [s.name for s in jobs(proxy(life, *names), store)[-1].inputs["models"]] == list(names)
+    made = run(proxy(life, *names), store)
+    folders = [made["proxy"].path / "snapshots" / "0.25", made["proxy"].path / "snapshots" / "0.5",
+               made["proxy"].path]
+    by_hand = S2l(clusters=4, share=0.5, length=32)
+    rows = documents.parquet(sorted((made["corpus"].path / "documents").glob("*.parquet")))
+    seen = panel(rows, context(tmp_path / "s", models=folders), "s2l", "", 32, by_hand.batch_tokens)
+    assert (np.diff(seen.loss.mean(0)) < 0).all(), "each state has learned more than the one before it"
+    ids = set(map(str, open_corpus(made["chosen"].path).select("train").id))
+    there = set(map(str, open_corpus(made["corpus"].path).select("train").id))
+    assert ids < there and len(ids) == amount(len(there), None, 0.5, "s2l")
+    mine = context(tmp_path / "t", models=folders)
+    mine.seed = 3
+    assert set(kept(by_hand.apply(keep(rows, sorted(there)), mine))) == ids
+    for models, sentence in (((*names, "proxy@0.3"), "'proxy' keeps the snapshots proxy@0.25, proxy@0.5"),
+                             ((*names, "corpus"), r"from\.models must be a model; 'corpus' is of kind corpus")):
+        with pytest.raises(UserError, match=sentence):
+            jobs(proxy(life, *models), store)
 
 
 def test_mistakes_get_a_sentence(tmp_path: Path, checkpoints: list[Path]) -> None:

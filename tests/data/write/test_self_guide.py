@@ -83,6 +83,13 @@ def test_labels_condition_the_inputs_and_are_balanced(tmp_path: Path) -> None:
     assert sorted(said
                   for _, said in balanced(pairs, ("yes", "no", "maybe"), random.Random(0))) == ["no", "yes"]
     assert label_of("I say no.", ("yes", "no")) == "no" and label_of("hm", ("yes", "no")) == ""
+    two = ("entailment", "not entailment")
+    assert label_of("not entailment", two) == label_of("not entailment", two[::-1]) == "not entailment"
+    assert label_of("It is entailment, not neutral", two) == "entailment"
+    assert label_of("entailment or not entailment", two) == "entailment", "the first in the text"
+    for part in ("I know", "nobody", "non-yes", "no-one", "yes_no"):
+        assert label_of(part, ("yes", "no")) == ""
+    assert label_of("1 and 12", ("12", "2")) == "12" and label_of("答案是好的", ("坏", "好")) == "好"
 
     def sort(prompt: str, body: dict[str, Any]) -> str:
         if prompt.startswith("A task"):

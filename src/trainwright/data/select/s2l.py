@@ -13,7 +13,17 @@ and K - k clusters to come, cluster k gives
 
 of its documents, drawn at random, and B shrinks by them. Small clusters are thus taken whole, their unused
 share goes to the larger ones, and the budget is met exactly. The selection may be for a model far larger
-than the proxy.
+than the proxy. The checkpoints are snapshots of one run of it:
+
+    [[stage]]
+    name = "proxy"
+    snapshots = [0.25, 0.5, 0.75]
+
+    [[stage]]
+    name = "chosen"
+    kind = "corpus"
+    from = { data = "corpus", models = ["proxy@0.25", "proxy@0.5", "proxy@0.75", "proxy"] }
+    methods = [{ use = "s2l" }]
 
 In a conversation only what the assistant says counts, if the proxy's chat template marks it. With
 ``by_domain`` the budget is split over the domains first, in the same way, and clusters are made within

@@ -8,7 +8,8 @@ Given an instruction and about three demonstrations, the model to be tuned
    is conditioned on a random one of them;
 2. extracts the bare input from what it wrote, at temperature 0; duplicates are dropped;
 3. answers each input, with the instruction and the demonstrations in the prompt. In a task with labels, the
-   output is the first label that the answer contains. Answers without a label are dropped, and so are random
+   output is the first label in the answer, as words of its own (in "not entailment" it is "not entailment" if
+   that is a label, and "know" has no "no"). Answers without a label are dropped, and so are random
    ones of the more frequent labels, until all labels are equally frequent.
 
 After each step the rules drop what is empty, what contains a noisy fragment (plain substrings: ``input``,
@@ -31,6 +32,7 @@ Errors: nobody to write, no pair left, a writer that fails (its answers so far a
 from __future__ import annotations
 
 import random
+import re
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
@@ -197,8 +199,17 @@ def passes(text: str, banned: Sequence[str], within: Bounds) -> bool:
 
 
 def label_of(text: str, labels: Sequence[str]) -> str:
-    """The first label that an output contains, or nothing."""
-    return next((label for label in labels if label in text), "")
+    """The label that comes first in an output, as words of its own, or nothing; of two that begin at one
+    place the longer."""
+    found = [(m.start(), -len(label), label) for label in labels if (m := re.search(_words(label), text))]
+    return min(found)[2] if found else ""
+
+
+def _words(label: str) -> str:
+    """A pattern of a label that is no part of a longer word; scripts without cases write no spaces."""
+    before, after = (r"(?<![\w-])", r"(?![\w-])")
+    first, last = (one.isdigit() or one.lower() != one.upper() for one in (label[:1], label[-1:]))
+    return (before if first else "") + re.escape(label) + (after if last else "")
 
 
 def balanced(pairs: Sequence[tuple[str, str]], labels: Sequence[str],

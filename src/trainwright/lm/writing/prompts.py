@@ -8,20 +8,24 @@ BEFORE = re.compile(r"\A((sure|certainly|of course|absolutely)\b[^\n]{0,160}[:!.
                     r"|here('s| is| are)\b[^\n]{0,160}:)\s*\n", re.I)
 BEHIND = re.compile(r"\n+(i hope (this|that)|(please )?let me know|feel free to|is there anything else)\b"
                     r"[^\n]*\s*\Z", re.I)
+BLANK, SENTENCE = r"\n\s*\n", r"\n\s*\n|(?<=[.!?])\s+"
+"""What stands between paragraphs, and between sentences."""
 QUOTES = {('"', '"'), ("\u201c", "\u201d")}
 
 
 def passages(text: str, most: int) -> Iterator[str]:
     """``text`` cut into passages of at most ``most`` characters; blank ones are left out.
 
-    A cut is at a blank line, the end of a sentence or a space if there is one in the second half, else
-    anywhere. """
+    A passage ends at the last blank line of its second half, else at its last end of a sentence; a sentence
+    that is longer than a passage is cut at a space, and a word anywhere.
+    """
     at = 0
     while at < len(text):
-        window, end = text[at:at + most], at + most
-        if at + most < len(text):
-            for break_at in (r"\n\s*\n", r"(?<=[.!?])\s+", r"\s+"):
-                if ends := [m.end() for m in re.finditer(break_at, window) if 2 * m.start() >= most]:
+        end = at + most if at + most < len(text) else len(text)
+        if end < len(text):
+            window = text[at:end + 1]                          # a passage may end where its window does
+            for break_at, least in ((BLANK, most / 2), (SENTENCE, 1), (r"\s+", 1)):
+                if ends := [m.end() for m in re.finditer(break_at, window) if m.start() >= least]:
                     end = at + ends[-1]
                     break
         if passage := text[at:end].strip():
