@@ -34,7 +34,8 @@ from trainwright.compare.statistics import paired, verdict
 from trainwright.core import hardware, registry
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
-from trainwright.core.store import Store, versions
+from trainwright.core.store import Store
+from trainwright.core.versions import versions
 from trainwright.corpus import documents
 from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
 from trainwright.data.filter.perplexed_by_quality.perplexed_by_quality import sentences

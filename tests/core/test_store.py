@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from trainwright.core.errors import UserError
-from trainwright.core.store import Artifact, Store, key_of, stamp, sweep
+from trainwright.core.files import sweep
+from trainwright.core.store import Artifact, Store, key_of, stamp
 from trainwright.life import run
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def test_a_second_build_tokenizes_nothing(tmp_path: Path, tokenizer: Any, monkey
     assert len(seen) == len(ROWS) and all(s.cached for s in second)
     assert all_tokens(tmp_path / "a", first) == all_tokens(tmp_path / "b", second)
     assert (tmp_path / "a" / "00000.bin").stat().st_ino == (tmp_path / "b" / "00000.bin").stat().st_ino
-    assert sorted(f.suffix for f in (tmp_path / "cache").iterdir()) == [".bin"] * len(first) + [".json"] * len(first)
+    suffixes = sorted(f.suffix for f in (tmp_path / "cache").iterdir())
+    assert suffixes == sorted([".bin", ".json", ".sums"] * len(first))
 
 
 @pytest.mark.parametrize("harm", ["bin gone", "json gone", "bin cut", "json cut"])
@@ -182,3 +184,45 @@ def test_where_no_link_can_be_made_files_are_copied(tmp_path: Path, tokenizer: A
     first = list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "a"))
     second = list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "b"))
     assert all(s.cached for s in second) and all_tokens(tmp_path / "a", first) == all_tokens(tmp_path / "b", second)
+
+
+@pytest.mark.parametrize("ending", ["bin", "json"])
+def test_a_flipped_bit_in_the_cache_is_found(ending: str, tmp_path: Path, tokenizer: Any) -> None:
+    """Of the right size, and still not what was written: the shard is made again, and says so."""
+    cache = tmp_path / "cache"
+    first = list(tokens.write(ROWS, Encoder(tokenizer, None), cache, tmp_path / "a"))
+    right = all_tokens(tmp_path / "a", first)
+    victim = sorted(cache.glob(f"*.{ending}"))[0]
+    data = victim.read_bytes()
+    victim.unlink()                                                        # the corpus has the same file
+    victim.write_bytes(data.replace(b"1", b"2", 1) if ending == "json" else bytes([data[0] ^ 1]) + data[1:])
+    second = list(tokens.write(ROWS, Encoder(tokenizer, None), cache, tmp_path / "b"))
+    assert [s.damaged for s in second].count(True) == 1 == [s.cached for s in second].count(False)
+    assert all_tokens(tmp_path / "b", second) == right
+    third = list(tokens.write(ROWS, Encoder(tokenizer, None), cache, tmp_path / "c"))
+    assert all(s.cached and not s.damaged for s in third)
+
+
+def test_a_cache_that_is_a_link_is_not_written_to(tmp_path: Path, tokenizer: Any) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "cache").symlink_to(tmp_path / "outside")
+    with pytest.raises(UserError, match="cache is a link: a store writes within itself only"):
+        list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "a"))
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
+def test_a_corpus_of_many_shards_needs_few_descriptors(tmp_path: Path) -> None:
+    """5,000 shards in three corpora, one after the other: far less than the 1,024 that a process may open."""
+    for name in "abc":
+        build(tmp_path / name, texts(20))
+        folder = tmp_path / name / "tokens"
+        for shard in range(1700):
+            (folder / f"{shard:05d}.bin").write_bytes(np.array([shard], dtype=np.uint16).tobytes())
+        corpus = tokens.open_corpus(tmp_path / name)
+        for shard in range(1700):
+            assert corpus.read(shard, 0, 1).tolist() == [shard]
+        assert len(os.listdir("/proc/self/fd")) < 200
+    (folder / "00003.bin").unlink()
+    with pytest.raises(UserError, match="lacks its shard 3: it was removed"):
+        corpus.read(3, 0, 1)

@@ -1,6 +1,7 @@
 """A method against its baseline in a shared suite: what the paper claims beside what was measured.
 
-A method names its suite, its baseline and its claim (``Method.bench``); data, budget, seeds and metrics are the suite's.
+A method names its suite, its baseline and its claim (``Method.bench``); data, budget, seeds and metrics are
+the suite's.
 """
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from trainwright.core import registry
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.recipe import read
-from trainwright.core.store import Store, versions
+from trainwright.core.store import Store
+from trainwright.core.versions import versions
 
 SUITES = Path(__file__).parent / "suites"
 EVIDENCE = ("reproduced", "no difference", "contradicted", "needs scale")
@@ -46,14 +48,15 @@ def spec_of(method: str, bench: Bench) -> Spec:
         raise UserError(f"{method}: there is no suite {bench.suite!r}{suggest(bench.suite, suites())}.")
     file = suites()[bench.suite]
     name = bench.versus or read(file)[0]["compare"]["baseline"]
-    arms = [Arm(name=name, add=bench.baseline, drop=bench.baseline_drop, set=bench.baseline_set or {}, stage=bench.stages),
-            Arm(name=method, add=bench.add or ({"use": method},), drop=bench.drop,
-                at=bench.at or None, set=bench.set or {}, stage=bench.stages, search=bench.search)]
+    arms = [Arm(name=name, add=bench.baseline, drop=bench.baseline_drop, set=bench.baseline_set or {},
+                stage=bench.stages),
+            Arm(name=method, add=bench.add or ({"use": method},), drop=bench.drop, at=bench.at or None,
+                set=bench.set or {}, stage=bench.stages, search=bench.search)]
     return specs.load(file, {"baseline": name}, arms)
 
 
 def at_a_time() -> int:
-    """Runs of a suite that this machine makes at once: their models are too small to keep two cores busy."""
+    """Runs of a suite to make at a time: their models are too small to keep two cores busy."""
     import torch
     return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
@@ -66,22 +69,25 @@ def run(method: str, store: Store, folder: Path, watch: Watch, jobs: int = 1) ->
     """
     bench = claimed().get(method)
     if bench is None:
-        raise UserError(f"{method} states no claim of a paper that could be tested (bench){suggest(method, claimed())}.")
+        raise UserError(f"{method} states no claim of a paper that could be tested "
+                        f"(bench){suggest(method, claimed())}.")
     spec = spec_of(method, bench)
     result = Comparison(spec, store, watch, jobs).run()
     metric = bench.metric or spec.settings.metric
     row = next((r for r in result["comparisons"] if r["arm"] == method and r["metric"] == metric), None)
     if row is None or row["verdict"] == "failed":
         failed = next((r for r in result["comparisons"] if r["verdict"] == "failed"), None)
-        raise UserError(f"{method}: " + (f"failed in the suite {bench.suite}: {failed['reason']}" if failed else
-                                         f"the suite {bench.suite} does not measure {metric}."))
-    told = evidence(method, bench, result, row, spec.settings.metric)
-    write(folder / f"{method}.json", told)
-    return told
+        if failed is None:
+            raise UserError(f"{method}: the suite {bench.suite} does not measure {metric}.")
+        raise UserError(f"{method}: failed in the suite {bench.suite}: {failed['reason']}")
+    found = evidence(method, bench, result, row, spec.settings.metric)
+    write(folder / f"{method}.json", found)
+    return found
 
 
-def evidence(method: str, bench: Bench, result: dict[str, Any], row: dict[str, Any], decides: str) -> dict[str, Any]:
-    """The measured effect beside the claim. ``also`` holds the other metrics, so that no price of the effect stays unsaid.
+def evidence(method: str, bench: Bench, result: dict[str, Any], row: dict[str, Any],
+             decides: str) -> dict[str, Any]:
+    """The measured effect beside the claim. ``also`` holds the other metrics, so that it hides no price.
 
     Args:
         decides: the suite's own metric.
@@ -93,18 +99,18 @@ def evidence(method: str, bench: Bench, result: dict[str, Any], row: dict[str, A
     price = f"{decides} is worse by {abs(quality['difference']):.3g}" if quality and paid else ""
     verdict = judged(row["verdict"], bench, paid)
     reason = "; ".join(w for w in (price, "" if verdict == "reproduced" else bench.scale) if w)
-    said = {k: row[k] for k in ("metric", "better", "difference", "low", "high", "baseline_mean", "detectable")}
-    return {"method": method, "paper": bench.paper or paper(registry.cards()[method].doc), "claim": bench.claim,
-            "suite": bench.suite, "baseline": result["baseline"], **said, "seeds": len(result["seeds"]),
+    effect = ("metric", "better", "difference", "low", "high", "baseline_mean", "detectable")
+    return {"method": method, "paper": bench.paper or paper(registry.cards()[method].doc),
+            "claim": bench.claim, "suite": bench.suite, "baseline": result["baseline"],
+            **{k: row[k] for k in effect}, "seeds": len(result["seeds"]),
             "tuning_trials": result["tuning"]["trials"] if result["tuning"] else 0, "verdict": verdict,
-            "reason": reason, "also": others,
-            "command": f"trainwright bench {method}", "date": date.today().isoformat(), "hardware": result["hardware"],
-            "versions": versions()}
+            "reason": reason, "also": others, "command": f"trainwright bench {method}",
+            "date": date.today().isoformat(), "hardware": result["hardware"], "versions": versions()}
 
 
 def judged(verdict: str, bench: Bench, paid: bool = False) -> str:
-    """The comparison's verdict as one on the claim, which is always that the method is better; a saving that is ``paid`` for with
-    quality is none."""
+    """The comparison's verdict as one on the claim, which is always that the method is better; a saving that
+    is ``paid`` for with quality is none."""
     if verdict == "better" and not paid:
         return "reproduced"
     return "needs scale" if bench.scale else "contradicted" if verdict == "worse" or paid else "no difference"

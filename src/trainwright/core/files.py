@@ -22,6 +22,8 @@ MOST = 256 << 20
 """Bytes of text beyond which a file is none of ours."""
 SUMS = "checksums.json"
 """Beside what it vouches for: the checksum of every other file of a folder."""
+SUMMED = ".sums"
+"""Ending of the file beside an entry of a cache that holds the checksums of its files."""
 HASHERS = 8
 """Threads that hash at a time, at most."""
 MISREAD = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError)
@@ -78,7 +80,7 @@ def read_json(file: Path, most: int = MOST) -> Any:
 
 def write_text(file: Path, text: str) -> None:
     """Write a file of this content, whole or not at all, and on the disk when this returns. A link is replaced, not followed."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    part = file.with_name(f".{file.name}.{threading.get_ident()}.{os.getpid()}")
     part.unlink(missing_ok=True)
     try:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -96,6 +98,44 @@ def write_text(file: Path, text: str) -> None:
 def write_json(file: Path, what: Any) -> None:
     """The same, of JSON for people to read."""
     write_text(file, json.dumps(what, indent=1, ensure_ascii=False) + "\n")
+
+
+def room(folder: Path) -> Path:
+    """A folder to write in, made where there is none (its parent has to be there).
+
+    Raises:
+        UserError: a link or a file is in its place: what is written there would land elsewhere.
+    """
+    folder.mkdir(exist_ok=True) if not folder.is_symlink() else None
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link: a store writes within itself only; put a folder in its place.")
+    return folder
+
+
+def without_links(folder: Path) -> Path:
+    """The same folder, the links in it removed: what is written there under their names replaces them."""
+    for file in folder.iterdir():
+        if file.is_symlink():
+            file.unlink()
+    return folder
+
+
+def sweep(cache: Path) -> None:
+    """Remove what a process that was killed left of a file it was making (``NAME.PID``); one that is alive keeps its own."""
+    for part in cache.iterdir():
+        owner = part.suffix.removeprefix(".")
+        if owner.isdecimal() and not _alive(int(owner)):
+            part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except PermissionError:                                    # another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return process != os.getpid()                              # of this number, and of a life before this one
 
 
 def sync(path: Path) -> None:
@@ -158,3 +198,35 @@ def broken(folder: Path) -> list[str]:
         except (OSError, Damaged):
             return False
     return [name for name, good in each(same, folder, names).items() if not good]
+
+
+_INTACT: dict[Path, str] = {}
+"""Sealed folders that were looked at in this process, and how they looked from outside."""
+
+
+def intact(folder: Path, made: bool = False) -> list[str]:
+    """The same as ``broken``, once a process as long as no file changes its size or time. ``made``: it was sealed
+    just now, and need not be read again."""
+    names = within(folder)
+    seen = [(name, s.st_size, s.st_mtime_ns, s.st_ino) for name in names for s in [(folder / name).lstat()]]
+    looks = hashlib.blake2b(repr(seen).encode()).hexdigest()
+    at = folder.resolve()
+    if not made and _INTACT.get(at) != looks and (bad := broken(folder)):
+        return bad
+    _INTACT[at] = looks
+    return []
+
+
+def vouch(*entry: Path) -> None:
+    """Put the checksums of the files of an entry of a cache beside them, as ``NAME.sums``. It is written last:
+    an entry without it is not whole."""
+    write_text(entry[0].with_suffix(SUMMED), json.dumps({file.name: checksum(file) for file in entry}))
+
+
+def vouched(sums: Path) -> bool:
+    """Whether the files that a ``NAME.sums`` names are there, and as they were."""
+    try:
+        told = read_json(sums)
+        return all("/" not in name and checksum(sums.parent / name) == value for name, value in told.items())
+    except (OSError, Damaged, AttributeError, TypeError):
+        return False

@@ -1,22 +1,34 @@
-"""The store: one folder an artifact, under a hash of everything it depends on. Nothing half-written is ever in it."""
+"""The store: one folder an artifact, under a hash of everything it depends on. Nothing half-written is ever in it.
+
+It is a closed world. Names stay within it, nothing is written or removed through a link, and no folder is
+replaced that it has not made. What is damaged is named and skipped.
+"""
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import os
+import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from trainwright.core import files
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.files import Damaged, expected
+
+MANIFEST = "manifest.json"
+NEEDED = {"stage": str, "hash": str, "finished": str, "inputs": dict, "figures": dict}
+"""What every manifest says; without it, it is none of ours."""
+USUAL: dict[str, Any] = {"kind": "", "title": "", "settings": {"methods": []}, "seed": 0, "versions": {}, "git": None,
+                         "command": "", "started": "", "seconds": 0.0, "ranks": 1, "texts": {}}
+"""What else it says, and what is taken for it where it does not."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +39,18 @@ class Artifact:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Settings, inputs, versions, figures."""
-        out: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-        return out
+        """Settings, inputs, versions, figures.
+
+        Raises:
+            Damaged: there is none, or one that no stage has written.
+        """
+        file = self.path / MANIFEST
+        try:
+            told = files.read_json(file)
+        except FileNotFoundError:
+            raise Damaged(f"{file} is not there") from None
+        with expected(file):
+            return _checked(told)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -40,61 +61,146 @@ class Artifact:
     def metrics(self) -> list[dict[str, float]]:
         """The rows of ``metrics.jsonl``, one a step."""
         file = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        if not file.is_file():
+            return []
+        with expected(file):
+            rows: list[dict[str, float]] = [json.loads(line) for line in files.read_bytes(file).splitlines()]
+            if not all(isinstance(row["step"], int | float) for row in rows):
+                raise TypeError("a row is none")
+            return rows
+
+
+def _checked(told: Any) -> dict[str, Any]:
+    """A manifest in which everything is of the kind that its readers take it for."""
+    kinds = NEEDED | {k: type(v) for k, v in USUAL.items() if k not in ("git", "seconds")}
+    out = USUAL | told
+    for key, kind in kinds.items():
+        if not isinstance(out[key], kind):
+            raise TypeError(f"{key} is no {kind.__name__}")
+    if not isinstance(out["seconds"], int | float) or not isinstance(out["git"], str | None):
+        raise TypeError("seconds or git is of another type")
+    for inputs in out["inputs"].values():
+        for one in inputs:
+            if not isinstance(one["stage"], str) or not isinstance(one["hash"], str):
+                raise TypeError("an input has no name")
+    if not all(isinstance(m["use"], str) for m in out["settings"].get("methods", ())):
+        raise TypeError("a method has no name")
+    return out
 
 
 class Store:
-    """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches (``cache/``)."""
+    """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches (``cache/``).
+
+    ``damaged`` holds what was skipped so far, and why.
+    """
 
     def __init__(self, root: Path) -> None:
-        if root.exists() and not root.is_dir():
-            raise UserError(f"{root} is a file; a store is a folder: name another with --store.")
+        for place in (root, *root.parents):
+            if place.exists() and not place.is_dir():
+                raise UserError(f"{place} is a file; a store is a folder: name another with --store.")
         self.root = root
+        self.damaged: dict[str, str] = {}
+
+    # ---- names and places -----------------------------------------------------------------------------
 
     def path(self, stage: str, key: str) -> Path:
-        return self.root / f"{stage}-{key}"
+        return self.root / _name(f"{stage}-{key}")
+
+    def folder(self, *names: str) -> Path:
+        """A folder in the store, made where there is none; what is written there stays in the store.
+
+        Raises:
+            UserError: it is a link, or a file.
+        """
+        place = self.root
+        place.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            place = files.room(place / _name(name))
+        return place
+
+    def work(self, stage: str, key: str) -> Path:
+        return self.root / "work" / _name(f"{stage}-{key}")
+
+    # ---- finding --------------------------------------------------------------------------------------
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        path = self.path(stage, key)
-        return Artifact(path) if (path / "manifest.json").is_file() else None
+        """The artifact, or None while it is not made.
+
+        Raises:
+            Damaged: it is there, and its manifest is not as it was written.
+        """
+        artifact = self._exact(f"{stage}-{key}")
+        if artifact is not None and artifact.manifest["hash"] != key:
+            raise Damaged(f"{artifact.path / MANIFEST} is that of another artifact; {self.remedy(artifact.path.name)}")
+        return artifact
+
+    def _exact(self, name: str) -> Artifact | None:
+        """The artifact in the folder of this name."""
+        artifact = Artifact(self.root / _name(name))
+        if not os.path.lexists(artifact.path / MANIFEST):
+            return None
+        try:
+            _ = artifact.manifest
+        except Damaged as error:
+            self.damaged[name] = str(error)
+            raise Damaged(f"{error}; {self.remedy(name)}") from None
+        return artifact
 
     def artifacts(self) -> list[Artifact]:
-        """All artifacts, oldest first."""
-        found = []
-        for file in self.root.glob("*/manifest.json"):
-            with suppress(FileNotFoundError):                            # another process may be removing it
-                found.append((Artifact(file.parent).manifest["finished"], file.parent))
-        return [Artifact(folder) for _, folder in sorted(found)]
+        """All artifacts, oldest first: what one was made from stands before it, whatever the clock said.
+        A damaged one is named, once, and left out."""
+        found: dict[str, tuple[Artifact, dict[str, Any]]] = {}
+        for folder in sorted(self.root.iterdir()) if self.root.is_dir() else ():
+            if not os.path.lexists(folder / MANIFEST):
+                continue
+            try:
+                found[folder.name] = Artifact(folder), Artifact(folder).manifest
+            except Damaged as error:
+                if os.path.lexists(folder):                     # another process may be removing it
+                    self._skip(folder.name, str(error))
+        times = _order({name: manifest for name, (_, manifest) in found.items()})
+        return [found[name][0] for name in sorted(found, key=lambda n: (times[n], n))]
+
+    def _skip(self, name: str, why: str) -> None:
+        if name not in self.damaged:
+            print(f"{why}; it is skipped", file=sys.stderr)
+        self.damaged[name] = why
 
     def named(self, name: str) -> Artifact:
         """An artifact by its folder's name, or the newest of a stage's name."""
-        exact = Artifact(self.root / name)
-        if (exact.path / "manifest.json").is_file():
+        if (exact := self._exact(name)) is not None:
             return exact
-        found = [a for a in self.artifacts() if a.manifest["stage"] == name]
+        artifacts = [(a, a.manifest["stage"]) for a in self.artifacts()]
+        found = [a for a, stage in artifacts if stage == name]
         if not found:
-            known = {a.manifest["stage"] for a in self.artifacts()}
-            raise UserError(f"{self.root}: no artifact {name!r}{suggest(name, known)}.")
+            raise UserError(f"{self.root}: no artifact {name!r}{suggest(name, {stage for _, stage in artifacts})}.")
         return found[-1]
 
-    def work(self, stage: str, key: str) -> Path:
-        return self.root / "work" / f"{stage}-{key}"
+    def users(self, name: str) -> list[Artifact]:
+        """Artifacts that were made from the one in the folder of this name."""
+        try:
+            key = Artifact(self.root / name).manifest["hash"]
+        except Damaged:
+            key = name.rpartition("-")[2]
+        return [a for a in self.artifacts()
+                if any(i["hash"] == key for inputs in a.manifest["inputs"].values() for i in inputs)]
+
+    # ---- making ---------------------------------------------------------------------------------------
 
     @contextmanager
     def claim(self, stage: str, key: str) -> Iterator[Path]:
-        """The work folder of a stage, for this process alone; a process that dies lets go of it."""
-        folder = self.work(stage, key)
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(f"another process is at work on the stage {stage!r} in {folder}; wait for it, "
-                                "or take another --store.") from None
+        """The work folder of a stage, for this process alone; a process that dies lets go of it. Where nothing
+        but empty folders is left in it, it goes."""
+        final = self.path(stage, key)
+        if os.path.lexists(final) and not os.path.lexists(final / MANIFEST):
+            raise UserError(f"{final} is in the way: the store has not made it, and does not replace it. Move it "
+                            "elsewhere, or take another --store.")
+        folder = self.folder("work", f"{stage}-{key}")
+        with _locked(folder / "lock", stage):
             try:
                 yield folder
             finally:
-                if [f.name for f in folder.glob("*")] == ["lock"]:
+                if [f for f in files.within(folder) if f != "lock"] == []:
                     shutil.rmtree(folder, ignore_errors=True)
 
     def tidy(self, stage: str, key: str) -> None:
@@ -102,50 +208,142 @@ class Store:
         shutil.rmtree(self.work(stage, key), ignore_errors=True)
 
     def commit(self, out: Path, stage: str, key: str, manifest: dict[str, Any]) -> Artifact:
-        """Give a finished folder its name. Its work folder goes."""
-        (out / "manifest.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        """Give a finished folder its name, its checksums in it. Its work folder goes."""
+        files.write_json(out / MANIFEST, manifest)
+        files.seal(out)
         final = self.path(stage, key)
-        shutil.rmtree(final, ignore_errors=True)
+        if os.path.lexists(final):
+            raise UserError(f"{final} is in the way: the store has not made it, and does not replace it.")
         out.rename(final)
-        shutil.rmtree(self.work(stage, key), ignore_errors=True)
+        files.sync(self.root)
+        files.intact(final, made=True)
+        self.tidy(stage, key)
         return Artifact(final)
 
+    # ---- removing and verifying -----------------------------------------------------------------------
+
     def remove(self, name: str, force: bool = False) -> Path:
-        """Remove an artifact, unless others were made from it."""
-        artifact = self.named(name)
-        users = [] if force else self.users(artifact)
+        """Remove an artifact, unless others were made from it. Of a link to one, the link goes.
+
+        Raises:
+            UserError: it is none that a store has made, or others were made from it.
+        """
+        path = self.root / _name(name)
+        if not os.path.lexists(path / MANIFEST):
+            path = self.named(name).path
+        users = [] if force else self.users(path.name)
         if users:
-            raise UserError(f"{artifact.path.name} is what {', '.join(u.path.name for u in users)} came from; "
+            raise UserError(f"{path.name} is what {', '.join(u.path.name for u in users)} came from; "
                             "remove those first, or say --force.")
-        trash = self.root / "work" / f"{artifact.path.name}.removed"    # at once: half an artifact would be taken for a whole one
+        if path.is_symlink():
+            path.unlink()
+            return path
+        if not self._made(path):
+            raise UserError(f"{path} is no artifact that a store has made; remove it yourself if you mean to.")
+        trash = self.folder("work") / f"{path.name}.removed"        # at once: half an artifact would be taken for a whole one
+        if trash.is_symlink():
+            trash.unlink()
         shutil.rmtree(trash, ignore_errors=True)
-        trash.parent.mkdir(exist_ok=True)
-        artifact.path.rename(trash)
+        path.rename(trash)
         shutil.rmtree(trash)
+        return path
+
+    @staticmethod
+    def _made(path: Path) -> bool:
+        """Whether a store has made a folder. Where its manifest is damaged, it has a name as artifacts have, and
+        checksums."""
+        try:
+            return bool(Artifact(path).manifest)
+        except Damaged:
+            return re.search(r"-[0-9a-f]{12}$", path.name) is not None and os.path.lexists(path / files.SUMS)
+
+    def opened(self, artifact: Artifact) -> Path:
+        """The folder of an artifact that is about to be read. What is in it is looked at once a process.
+
+        Raises:
+            Damaged: a file of it is not as it was written.
+        """
+        if bad := files.intact(artifact.path):
+            raise Damaged(self._broken(artifact.path.name, bad))
         return artifact.path
 
-    def users(self, artifact: Artifact) -> list[Artifact]:
-        """Artifacts that were made from this one."""
-        key = artifact.manifest["hash"]
-        return [a for a in self.artifacts() if any(i["hash"] == key for inputs in a.manifest["inputs"].values() for i in inputs)]
+    def verify(self, name: str | None = None) -> Iterator[tuple[str, str]]:
+        """Look at every file of an artifact, or of all and of the caches: names, and what is wrong; nothing
+        where all is as it was written."""
+        names = [self.named(name).path.name] if name else [a.path.name for a in self.artifacts()]
+        for one in names:
+            bad = files.broken(self.root / one)
+            yield one, self._broken(one, bad) if bad else ""
+        if name is None:
+            yield from ((one, f"{why}; {self.remedy(one)}") for one, why in self.damaged.items())
+            yield from self._caches()
+
+    def _caches(self) -> Iterator[tuple[str, str]]:
+        place = self.root / "cache"
+        for found in files.within(place):
+            file = place / found
+            if file.suffix == files.SUMMED and not files.vouched(file):
+                yield f"cache/{found}", (f"{file.with_suffix('')} is not as it was written; it is made again when it "
+                                         "is next needed")
+            if file.name == files.SUMS and (bad := files.broken(file.parent)):
+                yield f"cache/{found}", f"{file.parent / bad[0]} is not as it was written; remove {file.parent}"
+
+    def _broken(self, name: str, bad: list[str]) -> str:
+        more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        verb = "are" if len(bad) > 1 else "is"
+        return f"{self.root / name}: {', '.join(bad[:3])}{more} {verb} not as written; {self.remedy(name)}"
+
+    def remedy(self, name: str) -> str:
+        """How to make an artifact again."""
+        force = " --force" if self.users(name) else ""
+        where = "" if self.root == Path("store") else f" --store {self.root}"
+        return f"make it again: `trainwright store rm {name}{force}{where}`, then run its recipe"
 
 
-def sweep(cache: Path) -> None:
-    """Remove what a process that was killed left of a file it was making (``NAME.PID``); one that is alive keeps its own."""
-    for part in cache.iterdir():
-        owner = part.suffix.removeprefix(".")
-        if owner.isdecimal() and not _alive(int(owner)):
-            part.unlink(missing_ok=True)
+def _name(name: str) -> str:
+    """A name that stays within the store."""
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+        raise UserError(f"{name!r} is no name of an artifact: take one that `trainwright store ls` shows.")
+    return name
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:                                    # another user's
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return process != os.getpid()                              # of this number, and of a life before this one
+@contextmanager
+def _locked(file: Path, stage: str) -> Iterator[None]:
+    while True:
+        try:
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise UserError(f"{file} is a link: a store writes within itself only; remove it.") from None
+        with open(handle, "r+b"):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"another process is at work on the stage {stage!r} in {file.parent}; wait for it, "
+                                "or take another --store.") from None
+            if not os.path.lexists(file) or os.fstat(handle).st_ino != file.lstat().st_ino:
+                file.parent.mkdir(exist_ok=True)                # who held it has just removed it
+                continue
+            yield
+            return
+
+
+def _order(manifests: dict[str, dict[str, Any]]) -> dict[str, tuple[str, int]]:
+    """What artifacts are sorted by: when they were finished, but not before what they were made from."""
+    by_hash: dict[str, list[str]] = {}
+    for name, manifest in manifests.items():
+        by_hash.setdefault(manifest["hash"], []).append(name)
+    sources = {name: {s for inputs in m["inputs"].values() for i in inputs for s in by_hash.get(i["hash"], ())}
+               for name, m in manifests.items()}
+    times = {name: (manifest["finished"], 0) for name, manifest in manifests.items()}
+    for _ in manifests:                                             # a chain is as long as there are artifacts
+        late = [(name, s) for name in times for s in sources[name] - {name} if times[s] >= times[name]]
+        for name, source in late:
+            times[name] = max(times[name], (times[source][0], times[source][1] + 1))
+        if not late:
+            break
+    return times
 
 
 def key_of(*things: Any) -> str:
@@ -157,28 +355,3 @@ def stamp(path: Path) -> str:
     """What identifies a folder or file outside the store: names, sizes and times of its files."""
     files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     return key_of([(str(f.relative_to(path)), s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]])
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Of Python and of every package that can change a result."""
-    found = {"python": sys.version.split()[0]}
-    for name in ("trainwright", "torch", "transformers", "tokenizers", "safetensors", "numpy", "daft", "peft"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@cache
-def git_commit(folder: Path) -> str | None:
-    """The commit of the checkout that the recipe lies in, ``+`` behind it where files were changed."""
-    try:
-        ask = [subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=5)
-               for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))]
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if ask[0].returncode:
-        return None
-    return ask[0].stdout.strip() + ("+" if ask[1].stdout.strip() else "")

@@ -48,7 +48,8 @@ class CorpusSettings:
     data: Path | None = None
     """Folder of an earlier corpus whose documents to begin with."""
     tokenizer: str | None = None
-    """Folder whose tokenizer to use; with neither it nor ``vocab_size`` documents are kept alone, without tokens."""
+    """Folder whose tokenizer to use; with neither it nor ``vocab_size`` documents are kept alone, without
+    tokens."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size instead."""
     mask_token: bool = False
@@ -82,7 +83,8 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
     figures = _tokenize(folder / "tokens", table, encoder, cache / "tokens", say)
     notes = {name: float(sum(value for value, _ in told)) for name, told in ctx.notes.items()}
     return figures | {"empty_documents": table.empty, "vocab_size": encoder.vocab_size if encoder else 0,
-                      "curated": table.curated, "kept": table.kept, "media_bytes": table.media_bytes, "notes": notes}
+                      "curated": table.curated, "kept": table.kept, "media_bytes": table.media_bytes,
+                      "notes": notes}
 
 
 def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Context,
@@ -159,8 +161,8 @@ def _split(table: documents.Table, traced: pa.Table, settings: CorpusSettings,
 def _empty(curated: list[dict[str, Any]], table: documents.Table, methods: list[Curate]) -> str:
     path = ", ".join(f"{row['out']:,} out of {row['method']}" for row in curated) or "no method"
     read = "; ".join(f"{m}" for m in methods)
-    return (f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its methods: "
-            f"{read}.")
+    return (f"the corpus is empty: no document with text was left ({path}; {table.empty} were blank). Its "
+            f"methods: {read}.")
 
 
 def _refuse_twins(table: documents.Table) -> None:
@@ -169,9 +171,9 @@ def _refuse_twins(table: documents.Table) -> None:
     if len(same):
         places = order[same[0] : same[0] + 2]
         sources = [row[SOURCE] for i, row in enumerate(documents.rows(table, [SOURCE])) if i in places]
-        raise UserError(f"{len(same):,} documents share an id with another, the first {table.ids[places[0]]!r} "
-                        f"(from {sources[0]} and {sources[1]}): read each file once, and give such documents "
-                        "different domains or ids.")
+        raise UserError(f"{len(same):,} documents share an id with another, the first "
+                        f"{table.ids[places[0]]!r} (from {sources[0]} and {sources[1]}): read each file "
+                        "once, and give such documents different domains or ids.")
 
 
 # ---- tokens ---------------------------------------------------------------------------------------------------
@@ -205,14 +207,14 @@ def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[
         made = bpe.train(texts, settings.vocab_size, controls, settings.mask_token)
         say(f"tokenizer: {len(made):,} tokens, byte-level BPE trained on {int(wanted.sum()):,} documents")
         if len(made) < settings.vocab_size:
-            say(f"tokenizer: vocab_size = {settings.vocab_size:,} asked for more, but the text has nothing left "
-                "to merge")
+            say(f"tokenizer: vocab_size = {settings.vocab_size:,} asked for more, but the text has nothing "
+                "left to merge")
         return made
     if settings.tokenizer is None:
         return None
     loaded = load_tokenizer(Path(settings.tokenizer), "corpus")
     if loaded is None and settings.data == Path(settings.tokenizer):
-        return None                                      # an earlier corpus of documents alone: so is this one
+        return None  # an earlier corpus of documents alone: so is this one
     if loaded is None or not loaded.is_fast:
         raise UserError(f"{settings.tokenizer} has no tokenizer.json: the corpus needs a tokenizer of the "
                         "tokenizers library.")
@@ -233,9 +235,11 @@ def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder | None,
     shards = _shards(out, table, encoder, cache, say) if encoder else [_no_tokens(table)]
     index = _index(table, shards)
     pq.write_table(index, out / "index.parquet", compression="zstd")
-    facts = {"vocab_size": encoder.vocab_size if encoder else 0, "dtype": encoder.dtype.name if encoder else "uint16",
+    facts = {"vocab_size": encoder.vocab_size if encoder else 0,
+             "dtype": encoder.dtype.name if encoder else "uint16",
              "domains": sorted(set(table.domains)), "chat": any(s.masked for s in shards),
-             "speaks": table.conversations > 0, "by_turn": bool(encoder and encoder.chat and encoder.chat.by_turn),
+             "speaks": table.conversations > 0,
+             "by_turn": bool(encoder and encoder.chat and encoder.chat.by_turn),
              "columns": table.columns, "labels": classes(table.labels)}
     (out / "tokens.json").write_text(json.dumps(facts))
     untrained = _untrained(table, index) if encoder else 0
@@ -246,8 +250,8 @@ def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder | None,
         "tokenized_now": sum(len(s.length) for s in shards if not s.cached) if encoder else 0,
         "from_cache": sum(len(s.length) for s in shards if s.cached), "domains": _by_domain(index)}
     silent = f"; {untrained:,} conversations have nothing to learn" if untrained else ""
-    say(f"tokens: {figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from the "
-        f"cache{silent}" if encoder else "tokens: none, since there is no tokenizer")
+    say(f"tokens: {figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from "
+        f"the cache{silent}" if encoder else "tokens: none, since there is no tokenizer")
     return figures
 
 
@@ -258,6 +262,8 @@ def _shards(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: P
     shards, told = [], time.monotonic()
     for shard in tokens.write(rows, encoder, cache, out):
         shards.append(shard)
+        if shard.damaged:
+            say(f"tokens: a shard in {cache} was not as it had been written, and is made again")
         if time.monotonic() - told > SAY_EVERY:
             told = time.monotonic()
             say(f"tokens: {sum(len(s.length) for s in shards):,} of {len(table.ids):,} documents")
@@ -266,7 +272,8 @@ def _shards(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: P
 
 def _no_tokens(table: documents.Table) -> tokens.Shard:
     """In place of the shards of a corpus without a tokenizer."""
-    size = np.array([len((row[TEXT] or "").encode()) for row in documents.rows(table, [TEXT])], dtype=np.int64)
+    size = np.array([len((row[TEXT] or "").encode()) for row in documents.rows(table, [TEXT])],
+                    dtype=np.int64)
     return tokens.Shard(np.zeros_like(size), np.zeros_like(size), size, False, False)
 
 
@@ -298,7 +305,8 @@ def _index(table: documents.Table, shards: Sequence[tokens.Shard]) -> pa.Table:
 def _by_domain(index: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
     """Documents, tokens, trained tokens and bytes of each domain and split."""
     numbers = ("length", "trained", "bytes")
-    sums = index.group_by(["domain", "split"]).aggregate([("id", "count"), *((name, "sum") for name in numbers)])
+    sums = index.group_by(["domain", "split"]).aggregate([("id", "count"),
+                                                          *((name, "sum") for name in numbers)])
     found: dict[str, dict[str, dict[str, int]]] = {}
     for row in sorted(sums.to_pylist(), key=lambda r: (r["domain"], tokens.SPLITS.index(r["split"]))):
         found.setdefault(row["domain"], {})[row["split"]] = {

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.store import sweep
+from trainwright.core.files import MISREAD, SUMMED, expected, read_json, room, sweep, vouch, vouched
 from trainwright.corpus.chat import Chat
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ more."""
 FORMAT = 1
 """Raised when the tokens of a text would come out otherwise, so that no older shard is taken from the
 cache."""
+MAPS = 64
+"""Shards that are open at a time, in a whole process: each takes a file descriptor."""
+CORPORA = 16
+"""Corpora whose index is in memory at a time."""
 
 
 class Document(NamedTuple):
@@ -55,6 +59,8 @@ class Shard(NamedTuple):
     bytes: NDArray[np.int64]
     cached: bool
     masked: bool
+    damaged: bool = False
+    """Whether the cache had it, and not as it was written."""
 
 
 class Encoder:
@@ -106,8 +112,8 @@ class Encoder:
         return found
 
     def continued(self, prompt: str, answer: str) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """The tokens of a text that goes on from a prompt, and which of them the prompt is not. The prompt has the
-        same tokens whatever follows."""
+        """The tokens of a text that goes on from a prompt, and which of them the prompt is not. The prompt
+        has the same tokens whatever follows."""
         start = self.backend.encode(prompt).ids
         if prompt and start and start[-1] == self.end:
             start = start[:-1]
@@ -154,14 +160,14 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def write(documents: Iterable[Document], encoder: Encoder, cache: Path, out: Path) -> Iterator[Shard]:
     """Fill ``out`` with numbered shards, from the cache where it has them; yields each as it is there."""
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    sweep(room(cache))
     out.mkdir(parents=True, exist_ok=True)
-    sweep(cache)
     for number, batch in enumerate(batches(documents)):
         kept, made = cache / encoder.key(batch), out / f"{number:05d}"
         shard = _cached(kept, encoder.dtype, len(batch))
         if shard is None:
-            shard = _make(batch, encoder, made)
+            shard = _make(batch, encoder, made)._replace(damaged=kept.with_suffix(SUMMED).exists())
             _keep(shard, kept, made)
         else:
             for ending in (".bin", ".mask") if shard.masked else (".bin",):
@@ -170,16 +176,18 @@ def write(documents: Iterable[Document], encoder: Encoder, cache: Path, out: Pat
 
 
 def _cached(kept: Path, dtype: np.dtype[Any], documents: int) -> Shard | None:
-    """The shard of that name, if all of it is there: its JSON is written last, and tells the sizes of the
-    others."""
+    """The shard of that name, if all of it is there, and as it was written."""
+    if not vouched(kept.with_suffix(SUMMED)):
+        return None
     try:
-        told = json.loads(kept.with_suffix(".json").read_text())
-        length, trained, size = (np.array(told[name], dtype=np.int64) for name in ("length", "trained", "bytes"))
+        told = read_json(kept.with_suffix(".json"))
+        length, trained, size = (np.array(told[name], dtype=np.int64)
+                                 for name in ("length", "trained", "bytes"))
         whole = kept.with_suffix(".bin").stat().st_size == int(length.sum()) * dtype.itemsize and len(length) == documents
         if told["masked"]:
             whole = whole and kept.with_suffix(".mask").stat().st_size == int(length.sum())
         return Shard(length, trained, size, True, told["masked"]) if whole else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, *MISREAD):
         return None
 
 
@@ -205,10 +213,13 @@ def _store(path: Path, array: NDArray[Any]) -> None:
 def _keep(shard: Shard, kept: Path, made: Path) -> None:
     for ending in (".bin", ".mask") if shard.masked else (".bin",):
         link(made.with_suffix(ending), kept.with_suffix(ending))
-    told = {name: getattr(shard, name).tolist() for name in ("length", "trained", "bytes")} | {"masked": shard.masked}
+    told = {name: getattr(shard, name).tolist()
+            for name in ("length", "trained", "bytes")} | {"masked": shard.masked}
     new = kept.with_suffix(f".json.{os.getpid()}")
     new.write_text(json.dumps(told))
     os.replace(new, kept.with_suffix(".json"))
+    endings = (".json", ".bin", ".mask") if shard.masked else (".json", ".bin")
+    vouch(*(kept.with_suffix(ending) for ending in endings))
 
 
 def link(source: Path, target: Path) -> None:
@@ -250,20 +261,20 @@ class Corpus:
         told = folder / "tokens" / "tokens.json"
         if not told.is_file():
             raise UserError(f"{folder} is no corpus: it has no tokens.")
-        facts = json.loads(told.read_text())
-        self.folder = folder
-        self.vocab_size: int = facts["vocab_size"]
-        self.domains: tuple[str, ...] = tuple(facts["domains"])
-        self.chat: bool = facts["chat"]
-        self.columns: dict[str, str] = facts["columns"]
-        """The kind of each column in which some document has a value (see ``columns.py``)."""
-        self.labels: tuple[str, ...] = tuple(facts["labels"])
-        """Classes of the column ``label``, in order."""
-        self.by_turn: bool = facts["by_turn"]
-        self.speaks: bool = facts["speaks"]
-        """Whether some document is a conversation, or a pair of them."""
-        self._dtype = np.dtype(facts["dtype"])
-        self._maps: dict[str, NDArray[Any] | None] = {}
+        with expected(told):
+            facts = read_json(told)
+            self.folder = folder
+            self.vocab_size: int = facts["vocab_size"]
+            self.domains: tuple[str, ...] = tuple(facts["domains"])
+            self.chat: bool = facts["chat"]
+            self.columns: dict[str, str] = facts["columns"]
+            """The kind of each column in which some document has a value (see ``columns.py``)."""
+            self.labels: tuple[str, ...] = tuple(facts["labels"])
+            """Classes of the column ``label``, in order."""
+            self.by_turn: bool = facts["by_turn"]
+            self.speaks: bool = facts["speaks"]
+            """Whether some document is a conversation, or a pair of them."""
+            self._dtype = np.dtype(facts["dtype"])
 
     @functools.cached_property
     def tokenizer(self) -> Any:
@@ -286,15 +297,17 @@ class Corpus:
             wanted = pc.and_(wanted, pc.is_in(self._index["domain"], value_set=_strings(domains)))
         table = self._index.filter(wanted)
         if not table.num_rows:
-            raise UserError(f"the corpus has no {split!r} document in {', '.join(domains or self.domains)}: it takes three "
+            raise UserError(f"the corpus has no {split!r} document in {', '.join(domains or self.domains)}: "
+                            "it takes three "
                             "documents of a domain, and a share above 0, to keep one back.")
-        arrays = {name: table[name].to_numpy().astype(np.int64) for name in ("shard", "offset", "length", "bytes", "trained")}
+        arrays = {name: table[name].to_numpy().astype(np.int64)
+                  for name in ("shard", "offset", "length", "bytes", "trained")}
         domain = pc.index_in(table["domain"], value_set=_strings(self.domains)).to_numpy().astype(np.int64)
         return Documents(id=table["id"].to_numpy().astype(object), domain=domain, **arrays)
 
     def examples(self, split: str, domains: Sequence[str] = ()) -> Examples:
-        """The documents of a split with their columns, in the order of ``select``. Raises a UserError where there
-        are none."""
+        """The documents of a split with their columns, in the order of ``select``. Raises a UserError where
+        there are none."""
         from trainwright.corpus.examples import Examples
         found = self.select(split, domains)
         return Examples(self.folder, found.id, found.domain)
@@ -302,7 +315,9 @@ class Corpus:
     def read(self, shard: int, offset: int, length: int) -> NDArray[np.int64]:
         """Tokens, int64."""
         whole = self._map(f"{shard:05d}.bin", self._dtype)
-        assert whole is not None
+        if whole is None:
+            raise UserError(f"{self.folder} lacks its shard {shard}: it was removed after the corpus was "
+                            "opened.")
         return whole[offset : offset + length].astype(np.int64)
 
     def read_mask(self, shard: int, offset: int, length: int) -> NDArray[np.bool_]:
@@ -311,10 +326,13 @@ class Corpus:
         return np.ones(length, dtype=bool) if whole is None else whole[offset : offset + length].astype(bool)
 
     def _map(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        if name not in self._maps:
-            path = self.folder / "tokens" / name
-            self._maps[name] = np.memmap(path, dtype=dtype, mode="r") if path.is_file() else None
-        return self._maps[name]
+        return _mapped(self.folder / "tokens" / name, dtype)
+
+
+@functools.lru_cache(MAPS)
+def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """A file as an array. Nobody keeps it: it is closed once enough others have been read."""
+    return np.memmap(path, dtype=dtype, mode="r") if path.is_file() else None
 
 
 def _strings(values: Sequence[str]) -> Any:
@@ -322,7 +340,7 @@ def _strings(values: Sequence[str]) -> Any:
     return pa.array(values, pa.string())
 
 
-@functools.cache
+@functools.lru_cache(CORPORA)
 def open_corpus(folder: Path) -> Corpus:
     """The corpus in ``folder``, opened once."""
     return Corpus(folder)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainwright import families
 from trainwright.core.errors import UserError
+from trainwright.core.files import SUMS
 
 INDEX = "model.safetensors.index.json"
 
@@ -84,6 +85,6 @@ class Writer:
 def copy_rest(folder: Path, out: Path) -> None:
     """Copy everything of a checkpoint beside its weights: config, tokenizer, processor, generation settings."""
     for file in sorted(folder.iterdir()):
-        plain = file.suffix in (".json", ".jinja", ".model", ".txt") and file.name not in ("manifest.json", INDEX)
+        plain = file.suffix in (".json", ".jinja", ".model", ".txt") and file.name not in ("manifest.json", SUMS, INDEX)
         if file.is_file() and plain:
             shutil.copy(file, out / file.name)

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.files import SUMMED, room, sweep, vouch, vouched
 from trainwright.core.method import UNTRAINED
-from trainwright.core.store import key_of, stamp, sweep
+from trainwright.core.store import key_of, stamp
 from trainwright.corpus.chat import Chat
 from trainwright.corpus.tokens import Document, Encoder
 from trainwright.lm.losses import body_states, evaluating, most_positions, padded, token_losses, way_of
@@ -145,18 +146,19 @@ def read_blocks(documents: DataFrame, reader: Reader, name: str,
     """What ``work`` makes of each block of documents, with their ids; from the cache where it was made before."""
     kept = reader.ctx.cache or reader.ctx.folder
     assert kept is not None
-    folder = kept / f"{name}-{reader.key}"
-    folder.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(parents=True, exist_ok=True)
+    folder = room(kept / f"{name}-{reader.key}")
     sweep(folder)
     parts = []
     for block in _blocks(documents):
         digest = hashlib.sha256(repr(block).encode()).hexdigest()[:24]
         file = folder / f"{digest}.parquet"
-        if not file.is_file():
+        if not vouched(file.with_suffix(SUMMED)):
             made = pa.table({"id": pa.array([d.id for d in block], pa.large_string())} | work(block))
             new = file.with_suffix(f".{os.getpid()}")
             pq.write_table(made, new)
             os.replace(new, file)
+            vouch(file)
         parts.append(pq.read_table(file))
     if not parts:
         raise UserError("there is no document to read with the model.")
