@@ -10,13 +10,13 @@ from tests.compare.tiny import Count, comparison, fixed_costs, recipe, spec
 from trainwright.compare import costs as costing
 from trainwright.compare import execute
 from trainwright.compare import spec as specs
+from trainwright.compare.arms import Length
 from trainwright.compare.compare import Comparison, read
 from trainwright.compare.spec import Arm
 from trainwright.compare.statistics import paired
-from trainwright.compare.variants import Length
 from trainwright.core.errors import UserError
-from trainwright.core.prepare import jobs
 from trainwright.core.store import Store
+from trainwright.life.jobs import jobs
 
 pytestmark = pytest.mark.slow                               # runs of a tiny model, about a second each
 EIGHT = Length({"steps": 8}, 8)
@@ -61,8 +61,8 @@ def test_arms_are_paired_and_the_figures_are_those_of_the_runs(place):
 
 def test_a_seed_gives_all_arms_the_same_data_and_weights(place):
     c = comparison(place)
-    one, two = (c.variants.run(a, 1, EIGHT) for a in c.spec.arms)
-    other = c.variants.run(c.spec.arms[0], 2, EIGHT)
+    one, two = (c.recipes.run(a, 1, EIGHT) for a in c.spec.arms)
+    other = c.recipes.run(c.spec.arms[0], 2, EIGHT)
     seeds = [{s.name: getattr(s, "seed", None) for s in r.stages} for r in (one, two, other)]
     assert seeds[0] == seeds[1] and seeds[0]["adapt"] == 1 and seeds[2]["adapt"] == 2
     keys = [{j.stage.name: j.key for j in jobs(r, c.store)} for r in (one, two, other)]
@@ -73,7 +73,7 @@ def test_a_seed_gives_all_arms_the_same_data_and_weights(place):
 def test_what_is_measured_on_the_way_and_in_tuning_never_sees_the_test_documents(place):
     c = comparison(place, tune={"lr": [1e-2, 1e-3]})
     for split in ("test", "tune"):
-        recipe = c.variants.run(c.spec.arms[0], 0, EIGHT, split=split)
+        recipe = c.recipes.run(c.spec.arms[0], 0, EIGHT, split=split)
         inner = [m for m in recipe.stage("adapt").methods if m["use"] == "held_out"]
         assert inner and all(m["split"] == "tune" for m in inner)
         judged = [m.get("split", "test") for m in recipe.stages[-1].methods]

@@ -38,7 +38,7 @@ def test_direction():
 
 @pytest.mark.parametrize("changes, words", [
     ({"stage": "adopt"}, "did you mean 'adapt'"),
-    ({"stage": "corpus"}, "train and merge stages"),
+    ({"stage": "corpus"}, "only stages of the kinds merge, train, transform can be compared"),
     ({"seeds": 1}, "two runs at least"),
     ({"seeds": 2.5}, "whole number"),
     ({"sedes": 3}, "did you mean 'seeds'"),

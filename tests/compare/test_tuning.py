@@ -3,8 +3,8 @@ import pytest
 
 from tests.compare.tiny import spec
 from trainwright.compare import tuning
+from trainwright.compare.arms import ArmRecipes
 from trainwright.compare.spec import Arm
-from trainwright.compare.variants import Variants
 from trainwright.core.errors import UserError
 
 TWO = (Arm(name="full"), Arm(name="lora", add=({"use": "lora", "rank": 4},), search={"lr": [1e-2, 1e-1], "rank": [2, 4]}))
@@ -12,7 +12,7 @@ TWO = (Arm(name="full"), Arm(name="lora", add=({"use": "lora", "rank": 4},), sea
 
 def tried(tmp_path, arm=0, **changes):
     found = spec(tmp_path, arms=TWO, **changes)
-    return tuning.candidates(found, Variants(found), found.arms[arm])
+    return tuning.candidates(found, ArmRecipes(found), found.arms[arm])
 
 
 def test_lists_ranges_and_around(tmp_path):

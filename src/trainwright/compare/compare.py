@@ -1,4 +1,4 @@
-"""Is X better than Y, for me, at this budget? The order in which a comparison is carried out."""
+"""Is X better than Y, for me, at this budget? How a comparison is carried out, step by step."""
 from __future__ import annotations
 
 import json
@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from trainwright.compare import costs as costing
 from trainwright.compare import tuning
+from trainwright.compare.arms import ArmRecipes, Length
 from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, with_mean
 from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.result import assemble
 from trainwright.compare.spec import Arm, Spec
-from trainwright.compare.variants import Length, Variants
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage import stages
@@ -41,24 +41,24 @@ class Comparison:
     lengths: dict[str, Length] = field(default_factory=dict)
 
     @cached_property
-    def variants(self) -> Variants:
-        return Variants(self.spec)
+    def recipes(self) -> ArmRecipes:
+        return ArmRecipes(self.spec)
 
     @cached_property
-    def tried(self) -> dict[str, list[tuning.Values]]:
-        """The candidates of each arm; every arm has as many."""
-        found = {a.name: tuning.candidates(self.spec, self.variants, a) for a in self.spec.arms}
+    def candidates(self) -> dict[str, list[tuning.Values]]:
+        """What tuning tries for each arm; every arm has as many."""
+        found = {a.name: tuning.candidates(self.spec, self.recipes, a) for a in self.spec.arms}
         tuning.check_effort(found, self.spec)
         return found
 
     @property
     def trains(self) -> bool:
-        return stages()[self.spec.stage_table(self.spec.settings.stage)["kind"]].trains
+        return stages()[self.spec.stage_table(self.recipes.stage)["kind"]].trains
 
     def alive(self) -> list[Arm]:
         return [a for a in self.spec.arms if a.name not in self.failed]
 
-    # ---- before anything runs ------------------------------------------------------------------------
+    # ---- before anything runs -------------------------------------------------------------------------
 
     def check(self) -> None:
         """Every mistake that can be found before running.
@@ -69,23 +69,29 @@ class Comparison:
         keys: dict[str, str] = {}
         for arm in self.spec.arms:
             try:
-                recipe = self.variants.bare(arm, self.far(None)) if self.trains else self.variants.run(arm, 0, Length())
+                if self.trains:
+                    recipe = self.recipes.bare(arm, self.limit(None))
+                else:
+                    recipe = self.recipes.run(arm, 0, Length())
                 keys[arm.name] = self._job(recipe).key
                 if self.trains:
                     self._steps(arm, None)
             except UserError as error:
                 raise UserError(f"arm {arm.name!r}: {error}") from None
-        for a, b in [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b] and not self.spec.aa]:
-            raise UserError(f"{self.spec.file}: the arms {a!r} and {b!r} do not differ; to compare an arm with itself, say --aa.")
+        same = [(a, b) for a in keys for b in keys if a < b and keys[a] == keys[b]]
+        if same and not self.spec.aa:
+            raise UserError(f"{self.spec.file}: the arms {same[0][0]!r} and {same[0][1]!r} do not differ; "
+                            "to compare an arm with itself, say --aa.")
         self._check_metric()
         if self.early_stop and not self.spec.settings.points:
-            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, and points = 0 measures none.")
+            raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, and "
+                            "points = 0 measures none.")
         for arm in self.spec.arms:
-            for values in self.tried[arm.name]:
-                self._job(self.variants.run(arm, 0, Length(self.far(None)), values))
+            for values in self.candidates[arm.name]:
+                self._job(self.recipes.run(arm, 0, Length(self.limit(None)), values))
 
     def _check_metric(self) -> None:
-        judge = self.variants.run(self.spec.arms[0], 0, Length())
+        judge = self.recipes.run(self.spec.arms[0], 0, Length())
         evaluators = jobs_of(judge, self.store)[-1].methods
         metric = self.spec.settings.metric
         makers = [m for m in evaluators if m.may_make(metric)]  # type: ignore[attr-defined]
@@ -93,15 +99,16 @@ class Comparison:
             made = sorted({p for m in evaluators for p in m.makes})  # type: ignore[attr-defined]
             raise UserError(f"{self.spec.file}: compare: no evaluator makes the metric {metric!r}; "
                             f"they make {', '.join(made) or 'no numbers'}.")
-        if any(self.tried.values()) and not self.variants.evaluators("tune"):
-            raise UserError(f"{self.spec.file}: compare: {makers[0].name} cannot measure {metric!r} on documents kept for "
-                            "tuning; name an evaluator that has a split (held_out), or do not tune.")
+        if any(self.candidates.values()) and not self.recipes.evaluators("tune"):
+            raise UserError(f"{self.spec.file}: compare: {makers[0].name} cannot measure {metric!r} on "
+                            "documents kept for tuning; name an evaluator that has a split (held_out), or "
+                            "do not tune.")
 
     def _job(self, recipe: Recipe) -> Any:
-        return next(j for j in jobs_of(recipe, self.store) if j.stage.name == self.spec.settings.stage)
+        return next(j for j in jobs_of(recipe, self.store) if j.stage.name == self.recipes.stage)
 
-    def far(self, costs: costing.Costs | None) -> dict[str, float]:
-        """How far the stage goes at this budget; FLOPs and seconds need to know what a step costs."""
+    def limit(self, costs: costing.Costs | None) -> dict[str, float]:
+        """How long the stage trains at this budget; FLOPs and seconds depend on what a step costs."""
         amount, currency = self.spec.amount, self.spec.currency
         if amount is None:
             return {}
@@ -116,36 +123,42 @@ class Comparison:
 
     def _steps(self, arm: Arm, costs: costing.Costs | None) -> int:
         """Steps of a run of this arm at this budget."""
-        job = self._job(self.variants.bare(arm, self.far(costs)))
+        job = self._job(self.recipes.bare(arm, self.limit(costs)))
         stage = stage_of(job)
         tokens, rows = stage.row_tokens(job), stage.batch_rows(job)
         if stage.steps is not None:
             return stage.steps
         if stage.tokens is None or tokens is None:
-            return 0                                               # epochs: known when the corpus is there
+            return 0                                       # epochs: known when the corpus is there
         if stage.tokens < rows * tokens:
-            raise UserError(f"the budget of {stage.tokens:,} tokens is too small for one step, which takes {rows * tokens:,}.")
+            raise UserError(f"the budget of {stage.tokens:,} tokens is too small for one step, which takes "
+                            f"{rows * tokens:,}.")
         return stage.tokens // (rows * tokens)
 
-    # ---- what runs -----------------------------------------------------------------------------------------
+    # ---- what runs ------------------------------------------------------------------------------------
 
     def run(self) -> dict[str, Any]:
-        """Carry it out; what was done before is not done again. Returns the result, see ``result.assemble``."""
+        """Carry it out; what ran before does not run again. Returns the result, see ``result.assemble``."""
         self.check()
         self._prepare()
         start = self._start()
-        self.lengths = self._measure_costs() if self.trains else {a.name: Length() for a in self.alive()}
+        self.lengths = {a.name: Length() for a in self.alive()}
+        if self.trains:
+            self.lengths = self._measure_costs()
         self._tune()
         records = self._final()
-        if self.spec.baseline in self.failed:
-            raise UserError(f"the baseline {self.spec.baseline!r} fails, so there is nothing to compare with: "
-                            f"{self.failed[self.spec.baseline]}")
+        self._require_baseline()
         return assemble(self, records, start)
+
+    def _require_baseline(self) -> None:
+        if self.spec.baseline in self.failed:
+            raise UserError(f"the baseline {self.spec.baseline!r} fails, so there is nothing to compare "
+                            f"with: {self.failed[self.spec.baseline]}")
 
     def _prepare(self) -> None:
         """What the arms have in common, and what an arm alone needs before its stage."""
         for arm in self.spec.arms:
-            recipe = self.variants.common(arm)
+            recipe = self.recipes.common(arm)
             if recipe is None:
                 continue
             try:
@@ -156,17 +169,17 @@ class Comparison:
                 self.failed[arm.name] = reason(error)
 
     def _start(self) -> dict[str, float]:
-        recipe = self.variants.start()
+        recipe = self.recipes.start()
         if recipe is None:
             return {}
-        judge = run_recipe(recipe, self.store, self.watch)[self.variants.judge]
+        judge = run_recipe(recipe, self.store, self.watch)[self.recipes.judge]
         numbers = with_mean(next(iter(judge.figures["numbers"].values())))
         self._require(numbers)
         return numbers
 
     def _require(self, numbers: dict[str, float]) -> None:
-        wanted = [self.spec.settings.metric] + [f"loss/{d}" for role in ("new", "old") for d in self.variants.domains(role)]
-        for metric in wanted:
+        domains = [d for role in ("new", "old") for d in self.recipes.domains(role)]
+        for metric in [self.spec.settings.metric, *(f"loss/{d}" for d in domains)]:
             if metric not in numbers:
                 raise UserError(f"{self.spec.file}: compare: {metric!r} was not measured; "
                                 f"measured were {', '.join(sorted(numbers))}.")
@@ -174,29 +187,28 @@ class Comparison:
     def _measure_costs(self) -> dict[str, Length]:
         """FLOPs, seconds and memory of a step of each arm, and what the budget comes to in its steps."""
         for arm in self.alive() if self.spec.settings.reseed else ():
-            self._made(arm, self.variants.bare(arm, self.far(None)))
+            self._made(arm, self.recipes.bare(arm, self.limit(None)))
         arms = self.alive()
-        recipes = {a.name: self.variants.bare(a, self.far(None)) for a in arms}
+        recipes = {a.name: self.recipes.bare(a, self.limit(None)) for a in arms}
         keys = {name: self._job(recipe).key for name, recipe in recipes.items()}
         if self.spec.aa:
             keys[arms[-1].name] += " again"
         self.watch.phase("costs of a step", len(arms))
-        self.costs, failed = costing.measure(recipes, self.spec.baseline, self.spec.settings.stage, self.store, keys,
-                                             lambda arm: self.watch.done(arm, {}))
+        self.costs, failed = costing.measure(recipes, self.spec.baseline, self.recipes.stage, self.store,
+                                             keys, lambda arm: self.watch.done(arm, {}))
         self.failed |= failed
-        if self.spec.baseline in self.failed:
-            raise UserError(f"the baseline {self.spec.baseline!r} fails, so there is nothing to compare with: "
-                            f"{self.failed[self.spec.baseline]}")
+        self._require_baseline()
         lengths = {}
         for arm in self.alive():
             cost = self.costs[arm.name]
             steps = self._steps(arm, cost)
-            lengths[arm.name] = Length(self.far(cost), steps, cost.compiled)
+            lengths[arm.name] = Length(self.limit(cost), steps, cost.compiled)
         return lengths
 
     def _made(self, arm: Arm, recipe: Recipe) -> None:
-        """What the compared stage of a recipe is made of, also where each seed has its own."""
-        before = replace(recipe, stages=tuple(s for s in recipe.stages if s.name != self.spec.settings.stage))
+        """Make what the compared stage of a recipe comes from, also where each seed has its own."""
+        earlier = tuple(s for s in recipe.stages if s.name != self.recipes.stage)
+        before = replace(recipe, stages=earlier)
         try:
             run_recipe(before, self.store, self.watch)
         except FAILURES as error:
@@ -204,41 +216,43 @@ class Comparison:
                 raise
             self.failed[arm.name] = reason(error)
 
-    def _unit(self, arm: Arm, seed: int, length: Length, values: tuning.Values, split: str) -> Unit:
-        recipe = self.variants.run(arm, seed, length, values, split, curve=split == "test" or self.early_stop)
+    def _unit(self, arm: Arm, seed: int, values: tuning.Values, split: str) -> Unit:
+        stage, judge = self.recipes.stage, self.recipes.judge
+        curve = split == "test" or self.early_stop
+        recipe = self.recipes.run(arm, seed, self.lengths[arm.name], values, split, curve)
         made = {j.stage.name: j for j in jobs_of(recipe, self.store)}
-        own = tuple(n for n in (*self.spec.settings.reseed, self.spec.settings.stage, self.variants.judge) if n in made)
-        key = key_of(made[self.variants.judge].key, self.spec.settings.stage)
-        return Unit(key, arm.name, seed, values, recipe, self.spec.settings.stage, self.variants.judge, tuple(dict.fromkeys(own)))
+        own = dict.fromkeys(n for n in (*self.spec.settings.reseed, stage, judge) if n in made)
+        return Unit(key_of(made[judge].key, stage), arm.name, seed, values, recipe, stage, judge, tuple(own))
 
     def beyond(self) -> list[Unit]:
         """The baseline's runs with seeds beyond those compared: an A/A comparison makes them."""
-        arm, n = next(a for a in self.spec.arms if a.name == self.spec.baseline), self.spec.settings.seeds
-        return [self._unit(arm, n + i, self.lengths[arm.name], self.chosen.get(arm.name, {}), "test") for i in range(n)]
+        arm = next(a for a in self.spec.arms if a.name == self.spec.baseline)
+        n, values = self.spec.settings.seeds, self.chosen.get(arm.name, {})
+        return [self._unit(arm, n + i, values, "test") for i in range(n)]
 
     def _tune(self) -> None:
         seeds = [tuning.FIRST_SEED + i for i in range(self.spec.settings.tune_seeds)]
-        units = {a.name: [[self._unit(a, s, self.lengths[a.name], v, "tune") for s in seeds] for v in self.tried[a.name]]
+        units = {a.name: [[self._unit(a, s, v, "tune") for s in seeds] for v in self.candidates[a.name]]
                  for a in self.alive()}
-        every = [u for trials in units.values() for trial in trials for u in trial]
-        if not every:
+        all_units = [u for trials in units.values() for trial in trials for u in trial]
+        if not all_units:
             return
-        self.watch.phase("tuning", len(every))
+        self.watch.phase("tuning", len(all_units))
         records: dict[str, Record] = {}
         if self.early_stop:
-            for trials in units.values():
-                listed = [u for trial in trials for u in trial]
-                every_so_often = self.variants.every(self.lengths[listed[0].arm])
-                records |= tuning.halve(listed, self.store, self.spec, self.watch, every_so_often)
+            for arm, trials in units.items():
+                listed, every = [u for trial in trials for u in trial], self.recipes.every(self.lengths[arm])
+                records |= tuning.halve(listed, self.store, self.spec, self.watch, every)
         else:
-            records = run_all(every, self.store, self.watch, self.jobs, self.engine)
+            records = run_all(all_units, self.store, self.watch, self.jobs, self.engine)
         for arm, trials in units.items():
             self._choose(arm, [[records[u.key] for u in trial] for trial in trials])
 
     def _choose(self, arm: str, records: list[list[Record]]) -> None:
-        self.trials[arm] = [{"values": trial[0]["values"], "metric": tuning.score(trial, self.spec),
-                             "failed": next((r["failed"] for r in trial if r["failed"] and not r["pruned"]), None),
-                             "pruned": any(r["pruned"] for r in trial)} for trial in records]
+        self.trials[arm] = [
+            {"values": trial[0]["values"], "metric": tuning.score(trial, self.spec),
+             "failed": next((r["failed"] for r in trial if r["failed"] and not r["pruned"]), None),
+             "pruned": any(r["pruned"] for r in trial)} for trial in records]
         best = tuning.choose(self.trials[arm], self.spec)
         if best is None:
             self.failed[arm] = f"all {len(records)} tuning trials failed: {self.trials[arm][0]['failed']}"
@@ -253,7 +267,7 @@ class Comparison:
             for i in range(len(arms)):
                 arm = arms[(i + seed) % len(arms)]
                 own = seed + (n if self.spec.aa and arm is not self.spec.arms[0] else 0)
-                units.append(self._unit(arm, own, self.lengths[arm.name], self.chosen.get(arm.name, {}), "test"))
+                units.append(self._unit(arm, own, self.chosen.get(arm.name, {}), "test"))
         self.watch.phase("runs", len(units))
         records = run_all(units, self.store, self.watch, self.jobs, self.engine, self.keep)
         out: dict[str, list[Record]] = {a.name: [] for a in self.spec.arms}
@@ -277,5 +291,5 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "result.json"
     if not file.is_file():
         raise UserError(f"{folder}: there is no result.json: no comparison has ended here.")
-    told: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return told
+    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return result

@@ -1,7 +1,8 @@
-"""What a step of each arm costs: FLOPs counted on a real step, seconds measured in turn with the baseline's, peak memory.
+"""What a step of each arm costs: FLOPs counted on real steps, seconds, peak memory.
 
-Each arm's stage stands in a process of its own, so that no arm is charged with what another left behind. The baseline's process
-stays; the two take turns, some steps each, so that a noisy machine hits both equally.
+Each arm's stage is built in a process of its own, so that what another left behind does not count against it.
+The baseline's process stays; it and the arm's take turns, some steps each, so that a noisy machine hits both
+equally.
 """
 from __future__ import annotations
 
@@ -24,14 +25,15 @@ from trainwright.planning.worker import Worker
 ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
 """Turns of each side; fewer where a step takes longer than so many seconds."""
 COUNTED = 4
-"""Steps whose FLOPs are counted, so that work which a method does every few of them counts too."""
+"""Steps whose FLOPs are counted, so that work which a method does only every few steps counts too."""
 TURN = 0.4
-"""Seconds that a turn takes, about; at least a step."""
+"""Seconds that a turn takes, roughly; at least a step."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one step of an arm. ``rounds`` are its seconds turn by turn, ``baseline_rounds`` the baseline's in the same turns."""
+    """Of one step of an arm. ``rounds`` are its seconds turn by turn, ``baseline_rounds`` those of the
+    baseline in the same turns."""
 
     tokens: float
     flops: float
@@ -45,7 +47,7 @@ class Costs:
     baseline_rounds: tuple[float, ...]
 
 
-class Probe:
+class Stepper:
     """An arm's stage, built as the run will build it, ready to step. Lives in a worker."""
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
@@ -59,27 +61,27 @@ class Probe:
         sharding.start()
         held = Store(store)
         job = next(j for j in jobs(recipe, held) if j.stage.name == stage)
-        inputs = {role: [s.path(held, job.where) for s in sources] for role, sources in job.inputs.items()}
+        inputs = {role: [s.path(held, job.where) for s in found] for role, found in job.inputs.items()}
         self.folder = tempfile.TemporaryDirectory()
         at = Path(self.folder.name)
         self.run = assemble(job, held, StageRun(job, held, at, at, Listener(), inputs).context())
         ctx, self.ledger, self.run.count_flops = self.run.ctx, ledger, False
-        compiled, ctx.compile = ctx.compile, False                         # compiled code hides what it computes
+        compiled, ctx.compile = ctx.compile, False         # compiled code hides what it computes
         counted = min(COUNTED, self.run.steps)
         with flops.counting() as counter:
             for _ in range(counted):
                 self.run.step()
         ctx.compile = compiled
         self.facts: dict[str, Any] = {
-            "flops": counter.flops / counted, "tokens": self.run.ledger.tokens / counted, "compiled": bool(compiled),
-            "state_bytes": state_bytes(self.run), **parameter_counts(self.run)}
+            "flops": counter.flops / counted, "tokens": self.run.ledger.tokens / counted,
+            "compiled": bool(compiled), "state_bytes": state_bytes(self.run), **parameter_counts(self.run)}
         self.steps(2 if compiled else 1)
 
     def steps(self, n: int) -> float:
         """Seconds of a step, over ``n`` of them."""
         began = time.perf_counter()
         for _ in range(n):
-            if self.run.ctx.step >= self.run.steps - 1:                     # a short stage begins again: its last step measures
+            if self.run.ctx.step >= self.run.steps - 1:    # its last step measures: a short stage starts over
                 self.run.ctx.step = 0
             self.run.step()
         return (time.perf_counter() - began) / n
@@ -89,32 +91,32 @@ class Probe:
         return self.facts | {"peak_memory_bytes": self.ledger.peak_memory()}
 
 
-_probe: list[Probe] = []
+_stepper: list[Stepper] = []
 
 
-def open_probe(recipe: Recipe, stage: str, store: Path) -> None:
+def open_stepper(recipe: Recipe, stage: str, store: Path) -> None:
     """In a worker: build the stage."""
-    _probe[:] = [Probe(recipe, stage, store)]
+    _stepper[:] = [Stepper(recipe, stage, store)]
 
 
 def turn(n: int) -> float:
-    """In a worker: some steps, the seconds of one."""
-    return _probe[0].steps(n)
+    """In a worker: take ``n`` steps; returns the seconds of one."""
+    return _stepper[0].steps(n)
 
 
-def close_probe() -> dict[str, Any]:
+def close_stepper() -> dict[str, Any]:
     """In a worker: what was counted."""
-    return _probe.pop().close()
+    return _stepper.pop().close()
 
 
 def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store, keys: dict[str, str],
             done: Callable[[str], None]) -> tuple[dict[str, Costs], dict[str, str]]:
-    """The costs of all arms, and the reasons of those that failed. What was measured before on these settings is kept.
+    """The costs of all arms, and why the others failed. What was measured before with these settings is kept.
 
     Args:
         recipes: the arm's stage and what it comes from, by arm.
         keys: the hash of each arm's stage, under which the costs are kept.
-        done: told of each arm that has been measured.
+        done: called with the name of each arm once it is measured.
     """
     found: dict[str, Costs] = {}
     failed: dict[str, str] = {}
@@ -123,14 +125,14 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
     with contextlib.ExitStack() as end:
         def opened(arm: str) -> Worker:
             worker = end.enter_context(Worker())
-            begin(worker, open_probe, recipes[arm], stage, store.root)
+            begin(worker, open_stepper, recipes[arm], stage, store.root)
             return worker
 
-        for arm in sorted(recipes, key=lambda a: a == baseline):            # the baseline last: it is measured all along
+        for arm in sorted(recipes, key=lambda a: a == baseline):   # the baseline last: measured all along
             if files[arm].is_file():
                 found[arm] = _read(files[arm])
                 continue
-            worker = opened(arm) if arm != baseline else None              # builds its stage while the baseline builds its own
+            worker = opened(arm) if arm != baseline else None      # builds its stage beside the baseline
             try:
                 if base is None:
                     base = opened(baseline)
@@ -151,8 +153,8 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
 
 
 def one_clock(cost: Costs, base: Costs | None) -> Costs:
-    """The costs with seconds as the baseline counts them now: an arm that was measured another day, or beside other work, keeps
-    its ratio to the baseline of then."""
+    """The costs with seconds by the baseline's clock of now: an arm that was measured another day, or
+    beside other work, keeps its ratio to the baseline of that time."""
     then = statistics.median(cost.baseline_rounds)
     if base is None or not then:
         return cost
@@ -162,22 +164,22 @@ def one_clock(cost: Costs, base: Costs | None) -> Costs:
 
 
 def _read(file: Path) -> Costs:
-    told = json.loads(file.read_text())
-    return Costs(**told | {n: tuple(told[n]) for n in ("rounds", "baseline_rounds")})
+    written = json.loads(file.read_text())
+    return Costs(**written | {n: tuple(written[n]) for n in ("rounds", "baseline_rounds")})
 
 
 def _pair(base: Worker, worker: Worker) -> Costs:
-    """An arm in turns with the baseline; its worker ends with them."""
+    """The costs of an arm, measured in turns with the baseline; its worker ends with them."""
     with worker:
         answer(worker)
         mine, theirs = _turns(worker, base)
-        return _costs(ask(worker, close_probe), mine, theirs)
+        return _costs(ask(worker, close_stepper), mine, theirs)
 
 
 def _alone(base: Worker, others: dict[str, Costs]) -> Costs:
-    """The baseline itself: what it took in its turns, or in some of its own."""
+    """The costs of the baseline, from its turns beside the others, or from some of its own."""
     rounds = [s for c in others.values() for s in c.baseline_rounds] or _turns(base, None)[0]
-    return _costs(ask(base, close_probe), rounds, rounds)
+    return _costs(ask(base, close_stepper), rounds, rounds)
 
 
 def _turns(worker: Worker, other: Worker | None) -> tuple[list[float], list[float]]:

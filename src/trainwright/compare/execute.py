@@ -1,4 +1,4 @@
-"""Runs of a comparison: each is kept as a small record, so that nothing runs twice; here, in processes, or on a Ray cluster."""
+"""Runs of a comparison: in this process, in several, or on Ray. Each leaves a record and runs once."""
 from __future__ import annotations
 
 import json
@@ -20,7 +20,8 @@ from trainwright.core.store import Artifact, Store
 from trainwright.planning.worker import Worker
 
 Record = dict[str, Any]
-"""Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``, ``hashes``, ``failed``."""
+"""Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``,
+``hashes``, ``failed``, ``pruned``, ``selected``."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,16 @@ class Unit:
 
     @property
     def label(self) -> str:
-        tuned = ", ".join(f"{k.rpartition('.')[2]} {v:g}" if isinstance(v, float) else f"{k} {v}" for k, v in self.values.items())
+        tuned = ", ".join(f"{k.rpartition('.')[2]} {v:g}" if isinstance(v, float) else f"{k} {v}"
+                          for k, v in self.values.items())
         return f"{self.arm}, seed {self.seed}" + (f", {tuned}" if tuned else "")
 
 
 class Watch(Listener):
-    """Hears of a comparison beside what a listener hears of a run. Does nothing until a subclass says otherwise."""
+    """Listens to a comparison and to each of its runs. Does nothing until a subclass overrides it."""
 
     def phase(self, name: str, total: int) -> None:
-        """A part of the comparison begins: so many runs."""
+        """A part of the comparison begins, with ``total`` runs."""
 
     def begin(self, label: str) -> None:
         """A run begins."""
@@ -65,9 +67,9 @@ def recorded(unit: Unit, store: Store) -> Record | None:
 
 
 def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = None) -> Record:
-    """Run, measure, keep the record; the weights go unless they are wanted or were there before.
+    """Run, measure, keep the record; the weights go unless ``keep`` is set or they were there before.
 
-    Raises what a run raises; see ``failures.FAILURES`` for what is a result of its arm.
+    Raises what a run raises; ``failures.FAILURES`` are those that count as a result of its arm.
     """
     from trainwright import families
     from trainwright.life.jobs import jobs
@@ -77,10 +79,12 @@ def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = Non
     before = {j.stage.name for j in jobs(unit.recipe, store) if store.find(j.stage.name, j.key)}
     made = run(unit.recipe, store, listener)
     stage, judge = made[unit.stage], made[unit.judge].figures
-    record = {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": with_mean(judge["numbers"][unit.stage]),
-              "figures": stage.figures, "curve": curve(stage.metrics()), "failed": None, "pruned": False,
-              "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)},
-              "selected": {name: {k: a.figures[k] for k in ("curated", "kept")} for name, a in made.items() if _selects(a)}}
+    selected = {name: {k: a.figures[k] for k in ("curated", "kept")}
+                for name, a in made.items() if _selects(a)}
+    record = {"arm": unit.arm, "seed": unit.seed, "values": unit.values,
+              "numbers": with_mean(judge["numbers"][unit.stage]), "figures": stage.figures,
+              "curve": curve(stage.metrics()), "failed": None, "pruned": False,
+              "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)}, "selected": selected}
     write(store.root / "runs" / f"{unit.key}.json", record)
     for name in unit.own if not keep else ():
         if name not in before:
@@ -100,17 +104,18 @@ def with_mean(numbers: dict[str, float]) -> dict[str, float]:
 
 
 def curve(rows: list[dict[str, float]]) -> dict[str, Any] | None:
-    """What was measured on the way: ``tokens, flops, seconds`` and the values of each metric at those points."""
+    """What was measured on the way: ``tokens, flops, seconds``, and the values of each metric there."""
     seen = [r for r in rows if any(n.startswith("eval/") for n in r)]
     if not seen:
         return None
-    told = [with_mean({n.removeprefix("eval/"): v for n, v in r.items() if n.startswith("eval/")}) for r in seen]
+    numbers = [with_mean({n.removeprefix("eval/"): v for n, v in r.items() if n.startswith("eval/")})
+               for r in seen]
     return {x: [r[x] for r in seen] for x in ("step", "tokens", "flops", "seconds")} | {
-        "values": {n: [values.get(n) for values in told] for n in told[-1]}}
+        "values": {n: [one.get(n) for one in numbers] for n in numbers[-1]}}
 
 
 def write(file: Path, what: Any) -> None:
-    """JSON, whole or not at all."""
+    """Write JSON, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     part.write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -119,16 +124,16 @@ def write(file: Path, what: Any) -> None:
 
 def failure(unit: Unit, why: str, pruned: bool = False) -> Record:
     """The record of a run that ended before its end."""
-    return {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": {}, "figures": {}, "curve": None,
-            "failed": why, "pruned": pruned, "hashes": {}, "selected": {}}
+    return {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": {}, "figures": {},
+            "curve": None, "failed": why, "pruned": pruned, "hashes": {}, "selected": {}}
 
 
-def run_all(units: Sequence[Unit], store: Store, watch: Watch, jobs: int = 1, engine: Literal["native", "ray"] = "native",
-            keep: bool = False) -> dict[str, Record]:
-    """All runs by key: those that are recorded are read, the others made, ``jobs`` of them at a time."""
+def run_all(units: Sequence[Unit], store: Store, watch: Watch, jobs: int = 1,
+            engine: Literal["native", "ray"] = "native", keep: bool = False) -> dict[str, Record]:
+    """All runs by key: recorded ones are read, the others run, ``jobs`` of them at a time."""
     out: dict[str, Record] = {}
     todo: list[Unit] = []
-    for unit in {u.key: u for u in units}.values():                    # the two sides of an A/A comparison share trials
+    for unit in {u.key: u for u in units}.values():        # the two sides of an A/A comparison share trials
         record = recorded(unit, store)
         if record is None:
             todo.append(unit)
@@ -153,7 +158,7 @@ def _here(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) 
 
 
 def _parallel(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
-    """A thread each process: it hands out runs, and hears of the process' death."""
+    """Several processes, each with a thread here that hands it runs and notices its death."""
     pool = _Pool(units, store, watch, max(1, (os.cpu_count() or 1) // jobs), keep)
     threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(min(jobs, len(units)))]
     try:
@@ -162,7 +167,7 @@ def _parallel(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bo
         for t in threads:
             t.join()
     except KeyboardInterrupt as stopped:
-        pool.broken.append(stopped)                           # before the workers end: theirs is then no failure of a run
+        pool.broken.append(stopped)                # before the workers end, which is then no failure of a run
     finally:
         for w in pool.workers:
             w.close()
@@ -185,7 +190,7 @@ class _Pool:
         self.held = threading.Lock()
 
     def serve(self) -> None:
-        """Runs, one after another, in a process that begins anew where it was killed."""
+        """Have runs done one after another, in a process that is started again where it was killed."""
         worker = Worker(self.cores)
         self.workers.append(worker)
         while not self.broken:
@@ -199,7 +204,7 @@ class _Pool:
                 record = ask(worker, run_unit, unit, self.store.root, self.keep)
             except Failed as error:
                 record = failure(unit, str(error))
-            except BaseException as error:                                    # told by the thread that waits
+            except BaseException as error:                 # the thread that waits for this one raises it
                 self.broken.append(error)
                 return
             if self.broken:
@@ -210,14 +215,15 @@ class _Pool:
 
 
 def _on_ray(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
-    """A task each run. The store must be a folder that all nodes share."""
+    """Each run is a task. The store must be a folder that all nodes share."""
     try:
         import ray
     except ImportError:
         raise UserError("engine = ray needs the package ray: pip install \"trainwright[ray]\".") from None
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=jobs if jobs > 1 else None, log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+        ray.init(num_cpus=jobs if jobs > 1 else None, log_to_driver=False, include_dashboard=False,
+                 logging_level=logging.ERROR)
     out: dict[str, Record] = {}
     try:
         task = ray.remote(num_cpus=1, max_retries=0)(_attempt)

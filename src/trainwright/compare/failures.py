@@ -1,4 +1,4 @@
-"""What may go wrong in a run without the comparison being wrong: it is a result of the run's arm, told in a line."""
+"""What may go wrong in a run without being wrong with the comparison: a result of its arm, with a reason."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -8,15 +8,15 @@ from trainwright.core.errors import UserError
 from trainwright.planning.worker import Died, Worker
 
 FAILURES = (UserError, MemoryError, ArithmeticError, RuntimeError)
-"""A loss that is no number, no more memory, a shape that a method cannot take (torch tells the latter two by RuntimeError)."""
+"""A loss that is no number, too little memory, a shape that a method cannot take (RuntimeErrors of torch)."""
 
 
 class Failed(Exception):
-    """A run in another process failed; the reason is for people."""
+    """A run in another process failed; the message is the reason, for people."""
 
 
 def reason(error: BaseException) -> str:
-    """Why a run failed, in a line."""
+    """Why a run failed, in one line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
 
@@ -38,11 +38,11 @@ def begin(worker: Worker, function: Callable[..., Any], *arguments: Any) -> None
 
 
 def answer(worker: Worker) -> Any:
-    """What came of what was begun; raises what ``ask`` raises."""
+    """The result of what was begun; raises what ``ask`` raises."""
     try:
         what, why = worker.answer()
     except Died as error:
-        raise Failed(f"its process was killed ({error}), for want of memory most likely") from None
+        raise Failed(f"its process was killed ({error}), most likely for lack of memory") from None
     if why is not None:
         raise Failed(why)
     return what

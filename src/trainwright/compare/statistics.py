@@ -1,13 +1,13 @@
 """Paired t statistics of a comparison: intervals, p values, Holm's correction, power and the noise floor.
 
-An arm and the baseline run with the same seeds, so that only their n differences count, one a seed. With the 3 to 10 seeds of a
-comparison the t interval is used and no bootstrap: at n = 5 a percentile bootstrap that says 95 % covers about 83 %
-(``tests/compare/test_statistics.py`` measures it).
+An arm and the baseline run with the same seeds, so that only their n differences count, one a seed. With the
+3 to 10 seeds of a comparison the t interval is used and no bootstrap: at n = 5 a percentile bootstrap that
+says 95 % covers about 83 % (``tests/compare/test_statistics.py`` measures it).
 
-Assumed is that the differences come from one bell-shaped distribution. Heavy tails make the test cautious. So does noise that is
-skewed alike in both arms, as it cancels in the difference. What breaks it is an arm that alone has rare, very bad seeds: its
-verdict is then wrong more often than announced (one arm, n = 5: about 18 % instead of 5 % where its noise is lognormal with
-σ = 1 and the baseline has next to none).
+Assumed is that the differences come from one bell-shaped distribution. Heavy tails make the test cautious.
+So does noise that is skewed alike in both arms, as it cancels in the difference. What breaks it is an arm
+that alone has rare, very bad seeds: its verdict is then wrong more often than announced (one arm, n = 5:
+about 18 % instead of 5 % where its noise is lognormal with σ = 1 and the baseline has next to none).
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Verdict = Literal["better", "worse", "no difference"]
 
 @dataclass(frozen=True)
 class Paired:
-    """What n paired differences, arm minus baseline, tell. All but ``p`` and ``n`` are in the units of the metric."""
+    """The result of n paired differences, arm minus baseline, in the units of the metric but for ``p``."""
 
     difference: float
     """Their mean."""
@@ -45,21 +45,24 @@ class Paired:
     """Their standard deviation, over n - 1."""
     n: int
     detectable: float
-    """The smallest true difference that n seeds with this ``sd`` find with a power of 0.8, at the strictest level of Holm."""
+    """The smallest true difference that n seeds with this ``sd`` find with a power of 0.8, at Holm's
+    strictest level."""
 
 
 def paired(differences: Sequence[float], arms: int = 1, alpha: float = ALPHA) -> Paired:
     """Mean, interval and test of paired differences.
 
-    Where all of them are equal nothing varies: ``p`` is 1 if they are zero and 0 if not, and the interval is a point.
+    Where all of them are equal, ``p`` is 1 if they are zero and 0 if not, and the interval is a point.
 
     Args:
         differences: one a seed, arm minus baseline; at least two.
-        arms: that are compared with this baseline; Holm's strictest level is ``alpha / arms``. It moves ``detectable`` only.
+        arms: how many are compared with this baseline: Holm's strictest level is ``alpha / arms``. It changes
+            ``detectable`` only.
         alpha: the interval has the level 1 - alpha.
 
     Raises:
-        ValueError: fewer than two differences, one that is not finite, ``arms`` below 1, ``alpha`` outside (0, 1).
+        ValueError: fewer than two differences, one that is not finite, ``arms`` below 1, or ``alpha`` outside
+            (0, 1).
     """
     values = _numbers(differences, "a paired comparison")
     _check_level(alpha)
@@ -76,10 +79,11 @@ def paired(differences: Sequence[float], arms: int = 1, alpha: float = ALPHA) ->
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down p values, in the order given: below ``alpha`` at most that share of families has any wrong one.
+    """Holm's step-down p values, in the order given.
 
-    The i-th smallest of m is multiplied by m - i + 1, and none may fall below the one before it. "A Simple Sequentially
-    Rejective Multiple Test Procedure", Holm 1979.
+    Where those below ``alpha`` count as found, at most that share of families has a wrong one among them.
+    The i-th smallest of m is multiplied by m - i + 1, and none may fall below the one before it. "A Simple
+    Sequentially Rejective Multiple Test Procedure", Holm 1979.
 
     Raises:
         ValueError: a p value outside [0, 1].
@@ -93,7 +97,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def verdict(mean: float, adjusted: float, better: Literal["lower", "higher"], alpha: float = ALPHA) -> Verdict:
+def verdict(mean: float, adjusted: float, better: Literal["lower", "higher"],
+            alpha: float = ALPHA) -> Verdict:
     """What a mean difference, arm minus baseline, says at an adjusted p value.
 
     Raises:
@@ -117,7 +122,8 @@ def power(effect: float, sd: float, n: int, alpha: float = ALPHA) -> float:
         n: seeds, at least two.
 
     Raises:
-        ValueError: n below 2, a negative or non-finite ``sd``, a non-finite ``effect``, ``alpha`` outside (0, 1).
+        ValueError: n below 2, a negative or non-finite ``sd``, a non-finite ``effect``, or ``alpha`` outside
+            (0, 1).
     """
     _check_sd(sd, n)
     _check_level(alpha)
@@ -137,7 +143,8 @@ def detectable(sd: float, n: int, alpha: float = ALPHA, power: float = POWER) ->
         power: above ``alpha``: a test finds that much where there is nothing.
 
     Raises:
-        ValueError: n below 2, a negative or non-finite ``sd``, ``alpha`` outside (0, 1), ``power`` outside (alpha, 1).
+        ValueError: n below 2, a negative or non-finite ``sd``, ``alpha`` outside (0, 1), or ``power`` outside
+            (alpha, 1).
     """
     _check_sd(sd, n)
     _check_level(alpha)
@@ -147,9 +154,9 @@ def detectable(sd: float, n: int, alpha: float = ALPHA, power: float = POWER) ->
 
 
 def noise_floor(values: Sequence[float]) -> float:
-    """How far apart the means of two independent sets of n seeds of the *same* arm may lie, from the values of one set.
+    """How far apart the means of two independent sets of n seeds of the *same* arm may lie, from one set.
 
-    Half the 95 % interval of their difference, ``t(0.975, n - 1) · sd · sqrt(2 / n)``, in the units of the metric.
+    Half the 95 % interval of their difference: ``t(0.975, n - 1) · sd · sqrt(2 / n)``.
 
     Raises:
         ValueError: fewer than two values, or one that is not finite.
@@ -190,16 +197,18 @@ def _check_sd(sd: float, n: int) -> None:
 
 STEP = 0.01
 NORMAL = np.arange(-900, 901) * STEP
-"""Nodes of the integral in ``_power``, with the density times the step in ``DENSITY``: it comes out exact to 5e-7."""
+"""Nodes of the integral in ``_power``; ``DENSITY`` is the density times the step. It is exact to 5e-7."""
 DENSITY = np.exp(-NORMAL**2 / 2) * STEP / math.sqrt(2 * math.pi)
 
 
 def _power(noncentrality: float, freedom: int, critical: float) -> float:
-    """Both tails of the noncentral t beyond ``critical``: ∫ φ(z) P(χ² < freedom · ((z + noncentrality) / critical)²) dz.
+    """Both tails of the noncentral t beyond ``critical``.
 
-    ``nctdtr`` of SciPy 1.17, and so its ``stats.nct``, gives nan for many small tails: -6 at 4 degrees and 7.3 is one.
+    ∫ φ(z) P(χ² < freedom · ((z + noncentrality) / critical)²) dz, because ``nctdtr`` of SciPy 1.17, and so
+    its ``stats.nct``, gives nan for many small tails: -6 at 4 degrees and 7.3 is one.
     """
-    distance = NORMAL + min(noncentrality, 1e9)                   # further away nothing changes, and squares would overflow
+    # further away nothing changes, and squares would overflow
+    distance = NORMAL + min(noncentrality, 1e9)
     return float(DENSITY @ gammainc(freedom / 2, freedom / 2 * (distance / critical) ** 2))
 
 

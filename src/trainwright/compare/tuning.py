@@ -1,4 +1,5 @@
-"""The same effort for every arm: as many trials over its own search space, on seeds and documents of which no final run knows."""
+"""Tuning with the same effort for every arm: as many trials over its own search space, on seeds and documents
+that no final run uses."""
 from __future__ import annotations
 
 import itertools
@@ -6,54 +7,59 @@ import math
 import statistics
 from typing import Any
 
+from trainwright.compare.arms import ArmRecipes
 from trainwright.compare.execute import Record, Unit, Watch, failure, recorded, run_unit, write
 from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.spec import Arm, Spec
-from trainwright.compare.variants import Variants
 from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 
 TRIALS = 4
-"""Trials of an arm where nothing says how many."""
+"""Trials of an arm where neither ``trials`` nor the search space determines them."""
 STEP = 3.0
 """Factor between two neighbours of ``around``."""
+FINE = 1025
+"""Points of a range from which a Halton sequence chooses."""
 FIRST_SEED = 1_000_003
 """Seeds of trials begin here; those of final runs begin at 0."""
 Values = dict[str, Any]
-"""``{"adamw.lr": 1e-3}``: method and setting, to what is tried."""
+"""``{"adamw.lr": 1e-3}``: method and setting, and the value to try."""
 
 
-def candidates(spec: Spec, variants: Variants, arm: Arm) -> list[Values]:
-    """What an arm tries: a grid where its settings are lists or one range, else points of a Halton sequence.
+def candidates(spec: Spec, recipes: ArmRecipes, arm: Arm) -> list[Values]:
+    """What an arm tries: a grid where its axes are lists or a single range, else points of a Halton sequence.
 
     Raises:
-        UserError: a setting that the arm has not, an empty list, or a range that is none.
+        UserError: a setting that the arm does not have, an empty list, or a range that is none.
     """
     space = spec.settings.tune if arm.search is None else arm.search
     if not space:
         return []
-    methods = list(variants.stages(arm, {})[variants.stage].get("methods", ()))
-    named = {_place(key, methods, spec, arm): told for key, told in space.items()}
-    lists = {k: told for k, told in named.items() if isinstance(told, list)}
-    grid = math.prod(len(told) for told in lists.values())
-    trials = spec.settings.trials or (grid if len(lists) == len(named) else TRIALS)
-    if len(named) == 1 or (len(lists) == len(named) and grid == trials):
-        points = [_points(k, told, trials, methods, spec, arm) for k, told in named.items()]
-        found = [dict(zip(named, values, strict=True)) for values in itertools.product(*points)]
+    methods = list(recipes.stages(arm, {})[recipes.stage].get("methods", ()))
+    axes = {_place(key, methods, spec, arm): axis for key, axis in space.items()}
+    lists = [axis for axis in axes.values() if isinstance(axis, list)]
+    grid = math.prod(map(len, lists))
+    trials = spec.settings.trials or (grid if len(lists) == len(axes) else TRIALS)
+    if len(axes) == 1 or (len(lists) == len(axes) and grid == trials):
+        points = [_points(k, axis, trials, methods, spec, arm) for k, axis in axes.items()]
+        found = [dict(zip(axes, values, strict=True)) for values in itertools.product(*points)]
         return found[:trials]
     from scipy.stats import qmc
-    draws = qmc.Halton(len(named), rng=0).random(trials)
-    axes = [_points(k, told, 1025, methods, spec, arm) if not isinstance(told, list) else told for k, told in named.items()]
-    return [{k: axis[int(u * len(axis))] for k, axis, u in zip(named, axes, row, strict=True)} for row in draws]
+    draws = qmc.Halton(len(axes), rng=0).random(trials)
+    fine = [axis if isinstance(axis, list) else _points(k, axis, FINE, methods, spec, arm)
+            for k, axis in axes.items()]
+    return [{k: points[int(u * len(points))] for k, points, u in zip(axes, fine, row, strict=True)}
+            for row in draws]
 
 
 def _place(key: str, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> str:
     """``lr`` as ``adamw.lr``: the one method of the arm that has the setting."""
     where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
     use, dot, name = key.rpartition(".")
-    found = [str(m["use"]) for m in methods if (not dot or m["use"] == use) and name in _settings(str(m["use"]))]
+    uses = [str(m["use"]) for m in methods if not dot or m["use"] == use]
+    found = [one for one in uses if name in _settings(one)]
     if len(found) == 1:
         return f"{found[0]}.{name}"
     if found:
@@ -67,23 +73,26 @@ def _settings(use: str) -> list[str]:
     return [f[0] for f in card.settings] if card else []
 
 
-def _points(key: str, told: Any, trials: int, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> list[Any]:
+def _points(key: str, axis: Any, trials: int, methods: list[dict[str, Any]], spec: Spec,
+            arm: Arm) -> list[Any]:
+    """The values along one axis of the search space."""
     where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
-    if isinstance(told, list) and told:
-        return told
-    if isinstance(told, dict) and set(told) <= {"low", "high", "log"} and {"low", "high"} <= set(told):
-        low, high, log = float(told["low"]), float(told["high"]), bool(told.get("log", True))
+    if isinstance(axis, list) and axis:
+        return axis
+    if isinstance(axis, dict) and set(axis) <= {"low", "high", "log"} and {"low", "high"} <= set(axis):
+        low, high, log = float(axis["low"]), float(axis["high"]), bool(axis.get("log", True))
         if not (low < high and (low > 0 or not log)):
-            raise UserError(f"{where}: low must be below high (and above 0 on a logarithmic scale), not {low} and {high}.")
+            raise UserError(f"{where}: low must be below high (and above 0 on a logarithmic scale), "
+                            f"not {low} and {high}.")
         shares = [i / (trials - 1) if trials > 1 else 0.5 for i in range(trials)]
         return [_round(low * (high / low) ** s if log else low + (high - low) * s) for s in shares]
-    if told == "around":
+    if axis == "around":
         use, _, name = key.rpartition(".")
         own = next(m for m in methods if m["use"] == use).get(name, _default(use, name))
         if not isinstance(own, (int, float)) or not own:
             raise UserError(f"{where}: there is no number to search around: give a list or a range.")
         return [_round(own * STEP ** (i - (trials - 1) / 2)) for i in range(trials)]
-    raise UserError(f"{where}: write a list, {{ low = 1e-4, high = 1e-2 }} or \"around\", not {told!r}.")
+    raise UserError(f"{where}: write a list, {{ low = 1e-4, high = 1e-2 }} or \"around\", not {axis!r}.")
 
 
 def _default(use: str, name: str) -> Any:
@@ -103,9 +112,9 @@ def check_effort(tried: dict[str, list[Values]], spec: Spec) -> None:
     """Every arm has the same number of trials."""
     counts = {arm: len(values) for arm, values in tried.items()}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{arm} {n}" for arm, n in counts.items())
-        raise UserError(f"{spec.file}: compare: arms must have the same tuning effort; trials are {said}: set trials, "
-                        "or give each search space as many points.")
+        listed = ", ".join(f"{arm} {n}" for arm, n in counts.items())
+        raise UserError(f"{spec.file}: compare: arms must have the same tuning effort; trials are {listed}: "
+                        "set trials, or give each search space as many points.")
 
 
 def score(records: list[Record], spec: Spec) -> float | None:
@@ -124,10 +133,11 @@ def choose(trials: list[dict[str, Any]], spec: Spec) -> dict[str, Any] | None:
 
 
 def edges(tried: list[Values], chosen: Values) -> list[str]:
-    """Settings whose best value is the least or the greatest that was tried: the search may have stopped too early."""
+    """Settings whose best value is the least or the greatest tried: the search may have stopped too early."""
     out = []
     for key, value in chosen.items():
-        numbers = sorted({v[key] for v in tried if isinstance(v[key], (int, float)) and not isinstance(v[key], bool)})
+        values = [v[key] for v in tried]
+        numbers = sorted({x for x in values if isinstance(x, (int, float)) and not isinstance(x, bool)})
         if len(numbers) > 1 and value in (numbers[0], numbers[-1]):
             out.append(key)
     return out
@@ -138,7 +148,7 @@ class _Pruned(Exception):
 
 
 class _Halving(Watch):
-    """Tells a pruner what is measured on the way, and ends the run where it says so."""
+    """Reports what is measured on the way to a pruner, and ends the run where that says so."""
 
     def __init__(self, trial: Any, metric: str, watch: Watch) -> None:
         self.trial, self.metric, self.watch = trial, f"eval/{metric}", watch
@@ -155,7 +165,7 @@ class _Halving(Watch):
 
 
 def halve(units: list[Unit], store: Store, spec: Spec, watch: Watch, every: int) -> dict[str, Record]:
-    """The trials of one arm one after another, the hopeless ones ended early: Optuna's successive halving."""
+    """The trials of one arm in turn, the hopeless ones ended early by Optuna's successive halving."""
     try:
         import optuna
     except ImportError:
@@ -173,16 +183,17 @@ def halve(units: list[Unit], store: Store, spec: Spec, watch: Watch, every: int)
             except _Pruned:
                 record = failure(unit, "ended early: others were better by then", pruned=True)
                 for job in jobs(unit.recipe, store):
-                    store.tidy(job.stage.name, job.key)                     # what it had saved to go on from
+                    store.tidy(job.stage.name, job.key)            # what it had saved to resume from
                 write(store.root / "runs" / f"{unit.key}.json", record)
             except FAILURES as error:
                 record = failure(unit, reason(error))
         elif record["curve"] is not None:
             seen = record["curve"]["values"].get(spec.settings.metric, [])
-            for step, value in zip(record["curve"]["step"][:-1], seen, strict=False):
-                trial.report(value, int(step))
-        told = record["numbers"].get(spec.settings.metric)
-        study.tell(trial, told, state=optuna.trial.TrialState.COMPLETE if told is not None else optuna.trial.TrialState.PRUNED)
+            for step, on_the_way in zip(record["curve"]["step"][:-1], seen, strict=False):
+                trial.report(on_the_way, int(step))
+        value = record["numbers"].get(spec.settings.metric)
+        states = optuna.trial.TrialState
+        study.tell(trial, value, state=states.PRUNED if value is None else states.COMPLETE)
         out[unit.key] = record
         watch.done(unit.label, record)
     return out

@@ -1,4 +1,4 @@
-"""Plots of a comparison: differences seed by seed, losses with bands over seeds, quality against cost, tuning trials."""
+"""The kinds of chart in a comparison: differences by seed, curves with bands, quality over cost, trials."""
 from __future__ import annotations
 
 import math
@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from trainwright.report._compared import LETTERS, shorten
-from trainwright.report._labels import NAME, spread
+from trainwright.report.comparison.labels import NAME, spread
+from trainwright.report.comparison.numbers import LETTERS, shorten
 from trainwright.report.numbers import short, size, unit_kind
 from trainwright.report.plots import BAD, GOOD, INK, MUTED, PAPER, RC, WIDTH, Line, tint
 
@@ -20,7 +20,8 @@ ROW = 0.46
 PANEL = (3.5, 2.5)
 """Inches of one of several small plots."""
 BEYOND = 3.0
-"""An interval that reaches this many times as far as the middle one would squeeze the others: an arrow stands for it."""
+"""An interval that reaches so many times as far as the middle one is drawn as an arrow: it would squeeze the
+others."""
 Panel = Callable[[Axes], None]
 
 
@@ -34,7 +35,7 @@ class Row:
     low: float
     high: float
     verdict: str
-    said: str
+    text: str
     """What stands at the right: the difference and its interval."""
 
 
@@ -60,18 +61,20 @@ class Trial:
     pruned: bool = False
 
 
-# ---- differences ---------------------------------------------------------------------------------------
+# ---- differences ------------------------------------------------------------------------------------
 
 
-def differences(rows: Sequence[Row], xlabel: str, lower: bool, noise: float | None, width: float = WIDTH) -> Figure:
-    """A row an arm: a dot a seed, the mean and its interval on a common axis, and the verdict in words.
+def differences(rows: Sequence[Row], xlabel: str, lower: bool, noise: float | None,
+                width: float = WIDTH) -> Figure:
+    """A row for each arm: a dot for each seed, the mean and its interval on one axis, the verdict in words.
 
     Args:
         lower: whether lower is better, and therefore better to the left.
         noise: half-width of the grey band around zero.
         width: in inches; a wider one has room for longer names.
     """
-    with matplotlib.rc_context(RC | {"font.size": 10, "ytick.labelsize": 10, "ytick.color": INK, "axes.grid.axis": "x"}):
+    style = {"font.size": 10, "ytick.labelsize": 10, "ytick.color": INK, "axes.grid.axis": "x"}
+    with matplotlib.rc_context(RC | style):
         figure = Figure(figsize=(width, 0.85 + ROW * len(rows)), layout="constrained")
         axes = figure.subplots()
         reach = edge(rows, noise or 0.0)
@@ -82,12 +85,13 @@ def differences(rows: Sequence[Row], xlabel: str, lower: bool, noise: float | No
         axes.axvline(0, color=MUTED, linewidth=0.9)
         for y, row in enumerate(rows):
             _row(axes, row, y, reach)
-        axes.set_yticks(range(len(rows)), shorten([r.label for r in rows], round(LETTERS * (width / WIDTH) ** 2)))
+        letters = round(LETTERS * (width / WIDTH) ** 2)
+        axes.set_yticks(range(len(rows)), shorten([r.label for r in rows], letters))
         axes.xaxis.set_major_locator(MaxNLocator(4, symmetric=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick(x)))
         axes.set_xlabel(xlabel)
-        for side, text in (("left", "← better" if lower else "← worse"), ("right", "worse →" if lower else "better →")):
-            axes.set_title(text, loc=side, fontsize=9, color=MUTED)          # type: ignore[arg-type]
+        axes.set_title("← better" if lower else "← worse", loc="left", fontsize=9, color=MUTED)
+        axes.set_title("worse →" if lower else "better →", loc="right", fontsize=9, color=MUTED)
     return figure
 
 
@@ -107,15 +111,18 @@ def edge(rows: Sequence[Row], noise: float) -> float:
 
 def _row(axes: Axes, row: Row, y: float, reach: float) -> None:
     colour = {"better": GOOD, "worse": BAD, "failed": BAD}.get(row.verdict, INK)
-    for text, ink, up in ((row.said, INK, 6), (row.verdict, colour, -6)):
-        axes.annotate(text, (1, y), xycoords=("axes fraction", "data"), xytext=(8, up), textcoords="offset points", va="center",
-                      fontsize=9, fontweight="bold" if ink != INK else "normal", color=ink, annotation_clip=False)
+    for text, ink, up in ((row.text, INK, 6), (row.verdict, colour, -6)):
+        axes.annotate(text, (1, y), xycoords=("axes fraction", "data"), xytext=(8, up),
+                      textcoords="offset points", va="center", fontsize=9, color=ink,
+                      fontweight="bold" if ink != INK else "normal", annotation_clip=False)
     if row.mean is None:
         return
     for side in (-1, 1):
         if side * furthest(row, side) > reach:
-            axes.plot([side * reach], [y - 0.08], ">" if side > 0 else "<", color=colour, markersize=7, clip_on=False)
-    axes.plot(row.values, [y + 0.22] * len(row.values), "o", markersize=3.6, color=colour, alpha=0.55, markeredgewidth=0)
+            axes.plot([side * reach], [y - 0.08], ">" if side > 0 else "<", color=colour, markersize=7,
+                      clip_on=False)
+    axes.plot(row.values, [y + 0.22] * len(row.values), "o", markersize=3.6, color=colour, alpha=0.55,
+              markeredgewidth=0)
     axes.plot([row.low, row.high], [y - 0.08] * 2, color=colour, linewidth=2.2)
     axes.plot([row.mean], [y - 0.08], "o", color=colour, markersize=6.5, markeredgecolor=PAPER)
 
@@ -125,7 +132,7 @@ def furthest(row: Row, side: int) -> float:
     return side * max(side * x for x in (row.low, row.high, *row.values))
 
 
-# ---- small plots ---------------------------------------------------------------------------------------
+# ---- small plots ------------------------------------------------------------------------------------
 
 
 def panels(drawn: Sequence[Panel], columns: int = 3, size: tuple[float, float] = PANEL) -> Figure:
@@ -144,12 +151,13 @@ def panels(drawn: Sequence[Panel], columns: int = 3, size: tuple[float, float] =
 
 
 def against_baseline(arm: Line, base: Line | None, xlabel: str, title: str) -> Panel:
-    """One arm's curve and its band, the baseline's in ink: for comparisons with too many arms for one plot."""
+    """One arm's curve and its band, and the baseline's in ink: where there are too many arms for one plot."""
     def draw(axes: Axes) -> None:
         for line, width in ((base, 1.1), (arm, 1.8)):
             if line is not None:
-                axes.fill_between(line.x, line.low, line.high, color=tint(line.colour), alpha=0.18, linewidth=0)
-                axes.plot(line.x, line.y, color=tint(line.colour), linewidth=width)
+                colour = tint(line.colour)
+                axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+                axes.plot(line.x, line.y, color=colour, linewidth=width)
         _dress(axes, title, xlabel)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
@@ -158,13 +166,15 @@ def against_baseline(arm: Line, base: Line | None, xlabel: str, title: str) -> P
 
 
 def cost(points: Sequence[Point], metric: str, xlabel: str, ylabel: str, lower: bool) -> Panel:
-    """Quality over a cost, less of which is better: intervals of the difference from the baseline, and the front of the means."""
+    """Quality over a cost of which less is better, with the intervals of the difference from the baseline and
+    the front of the means."""
     def draw(axes: Axes) -> None:
         front = frontier([(p.x, p.y) for p in points], lower)
         xs = [p.x for p in points]
         if unit_kind(metric) == "count" and min(xs) > 0 and max(xs) / min(xs) > 8:
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(10, subs=(1.0,) if max(xs) / min(xs) > 100 else (1.0, 3.0), numticks=5))
+            ticks = (1.0,) if max(xs) / min(xs) > 100 else (1.0, 3.0)
+            axes.xaxis.set_major_locator(LogLocator(10, subs=ticks, numticks=5))
             axes.xaxis.set_minor_locator(NullLocator())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -173,14 +183,15 @@ def cost(points: Sequence[Point], metric: str, xlabel: str, ylabel: str, lower: 
             axes.plot([p.x, p.x], [p.low, p.high], color=tint(p.colour), linewidth=1.5, alpha=0.8)
             axes.plot([p.x], [p.y], "o", color=tint(p.colour), markersize=6.5, markeredgecolor=PAPER)
         if len(front) > 1:
-            axes.step(*zip(*front, strict=True), where="post", color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), zorder=1)
+            axes.step(*zip(*front, strict=True), where="post", color=MUTED, linewidth=1.0,
+                      linestyle=(0, (4, 3)), zorder=1)
         axes.autoscale_view()
         _dress(axes, ylabel, xlabel)
         axes.set_title("↙ better" if lower else "↖ better", loc="right", color=MUTED, fontsize=9)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: cost_tick(metric, x)))
         for p, name in zip(points, shorten([p.label for p in points]), strict=True):
-            axes.annotate(name, (p.x, p.y), xytext=(0, 0), textcoords="offset points", va="center", fontsize=9,
-                          color=tint(p.colour), gid=NAME)
+            axes.annotate(name, (p.x, p.y), xytext=(0, 0), textcoords="offset points", va="center",
+                          fontsize=9, color=tint(p.colour), gid=NAME)
     return draw
 
 
@@ -201,8 +212,10 @@ def frontier(points: Sequence[tuple[float, float]], lower: bool) -> list[tuple[f
     return kept
 
 
-def trials(tried: Sequence[Trial], colour: int, title: str, xlabel: str, limits: tuple[float, float] | None) -> Panel:
-    """What each tuned value gave: filled is the chosen one, hollow the others, a cross what failed, a triangle what was cut."""
+def trials(tried: Sequence[Trial], colour: int, title: str, xlabel: str,
+           limits: tuple[float, float] | None) -> Panel:
+    """What each tuned value gave: filled is the chosen one, hollow the others, a cross what failed, and a
+    triangle what ended early."""
     def draw(axes: Axes) -> None:
         kinds = list(dict.fromkeys(str(t.x) for t in tried))
         numbers = [float(t.x) for t in tried if isinstance(t.x, (int, float))]
@@ -221,7 +234,7 @@ def trials(tried: Sequence[Trial], colour: int, title: str, xlabel: str, limits:
 
 
 def _values_axis(axes: Axes, values: Sequence[float]) -> None:
-    """An axis that shows all tried values, logarithmic where they are far apart; each is a tick where they are few."""
+    """An axis that shows all tried values, logarithmic where they are far apart, with ticks where few."""
     low, high = values[0], values[-1]
     if low > 0 and high / low >= 8:
         axes.set_xscale("log")
@@ -237,11 +250,13 @@ def _values_axis(axes: Axes, values: Sequence[float]) -> None:
 
 def _trial(axes: Axes, t: Trial, x: float, colour: str, limits: tuple[float, float] | None) -> None:
     if t.y is None:
-        axes.plot([x], [0.95], "x", transform=axes.get_xaxis_transform(), color=BAD, markersize=6, markeredgewidth=1.6)
+        axes.plot([x], [0.95], "x", transform=axes.get_xaxis_transform(), color=BAD, markersize=6,
+                  markeredgewidth=1.6)
     elif limits and not limits[0] <= t.y <= limits[1]:
         up = t.y > limits[1]
-        axes.annotate(f"{t.y:.4g}", (x, 0.97 if up else 0.03), xycoords=("data", "axes fraction"), xytext=(0, -14 if up else 14),
-                      textcoords="offset points", ha="center", va="center", fontsize=8, color=MUTED,
+        axes.annotate(f"{t.y:.4g}", (x, 0.97 if up else 0.03), xycoords=("data", "axes fraction"),
+                      xytext=(0, -14 if up else 14), textcoords="offset points", ha="center", va="center",
+                      fontsize=8, color=MUTED,
                       arrowprops={"arrowstyle": "-|>", "color": MUTED, "linewidth": 1.0})
     else:
         axes.plot([x], [t.y], "^" if t.pruned else "o", color=colour, markersize=8 if t.chosen else 6,

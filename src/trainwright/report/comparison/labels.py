@@ -1,4 +1,4 @@
-"""Names beside points: each moves to the nearest place where it covers no other name, no mark and no edge."""
+"""Names beside points: each moves to the nearest place where it covers no other name, mark or edge."""
 from __future__ import annotations
 
 import warnings
@@ -12,18 +12,20 @@ from matplotlib.transforms import Bbox
 
 NAME = "name"
 """The ``gid`` of an annotation that may be moved."""
-AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (.8, .7), (.8, -.7), (-.8, .7), (-.8, -.7), (.4, 1), (.4, -1), (-.4, 1), (-.4, -1))
+AROUND = ((1, 0), (-1, 0), (0, 1), (0, -1), (.8, .7), (.8, -.7), (-.8, .7), (-.8, -.7), (.4, 1), (.4, -1),
+          (-.4, 1), (-.4, -1))
 PLACES = [(r * x, r * y) for r in (8, 13, 20, 29, 40, 54) for x, y in AROUND]
 """Where a name may stand from its point, in points of type; near ones first."""
 NEAR = 14
-"""Points of type up to which it is plain whose name it is; further away a line leads there."""
+"""Points of type up to which it is clear whose name it is; further away a line leads there."""
 MARK = 5
 """Half the width of a mark, in points of type."""
 
 
 def spread(figure: Figure) -> None:
     """Place the names of all plots of a figure, and keep its layout as it then is; nothing else moves."""
-    movable = {axes: [t for t in axes.texts if isinstance(t, Annotation) and t.get_gid() == NAME] for axes in figure.axes}
+    movable = {axes: [t for t in axes.texts if isinstance(t, Annotation) and t.get_gid() == NAME]
+               for axes in figure.axes}
     engine = figure.get_layout_engine()
     if engine is None or not any(movable.values()):
         return
@@ -37,7 +39,8 @@ def spread(figure: Figure) -> None:
         for axes, notes in movable.items():
             marks, names = _marks(axes, figure.dpi / 72), list[Bbox]()
             for note in sorted(notes, key=lambda n: -float(n.xy[1])):
-                names.append(_place(axes, note, marks, names, note.get_window_extent(renderer), figure.dpi / 72))
+                size = note.get_window_extent(renderer)
+                names.append(_place(axes, note, marks, names, size, figure.dpi / 72))
 
 
 def _marks(axes: Axes, scale: float) -> list[Bbox]:
@@ -51,8 +54,9 @@ def _marks(axes: Axes, scale: float) -> list[Bbox]:
     return boxes
 
 
-def _place(axes: Axes, note: Annotation, marks: list[Bbox], names: list[Bbox], size: Bbox, scale: float) -> Bbox:
-    """Move a name of this size to where it covers least; returns its box. Another name is worse to cover than a mark."""
+def _place(axes: Axes, note: Annotation, marks: list[Bbox], names: list[Bbox], size: Bbox,
+           scale: float) -> Bbox:
+    """Move a name of this size to where it covers least, marks rather than names; returns its box."""
     x, y = axes.transData.transform(note.xy)
     inside = axes.get_window_extent()
     best: tuple[float, Bbox, tuple[float, float]] | None = None
@@ -60,7 +64,8 @@ def _place(axes: Axes, note: Annotation, marks: list[Bbox], names: list[Bbox], s
         left = x + dx * scale - (0.0 if dx > 1 else size.width if dx < -1 else size.width / 2)
         box = Bbox.from_bounds(left, y + dy * scale - size.height / 2, size.width, size.height)
         out = size.width * size.height - _overlap(box, inside)
-        covered = sum(_overlap(box, other) for other in marks) + 20 * sum(_overlap(box, other) for other in names)
+        covered = sum(_overlap(box, other) for other in marks)
+        covered += 20 * sum(_overlap(box, other) for other in names)
         cost = 4 * out + covered + 0.02 * scale**2 * (dx**2 + dy**2)
         if best is None or cost < best[0]:
             best = cost, box, (dx, dy)
@@ -70,8 +75,10 @@ def _place(axes: Axes, note: Annotation, marks: list[Bbox], names: list[Bbox], s
     note.set_position((dx, dy))
     note.set_horizontalalignment("left" if dx > 1 else "right" if dx < -1 else "center")
     if dx**2 + dy**2 > NEAR**2:
-        end = axes.transData.inverted().transform((min(max(x, box.x0), box.x1), min(max(y, box.y0 + 2), box.y1 - 2)))
-        axes.plot(*zip(note.xy, end, strict=True), color=note.get_color(), linewidth=0.6, alpha=0.7, scalex=False, scaley=False)
+        near = (min(max(x, box.x0), box.x1), min(max(y, box.y0 + 2), box.y1 - 2))
+        end = axes.transData.inverted().transform(near)
+        axes.plot(*zip(note.xy, end, strict=True), color=note.get_color(), linewidth=0.6, alpha=0.7,
+                  scalex=False, scaley=False)
     return box
 
 

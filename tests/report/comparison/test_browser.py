@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.report import sample_comparison as sample
+from tests.report.comparison import sample
 from tests.report.test_browser import CONTRAST, browser, pytestmark  # noqa: F401  (fixture and mark)
-from trainwright.report import comparison
+from trainwright.report.comparison import page
 
 OVERLAPS = """() => {
   const found = [];
@@ -33,24 +33,30 @@ OVERLAPS = """() => {
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("comparison")
     made = {"few": sample.result(), "many": sample.many(), "merge": sample.plain()}
-    return {name: comparison.write(root / name, told) for name, told in made.items()}
+    return {name: page.write(root / name, result) for name, result in made.items()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
 @pytest.mark.parametrize("name", ["few", "many", "merge"])
-def test_page_renders(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:  # noqa: F811
-    """Nothing is complained of or loaded, nothing overlaps, nothing is wider than the screen, and all can be read."""
+def test_page_renders(
+    browser: Any,  # noqa: F811
+    pages: dict[str, Path],
+    name: str,
+    width: int,
+    scheme: str,
+) -> None:
+    """Nothing is logged, loaded, overlapping or wider than the screen, and all can be read."""
     shown = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    told: list[str] = []
-    asked: list[str] = []
-    shown.on("console", lambda message: told.append(message.text))
-    shown.on("pageerror", lambda error: told.append(str(error)))
-    shown.on("request", lambda request: asked.append(request.url))
+    logged: list[str] = []
+    requested: list[str] = []
+    shown.on("console", lambda message: logged.append(message.text))
+    shown.on("pageerror", lambda error: logged.append(str(error)))
+    shown.on("request", lambda request: requested.append(request.url))
     shown.goto(pages[name].as_uri())
     shown.wait_for_load_state("load")
-    assert told == []
-    assert [url for url in asked if not url.startswith("data:")] == [pages[name].as_uri()]
+    assert logged == []
+    assert [url for url in requested if not url.startswith("data:")] == [pages[name].as_uri()]
     for opened in (False, True):
         shown.evaluate(f"document.querySelectorAll('details').forEach(d => d.open = {str(opened).lower()})")
         assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

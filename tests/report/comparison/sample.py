@@ -27,19 +27,30 @@ PARAMETERS = 10_142_720
 START = {"code": 4.05, "prose": 3.02}
 """Losses of the model that all arms start from."""
 SAID = {
-    "pairing": "Every arm ran with the same seeds: the same order of the data and the same starting weights for a seed.",
-    "interval": "Intervals are those of the paired t test over seeds at 95 %, each of one difference, not corrected.",
-    "verdict": "A verdict needs p < 0.05 after Holm's correction for the arms that are compared with the baseline.",
+    "pairing": "Every arm ran with the same seeds: the same order of the data and the same starting weights "
+               "for a seed.",
+    "interval": "Intervals are those of the paired t test over seeds at 95 %, each of one difference, not "
+                "corrected.",
+    "verdict": "A verdict needs p < 0.05 after Holm's correction for the arms that are compared with the "
+               "baseline.",
     "detectable": "Detectable is the smallest true difference that these seeds find with a power of 80 %.",
-    "tuning": "Each arm had 3 trials with a seed of its own on the split tune; the measured split was never looked at.",
+    "tuning": "Each arm had 3 trials with a seed of its own on the split tune; the measured split was never "
+              "looked at.",
     "budget": "Every arm saw 200,000 tokens of training data; warm-up and evaluation are not counted.",
 }
 
 
 def arm(
-    name: str, loss: float, forgetting: float, trainable: float, cost: tuple[float, float], lr: float, **more: Any
+    name: str,
+    loss: float,
+    forgetting: float,
+    trainable: float,
+    cost: tuple[float, float],
+    lr: float,
+    **more: Any,
 ) -> dict[str, Any]:
-    """What an arm is like: its mean loss and forgetting, its share of trained parameters, its factors of time and memory."""
+    """What an arm is like: its mean loss and forgetting, its share of trained parameters, its factors of
+    time and memory."""
     return {
         "name": name,
         "loss": loss,
@@ -55,8 +66,25 @@ def arm(
 ARMS = (
     arm("full", 3.112, 0.214, 1.0, (1.0, 1.0), 1e-3, changes="as the recipe has it"),
     arm("lora", 3.146, 0.061, 0.0194, (1.08, 0.63), 3e-3, changes="adds lora(rank=8); adamw.lr is tuned"),
-    arm("dora", 3.109, 0.068, 0.0201, (1.41, 0.66), 3e-3, changes="adds peft(LoraConfig, r=8, use_dora=true); adamw.lr is tuned"),
-    arm("ia3", 3.392, 0.022, 0.0006, (0.91, 0.6), 1e-2, edge=True, changes="adds peft(IA3Config); adamw.lr is tuned"),
+    arm(
+        "dora",
+        3.109,
+        0.068,
+        0.0201,
+        (1.41, 0.66),
+        3e-3,
+        changes="adds peft(LoraConfig, r=8, use_dora=true); adamw.lr is tuned",
+    ),
+    arm(
+        "ia3",
+        3.392,
+        0.022,
+        0.0006,
+        (0.91, 0.6),
+        1e-2,
+        edge=True,
+        changes="adds peft(IA3Config); adamw.lr is tuned",
+    ),
 )
 FAILED = "the loss is nan at step 41 with seed 2: every seed of an arm has to finish"
 
@@ -178,7 +206,9 @@ def failed(name: str, baseline: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "runs": [],
         "curve": None,
     }
-    empty = dict.fromkeys(("values", "arm_mean", "baseline_mean", "difference", "low", "high", "p", "p_holm", "detectable"))
+    empty = dict.fromkeys(
+        ("values", "arm_mean", "baseline_mean", "difference", "low", "high", "p", "p_holm", "detectable")
+    )
     compared = {
         "arm": name,
         "baseline": baseline,
@@ -194,7 +224,8 @@ def failed(name: str, baseline: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def compare(
     arms: list[dict[str, Any]], metrics: tuple[str, ...] = METRICS, higher: tuple[str, ...] = ("gain/code",)
 ) -> list[dict[str, Any]]:
-    """The comparisons of all arms with the first, as the engine makes them: Holm over the arms, one metric at a time."""
+    """The comparisons of all arms with the first, as the engine makes them: Holm over the arms, one metric
+    at a time."""
     base, *others = [a for a in arms if not a["failed"]]
     found = []
     for metric in metrics:
@@ -220,7 +251,13 @@ def compare(
                 "exact": False,
             }
             if metric in EXACT:
-                said = "no difference" if not t.difference else "better" if (t.difference < 0) == (better == "lower") else "worse"
+                said = (
+                    "no difference"
+                    if not t.difference
+                    else "better"
+                    if (t.difference < 0) == (better == "lower")
+                    else "worse"
+                )
                 one |= {
                     "low": t.difference,
                     "high": t.difference,
@@ -245,11 +282,15 @@ def result(arms: tuple[dict[str, Any], ...] = ARMS, broken: str = "galore") -> d
         one, none = failed(broken, made[0]["name"])
         made, compared = [*made, one], [*compared, none]
     floor = {
-        m: {"half_width": noise_floor([r["metrics"][m] for r in made[0]["runs"]]), "source": "baseline over its seeds"}
+        m: {
+            "half_width": noise_floor([r["metrics"][m] for r in made[0]["runs"]]),
+            "source": "baseline over its seeds",
+        }
         for m in ("loss/code", "forgetting/prose")
     }
     edges = [
-        f"the best adamw.lr of {a['name']} lies at the edge of what was tried ({a['chosen']['adamw.lr']:g}): widen it"
+        f"the best adamw.lr of {a['name']} lies at the edge of what was tried "
+        f"({a['chosen']['adamw.lr']:g}): widen it"
         for a in made
         if a["at_edge"]
     ]
@@ -264,7 +305,13 @@ def result(arms: tuple[dict[str, Any], ...] = ARMS, broken: str = "galore") -> d
         "seeds": list(range(SEEDS)),
         "new": ["code"],
         "old": ["prose"],
-        "tuning": {"trials": 4, "seeds": [1_000_003], "split": "tune", "metric": "loss/code", "early_stop": False},
+        "tuning": {
+            "trials": 4,
+            "seeds": [1_000_003],
+            "split": "tune",
+            "metric": "loss/code",
+            "early_stop": False,
+        },
         "arms": made,
         "comparisons": compared,
         "noise": floor,
@@ -285,15 +332,19 @@ def single() -> dict[str, Any]:
     return result(ARMS[:2], broken="")
 
 
-def bare(told: dict[str, Any]) -> dict[str, Any]:
+def bare(written: dict[str, Any]) -> dict[str, Any]:
     """The same without curves and trials, which take long to draw."""
-    return told | {"arms": [a | {"curve": None, "trials": []} for a in told["arms"]], "tuning": None}
+    return written | {"arms": [a | {"curve": None, "trials": []} for a in written["arms"]], "tuning": None}
 
 
 def again() -> dict[str, Any]:
     """An A/A comparison: nothing differs but the seeds."""
-    told = result((ARMS[0], ARMS[0] | {"name": "full again"}), broken="")
-    return told | {"aa": True, "noise": {"loss/code": {"half_width": 0.0078, "source": "A/A"}}, "warnings": []}
+    written = result((ARMS[0], ARMS[0] | {"name": "full again"}), broken="")
+    return written | {
+        "aa": True,
+        "noise": {"loss/code": {"half_width": 0.0078, "source": "A/A"}},
+        "warnings": [],
+    }
 
 
 def many() -> dict[str, Any]:
@@ -341,7 +392,15 @@ def plain() -> dict[str, Any]:
             for s in range(3)
         ]
         ledger = dict.fromkeys(
-            ("steps", "tokens", "flops", "seconds_per_step", "peak_memory_bytes", "state_bytes", "trainable_parameters")
+            (
+                "steps",
+                "tokens",
+                "flops",
+                "seconds_per_step",
+                "peak_memory_bytes",
+                "state_bytes",
+                "trainable_parameters",
+            )
         )
         made.append(
             {
