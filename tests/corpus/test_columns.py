@@ -23,17 +23,22 @@ def picture(color: tuple[int, int, int] = (255, 0, 0), size: tuple[int, int] = (
 
 
 @pytest.mark.parametrize(("name", "value", "made"), [
-    ("label", 3, "3"), ("label", "cat", "cat"), ("label", True, "1"), ("number", 2, 2.0), ("number", None, None),
-    ("prompt", "é", '"é"'), ("chosen", [{"role": "user", "content": "é", "name": None}], '[{"role": "user", "content": "é"}]')])
+    ("label", 3, "3"), ("label", "cat", "cat"), ("label", True, "1"), ("number", 2, 2.0),
+    ("number", None, None),
+    ("prompt", "é", '"é"'),
+    ("chosen", [{"role": "user", "content": "é", "name": None}], '[{"role": "user", "content": "é"}]')])
 def test_values_as_they_are_stored(name: str, value: Any, made: Any) -> None:
     assert columns.stored(name, value, Path(), None) == made
 
 
 @pytest.mark.parametrize(("name", "value", "why"), [
     ("label", 1.5, "a label is a whole number or the name of a class, not 1.5"), ("label", "", "a label is"),
-    ("number", "x", "a number is a number, not 'x'"), ("number", float("nan"), "not nan"), ("number", True, "not True"),
-    ("chosen", 3, r"messages are a list of \{role, content\}, not 3"), ("chosen", [{"content": "x"}], "messages are a list"),
-    ("image", "gone.png", "there is no file gone.png"), ("image", 3, "an image is a file or its bytes, not 3"),
+    ("number", "x", "a number is a number, not 'x'"), ("number", float("nan"), "not nan"),
+    ("number", True, "not True"),
+    ("chosen", 3, r"messages are a list of \{role, content\}, not 3"),
+    ("chosen", [{"content": "x"}], "messages are a list"),
+    ("image", "gone.png", "there is no file gone.png"),
+    ("image", 3, "an image is a file or its bytes, not 3"),
     ("audio", b"", "an audio is a file or its bytes"), ("score", 1, "there is no typed column 'score'"),
     ("image", picture(), "an image has nowhere to be kept")])
 def test_values_that_a_column_cannot_hold(name: str, value: Any, why: str, tmp_path: Path) -> None:
@@ -45,12 +50,14 @@ def test_the_kind_of_a_column_that_a_method_adds_is_that_of_its_type() -> None:
     kinds = {"image": pa.large_string(), "messages": pa.string(), "score": pa.float32(), "count": pa.int64(),
              "note": pa.string(), "embedding": pa.list_(pa.float32())}
     found = {name: columns.kind_of(pa.field(name, kind)) for name, kind in kinds.items()}
-    assert found == {"image": "image", "messages": "messages", "score": "number", "count": "number", "note": "text",
+    assert found == {"image": "image", "messages": "messages", "score": "number", "count": "number",
+                     "note": "text",
                      "embedding": ""}
 
 
 def test_classes_are_in_order() -> None:
-    assert columns.classes({"10", "9", "-1"}) == ["-1", "9", "10"] and columns.classes(["b", "a", "10", "b"]) == ["10", "a", "b"]
+    assert columns.classes({"10", "9", "-1"}) == ["-1", "9", "10"]
+    assert columns.classes(["b", "a", "10", "b"]) == ["10", "a", "b"]
 
 
 def test_the_schema_and_the_kinds_fit() -> None:

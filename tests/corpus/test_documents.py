@@ -30,7 +30,8 @@ def test_a_failure_beside_another_table_is_raised_each_time() -> None:
     for _ in range(40):
         with pytest.raises(UserError, match=r"x\.jsonl, line 3001: broken\."):
             read(union(documents.empty(), table("late", [late])))
-    assert len(read(union(documents.empty(), table("good", [good])))) == 10, "the next table is not blamed for it"
+    assert len(read(union(documents.empty(),
+                          table("good", [good])))) == 10, "the next table is not blamed for it"
 
 
 def test_order_is_that_of_the_readers_and_unions_fill_with_null() -> None:

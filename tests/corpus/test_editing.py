@@ -15,18 +15,22 @@ from trainwright.core.method import Curate
 from trainwright.corpus import editing
 from trainwright.corpus.tokens import Corpus
 
-TALK = [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "", "tool_calls": [{"name": "x"}]},
+TALK = [{"role": "user", "content": "Who are you?"},
+        {"role": "assistant", "content": "", "tool_calls": [{"name": "x"}]},
         {"role": "assistant", "content": "Zoë, a long answer."}]
 PAIR = {"prompt": [TALK[0]], "chosen": [TALK[2]], "rejected": [{"role": "assistant", "content": "Nobody."}]}
 PLAIN = {"prompt": "Who? ", "chosen": "A good one", "rejected": "A bad one"}
-ROWS = [{"id": "plain", "text": "A plain text."}, {"id": "talk", "messages": TALK}, {"id": "pair", "columns": PAIR},
+ROWS = [{"id": "plain", "text": "A plain text."}, {"id": "talk", "messages": TALK},
+        {"id": "pair", "columns": PAIR},
         {"id": "words", "columns": PLAIN}]
 
 
 def chat(n: int = 12) -> list[dict[str, Any]]:
-    return [{"id": f"chat{i}", "domain": "chat", "messages": [{"role": "user", "content": f"Question number {i}?"},
-                                                               {"role": "assistant", "content": f"Answer number {i}."}]}
-            for i in range(n)]
+    def turns(i: int) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"Question number {i}?"},
+                {"role": "assistant", "content": f"Answer number {i}."}]
+
+    return [{"id": f"chat{i}", "domain": "chat", "messages": turns(i)} for i in range(n)]
 
 
 class ShortText(Curate):
@@ -62,7 +66,8 @@ def test_an_edit_reaches_all_that_is_learned_and_the_text_follows() -> None:
     assert made["plain"]["text"] == "A PLAIN TEXT." and made["plain"]["messages"] is None
     assert made["talk"]["text"] == "WHO ARE YOU?\n\nZOË, A LONG ANSWER."
     turns = json.loads(made["talk"]["messages"])
-    assert [m["role"] for m in turns] == ["user", "assistant", "assistant"] and turns[1]["tool_calls"] == [{"name": "x"}]
+    assert [m["role"] for m in turns] == ["user", "assistant", "assistant"]
+    assert turns[1]["tool_calls"] == [{"name": "x"}]
     assert editing.said(turns) == made["talk"]["text"]
     assert json.loads(made["pair"]["rejected"]) == [{"role": "assistant", "content": "NOBODY."}]
     assert made["pair"]["text"] == made["talk"]["text"] and made["words"]["text"] == "WHO? A GOOD ONE"
@@ -82,7 +87,8 @@ def test_what_comes_behind_an_edit_is_not_seen_by_it() -> None:
     made = told(table.with_columns({name: daft.lit("gone") for name in ("text", "messages", "chosen")}))
     assert made["words"]["rejected"] == '"A BAD ONE"' and made["plain"]["text"] == "gone"
     made = told(editing.edit(table.with_column("text", daft.lit("new")), lambda text: text + "!"))
-    assert made["plain"]["text"] == "new!" and made["talk"]["text"] == "WHO ARE YOU?!\n\n!\n\nZOË, A LONG ANSWER.!"
+    assert made["plain"]["text"] == "new!"
+    assert made["talk"]["text"] == "WHO ARE YOU?!\n\n!\n\nZOË, A LONG ANSWER.!"
 
 
 def test_plain_documents_are_those_of_text_alone() -> None:
@@ -91,7 +97,9 @@ def test_plain_documents_are_those_of_text_alone() -> None:
 
 @pytest.mark.parametrize("method", [ShortText(), OtherMessages()])
 def test_an_edit_that_would_be_lost_is_refused_and_names_its_method(tmp_path: Path, method: Curate) -> None:
-    with pytest.raises(UserError, match=rf"the method '{method.name}' hands on 12 documents whose text is not what their "
+    with pytest.raises(UserError,
+                       match=rf"the method '{method.name}' hands on 12 documents whose text is not what "
+                             rf"their "
                        r"messages say, the first 'chat0'.*trainwright\.corpus\.editing\.edit"):
         build(tmp_path / "c", chat(), Short(), method, Short(), chat_template="chatml")
 
@@ -109,7 +117,8 @@ def test_what_is_edited_is_what_is_learned(tmp_path: Path) -> None:
     read = Corpus(tmp_path / "c")
     found = read.select("train", ["chat"])
     for i in range(len(found)):
-        said = read.tokenizer.decode(read.read(int(found.shard[i]), int(found.offset[i]), int(found.length[i])))
+        said = read.tokenizer.decode(read.read(int(found.shard[i]), int(found.offset[i]),
+                                               int(found.length[i])))
         assert said == "<|im_start|>user\nQuestion n<|im_end|>\n<|im_start|>assistant\nAnswer num<|im_end|>\n"
 
 

@@ -16,7 +16,8 @@ from trainwright.corpus.tokens import SPLITS, Corpus
 
 
 def labelled(n: int = 60) -> list[dict[str, Any]]:
-    rows = [row | {"columns": {"label": i % 3}} for i, row in enumerate([*texts(n, "a"), *texts(n // 2, "b")])]
+    both = [*texts(n, "a"), *texts(n // 2, "b")]
+    rows = [row | {"columns": {"label": i % 3}} for i, row in enumerate(both)]
     random.Random(0).shuffle(rows)
     return rows
 
@@ -29,7 +30,8 @@ def corpus(tmp_path: Path) -> Corpus:
     table = pq.read_table(file)
     file.unlink()
     for number in range(3):
-        pq.write_table(table[30 * number:30 * number + 30], file.with_name(f"{number:05d}.parquet"), row_group_size=7)
+        pq.write_table(table[30 * number:30 * number + 30], file.with_name(f"{number:05d}.parquet"),
+                       row_group_size=7)
     return Corpus(tmp_path / "c")
 
 
@@ -62,6 +64,7 @@ def test_few_row_groups_are_held(corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_corpus_knows_its_columns_and_classes(corpus: Corpus) -> None:
-    assert corpus.columns == {"id": "text", "text": "text", "domain": "text", "source": "text", "metadata": "text",
+    assert corpus.columns == {"id": "text", "text": "text", "domain": "text", "source": "text",
+                              "metadata": "text",
                               "label": "label"}
     assert corpus.labels == ("0", "1", "2") and not corpus.speaks and not corpus.by_turn

@@ -24,11 +24,13 @@ ASKED = [*TALK, {"role": "user", "content": "Where?"}]
 ROWS = [
     *texts(12),
     {"id": "talk", "messages": TALK, "domain": "chat"},
-    {"id": "pair", "domain": "pairs", "columns": {"prompt": ASKED, "chosen": [{"role": "assistant", "content": "Here."}],
-                                                   "rejected": [{"role": "assistant", "content": "There, far away."}]}},
+    {"id": "pair", "domain": "pairs", "columns": {
+        "prompt": ASKED, "chosen": [{"role": "assistant", "content": "Here."}],
+        "rejected": [{"role": "assistant", "content": "There, far away."}]}},
     {"id": "words", "domain": "words", "columns": {"prompt": "1+1=", "chosen": "2", "rejected": "3 or more"}},
     {"id": "bare", "domain": "words", "columns": {"chosen": "two", "rejected": "three"}},
-    *({"id": f"{name}{i}", "text": f"a {name}", "domain": "animals", "columns": {"label": name, "number": i / 2}}
+    *({"id": f"{name}{i}", "text": f"a {name}", "domain": "animals",
+       "columns": {"label": name, "number": i / 2}}
       for i in range(4) for name in ("dog", "cat"))]
 
 
@@ -39,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def made(folder: Path, *fields: str, ids: tuple[str, ...] = (), length: int = 64, **settings: Any) -> dict[str, Any]:
+def made(folder: Path, *fields: str, ids: tuple[str, ...] = (), length: int = 64,
+         **settings: Any) -> dict[str, Any]:
     corpus = open_corpus(folder)
     inputs, found = Inputs(corpus, fields, length, **settings), corpus.examples("train")
     numbers = [found.ids.tolist().index(name) for name in ids]
@@ -61,9 +64,11 @@ def test_the_tokens_of_a_text_are_those_of_the_shards(folder: Path) -> None:
         i = found.id.tolist().index(name)
         at = int(found.shard[i]), int(found.offset[i]), int(found.length[i])
         n = at[2]
-        assert batch["input_ids"][r, :n].tolist() == read.read(*at).tolist() and batch["attention_mask"][r].sum() == n
+        assert batch["input_ids"][r, :n].tolist() == read.read(*at).tolist()
+        assert batch["attention_mask"][r].sum() == n
         wanted = np.where(read.read_mask(*at)[1:], read.read(*at)[1:], -100)
-        assert batch["targets"][r, :n - 1].tolist() == wanted.tolist() and (batch["targets"][r, n - 1:] == -100).all()
+        assert batch["targets"][r, :n - 1].tolist() == wanted.tolist()
+        assert (batch["targets"][r, n - 1:] == -100).all()
         assert not batch["input_ids"][r, n:].any() and batch["position_ids"][r].tolist() == list(range(64))
     assert all(a.dtype == np.int64 and a.shape == (3, 64) for a in batch.values())
 
@@ -71,8 +76,9 @@ def test_the_tokens_of_a_text_are_those_of_the_shards(folder: Path) -> None:
 def test_of_a_pair_of_conversations_the_last_answer_is_learned(folder: Path) -> None:
     """Not what the assistant says in the prompt."""
     batch = made(folder, "chosen", "rejected", ids=("pair",), length=256)
-    assert set(batch) == {f"{side}_{what}" for side in ("chosen", "rejected") for what in ("ids", "attention_mask", "targets")}
-    before = "<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\nZoë.<|im_end|>\n<|im_start|>user\nWhere?<|im_end|>\n"
+    kinds = ("ids", "attention_mask", "targets")
+    assert set(batch) == {f"{side}_{what}" for side in ("chosen", "rejected") for what in kinds}
+    before = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in ASKED)
     for side, answer in (("chosen", "Here."), ("rejected", "There, far away.")):
         ids, seen, targets = (batch[f"{side}_{what}"][0] for what in ("ids", "attention_mask", "targets"))
         assert text(folder, ids, seen) == f"{before}<|im_start|>assistant\n{answer}<|im_end|>\n"
@@ -98,13 +104,15 @@ def test_what_is_too_long_is_cut_where_nothing_is_lost_first(folder: Path) -> No
     n, first = int(whole["chosen_attention_mask"].sum()), int((whole["chosen_targets"][0] != -100).argmax())
     for length in (n - first, n - first + 3):
         cut = made(folder, "chosen", ids=("pair",), length=length)
-        assert cut["chosen_ids"][0].tolist() == whole["chosen_ids"][0, n - length:n].tolist(), "taken off in front"
-        assert learned(folder, *(cut[f"chosen_{what}"][0] for what in ("ids", "targets"))) == "Here.<|im_end|>"
+        kept = whole["chosen_ids"][0, n - length:n].tolist()
+        assert cut["chosen_ids"][0].tolist() == kept, "taken off in front"
+        assert learned(folder, cut["chosen_ids"][0], cut["chosen_targets"][0]) == "Here.<|im_end|>"
     cut = made(folder, "chosen", ids=("pair",), length=3)
     assert cut["chosen_ids"][0].tolist() == whole["chosen_ids"][0, first:first + 3].tolist(), "then behind"
     assert (cut["chosen_targets"][0] != -100).sum() == 2
     plain = made(folder, "text", ids=("d/0001",), length=5)
-    assert plain["input_ids"][0].tolist() == made(folder, "text", ids=("d/0001",))["input_ids"][0, :5].tolist()
+    all_of_it = made(folder, "text", ids=("d/0001",))
+    assert plain["input_ids"][0].tolist() == all_of_it["input_ids"][0, :5].tolist()
 
 
 def test_classes_and_numbers(folder: Path) -> None:
@@ -114,7 +122,8 @@ def test_classes_and_numbers(folder: Path) -> None:
 
 
 def test_classes_that_are_numbers_stay(tmp_path: Path) -> None:
-    build(tmp_path / "c", [row | {"columns": {"label": label}} for row, label in zip(texts(3), (7, 0, 10), strict=True)],
+    build(tmp_path / "c",
+          [row | {"columns": {"label": label}} for row, label in zip(texts(3), (7, 0, 10), strict=True)],
           tokenizer=None, tune=0.0, test=0.0)
     assert made(tmp_path / "c", "label", ids=("d/0000", "d/0001", "d/0002"))["labels"].tolist() == [7, 0, 10]
 
@@ -123,15 +132,18 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
     corpus = open_corpus(folder)
     with pytest.raises(UserError, match=r"the field 'lable' cannot become an input \(did you mean 'label'"):
         Inputs(corpus, ["lable"], 8)
-    with pytest.raises(UserError, match="no document of the corpus c has a image; it has text, chosen, rejected, label, number"):
+    with pytest.raises(UserError, match="no document of the corpus c has a image; it has text, chosen, "
+                                        "rejected, label, number"):
         Inputs(corpus, ["image"], 8)
     with pytest.raises(UserError, match="the document 'd/0000' has no label: name the domains"):
         made(folder, "label", ids=("d/0000",))
     build(tmp_path / "bare", texts(4), tokenizer=None)
-    with pytest.raises(UserError, match="the corpus bare has no tokenizer, and neither has the model: text cannot"):
+    with pytest.raises(UserError, match="the corpus bare has no tokenizer, and neither has the model: text "
+                                        "cannot"):
         Inputs(Corpus(tmp_path / "bare"), ["text"], 8)
     lent = Inputs(Corpus(tmp_path / "bare"), ["text"], 8, tokenizer=corpus.tokenizer)
-    assert lent.encoder is not None and set(NEEDS) == {"text", "chosen", "rejected", "image", "label", "number"}
+    assert lent.encoder is not None
+    assert set(NEEDS) == {"text", "chosen", "rejected", "image", "label", "number"}
 
 
 class Shown(Curate):
@@ -140,7 +152,8 @@ class Shown(Curate):
     def apply(self, table: Any, ctx: Context) -> Any:
         from trainwright.corpus.sources import document, union
         from trainwright.corpus.sources import table as source
-        rows = [document(id=str(i), text=f"red {i}", domain="d", source="s", columns={"image": picture((i, 0, 0), (9, 5))},
+        rows = [document(id=str(i), text=f"red {i}", domain="d", source="s",
+                         columns={"image": picture((i, 0, 0), (9, 5))},
                          keep=media.keeper(ctx)) for i in range(4)]
         return union(table, source("shown", [rows.__iter__]))
 
@@ -150,7 +163,8 @@ def test_an_image_becomes_pixels(tmp_path: Path) -> None:
     how = Pictures(4, (0.5, 0.25, 0.0), (0.5, 0.5, 1.0))
     batch = made(tmp_path / "c", "image", "text", ids=("0", "3"), pictures=how, length=8)
     assert batch["pixel_values"].shape == (2, 3, 4, 4) and batch["pixel_values"].dtype == np.float32
-    assert np.allclose(batch["pixel_values"][1, 0], (3 / 255 - 0.5) / 0.5) and np.allclose(batch["pixel_values"][:, 1], -0.5)
+    assert np.allclose(batch["pixel_values"][1, 0], (3 / 255 - 0.5) / 0.5)
+    assert np.allclose(batch["pixel_values"][:, 1], -0.5)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "targets", "position_ids"}
     with pytest.raises(UserError, match="images need a size"):
         Inputs(open_corpus(tmp_path / "c"), ["image"], 8)

@@ -17,7 +17,8 @@ RED, BLUE = picture(), picture((0, 0, 255))
 
 
 @pytest.mark.parametrize(("data", "ends"), [
-    (RED, "png"), (b"\xff\xd8\xff\xe0", "jpg"), (b"RIFF1234WEBPVP8", "webp"), (b"RIFF1234WAVEfmt", "wav"), (b"fLaC", "flac"),
+    (RED, "png"), (b"\xff\xd8\xff\xe0", "jpg"), (b"RIFF1234WEBPVP8", "webp"), (b"RIFF1234WAVEfmt", "wav"),
+    (b"fLaC", "flac"),
     (b"RIFF1234AVI ", "bin"), (b"words", "bin"), (b"", "bin")])
 def test_the_ending_is_what_the_bytes_are(data: bytes, ends: str) -> None:
     assert media.ending(data) == ends
@@ -43,7 +44,8 @@ class Pictures(Curate):
         from trainwright.corpus.sources import table as made
         keep = media.keeper(ctx)
         usual = {"domain": "d", "source": "s"}
-        rows = [document(**usual, id=str(i), text="", columns={"image": picture((i, 0, 0))}, keep=keep) for i in range(12)]
+        rows = [document(**usual, id=str(i), text="", columns={"image": picture((i, 0, 0))},
+                         keep=keep) for i in range(12)]
         return union(table, made("pictures", [rows.__iter__])).where(~(documents.daft.col("id") == self.drop))
 
 
@@ -56,14 +58,16 @@ class Sizes(Curate):
         from trainwright.corpus.selecting import attach, columns
         found = columns(table, "id", "image").to_pylist()
         sizes = [len(media.find(ctx, row["image"]).read_bytes()) for row in found]
-        return attach(table, pa.table({"id": pa.array([r["id"] for r in found], pa.large_string()), "size": sizes}))
+        return attach(table,
+                      pa.table({"id": pa.array([r["id"] for r in found], pa.large_string()), "size": sizes}))
 
 
 def test_a_corpus_keeps_the_media_of_its_documents_and_no_others(tmp_path: Path) -> None:
     figures = build(tmp_path / "c", None, Pictures(drop="3"), Sizes())
     kept = sorted(f for f in (tmp_path / "c" / "media").rglob("*") if f.is_file())
     assert len(kept) == 11 and figures["media_bytes"] == sum(f.stat().st_size for f in kept)
-    assert figures["documents"] == 11 and figures["empty_documents"] == 0, "an image is something to learn from"
+    assert figures["documents"] == 11
+    assert figures["empty_documents"] == 0, "an image is something to learn from"
     assert picture((3, 0, 0)) not in [f.read_bytes() for f in kept]
     assert not list((tmp_path / "c").glob("taps"))
 

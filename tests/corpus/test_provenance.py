@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tests.corpus.corpora import KeepLong, build, texts
 from tests.data.frames import frame, told
@@ -24,13 +25,15 @@ def tap(folder: Path, number: int, ids: str, part: str = "a") -> None:
 
 
 def test_what_is_written_and_dropped_by_hand(tmp_path: Path) -> None:
-    """a and b come first; the second adds c, d and drops a; the third drops c and brings a back; nobody adds anything after."""
+    """a and b come first; the second adds c, d and drops a; the third drops c and brings a back; nobody adds
+    anything after."""
     for number, ids in enumerate(("ab", "bcd", "bda", "bda")):
         tap(tmp_path, number, ids)
     names = ["read", "add", "swap", "nothing"]
     table = provenance.trace(tmp_path, names)
     found = {(r["id"], r["written"]): r["dropped"] for r in table.to_pylist()}
-    assert found == {("a", "read"): "add", ("b", "read"): None, ("c", "add"): "swap", ("d", "add"): None, ("a", "swap"): None}
+    assert found == {("a", "read"): "add", ("b", "read"): None, ("c", "add"): "swap", ("d", "add"): None,
+                     ("a", "swap"): None}
     assert [(r["in"], r["written"], r["dropped"], r["out"]) for r in provenance.counts(table, names)] == [
         (0, 2, 0, 2), (2, 2, 1, 3), (3, 1, 1, 3), (3, 0, 0, 3)]
 
@@ -50,7 +53,8 @@ def test_a_method_after_which_nothing_is_left(tmp_path: Path) -> None:
 
 def test_rows_are_noted_where_they_leave_a_method(tmp_path: Path) -> None:
     """A filter behind the tap is not moved in front of it."""
-    rows: list[dict[str, Any]] = [{"id": str(i), "text": "x" * i, "domain": "d", "source": "s", "metadata": "{}",
+    rows: list[dict[str, Any]] = [{"id": str(i), "text": "x" * i, "domain": "d", "source": "s",
+                                   "metadata": "{}",
                                    "messages": None} for i in range(10)]
     import daft
     table = provenance.tapped(daft.from_arrow(pa.Table.from_pylist(rows, ARROW)), tmp_path, 0)
@@ -66,8 +70,8 @@ def test_a_tap_sees_what_its_method_hands_on(tmp_path: Path) -> None:
     first = provenance.tapped(frame([{"id": "a", "text": "twenty characters..."}]), tmp_path, 0, "first")
     second = provenance.tapped(first.with_column("text", first["text"].left(3)), tmp_path, 1, "second")
     assert told(second)["a"]["text"] == "twe"
-    seen = [pq.read_table(next(tmp_path.glob(f"{n:03d}-*.parquet")))["characters"].to_pylist() for n in (0, 1)]
-    assert seen == [[20], [3]]
+    seen = [pq.read_table(next(tmp_path.glob(f"00{n}-*.parquet")))["characters"] for n in (0, 1)]
+    assert [characters.to_pylist() for characters in seen] == [[20], [3]]
 
 
 class Scored(Curate):
@@ -90,17 +94,20 @@ class Scored(Curate):
 def test_each_dropped_document_has_its_reason(tmp_path: Path) -> None:
     build(tmp_path / "c", [*texts(20), {"id": "blank", "text": "  "}], Scored(), KeepLong(least=0))
     table = pq.read_table(tmp_path / "c" / provenance.FILE)
-    assert table.column_names == ["id", "domain", "characters", "origin", "written", "dropped", "reason", "score", "partner"]
+    assert table.column_names == ["id", "domain", "characters", "origin", "written", "dropped", "reason",
+                                  "score", "partner"]
     found = {r["id"]: (r["dropped"], r["reason"], r["score"], r["partner"]) for r in table.to_pylist()}
     assert found["d/0000"] == ("scored", "too short", 1.5, None) and found["d/0001"][2] == 2.5
     assert found["d/0003"] == ("scored", "like another", None, "d/0007")
-    assert found["d/0004"] == ("scored", "scored", None, None), "where it says nothing, the method with its settings"
+    assert found["d/0004"] == ("scored", "scored", None,
+                               None), "where it says nothing, the method with its settings"
     assert found["blank"] == ("corpus", "blank", None, None)
     assert found["d/0005"] == (None, None, None, None) and len(found) == 21
 
 
 def test_the_usual_reason_is_the_method_with_its_settings(tmp_path: Path) -> None:
-    assert provenance.words(KeepLong(least=30)) == "keep_long: least = 30" and provenance.words(Scored()) == "scored"
+    assert provenance.words(KeepLong(least=30)) == "keep_long: least = 30"
+    assert provenance.words(Scored()) == "scored"
     build(tmp_path / "c", texts(20), Scored(silent=True, least=3))
     table = pq.read_table(tmp_path / "c" / provenance.FILE)
     assert set(table["reason"].to_pylist()) == {None, "scored: least = 3, silent = True"}
@@ -109,11 +116,14 @@ def test_the_usual_reason_is_the_method_with_its_settings(tmp_path: Path) -> Non
 def test_what_two_methods_of_a_name_note_is_not_mixed_up(tmp_path: Path) -> None:
     build(tmp_path / "c", texts(20), Scored(silent=True), Scored())
     table = pq.read_table(tmp_path / "c" / provenance.FILE)
-    assert {r["dropped"]: r["reason"] for r in table.to_pylist() if r["dropped"]} == {"scored.1": "scored: silent = True"}
+    assert {r["dropped"]: r["reason"] for r in table.to_pylist()
+            if r["dropped"]} == {"scored.1": "scored: silent = True"}
 
 
-def test_outside_of_a_stage_nothing_is_noted() -> None:
+def test_outside_of_a_stage_nothing_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     provenance.because(Context(), ["a"], "for nobody")
+    assert not list(tmp_path.iterdir())
 
 
 def reasons(folder: Path) -> dict[str, tuple[str, float | None, str | None]]:
@@ -142,14 +152,17 @@ def test_selections_give_the_score_that_was_too_low(tmp_path: Path) -> None:
     from trainwright.data.select.best import Best
     from trainwright.data.select.deita import Deita
     place = np.array([[1.0, 0.0], [0.0, 1.0], [0.999, 0.04], [0.6, 0.8]])
-    table = frame([{"id": name, "text": name} for name in "abcd"], score=[4.0, 3.0, 2.0, 1.0], embedding=place.tolist())
+    table = frame([{"id": name, "text": name} for name in "abcd"], score=[4.0, 3.0, 2.0, 1.0],
+                  embedding=place.tolist())
     ctx = Context(folder=tmp_path / "best")
     (tmp_path / "best").mkdir()
     assert set(told(Best(column="score", count=3).apply(table, ctx))) == {"a", "b", "c"}
     assert provenance._noted(tmp_path / "best") == {"d": ("not among the 3 best by score", 1.0, None)}
     (tmp_path / "deita").mkdir()
-    assert set(told(Deita(scores=("score",), count=2).apply(table, Context(folder=tmp_path / "deita")))) == {"a", "b"}
+    assert set(told(Deita(scores=("score",),
+                          count=2).apply(table, Context(folder=tmp_path / "deita")))) == {"a", "b"}
     assert provenance._noted(tmp_path / "deita")["d"] == ("not among the 2 best that differ", 1.0, None)
     (tmp_path / "all").mkdir()
-    assert set(told(Deita(scores=("score",), count=4).apply(table, Context(folder=tmp_path / "all")))) == {"a", "b", "d"}
+    assert set(told(Deita(scores=("score",),
+                          count=4).apply(table, Context(folder=tmp_path / "all")))) == {"a", "b", "d"}
     assert provenance._noted(tmp_path / "all") == {"c": ("near to a document that is kept", 2.0, "a")}

@@ -60,7 +60,8 @@ def test_a_settled_table_runs_once_and_after_an_interruption(tmp_path: Path) -> 
 
 
 def test_a_table_in_files_is_not_copied_for_a_second_look_and_counted_once(tmp_path: Path) -> None:
-    pq.write_table(pa.Table.from_pylist([document(id=f"d{i}", text=f"t{i}", domain="d", source="s") for i in range(6)]),
+    pq.write_table(pa.Table.from_pylist([document(id=f"d{i}", text=f"t{i}", domain="d",
+                                                  source="s") for i in range(6)]),
                    tmp_path / "rows.parquet")
     taps = tmp_path / "taps"
     taps.mkdir()
@@ -69,21 +70,25 @@ def test_a_table_in_files_is_not_copied_for_a_second_look_and_counted_once(tmp_p
     assert selecting.settled(frame, ctx, often=False) is frame and not (tmp_path / "stage").exists()
     chosen = provenance.tapped(RandomSubset(count=2).apply(frame, ctx), taps, 1)
     assert len(rows(chosen)) == 2 and not (tmp_path / "stage").exists()
-    counted = provenance.counts(provenance.trace(taps, ["from.data", "random_subset"]), ["from.data", "random_subset"])
+    counted = provenance.counts(provenance.trace(taps, ["from.data", "random_subset"]),
+                                ["from.data", "random_subset"])
     assert counted[1] == {"method": "random_subset", "in": 6, "written": 0, "dropped": 4, "out": 2}
     made = frame.with_column("twice", frame["text"] + frame["text"])
     assert selecting.settled(made, ctx, often=False) is not made and (tmp_path / "stage" / "table").is_dir()
 
 
 def test_scores_and_their_errors() -> None:
-    good = table(score=[1.0, None, 3.0, 4.0, 5.0, 6.0], words=["a"] * 6, wrong=[1.0, float("nan"), 3, 4, 5, 6])
+    good = table(score=[1.0, None, 3.0, 4.0, 5.0, 6.0], words=["a"] * 6,
+                 wrong=[1.0, float("nan"), 3, 4, 5, 6])
     ids, values = selecting.scores(good, "score", "m")
     assert ids.tolist() == ["d0", "d2", "d3", "d4", "d5"] and values.tolist() == [1, 3, 4, 5, 6]
-    with pytest.raises(UserError, match=r"reads the column 'scores', which no method before it has written.*score"):
+    with pytest.raises(UserError,
+                       match=r"reads the column 'scores', which no method before it has written.*score"):
         selecting.scores(good, "scores", "m")
     with pytest.raises(UserError, match="not numbers"):
         selecting.scores(good, "words", "m")
-    with pytest.raises(UserError, match=r"1 of 6 documents have no number as 'wrong' but NaN, the first 'd1'"):
+    with pytest.raises(UserError,
+                       match=r"1 of 6 documents have no number as 'wrong' but NaN, the first 'd1'"):
         selecting.scores(good, "wrong", "m")
 
 

@@ -15,7 +15,8 @@ from trainwright.corpus.tokens import SPLITS, Corpus
 
 
 class Rephrased(Curate):
-    """Writes ``each`` documents from every one that comes in, and says from which; drops the others on demand."""
+    """Writes ``each`` documents from every one that comes in, and says from which; drops the others on
+    demand."""
 
     each: int = 1
     """Documents written from one."""
@@ -34,7 +35,8 @@ class Rephrased(Curate):
         def rows() -> Any:
             for one in found:
                 for i in range(self.each):
-                    yield document(id=f"{one['id']}{self.mark}{i}", text=f"{one['text']} again", source="rephrased",
+                    yield document(id=f"{one['id']}{self.mark}{i}", text=f"{one['text']} again",
+                                   source="rephrased",
                                    domain=self.domain or one["domain"], origin=one["id"])
         return union(documents.limit(0) if self.alone else documents, table("rephrased", [rows]))
 
@@ -75,7 +77,8 @@ def test_no_rephrase_of_a_document_that_is_held_out_is_trained_on(tmp_path: Path
                                    Rephrased(alone=True, domain="new", each=3)])
 def test_a_chain_of_writers_leads_back_to_the_first_document(tmp_path: Path, first: Rephrased) -> None:
     build(tmp_path / "plain", texts(60), tune=0.1, test=0.2)
-    build(tmp_path / "chain", texts(60), first, Rephrased(alone=first.alone, each=2, mark="#again"), tune=0.1, test=0.2)
+    build(tmp_path / "chain", texts(60), first, Rephrased(alone=first.alone, each=2, mark="#again"), tune=0.1,
+          test=0.2)
     before, after = split_of(tmp_path / "plain"), split_of(tmp_path / "chain")
     assert all(split == before[name.partition("#")[0]] for name, split in after.items())
     assert len(after) == (60 * first.each * 2 if first.alone else 120 * 3)
@@ -84,7 +87,8 @@ def test_a_chain_of_writers_leads_back_to_the_first_document(tmp_path: Path, fir
 def test_a_writer_in_a_later_stage_adds_to_the_documents_for_training(tmp_path: Path) -> None:
     build(tmp_path / "raw", texts(60), Rephrased(), tune=0.1, test=0.2)
     raw = split_of(tmp_path / "raw")
-    build(tmp_path / "more", None, Rephrased(mark="#later"), data=tmp_path / "raw", tokenizer=str(tmp_path / "raw"))
+    build(tmp_path / "more", None, Rephrased(mark="#later"), data=tmp_path / "raw",
+          tokenizer=str(tmp_path / "raw"))
     more = split_of(tmp_path / "more")
     train = {name for name, split in raw.items() if split == "train"}
     assert {name: more[name] for name in raw} == raw
@@ -97,7 +101,8 @@ def test_what_is_written_from_a_document_held_back_earlier_is_held_back(tmp_path
     class Leaks(Curate):
         def apply(self, documents: Any, ctx: Any) -> Any:
             from trainwright.corpus.sources import document, table, union
-            rows = [document(id=f"{name}#leak", text=f"leak {name}", domain="d", source="s", origin=name) for name in raw]
+            rows = [document(id=f"{name}#leak", text=f"leak {name}", domain="d", source="s",
+                             origin=name) for name in raw]
             return union(documents, table("leaks", [rows.__iter__]))
 
     build(tmp_path / "raw", texts(40), tune=0.1, test=0.2)

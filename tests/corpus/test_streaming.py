@@ -1,4 +1,5 @@
-"""A table is read no faster than its rows are taken, and a table that is left half taken holds up no other."""
+"""A table is read no faster than its rows are taken, and a table that is left half taken holds up no
+other."""
 from __future__ import annotations
 
 import time
@@ -46,7 +47,8 @@ def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
     assert taken == [f"d{number:04d}" for number in range(MANY)]
 
 
-def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
     async def noting(batch: pa.RecordBatch) -> None:
         read.append(batch.nbytes)
         await streaming.paced(batch)
@@ -55,7 +57,8 @@ def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path, monkey
     file = written(tmp_path)
     monkeypatch.setattr(documents, "BATCH_ROWS", 16)
     ids = [i for batch in documents.stream(documents.parquet([file])) for i in batch["id"].to_pylist()]
-    assert ids == [f"d{number:04d}" for number in range(MANY)] and len(read) == MANY // 16 and sum(read) > MANY * SIZE
+    assert ids == [f"d{number:04d}" for number in range(MANY)] and len(read) == MANY // 16
+    assert sum(read) > MANY * SIZE
 
 
 def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +70,8 @@ def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(documents, "paced", noting)
     frame = documents.parquet([written(tmp_path)])
     for asked, given, needed in ((frame.select("id"), ["id"], {"id"}),
-                                 (frame.where(frame["domain"] == "d").select("source"), ["source"], {"source", "domain"}),
+                                 (frame.where(frame["domain"] == "d").select("source"), ["source"],
+                                  {"source", "domain"}),
                                  (frame.where(streaming.among(frame, ["d0001"])), [*SCHEMA], {*SCHEMA})):
         seen.clear()
         rows = [row for batch in documents.stream(asked) for row in batch.to_pylist()]
@@ -89,7 +93,7 @@ def test_what_is_kept_of_a_batch_does_not_keep_its_texts(tmp_path: Path) -> None
         kept = [keep(batch["id"]) for batch in documents.stream(frame)]
         assert sum(map(len, kept)) == MANY
         texts_too = pa.total_allocated_bytes() - before > MANY * SIZE / 2
-        assert texts_too == (keep is not streaming.owned), "without owned() a column would hold all of its batch"
+        assert texts_too == (keep is not streaming.owned), "else a column would hold all of its batch"
         del kept
     ids = columns(frame, "id")
     assert len(ids) == MANY and pa.total_allocated_bytes() - before < MANY * SIZE / 2
@@ -99,16 +103,19 @@ def test_a_table_that_is_left_half_taken_holds_up_no_other(read: list[int]) -> N
     other: list[int] = []
     first = documents.stream(table("one", [partial(rows, read)]))
     many = len(next(first))
-    assert sum(len(batch) for batch in documents.stream(table("other", [partial(rows, other)]))) == MANY == len(other)
+    taken = sum(len(batch) for batch in documents.stream(table("other", [partial(rows, other)])))
+    assert taken == MANY == len(other)
     assert many + sum(len(batch) for batch in first) == MANY and not streaming._takers
 
 
 def test_rows_are_found_by_id() -> None:
     frame = documents.union(table("made", [partial(rows, [])]), documents.empty())
-    told = pa.table({"id": ["d0007", "d0399", "of nobody"], "score": [1.5, None, 3.0], "vector": [[1.0], [2.0, 3.0], None]})
+    told = pa.table({"id": ["d0007", "d0399", "of nobody"], "score": [1.5, None, 3.0],
+                     "vector": [[1.0], [2.0, 3.0], None]})
     some = frame.where(streaming.among(frame, ["d0007", "d0399", "of nobody"]))
     new = streaming.looked_up(some, told)
     found = some.with_columns(new).select("id", *new).to_pylist()
-    assert found == [{"id": "d0007", "score": 1.5, "vector": [1.0]}, {"id": "d0399", "score": None, "vector": [2.0, 3.0]}]
+    assert found == [{"id": "d0007", "score": 1.5, "vector": [1.0]},
+                     {"id": "d0399", "score": None, "vector": [2.0, 3.0]}]
     assert some.with_columns(streaming.looked_up(some, told.slice(1))).to_pydict()["score"] == [None, None]
     assert frame.where(~streaming.among(frame, [])).count_rows() == MANY

@@ -176,7 +176,7 @@ def _refuse_twins(table: documents.Table) -> None:
                         "once, and give such documents different domains or ids.")
 
 
-# ---- tokens ---------------------------------------------------------------------------------------------------
+# ---- tokens ------------------------------------------------------------------------------------------
 
 
 def _encoder(folder: Path, table: documents.Table, settings: CorpusSettings,
@@ -250,8 +250,9 @@ def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder | None,
         "tokenized_now": sum(len(s.length) for s in shards if not s.cached) if encoder else 0,
         "from_cache": sum(len(s.length) for s in shards if s.cached), "domains": _by_domain(index)}
     silent = f"; {untrained:,} conversations have nothing to learn" if untrained else ""
-    say(f"tokens: {figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from "
-        f"the cache{silent}" if encoder else "tokens: none, since there is no tokenizer")
+    made = (f"{figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from the "
+            f"cache{silent}")
+    say(f"tokens: {made if encoder else 'none, since there is no tokenizer'}")
     return figures
 
 
@@ -272,8 +273,8 @@ def _shards(out: Path, table: documents.Table, encoder: tokens.Encoder, cache: P
 
 def _no_tokens(table: documents.Table) -> tokens.Shard:
     """In place of the shards of a corpus without a tokenizer."""
-    size = np.array([len((row[TEXT] or "").encode()) for row in documents.rows(table, [TEXT])],
-                    dtype=np.int64)
+    sizes = [len((row[TEXT] or "").encode()) for row in documents.rows(table, [TEXT])]
+    size = np.array(sizes, dtype=np.int64)
     return tokens.Shard(np.zeros_like(size), np.zeros_like(size), size, False, False)
 
 
@@ -305,8 +306,8 @@ def _index(table: documents.Table, shards: Sequence[tokens.Shard]) -> pa.Table:
 def _by_domain(index: pa.Table) -> dict[str, dict[str, dict[str, int]]]:
     """Documents, tokens, trained tokens and bytes of each domain and split."""
     numbers = ("length", "trained", "bytes")
-    sums = index.group_by(["domain", "split"]).aggregate([("id", "count"),
-                                                          *((name, "sum") for name in numbers)])
+    wanted = [("id", "count"), *((name, "sum") for name in numbers)]
+    sums = index.group_by(["domain", "split"]).aggregate(wanted)
     found: dict[str, dict[str, dict[str, int]]] = {}
     for row in sorted(sums.to_pylist(), key=lambda r: (r["domain"], tokens.SPLITS.index(r["split"]))):
         found.setdefault(row["domain"], {})[row["split"]] = {

@@ -55,23 +55,27 @@ class Chat:
         self.own = own_template(tokenizer)
         self.by_turn = chosen == BY_TURN
         self.template = _resolve(self.own, chosen)
-        self.compare = chosen is not None and not self.by_turn and self.own is not None and not MARKS.search(self.own)
+        foreign = chosen is not None and not self.by_turn
+        self.compare = foreign and self.own is not None and not MARKS.search(self.own)
         self.backend = _exact_offsets(tokenizer.backend_tokenizer)
-        self.ends = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {tokenizer.eos_token_id}
+        special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.ends = special | {tokenizer.eos_token_id}
 
     @property
     def fingerprint(self) -> str:
         """What the tokens of a conversation depend on, beside the tokenizer."""
         return f"{self.by_turn}\n{self.template}"
 
-    def encode(self, names: Sequence[str], conversations: Sequence[str], given: Sequence[int] = ()) -> list[Encoded]:
+    def encode(self, names: Sequence[str], conversations: Sequence[str],
+               given: Sequence[int] = ()) -> list[Encoded]:
         """The tokens of conversations given as JSON. ``given`` says of each how many of its messages are a
         prompt: nothing is trained that the assistant says there.
 
         Raises:
             UserError: the template refuses one (named by ``names``), or leaves the end of a turn unmarked.
         """
-        rendered = [self.render(name, json.loads(one)) for name, one in zip(names, conversations, strict=True)]
+        rendered = [self.render(name, json.loads(one))
+                    for name, one in zip(names, conversations, strict=True)]
         encodings = self.backend.encode_batch([one.text for one in rendered], add_special_tokens=False)
         found = []
         for i, (name, (text, spans), encoding) in enumerate(zip(names, rendered, encodings, strict=True)):
@@ -86,13 +90,15 @@ class Chat:
         """How many parts of a prompt the assistant says."""
         return len(self.render(name, prompt).spans) if any(m["role"] == "assistant" for m in prompt) else 0
 
-    def _mask(self, name: str, ids: NDArray[np.int64], offsets: NDArray[np.int64], spans: list[Span]) -> NDArray[np.bool_]:
+    def _mask(self, name: str, ids: NDArray[np.int64], offsets: NDArray[np.int64],
+              spans: list[Span]) -> NDArray[np.bool_]:
         mask = np.zeros(len(ids), dtype=bool)
         for start, end in spans:
             said = (offsets[:, 0] < end) & (offsets[:, 1] > start)
             if said.any() and int(ids[said.nonzero()[0][-1]]) not in self.ends:
-                raise UserError("the chat template leaves the end of the assistant's turn out of {% generation %} (document "
-                                f"{name!r}): the model would never learn to stop; put the end-of-turn token inside.")
+                raise UserError("the chat template leaves the end of the assistant's turn out of "
+                                f"{{% generation %}} (document {name!r}): the model would never learn to "
+                                "stop; put the end-of-turn token inside.")
             mask |= said
         return mask
 
@@ -112,8 +118,9 @@ class Chat:
             before, _ = self._apply(name, messages[:turn], self.template, prompt=True)
             after, _ = self._apply(name, messages[: turn + 1], self.template)
             if not after.startswith(before) or not whole.startswith(after):
-                raise UserError("the tokenizer's chat template renders a turn differently once others follow (document "
-                                f"{name!r}, message {turn + 1}), so that {BY_TURN!r} cannot find the answers: set chat_template "
+                raise UserError("the tokenizer's chat template renders a turn differently once others follow "
+                                f"(document {name!r}, message {turn + 1}), so that {BY_TURN!r} cannot find "
+                                "the answers: set chat_template "
                                 "to a copy of it with {% generation %} marks.")
             spans.append((len(before), len(before) + len(after[len(before):].rstrip())))
         return Rendered(whole, spans)
@@ -124,8 +131,10 @@ class Chat:
         from transformers.utils.chat_template_utils import render_jinja_template
         plain = [{key: value for key, value in message.items() if value is not None} for message in messages]
         try:
-            texts, spans = render_jinja_template([plain], chat_template=template, return_assistant_tokens_mask=marked,
-                                                 add_generation_prompt=prompt, **self.tokenizer.special_tokens_map)
+            texts, spans = render_jinja_template([plain], chat_template=template,
+                                                 return_assistant_tokens_mask=marked,
+                                                 add_generation_prompt=prompt,
+                                                 **self.tokenizer.special_tokens_map)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise UserError(f"the chat template cannot render the document {name!r}: {error}.") from None
         return texts[0], [tuple(span) for span in spans[0]] if marked else []
@@ -145,10 +154,12 @@ class Chat:
             ours, _ = self._apply(name, messages, self.template)
             own, _ = self._apply(name, messages, self.own)
             if ours != own:
-                at = next((i for i, (a, b) in enumerate(zip(ours, own, strict=False)) if a != b), min(len(ours), len(own)))
-                raise UserError(f"the chosen chat template and the tokenizer's own differ on document {name!r} at character "
-                                f"{at}: {ours[at:at + 40]!r} instead of {own[at:at + 40]!r}; set chat_template = {BY_TURN!r} "
-                                "to keep the tokenizer's own, or to a copy of it with {% generation %} marks.")
+                at = next((i for i, (a, b) in enumerate(zip(ours, own, strict=False)) if a != b),
+                          min(len(ours), len(own)))
+                raise UserError("the chosen chat template and the tokenizer's own differ on document "
+                                f"{name!r} at character {at}: {ours[at:at + 40]!r} instead of "
+                                f"{own[at:at + 40]!r}; set chat_template = {BY_TURN!r} to keep the "
+                                "tokenizer's own, or to a copy of it with {% generation %} marks.")
 
 
 def own_template(tokenizer: Any) -> str | None:
@@ -167,11 +178,12 @@ def _resolve(own: str | None, chosen: str | None) -> str:
     ready = " or ".join(f'"{name}"' for name in built_in())
     if chosen is None or chosen == BY_TURN:
         if own is None:
-            raise UserError("the corpus has conversations but the tokenizer has no chat template; set chat_template = "
-                            f"{ready}, or to a file of your own.")
+            raise UserError("the corpus has conversations but the tokenizer has no chat template; set "
+                            f"chat_template = {ready}, or to a file of your own.")
         if chosen is None and not MARKS.search(own):
-            raise UserError("the tokenizer's chat template does not mark what the assistant says with {% generation %}; set "
-                            f'chat_template = {ready}, "{BY_TURN}" (its own, rendered turn by turn), or to a file of your own.')
+            raise UserError("the tokenizer's chat template does not mark what the assistant says with "
+                            f'{{% generation %}}; set chat_template = {ready}, "{BY_TURN}" (its own, '
+                            "rendered turn by turn), or to a file of your own.")
         return own
     file = built_in().get(chosen, Path(chosen))
     if not file.is_file():
@@ -179,7 +191,8 @@ def _resolve(own: str | None, chosen: str | None) -> str:
         raise UserError(f"chat_template = {chosen!r} is no file and no built-in template{known}.")
     template = file.read_text(encoding="utf-8")
     if not MARKS.search(template):
-        raise UserError(f"the chat template {chosen!r} does not mark what the assistant says: put the answer and the token that "
+        raise UserError(f"the chat template {chosen!r} does not mark what the assistant says: put the answer "
+                        "and the token that "
                         "ends the turn between {% generation %} and {% endgeneration %}.")
     return template
 
@@ -189,7 +202,8 @@ def _exact_offsets(backend: Any) -> Any:
     token."""
     from tokenizers import Tokenizer
     content = json.loads(backend.to_str())
-    return Tokenizer.from_str(json.dumps(content | {"truncation": None, "padding": None, "post_processor": None}))
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    return Tokenizer.from_str(json.dumps(content))
 
 
 def control_tokens(chosen: str | None) -> list[str]:

@@ -65,7 +65,7 @@ def _number(value: Any, root: Path, keep: Keep | None) -> float:
 
 def _medium(what: str) -> Callable[[Any, Path, Keep | None], str]:
     def store(value: Any, root: Path, keep: Keep | None) -> str:
-        if isinstance(value, Mapping):                     # as data sets on the Hub hold it: the bytes, or else a path
+        if isinstance(value, Mapping):  # as data sets on the Hub hold it: the bytes, or else a path
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
             file = root / value
@@ -104,13 +104,17 @@ class Column(NamedTuple):
 
 
 SCHEMA: dict[str, Column] = {
-    "id": Column("text", "unique name of the document, the same on every machine; its hash decides the split"),
-    "text": Column("text", "what is learned; of a conversation or a pair, what is said in it, so that filters can read it"),
+    "id": Column("text", "unique name of the document, the same on every machine; its hash decides the "
+                         "split"),
+    "text": Column("text", "what is learned; of a conversation or a pair, what is said in it, so that "
+                           "filters can read it"),
     "domain": Column("text", "the part of the corpus that mixtures and evaluations name"),
     "source": Column("text", "where it came from: a path as the recipe writes it, a package and its version"),
     "metadata": Column("text", "everything else that its source said of it, as a JSON object"),
-    "messages": Column("messages", "a conversation as a JSON list of {role, content}; null where the document is none"),
-    "origin": Column("text", "id of the document that this one was written from, which it shares the split of; null: first-hand"),
+    "messages": Column("messages", "a conversation as a JSON list of {role, content}; null where the "
+                                   "document is none"),
+    "origin": Column("text", "id of the document that this one was written from, which it shares the split "
+                             "of; null: first-hand"),
     "prompt": Column("turns", "what both answers of a preference pair answer, as JSON"),
     "chosen": Column("turns", "the better answer of the pair, as JSON"),
     "rejected": Column("turns", "the other answer, as JSON"),

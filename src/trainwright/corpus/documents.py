@@ -23,7 +23,20 @@ from daft.runners import get_or_infer_runner_type
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError
-from trainwright.corpus.columns import ARROW, CHOSEN, DOMAIN, ID, LABEL, MEDIA, MESSAGES, ORIGIN, SCHEMA, SOURCE, TEXT, kind_of
+from trainwright.corpus.columns import (
+    ARROW,
+    CHOSEN,
+    DOMAIN,
+    ID,
+    LABEL,
+    MEDIA,
+    MESSAGES,
+    ORIGIN,
+    SCHEMA,
+    SOURCE,
+    TEXT,
+    kind_of,
+)
 from trainwright.corpus.streaming import among, paced, taken
 
 if TYPE_CHECKING:
@@ -37,8 +50,9 @@ failures: list[Exception] = []
 """What readers raised in the running table. The engine may swallow it, or hand it on as text only."""
 _in_files: WeakSet[DataFrame] = WeakSet()
 
-# One file after the other: several at a time are read no faster, and wait for one another in memory. Few rows at a time: the
-# engine's own 131,072 are half a gigabyte of text, of which each step of an expression makes another.
+# One file after the other: several at a time are read no faster, and wait for one another in memory. Few rows
+# at a time: the engine's own 131,072 are half a gigabyte of text, of which each step of an expression makes
+# another.
 daft.set_execution_config(scantask_max_parallel=1, default_morsel_size=GROUP_ROWS)
 # A failure is raised and told once, by us; the engine's own line about it would come before ours.
 logging.getLogger("daft_local_execution").setLevel(logging.CRITICAL)
@@ -55,8 +69,9 @@ def start(engine: str) -> None:
         try:
             daft.set_runner_ray()
         except DaftCoreException:
-            raise UserError('engine = "ray": this process has already run a table on engine = "native", and cannot change; say '
-                            '"ray" of the first corpus too, or run the recipe again, which goes on here.') from None
+            raise UserError('engine = "ray": this process has already run a table on engine = "native", and '
+                            'cannot change; say "ray" of the first corpus too, or run the recipe again, '
+                            'which goes on here.') from None
 
 
 def empty() -> DataFrame:
@@ -69,8 +84,10 @@ def standard(table: DataFrame, method: str) -> DataFrame:
     lost one."""
     lost = [name for name in SCHEMA if name not in table.column_names]
     if lost:
-        raise UserError(f"the method {method!r} returned a table without {', '.join(lost)}; documents have {', '.join(SCHEMA)}.")
-    return table.with_columns({field.name: table[field.name].cast(daft.DataType.from_arrow_type(field.type)) for field in ARROW})
+        raise UserError(f"the method {method!r} returned a table without {', '.join(lost)}; documents have "
+                        f"{', '.join(SCHEMA)}.")
+    return table.with_columns({field.name: table[field.name].cast(daft.DataType.from_arrow_type(field.type))
+                               for field in ARROW})
 
 
 def union(a: DataFrame, b: DataFrame) -> DataFrame:
@@ -93,7 +110,8 @@ def stream(table: DataFrame) -> Iterator[Any]:
     try:
         yield from taken(table.to_arrow_iter())
     except DaftCoreException as error:
-        told = re.search(r"\bUserError: (.+)", str(error))  # from another machine comes the text of an error only
+        # from another machine comes the text of an error only
+        told = re.search(r"\bUserError: (.+)", str(error))
         if told is None and not failures:
             raise
         raise failures[0] if failures else UserError(told[1].strip() if told else "") from None
@@ -182,8 +200,10 @@ class Earlier:
             with pq.ParquetFile(file, pre_buffer=False) as parquet:
                 for batch in parquet.iter_batches(batch_size=256):
                     rows = pa.Table.from_batches([batch])
-                    rows = rows.filter(pa.array([one in self.split for one in rows[ID].to_pylist()], pa.bool_()))
-                    columns = [rows[f.name].cast(f.type) if f.name in rows.column_names else pa.nulls(len(rows), f.type)
+                    mine = [one in self.split for one in rows[ID].to_pylist()]
+                    rows = rows.filter(pa.array(mine, pa.bool_()))
+                    columns = [rows[f.name].cast(f.type) if f.name in rows.column_names
+                               else pa.nulls(len(rows), f.type)
                                for f in schema]
                     yield pa.table(columns, schema=schema)
 
@@ -242,7 +262,8 @@ class Writer:
             if len(nameless):
                 raise UserError(f"a document from {nameless[SOURCE][0]} has no {name}.")
         self.found.bytes += pc.sum(pc.binary_length(rows[TEXT])).as_py() or 0
-        self.found.conversations += len(rows) - rows[MESSAGES].null_count + (pc.sum(_pairs_of_messages(rows)).as_py() or 0)
+        self.found.conversations += len(rows) - rows[MESSAGES].null_count
+        self.found.conversations += pc.sum(_pairs_of_messages(rows)).as_py() or 0
         written = rows.filter(rows[ORIGIN].is_valid())
         self.found.origins |= dict(zip(written[ID].to_pylist(), written[ORIGIN].to_pylist(), strict=True))
         self.found.columns |= {f.name: kind for f in rows.schema if rows[f.name].null_count < len(rows)
@@ -253,7 +274,8 @@ class Writer:
         self.domains.append(rows[DOMAIN])
         self.held.append(rows)
         self.rows, self.schema = self.rows + len(rows), rows.schema
-        if sum(t.num_rows for t in self.held) >= GROUP_ROWS or sum(t.nbytes for t in self.held) >= FILE_BYTES / 16:
+        rows_held, bytes_held = sum(t.num_rows for t in self.held), sum(t.nbytes for t in self.held)
+        if rows_held >= GROUP_ROWS or bytes_held >= FILE_BYTES / 16:
             self.flush()
 
     def flush(self) -> None:
@@ -263,7 +285,8 @@ class Writer:
             return
         if self.file is None:
             self.found.files.append(self.folder / f"{len(self.found.files):05d}.parquet")
-            self.file, self.written = pq.ParquetWriter(self.found.files[-1], group.schema, compression="zstd"), 0
+            self.file = pq.ParquetWriter(self.found.files[-1], group.schema, compression="zstd")
+            self.written = 0
         self.file.write_table(group)
         self.written += group.nbytes
         if self.written >= FILE_BYTES:

@@ -37,7 +37,9 @@ def conversation(messages: str | None, prompt: str | None, chosen: str | None) -
     if messages is not None or chosen is None:
         return messages
     turns = [json.loads(part or "[]") for part in (prompt, chosen)]
-    return None if any(isinstance(t, str) for t in turns) else json.dumps(turns[0] + turns[1], ensure_ascii=False)
+    if any(isinstance(part, str) for part in turns):
+        return None
+    return json.dumps(turns[0] + turns[1], ensure_ascii=False)
 
 
 def view(messages: str | None, prompt: str | None, chosen: str | None) -> str | None:
@@ -59,7 +61,9 @@ def edit(table: DataFrame, change: Callable[[str], str]) -> DataFrame:
     import daft
     names = (TEXT, *LEARNED, REJECTED)
 
-    @daft.func.batch(return_dtype=daft.DataType.struct(dict.fromkeys(names, daft.DataType.string())))  # type: ignore[untyped-decorator]
+    row = daft.DataType.struct(dict.fromkeys(names, daft.DataType.string()))
+
+    @daft.func.batch(return_dtype=row)  # type: ignore[untyped-decorator]
     def edited(*columns: Any) -> Any:
         rows = zip(*(column.to_arrow().to_pylist() for column in columns), strict=True)
         made = list(zip(*(_edited(row, change) for row in rows), strict=True)) or [()] * len(names)
@@ -84,7 +88,8 @@ def _changed(turns: str, change: Callable[[str], str]) -> str:
     if isinstance(content, str):
         content = change(content)
     else:
-        content = [m | {"content": change(m["content"])} if isinstance(m.get("content"), str) else m for m in content]
+        content = [m | {"content": change(m["content"])} if isinstance(m.get("content"), str) else m
+                   for m in content]
     return json.dumps(content, ensure_ascii=False)
 
 
@@ -100,6 +105,7 @@ def apart(rows: pa.Table | pa.RecordBatch) -> list[str]:
 def check(rows: pa.Table, method: str) -> None:
     """Refuse documents, handed on by ``method``, of which text and what is learned have come apart."""
     if names := apart(rows):
-        raise UserError(f"the method {method!r} hands on {len(names):,} documents whose text is not what their messages say, the "
-                        f"first {names[0]!r}: conversations and pairs are learned from those, so an edit of text would be lost; "
-                        "edit documents with trainwright.corpus.editing.edit.")
+        raise UserError(f"the method {method!r} hands on {len(names):,} documents whose text is not what "
+                        f"their messages say, the first {names[0]!r}: conversations and pairs are learned "
+                        "from those, so an edit of text would be lost; edit documents with "
+                        "trainwright.corpus.editing.edit.")

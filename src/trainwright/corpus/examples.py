@@ -1,8 +1,8 @@
 """Random access to the documents of a corpus with their typed columns, without holding them in memory.
 
-The documents lie in Parquet files in the order in which they came; here they have the order of their ids. Held
-are ids, one number a document, and the row groups that were read last. Draw neighbours together where a corpus
-is larger than ``CACHE_BYTES``: a row that is alone in its group costs the whole group.
+The documents lie in Parquet files in the order in which they came; here they have the order of their ids.
+Held are ids, one number a document, and the row groups that were read last. Draw neighbours together where a
+corpus is larger than ``CACHE_BYTES``: a row that is alone in its group costs the whole group.
 """
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Examples:
         return len(self.ids)
 
     def rows(self, numbers: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        """The documents with these numbers, in that order, with some of their columns; None where one has no value."""
+        """The documents with these numbers, in that order, with some of their columns; None where one has no
+        value."""
         wanted: dict[Group, list[int]] = {}
         for i, number in enumerate(numbers):
             file, group, _ = self._places[number].tolist()
@@ -66,7 +67,7 @@ class Examples:
                     at = np.searchsorted(self.ids, names)
                     at[at == len(self.ids)] = 0
                     mine = np.flatnonzero(self.ids[at] == names)
-                    found[at[mine]] = np.stack([np.full(len(mine), number), np.full(len(mine), group), mine], 1)
+                    found[at[mine], 0], found[at[mine], 1], found[at[mine], 2] = number, group, mine
         return found
 
     def _read(self, group: Group, columns: tuple[str, ...]) -> pa.Table:

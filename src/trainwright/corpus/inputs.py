@@ -2,11 +2,11 @@
 
 Of R documents and rows of at most L tokens:
 
-    text       input_ids, attention_mask, targets, position_ids [R, L]       the tokens of the corpus' own shards
-    chosen     chosen_ids, chosen_attention_mask, chosen_targets [R, L]      the prompt and this answer of a pair
-    rejected   rejected_ids, rejected_attention_mask, rejected_targets       the prompt and that one
-    image      pixel_values [R, 3, H, W] float32                             RGB, resized, cropped, normalized
-    label      labels [R] int64                                              a whole number, or the class' place
+    text       input_ids, attention_mask, targets, position_ids [R, L]    the tokens of the corpus' shards
+    chosen     chosen_ids, chosen_attention_mask, chosen_targets [R, L]   prompt and this answer of a pair
+    rejected   rejected_ids, rejected_attention_mask, rejected_targets    the prompt and that one
+    image      pixel_values [R, 3, H, W] float32                          resized, cropped, normalized
+    label      labels [R] int64                                           a number, or the class' place
     number     numbers [R] float32
 
 ``targets`` hold the next token, -100 where nothing is learned: at the last token, on padding, on what the
@@ -41,8 +41,8 @@ Said = tuple[NDArray[np.int64], NDArray[np.bool_]]
 """Tokens of a document, and which of them are learned."""
 IMAGE, NUMBER = "image", "number"
 NEEDS: dict[str, tuple[str, ...]] = {
-    TEXT: (TEXT, MESSAGES), CHOSEN: (PROMPT, CHOSEN), REJECTED: (PROMPT, REJECTED), IMAGE: (IMAGE,), LABEL: (LABEL,),
-    NUMBER: (NUMBER,)}
+    TEXT: (TEXT, MESSAGES), CHOSEN: (PROMPT, CHOSEN), REJECTED: (PROMPT, REJECTED), IMAGE: (IMAGE,),
+    LABEL: (LABEL,), NUMBER: (NUMBER,)}
 """The fields that can become inputs, and the columns that each is made of."""
 
 
@@ -65,11 +65,12 @@ class Inputs:
         self.corpus, self.fields, self.length, self.pictures = corpus, tuple(fields), length, pictures
         for field in fields:
             if field not in NEEDS:
-                raise UserError(f"the field {field!r} cannot become an input{suggest(field, NEEDS)}; these can: "
-                                f"{', '.join(NEEDS)}.")
+                raise UserError(f"the field {field!r} cannot become an input{suggest(field, NEEDS)}; these "
+                                f"can: {', '.join(NEEDS)}.")
             if field not in corpus.columns:
                 have = ", ".join(name for name in corpus.columns if name in NEEDS)
-                raise UserError(f"no document of the corpus {corpus.folder.name} has a {field}; it has {have}.")
+                raise UserError(f"no document of the corpus {corpus.folder.name} has a {field}; it has "
+                                f"{have}.")
         if IMAGE in fields and pictures is None:
             raise UserError("images need a size: say image_size, or train a model that reads images.")
         spoken = {TEXT, CHOSEN, REJECTED} & set(fields)
@@ -77,10 +78,11 @@ class Inputs:
 
     def _encoder(self, tokenizer: Any, fields: set[str]) -> Encoder:
         if tokenizer is None:
-            raise UserError(f"the corpus {self.corpus.folder.name} has no tokenizer, and neither has the model: "
-                            f"{', '.join(sorted(fields))} cannot become tokens.")
+            raise UserError(f"the corpus {self.corpus.folder.name} has no tokenizer, and neither has the "
+                            f"model: {', '.join(sorted(fields))} cannot become tokens.")
         talks = tokenizer.chat_template is not None and self.corpus.speaks
-        return Encoder(tokenizer, Chat(tokenizer, BY_TURN if self.corpus.by_turn else None) if talks else None)
+        chat = Chat(tokenizer, BY_TURN if self.corpus.by_turn else None) if talks else None
+        return Encoder(tokenizer, chat)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -102,7 +104,7 @@ class Inputs:
             made |= self._answers(rows, field) if field in (CHOSEN, REJECTED) else makers[field](rows)
         return made
 
-    # ---- tokens -----------------------------------------------------------------------------------------------
+    # ---- tokens ----------------------------------------------------------------------------------------
 
     def _texts(self, rows: Sequence[Row]) -> Arrays:
         assert self.encoder is not None
@@ -126,7 +128,8 @@ class Inputs:
         if isinstance(answer, str):
             return self.encoder.continued(prompt or "", answer)
         if self.encoder.chat is None:
-            raise UserError(f"the document {row[ID]!r} is a pair of conversations, and there is no chat template.")
+            raise UserError(f"the document {row[ID]!r} is a pair of conversations, and there is no chat "
+                            "template.")
         before = prompt or []
         whole = json.dumps([*before, *answer])
         ids, mask, _ = self.encoder.chat.encode([row[ID]], [whole], [len(before)])[0]
@@ -148,7 +151,7 @@ class Inputs:
             targets[r, :max(0, len(tokens) - 1)] = np.where(learned[1:], tokens[1:], UNTRAINED)
         return ids, seen, targets
 
-    # ---- pixels and classes -------------------------------------------------------------------------------------
+    # ---- pixels and classes ----------------------------------------------------------------------------
 
     def _images(self, rows: Sequence[Row]) -> Arrays:
         assert self.pictures is not None
@@ -166,11 +169,13 @@ class Inputs:
 
 def _check(rows: Sequence[Row], field: str) -> None:
     if bare := [row[ID] for row in rows if row[field] is None]:
-        raise UserError(f"the document {bare[0]!r} has no {field}: name the domains whose documents have one.")
+        raise UserError(f"the document {bare[0]!r} has no {field}: name the domains whose documents have "
+                        "one.")
 
 
 def pixels(file: Path | bytes, how: Pictures) -> NDArray[np.float32]:
-    """[3, H, W]: an image in RGB, its shorter side resized (bicubic), the middle cropped, normalized by channel.
+    """[3, H, W]: an image in RGB, its shorter side resized (bicubic), the middle cropped, normalized by
+    channel.
 
     Raises:
         UserError: it is no image that can be read.

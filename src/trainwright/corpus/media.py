@@ -42,7 +42,8 @@ def put(folder: Path, data: bytes, what: str) -> str:
     kind = ending(data)
     if kind == "bin":
         known = ", ".join(sorted({*BEGINS.values(), "webp", "wav"}))
-        raise ValueError(f"the bytes of an {what} must be of a known format ({known}), not begin with {data[:8]!r}")
+        raise ValueError(f"the bytes of an {what} must be of a known format ({known}), not begin with "
+                         f"{data[:8]!r}")
     reference = f"{PREFIX}{hashlib.sha256(data).hexdigest()}.{kind}"
     file = path(folder, reference)
     if not file.is_file():

@@ -32,13 +32,16 @@ STAGE = "corpus"
 """What drops a document that is blank."""
 BINS = 28
 """Classes of length in a summary."""
-TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("characters", pa.int64()), (ORIGIN, pa.large_string())])
+TAP = pa.schema([(ID, pa.large_string()), (DOMAIN, pa.large_string()), ("characters", pa.int64()),
+                 (ORIGIN, pa.large_string())])
 """What is noted of each row that leaves a method."""
-WHY = pa.schema([(ID, pa.large_string()), ("reason", pa.large_string()), ("score", pa.float64()), ("partner", pa.large_string())])
+WHY = pa.schema([(ID, pa.large_string()), ("reason", pa.large_string()), ("score", pa.float64()),
+                 ("partner", pa.large_string())])
 """What a method notes of a document that it drops."""
 
 
-def because(ctx: Context, ids: Any, reason: str | Sequence[str], score: Any = None, partner: Sequence[str] | None = None) -> None:
+def because(ctx: Context, ids: Any, reason: str | Sequence[str], score: Any = None,
+            partner: Sequence[str] | None = None) -> None:
     """Note why a method drops documents. Without it the reason is the method with its settings.
 
     Args:
@@ -52,10 +55,10 @@ def because(ctx: Context, ids: Any, reason: str | Sequence[str], score: Any = No
     folder = ctx.folder / "because"
     folder.mkdir(exist_ok=True)
     reasons = [reason] * len(ids) if isinstance(reason, str) else list(reason)
-    numbers = pa.nulls(len(ids), pa.float64()) if score is None else pa.array(np.asarray(score, dtype=np.float64))
-    others = pa.nulls(len(ids), pa.large_string()) if partner is None else pa.array(partner, pa.large_string())
-    names = ids.cast(pa.large_string()) if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, pa.large_string())
-    rows = pa.table([names, pa.array(reasons, pa.large_string()), numbers, others], schema=WHY)
+    names = ids if isinstance(ids, pa.Array | pa.ChunkedArray) else pa.array(ids, pa.large_string())
+    numbers = [None] * len(ids) if score is None else np.asarray(score, dtype=np.float64)
+    others = [None] * len(ids) if partner is None else partner
+    rows = pa.table([names, reasons, numbers, others], names=WHY.names).cast(WHY)
     pq.write_table(rows, folder / f"{uuid.uuid4().hex}.parquet")
 
 
@@ -85,10 +88,11 @@ def tapped(table: DataFrame, folder: Path, number: int, method: str = "") -> Dat
         rows = pa.table(arrays, names=names)
         try:
             editing.check(rows, method)
-        except Exception as error:                                     # the engine would hand on its text only
+        except Exception as error:  # the engine would hand on its text only
             failures.append(error)
             raise
-        seen = pa.table({ID: rows[ID], DOMAIN: rows[DOMAIN], "characters": pc.utf8_length(rows[TEXT]), ORIGIN: rows[ORIGIN]})
+        seen = pa.table({ID: rows[ID], DOMAIN: rows[DOMAIN], "characters": pc.utf8_length(rows[TEXT]),
+                         ORIGIN: rows[ORIGIN]})
         pq.write_table(seen.cast(TAP), folder / f"{number:03d}-{uuid.uuid4().hex}.parquet")
         return pa.StructArray.from_arrays(arrays, names)
 
@@ -118,7 +122,8 @@ def trace(taps: Path, names: Sequence[str]) -> pa.Table:
     return pa.concat_tables(parts)
 
 
-def explained(traced: pa.Table, usual: Mapping[str, str], scratch: Mapping[str, Path], blank: Sequence[str]) -> pa.Table:
+def explained(traced: pa.Table, usual: Mapping[str, str], scratch: Mapping[str, Path],
+              blank: Sequence[str]) -> pa.Table:
     """The table of ``FILE``: ``traced`` with the reasons.
 
     Args:
@@ -126,8 +131,10 @@ def explained(traced: pa.Table, usual: Mapping[str, str], scratch: Mapping[str, 
         scratch: of each method the folder in which it noted its own.
         blank: documents that came out of the last method with nothing to learn from.
     """
-    empty = pc.and_(traced["dropped"].is_null(), pc.is_in(traced[ID], value_set=pa.array(blank, pa.large_string())))
-    traced = traced.set_column(traced.column_names.index("dropped"), "dropped", pc.if_else(empty, STAGE, traced["dropped"]))
+    empty = pc.and_(traced["dropped"].is_null(),
+                    pc.is_in(traced[ID], value_set=pa.array(blank, pa.large_string())))
+    traced = traced.set_column(traced.column_names.index("dropped"), "dropped",
+                               pc.if_else(empty, STAGE, traced["dropped"]))
     notes = {name: _noted(folder) for name, folder in scratch.items()}
     found: dict[str, list[Any]] = {name: [] for name in WHY.names[1:]}
     for one, dropper in zip(traced[ID].to_pylist(), traced["dropped"].to_pylist(), strict=True):
@@ -167,11 +174,14 @@ def kept(table: pa.Table) -> dict[str, Any]:
     writers: dict[str, set[str]] = {}
     for d, w in zip(domain, written, strict=True):
         writers.setdefault(d, set()).add(w)
-    groups = np.array([f"{d}, by {w}" if len(writers[d]) > 1 else d for d, w in zip(domain, written, strict=True)], dtype=object)
+    groups = np.array([f"{d}, by {w}" if len(writers[d]) > 1 else d
+                       for d, w in zip(domain, written, strict=True)], dtype=object)
     names, place = np.unique(groups.astype(str), return_inverse=True)
-    every, those = np.bincount(place, minlength=len(names)), np.bincount(place, stays, minlength=len(names)).astype(int)
+    every = np.bincount(place, minlength=len(names))
+    those = np.bincount(place, stays, minlength=len(names)).astype(int)
     sizes = np.maximum(table["characters"].to_numpy(), 1)
-    edges = np.geomspace(sizes.min(), max(sizes.max(), sizes.min() + 1), BINS + 1) if len(sizes) else np.ones(BINS + 1)
+    least, most = (sizes.min(), max(sizes.max(), sizes.min() + 1)) if len(sizes) else (1, 1)
+    edges = np.geomspace(least, most, BINS + 1)
     edges[0], edges[-1] = np.floor(edges[0]), np.ceil(edges[-1])
     return {"domains": {n: [int(a), int(k)] for n, a, k in zip(names, every, those, strict=True)},
             "lengths": {"edges": edges.round(2).tolist(), "all": np.histogram(sizes, edges)[0].tolist(),
@@ -180,8 +190,9 @@ def kept(table: pa.Table) -> dict[str, Any]:
 
 def _seen(taps: Path, number: int) -> pa.Table:
     files = sorted(taps.glob(f"{number:03d}-*.parquet"))
-    rows = pa.concat_tables([pq.read_table(file, schema=TAP) for file in files]) if files else TAP.empty_table()
-    _, first = np.unique(rows[ID].to_numpy(), return_index=True)           # a cluster may run a part of the table twice
+    rows = pa.concat_tables([TAP.empty_table(), *(pq.read_table(file, schema=TAP) for file in files)])
+    # a cluster may run a part of the table twice
+    _, first = np.unique(rows[ID].to_numpy(), return_index=True)
     return rows.take(np.sort(first)).combine_chunks()
 
 

@@ -104,7 +104,8 @@ def need(documents: DataFrame, column: str, method: str, made_by: str = "") -> N
                         f"{suggest(column, documents.column_names)}.")
 
 
-def scores(documents: DataFrame, column: str, method: str, made_by: str = "") -> tuple[NDArray[np.object_], NDArray[np.float64]]:
+def scores(documents: DataFrame, column: str, method: str,
+           made_by: str = "") -> tuple[NDArray[np.object_], NDArray[np.float64]]:
     """Ids and numbers of a score column; documents without a score (null) are left out.
 
     Raises:
@@ -118,8 +119,8 @@ def scores(documents: DataFrame, column: str, method: str, made_by: str = "") ->
     table = table.filter(table[column].is_valid())
     ids, values = table["id"].to_numpy().astype(object), table[column].to_numpy().astype(np.float64)
     if len(wrong := ids[np.isnan(values)]):
-        raise UserError(f"{method}: {len(wrong):,} of {len(ids):,} documents have no number as {column!r} but NaN, "
-                        f"the first {wrong[0]!r}: the method that wrote it went wrong.")
+        raise UserError(f"{method}: {len(wrong):,} of {len(ids):,} documents have no number as {column!r} "
+                        f"but NaN, the first {wrong[0]!r}: the method that wrote it went wrong.")
     return ids, values
 
 
@@ -129,8 +130,8 @@ def keep(documents: DataFrame, ids: Sequence[str] | NDArray[np.object_]) -> Data
     return documents.where(among(documents, ids))
 
 
-def keep_first(documents: DataFrame, ids: NDArray[np.object_], order: NDArray[np.int64], many: int, ctx: Context,
-               by: str, values: NDArray[Any]) -> DataFrame:
+def keep_first(documents: DataFrame, ids: NDArray[np.object_], order: NDArray[np.int64], many: int,
+               ctx: Context, by: str, values: NDArray[Any]) -> DataFrame:
     """The rows of the first ``many`` documents of ``ids[order]``. Of the others it is noted that they are not
     among those by the column ``by``, with their ``values``."""
     from trainwright.corpus.provenance import because

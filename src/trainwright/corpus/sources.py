@@ -1,4 +1,4 @@
-"""What curating methods share: a row of the table (see ``corpus/columns.py``), its union, and tables made of readers."""
+"""What sources of documents share: a row of the table (see ``columns.py``), and tables made of readers."""
 from __future__ import annotations
 
 import json
@@ -21,7 +21,7 @@ __all__ = ["document", "empty", "table", "union", "union_of"]
 
 Row = dict[str, Any]
 Reader = Callable[[], Iterable[Row]]
-"""Yields rows of the standard columns. A cluster pickles it: a ``functools.partial`` of a function of a module."""
+"""Yields rows of the standard columns. A cluster pickles it: a ``partial`` of a module's function."""
 
 BATCH_ROWS, BATCH_BYTES = 1024, 8 << 20
 
@@ -29,17 +29,20 @@ BATCH_ROWS, BATCH_BYTES = 1024, 8 << 20
 def document(*, id: str, domain: str, source: str, text: str = "", metadata: Mapping[str, Any] | None = None,
              messages: Sequence[Mapping[str, Any]] | None = None, origin: str | None = None,
              columns: Mapping[str, Any] | None = None, root: Path = Path(), keep: Keep | None = None) -> Row:
-    """One row of the table. Halves of surrogate pairs, which no file can hold, become ``\N{REPLACEMENT CHARACTER}``.
+    """One row of the table. Halves of surrogate pairs, which no file can hold, become U+FFFD.
 
     Args:
-        text: what is learned of a plain document. That of a conversation, or of a pair, is made of what they say.
+        text: what is learned of a plain document. That of a conversation, or of a pair, is made of what they
+            say.
         origin: of a document that is written from another one, the id of that one.
-        columns: values of typed columns (``prompt``, ``chosen``, ``rejected``, ``label``, ``number``, ``image``, ``audio``).
+        columns: values of typed columns (``prompt``, ``chosen``, ``rejected``, ``label``, ``number``,
+            ``image``, ``audio``).
         root: the folder from which paths of media are read.
         keep: where bytes of media go (``media.keeper(ctx)``).
 
     Raises:
-        ValueError: a value that its column cannot hold, a pair of which one part is text and another messages.
+        ValueError: a value that its column cannot hold, a pair of which one part is text and another
+            messages.
     """
     row: Row = dict.fromkeys(SCHEMA)
     row |= {"id": id, TEXT: text, "domain": domain, "source": source, "origin": origin,

@@ -47,7 +47,8 @@ def assign(ids: Ids, domains: Ids, tune: float, test: float, roots: Mapping[str,
         return by_hash(ids, domains, tune, test)
     first = np.array([name not in roots for name in ids])
     there = set(ids[first])
-    missing = {roots[name]: domain for name, domain in sorted(zip(ids[~first], domains[~first], strict=True), reverse=True)
+    missing = {roots[name]: domain
+               for name, domain in sorted(zip(ids[~first], domains[~first], strict=True), reverse=True)
                if roots[name] not in there}
     missing |= {name: gone[name] for name in missing if name in gone}
     every = np.array([*ids[first], *missing], dtype=object)
@@ -59,7 +60,8 @@ def assign(ids: Ids, domains: Ids, tune: float, test: float, roots: Mapping[str,
 def kept(ids: Ids, roots: Mapping[str, str], held: Mapping[str, str]) -> NDArray[np.int64]:
     """The same for a corpus made of an earlier one, whose documents that are kept back ``held`` names: all
     others are for training, but for those that were written from one kept back."""
-    return np.array([SPLITS.index(held.get(name) or held.get(roots.get(name, name), "train")) for name in ids], dtype=np.int64)
+    return np.array([SPLITS.index(held.get(name) or held.get(roots.get(name, name), "train"))
+                     for name in ids], dtype=np.int64)
 
 
 def by_hash(ids: Ids, domains: Ids, tune: float, test: float) -> NDArray[np.int64]:

@@ -58,7 +58,7 @@ async def paced(batch: pa.RecordBatch) -> None:
     began, used = time.monotonic(), time.process_time()
     until = began + PATIENCE
     while _takers and _ahead[0] > AHEAD:
-        await asyncio.sleep(IDLE / 10)                  # the taker may run on the same loop: what is there for him goes first
+        await asyncio.sleep(IDLE / 10)  # the taker may run on the same loop: what is there for him goes first
         now = time.monotonic()
         if now - began < IDLE or not _takers:
             continue
@@ -97,7 +97,9 @@ def looked_up(table: DataFrame, told: pa.Table) -> dict[str, Any]:
     def column(values: pa.ChunkedArray) -> Any:
         whole = values.combine_chunks()
 
-        @daft.func.batch(return_dtype=daft.DataType.from_arrow_type(whole.type))  # type: ignore[untyped-decorator]
+        kind = daft.DataType.from_arrow_type(whole.type)
+
+        @daft.func.batch(return_dtype=kind)  # type: ignore[untyped-decorator]
         def found(ids: Any) -> Any:
             return whole.take(pa.array([places.get(one) for one in ids.to_arrow().to_pylist()], pa.int64()))
 

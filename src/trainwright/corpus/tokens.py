@@ -80,7 +80,8 @@ class Encoder:
         self.chat = chat
         self.vocab_size = max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
         self.dtype = np.dtype(np.uint16 if self.vocab_size < 65536 else np.uint32)
-        self.fingerprint = hashlib.sha256(f"{FORMAT}\n{self.end}\n{self.backend.to_str()}".encode()).hexdigest()
+        facts = f"{FORMAT}\n{self.end}\n{self.backend.to_str()}"
+        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
 
     def key(self, batch: Sequence[Document]) -> str:
         """A hash of everything that the tokens of ``batch`` depend on."""
@@ -183,7 +184,8 @@ def _cached(kept: Path, dtype: np.dtype[Any], documents: int) -> Shard | None:
         told = read_json(kept.with_suffix(".json"))
         length, trained, size = (np.array(told[name], dtype=np.int64)
                                  for name in ("length", "trained", "bytes"))
-        whole = kept.with_suffix(".bin").stat().st_size == int(length.sum()) * dtype.itemsize and len(length) == documents
+        size_there = kept.with_suffix(".bin").stat().st_size
+        whole = size_there == int(length.sum()) * dtype.itemsize and len(length) == documents
         if told["masked"]:
             whole = whole and kept.with_suffix(".mask").stat().st_size == int(length.sum())
         return Shard(length, trained, size, True, told["masked"]) if whole else None

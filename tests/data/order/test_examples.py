@@ -1,4 +1,5 @@
-"""Rows of single documents: each once an epoch, and from a file of pairs to an objective that sees both answers."""
+"""Rows of single documents: each once an epoch, and from a file of pairs to an objective that sees both
+answers."""
 from __future__ import annotations
 
 import json
@@ -53,8 +54,8 @@ methods = [{ use = "text", paths = ["pairs.jsonl"] }]
 name = "tuned"
 kind = "train"
 from = { data = "pairs" }
-model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, \
-num_key_value_heads = 1, max_position_embeddings = 64 }
+model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, \
+num_attention_heads = 2, num_key_value_heads = 1, max_position_embeddings = 64 }
 epochs = 4
 batch_size = 11
 precision = "fp32"
@@ -80,7 +81,8 @@ def labelled(n: int = 20) -> list[dict[str, Any]]:
 def test_from_a_file_of_pairs_to_an_objective_that_sees_both(tmp_path: Path) -> None:
     with (tmp_path / "pairs.jsonl").open("w") as file:
         for i in range(40):
-            pair = {"prompt": f"Say {i}: ", "chosen": f"{i} it is", "rejected": f"never will I say {i}", "rater": i % 3}
+            pair = {"prompt": f"Say {i}: ", "chosen": f"{i} it is", "rejected": f"never will I say {i}",
+                    "rater": i % 3}
             file.write(json.dumps(pair) + "\n")
     (tmp_path / "prefers.py").write_text(OBJECTIVE)
     (tmp_path / "life.toml").write_text(RECIPE)
@@ -98,7 +100,8 @@ def test_each_epoch_has_every_document_once_in_an_order_of_its_own(tmp_path: Pat
     rows = [tuple(row) for batch in made for row in batch["input_ids"].tolist()]
     assert len(set(rows[:24])) == 24 and set(rows[:24]) == set(rows[24:]) and rows[:24] != rows[24:]
     again = batches(Examples(fields=("text", "label"), length=32), context(tmp_path / "c"), 6)
-    assert all(torch.equal(a[n], b[n]) for a, b in zip(made, again, strict=True) for n in a if torch.is_tensor(a[n]))
+    assert all(torch.equal(a[n], b[n]) for a, b in zip(made, again,
+                                                       strict=True) for n in a if torch.is_tensor(a[n]))
     assert Examples().epoch(context(tmp_path / "c")) == 24
 
 
@@ -106,7 +109,8 @@ def test_labelled_text(tmp_path: Path) -> None:
     build(tmp_path / "c", labelled(), tune=0.0, test=0.0)
     method, ctx = Examples(fields=("text", "label"), length=16), context(tmp_path / "c", rows=20)
     (batch,) = batches(method, ctx, 1)
-    assert batch["labels"].shape == (20,) and batch["labels"].sum() == 10 and batch["labels"].dtype == torch.int64
+    assert batch["labels"].shape == (20,) and batch["labels"].sum() == 10
+    assert batch["labels"].dtype == torch.int64
     assert batch["input_ids"].shape == batch["attention_mask"].shape == batch["domain"].shape == (20, 16)
     assert torch.equal(batch["document"], batch["attention_mask"] - 1) and batch["domains"] == ("a",)
     shown = method.preview(batch, ctx)
@@ -155,6 +159,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="how many rows a step has"):
         batches(Examples(), context(tmp_path / "c", rows=0), 1)
     for wrong, why in (({"fields": ()}, "one field at least"), ({"fields": ("text", "text")}, "none twice"),
-                       ({"length": 1}, "length must be 2 or more"), ({"image_size": 0}, "image_size positive")):
+                       ({"length": 1}, "length must be 2 or more"),
+                       ({"image_size": 0}, "image_size positive")):
         with pytest.raises(ValueError, match=why):
             Examples(**wrong)

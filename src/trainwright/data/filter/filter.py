@@ -1,7 +1,7 @@
 """Keeps the documents for which a condition on their columns holds.
 
-The condition is SQL over the columns: the standard ones (``id text domain source metadata messages``),
-``characters``, which is added for it, and those that earlier methods have written:
+The condition is SQL over the columns: those of every table (``id text domain source metadata messages label``
+…), ``characters``, which is added for it, and those that earlier methods have written:
 ``where = "characters >= 200 AND loss < 4.5"``. A document for which the condition is null (it has no score)
 is dropped.
 

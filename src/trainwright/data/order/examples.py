@@ -1,13 +1,13 @@
-"""Rows of single documents, with their fields as what a model reads: pairs to prefer, images with texts, classes.
+"""Rows of single documents, their fields made into what a model reads: pairs, images with texts, classes.
 
-    fields = ["text"]                   input_ids, attention_mask, targets, position_ids [R, L]
-    fields = ["text", "label"]          the same, and labels [R]
-    fields = ["image", "text"]          the same, and pixel_values [R, 3, H, W]
-    fields = ["chosen", "rejected"]     chosen_ids, chosen_attention_mask, chosen_targets [R, L], and so for rejected
+    fields = ["text"]                  input_ids, attention_mask, targets, position_ids [R, L]
+    fields = ["text", "label"]         the same, and labels [R]
+    fields = ["image", "text"]         the same, and pixel_values [R, 3, H, W]
+    fields = ["chosen", "rejected"]    chosen_ids, chosen_attention_mask, chosen_targets [R, L]; so rejected
 
-R are the rows of this rank, L is ``length``; ``corpus/inputs.py`` says what stands where. Each epoch has every
-document once, in an order that follows from seed and epoch alone. ``domain`` [R, L] (or [R] without ``text``)
-is the index into ``domains``.
+R are the rows of this rank, L is ``length``; ``corpus/inputs.py`` says what stands where. Each epoch has
+every document once, in an order that follows from seed and epoch alone. ``domain`` [R, L] (or [R] without
+``text``) is the index into ``domains``.
 
 Not for language modelling on text: ``pack`` puts several documents into a row and wastes no position. Not for
 a corpus of images or long texts beyond memory on slow disks: rows are read one by one, in random order.
@@ -109,8 +109,8 @@ class Examples(Data):
     def _pictures(self, model: nn.Module | None) -> Any:
         if IMAGE not in self.fields:
             return None
-        reads = model is not None and families.is_pretrained(model) and "vision_config" in model.config.sub_configs
-        if reads:
+        pretrained = model is not None and families.is_pretrained(model)
+        if pretrained and "vision_config" in model.config.sub_configs:
             own = families.pictures(model)
             return own if self.image_size is None else own._replace(image_size=self.image_size)
         return None if self.image_size is None else families.Pictures(self.image_size)

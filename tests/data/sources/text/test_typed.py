@@ -44,7 +44,8 @@ def one(root: Path, row: dict[str, Any], **given: Any) -> dict[str, Any]:
 def test_pairs_of_conversations_in_every_form(tmp_path: Path, row: dict[str, Any]) -> None:
     found = one(tmp_path, row | {"margin": 2})
     assert [json.loads(found[name]) for name in ("prompt", "chosen", "rejected")] == [[ASKED], [GOOD], [BAD]]
-    assert found["text"] == "Who?\n\nZoë" and found["messages"] is None and found["metadata"] == '{"margin": 2}'
+    assert found["text"] == "Who?\n\nZoë" and found["messages"] is None
+    assert found["metadata"] == '{"margin": 2}'
 
 
 @pytest.mark.parametrize("prompt", [{"prompt": "1+1="}, {}])
@@ -57,7 +58,8 @@ def test_pairs_of_texts_stay_text(tmp_path: Path, prompt: dict[str, str]) -> Non
 def test_columns_of_other_names(tmp_path: Path) -> None:
     found = one(tmp_path, {"body": "x", "stars": 4, "price": 1.5, "label": "unread"}, field="body",
                 columns={"label": "stars", "number": "price"})
-    assert (found["text"], found["label"], found["number"]) == ("x", "4", 1.5) and found["metadata"] == '{"label": "unread"}'
+    assert (found["text"], found["label"], found["number"]) == ("x", "4", 1.5)
+    assert found["metadata"] == '{"label": "unread"}'
     found = one(tmp_path, {"question": "1+1=", "good": "2", "bad": "3"},
                 columns={"prompt": "question", "chosen": "good", "rejected": "bad"})
     assert found["text"] == "1+1=2" and found["metadata"] == "{}"
@@ -65,9 +67,10 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
 
 def test_an_image_is_read_from_beside_its_table_or_from_bytes(tmp_path: Path) -> None:
     red, blue = picture(), picture((0, 0, 255))
-    written(tmp_path, {"shown/pictures/a.png": red, "shown/t.jsonl": jsonl([{"image": "pictures/a.png", "text": "red"},
-                                                                            {"image": "pictures/a.png"}])})
-    pq.write_table(pa.table({"image": [{"bytes": blue, "path": None}], "label": [0]}), tmp_path / "shown" / "u.parquet")
+    table = jsonl([{"image": "pictures/a.png", "text": "red"}, {"image": "pictures/a.png"}])
+    written(tmp_path, {"shown/pictures/a.png": red, "shown/t.jsonl": table})
+    pq.write_table(pa.table({"image": [{"bytes": blue, "path": None}], "label": [0]}),
+                   tmp_path / "shown" / "u.parquet")
     found = rows(tmp_path, paths=["shown"])
     assert [r["text"] for r in found] == ["red", "", ""] and [r["label"] for r in found] == [None, None, "0"]
     files = [media.path(tmp_path / "work" / "media", r["image"]).read_bytes() for r in found]
@@ -75,19 +78,25 @@ def test_an_image_is_read_from_beside_its_table_or_from_bytes(tmp_path: Path) ->
 
 
 def test_what_only_has_the_name_of_a_typed_column_is_metadata(tmp_path: Path) -> None:
-    found = one(tmp_path, {"text": "x", "image": "https://a.b/c.png", "label": [1, 2], "number": 3, "audio": None, "chosen": "y"})
+    found = one(tmp_path,
+                {"text": "x", "image": "https://a.b/c.png", "label": [1, 2], "number": 3, "audio": None,
+                 "chosen": "y"})
     assert all(found[name] is None for name in TYPED) and set(json.loads(found["metadata"])) == {
         "image", "label", "number", "audio", "chosen"}
 
 
 @pytest.mark.parametrize(("row", "given", "why"), [
     ({"text": "x", "image": "gone.png"}, {}, r"t\.jsonl, row 1: an image is .*; there is no file gone\.png"),
-    ({"text": "x", "stars": 1.5}, {"columns": {"label": "stars"}}, "row 1: a label is a whole number or the name"),
-    ({"text": "x"}, {"columns": {"label": "stars"}}, r"there is no column 'stars' \(the setting columns\); it has text"),
+    ({"text": "x", "stars": 1.5}, {"columns": {"label": "stars"}},
+     "row 1: a label is a whole number or the name"),
+    ({"text": "x"}, {"columns": {"label": "stars"}},
+     r"there is no column 'stars' \(the setting columns\); it has text"),
     ({"chosen": [ASKED], "rejected": [ASKED]}, {}, "chosen and rejected are the same"),
     ({"chosen": [ASKED, GOOD], "rejected": "x"}, {}, "rejected must be a list of at least one message"),
-    ({"text": "x"}, {"columns": {"lable": "stars"}}, r"columns names 'lable', which is no typed column.*'label'")])
-def test_mistakes_keep_their_place(tmp_path: Path, row: dict[str, Any], given: dict[str, Any], why: str) -> None:
+    ({"text": "x"}, {"columns": {"lable": "stars"}},
+     r"columns names 'lable', which is no typed column.*'label'")])
+def test_mistakes_keep_their_place(tmp_path: Path, row: dict[str, Any], given: dict[str, Any],
+                                   why: str) -> None:
     with pytest.raises(UserError, match=why):
         one(tmp_path, row, **given)
 

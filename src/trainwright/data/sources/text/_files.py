@@ -197,10 +197,11 @@ def typed(row: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple
 
 
 def _fits(name: str, value: Any) -> bool:
-    """Whether a column that happens to have the name of a typed one holds such a thing; else it is metadata."""
+    """Whether a column that has the name of a typed one holds such a thing; else it is metadata."""
     if name == "label":
         return isinstance(value, str | int) and value != ""
-    return isinstance(value, bytes | Mapping) or (isinstance(value, str) and value != "" and "://" not in value)
+    named = isinstance(value, str) and value != "" and "://" not in value
+    return named or isinstance(value, bytes | Mapping)
 
 
 def preference(pair: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -212,7 +213,8 @@ def preference(pair: Mapping[str, Any], where: str) -> dict[str, Any]:
     chosen, rejected = ([_message(m, where) for m in _list(one, where, name)]
                         for one, name in zip(answers, ("chosen", "rejected"), strict=True))
     prompt = pair.get("prompt") or []
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [_message(m, where) for m in prompt]
+    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    asked = [_message(m, where) for m in said]
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
                 min(len(chosen), len(rejected)))
     shared = chosen[:same]
