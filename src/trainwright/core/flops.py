@@ -21,7 +21,7 @@ class Count(TorchDispatchMode):
     """The FLOPs of what runs within it: 2 for each multiplication with an addition, of matrix products and attention alone."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
