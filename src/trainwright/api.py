@@ -17,7 +17,8 @@ from trainwright.life.run import run as _run
 from trainwright.planning.plan import Plan
 from trainwright.planning.plan import plan as _plan
 
-__all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan", "run"]
+__all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods",
+           "plan", "run"]
 
 
 class Artifact(core.Artifact):
@@ -43,7 +44,8 @@ class Store(core.Store):
 def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
     """A recipe from a TOML file, or from a table such as ``{"stage": [...]}``.
 
-    ``changes`` replace keys: ``load("life.toml", seed=3)``; for keys of stages pass ``**{"adapt.tokens": 1000}``.
+    ``changes`` replace keys: ``load("life.toml", seed=3)``, or those of stages:
+    ``load("life.toml", **{"adapt.tokens": 1000})``.
     """
     if isinstance(source, dict):
         return recipes.parse(source, Path("recipe"), changes=changes)
@@ -51,17 +53,17 @@ def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
 
 
 def plan(recipe: Recipe, store: str | Path = "store") -> Plan:
-    """Who acts where, what it will cost; everything checked that can be checked before running. ``print`` it."""
+    """Who acts where and what it will cost, with every check that is possible before running; print it."""
     return _plan(recipe, Store(Path(store)))
 
 
 def run(recipe: Recipe, store: str | Path = "store", listener: Listener | None = None) -> dict[str, Artifact]:
-    """Run a recipe; returns each stage's artifact by name. What the store has already is not made again."""
+    """Run a recipe; returns each stage's artifact by name. Stages that the store has do not run again."""
     return {name: Artifact(made.path) for name, made in _run(recipe, Store(Path(store)), listener).items()}
 
 
-def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequence[str] = (), aa: bool = False, jobs: int = 1,
-               **settings: Any) -> dict[str, Any]:
+def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequence[str] = (), aa: bool = False,
+               jobs: int = 1, **settings: Any) -> dict[str, Any]:
     """Carry out a comparison; returns what ``result.json`` holds.
 
     Args:
@@ -71,10 +73,10 @@ def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequenc
         jobs: runs at a time.
         settings: keys of ``[compare]`` with new values: ``seeds=3, metric="loss/code"``.
     """
-    from trainwright.compare import spec
+    from trainwright.compare import spec as specs
     from trainwright.compare.compare import Comparison
-    told = spec.load(Path(source), settings, [spec.parse_arm(a) for a in arms], None, aa)
-    return Comparison(told, Store(Path(store)), jobs=jobs).run()
+    spec = specs.load(Path(source), settings, [specs.parse_arm(a) for a in arms], None, aa)
+    return Comparison(spec, Store(Path(store)), jobs=jobs).run()
 
 
 def methods() -> dict[str, registry.Card]:

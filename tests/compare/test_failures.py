@@ -6,7 +6,6 @@ import signal
 import pytest
 
 from trainwright.compare.failures import Failed, ask, attempt, reason
-from trainwright.core.errors import UserError
 from trainwright.planning.worker import Worker
 
 
@@ -23,6 +22,6 @@ def test_failures_bugs_and_death():
 
 
 def test_a_reason_is_one_line():
-    assert reason(UserError("the loss is nan\nand more")) == "the loss is nan"
+    assert reason(RuntimeError("the loss is nan\nand more")) == "the loss is nan"
     assert reason(MemoryError()) == "MemoryError"
     assert attempt(operator.add, (1, 2)) == (3, None) and attempt(operator.truediv, (1, 0)) == (None, "division by zero")

@@ -6,6 +6,7 @@ one. Everything that differs between kinds is a method of ``Stage``, and nothing
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -65,6 +66,8 @@ class Stage:
     """What its artifact is."""
     place: ClassVar[str] = "methods"
     """What its methods do, in a word: how a plan lists them."""
+    doing: ClassVar[str] = "working"
+    """What a display says of it while it runs, before its first step."""
     idle: ClassVar[tuple[str, ...]] = ("name",)
     """Settings that change no result and so no hash."""
     open_ended: ClassVar[bool] = False
@@ -187,3 +190,8 @@ def label_of(name: str) -> tuple[str, str]:
     stage, _, label = name.partition("@")
     return stage, label
 
+
+def round_of(name: str) -> tuple[str, int, str] | None:
+    """``loop.2.tune`` is the stage ``tune`` in round 2 of ``loop``; None where no repetition runs it."""
+    found = re.fullmatch(r"(.+?)\.(\d+)\.(.+)", name)
+    return (found[1], int(found[2]), found[3]) if found else None

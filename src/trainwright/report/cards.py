@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -86,18 +85,17 @@ def shown(name: str, store: Store) -> Group:
 def artifact_card(artifact: Artifact) -> Group:
     """What an artifact came from; of a corpus, how many documents went in and out of each method."""
     from trainwright.report import curated  # draws, and so takes a while to import
-    told = artifact.manifest
-    head = Text.assemble(
-        (artifact.path.name, "bold cyan"), f"  {told['kind']}, {told['finished'][:16].replace('T', ' ')}"
-    )
-    sources = ", ".join(f"{i['stage']} ({role})" for role, inputs in told["inputs"].items() for i in inputs)
-    used = ", ".join(m["use"] for m in told["settings"]["methods"])
+    manifest = artifact.manifest
+    finished = manifest["finished"][:16].replace("T", " ")
+    head = Text.assemble((artifact.path.name, "bold cyan"), f"  {manifest['kind']}, {finished}")
+    sources = ", ".join(f"{one['stage']} ({role})" for role, found in manifest["inputs"].items() for one in found)
+    used = ", ".join(m["use"] for m in manifest["settings"]["methods"])
     lines = [
         Text(f"from {sources}") if sources else Text("from no other artifact"),
         Text(f"methods: {used or 'none'}"),
-        Text(f"made by: {told['command']}"),
+        Text(f"made by: {manifest['command']}"),
     ]
-    counted = [Text(), curated.table(told["figures"])] if told["figures"].get("curated") else []
+    counted = [Text(), curated.table(manifest["figures"])] if manifest["figures"].get("curated") else []
     more = Text(f"trainwright store show {artifact.path.name} prints all of it", "dim")
     return Group(head, Text(), *lines, *counted, Text(), more)
 
@@ -109,7 +107,8 @@ def card(c: Card) -> Group:
     for column in ("setting", "type", "default", "what it means"):
         settings.add_column(column, style="cyan" if column == "setting" else "")
     for name, kind, default, doc in settings_of(c):
-        settings.add_row(name, escape(kind), escape(default) or "[red]needed[/]", escape(doc))
+        shown = Text(default) if default else Text("needed", "red")
+        settings.add_row(Text(name), Text(kind), shown, Text(doc))
     parts: list[Any] = [head, Text(), Text(c.doc.strip()), Text()]
     parts += [settings, Text()] if settings.row_count else [Text("It has no settings."), Text()]
     return Group(*parts, Text(evidence(c.name)))
@@ -137,12 +136,12 @@ def evidence(name: str) -> str:
 
 def effect(file: Path) -> str:
     """The verdict on a claim and the measured effect, in a few words."""
-    told = json.loads(file.read_text(encoding="utf-8"))
-    if "difference" not in told:
-        return str(told.get("verdict", "not measured"))
-    paid = f" ({told['reason']})" if told["verdict"] == "contradicted" and told["reason"] else ""
-    difference, ends = interval(told["metric"], told["difference"], told["low"], told["high"])
-    return f"{told['verdict']}{paid}: {told['metric']} {difference} {ends}".rstrip()
+    found = json.loads(file.read_text(encoding="utf-8"))
+    if "difference" not in found:
+        return str(found.get("verdict", "not measured"))
+    paid = f" ({found['reason']})" if found["verdict"] == "contradicted" and found["reason"] else ""
+    difference, ends = interval(found["metric"], found["difference"], found["low"], found["high"])
+    return f"{found['verdict']}{paid}: {found['metric']} {difference} {ends}".rstrip()
 
 
 def evidence_files() -> list[Path]:
@@ -151,15 +150,15 @@ def evidence_files() -> list[Path]:
     return sorted((packed if packed.is_dir() else registry.ROOT.parents[1] / "evidence").glob("*.json"))
 
 
-def evidence_sentence(told: dict[str, Any]) -> str:
+def evidence_sentence(found: dict[str, Any]) -> str:
     """Evidence as people read it."""
-    if "difference" not in told:
-        return ": ".join(told[name] for name in ("verdict", "reason") if told.get(name))
-    reason = f" ({told['reason']})" if told.get("reason") else ""
+    if "difference" not in found:
+        return ": ".join(found[name] for name in ("verdict", "reason") if found.get(name))
+    reason = f" ({found['reason']})" if found.get("reason") else ""
     return (
-        f"{told['verdict']}{reason}: {told['metric']} {told['difference']:+.4g} "
-        f"[{told['low']:+.4g}, {told['high']:+.4g}] "
-        f"against {told['baseline']}, {told['seeds']} seeds; the paper: {told['claim']}"
+        f"{found['verdict']}{reason}: {found['metric']} {found['difference']:+.4g} "
+        f"[{found['low']:+.4g}, {found['high']:+.4g}] "
+        f"against {found['baseline']}, {found['seeds']} seeds; the paper: {found['claim']}"
     )
 
 
@@ -178,9 +177,8 @@ def store_table(store: Store) -> Table:
         size = sum(f.stat().st_size for f in a.path.rglob("*") if f.is_file())
         sources = ", ".join(i["stage"] for inputs in m["inputs"].values() for i in inputs)
         finished = m["finished"][:16].replace("T", " ")
-        table.add_row(
-            a.path.name, m["kind"], f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}", finished, sources
-        )
+        numbers = f"{size / 1e6:,.1f} MB", f"{m['seconds']:,.1f}"
+        table.add_row(*map(Text, (a.path.name, m["kind"], *numbers, finished, sources)))
     if not table.row_count:
         table.caption = f"{store.root} holds no artifact yet."
     return table

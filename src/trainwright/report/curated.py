@@ -1,4 +1,4 @@
-"""What a corpus kept: how many documents each method was given and handed on, and which were kept, by domain and by length."""
+"""What a corpus kept: documents in and out of each method, and those kept by domain and by length."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,8 @@ def table(figures: dict[str, Any]) -> Table:
     for column in ("method", "in", "written", "dropped", "out"):
         out.add_column(column, justify="left" if column == "method" else "right")
     for row in figures["curated"]:
-        out.add_row(row["method"], *(f"{row[k]:,}" if row[k] else "" for k in ("in", "written", "dropped")), f"{row['out']:,}")
+        counts = (f"{row[k]:,}" if row[k] else "" for k in ("in", "written", "dropped"))
+        out.add_row(row["method"], *counts, f"{row['out']:,}")
     return out
 
 
@@ -56,7 +57,8 @@ def fewer(bars: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
         return dict(bars)
     largest = sorted(bars, key=lambda g: -bars[g][0])[:MOST - 1]
     rest = [bars[g] for g in bars if g not in largest]
-    return {g: bars[g] for g in sorted(largest)} | {f"{len(rest)} others": (sum(n for n, _ in rest), sum(k for _, k in rest))}
+    sums = sum(n for n, _ in rest), sum(k for _, k in rest)
+    return {g: bars[g] for g in sorted(largest)} | {f"{len(rest)} others": sums}
 
 
 def _bars(axes: Axes, bars: Mapping[str, Sequence[int]], colour: str) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -21,7 +20,7 @@ from trainwright.planning import runs
 
 def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | None, loss: str | None,
         known: dict[str, float | None]) -> Group:
-    """The law of these settings (``use`` among them), fitted on the rows of a file or else of a store, as it is printed.
+    """The law of these settings (``use`` among them), fitted on rows of a file or of a store, for printing.
 
     Raises:
         UserError: no law; half of a place to predict for; rows that are missing, wrong or too few.
@@ -30,27 +29,33 @@ def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | N
     if not isinstance(law, ScalingLaw):
         raise UserError(f"{settings['use']} is no law; `trainwright list --kind ScalingLaw` shows all.")
     if len({value is None for value in known.values()}) == 2:
-        raise UserError(f"{' and '.join(f'--{name}' for name in known)} go together: a prediction needs both.")
+        raise UserError(f"{' and '.join(f'--{name}' for name in known)} go together: "
+                        "a prediction needs both.")
     if rows is not None and (stage is not None or loss is not None):
         raise UserError("--stage and --loss choose from a store; with --rows the table says it all.")
-    table, notes = runs.from_store(Store(store), law.scratch, stage, loss) if rows is None else (runs.from_file(rows), [])
+    if rows is None:
+        table, notes = runs.from_store(Store(store), law.scratch, stage, loss)
+    else:
+        table, notes = runs.from_file(rows), []
     found = runs.fitted(law, table, Context(), str(store if rows is None else rows))
     return render(found, law, {n: v for n, v in known.items() if v is not None}, len(table), notes)
 
 
 def render(fit: Fit, before: ScalingLaw, known: dict[str, float], rows: int, notes: list[str]) -> Group:
-    """Constants with their intervals, the error on rows that the fit had not seen, what it predicts, the recipe's line."""
+    """Constants with their intervals, the error on unseen rows, what it predicts, and the recipe's line."""
     constants = _table("constant", "fitted", "95 % interval", "before")
     for name, pair in runs.intervals(fit).items():
-        constants.add_row(name, f"{getattr(fit.law, name):.5g}", _interval(pair), f"{getattr(before, name):.5g}")
+        now, then = (f"{getattr(law, name):.5g}" for law in (fit.law, before))
+        constants.add_row(name, now, _interval(pair), then)
     parts: list[Any] = [Text(f"{before.name}, fitted on {rows} runs", style="bold"), constants, Text()]
     if fit.errors:
         errors = _table("on groups of runs that the fit had not seen", "")
         for name, value in fit.errors.items():
-            errors.add_row(escape(name), f"{value:.3g}")
+            errors.add_row(Text(name), f"{value:.3g}")
         parts += [errors, Text()]
     else:
-        parts += [Text("Its error is not known: too few runs to hold any out.", style="yellow"), Text()]
+        why = "Its error is not known: there are too few runs to hold any out."
+        parts += [Text(why, style="yellow"), Text()]
     if known:
         parts += [_predictions(fit, before, known), *_doubts(fit.law, known), Text()]
     parts += [Text(f"note: {note}", style="yellow") for note in [*notes, *fit.notes]]
@@ -60,9 +65,10 @@ def render(fit: Fit, before: ScalingLaw, known: dict[str, float], rows: int, not
 def _predictions(fit: Fit, before: ScalingLaw, known: dict[str, float]) -> Table:
     at = ", ".join(f"{value:,.6g} {name}" for name, value in known.items())
     table = _table(f"at {at}", "fitted", "95 % interval", "before")
-    told = runs.suggested(before, known)
+    suggested = runs.suggested(before, known)
     for name, (value, pair) in runs.predicted(fit, known).items():
-        table.add_row(escape(name), _number(value), _interval(pair) if pair else "", _number(told[name]) if name in told else "")
+        then = _number(suggested[name]) if name in suggested else ""
+        table.add_row(Text(name), _number(value), _interval(pair) if pair else "", then)
     return table
 
 
@@ -73,8 +79,9 @@ def _doubts(law: ScalingLaw, known: dict[str, float]) -> list[Text]:
 
 def recipe_line(law: ScalingLaw) -> str:
     """The law as a recipe names it, with every setting that is not the default."""
-    settings = {f.name: getattr(law, f.name) for f in dataclasses.fields(law) if getattr(law, f.name) != f.default}
-    return "{ " + ", ".join([f"use = {_toml(registry.use_of(law))}", *(f"{n} = {_toml(v)}" for n, v in settings.items())]) + " }"
+    values = {f.name: (getattr(law, f.name), f.default) for f in dataclasses.fields(law)}
+    settings = [f"{name} = {_toml(value)}" for name, (value, default) in values.items() if value != default]
+    return "{ " + ", ".join([f"use = {_toml(registry.use_of(law))}", *settings]) + " }"
 
 
 def _toml(value: Any) -> str:
@@ -96,5 +103,5 @@ def _interval(pair: tuple[float, float]) -> str:
 def _table(*heads: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, head in enumerate(heads):
-        table.add_column(escape(head), justify="right" if i else "left", style="" if i else "cyan")
+        table.add_column(Text(head), justify="right" if i else "left", style="" if i else "cyan")
     return table

@@ -1,4 +1,4 @@
-"""Figures as people read them, and the comparison that a table of evaluations holds. Imports nothing heavy."""
+"""Figures as people read them, and evaluations as rows against their baseline. Imports nothing heavy."""
 from __future__ import annotations
 
 import math
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NONE = "–"
-"""What stands where nothing was measured."""
+"""Stands where nothing was measured."""
 SIGNED = ("loss", "bits_per_byte")
 """Metrics of which less is better, and which are therefore compared with the baseline."""
 FIRST = (*SIGNED, "perplexity")
@@ -28,7 +28,7 @@ def count(x: float | None) -> str:
 
 
 def short(x: float) -> str:
-    """``count`` for the ticks of an axis, without zeros that say nothing: ``250 k``, ``1.5 M``."""
+    """``count`` for the ticks of an axis, without needless zeros: ``250 k``, ``1.5 M``."""
     number, space, unit = count(round(x, 6)).partition(" ")
     return (number.rstrip("0").rstrip(".") if "." in number else number) + space + unit
 
@@ -42,6 +42,11 @@ def size(x: float | None) -> str:
             break
         x /= 1000
     return f"{x:.1f} {unit}" if x < 10 and unit != "B" else f"{x:.0f} {unit}"
+
+
+def share(x: float | None) -> str:
+    """A share in percent: ``50.0 %``."""
+    return NONE if x is None or not math.isfinite(x) else f"{100 * x:.1f} %"
 
 
 def duration(seconds: float | None) -> str:
@@ -87,11 +92,13 @@ def ratio(x: float | None, base: float | None) -> str:
     if not x or not base or not math.isfinite(x / base):
         return ""
     found = x / base
-    return f"×{found:.{max(0, 1 - math.floor(math.log10(found))) if found < 0.0995 else 2 if found < 9.95 else 0}f}"
+    digits = max(0, 1 - math.floor(math.log10(found))) if found < 0.0995 else 2 if found < 9.95 else 0
+    return f"×{found:.{digits}f}"
 
 
 def quantity(metric: str, x: float | None) -> str:
-    """A number of a metric with the unit that its name tells: bytes, seconds, parameters, FLOPs; else as ``value`` has it."""
+    """A number with the unit that its metric's name implies (bytes, seconds, parameters, FLOPs), or as
+    ``value`` writes it."""
     if x is None or not math.isfinite(x):
         return NONE
     kind = unit_kind(metric)
@@ -105,7 +112,7 @@ def quantity(metric: str, x: float | None) -> str:
 
 
 def unit_kind(metric: str) -> str:
-    """``bytes``, ``seconds``, ``count`` or nothing: what a metric's name says of its unit."""
+    """``bytes``, ``seconds``, ``count`` or nothing: what a metric's name implies about its unit."""
     name = metric.partition("/")[0]
     if name.endswith("_bytes"):
         return "bytes"
@@ -114,7 +121,8 @@ def unit_kind(metric: str) -> str:
     return "count" if name in ("flops", "tokens", "steps") or name.endswith("parameters") else ""
 
 
-STEPS = {"bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")), "seconds": ((1.0, "s"), (1e-3, "ms")),
+STEPS = {"bytes": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+         "seconds": ((1.0, "s"), (1e-3, "ms")),
          "count": ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, "")), "": ((1.0, ""),)}
 
 
@@ -125,15 +133,19 @@ def unit(metric: str, most: float) -> tuple[float, str]:
 
 
 def decimals(width: float) -> int:
-    """Decimals that leave a width two digits where the first is small, else one: 3 for 0.012 and 0.0081, 0 for 12; up to six."""
+    """Decimals that leave a width two digits where the first is small, else one; at most six.
+
+    3 for 0.012 and for 0.0081, 0 for 12.
+    """
     if not (width > 0 and math.isfinite(width)):
         return 3
     places = -math.floor(math.log10(width))
     return min(6, max(0, places + (width * 10**places < 3.55)))
 
 
-def interval(metric: str, difference: float | None, low: float | None, high: float | None, sign: bool = True) -> tuple[str, str]:
-    """A difference and its interval, with as many decimals as the interval is worth: ``+0.036`` and ``[0.031, 0.041]``.
+def interval(metric: str, difference: float | None, low: float | None, high: float | None,
+             sign: bool = True) -> tuple[str, str]:
+    """A difference and its interval with as many decimals as it is worth: ``+0.036`` and ``[0.031, 0.041]``.
 
     The unit stands behind the difference. Without an interval (an exact number) there is no second text.
     """
@@ -144,14 +156,14 @@ def interval(metric: str, difference: float | None, low: float | None, high: flo
     width = (ends[1] - ends[0]) / 2 if ends else abs(difference) / 10
     digits = decimals(width / by) if width else 0
     while digits < 6 and any(x and not float(f"{x / by:.{digits}f}") for x in ends):
-        digits += 1                                       # an end that looks like zero leaves open on which side of it it lies
+        digits += 1                        # an end that looks like zero hides on which side of it it lies
 
     def written(x: float, plus: bool) -> str:
         text = f"{x / by:+,.{digits}f}" if plus else f"{x / by:,.{digits}f}"
         return (text.lstrip("+-") if not float(text.replace(",", "")) else text).replace("-", "−")
 
-    said = " ".join(part for part in (written(difference, sign), name) if part)
-    return said, f"[{written(ends[0], False)}, {written(ends[1], False)}]" if ends else ""
+    text = " ".join(part for part in (written(difference, sign), name) if part)
+    return text, f"[{written(ends[0], False)}, {written(ends[1], False)}]" if ends else ""
 
 
 @dataclass(frozen=True)
@@ -166,7 +178,8 @@ class Measured:
     values: dict[str, float]
     """The metric's name without its domain, to what was measured."""
     against: dict[str, float]
-    """The same less the baseline's, signed as ``role`` says: a gain is how much lower, the others how much higher."""
+    """Differences from the baseline, signed by ``role``: a gain is how much lower, the others how much
+    higher."""
 
     @property
     def compared(self) -> bool:
@@ -187,7 +200,7 @@ class Measured:
 
 
 def measured(figures: dict[str, Any]) -> list[Measured]:
-    """The figures of an evaluation, domain by domain (new ones first, then old), each model against the baseline."""
+    """The figures of an evaluation by domain, new ones first, then old; each model against the baseline."""
     numbers: dict[str, dict[str, float]] = figures.get("numbers") or {}
     old, new, baseline = figures.get("old") or [], figures.get("new") or [], figures.get("baseline")
     found: dict[tuple[str, str], dict[str, float]] = {}
@@ -195,10 +208,10 @@ def measured(figures: dict[str, Any]) -> list[Measured]:
         for name, x in metrics.items():
             metric, _, domain = name.partition("/")
             found.setdefault((domain, model), {})[metric] = x
-    among = sorted({d for d, _ in found})
-    among.sort(key=lambda d: (new.index(d) if d in new else len(new) + old.index(d) if d in old else math.inf))
+    seen = sorted({d for d, _ in found})
+    first = [d for d in dict.fromkeys([*new, *old]) if d in seen]
     out = []
-    for domain in among:
+    for domain in [*first, *(d for d in seen if d not in first)]:
         role = "gain" if domain in new else "forgetting" if domain in old else "change"
         base = found.get((domain, baseline or ""), {})
         for model in [m for m in numbers if (domain, m) in found]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -24,15 +23,17 @@ def render(plan: Plan) -> Group:
 
 
 def proposals(found: Sequence[Proposal], size: str) -> Group:
-    """A line for each stage, and the words that make a command of it all; ``size`` is the limit as it was said."""
+    """A line for each stage, and the words that make a command of them; ``size`` is the limit as written."""
     if not found:
         return Group(Text(f"no training stage is to run: nothing has to fit into {size}"))
     lines = [_proposed(one, size) for one in found]
-    words = [f"--set {one.stage}.{key}={json.dumps(value)}" for one in found for key, value in one.changes.items()]
+    words = [f"--set {one.stage}.{key}={json.dumps(value)}"
+             for one in found for key, value in one.changes.items()]
     if words:
         lines += [Text(), Text(" ".join(words), style="bold")]
     if any(key.startswith("batch_") for one in found for key in one.changes):
-        lines.append(Text("A smaller batch changes what is learned; the other settings do not.", style="yellow"))
+        warning = "A smaller batch changes what is learned; the other settings do not."
+        lines.append(Text(warning, style="yellow"))
     return Group(*lines)
 
 
@@ -42,25 +43,27 @@ def _proposed(one: Proposal, size: str) -> Text:
         return name + Text(f"is not known to fit into {size}: {one.note}")
     if not one.fits:
         return name + Text(f"nothing fits into {size}: {one.note}", style="red")
-    how = "with " + ", ".join(f"{k} = {json.dumps(v)}" for k, v in one.changes.items()) if one.changes else "as it is"
+    changes = ", ".join(f"{k} = {json.dumps(v)}" for k, v in one.changes.items())
+    how = f"with {changes}" if changes else "as it is"
     return name + Text(f"fits into {size} {how}: {_takes(one.figures)}")
 
 
 def _takes(figures: dict[str, float]) -> str:
-    told = []
+    parts = []
     if "memory_bytes" in figures:
-        told.append(f"about {figures['memory_bytes'] / 2**30:.2f} GiB at the peak")
+        parts.append(f"about {figures['memory_bytes'] / 2**30:.2f} GiB at the peak")
     if "seconds" in figures:
-        told.append(f"about {duration(figures['seconds'])}")
-    return " · ".join(told)
+        parts.append(f"about {duration(figures['seconds'])}")
+    return " · ".join(parts)
 
 
 def _head(one: StagePlan) -> Text:
     stage = one.job.stage
-    inputs = ", ".join(f"{role} = {' + '.join(s.name for s in sources)}" for role, sources in one.job.inputs.items())
+    inputs = ", ".join(f"{role} = {' + '.join(s.name for s in sources)}"
+                       for role, sources in one.job.inputs.items())
     state = ("in the store", "green") if one.cached else ("to run", "yellow")
-    return Text.assemble((stage.name, "bold cyan"), f"  {stage.kind}  ", state, (f"  from {inputs}" if inputs else "", "dim"),
-                         (f"  {one.job.key}", "dim"))
+    return Text.assemble((stage.name, "bold cyan"), f"  {stage.kind}  ", state,
+                         (f"  from {inputs}" if inputs else "", "dim"), (f"  {one.job.key}", "dim"))
 
 
 def _places(one: StagePlan) -> Table:
@@ -68,26 +71,27 @@ def _places(one: StagePlan) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     for place, who in one.places:
-        table.add_row(place, escape(" → ".join(who)))
+        table.add_row(place, Text(" → ".join(who)))
     if one.owns:
-        table.add_row("owns", escape("; ".join(one.owns)))
+        table.add_row("owns", Text("; ".join(one.owns)))
     if figures := _figures(one.figures):
         table.add_row("costs", figures)
     if one.note:
-        table.add_row("note", escape(one.note))
+        table.add_row("note", Text(one.note))
     return table
 
 
 def _figures(f: dict[str, Any]) -> str:
-    said = []
+    parts = []
     if "parameters" in f:
         some = f.get("trainable", f["parameters"]) != f["parameters"]
         trainable = f", {count(f['trainable'])} of them trained" if some else ""
-        said.append(f"{count(f['parameters'])} parameters{trainable}")
+        parts.append(f"{count(f['parameters'])} parameters{trainable}")
     if "steps" in f:
-        said.append(f"{f['steps']:,.0f} steps")
-    said += [f"{count(f[key])} {unit}" for key, unit in (("tokens", "tokens"), ("flops", "FLOPs")) if f.get(key)]
-    return " · ".join([*said, *([_takes(f)] if _takes(f) else [])])
+        parts.append(f"{f['steps']:,.0f} steps")
+    units = {"tokens": "tokens", "flops": "FLOPs"}
+    parts += [f"{count(f[key])} {unit}" for key, unit in units.items() if f.get(key)]
+    return " · ".join([*parts, *([_takes(f)] if _takes(f) else [])])
 
 
 def _total(plan: Plan) -> Text:

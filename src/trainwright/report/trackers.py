@@ -1,4 +1,5 @@
-"""Experiment trackers as listeners: each is imported when a recipe names it, and hears what ``metrics.jsonl`` holds."""
+"""Experiment trackers as listeners: each is imported when a recipe names it, and gets what ``metrics.jsonl``
+holds."""
 from __future__ import annotations
 
 import importlib
@@ -57,7 +58,7 @@ class Tracker(Listener):
         self.log(stage, {k: v for k, v in row.items() if k not in ("step", "steps")}, int(row["step"]))
 
     def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
-        """What a finished stage measured; a cached one was told of when it ran."""
+        """What a finished stage measured; that of a cached one was logged when it ran."""
         if state == "finished" and (numbers := flat(info)):
             self.log(name, {f"final/{k}": v for k, v in numbers.items()}, int(info.get("steps", 0)))
 
@@ -71,8 +72,9 @@ class TensorBoard(Tracker):
         self.writers: dict[str, Any] = {}
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
-        if stage not in self.writers:                     # purging hides what an interrupted run wrote beyond its checkpoint
-            self.writers[stage] = self.api.SummaryWriter(str(self.folder / self.run_name / stage), purge_step=step)
+        if stage not in self.writers:
+            folder = str(self.folder / self.run_name / stage)  # purging: an interrupted run wrote too much
+            self.writers[stage] = self.api.SummaryWriter(folder, purge_step=step)
         for name, value in numbers.items():
             self.writers[stage].add_scalar(name, value, step)
 
@@ -82,12 +84,13 @@ class TensorBoard(Tracker):
 
 
 class WeightsAndBiases(Tracker):
-    """One W&B run; each stage counts its own steps. ``WANDB_*`` variables hold, ``WANDB_MODE=offline`` too."""
+    """One W&B run in which each stage counts its own steps. ``WANDB_*`` variables apply."""
 
     name, module = "wandb", "wandb"
 
     def open(self) -> None:
-        self.run = self.api.init(project=os.environ.get("WANDB_PROJECT", "trainwright"), name=self.run_name, dir=str(self.folder))
+        project = os.environ.get("WANDB_PROJECT", "trainwright")
+        self.run = self.api.init(project=project, name=self.run_name, dir=str(self.folder))
         self.stages: set[str] = set()
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
