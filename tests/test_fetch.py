@@ -1,4 +1,5 @@
-"""Texts of others: a mail becomes what a person reads of it, so that its label cannot be read off its headers."""
+"""Texts and pictures of others: a mail becomes what a person reads of it, so that its label cannot be read off
+its headers."""
 from __future__ import annotations
 
 import email
@@ -39,3 +40,21 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(fetch, "unpack", lambda package, folder: pytest.fail("it was fetched"))
     (tmp_path / "mail.jsonl").write_text("{}\n")
     assert fetch.fetch("mail", tmp_path) == tmp_path / "mail.jsonl"
+
+
+def test_pictures_come_from_the_folder_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def run(command: list[object], cwd: Path | None = None, **settings: object) -> None:
+        made.append([str(word) for word in command])
+        if command[0] == "apt-get":
+            (Path(str(cwd)) / "one.deb").write_bytes(b"")
+        else:
+            inner = Path(str(command[-1])) / fetch.DEBIAN["stamps"][1]
+            inner.mkdir(parents=True)
+            (inner / "cat.png").write_bytes(b"")
+    monkeypatch.setattr(fetch.subprocess, "run", run)
+    for _ in range(2):
+        assert [f.name for f in fetch.fetch_pictures("stamps", tmp_path).iterdir()] == ["cat.png"]
+    assert [words[:2] for words in made] == [["apt-get", "download"], ["dpkg-deb", "-x"]]
+    assert [f.name for f in tmp_path.iterdir()] == ["stamps"], "nothing else is left"
