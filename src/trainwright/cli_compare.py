@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from trainwright.core.errors import UserError
+from trainwright.report.terminal import Terminal, styled
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
@@ -59,6 +59,7 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     An interrupted comparison resumes; with more seeds or another arm, earlier runs are used again.
     """
     from trainwright.compare import spec as specs
+    from trainwright.core.files import without_links
     from trainwright.core.recipe import parse_change
     given = {"stage": stage, "metric": metric, "seeds": seeds, "baseline": baseline, "trials": trials,
              "budget": specs.parse_budget(budget) if budget else None,
@@ -73,9 +74,9 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     from trainwright.report.comparison.progress import ComparisonProgress
     progress = ComparisonProgress(spec.settings.metric)
     c = Comparison(spec, Store(store), progress, jobs, engine, early_stop, keep)
-    Console().print(table.estimate(estimate(c)))
+    Terminal().print(table.estimate(estimate(c)))
     if not dry_run:
-        _answer(c, store / "comparisons" / (recipe.stem + ("-aa" if aa else "")))
+        _answer(c, without_links(c.store.folder("comparisons", recipe.stem + ("-aa" if aa else ""))))
 
 
 def _answer(c: Comparison, folder: Path) -> None:
@@ -85,14 +86,11 @@ def _answer(c: Comparison, folder: Path) -> None:
     from trainwright.report.comparison.table import ComparisonTable
     try:
         result = c.run()
-    except KeyboardInterrupt:
-        Console(stderr=True).print("[yellow]interrupted; run the same command to go on[/]")
-        raise typer.Exit(130) from None
     finally:
         c.watch.close()
     write(folder / "result.json", result)
-    Console().print(ComparisonTable(result))
-    Console().print(f"page: {page.write(folder, result)}", soft_wrap=True)
+    Terminal().print(ComparisonTable(result))
+    Terminal().print(f"page: {page.write(folder, result)}", soft_wrap=True)
 
 
 def bench(method: Annotated[list[str] | None, typer.Argument(
@@ -114,12 +112,9 @@ def bench(method: Annotated[list[str] | None, typer.Argument(
         watch = ComparisonProgress("")
         try:
             found = benches.run(name, Store(store), evidence, watch, jobs or benches.at_a_time())
-        except KeyboardInterrupt:
-            Console(stderr=True).print("[yellow]interrupted; run the same command to go on[/]")
-            raise typer.Exit(130) from None
         finally:
             watch.close()
-        Console().print(f"[cyan]{name}[/] {cards.evidence_sentence(found)}", soft_wrap=True)
+        Terminal().print(styled("[cyan]{}[/] {}", name, cards.evidence_sentence(found)), soft_wrap=True)
 
 
 def fit_law(law: Annotated[str, typer.Argument(
@@ -143,4 +138,4 @@ def fit_law(law: Annotated[str, typer.Argument(
     from trainwright.report import fitted
     settings = {"use": law, **dict(parse_change(c) for c in changes or ())}
     known = {"parameters": parameters, "tokens": tokens}
-    Console().print(fitted.fit(settings, rows, store, stage, loss, known), soft_wrap=True)
+    Terminal().print(fitted.fit(settings, rows, store, stage, loss, known), soft_wrap=True)

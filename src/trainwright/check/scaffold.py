@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import keyword
 import re
 from collections import Counter
 from pathlib import Path
@@ -9,8 +10,11 @@ from pathlib import Path
 from trainwright.core import registry
 from trainwright.core.card import kinds
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.shown import brief
 
 TEMPLATES = Path(__file__).with_name("templates")
+LONGEST = 60
+"""Letters of a name."""
 TITLE, NAME = "TheMethod", "the_method"
 """What a template calls the method."""
 
@@ -28,7 +32,11 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         ``root``.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise UserError(f"{name!r} is no name in snake_case, such as half_fine_tuning.")
+        raise UserError(f"{brief(name)} is no name in snake_case, such as half_fine_tuning.")
+    reserved = keyword.iskeyword(name) or keyword.iskeyword(title(name)) or title(name) in kinds()
+    if reserved or len(name) > LONGEST:
+        raise UserError(f"{brief(name)} cannot be the name of a method: it is a word of Python, a kind of "
+                        f"method, or longer than {LONGEST} letters.")
     if kind not in kinds():
         raise UserError(f"there is no kind {kind!r}{suggest(kind, kinds())}.")
     if name in registry.cards():

@@ -232,7 +232,7 @@ def parse_arm(text: str) -> Arm:
     drop: list[str] = []
     changes: dict[str, Any] = {}
     for part in rest.split(","):
-        words = shlex.split(part)
+        words = _words(part, f"--arm {text!r}")
         while words and "=" in words[0]:
             key, value = recipes.parse_change(words.pop(0))
             changes[key] = value
@@ -243,9 +243,17 @@ def parse_arm(text: str) -> Arm:
     return Arm(name=name.strip(), add=tuple(add), drop=tuple(drop), set=changes)
 
 
+def _words(text: str, where: str) -> list[str]:
+    """The words of a part of an option, as a shell splits them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{where}: {str(error).lower()}: quotation marks come in pairs.") from None
+
+
 def parse_methods(text: str, option: str) -> list[dict[str, Any]]:
     """``METHOD key=value, METHOD …`` from a command line, as a recipe writes them; errors name ``option``."""
-    named = [shlex.split(part) for part in text.split(",")]
+    named = [_words(part, f"{option} {text!r}") for part in text.split(",")]
     if not all(named):
         raise UserError(f"{option} {text!r}: write METHOD key=value, for example \"nucleus p=0.9\".")
     return [_method(words, f"{option} {text!r}") for words in named]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
+from trainwright.core.settings import Rate
 from trainwright.core.stage import Role
 
 if TYPE_CHECKING:
@@ -72,10 +73,14 @@ class Method:
 
 
 class Curate(Method):
-    """Adds columns to a table of documents, or drops or adds rows. Composes as a pipe, in recipe order."""
+    """Adds columns to a table of documents, or edits, drops or adds rows. Composes as a pipe, in recipe order.
+
+    What it edits is what is learned (``corpus/editing.py: edit``); what it writes from a document names that as its
+    ``origin`` and is in its split; why it drops one it may say (``corpus/provenance.py: because``).
+    """
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        """Lazily; columns are at least ``id, text, domain, source, metadata, messages`` (see ``corpus/sources.py``)."""
+        """Lazily; the columns that every table has are those of ``corpus/columns.py``."""
         raise NotImplementedError
 
     def depends(self, root: Path) -> str:
@@ -202,7 +207,7 @@ class Update(Method):
 class Optimizer(Update):
     """The update that owns the step of its parameters: its ``lr`` times the knob ``lr`` scales what is subtracted."""
 
-    lr: float = 1e-3
+    lr: Rate = 1e-3
     """Peak learning rate; a schedule multiplies it."""
 
     def claims(self, model: nn.Module) -> set[str]:

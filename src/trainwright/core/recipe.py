@@ -1,6 +1,7 @@
 """A recipe: a list of stages, read from TOML and checked before anything runs."""
 from __future__ import annotations
 
+import codecs
 import copy
 import dataclasses
 import os
@@ -12,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.settings import fit, make
+from trainwright.core.settings import DEEPEST, Seed, fit, levels, make
+from trainwright.core.shown import BRIEF, brief, cut
 from trainwright.core.stage import Made, Stage, check_seed, label_of, stages
+
+LARGEST_RECIPE = 16 << 20
+"""Bytes beyond which a file is no recipe."""
+HUB = r"hf://([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*"
+TOO_DEEP = "lists and tables stand too deep within each other"
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,41 @@ def read(file: Path) -> tuple[dict[str, Any], str]:
     """The table in a TOML file, and its text."""
     if not file.is_file():
         raise UserError(f"there is no recipe {file}.")
+    if file.stat().st_size > LARGEST_RECIPE:
+        raise UserError(f"{file}: larger than {LARGEST_RECIPE >> 20} MiB, which no recipe is.")
+    text = _decoded(file)
+    return _parsed(text, str(file)), text
+
+
+def _decoded(file: Path) -> str:
+    """The text of a file in UTF-8, with or without a mark of it at the beginning."""
+    data = file.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{file}: a text file in UTF-16: save it in UTF-8.")
     try:
-        text = file.read_text(encoding="utf-8")
-        return tomllib.loads(text), text
+        return data.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{file}: not a text file in UTF-8 (line {line}).") from None
+
+
+def _parsed(text: str, where: str) -> dict[str, Any]:
+    """What a text in TOML says."""
+    try:
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{file}: not valid TOML: {error}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{file}: not a text file in UTF-8.") from None
+        raise UserError(f"{where}: not valid TOML: {error}.") from None
+    except RecursionError:
+        raise UserError(f"{where}: {TOO_DEEP}.") from None
+    except ValueError as error:                      # a number of more digits than Python reads, a date that is none
+        digits = re.search(r"\d[\d_]{4000}", text)
+        if digits is None:
+            raise UserError(f"{where}: not valid TOML: {error}.") from None
+        line = text.count("\n", 0, digits.start()) + 1
+        raise UserError(f"{where}, line {line}: a number of more digits than any setting takes.") from None
+    if any(depth > 3 * DEEPEST for _, depth in levels(table)):
+        raise UserError(f"{where}: {TOO_DEEP}.")
+    return table
 
 
 def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, Any] | None = None) -> Recipe:
@@ -70,21 +105,29 @@ def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, 
         change(table, key, value, file)
     if {"compare", "arm"} & set(table):
         raise UserError(f"{file}: this is a comparison: trainwright compare {file}.")
-    known = {"title": str, "seed": int, "trackers": tuple[str, ...], "stage": list}
+    known = {"title": str, "seed": Seed, "trackers": tuple[str, ...], "stage": list}
     for key in table:
         if key not in known:
-            raise UserError(f"{file}: unknown key {key!r}{suggest(key, known)}.")
+            raise UserError(f"{file}: unknown key {brief(key)}{suggest(key, known)}.")
     if isinstance(table.get("stage"), dict):
         raise UserError(f"{file}: a recipe has a list of stages: write [[stage]], not [stage].")
-    top = {key: fit(value, known[key], f"{file}: {key}") for key, value in table.items()}
-    if not top.get("stage"):
+    if not isinstance(table.get("stage", []), list):
+        raise UserError(f"{file}: stage must be a list, not {brief(table['stage'])}.")
+    top = {key: fit(value, known[key], f"{file}: {key}") for key, value in table.items() if key != "stage"}
+    listed = table.get("stage")
+    if not listed:
         raise UserError(f"{file}: a recipe needs at least one [[stage]].")
     check_seed(top.get("seed", 0), str(file))
-    names = [one.get("name") for one in top["stage"] if isinstance(one, dict)]
+    names = [one.get("name") for one in listed if isinstance(one, dict)]
     found: list[Stage] = []
-    for number, one in enumerate(top["stage"], 1):
+    for number, one in enumerate(listed, 1):
         found.append(read_stage(one, f"{file}: stage {number}", str(file), Names(found, names, file.parent)))
     return Recipe(top.get("title", file.stem), top.get("seed", 0), top.get("trackers", ()), tuple(found), file, text)
+
+
+def place_of(root: Path, name: str) -> Path:
+    """The path that a recipe in the folder ``root`` names; ``~`` is the user's home."""
+    return root / os.path.expanduser(name)
 
 
 class Names:
@@ -106,6 +149,8 @@ class Names:
 
     def check(self, name: str, role: str, where: str) -> None:
         """Raise a UserError for a name that is neither an earlier stage nor a path."""
+        if name.startswith("hf://") and not re.fullmatch(HUB, name):
+            raise UserError(f"{where}: from.{role} = {brief(name)}: a model of the Hub is hf://OWNER/NAME.")
         if name in self.known or name.startswith(("package://", "hf://")):
             return
         if name in self.every:
@@ -117,7 +162,7 @@ class Names:
             kept = [n for n in self.known if n.startswith(f"{stage}@")]
             raise UserError(f"{where}: from.{role} = {name!r}: {stage!r} keeps "
                             + (f"the snapshots {', '.join(kept)}." if kept else "no snapshots: name them in its snapshots = […]."))
-        if not os.path.exists(self.root / name):
+        if not os.path.exists(place_of(self.root, name)):
             raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path{suggest(name, self.known)}.")
 
 
@@ -131,7 +176,7 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
         raise UserError(f"{where} must be a table: write [[stage]].")
     name = table.get("name")
     if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*", name):
-        raise UserError(f"{where}: name must be a word of at most 100 letters, digits, '_', '.' or '-', not {name!r}.")
+        raise UserError(f"{where}: name must be a word of at most 100 letters, digits, '_', '.' or '-', not {brief(name)}.")
     where = f"{file}: stage {name!r}"
     if name in names.known:
         raise UserError(f"{where}: two stages have this name.")
@@ -140,12 +185,12 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
     for key in table:
         if key not in known:
             near = " (did you mean 'from'?)" if key == "inputs" else suggest(key, known)
-            raise UserError(f"{where}: unknown setting {key!r}{near}.")
+            raise UserError(f"{where}: unknown setting {brief(key)}{near}.")
     settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
     settings["inputs"] = _inputs(settings.get("inputs", {}), names, where)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):
-            raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {method!r}.")
+            raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {brief(method)}.")
     made: Stage = make(cls, cls.read(settings, names, file, where), where)
     made.check(where)
     return made
@@ -154,18 +199,18 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
 def _kind(kind: Any, where: str) -> type[Stage]:
     if not isinstance(kind, str) or kind not in stages():
         near = suggest(kind, stages()) if isinstance(kind, str) and kind else ""
-        raise UserError(f"{where}: kind must be one of {', '.join(stages())}, not {kind!r}{near}.")
+        raise UserError(f"{where}: kind must be one of {', '.join(stages())}, not {brief(kind)}{near}.")
     return stages()[kind]
 
 
 def _inputs(given: Any, names: Names, where: str) -> dict[str, list[str]]:
     if not isinstance(given, dict):
-        raise UserError(f"{where}: from must be a table such as {{ model = \"base\" }}, not {given!r}.")
+        raise UserError(f"{where}: from must be a table such as {{ model = \"base\" }}, not {brief(given)}.")
     out: dict[str, list[str]] = {}
     for role, told in given.items():
         listed = [told] if isinstance(told, str) else told
         if not isinstance(listed, list) or not listed or not all(isinstance(n, str) for n in listed):
-            raise UserError(f"{where}: from.{role} must be a name or a list of names, not {told!r}.")
+            raise UserError(f"{where}: from.{role} must be a name or a list of names, not {brief(told)}.")
         for name in listed:
             names.check(name, role, where)
         out[role] = listed
@@ -202,8 +247,11 @@ def parse_change(text: str) -> tuple[str, Any]:
     """``STAGE.KEY=VALUE`` from a command line; the value is read as TOML, or as a string where it is none."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise UserError(f"--set {text}: write STAGE.KEY=VALUE, for example adapt.tokens=1e6.")
+        raise UserError(f"--set {cut(text, 2 * BRIEF)}: write STAGE.KEY=VALUE, for example adapt.tokens=1e6.")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+        read = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
+    except (ValueError, RecursionError):
+        raise UserError(f"--set {cut(text, 2 * BRIEF)}: this is no value: it is too long or too deep.") from None
+    return key.strip(), read["value"] if len(read) == 1 else value.strip()

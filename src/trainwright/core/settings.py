@@ -7,15 +7,66 @@ import inspect
 import textwrap
 import types
 import typing
+from collections.abc import Iterator
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.shown import BRIEF, brief, cut
 
 FILE = "names a file or a folder"
 FilePath = Annotated[str, FILE]
 """A setting that names a file or a folder, from the recipe's folder on: its content is part of an artifact's
 identity (``core/identity.py``)."""
+MOST = 300
+"""Characters of a message about a setting."""
+DEEPEST = 32
+"""Levels of lists and tables within each other."""
+FLOAT32 = 3.4028234663852886e38
+"""The largest number of the weights' own type."""
+
+
+class Between(NamedTuple):
+    """What numbers a setting takes, as the metadata of its type: ``Annotated[float, Between(0, 1)]``."""
+
+    low: float
+    high: float
+    above: bool = False
+    """Whether it must be above ``low``, not equal to it."""
+
+    def has(self, value: float) -> bool:
+        return self.low <= value <= self.high and not (self.above and value == self.low)
+
+    def __str__(self) -> str:
+        if self.high in (LARGEST, FLOAT32) or self.above:
+            least = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+            return least + ("" if self.high in (LARGEST, FLOAT32) else f" and at most {_named(self.high)}")
+        return f"from {_named(self.low)} to {_named(self.high)}"
+
+
+LARGEST = 2**31 - 1
+"""The largest count that is not one of tokens."""
+COUNTED, FINITE = Between(-LARGEST, LARGEST), Between(-FLOAT32, FLOAT32)
+"""What settings of the types int and float take that say nothing else."""
+Count = Annotated[int, Between(1, LARGEST)]
+"""How many: 1 or more."""
+Large = Annotated[int, Between(-(2**63 - 1), 2**63 - 1)]
+"""A whole number that may be as large as numbers of tokens are."""
+Seed = Annotated[int, Between(0, 2**63 - 1)]
+"""What a generator starts from."""
+Rate = Annotated[float, Between(0, FLOAT32)]
+"""A number of 0 or more."""
+Positive = Annotated[float, Between(0, FLOAT32, above=True)]
+"""A number above 0."""
+Share = Annotated[float, Between(0, 1)]
+"""A part of something: from 0 to 1."""
+Endless = Annotated[float, Between(-float("inf"), float("inf"))]
+"""A number that may be infinite."""
+
+
+def _named(bound: float) -> str:
+    powers = {power: f"2**{power} - 1" for power in (31, 63)}
+    return next((said for power, said in powers.items() if bound == 2**power - 1), f"{bound:g}")
 
 
 def make(cls: type, given: dict[str, Any], where: str) -> Any:
@@ -25,7 +76,8 @@ def make(cls: type, given: dict[str, Any], where: str) -> Any:
     field's default.
 
     Raises:
-        UserError: an unknown key (with the nearest right one), a missing one, or a value of the wrong type.
+        UserError: an unknown key (with the nearest right one), a missing one, a value of the wrong type or
+            out of range. It is one sentence, however long the value.
     """
     return _make(cls, given, where, f"{where}: ", {})
 
@@ -36,7 +88,7 @@ def _make(cls: type, given: dict[str, Any], where: str, prefix: str, start: dict
     hints, values = hints_of(cls), dict(start)
     for key, value in given.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown setting {key!r}{suggest(key, fields)}.")
+            raise UserError(cut(f"{where}: unknown setting {brief(key)}{suggest(str(key), fields)}.", MOST))
         place, group = f"{prefix}{key}", group_of(hints[key])
         if group is not None and isinstance(value, dict):
             values[key] = _make(group, value, place, f"{place}.", _values(default_of(fields[key])))
@@ -47,12 +99,13 @@ def _make(cls: type, given: dict[str, Any], where: str, prefix: str, start: dict
             raise UserError(f"{where}: the setting {name!r} is needed and has no default.")
     try:
         return cls(**values)
-    except ValueError as error:
-        raise UserError(f"{where}: {str(error).rstrip('.')}.") from None
+    except (ValueError, ArithmeticError, RecursionError) as error:
+        raise UserError(cut(f"{where}: {str(error).rstrip('.')}.", MOST)) from None
 
 
 def group_of(kind: Any) -> type | None:
     """The dataclass that a field's type is (perhaps optional), if any: a group of settings."""
+    kind = _bare(kind)
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     return next((one for one in options if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
 
@@ -71,7 +124,19 @@ def _values(group: Any) -> dict[str, Any]:
 
 @cache
 def hints_of(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+    """The types of the fields, with their ranges. A range that a kind of method gives a setting holds where a
+    method gives it another default."""
+    found = typing.get_type_hints(cls, include_extras=True)
+    for base in cls.__mro__[1:]:
+        for name, kind in typing.get_type_hints(base, include_extras=True).items():
+            if typing.get_origin(kind) is Annotated and found[name] == _bare(kind):
+                found[name] = kind
+    return found
+
+
+def _bare(kind: Any) -> Any:
+    """A type without its range and marks."""
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
 def fit(value: Any, kind: Any, where: str) -> Any:
@@ -79,55 +144,119 @@ def fit(value: Any, kind: Any, where: str) -> Any:
     for groups of settings; nothing else is converted.
 
     Raises:
-        UserError: the value has another type; ``where`` begins the sentence.
+        UserError: the value has another type or is out of range; ``where`` begins the sentence.
     """
+    limits = next((m for m in getattr(kind, "__metadata__", ()) if isinstance(m, Between)), None)
+    kind = _bare(kind)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
-        return value
+        return _sound(value, where)
     if origin in (typing.Union, types.UnionType):
         return _fit_union(value, args, where)
     if origin is typing.Literal:
-        if value not in args:
-            raise UserError(f"{where} must be one of {', '.join(map(repr, args))}, not {value!r}.")
+        if not isinstance(value, (str, int, float)) or value not in args:
+            raise _refused(where, f"one of {', '.join(map(repr, args))}", value)
         return value
     if origin in (tuple, list) or kind in (tuple, list):
         if not isinstance(value, (list, tuple)):
-            raise UserError(f"{where} must be a list, not {value!r}.")
+            raise _refused(where, "a list", value)
         return tuple(fit(v, args[0] if args else Any, f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
-            raise UserError(f"{where} must be a table such as {{ a = 1 }}, not {value!r}.")
-        return {k: fit(v, args[1] if args else Any, f"{where}.{k}") for k, v in value.items()}
+            raise _refused(where, "a table such as { a = 1 }", value)
+        inner = args[1] if args else Any
+        keys = {key: _text(key, f"a key of {where}") for key in value}
+        return {key: fit(value[key], inner, f"{where}.{cut(key, BRIEF)}") for key in keys.values()}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind) and not isinstance(value, kind):
         if not isinstance(value, dict):
-            raise UserError(f"{where} must be a table such as {{ a = 1 }}, not {value!r}.")
+            raise _refused(where, "a table such as { a = 1 }", value)
         return _make(kind, value, where, f"{where}.", {})
-    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value != value:
-            raise UserError(f"{where} must be a number, and nan is none.")
-        return float(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, kind) and not (kind in (int, float) and isinstance(value, bool)):
-        return value
-    raise UserError(f"{where} must be {name_of(kind)}, not {value!r}.")
+    if kind in (int, float):
+        return _number(value, kind, limits, where)
+    if isinstance(value, kind):
+        return _text(value, where) if kind is str else value
+    raise _refused(where, name_of(kind), value)
+
+
+def _refused(where: str, what: str, value: Any) -> UserError:
+    return UserError(cut(f"{where} must be {what}, not {brief(value)}.", MOST))
+
+
+def _number(value: Any, kind: type, limits: Between | None, where: str) -> Any:
+    """A number of its type and within its range."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _refused(where, name_of(kind), value)
+    if kind is int:
+        if isinstance(value, float) and not value.is_integer():
+            raise _refused(where, name_of(kind), value)
+        value, limits = int(value), limits or COUNTED
+    elif value != value:
+        raise UserError(f"{where} must be a number, and nan is none.")
+    else:
+        limits = limits or FINITE
+    if not limits.has(value) or (kind is float and abs(value) > FLOAT32 and isinstance(value, int)):
+        words = {COUNTED: "a whole number below 2**31 in size", FINITE: "a finite number below 3.4e38 in size"}
+        raise _refused(where, words.get(limits, str(limits)), value)
+    return kind(value)
+
+
+def _text(value: Any, where: str) -> str:
+    """A string that can be written into a file and handed to the system."""
+    if not isinstance(value, str):
+        raise _refused(where, "a string", value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise _refused(where, "text in whole characters", value) from None
+    if "\0" in value:
+        raise _refused(where, "text without NUL", value)
+    return value
+
+
+def levels(value: Any) -> Iterator[tuple[Any, int]]:
+    """All that is in a value, keys too, and how many lists and tables around it. It is not recursive."""
+    todo = [(value, 0)]
+    while todo:
+        one, depth = todo.pop()
+        yield one, depth
+        if isinstance(one, dict):
+            todo += [(k, depth + 1) for k in one] + [(v, depth + 1) for v in one.values()]
+        elif isinstance(one, (list, tuple)):
+            todo += [(v, depth + 1) for v in one]
+
+
+def _sound(value: Any, where: str) -> Any:
+    """A value of any type that a recipe can hold, not too deep and of numbers that every library takes."""
+    for one, depth in levels(value):
+        if depth > DEEPEST:
+            raise UserError(cut(f"{where} must be at most {DEEPEST} lists and tables deep.", MOST))
+        if isinstance(one, (dict, list, tuple)):
+            continue
+        if isinstance(one, str):
+            _text(one, where)
+        elif isinstance(one, int) and abs(one) >= 2**63:
+            raise _refused(where, "a whole number below 2**63 in size", one)
+        elif one is not None and not isinstance(one, (int, float)) and not dataclasses.is_dataclass(one):
+            raise _refused(where, "text, a number, true or false, a list or a table", one)
+    return value
 
 
 def _fit_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in args:
         return None
     real = [a for a in args if a is not type(None)]
-    for arg in sorted(real, key=lambda a: a is not type(value)):     # its own type first: 1.0 is not 1
+    for arg in sorted(real, key=lambda a: _bare(a) is not type(value)):  # 1.0 stays 1.0 where 1 is something else
         try:
             return fit(value, arg, where)
         except UserError as error:
-            if len(real) == 1:
+            if len(real) == 1 or (_bare(arg) is type(value) and type(value) in (int, float, str)):
                 raise error
-    raise UserError(f"{where} must be {' or '.join(name_of(a) for a in real)}, not {value!r}.")
+    raise _refused(where, " or ".join(name_of(a) for a in real), value)
 
 
 def name_of(kind: Any) -> str:
     """The type in words that a recipe's author uses."""
+    kind = _bare(kind)
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(name_of(a) for a in args if a is not type(None))

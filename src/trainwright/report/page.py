@@ -15,15 +15,27 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from trainwright.core import stage as kinds
+from trainwright.core.shown import plain
 from trainwright.report import curated, numbers, plots
-from trainwright.report.numbers import Measured, count, duration, measured, metrics_of, signed, size, value
+from trainwright.report.numbers import (
+    Measured,
+    count,
+    duration,
+    measured,
+    metrics_of,
+    share,
+    signed,
+    size,
+    value,
+)
 
 STATES = {"cached": "from the store", "finished": "run now", "resumed": "resumed", "failed": "failed"}
 
 
 @dataclass
-class Stage:
-    """What the page tells of one stage: its manifest, and what was read and drawn of its folder."""
+class StageView:
+    """What the page shows of one stage: its manifest, and what was read and drawn of its folder."""
 
     manifest: dict[str, Any]
     folder: Path
@@ -47,8 +59,40 @@ class Stage:
         return str(self.manifest["stage"])
 
     @property
+    def label(self) -> str:
+        """Its name as people read it: ``loop, round 2: tune``."""
+        return label(self.name)
+
+    @property
+    def title(self) -> str:
+        """Its name below the heading of its round."""
+        found = kinds.round_of(self.name)
+        return found[2] if found else self.name
+
+    @property
+    def round(self) -> str:
+        """``loop, round 2`` where a repetition ran it, else nothing."""
+        found = kinds.round_of(self.name)
+        return f"{found[0]}, round {found[1]}" if found else ""
+
+    @property
     def kind(self) -> str:
         return str(self.manifest.get("kind", ""))
+
+    @property
+    def cls(self) -> type[kinds.Stage]:
+        """The class of its kind."""
+        return kinds.stages().get(self.kind, kinds.Stage)
+
+    @property
+    def trains(self) -> bool:
+        return self.cls.trains
+
+    @property
+    def methods(self) -> str:
+        """The names of its methods."""
+        used = (self.manifest.get("settings") or {}).get("methods") or ()
+        return ", ".join(str(m.get("use")) for m in used)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -61,7 +105,9 @@ class Stage:
     @property
     def why(self) -> str:
         """The reason of a failure, or nothing."""
-        return str(self.manifest.get("why") or "no reason was given") if self.manifest.get("state") == "failed" else ""
+        if self.manifest.get("state") != "failed":
+            return ""
+        return str(self.manifest.get("why") or "no reason was given")
 
     @property
     def state(self) -> str:
@@ -70,8 +116,8 @@ class Stage:
     @property
     def pictures(self) -> list[tuple[str, str, str]]:
         """What methods drew: name, the picture as an address that holds it, and what it shows, in words."""
-        kept = [(name, self.folder / told["file"], told["words"])
-                for name, told in (self.manifest.get("pictures") or {}).items()]
+        kept = [(name, self.folder / entry["file"], entry["words"])
+                for name, entry in (self.manifest.get("pictures") or {}).items()]
         return [(name, f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}", words)
                 for name, file, words in kept if file.is_file()]
 
@@ -80,47 +126,78 @@ class Stage:
         """Bytes of the weights, or of the whole folder where it holds none."""
         if "stored_bytes" in self.figures:
             return int(self.figures["stored_bytes"])
-        return sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file()) if self.folder.is_dir() else None
+        if not self.folder.is_dir():
+            return None
+        return sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
 
 
-def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any]], folders: list[Path], plan: str) -> Path:
+def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any]], folders: list[Path],
+          plan: str) -> Path:
     """Write ``out/index.html`` and the plots as PNG; returns the page.
 
-    Beside what the store writes, a manifest may hold ``state`` (``finished``, ``cached``, ``resumed``, ``failed``) and, where
-    the stage failed, ``why``; such a one needs no more than ``stage`` and ``kind``. ``plan`` may be empty.
+    Beside what the store writes, a manifest may hold ``state`` (``finished``, ``cached``, ``resumed``,
+    ``failed``) and, where the stage failed, ``why``; such a one needs no more than ``stage`` and ``kind``.
+    ``plan`` may be empty.
     """
     out.mkdir(parents=True, exist_ok=True)
-    stages = [Stage(m, f) for m, f in zip(manifests, folders, strict=True)]
-    rows = {s.name: metrics(s.folder) for s in stages if s.kind == "train"}
+    stages = [StageView(m, f) for m, f in zip(manifests, folders, strict=True)]
+    rows = {s.name: metrics(s.folder) for s in stages if s.trains}
     for stage in stages:
-        stage.rows = measured(stage.figures) if stage.kind == "evaluate" else []
+        stage.rows = measured(stage.figures)
     colours = domain_colours(stages, rows)
     for stage in stages:
-        if stage.kind == "train":
+        if stage.trains:
             _plot_training(stage, rows[stage.name], colours, out)
-        elif stage.kind == "corpus" and curated.selects(stage.figures):
+        elif curated.selects(stage.figures):
             _plot_selection(stage, out)
         elif stage.rows:
             _plot_evaluation(stage, colours, out)
     text = _environment().get_template("run.html").render(
-        title=title, plan=plan.strip(), recipe=highlight(recipe_text), stages=stages, facts=facts(stages), story=story(stages),
-        trained=[s for s in stages if s.kind == "train"], judged=[s for s in stages if s.rows], total=total(stages),
-        data=[(s, table) for s in stages if s.kind == "corpus" and (table := data_table(s.folder))],
+        title=title, plan=plan.strip(), recipe=highlight(recipe_text), stages=stages, facts=facts(stages),
+        story=story(stages), trained=[s for s in stages if s.trains], made=made_at_once(stages),
+        judged=[s for s in stages if s.rows], total=total(stages),
+        data=[(s, table) for s in stages if s.cls.makes == "corpus" and (table := data_table(s.folder))],
         samples=[(s, list(texts.items())) for s in stages if (texts := s.manifest.get("texts"))],
         pictures=[(s, shown) for s in stages if (shown := s.pictures)],
-        versions=versions(stages), command=next((c for s in reversed(stages) if (c := s.manifest.get("command"))), ""))
+        versions=versions(stages),
+        command=next((c for s in reversed(stages) if (c := s.manifest.get("command"))), ""))
     page = out / "index.html"
-    page.write_text(text, encoding="utf-8")
+    page.write_text(plain(text, lines=True), encoding="utf-8")
     return page
 
 
 def _environment() -> Environment:
     made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
                        trim_blocks=True, lstrip_blocks=True)
-    made.filters |= {"count": count, "size": size, "duration": duration, "value": value, "signed": signed, "metric": metric_name,
-                     "pretty": lambda x: json.dumps(x, indent=2, ensure_ascii=False, default=str), "metrics_of": metrics_of}
-    made.globals |= {"NONE": numbers.NONE, "SIGNED": numbers.SIGNED}
+    made.filters |= {"count": count, "size": size, "duration": duration, "value": value, "signed": signed,
+                     "metric": metric_name, "metrics_of": metrics_of, "label": label, "by_round": by_round,
+                     "share": share,
+                     "pretty": lambda x: json.dumps(x, indent=2, ensure_ascii=False, default=str)}
+    made.globals |= {"NONE": numbers.NONE, "SIGNED": numbers.SIGNED, "sources": sources}
     return made
+
+
+def label(name: str) -> str:
+    """The name of a stage as people read it: ``loop.2.tune`` is ``loop, round 2: tune``."""
+    found = kinds.round_of(name)
+    return f"{found[0]}, round {found[1]}: {found[2]}" if found else name
+
+
+def by_round(stages: Sequence[StageView]) -> list[tuple[str, list[StageView]]]:
+    """The stages in groups: the heading of a round with its stages, no heading for those of no repetition."""
+    return [(heading, list(group)) for heading, group in itertools.groupby(stages, key=lambda s: s.round)]
+
+
+def made_at_once(stages: Sequence[StageView]) -> list[StageView]:
+    """Stages that made a model without training: merged it, pruned it, quantized it."""
+    return [s for s in stages if s.cls.makes == "model" and not s.trains and s.figures.get("parameters")]
+
+
+def sources(stage: StageView) -> str:
+    """What it was made from, by role: ``model = base, data = corpus``."""
+    inputs = stage.manifest.get("inputs") or {}
+    return ", ".join(f"{role} = {' + '.join(label(str(one['stage'])) for one in found)}"
+                     for role, found in inputs.items())
 
 
 def metric_name(name: str) -> str:
@@ -133,42 +210,46 @@ def metric_name(name: str) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The rows of ``metrics.jsonl``; a last line that was cut off by a crash is left out."""
+    """The rows of ``metrics.jsonl`` without a last line that a crash cut off."""
     file = folder / "metrics.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
 
 
-def domain_colours(stages: Sequence[Stage], rows: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
-    """One colour a domain, in all plots of the page; the first colour is the training loss'."""
-    names = {n.removeprefix("eval/loss/") for many in rows.values() for row in many for n in row if n.startswith("eval/loss/")}
+def domain_colours(stages: Sequence[StageView], rows: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """One colour for each domain, in all plots of the page; the first colour is that of the training loss."""
+    seen = {name for written in rows.values() for row in written for name in row}
+    names = {n.removeprefix("eval/loss/") for n in seen if n.startswith("eval/loss/")}
     names |= {r.domain for s in stages for r in s.rows}
     return {name: 1 + i for i, name in enumerate(sorted(names))}
 
 
-def _plot_training(stage: Stage, rows: list[dict[str, Any]], colours: dict[str, int], out: Path) -> None:
+def _plot_training(stage: StageView, rows: list[dict[str, Any]], colours: dict[str, int], out: Path) -> None:
     figure = plots.training(rows, colours)
     if figure:
         loss = [r["loss"] for r in rows if math.isfinite(r.get("loss", math.nan))]
-        _keep(stage, figure, out, "loss", f"Training loss of the stage {stage.name}, from {value(loss[0])} to {value(loss[-1])}.")
+        _keep(stage, figure, out, "loss",
+              f"Training loss of the stage {stage.label}, from {value(loss[0])} to {value(loss[-1])}.")
 
 
-def _plot_evaluation(stage: Stage, colours: dict[str, int], out: Path) -> None:
+def _plot_evaluation(stage: StageView, colours: dict[str, int], out: Path) -> None:
     words = {"gain": "new", "forgetting": "old", "change": "other"}
     rows = [r for model in stage.figures["numbers"] for r in stage.rows if r.model == model and r.compared]
-    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", r.model, r.lower, colour=colours[r.domain]) for r in rows]
+    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", label(r.model), r.lower, colour=colours[r.domain])
+             for r in rows]
     if shown:
-        base = stage.figures["baseline"]
-        said = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
+        base = label(stage.figures["baseline"])
+        listed = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
         _keep(stage, plots.effects(shown, f"worse than {base}", f"better than {base}"), out, "effect",
-              f"How much lower the loss is than that of {base}: {said}")
+              f"How much lower the loss is than that of {base}: {listed}")
 
 
-def _plot_selection(stage: Stage, out: Path) -> None:
-    _keep(stage, curated.figure(stage.figures), out, "selected", f"What {stage.name} kept: {curated.label(stage.figures)}")
+def _plot_selection(stage: StageView, out: Path) -> None:
+    _keep(stage, curated.figure(stage.figures), out, "selected",
+          f"What {stage.label} kept: {curated.label(stage.figures)}")
 
 
-def _keep(stage: Stage, figure: Figure, out: Path, what: str, label: str) -> None:
+def _keep(stage: StageView, figure: Figure, out: Path, what: str, label: str) -> None:
     stage.picture = f"{what}-{re.sub(r'[^A-Za-z0-9_.+-]', '_', stage.name)}.png"
     plots.png(figure, out / stage.picture)
     stage.plot = Markup(plots.svg(figure, f"{what}-{stage.name}", label))
@@ -177,18 +258,23 @@ def _keep(stage: Stage, figure: Figure, out: Path, what: str, label: str) -> Non
 # ---- words -----------------------------------------------------------------------------------------
 
 
-def story(stages: Sequence[Stage]) -> list[tuple[str, Markup]]:
-    """What happened, in sentences: failures first, then what was learned and forgotten; else how training ended."""
-    told = [("failure", Markup("<strong>{}</strong> failed: {}").format(s.name, s.why)) for s in stages if s.why]
+def story(stages: Sequence[StageView]) -> list[tuple[str, Markup]]:
+    """What happened, in sentences: failures first, then what was learned and forgotten, or else how training
+    ended. Before each stands the class of its list item."""
+    lines = [("failure", Markup("<strong>{}</strong> failed: {}").format(s.label, s.why))
+             for s in stages if s.why]
     for s in stages:
         for model in dict.fromkeys(r.model for r in s.rows if r.against):
-            if parts := [_clause(r) for r in s.rows if r.model == model and r.compared and r.role != "change"]:
-                told.append(("", Markup("<strong>{}</strong> {}.").format(model, Markup(" and ").join(parts))))
-    if not any(kind == "" for kind, _ in told):
-        told += [("", Markup("<strong>{}</strong> trained on {} tokens in {}; its loss ended at {}.").format(
-            s.name, count(s.figures.get("tokens")), duration(s.figures.get("seconds")), value(s.figures.get("loss"))))
-            for s in stages if s.kind == "train" and not s.why]
-    return told
+            rows = [r for r in s.rows if r.model == model and r.compared and r.role != "change"]
+            if rows:
+                clauses = Markup(" and ").join(map(_clause, rows))
+                lines.append(("", Markup("<strong>{}</strong> {}.").format(label(model), clauses)))
+    if not any(css == "" for css, _ in lines):
+        text = "<strong>{}</strong> trained on {} tokens in {}; its loss ended at {}."
+        lines += [("", Markup(text).format(s.label, count(s.figures.get("tokens")),
+                                           duration(s.figures.get("seconds")), value(s.figures.get("loss"))))
+                  for s in stages if s.trains and not s.why]
+    return lines
 
 
 def _clause(row: Measured) -> Markup:
@@ -203,22 +289,23 @@ def _clause(row: Measured) -> Markup:
         verb, row.domain, value(loss), kind, signed(-row.lower))
 
 
-def facts(stages: Sequence[Stage]) -> list[tuple[str, str]]:
+def facts(stages: Sequence[StageView]) -> list[tuple[str, str]]:
     """The few figures on top of the page."""
     sums = total(stages)
-    made = [s for s in stages if s.kind in ("train", "merge") and s.figures.get("parameters")]
+    made = [s for s in stages if s.cls.makes == "model" and s.figures.get("parameters")]
     found = [("parameters", count(max(s.figures["parameters"] for s in made)) if made else ""),
              ("tokens trained on", count(sums["tokens"]) if sums["tokens"] else ""),
              ("FLOPs", count(sums["flops"]) if sums["flops"] else ""),
              ("time of all stages", duration(sums["seconds"]) if sums["seconds"] else ""),
              ("peak memory", size(sums["memory"]) if sums["memory"] else "")]
-    return [(name, said) for name, said in found if said]
+    return [(name, text) for name, text in found if text]
 
 
-def total(stages: Sequence[Stage]) -> dict[str, float]:
+def total(stages: Sequence[StageView]) -> dict[str, float]:
     """Sums over the stages, and the highest peak."""
-    train = [s.figures for s in stages if s.kind == "train"]
-    return {"tokens": sum(f.get("tokens") or 0 for f in train), "flops": sum(f.get("flops") or 0 for f in train),
+    train = [s.figures for s in stages if s.trains]
+    return {"tokens": sum(f.get("tokens") or 0 for f in train),
+            "flops": sum(f.get("flops") or 0 for f in train),
             "seconds": sum(s.seconds or 0 for s in stages), "stored": sum(s.stored or 0 for s in stages),
             "memory": max([s.figures.get("peak_memory_bytes") or 0 for s in stages], default=0)}
 
@@ -227,24 +314,26 @@ def total(stages: Sequence[Stage]) -> dict[str, float]:
 
 
 def data_table(folder: Path) -> list[tuple[str, dict[str, tuple[int, int]], int, int]]:
-    """Of a corpus: each domain with ``{split: (documents, tokens)}``, its documents and its tokens; the sums come last."""
+    """Each domain of a corpus with ``{split: (documents, tokens)}`` and the sums of both; the total last."""
     file = folder / "tokens" / "index.parquet"
     if not file.is_file():
         return []
     import pyarrow.parquet as pq
     index = pq.read_table(file, columns=["domain", "split", "length"]).combine_chunks()
-    grouped = index.group_by(["domain", "split"]).aggregate([("length", "count"), ("length", "sum")]).to_pylist()
+    counts = [("length", "count"), ("length", "sum")]
+    grouped = index.group_by(["domain", "split"]).aggregate(counts).to_pylist()
     splits = [s for s in ("train", "tune", "test") if any(g["split"] == s for g in grouped)]
     cells = {(g["domain"], g["split"]): (g["length_count"], g["length_sum"]) for g in grouped}
     domains = sorted({d for d, _ in cells})
     rows = [(d, {s: cells.get((d, s), (0, 0)) for s in splits}) for d in domains]
     if len(rows) > 1:
-        rows.append(("all", {s: (sum(r[s][0] for _, r in rows), sum(r[s][1] for _, r in rows)) for s in splits}))
+        sums = {s: (sum(r[s][0] for _, r in rows), sum(r[s][1] for _, r in rows)) for s in splits}
+        rows.append(("all", sums))
     return [(d, r, sum(x[0] for x in r.values()), sum(x[1] for x in r.values())) for d, r in rows]
 
 
-def versions(stages: Sequence[Stage]) -> dict[str, str]:
-    """Every package's version; all of them where stages were made with different ones."""
+def versions(stages: Sequence[StageView]) -> dict[str, str]:
+    """The version of every package; several where stages were made with different ones."""
     seen: dict[str, dict[str, None]] = {}
     for s in stages:
         for package, version in (s.manifest.get("versions") or {}).items():
@@ -252,9 +341,11 @@ def versions(stages: Sequence[Stage]) -> dict[str, str]:
     return {p: ", ".join(v) for p, v in seen.items()}
 
 
-TOML = re.compile(r"""(?P<comment>\#[^\n]*)|(?P<string>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
+TOML = re.compile(r"""(?P<comment>\#[^\n]*)"""
+                  r"""|(?P<string>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
                   r"""|(?P<head>^[ \t]*\[\[?[^\]\n]*\]\]?)|(?P<key>[A-Za-z0-9_.-]+(?=[ \t]*=))"""
-                  r"""|(?P<number>\b(?:true|false|[+-]?\d[\d_]*(?:\.\d[\d_]*)?(?:[eE][+-]?\d+)?)\b)""", re.MULTILINE | re.DOTALL)
+                  r"""|(?P<number>\b(?:true|false|[+-]?\d[\d_]*(?:\.\d[\d_]*)?(?:[eE][+-]?\d+)?)\b)""",
+                  re.MULTILINE | re.DOTALL)
 
 
 def highlight(text: str) -> Markup:

@@ -1,5 +1,5 @@
-"""Plots in one style, drawn on Matplotlib's objects (no pyplot, nothing global). One drawing serves a page, where its
-colours follow the reader's light or dark theme, and a PNG that goes into a paper."""
+"""Plots in one style, drawn on Matplotlib's objects (no pyplot, nothing global). One drawing serves a page,
+where its colours follow the reader's light or dark theme, and a PNG that goes into a paper."""
 from __future__ import annotations
 
 import html
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from trainwright.core.shown import plain
 from trainwright.report.numbers import short, signed
 
 INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dfe3e8", "#fefefe"
@@ -26,12 +27,14 @@ THEME = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--card", GOOD: 
          **{c: f"--plot-{i + 1}" for i, c in enumerate(SERIES)}}
 """What a page calls each colour; the drawn one is the fallback."""
 RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False, "svg.fonttype": "none",
-    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 9, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.spines.left": False, "axes.facecolor": "none", "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True,
-    "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 9,
-    "ytick.labelsize": 9, "xtick.major.size": 0, "ytick.major.size": 0, "figure.facecolor": "none", "lines.linewidth": 1.8,
-    "lines.solid_capstyle": "round", "path.simplify": True,
+    "font.family": "DejaVu Sans", "font.size": 9.5, "text.color": INK, "text.parse_math": False,
+    "axes.edgecolor": GRID, "axes.labelcolor": MUTED, "axes.labelsize": 9, "axes.facecolor": "none",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelsize": 9, "ytick.labelsize": 9,
+    "xtick.major.size": 0, "ytick.major.size": 0, "figure.facecolor": "none", "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round", "path.simplify": True, "svg.fonttype": "none",
 }
 WIDTH = 5.2
 """Inches of every figure: at this width its letters keep their size both in a column and on a phone."""
@@ -81,7 +84,8 @@ def tint(colour: int) -> str:
     return INK if colour < 0 else SERIES[colour % len(SERIES)]
 
 
-def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None = None, strip_label: str = "") -> Figure:
+def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None = None,
+           strip_label: str = "") -> Figure:
     """Lines over a common axis; ``strip`` is a small plot below them that shares it (a learning rate)."""
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(WIDTH, 3.5 if strip else 2.9), layout="constrained")
@@ -119,14 +123,14 @@ def _draw(axes: Axes, line: Line) -> None:
     if len(line.low):
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
     if line.points:
-        axes.plot(line.x, line.y, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), marker="o", markersize=4.5,
-                  markeredgecolor=PAPER)
+        axes.plot(line.x, line.y, color=colour, linewidth=1.1, linestyle=(0, (3, 2)), marker="o",
+                  markersize=4.5, markeredgecolor=PAPER)
     else:
         axes.plot(line.x, line.y, color=colour)
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
-    """The name of each line at its right end; names that would lie on each other stand together around their middle."""
+    """The name of each line at its right end; names that would overlap stand together around their middle."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.1
     piles: list[tuple[float, list[Line]]] = []
@@ -136,27 +140,29 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
             other, below = piles.pop()
             pile = below + pile
             middle = (other * len(below) + middle * (len(pile) - len(below))) / len(pile)
-            middle = max(middle, low + gap * (len(pile) - 0.5) / 2)                  # not down among the numbers of the axis
+            middle = max(middle, low + gap * (len(pile) - 0.5) / 2)     # clear of the axis' numbers
         piles.append((middle, pile))
     right = max((float(line.x[-1]) for line in lines), default=0.0)
     for middle, pile in piles:
         for i, line in enumerate(pile):
             y = middle + gap * (i - (len(pile) - 1) / 2)
-            axes.annotate(line.label, (right, y), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
-                          color=tint(line.colour), fontsize=9.5)
+            axes.annotate(line.label, (right, y), xytext=(7, 0), textcoords="offset points", va="center",
+                          annotation_clip=False, color=tint(line.colour), fontsize=9.5)
 
 
 def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
-    """Differences from a baseline as bars from zero, better to the right, under the headings of their groups."""
+    """Differences from a baseline as bars from zero, better to the right, each group under its heading."""
     groups = list(dict.fromkeys(row.group for row in rows))
-    with matplotlib.rc_context(RC | {"font.size": 10, "xtick.labelsize": 9, "ytick.labelsize": 10, "ytick.color": INK}):
+    style = {"font.size": 10, "xtick.labelsize": 9, "ytick.labelsize": 10, "ytick.color": INK}
+    with matplotlib.rc_context(RC | style):
         figure = Figure(figsize=(WIDTH, 0.7 + 0.36 * len(rows) + 0.48 * len(groups)), layout="constrained")
         axes = figure.subplots()
         axes.grid(False)
         y, ticks = 0.0, []
         for group in groups:
-            axes.annotate(group, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0), textcoords="offset points",
-                          ha="right", va="center", fontweight="bold", annotation_clip=False)
+            axes.annotate(group, (0, y), xycoords=("axes fraction", "data"), xytext=(-6, 0),
+                          textcoords="offset points", ha="right", va="center", fontweight="bold",
+                          annotation_clip=False)
             for row in (r for r in rows if r.group == group):
                 y += 1
                 ticks.append((y, row.label))
@@ -169,12 +175,17 @@ def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
         axes.set_xlim(least - (0.32 if least else 0.04) * most, 1.32 * most)
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: signed(round(x, 6)).rstrip("0").rstrip(".") if x else "0"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _signed_tick(x)))
         axes.set_xlabel(f"{better} →", loc="right")
         if least:
-            axes.annotate(f"← {worse}", (0, 0), xycoords=("axes fraction", axes.xaxis.label), ha="left", va="bottom",
-                          color=MUTED, fontsize=9)
+            axes.annotate(f"← {worse}", (0, 0), xycoords=("axes fraction", axes.xaxis.label), ha="left",
+                          va="bottom", color=MUTED, fontsize=9)
     return figure
+
+
+def _signed_tick(x: float) -> str:
+    """A difference on an axis."""
+    return signed(round(x, 6)).rstrip("0").rstrip(".") if x else "0"
 
 
 def _bar(axes: Axes, row: Effect, y: float) -> None:
@@ -185,12 +196,13 @@ def _bar(axes: Axes, row: Effect, y: float) -> None:
         axes.plot([row.low, row.high], [y, y], color=INK, linewidth=1.3)
         ends += [row.low, row.high]
     end = max(ends) if row.value >= 0 else min(ends)
-    axes.annotate(signed(row.value), (end, y), xytext=(4 if row.value >= 0 else -4, 0), textcoords="offset points", va="center",
-                  ha="left" if row.value >= 0 else "right", fontsize=9.5, color=INK)
+    axes.annotate(signed(row.value), (end, y), xytext=(4 if row.value >= 0 else -4, 0),
+                  textcoords="offset points", va="center", ha="left" if row.value >= 0 else "right",
+                  fontsize=9.5, color=INK)
 
 
 def training(rows: Sequence[dict[str, Any]], colours: dict[str, int]) -> Figure | None:
-    """Loss against tokens (steps where tokens were not counted), evaluations on the way, the learning rate below.
+    """Loss over tokens (or steps, where tokens are not counted), evaluations on the way, the learning rate.
 
     Args:
         rows: those of ``metrics.jsonl``.
@@ -211,12 +223,13 @@ def training(rows: Sequence[dict[str, Any]], colours: dict[str, int]) -> Figure 
         if seen:
             at, measured = zip(*seen, strict=True)
             lines.append(Line(domain, at, measured, points=True, colour=colours.get(domain, 5)))
-    strip = Line("", x[kept], np.array([r.get("lr", 0.0) for r in rows])[kept]) if any(r.get("lr") for r in rows) else None
+    rates = np.array([r.get("lr", 0.0) for r in rows])
+    strip = Line("", x[kept], rates[kept]) if rates.any() else None
     return curves(lines, by if by == "tokens" else "steps", "loss", strip, "learning rate")
 
 
 def smooth(y: np.ndarray, window: float) -> np.ndarray:
-    """Mean over about ``window`` neighbours on both sides, weights falling off exponentially: it does not lag behind."""
+    """Mean over about ``window`` neighbours on both sides, with exponential weights: it does not lag."""
     keep = 1 - 1 / max(1.0, window)
     sums = []
     for one_way in (y, y[::-1]):
@@ -231,7 +244,8 @@ def smooth(y: np.ndarray, window: float) -> np.ndarray:
 
 
 def extremes(y: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """``y`` at the kept places, but with the lowest and highest of each two neighbourhoods in turn: no spike is lost."""
+    """``y`` at the kept places, or rather the lowest and the highest of their surroundings in turn, so that
+    no spike is lost."""
     if len(kept) == len(y):
         return y
     parts = np.split(y, kept[1:])
@@ -241,7 +255,7 @@ def extremes(y: np.ndarray, kept: np.ndarray) -> np.ndarray:
 def png(figure: Figure, path: Path) -> Path:
     """A picture on white, sharp enough to print."""
     with matplotlib.rc_context(RC), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")        # a domain's name may be in letters that the font lacks
+        warnings.filterwarnings("ignore", "Glyph")     # a domain's name may have letters that the font lacks
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
     return path
 
@@ -251,16 +265,23 @@ def svg(figure: Figure, name: str, label: str) -> str:
     held = io.StringIO()
     with matplotlib.rc_context(RC | {"svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(held, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(held, format="svg", metadata=nothing)
     text = held.getvalue()
     text = text[text.index("<svg"):]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    prefix = re.sub(r"\W", "-", name)
-    text = re.sub(r'(?<= id=")(?=[^"]+")', f"{prefix}-", text)
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
-    for colour, variable in THEME.items():
-        text = text.replace(colour, f"var({variable}, {colour})")
+    text = re.sub(r"<[^>]*>", lambda tag: _themed(tag[0], re.sub(r"\W", "-", name)), text)
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None
-    return re.sub(r"<svg[^>]*>", f'<svg {box[0]} class="plot" role="img" aria-label="{html.escape(label)}" '
-                  'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1)
+    head = (f'<svg {box[0]} class="plot" role="img" aria-label="{html.escape(plain(label))}" '
+            'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">')
+    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+
+
+def _themed(tag: str, prefix: str) -> str:
+    """A tag with ids of its drawing's own and the theme's colours; the text between tags stays as it is."""
+    tag = re.sub(r'(?<= id=")(?=[^"]+")', f"{prefix}-", tag)
+    tag = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", tag)
+    for colour, variable in THEME.items():
+        tag = tag.replace(colour, f"var({variable}, {colour})")
+    return tag

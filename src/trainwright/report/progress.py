@@ -10,7 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from trainwright.core.listener import Listener
-from trainwright.report.numbers import NONE, SIGNED, count, duration, measured, metrics_of, signed, size, value
+from trainwright.core.stage import Stage, stages
+from trainwright.report.numbers import (
+    NONE,
+    SIGNED,
+    count,
+    duration,
+    measured,
+    metrics_of,
+    share,
+    signed,
+    size,
+    value,
+)
+from trainwright.report.terminal import Terminal
 
 SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 FIRST_LINE = 5.0
@@ -22,13 +35,14 @@ SPARSER = 0.05
 class Progress(Listener):
     """Shows a run: live in a terminal, in a few plain lines elsewhere.
 
-    A step only leaves its row; a thread draws four times a second, so that training never waits for the terminal.
+    A step only leaves its row; a thread draws four times a second, so that training never waits for the
+    terminal.
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+        self.console = console or Terminal()
         self.states: dict[str, dict[str, str]] = {}
-        """``state`` and, where it failed, ``why`` of each stage heard of: what the report's page wants to know."""
+        """``kind``, ``state`` and, after a failure, ``why`` of each stage so far, for the page of the run."""
         self.live: Live | None = None
         self.stage_name, self.kind, self.info = "", "", {}  # type: tuple[str, str, dict[str, Any]]
         self.began = self.said = 0.0
@@ -36,10 +50,10 @@ class Progress(Listener):
         self.row: dict[str, float] = {}
         self.measured: dict[str, float] = {}
 
-    # ---- what a run tells ---------------------------------------------------------------------------
+    # ---- what a run reports ---------------------------------------------------------------------------
 
     def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
-        """Start or stop the display, and leave one line of what was done."""
+        """Start or stop the display, and leave one line on what was done."""
         resumed = state == "finished" and self.states.get(name, {}).get("state") == "resumed"
         self.states[name] = {"kind": kind, "state": "resumed" if resumed else state}
         if "why" in info:
@@ -49,13 +63,14 @@ class Progress(Listener):
         self._stop()
         seconds = time.monotonic() - self.began if self.stage_name == name else None
         if state == "cached":
-            self._print(Text(f"{name:<8} cached", style="dim") + Text(f"  {info.get('path', '')}", style="dim"))
+            self._print(Text(f"{name:<8} cached  {info.get('path', '')}", style="dim"))
         elif state == "failed":
             row = self.row if self.stage_name == name else {}
             done = f" after {row['step']:,.0f} of {row['steps']:,.0f} steps" if row else ""
-            self._print(Text.assemble((f"{name:<8} ", "bold"), (f"stopped{done} · {duration(seconds)}", "red")))
+            text = f"stopped{done} · {duration(seconds)}"
+            self._print(Text.assemble((f"{name:<8} ", "bold"), (text, "red")))
         else:
-            self._print(Text.assemble((f"{name:<8} ", "bold green"), told(kind, info, seconds)))
+            self._print(Text.assemble((f"{name:<8} ", "bold green"), outcome(kind, info, seconds)))
         self.stage_name, self.row = "", {}
 
     def step(self, stage: str, row: dict[str, float]) -> None:
@@ -68,7 +83,8 @@ class Progress(Listener):
             self.measured = {n[5:]: x for n, x in row.items() if n.startswith("eval/")}
         if self.live is None and now - self.said > max(FIRST_LINE, SPARSER * (now - self.began)):
             self.said = now
-            self._print(Text(f"{stage:<8} step {row['step']:,.0f}/{row['steps']:,.0f} · ") + self._figures() + self._evaluation())
+            at = Text(f"{stage:<8} step {row['step']:,.0f}/{row['steps']:,.0f} · ")
+            self._print(at + self._figures() + self._evaluation())
 
     def say(self, line: str) -> None:
         """Print a line as it is, above the display."""
@@ -78,7 +94,7 @@ class Progress(Listener):
         """Take the display away, whatever happened."""
         self._stop()
 
-    # ---- the display --------------------------------------------------------------------------------
+    # ---- the display ----------------------------------------------------------------------------------
 
     def _start(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
         self._stop()
@@ -86,7 +102,8 @@ class Progress(Listener):
         self.began = self.said = time.monotonic()
         self.first, self.row, self.measured = None, {}, {}
         if self.console.is_terminal and not self.console.is_dumb_terminal:
-            self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4, transient=True)
+            self.live = Live(get_renderable=self._render, console=self.console, refresh_per_second=4,
+                             transient=True)
             self.live.start()
         else:
             self._print(Text(f"{name:<8} {state}") + Text("".join(f" · {part}" for part in sizes(info))))
@@ -100,20 +117,21 @@ class Progress(Listener):
         self.console.print(line, soft_wrap=True, highlight=False)
 
     def _render(self) -> Text:
-        """At most three short lines; made of plain text, which costs a tenth of a table."""
+        """At most three short lines, made of plain text, which costs a tenth of a table."""
         elapsed, row, width = time.monotonic() - self.began, self.row, self.console.width - 1
         turn = SPINNER[int(elapsed * 4) % len(SPINNER)]
         head = Text.assemble((f"{self.stage_name:<8} ", "bold cyan"), no_wrap=True, overflow="ellipsis")
         if not row:
-            doing = "".join(f" · {part}" for part in sizes(self.info))
-            return _cut(head + Text(f"{turn} {DOING.get(self.kind, 'working')} · {duration(elapsed)}{doing}"), width)
+            known = "".join(f" · {part}" for part in sizes(self.info))
+            doing = stages().get(self.kind, Stage).doing
+            return _cut(head + Text(f"{turn} {doing} · {duration(elapsed)}{known}"), width)
         done = min(1.0, row["step"] / max(row["steps"], 1))
         steps = f"{row['steps']:,.0f}"
         tail = f" {row['step']:>{len(steps)},.0f}/{steps} {done:>5.0%}  {self._left():>11} left"
         bar = max(6, min(60, width - len(head) - len(tail)))
         full = round(done * bar)
-        lines = [_cut(head + Text("━" * full, "cyan") + Text("━" * (bar - full), "bright_black") + Text(tail), width),
-                 _cut(Text(f"{'':<9}") + self._figures(), width)]
+        bars = Text("━" * full, "cyan") + Text("━" * (bar - full), "bright_black")
+        lines = [_cut(head + bars + Text(tail), width), _cut(Text(f"{'':<9}") + self._figures(), width)]
         if self.measured:
             lines.append(_cut(Text(f"{'':<8}", "dim") + self._evaluation(), width))
         return Text("\n").join(lines)
@@ -131,14 +149,11 @@ class Progress(Listener):
         return Text("".join(f" · {n} {value(x)}" for n, x in shown.items())[2 if self.live else 0:], "dim")
 
     def _left(self) -> str:
-        """Time to the end at the pace since the first step heard (which compiled, or resumed)."""
+        """Time to the end at the pace since the first step of this process (which compiled, or resumed)."""
         if self.first is None or self.row["step"] <= self.first[1]:
             return NONE
         pace = (time.monotonic() - self.first[0]) / (self.row["step"] - self.first[1])
         return duration(pace * max(0.0, self.row["steps"] - self.row["step"]))
-
-
-DOING = {"corpus": "reading and tokenizing", "train": "getting ready", "merge": "merging", "evaluate": "measuring"}
 
 
 def _cut(line: Text, width: int) -> Text:
@@ -152,25 +167,28 @@ def sizes(info: dict[str, Any]) -> list[str]:
     out += [f"{count(info['tokens'])} tokens"] if info.get("tokens") else []
     if info.get("parameters"):
         part = info.get("trainable", info["parameters"])
-        out.append(f"{count(info['parameters'])} parameters" + (f", {count(part)} trained" if part != info["parameters"] else ""))
+        some = f", {count(part)} trained" if part != info["parameters"] else ""
+        out.append(f"{count(info['parameters'])} parameters{some}")
     return out
 
 
-def told(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
-    """What a finished stage did, in one line."""
+def outcome(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
+    """What a finished stage did, in one line; which parts it has follows from its figures."""
     parts: list[str] = []
-    if kind == "train":
+    if stages().get(kind, Stage).trains:
         parts = [f"trained {figures.get('steps', 0):,} steps", f"{count(figures.get('tokens'))} tokens",
                  f"loss {value(figures.get('loss'))}"]
         seconds = figures.get("seconds", seconds)
-    elif kind == "corpus":
-        parts = [f"{figures[k]:,} {k}" for k in ("documents",) if k in figures]
-        parts += [f"{count(figures[k])} {k}" for k in ("tokens",) if k in figures]
-    elif kind == "merge":
-        parts = ["merged " + " + ".join(figures.get("models", []))]
-    elif kind == "evaluate":
-        parts = [f"measured {', '.join(figures.get('numbers', {}))}"]
-    parts = [*(p for p in parts if p.strip()), duration(seconds)]
+    if "documents" in figures:
+        parts.append(f"{figures['documents']:,} documents")
+        parts += [f"{count(figures['tokens'])} tokens"] if "tokens" in figures else []
+    if "models" in figures:
+        parts.append("merged " + " + ".join(figures["models"]))
+    if "numbers" in figures:
+        parts.append(f"measured {', '.join(figures['numbers'])}")
+    if "sparsity" in figures:
+        parts += [f"{count(figures.get('parameters'))} parameters", f"{share(figures['sparsity'])} zeros"]
+    parts.append(duration(seconds))
     if figures.get("peak_memory_bytes"):
         parts.append(f"peak {size(figures['peak_memory_bytes'])}")
     if figures.get("stopped"):
@@ -179,7 +197,8 @@ def told(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
 
 
 def evaluation_table(figures: dict[str, Any]) -> Table:
-    """Each model on each domain: gain on new ones is how much lower than the baseline, forgetting on old ones how much higher."""
+    """Each model on each domain: gain is how much lower than the baseline on new ones, forgetting how much
+    higher on old ones."""
     rows = measured(figures)
     metrics = [m for m in metrics_of(rows) if m != "perplexity"]
     baseline = figures.get("baseline")
@@ -193,8 +212,9 @@ def evaluation_table(figures: dict[str, Any]) -> Table:
     for i, row in enumerate(rows):
         first = i == 0 or rows[i - 1].domain != row.domain
         last = i + 1 == len(rows) or rows[i + 1].domain != row.domain
-        table.add_row(Text(row.domain, "bold") if first else "", Text(row.model, "dim" if row.baseline else ""),
-                      *_cells(row, metrics, bool(baseline)), end_section=last)
+        model = Text(row.model, "dim" if row.baseline else "")
+        table.add_row(Text(row.domain, "bold") if first else "", model, *_cells(row, metrics, bool(baseline)),
+                      end_section=last)
     if baseline:
         table.caption = "gain: lower on a new domain; forgetting: higher on an old one"
     return table

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError
+from trainwright.core.settings import Seed
 from trainwright.core.stage import CORPUS, MODEL, TOKENIZER, Stage, check_seed
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class CorpusStage(Stage):
     acting = ("Curate", "Decode")
     makes = "corpus"
     place = "curate"
+    doing = "reading and tokenizing"
 
     tokenizer: str | None = None
     """Whose tokenizer to use: a checkpoint's path, or ``package://NAME`` (an earlier stage's is ``from.tokenizer``); ``none``:
@@ -42,7 +44,7 @@ class CorpusStage(Stage):
     by turn) or a file; default: the tokenizer's own, which must mark what the assistant says."""
     engine: Literal["native", "ray"] = "native"
     """What runs the table: this machine, or a Ray cluster."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError, located, suggest
+from trainwright.core.settings import Seed
 from trainwright.core.stage import CORPORA, MODELS, Stage, check_seed
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class EvaluateStage(Stage):
     acting = ("Evaluator", "Decode")
     makes = "numbers"
     place = "measure"
+    doing = "measuring"
 
     baseline: str | None = None
     """Model (one of ``from.models``) against which gain and forgetting are told; default: the first."""
@@ -31,7 +33,7 @@ class EvaluateStage(Stage):
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
     """``bf16`` measures under autocast: faster where the hardware is fast at it, which is where ``auto`` takes it. Losses then
     differ in the third digit, and from machine to machine; ``fp32`` computes in the weights' own type."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trainwright.core.errors import UserError
+from trainwright.core.settings import Seed
 from trainwright.core.stage import CORPUS, MODEL, MODELS, Stage, check_seed
 
 if TYPE_CHECKING:
@@ -26,8 +27,9 @@ class MergeStage(Stage):
     roles = {"models": MODELS._replace(needed=True), "base": MODEL, "data": CORPUS}
     acting = ("Arithmetic",)
     place = "combine"
+    doing = "merging"
 
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError
+from trainwright.core.settings import Large, Seed
 from trainwright.core.stage import CORPORA, MODEL, TOKENIZER, Made, Role, Stage, check_seed, label_of
 
 if TYPE_CHECKING:
@@ -33,10 +34,11 @@ class TrainStage(Stage):
     acting = ("Data", "Surgery", "Objective", "Weigh", "Update", "Controller", "Evaluator", "Decode", "ScalingLaw")
     idle = ("name", "save_every")
     trains = True
+    doing = "getting ready"
 
     model: dict[str, Any] | None = None
     """A model from scratch: ``type`` and the fields of its transformers config; or ``family``, or a ``factory``."""
-    tokens: int | None = None
+    tokens: Large | None = None
     """How far to train, in tokens; or ``steps``, or ``epochs``. With ``from.state`` it counts from the start of that run."""
     steps: int | None = None
     """How far to train, in steps."""
@@ -62,7 +64,7 @@ class TrainStage(Stage):
     snapshots: tuple[Any, ...] = ()
     """States to keep on the way, in steps (``500``) or shares of the run (``0.5``, ``1.0``): each is ``NAME@500``, which later
     stages take as ``from.model`` (its weights) or ``from.state`` (the optimizer and the place in the data too)."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError
+from trainwright.core.settings import Seed
 from trainwright.core.stage import CORPORA, MODEL, TOKENIZER, Stage, check_seed
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class TransformStage(Stage):
     roles = {"model": MODEL._replace(needed=True), "data": CORPORA, "tokenizer": TOKENIZER}
     acting = ("Surgery", "Data")
     place = "transform"
+    doing = "transforming"
 
     calibration: int = 64
     """Rows of ``from.data`` that methods may look at."""
@@ -32,7 +34,7 @@ class TransformStage(Stage):
     """Rows that go through the model at once."""
     precision: Literal["fp32", "bf16-true"] = "fp32"
     """The type of the weights while the methods act."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:

@@ -15,9 +15,10 @@ import re
 import string
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from trainwright.core.method import Curate
+from trainwright.core.settings import Between
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from trainwright.core.context import Context
     from trainwright.corpus.sources import Row
 
+Times = Annotated[float, Between(0, 1000)]
+"""How many documents for each that comes in."""
 Original = tuple[str, str, str, str]
 """Id, text, domain and origin of a document."""
 
@@ -32,9 +35,9 @@ Original = tuple[str, str, str, str]
 class Spoil(Curate):
     """Adds near-duplicates and noise."""
 
-    duplicates: float = 0.3
+    duplicates: Times = 0.3
     """Near-duplicates, as a share of the incoming documents; above 1 each has several."""
-    noise: float = 0.3
+    noise: Times = 0.3
     """Documents of noise, as a share of the incoming ones."""
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "the documents that it spoils are drawn from all"}

@@ -40,6 +40,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, State, Weigh
+from trainwright.core.settings import Endless
 from trainwright.lm.schedules import check_parts, check_room, steps_of
 
 SMALLEST = 1e-6
@@ -53,7 +54,7 @@ class LossReweighting(Weigh):
     """Which losses gain weight."""
     unit: Literal["row", "document"] = "row"
     """What has one weight: a row, or a document's part of it."""
-    temperature: float = 0.4
+    temperature: Endless = 0.4
     """Of the softmax: the weights of two samples differ by a factor of exp(1 / temperature) at most."""
     burn_in: int | float = 0.05
     """Steps before the first weights: a share of the stage's (0.2, 1.0) or a number of steps (20)."""

@@ -90,7 +90,7 @@ class Wrap(Curate):
         known = PROMPTS | self.prompts
         for style in self.styles:
             if style not in known:
-                raise ValueError(f"there is no style {style!r}{suggest(style, known)}; a new one needs a "
+                raise ValueError(f"styles: there is no style {style!r}{suggest(style, known)}; a new one needs a "
                                  "prompt in prompts")
         for style, prompt in self.prompts.items():
             if "{text}" not in prompt:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
+from trainwright.core.shown import plain
 from trainwright.report import numbers
 from trainwright.report.comparison import plots
 from trainwright.report.comparison.numbers import (
@@ -45,7 +46,7 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
         balance=plots.balance(c, folder), curves=plots.curves(c, folder), pareto=plots.pareto(c, folder),
         tuning=plots.tuning(c, folder), selected=plots.selected(c, folder), grouped=_grouped(c))
     page = folder / "index.html"
-    page.write_text(text, encoding="utf-8")
+    page.write_text(plain(text, lines=True), encoding="utf-8")
     return page
 
 

@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -14,9 +13,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from trainwright.compare.execute import Record, Watch
 from trainwright.report.numbers import duration, value
+from trainwright.report.terminal import Terminal, styled
 
 SECONDS = 0.5
 """How often the line of the run under way changes."""
@@ -30,7 +31,7 @@ class ComparisonProgress(Watch):
     """
 
     def __init__(self, metric: str, console: Console | None = None) -> None:
-        self.console, self.metric = console or Console(), metric
+        self.console, self.metric = console or Terminal(), metric
         self.bar: Progress | None = None
         self.task: Any = None
         self.name, self.at, self.total, self.last = "", 0, 0, 0.0
@@ -39,17 +40,18 @@ class ComparisonProgress(Watch):
     def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
         """A line for each stage that all arms share: those before the first phase."""
         if not self.name and state in ("started", "resumed"):
-            self.console.print(f"[dim]{name}: {state}, for all arms[/]")
+            self.console.print(styled("[dim]{}: {}, for all arms[/]", name, state))
         if not self.name and state == "finished":
-            self.console.print(f"[dim]{name}: finished[/]")
+            self.console.print(styled("[dim]{}: finished[/]", name))
 
     def phase(self, name: str, total: int) -> None:
         self.close()
         self.name, self.at, self.total = name, 0, total
         if self.console.is_terminal:
-            self.bar = Progress(TextColumn("{task.description}", table_column=None), BarColumn(),
+            self.bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(),
                                 MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-                                TextColumn("[dim]{task.fields[now]}"), console=self.console, transient=True)
+                                TextColumn("{task.fields[now]}", style="dim", markup=False),
+                                console=self.console, transient=True)
             self.bar.start()
             self.task = self.bar.add_task(name, total=total, now="")
 
@@ -66,15 +68,16 @@ class ComparisonProgress(Watch):
         self.at += 1
         if self.bar:
             self.bar.advance(self.task)
-        outcome = ""
+        outcome = Text()
         if record.get("failed"):
             how = "ended early" if record["pruned"] else "failed"
-            outcome = f" [red]{how}[/]: {escape(record['failed'])}"
+            outcome = styled(" [red]{}[/]: {}", how, record["failed"])
         elif record:
-            outcome = f" {self.metric} {value(record['numbers'].get(self.metric))}" if self.metric else ""
-            outcome += f", {duration(record['figures']['seconds'])}" if "seconds" in record["figures"] else ""
-        self.console.print(f"[dim]{self.name} {self.at}/{self.total}[/] {escape(label)}{outcome}",
-                           highlight=False, soft_wrap=True)
+            said = f" {self.metric} {value(record['numbers'].get(self.metric))}" if self.metric else ""
+            said += f", {duration(record['figures']['seconds'])}" if "seconds" in record["figures"] else ""
+            outcome = Text(said)
+        head = styled("[dim]{} {}/{}[/] {}", self.name, self.at, self.total, label)
+        self.console.print(head.append_text(outcome), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self.bar:

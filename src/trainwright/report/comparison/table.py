@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -35,7 +34,7 @@ def estimate(found: Estimate) -> Table:
         first = head == "arm"
         table.add_column(head, justify="left" if first else "right", style="cyan" if first else "")
     for a in found.arms:
-        table.add_row(escape(a.name), str(a.runs), str(a.trials) if a.trials else NONE, count(a.steps),
+        table.add_row(Text(a.name), str(a.runs), str(a.trials) if a.trials else NONE, count(a.steps),
                       duration(a.seconds), size(a.memory_bytes))
     shared = ", ".join(f"{name} ({'in the store' if there else 'once'})" for name, there in found.shared)
     total = f"{duration(found.seconds)} of training in all, at most {size(found.memory_bytes)} of memory"
