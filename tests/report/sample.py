@@ -42,7 +42,8 @@ adapt (train, to run)
   4 objective  -> next_token
   5-6 update   -> clip_gradients(norm=1.0) -> adamw(lr=0.002, weight_decay=0.1)"""
 SAMPLE = (
-    "The function returns the value of the given object, which is used to set\nthe default string <b>encoding</b>. "
+    "The function returns the value of the given object, which is used to set\nthe default string "
+    "<b>encoding</b>. "
     "If *name* is not None, the file is opened & read again."
 )
 
@@ -62,7 +63,8 @@ def manifest(name: str, kind: str, seconds: float, figures: dict[str, Any], **mo
         "judge": {"models": ["base", "adapt", "merged"], "data": ["corpus"]},
     }.get(name, {})
     inputs = {
-        role: [{"stage": s, "hash": keys[s], "path": f"store/{s}-{keys[s]}"} for s in names] for role, names in sources.items()
+        role: [{"stage": s, "hash": keys[s], "path": f"store/{s}-{keys[s]}"} for s in names]
+        for role, names in sources.items()
     }
     return {
         "stage": name,
@@ -83,7 +85,12 @@ def manifest(name: str, kind: str, seconds: float, figures: dict[str, Any], **mo
 
 
 def rows(
-    steps: int, start: float, end: float, held_out: dict[str, tuple[float, float]], every: int, batch: int = 4096
+    steps: int,
+    start: float,
+    end: float,
+    held_out: dict[str, tuple[float, float]],
+    every: int,
+    batch: int = 4096,
 ) -> list[dict[str, Any]]:
     """A loss curve as ``metrics.jsonl`` has it: a fall, noise, a schedule with warm-up and decay."""
     draw, out = random.Random(steps), []
@@ -109,7 +116,9 @@ def rows(
     return out
 
 
-def train(folder: Path, name: str, written: list[dict[str, Any]], evaluation: dict[str, float], **more: Any) -> dict[str, Any]:
+def train(
+    folder: Path, name: str, written: list[dict[str, Any]], evaluation: dict[str, float], **more: Any
+) -> dict[str, Any]:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in written))
     last = written[-1]
     figures = {
@@ -137,7 +146,12 @@ def index(folder: Path) -> None:
         for i in range(many):
             split = "test" if i % 50 == 0 else "tune" if i % 100 == 1 else "train"
             table.append(
-                {"id": f"{domain}-{i}", "domain": domain, "split": split, "length": int(length * draw.uniform(0.4, 1.6))}
+                {
+                    "id": f"{domain}-{i}",
+                    "domain": domain,
+                    "split": split,
+                    "length": int(length * draw.uniform(0.4, 1.6)),
+                }
             )
     pq.write_table(pa.Table.from_pylist(table), folder / "tokens" / "index.parquet")
 
@@ -155,7 +169,11 @@ def measure(code: float, prose: float) -> dict[str, float]:
 
 def evaluation() -> dict[str, Any]:
     return {
-        "numbers": {"base": measure(4.912, 4.304), "adapt": measure(3.187, 4.861), "merged": measure(3.402, 4.473)},
+        "numbers": {
+            "base": measure(4.912, 4.304),
+            "adapt": measure(3.187, 4.861),
+            "merged": measure(3.402, 4.473),
+        },
         "baseline": "base",
         "old": ["prose"],
         "new": ["code"],
@@ -181,7 +199,14 @@ def run(root: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     adapt = rows(146, 4.9, 3.15, {"code": (4.9, 3.2), "prose": (4.3, 4.86)}, 40)
     return [
         manifest("corpus", "corpus", 9.4, {"documents": 6690, "tokens": 4_030_000}, state="cached"),
-        train(folders[1], "base", base, measure(4.912, 4.304), state="cached", texts={"The function returns": SAMPLE}),
+        train(
+            folders[1],
+            "base",
+            base,
+            measure(4.912, 4.304),
+            state="cached",
+            texts={"The function returns": SAMPLE},
+        ),
         train(
             folders[2],
             "adapt",
@@ -189,7 +214,8 @@ def run(root: Path) -> tuple[list[dict[str, Any]], list[Path]]:
             measure(3.187, 4.861),
             state="finished",
             texts={
-                "def main(": "def main(self, args=None):\n    if args is None:\n        return self._name\n    raise args"
+                "def main(": "def main(self, args=None):\n    if args is None:\n        return self._name\n "
+                             "   raise args"
             },
         ),
         manifest(
@@ -201,3 +227,42 @@ def run(root: Path) -> tuple[list[dict[str, Any]], list[Path]]:
         ),
         manifest("judge", "evaluate", 3.8, evaluation(), state="finished"),
     ], folders
+
+
+def repeated(root: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+    """A base, two rounds of training and measuring it, and what the last round made, pruned."""
+    base, first, second = "base", "loop.1.tune", "loop.2.tune"
+    names = [base, first, "loop.1.judge", second, "loop.2.judge", "sparse"]
+    folders = [root / name for name in names]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    held_out = {"code": (4.9, 3.2), "prose": (4.3, 4.86)}
+    trained = [
+        train(folder, name, rows(146, start, end, held_out, 40), measure(end, 4.8), state="finished")
+        for folder, name, start, end in (
+            (folders[0], base, 8.3, 4.9),
+            (folders[1], first, 4.9, 3.6),
+            (folders[3], second, 3.6, 3.2),
+        )
+    ]
+    judged = [
+        manifest(f"loop.{n}.judge", "evaluate", 3.8, {"numbers": numbers, "baseline": base, "new": ["code"]})
+        for n, numbers in (
+            (1, {base: measure(4.9, 4.3), first: measure(3.6, 4.6)}),
+            (2, {base: measure(4.9, 4.3), second: measure(3.2, 4.7)}),
+        )
+    ]
+    for one in judged:
+        one["figures"]["old"] = ["prose"]
+    figures = {
+        "parameters": 1_312_256,
+        "zeros": 524_288,
+        "sparsity": 0.5,
+        "peak_memory_bytes": 640_000_000,
+        "stored_bytes": 5_249_024,
+    }
+    sparse = manifest("sparse", "transform", 2.1, figures, state="finished") | {
+        "settings": {"kind": "transform", "name": "sparse", "methods": [{"use": "wanda"}]},
+        "inputs": {"model": [{"stage": second, "hash": "0" * 12, "path": ""}]},
+    }
+    return [trained[0], trained[1], judged[0], trained[2], judged[1], sparse], folders

@@ -14,10 +14,17 @@ from trainwright.report import page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 BROWSER = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome", "chrome") if (found := shutil.which(name))), None
+    (
+        found
+        for name in ("chromium", "chromium-browser", "google-chrome", "chrome")
+        if (found := shutil.which(name))
+    ),
+    None,
 )
-pytestmark = [pytest.mark.slow,
-              pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (Debian: apt-get install chromium)")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed (Debian: apt-get install chromium)"),
+]
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
@@ -31,7 +38,8 @@ QUIET = [
 
 CONTRAST = """() => {
       const light = c => { const [r, g, b] = c.match(/[\\d.]+/g)
-                             .map(x => x / 255).map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+                             .map(x => x / 255)
+                             .map(x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
                            return .2126 * r + .7152 * g + .0722 * b; };
       const ground = e => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
                             if (c.startsWith('rgb(')) return c; } return 'rgb(255, 255, 255)'; };
@@ -39,7 +47,8 @@ CONTRAST = """() => {
       const letters = 'p, li, th, td, dt, dd, pre span, summary, figcaption, a, svg text, .tag, .good, .bad';
       for (const e of document.querySelectorAll(letters)) {
         if (!e.textContent.trim()) continue;
-        const style = getComputedStyle(e), a = light(e.closest('svg') ? style.fill : style.color), b = light(ground(e));
+        const style = getComputedStyle(e);
+        const a = light(e.closest('svg') ? style.fill : style.color), b = light(ground(e));
         const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
         if (ratio < worst[0]) worst = [ratio, e.textContent.trim().slice(0, 40)];
       }
@@ -59,21 +68,23 @@ def browser() -> Iterator[Any]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("run")
     manifests, folders = sample.run(root / "store")
-    return page.write(root / "report", sample.RECIPE, "A first life: prose, then code", manifests, folders, sample.PLAN)
+    return page.write(
+        root / "report", sample.RECIPE, "A first life: prose, then code", manifests, folders, sample.PLAN
+    )
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
 def test_page_renders(browser: Any, report: Path, width: int, scheme: str) -> None:
     shown = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
-    told: list[str] = []
-    asked: list[str] = []
-    shown.on("console", lambda message: told.append(message.text))
-    shown.on("pageerror", lambda error: told.append(str(error)))
-    shown.on("request", lambda request: asked.append(request.url))
+    logged: list[str] = []
+    requested: list[str] = []
+    shown.on("console", lambda message: logged.append(message.text))
+    shown.on("pageerror", lambda error: logged.append(str(error)))
+    shown.on("request", lambda request: requested.append(request.url))
     shown.goto(report.as_uri())
     shown.wait_for_load_state("load")
-    assert told == []
-    assert [url for url in asked if not url.startswith("data:")] == [report.as_uri()]
+    assert logged == []
+    assert [url for url in requested if not url.startswith("data:")] == [report.as_uri()]
     drawn = shown.locator("svg.plot")
     assert drawn.count() == 3
     for i in range(3):

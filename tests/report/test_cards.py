@@ -1,4 +1,5 @@
 """Cards as people read them."""
+
 from __future__ import annotations
 
 from trainwright.core import registry
@@ -8,7 +9,7 @@ from trainwright.report.cards import settings_of
 def test_a_group_of_settings_is_followed_by_its_own() -> None:
     rows = {name: rest for name, *rest in settings_of(registry.cards()["entigraph"])}
     assert rows["writer"][:2] == ["table", "{}"]
-    assert rows["writer.max_tokens"][:2] == ["int", "2048"]                    # the method's default, not the group's
+    assert rows["writer.max_tokens"][:2] == ["int", "2048"]  # the method's default, not the group's
     assert rows["writer.endpoint"][:2] == ["str", "''"] and "OpenAI" in rows["writer.endpoint"][2]
     assert all(doc for _, _, doc in rows.values())
     names = list(rows)
@@ -18,4 +19,5 @@ def test_a_group_of_settings_is_followed_by_its_own() -> None:
 def test_other_settings_are_those_of_the_card() -> None:
     card = registry.cards()["wrap"]
     assert [row for row in settings_of(card) if "." not in row[0] and row[0] != "writer"] == [
-        row for row in card.settings if row[0] != "writer"]
+        row for row in card.settings if row[0] != "writer"
+    ]

@@ -28,4 +28,7 @@ def test_nothing_is_drawn_where_nothing_was_dropped(tmp_path: Path) -> None:
 
 def test_many_domains_are_summed_up() -> None:
     found = curated.fewer({f"d{i:02d}": (100 - i, i) for i in range(20)})
-    assert len(found) == curated.MOST and found["9 others"] == (sum(100 - i for i in range(11, 20)), sum(range(11, 20)))
+    assert len(found) == curated.MOST and found["9 others"] == (
+        sum(100 - i for i in range(11, 20)),
+        sum(range(11, 20)),
+    )

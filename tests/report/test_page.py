@@ -32,7 +32,11 @@ class Checked(html.parser.HTMLParser):
             self.open.append(tag)
         for name, value in attrs:
             self.ids += [str(value)] if name == "id" else []
-            self.loads += [str(value)] if name in ("src", "srcset", "action") or (name == "href" and tag == "link") else []
+            self.loads += (
+                [str(value)]
+                if name in ("src", "srcset", "action") or (name == "href" and tag == "link")
+                else []
+            )
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.handle_starttag(tag, attrs)
@@ -45,17 +49,28 @@ class Checked(html.parser.HTMLParser):
 
 def whole(root: Path) -> str:
     manifests, folders = sample.run(root / "store")
-    out = page.write(root / "report", sample.RECIPE, "A first life: prose, then code", manifests, folders, sample.PLAN)
+    out = page.write(
+        root / "report", sample.RECIPE, "A first life: prose, then code", manifests, folders, sample.PLAN
+    )
     return out.read_text()
 
 
 @pytest.mark.slow
-def test_page_tells_the_run(tmp_path: Path) -> None:
+def test_the_page_of_a_run(tmp_path: Path) -> None:
     text = whole(tmp_path)
     seen = Checked(text)
     assert len(seen.ids) == len(set(seen.ids))
-    assert seen.loads == ["data:,"] and "url(http" not in text and "@import" not in text and "script" not in seen.tags
-    assert {p.name for p in (tmp_path / "report").glob("*.png")} == {"loss-base.png", "loss-adapt.png", "effect-judge.png"}
+    assert (
+        seen.loads == ["data:,"]
+        and "url(http" not in text
+        and "@import" not in text
+        and "script" not in seen.tags
+    )
+    assert {p.name for p in (tmp_path / "report").glob("*.png")} == {
+        "loss-base.png",
+        "loss-adapt.png",
+        "effect-judge.png",
+    }
     assert text.count('class="plot" role="img" aria-label="') == 3
     plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", "", text[text.index("<body") :]))
     assert "adapt learned code (loss 3.187, −1.725) and forgot some of prose (loss 4.861, +0.557)." in plain
@@ -74,8 +89,43 @@ def test_page_tells_the_run(tmp_path: Path) -> None:
         "&lt;b&gt;encoding&lt;/b&gt;",
     ):
         assert said in plain, said
-    assert '<span class="t-head">[[stage]]</span>' in text and '<span class="t-comment"># or steps, or epochs</span>' in text
+    assert (
+        '<span class="t-head">[[stage]]</span>' in text
+        and '<span class="t-comment"># or steps, or epochs</span>' in text
+    )
     assert text.count("<caption>") == text.count("<table")
+
+
+@pytest.mark.slow
+def test_rounds_stand_under_their_headings_and_a_transformation_shows_its_zeros(tmp_path: Path) -> None:
+    manifests, folders = sample.repeated(tmp_path / "store")
+    text = page.write(tmp_path / "report", "", "t", manifests, folders, "").read_text()
+    seen = Checked(text)
+    assert len(seen.ids) == len(set(seen.ids)) and text.count("<caption>") == text.count("<table")
+    plain = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", text[text.index("<body") :]))
+    starts = ("Loss of every step", "Models that a merge", "What each stage cost")
+    first, second, third = map(plain.index, starts)
+    training, made = plain[first:second], plain[second:third]
+    cards = ["base", "loop, round 1: tune", "loop, round 2: tune"]
+    assert re.findall(r"(?:loop, round \d: tune|base)(?= run now)", training) == cards
+    assert [f"loop, round {n} tune train" in plain[third:] for n in (1, 2)] == [True, True]
+    row = "sparse transform model = loop, round 2: tune wanda 1.31 M 524 k 50.0 % 640 MB 5.2 MB"
+    assert row in made and "base" not in made
+    assert "loop, round 2: tune learned code (loss 3.200, −1.700)" in plain.replace(" )", ")")
+    assert {f.name for f in (tmp_path / "report").glob("*.png")} == {
+        "loss-base.png",
+        "loss-loop.1.tune.png",
+        "loss-loop.2.tune.png",
+        "effect-loop.1.judge.png",
+        "effect-loop.2.judge.png",
+    }
+
+
+def test_kinds_of_stage_are_asked_of_their_classes(tmp_path: Path) -> None:
+    """What is of a kind that this version lacks is shown by what its figures hold."""
+    strange = {"stage": "x", "kind": "of another version", "figures": {"parameters": 10, "sparsity": 0.25}}
+    text = page.write(tmp_path / "r", "", "t", [strange], [tmp_path], "").read_text()
+    assert "25.0 %" in text and "Made without training" in text and "No step was recorded" not in text
 
 
 def test_every_string_of_a_user_is_escaped(tmp_path: Path) -> None:
@@ -97,11 +147,17 @@ def test_every_string_of_a_user_is_escaped(tmp_path: Path) -> None:
             "figures": {"steps": 3, "loss": 1.0, "stopped": EVIL, "evaluation": {f"{EVIL}/{EVIL}": 1.0}},
         },
         {"stage": "c", "kind": "train", "state": "failed", "why": EVIL},
-        {"stage": "judge", "kind": "evaluate", "figures": {"numbers": numbers, "baseline": EVIL, "old": [], "new": [EVIL]}},
+        {
+            "stage": "judge",
+            "kind": "evaluate",
+            "figures": {"numbers": numbers, "baseline": EVIL, "old": [], "new": [EVIL]},
+        },
     ]
     folders = [tmp_path / n for n in "abc"]
     folders[0].mkdir()
-    (folders[0] / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "eval/loss/<script>alert": 1.0}\n{"step": 2, "lo')
+    (folders[0] / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": 2.0, "eval/loss/<script>alert": 1.0}\n{"step": 2, "lo'
+    )
     out = page.write(tmp_path / "report", EVIL, EVIL, manifests, folders, EVIL)
     text = out.read_text()
     assert "script" not in Checked(text).tags and "<script" not in text
@@ -147,7 +203,7 @@ def test_unchanged_and_improved_are_said(tmp_path: Path) -> None:
 
 def test_versions_that_differ_are_all_named(tmp_path: Path) -> None:
     stages = [
-        page.Stage({"stage": n, "versions": {"torch": v}}, tmp_path)
+        page.StageView({"stage": n, "versions": {"torch": v}}, tmp_path)
         for n, v in (("a", "2.12.0"), ("b", "2.13.0"), ("c", "2.13.0"))
     ]
     assert page.versions(stages) == {"torch": "2.12.0, 2.13.0"}
@@ -163,7 +219,16 @@ def test_data_table_adds_up(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "a = 1", "# only a comment", 'x = "a # no comment"', "[[stage]]\nname = 'é'", 'a = """\n[x]\n"""', 'broken = ["', "<b>"],
+    [
+        "",
+        "a = 1",
+        "# only a comment",
+        'x = "a # no comment"',
+        "[[stage]]\nname = 'é'",
+        'a = """\n[x]\n"""',
+        'broken = ["',
+        "<b>",
+    ],
 )
 def test_highlighting_changes_no_letter(text: str) -> None:
     marked = str(page.highlight(text))

@@ -10,7 +10,8 @@ from trainwright.report import plots
 
 
 def test_smoothing_by_hand() -> None:
-    """Window 2 halves the weight with each place: the middle of (1, 0, 4) is (1/2 + 0 + 4/2) / (1/2 + 1 + 1/2) = 1.25."""
+    """Window 2 halves the weight with each place: the middle of (1, 0, 4) is (1/2 + 0 + 4/2) / (1/2 + 1 +
+    1/2) = 1.25."""
     assert plots.smooth(np.array([1.0, 0.0, 4.0]), 2)[1] == 1.25
     assert np.allclose(plots.smooth(np.full(50, 3.0), 9), 3.0)
     line = np.arange(200.0)
@@ -44,7 +45,8 @@ def test_one_step_without_tokens_and_with_odd_names(tmp_path: Path) -> None:
 
 def test_svg_ids_are_its_own_and_colours_the_page_s() -> None:
     rows = sample.rows(40, 8.0, 3.0, {"prose": (8.0, 3.1)}, 10)
-    texts = [plots.svg(plots.training(rows, {"prose": 1}), name, "x") for name in ("one", "two")]  # type: ignore[arg-type]
+    # type: ignore[arg-type]
+    texts = [plots.svg(plots.training(rows, {"prose": 1}), name, "x") for name in ("one", "two")]
     ids = [set(__import__("re").findall(r' id="([^"]+)"', t)) for t in texts]
     assert ids[0] and not ids[0] & ids[1]
     assert all(f"#{n}" in t or n in t for t, names in zip(texts, ids, strict=True) for n in names)
@@ -54,13 +56,17 @@ def test_svg_ids_are_its_own_and_colours_the_page_s() -> None:
 def test_bands_and_intervals_can_be_drawn() -> None:
     x = np.arange(10.0)
     figure = plots.curves(
-        [plots.Line("lora", x, x, low=x - 1, high=x + 1), plots.Line("full", x, x + 0.01, colour=1)], "seconds", "loss"
+        [plots.Line("lora", x, x, low=x - 1, high=x + 1), plots.Line("full", x, x + 0.01, colour=1)],
+        "seconds",
+        "loss",
     )
     names = [a for a in figure.axes[0].texts if a.get_text() in ("lora", "full")]
     heights = sorted(a.xy[1] for a in names)
     assert heights[1] - heights[0] > 0.5  # names of lines that end together are pushed apart
     drawn = plots.effects(
-        [plots.Effect("code", "lora", 0.2, 0.1, 0.3), plots.Effect("prose", "lora", -0.1, -0.2, 0.0)], "worse", "better"
+        [plots.Effect("code", "lora", 0.2, 0.1, 0.3), plots.Effect("prose", "lora", -0.1, -0.2, 0.0)],
+        "worse",
+        "better",
     )
     assert len(drawn.axes[0].patches) == 2
 

@@ -11,11 +11,25 @@ from trainwright.report import numbers, progress
 from trainwright.report.progress import Progress, evaluation_table
 
 INFO = {"steps": 512, "tokens": 1_048_576, "parameters": 1_312_256, "trainable": 1_312_256}
-DONE = {"steps": 512, "tokens": 1_048_576, "loss": 4.312, "seconds": 48.2, "peak_memory_bytes": 912e6, "path": "store/base-41d0"}
+DONE = {
+    "steps": 512,
+    "tokens": 1_048_576,
+    "loss": 4.312,
+    "seconds": 48.2,
+    "peak_memory_bytes": 912e6,
+    "path": "store/base-41d0",
+}
 
 
 def console(terminal: bool, width: int = 80) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=width, height=20, color_system=None, legacy_windows=False)
+    return Console(
+        file=io.StringIO(),
+        force_terminal=terminal,
+        width=width,
+        height=20,
+        color_system=None,
+        legacy_windows=False,
+    )
 
 
 def said(one: Progress) -> str:
@@ -34,7 +48,7 @@ def row(step: int, steps: int = 512) -> dict[str, float]:
     }
 
 
-def test_plain_lines_tell_the_stages_in_a_line_each() -> None:
+def test_plain_lines_show_each_stage_in_a_line() -> None:
     shown = Progress(console(False))
     shown.stage("corpus", "corpus", "cached", {"path": "store/corpus-9b2f"})
     shown.stage("base", "train", "started", INFO)
@@ -52,20 +66,37 @@ def test_plain_lines_tell_the_stages_in_a_line_each() -> None:
     assert len(lines) == 5 and "\x1b" not in said(shown)
 
 
+def test_what_a_stage_did_follows_from_its_figures() -> None:
+    pruned = {"parameters": 1_312_256, "zeros": 524_288, "sparsity": 0.5, "peak_memory_bytes": 64e7}
+    outcomes = {
+        "transform": (pruned, "1.31 M parameters · 50.0 % zeros · 2.1 s · peak 640 MB"),
+        "merge": ({"models": ["base", "adapt"]}, "merged base + adapt · 2.1 s"),
+        "corpus": ({"documents": 6690, "tokens": 4_030_000}, "6,690 documents · 4.03 M tokens · 2.1 s"),
+    }
+    for kind, (figures, text) in outcomes.items():
+        assert progress.outcome(kind, figures, 2.1) == text
+
+
 def test_plain_lines_grow_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten hours of a step a second are told in fewer than 150 lines, and the first comes after five seconds."""
+    """Ten hours of a step a second are told in fewer than 150 lines, and the first comes after five
+    seconds."""
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
     shown = Progress(console(False))
     shown.stage("base", "train", "started", INFO)
     for step in range(1, 36_001):
         clock[0] += 1.0
-        shown.step("base", row(step, 36_000) | ({"eval/loss/prose": 4.4, "eval/perplexity/prose": 81.0} if step == 6 else {}))
+        shown.step(
+            "base",
+            row(step, 36_000)
+            | ({"eval/loss/prose": 4.4, "eval/perplexity/prose": 81.0} if step == 6 else {}),
+        )
     lines = said(shown).splitlines()
     assert 100 < len(lines) < 150
     assert (
         lines[1]
-        == "base     step 6/36,000 · loss 5.000 · lr 0.0003 · 21.9 k tokens/s · 870 MB · 9 h 59 min left · loss/prose 4.400"
+        == "base     step 6/36,000 · loss 5.000 · lr 0.0003 · 21.9 k tokens/s · 870 MB · 9 h 59 min left · "
+           "loss/prose 4.400"
     )
 
 
@@ -75,7 +106,13 @@ def test_live_display_fits_80_columns_and_goes_away() -> None:
     assert "getting ready" in shown._render().plain
     shown.step(
         "a_stage_with_a_long_name",
-        row(1) | {"eval/loss/prose": 4.4, "eval/bits_per_byte/prose": 2.0, "eval/loss/code": 5.1, "eval/bits_per_byte/code": 2.6},
+        row(1)
+        | {
+            "eval/loss/prose": 4.4,
+            "eval/bits_per_byte/prose": 2.0,
+            "eval/loss/code": 5.1,
+            "eval/bits_per_byte/code": 2.6,
+        },
     )
     shown.step("a_stage_with_a_long_name", row(211))
     lines = shown._render().plain.splitlines()
@@ -87,7 +124,9 @@ def test_live_display_fits_80_columns_and_goes_away() -> None:
     shown.stage("a_stage_with_a_long_name", "train", "finished", DONE)
     assert shown.live is None
     out = said(shown)
-    assert "[red] is no markup here" in out and "trained 512 steps" in out and "\x1b[?25h" in out  # the cursor is shown again
+    assert (
+        "[red] is no markup here" in out and "trained 512 steps" in out and "\x1b[?25h" in out
+    )  # the cursor is shown again
 
 
 def test_failed_stage_frees_the_terminal_and_is_remembered() -> None:
@@ -120,8 +159,20 @@ def test_a_step_costs_little() -> None:
 def test_evaluation_table_signs_gain_and_forgetting() -> None:
     figures = {
         "numbers": {
-            "base": {"loss/code": 5.0, "bits_per_byte/code": 2.5, "loss/prose": 4.0, "perplexity/prose": 54.6, "loss/mail": 3.0},
-            "adapt": {"loss/code": 3.0, "bits_per_byte/code": 1.5, "loss/prose": 4.5, "loss/mail": 3.25, "accuracy/quiz": 0.75},
+            "base": {
+                "loss/code": 5.0,
+                "bits_per_byte/code": 2.5,
+                "loss/prose": 4.0,
+                "perplexity/prose": 54.6,
+                "loss/mail": 3.0,
+            },
+            "adapt": {
+                "loss/code": 3.0,
+                "bits_per_byte/code": 1.5,
+                "loss/prose": 4.5,
+                "loss/mail": 3.25,
+                "accuracy/quiz": 0.75,
+            },
         },
         "baseline": "base",
         "old": ["prose"],
@@ -142,5 +193,7 @@ def test_evaluation_table_signs_gain_and_forgetting() -> None:
 
 def test_evaluation_table_without_baseline() -> None:
     show = console(False)
-    show.print(evaluation_table({"numbers": {"only": {"loss/prose": 4.0}}, "baseline": None, "old": [], "new": []}))
+    show.print(
+        evaluation_table({"numbers": {"only": {"loss/prose": 4.0}}, "baseline": None, "old": [], "new": []})
+    )
     assert "against" not in show.file.getvalue()  # type: ignore[attr-defined]

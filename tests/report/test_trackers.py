@@ -20,7 +20,10 @@ def tell(to: Listener) -> None:
         to.step("base", {"step": step, "steps": 2, "loss": loss, "lr": 0.1, "eval/loss/prose": loss + 1})
     to.say("a line")
     to.stage(
-        "base", "train", "finished", {"steps": 2, "loss": 3.0, "evaluation": {"loss/prose": 3.5}, "resumed": False, "path": "x"}
+        "base",
+        "train",
+        "finished",
+        {"steps": 2, "loss": 3.0, "evaluation": {"loss/prose": 3.5}, "resumed": False, "path": "x"},
     )
     to.close()
     to.close()  # a command line that was interrupted closes twice
@@ -82,7 +85,10 @@ def test_wandb(fake: Fake, tmp_path: Path) -> None:
     tell(trackers.make("wandb", tmp_path, "life"))
     assert fake.of("init") == [((), {"project": "trainwright", "name": "life", "dir": str(tmp_path)})]
     assert fake.of("define_metric") == [(("base/*",), {"step_metric": "base/step"})]
-    assert fake.of("log")[1] == (({"base/loss": 3.0, "base/lr": 0.1, "base/eval/loss/prose": 4.0, "base/step": 2},), {})
+    assert fake.of("log")[1] == (
+        ({"base/loss": 3.0, "base/lr": 0.1, "base/eval/loss/prose": 4.0, "base/step": 2},),
+        {},
+    )
     assert fake.calls[-1][0] == "finish"
 
 
@@ -91,7 +97,10 @@ def test_mlflow(fake: Fake, tmp_path: Path) -> None:
     one.step("base", {"step": 1, "steps": 2, "eval/loss/c++ (old)": 1.0})
     tell(one)
     assert fake.of("set_tracking_uri") == [((f"sqlite:///{(tmp_path / 'mlflow.db').resolve()}",), {})]
-    assert fake.of("log_metrics")[0] == (({"base/eval/loss/c__ _old_": 1.0},), {"step": 1})  # letters that MLflow takes
+    assert fake.of("log_metrics")[0] == (
+        ({"base/eval/loss/c__ _old_": 1.0},),
+        {"step": 1},
+    )  # letters that MLflow takes
     assert fake.of("log_metrics")[-1] == (
         ({"base/final/steps": 2.0, "base/final/loss": 3.0, "base/final/evaluation/loss/prose": 3.5},),
         {"step": 2},
@@ -107,12 +116,17 @@ def test_mlflow_goes_where_the_user_says(fake: Fake, tmp_path: Path, monkeypatch
 
 def test_trackio(fake: Fake, tmp_path: Path) -> None:
     tell(trackers.make("trackio", tmp_path, "life"))
-    assert fake.of("log")[0] == (({"base/loss": 4.0, "base/lr": 0.1, "base/eval/loss/prose": 5.0, "base/step": 1},), {})
+    assert fake.of("log")[0] == (
+        ({"base/loss": 4.0, "base/lr": 0.1, "base/eval/loss/prose": 5.0, "base/step": 1},),
+        {},
+    )
     assert fake.calls[-1][0] == "finish"
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow", "trackio"])
-def test_a_missing_package_names_the_extra(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_names_the_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(UserError, match=rf"pip install 'trainwright\[{name}\]'"):
@@ -126,7 +140,10 @@ def test_an_unknown_name_is_told_with_the_nearest(tmp_path: Path) -> None:
 
 
 def test_flat_figures() -> None:
-    assert trackers.flat({"a": 1, "b": {"c/d": 2.5, "e": True, "f": None}, "g": "x"}) == {"a": 1.0, "b/c/d": 2.5}
+    assert trackers.flat({"a": 1, "b": {"c/d": 2.5, "e": True, "f": None}, "g": "x"}) == {
+        "a": 1.0,
+        "b/c/d": 2.5,
+    }
 
 
 def test_adapters_are_thin() -> None:
