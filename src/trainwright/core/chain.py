@@ -4,6 +4,7 @@ from __future__ import annotations
 from trainwright.core import sharding
 from trainwright.core.claims import match
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.core.method import Optimizer, State, Tensors, Update
 
 
@@ -41,7 +42,9 @@ class Chain:
                 rates |= dict.fromkeys(mine, rate)
             given = {n: updates[n] for n in mine}
             run = self.run_whole if whole else self.run
-            updates |= run(method, given, {n: params[n] for n in mine}, states[key], ctx)
+            made = run(method, given, {n: params[n] for n in mine}, states[key], ctx)
+            check(key, method, made, given)
+            updates |= made
         for n, u in updates.items():
             params[n].sub_(u, alpha=rates[n])
 
@@ -72,6 +75,19 @@ class Chain:
         state.update(around | {"param": each(around["param"], lambda n, t: sharding.like(t, params[n]) if n in params else t)})
         ctx.grads = sharded
         return {n: sharding.like(u, params[n]) for n, u in out.items()}
+
+
+def check(key: str, method: Update, made: Tensors, given: Tensors) -> None:
+    """Refuse updates that would be broadcast, or that are none of those asked for."""
+    for name, update in made.items():
+        if name not in given:
+            raise UserError(f"{key} returns an update of {name}, which it was not given.")
+        if update.shape != given[name].shape:
+            raise UserError(f"{key} returns an update of {name} of the shape {tuple(update.shape)}, not "
+                            f"{tuple(given[name].shape)}.")
+    left = next((n for n in given if n not in made), None) if isinstance(method, Optimizer) else None
+    if left is not None:
+        raise UserError(f"{key} returns no update of {left}, whose step it owns.")
 
 
 def each(leaves: dict[str, Tensors], fn: object) -> dict[str, Tensors]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from trainwright.core.shown import cut, plain
+from trainwright.core.shown import brief, cut, plain
 
 LONGEST = 1000
 """Characters of a message; of a longer one the middle is left out."""
@@ -26,13 +26,21 @@ class UserError(Exception):
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Put the recipe and its stage in front of a mistake that is found where neither is known."""
+    """Put the recipe and its stage in front of a mistake that is found where neither is known. That a method ends
+    the whole program is such a mistake."""
     try:
         yield
     except UserError as error:
         if where in str(error):
             raise
         raise UserError(f"{where}: {error}") from None
+    except SystemExit as ended:
+        raise UserError(f"{where}: {exited(ended)}") from None
+
+
+def exited(ended: SystemExit) -> str:
+    """What is wrong where code that is not the command line's calls ``sys.exit``."""
+    return f"a method, or a library, ended the program (sys.exit({brief(ended.code)})), which only a command may."
 
 
 def suggest(word: str, among: Iterable[str]) -> str:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.core import source
 from trainwright.core.card import Card, kept_cards
-from trainwright.core.errors import UserError, located, suggest
+from trainwright.core.errors import UserError, exited, located, suggest
 from trainwright.core.settings import make
+from trainwright.core.shown import BRIEF, brief, cut
 from trainwright.core.source import ROOT
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def locate(use: str, root: Path, where: str) -> Path:
         return file
     if use not in cards():
         raise UserError(
-            f"{where}: there is no method {use!r}{suggest(use, cards())}; `trainwright list` shows all."
+            f"{where}: there is no method {brief(use)}{suggest(use, cards())}; `trainwright list` shows all."
         )
     return cards()[use].file
 
@@ -117,13 +118,14 @@ def _execute(module: ModuleType, loader: Loader, file: Path) -> None:
         loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[module.__name__]
         lines = [
             frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)
         ]
         line = f", line {lines[-1]}" if lines else ""
-        raise UserError(f"{file}{line}: {type(error).__name__}: {error}.") from None
+        what = exited(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}."
+        raise UserError(f"{file}{line}: {what}") from None
 
 
 _NAMED: set[Path] = set()
@@ -170,10 +172,11 @@ def use_of(method: Method | type[Method]) -> str:
 def create(settings: dict[str, Any], root: Path, where: str) -> Method:
     """A method from its table in a recipe (``use`` and its settings)."""
     if not isinstance(settings, dict) or not isinstance(settings.get("use"), str):
-        raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {settings!r}.")
+        raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {brief(settings)}.")
     with located(where):
         cls = load(locate(settings["use"], root, where))
-    made = make(cls, {k: v for k, v in settings.items() if k != "use"}, f"{where} ({settings['use']})")
+        place = f"{where} ({cut(settings['use'], BRIEF)})"
+        made = make(cls, {k: v for k, v in settings.items() if k != "use"}, place)
     return made  # type: ignore[no-any-return]
 
 

@@ -33,14 +33,19 @@ class Between(NamedTuple):
     high: float
     above: bool = False
     """Whether it must be above ``low``, not equal to it."""
+    below: bool = False
+    """Whether it must be below ``high``."""
 
     def has(self, value: float) -> bool:
-        return self.low <= value <= self.high and not (self.above and value == self.low)
+        ends = (self.above and value == self.low) or (self.below and value == self.high)
+        return self.low <= value <= self.high and not ends
 
     def __str__(self) -> str:
-        if self.high in (LARGEST, FLOAT32) or self.above:
-            least = f"above {self.low:g}" if self.above else f"{self.low:g} or more"
-            return least + ("" if self.high in (LARGEST, FLOAT32) else f" and at most {_named(self.high)}")
+        if self.high in (LARGEST, FLOAT32):
+            return f"above {self.low:g}" if self.above else f"{self.low:g} or more"
+        if self.above or self.below:
+            least = f"{'above' if self.above else 'at least'} {_named(self.low)}"
+            return f"{least} and {'below' if self.below else 'at most'} {_named(self.high)}"
         return f"from {_named(self.low)} to {_named(self.high)}"
 
 
@@ -60,6 +65,10 @@ Positive = Annotated[float, Between(0, FLOAT32, above=True)]
 """A number above 0."""
 Share = Annotated[float, Between(0, 1)]
 """A part of something: from 0 to 1."""
+Decay = Annotated[float, Between(0, 1, below=True)]
+"""What a running mean keeps of itself at each step: at least 0 and below 1."""
+Exponent = Annotated[float, Between(-10, 10)]
+"""A power that something measured is raised to."""
 Endless = Annotated[float, Between(-float("inf"), float("inf"))]
 """A number that may be infinite."""
 

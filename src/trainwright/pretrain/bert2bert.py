@@ -30,7 +30,7 @@ surgery. State: none.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery
+from trainwright.core.settings import Between
 from trainwright.lm.resizing import (
     Dims,
     Maps,
@@ -55,13 +56,16 @@ from trainwright.lm.resizing import (
 )
 from trainwright.pretrain._bench_phases import NARROW, phase
 
+Times = Annotated[float, Between(-100, 100)]
+"""How many times as large."""
+
 
 class Bert2bert(Surgery):
     """Makes a trained model wider and deeper, so that the larger one starts with its knowledge."""
 
-    width: float = 2.0
+    width: Times = 2.0
     """How many times as wide: residual stream, heads and inner units."""
-    depth: float = 1.0
+    depth: Times = 1.0
     """How many times as deep."""
     start: Literal["aki", "fpi"] = "aki"
     """Where new entries come from: the layer above, or their own layer, which keeps the function."""

@@ -31,6 +31,7 @@ import torch
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Fit, ScalingLaw
+from trainwright.core.settings import Exponent
 from trainwright.lm.fitting import Row, at_edge, bootstrap, grouped, held_out, linear, logs, nearest, thin
 
 CONSTANTS = ("lr_scale", "lr_parameters", "lr_tokens", "batch_scale", "batch_exponent")
@@ -41,13 +42,13 @@ class StepLaw(ScalingLaw):
 
     lr_scale: float = 1.79
     """Learning rate at one parameter and one token."""
-    lr_parameters: float = -0.713
+    lr_parameters: Exponent = -0.713
     """Exponent of the parameters in the learning rate."""
-    lr_tokens: float = 0.307
+    lr_tokens: Exponent = 0.307
     """Exponent of the tokens in the learning rate."""
     batch_scale: float = 0.58
     """Tokens per step at one token of training."""
-    batch_exponent: float = 0.571
+    batch_exponent: Exponent = 0.571
     """Exponent of the tokens in the tokens per step."""
     optimizer: str = "adamw"
     """Optimizer of the runs behind the constants; its ``lr`` is filled in."""

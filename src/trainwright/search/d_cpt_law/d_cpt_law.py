@@ -28,12 +28,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 
 from trainwright.core.context import Context
 from trainwright.core.method import Fit, ScalingLaw
+from trainwright.core.settings import Between, Exponent
 from trainwright.lm.fitting import Row
 from trainwright.search.d_cpt_law import _shares
 from trainwright.search.d_cpt_law._shares import Constants, names
@@ -54,7 +55,7 @@ class DCptLaw(ScalingLaw):
     """General loss of the model before this stage; by default the law's own without domain data."""
     domain_tokens: float | None = None
     """Available tokens of the domain, each seen once; by default as many as the share needs."""
-    epsilon: float = 0.1
+    epsilon: Annotated[float, Between(1e-6, 1e3)] = 0.1
     """Keeps the loss finite at a share of 0."""
     draws: int = 200
     """In fitting: number of resampled tables."""
@@ -62,33 +63,33 @@ class DCptLaw(ScalingLaw):
     """Domain loss: irreducible part (E)."""
     domain_a: float = 80.0
     """Domain loss: factor of the parameters (A)."""
-    domain_alpha: float = 0.32
+    domain_alpha: Exponent = 0.32
     """Domain loss: exponent of the parameters."""
     domain_b: float = 60.0
     """Domain loss: factor of the tokens (B)."""
-    domain_beta: float = 0.32
+    domain_beta: Exponent = 0.32
     """Domain loss: exponent of the tokens."""
-    domain_eta: float = 0.4
+    domain_eta: Exponent = 0.4
     """Domain loss: exponent of the share in the term of the tokens."""
     domain_c: float = 0.35
     """Domain loss: factor of the share (C)."""
-    domain_gamma: float = 0.6
+    domain_gamma: Exponent = 0.6
     """Domain loss: exponent of the share."""
     general_e: float = 1.8
     """General loss: irreducible part (E)."""
     general_a: float = 60.0
     """General loss: factor of the parameters (A)."""
-    general_alpha: float = 0.3
+    general_alpha: Exponent = 0.3
     """General loss: exponent of the parameters."""
     general_b: float = 40.0
     """General loss: factor of the tokens (B)."""
-    general_beta: float = 0.3
+    general_beta: Exponent = 0.3
     """General loss: exponent of the tokens."""
-    general_eta: float = 0.3
+    general_eta: Exponent = 0.3
     """General loss: exponent of the share in the term of the tokens."""
     general_c: float = 0.3
     """General loss: factor of the share (C)."""
-    general_gamma: float = 0.5
+    general_gamma: Exponent = 0.5
     """General loss: exponent of the share."""
     fitted: tuple[float, ...] = ()
     """Fewest and most parameters, fewest and most tokens of the runs behind the constants; empty: an
