@@ -51,7 +51,8 @@ def all_tokens(out: Path, shards: list[tokens.Shard]) -> list[list[int]]:
     return found
 
 
-def test_a_second_build_tokenizes_nothing(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_build_tokenizes_nothing(tmp_path: Path, tokenizer: Any,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:
     seen = counting(monkeypatch)
     first = list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "a"))
     assert len(first) > 4 and not any(s.cached for s in first) and seen == [r.id for r in ROWS]
@@ -65,7 +66,8 @@ def test_a_second_build_tokenizes_nothing(tmp_path: Path, tokenizer: Any, monkey
 
 
 @pytest.mark.parametrize("harm", ["bin gone", "json gone", "bin cut", "json cut"])
-def test_only_what_is_missing_or_damaged_is_done_again(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch,
+def test_only_what_is_missing_or_damaged_is_done_again(tmp_path: Path, tokenizer: Any,
+                                                       monkeypatch: pytest.MonkeyPatch,
                                                        harm: str) -> None:
     first = list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "a"))
     whole = all_tokens(tmp_path / "a", first)
@@ -83,7 +85,8 @@ def test_only_what_is_missing_or_damaged_is_done_again(tmp_path: Path, tokenizer
     assert victim.read_bytes() == content
 
 
-def test_a_build_that_dies_between_two_shards_goes_on(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_that_dies_between_two_shards_goes_on(tmp_path: Path, tokenizer: Any,
+                                                      monkeypatch: pytest.MonkeyPatch) -> None:
     made = tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "dead")
     done = sum(len(next(made).length) for _ in range(3))
     made.close()  # type: ignore[attr-defined]
@@ -103,7 +106,8 @@ def test_the_key_depends_on_all_that_tokens_depend_on(tokenizer: Any) -> None:
     plain, talk = [Document("a", TALK, None)], [Document("a", "", TALK)]
     marked = Chat(tokenizer, "chatml")
     other = bpe.train((r.content for r in ROWS), 340)
-    keys = [Encoder(tokenizer, None).key(plain), Encoder(tokenizer, marked).key(talk), Encoder(other, None).key(plain),
+    keys = [Encoder(tokenizer, None).key(plain), Encoder(tokenizer, marked).key(talk),
+            Encoder(other, None).key(plain),
             Encoder(tokenizer, None).key([Document("a", TALK + " ", None)])]
     assert len(set(keys)) == 4
     same = Encoder(tokenizer, marked).key([Document("b", TALK, None)])
@@ -124,24 +128,30 @@ def test_a_text_is_framed_and_its_control_tokens_are_text(tokenizer: Any) -> Non
     from transformers import PreTrainedTokenizerFast
     end = tokenizer.eos_token_id
     (ids, mask, size), = Encoder(tokenizer, None).encode([Document("a", "say <|endoftext|> é", None)])
-    assert ids[0] == ids[-1] == end and end not in ids[1:-1] and mask is None and size == len("say <|endoftext|> é".encode())
+    assert ids[0] == ids[-1] == end and end not in ids[1:-1] and mask is None
+    assert size == len("say <|endoftext|> é".encode())
     assert tokenizer.decode(ids[1:-1]) == "say <|endoftext|> é"
-    bare = PreTrainedTokenizerFast(tokenizer_object=Chat(tokenizer, "chatml").backend, eos_token="<|im_end|>", model_max_length=4)
+    bare = PreTrainedTokenizerFast(tokenizer_object=Chat(tokenizer, "chatml").backend, eos_token="<|im_end|>",
+                                   model_max_length=4)
     (ids, *_), = Encoder(bare, None).encode([Document("a", "a much longer text than that", None)])
     assert bare.decode(ids) == "a much longer text than that<|im_end|>", "nothing in front, never truncated"
 
 
 def test_a_shard_of_both_kinds_has_a_mask(tmp_path: Path, tokenizer: Any) -> None:
     rows = [Document("a", "plain", None), Document("b", "", TALK), Document("c", "plain too", None)]
-    shard, = tokens.write(rows, Encoder(tokenizer, Chat(tokenizer, "chatml")), tmp_path / "cache", tmp_path / "a")
-    again, = tokens.write(rows, Encoder(tokenizer, Chat(tokenizer, "chatml")), tmp_path / "cache", tmp_path / "b")
+    shard, = tokens.write(rows, Encoder(tokenizer, Chat(tokenizer, "chatml")), tmp_path / "cache",
+                          tmp_path / "a")
+    again, = tokens.write(rows, Encoder(tokenizer, Chat(tokenizer, "chatml")), tmp_path / "cache",
+                          tmp_path / "b")
     mask = np.split(np.fromfile(tmp_path / "b" / "00000.mask", np.uint8), np.cumsum(shard.length)[:-1])
     assert shard.masked and again.masked and again.cached
     assert mask[0].all() and mask[2].all() and 0 < mask[1].sum() < len(mask[1])
-    assert shard.trained.tolist() == again.trained.tolist() == [shard.length[0] - 1, mask[1].sum(), shard.length[2] - 1]
+    assert shard.trained.tolist() == again.trained.tolist() == [shard.length[0] - 1, mask[1].sum(),
+                                                                shard.length[2] - 1]
 
 
-def test_long_texts_are_tokenized_in_portions_of_the_same_tokens(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_texts_are_tokenized_in_portions_of_the_same_tokens(tokenizer: Any,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = [Document(r.id, r.content, TALK if i % 3 == 0 else None) for i, r in enumerate(ROWS)]
     encoder = Encoder(tokenizer, Chat(tokenizer, "chatml"))
     whole = encoder.encode(mixed)
@@ -153,14 +163,16 @@ def test_long_texts_are_tokenized_in_portions_of_the_same_tokens(tokenizer: Any,
 def test_the_reader_selects_by_split_and_domain(tmp_path: Path) -> None:
     build(tmp_path / "c", texts(40, "a") + texts(30, "b"), test=0.2, tune=0.1)
     read = tokens.open_corpus(tmp_path / "c")
-    assert read is tokens.open_corpus(tmp_path / "c") and read.domains == ("a", "b") and read.vocab_size == 400 and not read.chat
+    assert read is tokens.open_corpus(tmp_path / "c") and read.domains == ("a", "b")
+    assert read.vocab_size == 400 and not read.chat
     parts = {split: read.select(split) for split in tokens.SPLITS}
     assert sum(map(len, parts.values())) == 70
     only = read.select("test", ["b"])
     assert len(only) and set(only.domain.tolist()) == {1} and all(name.startswith("b/") for name in only.id)
     assert only.length.dtype == only.domain.dtype == np.int64 and only.id.dtype == object
     ids = read.read(int(only.shard[0]), int(only.offset[0]), int(only.length[0]))
-    assert ids.dtype == np.int64 and len(ids) == only.length[0] and read.read_mask(0, 0, 5).tolist() == [True] * 5
+    assert ids.dtype == np.int64 and len(ids) == only.length[0]
+    assert read.read_mask(0, 0, 5).tolist() == [True] * 5
 
 
 def test_the_reader_names_what_there_is(tmp_path: Path) -> None:
@@ -176,14 +188,16 @@ def test_the_reader_names_what_there_is(tmp_path: Path) -> None:
         tokens.Corpus(tmp_path)
 
 
-def test_where_no_link_can_be_made_files_are_copied(tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_link_can_be_made_files_are_copied(tmp_path: Path, tokenizer: Any,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise OSError("no links here")
 
     monkeypatch.setattr(tokens.os, "link", refuse)
     first = list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "a"))
     second = list(tokens.write(ROWS, Encoder(tokenizer, None), tmp_path / "cache", tmp_path / "b"))
-    assert all(s.cached for s in second) and all_tokens(tmp_path / "a", first) == all_tokens(tmp_path / "b", second)
+    assert all(s.cached for s in second)
+    assert all_tokens(tmp_path / "a", first) == all_tokens(tmp_path / "b", second)
 
 
 @pytest.mark.parametrize("ending", ["bin", "json"])

@@ -9,8 +9,9 @@ from trainwright.core.errors import UserError
 END_OF_TEXT, MASK = "<|endoftext|>", "<|mask|>"
 
 
-def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = (), mask: bool = False) -> Any:
-    """A byte-level BPE that puts ``<|endoftext|>`` in front of a text; the same texts in any order give the same one.
+def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = (),
+          mask: bool = False) -> Any:
+    """A byte-level BPE that puts ``<|endoftext|>`` before a text; the order of the texts does not matter.
 
     Args:
         controls: further control tokens.
@@ -21,7 +22,8 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
     special = list(dict.fromkeys([END_OF_TEXT, *controls, *([MASK] if mask else [])]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
-        raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(special)} control tokens must fit.")
+        raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(special)} control "
+                        "tokens must fit.")
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()

@@ -130,7 +130,7 @@ class _Step(NamedTuple):
 
 def _steps(methods: list[Curate], work: Path, earlier: bool) -> list[_Step]:
     used = [m.name for m in methods]
-    named = [("from.data", None)] if earlier else []
+    named: list[tuple[str, Curate | None]] = [("from.data", None)] if earlier else []
     named += [(m.name if used.count(m.name) == 1 else name, m)
               for (name, _), m in zip(name_all(methods), methods, strict=True)]
     return [_Step(name, method, work / f"{number:03d}-{name}") for number, (name, method) in enumerate(named)]

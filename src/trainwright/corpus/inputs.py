@@ -192,4 +192,5 @@ def pixels(file: Path | bytes, how: Pictures) -> NDArray[np.float32]:
     left, top = (width - side) // 2, (height - side) // 2
     shown = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))
     values = np.asarray(shown, dtype=np.float32) / 255
-    return ((values - np.float32(how.mean)) / np.float32(how.std)).transpose(2, 0, 1)
+    mean, std = (np.array(one, dtype=np.float32) for one in (how.mean, how.std))
+    return ((values - mean) / std).transpose(2, 0, 1)
