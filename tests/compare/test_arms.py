@@ -1,4 +1,5 @@
 """What an arm changes: a method of several kinds takes the place of each that a stage has only one of."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -65,7 +66,11 @@ def test_an_optimizer_of_some_parameters_displaces_none(tmp_path: Path) -> None:
 def test_a_file_of_ones_own_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     assert methods(tmp_path, "full:", Arm(name="own", add=({"use": "./mine.py"},)))[1] == [
-        "pack", "next_token", "./mine.py", "held_out"]
+        "pack",
+        "next_token",
+        "./mine.py",
+        "held_out",
+    ]
 
 
 def test_a_merge_takes_the_merge_s_place(tmp_path: Path) -> None:

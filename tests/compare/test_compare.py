@@ -1,4 +1,5 @@
 """A comparison on real (tiny) training: paired, resumed, reused, failing in part, in processes and on Ray."""
+
 import json
 import math
 import shutil
@@ -18,7 +19,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 
-pytestmark = pytest.mark.slow                               # runs of a tiny model, about a second each
+pytestmark = pytest.mark.slow  # runs of a tiny model, about a second each
 EIGHT = Length({"steps": 8}, 8)
 
 
@@ -44,19 +45,31 @@ def test_arms_are_paired_and_the_figures_are_those_of_the_runs(place):
     result = comparison(place).run()
     losses = {a["name"]: [r["metrics"]["loss/code"] for r in a["runs"]] for a in result["arms"]}
     differences = [x - y for x, y in zip(losses["slow"], losses["full"], strict=True)]
-    row, told = rows(result, "slow"), paired(differences)
+    row, found = rows(result, "slow"), paired(differences)
     assert row["values"] == pytest.approx(differences)
-    assert (row["difference"], row["low"], row["high"]) == pytest.approx((told.difference, told.low, told.high))
-    assert row["verdict"] == "worse" and row["p_holm"] < 0.05             # at a hundredth of the learning rate little is learned
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx(
+        (found.difference, found.low, found.high)
+    )
+    # at a hundredth of the learning rate little is learned
+    assert row["verdict"] == "worse" and row["p_holm"] < 0.05
     start = losses["full"][0] + result["arms"][0]["runs"][0]["metrics"]["gain/code"]
     for arm in result["arms"]:
         for run in arm["runs"]:
             assert run["metrics"]["gain/code"] == pytest.approx(start - run["metrics"]["loss/code"])
-            assert {"forgetting/prose", "seconds_per_step", "peak_memory_bytes", "trainable_parameters",
-                    "stored_bytes"} <= set(run["metrics"])
-        assert len(arm["curve"]["values"]) == 3 and len(arm["curve"]["tokens"]) == len(arm["curve"]["values"][0])
+            assert {
+                "forgetting/prose",
+                "seconds_per_step",
+                "peak_memory_bytes",
+                "trainable_parameters",
+                "stored_bytes",
+            } <= set(run["metrics"])
+        assert len(arm["curve"]["values"]) == 3 and len(arm["curve"]["tokens"]) == len(
+            arm["curve"]["values"][0]
+        )
     assert rows(result, "slow", "forgetting/prose")["verdict"] in ("better", "worse", "no difference")
-    assert json.loads(json.dumps(result)) == result and math.isfinite(result["noise"]["loss/code"]["half_width"])
+    assert json.loads(json.dumps(result)) == result and math.isfinite(
+        result["noise"]["loss/code"]["half_width"]
+    )
 
 
 def test_a_seed_gives_all_arms_the_same_data_and_weights(place):
@@ -94,7 +107,7 @@ def test_run_again_nothing_runs_and_more_seeds_or_arms_reuse_what_ran(place):
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(place):
-    comparison(place).run()                                               # the baseline's runs are there
+    comparison(place).run()  # the baseline's runs are there
     arms = (Arm(name="full"), Arm(name="brisk", set={"methods.adamw.lr": 2e-2}))
     stopped = comparison(place, Count(stop_after=2), arms=arms)
     with pytest.raises(KeyboardInterrupt):
@@ -106,11 +119,17 @@ def test_an_interrupted_comparison_goes_on_where_it_was(place):
         if json.loads(file.read_text()).get("arm") == "brisk":
             file.unlink()
     anew = comparison(place, arms=arms)
-    assert [r["values"] for r in anew.run()["comparisons"]] == [r["values"] for r in got] and len(anew.watch.begun) == 3
+    assert [r["values"] for r in anew.run()["comparisons"]] == [r["values"] for r in got] and len(
+        anew.watch.begun
+    ) == 3
 
 
 def test_an_arm_that_fails_is_a_result_and_the_others_go_on(place):
-    arms = (Arm(name="full"), Arm(name="wild", set={"methods.adamw.lr": 1e30}), Arm(name="slow", set={"methods.adamw.lr": 1e-4}))
+    arms = (
+        Arm(name="full"),
+        Arm(name="wild", set={"methods.adamw.lr": 1e30}),
+        Arm(name="slow", set={"methods.adamw.lr": 1e-4}),
+    )
     c = comparison(place, arms=arms)
     result = c.run()
     wild = [r for r in result["comparisons"] if r["arm"] == "wild"]
@@ -121,13 +140,17 @@ def test_an_arm_that_fails_is_a_result_and_the_others_go_on(place):
     assert [x for x in c.watch.failed if x.startswith("wild")]
 
 
-def test_a_failing_baseline_is_told(place):
+def test_a_failing_baseline_is_reported(place):
     with pytest.raises(UserError, match="baseline 'wild' fails"):
         comparison(place, arms=(Arm(name="wild", set={"methods.adamw.lr": 1e30}), Arm(name="full"))).run()
 
 
 def test_every_arm_is_tuned_with_the_same_effort_on_other_seeds(place):
-    c = comparison(place, tune={"lr": [1e-2, 1e-4]}, arms=(Arm(name="full"), Arm(name="lora", add=({"use": "lora", "rank": 2},))))
+    c = comparison(
+        place,
+        tune={"lr": [1e-2, 1e-4]},
+        arms=(Arm(name="full"), Arm(name="lora", add=({"use": "lora", "rank": 2},))),
+    )
     result = c.run()
     assert [len(a["trials"]) for a in result["arms"]] == [2, 2] and result["tuning"]["split"] == "tune"
     assert not set(result["tuning"]["seeds"]) & set(result["seeds"])
@@ -150,7 +173,9 @@ def test_hopeless_trials_end_early_and_final_runs_never_do(place):
     assert result["arms"][0]["chosen"] == {"adamw.lr": 1e-2}
     again = comparison(place, tune={"lr": [1e-2, 1e-5, 1e-6]}, metric="loss/code")
     again.early_stop = True
-    assert [a["chosen"] for a in again.run()["arms"]] == [a["chosen"] for a in result["arms"]] and not again.watch.begun
+    assert [a["chosen"] for a in again.run()["arms"]] == [
+        a["chosen"] for a in result["arms"]
+    ] and not again.watch.begun
 
 
 def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
@@ -159,13 +184,16 @@ def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     result = c.run()
     seeds = [[r["seed"] for r in a["runs"]] for a in result["arms"]]
     assert seeds == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], "independent seeds on the two sides"
-    assert {r["verdict"] for r in result["comparisons"] if r["metric"] in ("loss/code", "gain/code", "forgetting/prose")} == {
-        "no difference"}
+    assert {
+        r["verdict"]
+        for r in result["comparisons"]
+        if r["metric"] in ("loss/code", "gain/code", "forgetting/prose")
+    } == {"no difference"}
     losses = [r["metrics"]["loss/code"] for a in result["arms"] for r in a["runs"]]
     floor = result["noise"]["loss/code"]
     assert floor["source"] == "A/A" and 0 < floor["half_width"] < 10 * statistics.stdev(losses)
     beside = comparison(place, seeds=5, budget={"tokens": 4096}).run()
-    assert beside["noise"]["loss/code"]["source"] == "A/A", "the page of a later comparison shows the A/A's noise"
+    assert beside["noise"]["loss/code"]["source"] == "A/A", "later comparisons show the noise of the A/A"
     cost = result["arms"][0]["ledger"]
     assert cost["flops"] > 0 and cost["seconds_per_step"] > 0 and cost["peak_memory_bytes"] > 1e8
 
@@ -178,7 +206,8 @@ def test_in_processes_the_numbers_are_the_same(place):
     apart = c.run()
     assert len(c.watch.begun) == 4
     assert [r["values"] for r in apart["comparisons"] if not r["exact"]] == [
-        pytest.approx(r["values"], abs=1e-6) for r in here["comparisons"] if not r["exact"]]
+        pytest.approx(r["values"], abs=1e-6) for r in here["comparisons"] if not r["exact"]
+    ]
 
 
 def test_on_ray_the_numbers_are_the_same(place):
@@ -191,45 +220,67 @@ def test_on_ray_the_numbers_are_the_same(place):
 
 
 def test_a_merge_is_compared_without_a_budget(place):
-    file_arms = (Arm(name="average"), Arm(name="mostly base", set={"methods.interpolate.weights": [0.9, 0.1]}))
+    file_arms = (
+        Arm(name="average"),
+        Arm(name="mostly base", set={"methods.interpolate.weights": [0.9, 0.1]}),
+    )
     c = comparison(place, arms=file_arms, stage="merged", metric="loss/mean", seeds=2, reseed=["adapt"])
     result = c.run()
     assert rows(result, "mostly base", "loss/mean")["arm_mean"] > 0
     assert result["arms"][0]["ledger"]["steps"] is None and result["budget"]["currency"] == "recipe"
-    assert {r["metric"] for r in result["comparisons"]} >= {"loss/mean", "loss/code", "loss/prose", "stored_bytes"}
+    assert {r["metric"] for r in result["comparisons"]} >= {
+        "loss/mean",
+        "loss/code",
+        "loss/prose",
+        "stored_bytes",
+    }
 
 
-def test_a_folder_without_a_result_is_told(tmp_path):
+def test_a_folder_without_a_result_is_reported(tmp_path):
     with pytest.raises(UserError, match="no comparison has ended here"):
         read(tmp_path)
 
 
-
-def test_what_is_chosen_anew_for_each_seed_is_there_for_its_costs_and_told(tmp_path):
+def test_what_is_chosen_anew_for_each_seed_is_there_for_its_costs_and_in_the_result(tmp_path):
     """A selection as an arm: made with each seed, measured on what was kept back, and part of the result."""
-    chosen = '''
+    chosen = """
 [[stage]]
 name = "chosen"
 kind = "corpus"
 from = { data = "corpus" }
 methods = [{ use = "random_subset", share = 0.5 }]
-'''
-    file = recipe(tmp_path, '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nreseed = ["chosen"]\n')
-    text = file.read_text().replace('[[stage]]\nname = "adapt"', chosen.strip() + '\n\n[[stage]]\nname = "adapt"')
+"""
+    file = recipe(
+        tmp_path, '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nreseed = ["chosen"]\n'
+    )
+    text = file.read_text().replace(
+        '[[stage]]\nname = "adapt"', chosen.strip() + '\n\n[[stage]]\nname = "adapt"'
+    )
     old = 'from = { model = "base", data = "corpus" }\nsteps = 8'
     file.write_text(text.replace(old, old.replace('"corpus"', '"chosen"')))
     arms = [Arm(name="half"), Arm(name="all", at="chosen", add=({"use": "random_subset", "share": 1.0},))]
     result = Comparison(specs.load(file, {}, arms), Store(tmp_path / "store"), Count()).run()
     half, whole = result["arms"]
     assert not half["failed"] and not whole["failed"]
-    (all_documents, kept), = [pair for name, pair in half["selected"]["chosen"]["kept"]["domains"].items() if name == "code"]
-    assert 0 < kept < all_documents and "chosen" not in whole["selected"], "where nothing was dropped there is nothing to tell"
+    ((all_documents, kept),) = [
+        pair for name, pair in half["selected"]["chosen"]["kept"]["domains"].items() if name == "code"
+    ]
+    assert 0 < kept < all_documents and "chosen" not in whole["selected"], (
+        "where nothing was dropped there is nothing to tell"
+    )
     assert len({r["hashes"]["chosen"] for r in half["runs"]}) == 2
 
 
 def test_the_curve_has_the_mean_over_domains_too():
     at = {"step": 2, "tokens": 8, "flops": 1.0, "seconds": 0.5}
-    found = execute.curve([at | {"step": 1, "loss": 9.0}, at | {"eval/loss/code": 2.0, "eval/loss/prose": 4.0, "eval/f1": 0.5}])
-    assert found == {"step": [2], "tokens": [8], "flops": [1.0], "seconds": [0.5],
-                     "values": {"loss/code": [2.0], "loss/prose": [4.0], "f1": [0.5], "loss/mean": [3.0]}}
+    found = execute.curve(
+        [at | {"step": 1, "loss": 9.0}, at | {"eval/loss/code": 2.0, "eval/loss/prose": 4.0, "eval/f1": 0.5}]
+    )
+    assert found == {
+        "step": [2],
+        "tokens": [8],
+        "flops": [1.0],
+        "seconds": [0.5],
+        "values": {"loss/code": [2.0], "loss/prose": [4.0], "f1": [0.5], "loss/mean": [3.0]},
+    }
     assert execute.curve([at]) is None

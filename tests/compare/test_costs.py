@@ -4,13 +4,28 @@ from dataclasses import replace
 
 from trainwright.compare.costs import Costs, one_clock
 
-BASE = Costs(tokens=128, flops=1e6, seconds=0.5, peak_memory_bytes=1e8, trainable_parameters=10, parameters=10, state_bytes=80,
-             compiled=False, rounds=(0.5, 0.5, 0.6), baseline_rounds=(0.5, 0.5, 0.6))
+BASE = Costs(
+    tokens=128,
+    flops=1e6,
+    seconds=0.5,
+    peak_memory_bytes=1e8,
+    trainable_parameters=10,
+    parameters=10,
+    state_bytes=80,
+    compiled=False,
+    rounds=(0.5, 0.5, 0.6),
+    baseline_rounds=(0.5, 0.5, 0.6),
+)
 
 
 def test_an_arm_keeps_its_ratio_to_the_baseline_beside_which_it_was_measured() -> None:
-    """Measured while everything took twice as long, and 20 % slower than the baseline: 0.6 s by the baseline's clock."""
+    """Measured while everything took twice as long, and 20 % slower than the baseline: 0.6 s by the
+    baseline's clock."""
     slow = replace(BASE, seconds=1.2, rounds=(1.2, 1.2, 1.3), baseline_rounds=(1.0, 1.0, 1.1))
     found = one_clock(slow, BASE)
-    assert found.seconds == 0.6 and found.rounds == (0.6, 0.6, 0.65) and found.baseline_rounds == (0.5, 0.5, 0.55)
+    assert (
+        found.seconds == 0.6
+        and found.rounds == (0.6, 0.6, 0.65)
+        and found.baseline_rounds == (0.5, 0.5, 0.55)
+    )
     assert one_clock(BASE, BASE) == BASE and one_clock(slow, None) == slow

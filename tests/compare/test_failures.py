@@ -1,4 +1,5 @@
-"""What goes wrong in another process is told in a line; its death is a failure of its work, and of nothing else."""
+"""A failure in another process has a reason in one line; its death fails its work and nothing else."""
+
 import operator
 import os
 import signal
@@ -24,4 +25,7 @@ def test_failures_bugs_and_death():
 def test_a_reason_is_one_line():
     assert reason(RuntimeError("the loss is nan\nand more")) == "the loss is nan"
     assert reason(MemoryError()) == "MemoryError"
-    assert attempt(operator.add, (1, 2)) == (3, None) and attempt(operator.truediv, (1, 0)) == (None, "division by zero")
+    assert attempt(operator.add, (1, 2)) == (3, None) and attempt(operator.truediv, (1, 0)) == (
+        None,
+        "division by zero",
+    )

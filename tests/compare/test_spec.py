@@ -1,4 +1,5 @@
-"""What is compared with what, and every mistake in it, told in a sentence before anything runs."""
+"""What is compared with what, and every mistake in it in a sentence, before anything runs."""
+
 import pytest
 
 from tests.compare.tiny import comparison, recipe
@@ -8,15 +9,25 @@ from trainwright.core.errors import UserError
 
 
 def test_an_arm_on_the_command_line():
-    arm = parse_arm("lora: peft LoraConfig r=8 use_dora=true, clip_gradients norm=0.5, -cosine, methods.adamw.lr=3e-4")
+    arm = parse_arm(
+        "lora: peft LoraConfig r=8 use_dora=true, clip_gradients norm=0.5, -cosine, methods.adamw.lr=3e-4"
+    )
     assert arm.name == "lora" and arm.drop == ("cosine",) and arm.set == {"methods.adamw.lr": 3e-4}
-    assert arm.add == ({"use": "peft", "config": "LoraConfig", "options": {"r": 8, "use_dora": True}},
-                       {"use": "clip_gradients", "norm": 0.5})
+    assert arm.add == (
+        {"use": "peft", "config": "LoraConfig", "options": {"r": 8, "use_dora": True}},
+        {"use": "clip_gradients", "norm": 0.5},
+    )
     assert parse_arm("full:") == Arm(name="full")
 
 
-@pytest.mark.parametrize("text, words", [("lora rank=8", "NAME: METHOD"), ("a: lorra rank=8", "did you mean 'lora'"),
-                                         ("a: lora 8 9", "write key=value")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("lora rank=8", "NAME: METHOD"),
+        ("a: lorra rank=8", "did you mean 'lora'"),
+        ("a: lora 8 9", "write key=value"),
+    ],
+)
 def test_a_wrong_arm(text, words):
     with pytest.raises(UserError, match=words):
         parse_arm(text)
@@ -25,7 +36,10 @@ def test_a_wrong_arm(text, words):
 def test_budget_and_tune():
     assert parse_budget("tokens=2e6") == {"tokens": 2e6}
     assert parse_tune(["lr", "clip_gradients.norm=0.5,1", "adamw.beta2=0.9..0.99"]) == {
-        "lr": "around", "clip_gradients.norm": [0.5, 1], "adamw.beta2": {"low": 0.9, "high": 0.99}}
+        "lr": "around",
+        "clip_gradients.norm": [0.5, 1],
+        "adamw.beta2": {"low": 0.9, "high": 0.99},
+    }
     with pytest.raises(UserError, match="tokens=2e6"):
         parse_budget("much")
 
@@ -36,35 +50,46 @@ def test_direction():
     assert direction("delight") is None
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"stage": "adopt"}, "did you mean 'adapt'"),
-    ({"stage": "corpus"}, "only stages of the kinds merge, train, transform can be compared"),
-    ({"seeds": 1}, "two runs at least"),
-    ({"seeds": 2.5}, "whole number"),
-    ({"sedes": 3}, "did you mean 'seeds'"),
-    ({"metric": "delight"}, "better ="),
-    ({"metric": "gain/nonsense", "better": "higher"}, "no evaluator makes"),
-    ({"baseline": "ful"}, "did you mean 'full'"),
-    ({"budget": {"tokens": 100}}, "too small for one step"),
-    ({"budget": {"tokens": -1}}, "positive"),
-    ({"budget": {"hours": 1}}, "budget is one of"),
-    ({"budget": {"tokens": 1e4, "flops": 1}}, "budget is one of"),
-    ({"tune": {"lrr": [1.0]}}, "did you mean 'lr'"),
-    ({"tune": {"lr": "near"}}, "around"),
-    ({"tune": {"lr": {"low": 1e-2, "high": 1e-3}}}, "below high"),
-    ({"tune": {"lr": []}}, "write a list"),
-    ({"trials": 0}, "must be positive"),
-    ({"reseed": ["bse"]}, "did you mean 'base'"),
-    ({"arms": (Arm(name="full"), Arm(name="full"))}, "two arms are called"),
-    ({"arms": (Arm(name="full"),)}, "needs two arms"),
-    ({"arms": (Arm(name="a"), Arm(name="b"))}, "do not differ"),
-    ({"arms": (Arm(name="a"), Arm(name="b", drop=("clip_gradients",)))}, "drops 'clip_gradients', which the stage has not"),
-    ({"arms": (Arm(name="a"), Arm(name="b", at="nowhere", drop=("clip_gradients",)))}, "is no stage"),
-    ({"arms": (Arm(name="a"), Arm(name="b", add=({"use": "lora", "rnk": 2},)))}, "did you mean 'rank'"),
-    ({"arms": (Arm(name="a"), Arm(name="b", set={"batch_tokens": 8}))}, "less than one row"),
-    ({"arms": (Arm(name="a"), Arm(name="b", set={"batch_tokens": 64}, search={"lr": [1e-3]})), "tune": {"lr": [1e-3, 1e-2]}},
-     "same tuning effort"),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"stage": "adopt"}, "did you mean 'adapt'"),
+        ({"stage": "corpus"}, "only stages of the kinds merge, train, transform can be compared"),
+        ({"seeds": 1}, "two runs at least"),
+        ({"seeds": 2.5}, "whole number"),
+        ({"sedes": 3}, "did you mean 'seeds'"),
+        ({"metric": "delight"}, "better ="),
+        ({"metric": "gain/nonsense", "better": "higher"}, "no evaluator makes"),
+        ({"baseline": "ful"}, "did you mean 'full'"),
+        ({"budget": {"tokens": 100}}, "too small for one step"),
+        ({"budget": {"tokens": -1}}, "positive"),
+        ({"budget": {"hours": 1}}, "budget is one of"),
+        ({"budget": {"tokens": 1e4, "flops": 1}}, "budget is one of"),
+        ({"tune": {"lrr": [1.0]}}, "did you mean 'lr'"),
+        ({"tune": {"lr": "near"}}, "around"),
+        ({"tune": {"lr": {"low": 1e-2, "high": 1e-3}}}, "below high"),
+        ({"tune": {"lr": []}}, "write a list"),
+        ({"trials": 0}, "must be positive"),
+        ({"reseed": ["bse"]}, "did you mean 'base'"),
+        ({"arms": (Arm(name="full"), Arm(name="full"))}, "two arms are called"),
+        ({"arms": (Arm(name="full"),)}, "needs two arms"),
+        ({"arms": (Arm(name="a"), Arm(name="b"))}, "do not differ"),
+        (
+            {"arms": (Arm(name="a"), Arm(name="b", drop=("clip_gradients",)))},
+            "drops 'clip_gradients', which the stage has not",
+        ),
+        ({"arms": (Arm(name="a"), Arm(name="b", at="nowhere", drop=("clip_gradients",)))}, "is no stage"),
+        ({"arms": (Arm(name="a"), Arm(name="b", add=({"use": "lora", "rnk": 2},)))}, "did you mean 'rank'"),
+        ({"arms": (Arm(name="a"), Arm(name="b", set={"batch_tokens": 8}))}, "less than one row"),
+        (
+            {
+                "arms": (Arm(name="a"), Arm(name="b", set={"batch_tokens": 64}, search={"lr": [1e-3]})),
+                "tune": {"lr": [1e-3, 1e-2]},
+            },
+            "same tuning effort",
+        ),
+    ],
+)
 def test_mistakes_are_found_before_anything_runs(tmp_path, changes, words):
     with pytest.raises(UserError, match=words):
         comparison(tmp_path, **changes).check()
@@ -75,10 +100,16 @@ def test_a_file_with_arms_and_a_life_beside_it(tmp_path):
     life = recipe(tmp_path)
     (tmp_path / "deeper").mkdir()
     file = tmp_path / "deeper" / "which.toml"
-    file.write_text('[compare]\nrecipe = "../life.toml"\nstage = "adapt"\nmetric = "loss/code"\n'
-                    '[[arm]]\nname = "full"\n[[arm]]\nname = "lora"\nadd = [{ use = "lora", rank = 2 }]\n')
+    file.write_text(
+        '[compare]\nrecipe = "../life.toml"\nstage = "adapt"\nmetric = "loss/code"\n'
+        '[[arm]]\nname = "full"\n[[arm]]\nname = "lora"\nadd = [{ use = "lora", rank = 2 }]\n'
+    )
     spec = specs.load(file, {"seeds": 2})
-    assert [a.name for a in spec.arms] == ["full", "lora"] and spec.baseline == "full" and spec.settings.seeds == 2
+    assert (
+        [a.name for a in spec.arms] == ["full", "lora"]
+        and spec.baseline == "full"
+        and spec.settings.seeds == 2
+    )
     assert spec.life.resolve() == life.resolve()
     file.write_text(file.read_text() + '[[stage]]\nname = "x"\nkind = "corpus"\n')
     with pytest.raises(UserError, match="stages are in this file"):

@@ -13,7 +13,8 @@ from trainwright.compare.statistics import holm, paired, verdict
 
 Draw = Callable[[tuple[int, ...]], np.ndarray]
 FOUR = [0.1, 0.2, 0.4, 0.5]
-"""Mean 0.3, sum of squares about it 0.1, so sd² = 1/30; standard error sqrt(1/120); t(0.975, 3) = 3.182446."""
+"""Mean 0.3, sum of squares about it 0.1, so sd² = 1/30; standard error sqrt(1/120); t(0.975, 3) =
+3.182446."""
 
 
 def generator(seed: int = 0) -> np.random.Generator:
@@ -21,7 +22,8 @@ def generator(seed: int = 0) -> np.random.Generator:
 
 
 def families(draw: Draw, repetitions: int, arms: int = 3, seeds: int = 5) -> np.ndarray:
-    """Differences of arms from one shared baseline, ``repetitions x arms x seeds``, where nothing truly differs."""
+    """Differences of arms from one shared baseline, ``repetitions x arms x seeds``, where nothing truly
+    differs."""
     return draw((repetitions, arms, seeds)) - draw((repetitions, 1, seeds))
 
 
@@ -31,7 +33,8 @@ def p_values(differences: np.ndarray) -> np.ndarray:
 
 
 def family_error(differences: np.ndarray) -> float:
-    """Share of families in which Holm finds anything: its first step alone decides, the smallest p times the number of arms."""
+    """Share of families in which Holm finds anything: its first step alone decides, the smallest p times the
+    number of arms."""
     return float(np.mean(p_values(differences).min(axis=1) * differences.shape[1] < 0.05))
 
 
@@ -58,7 +61,8 @@ def test_paired_is_scipy_s_paired_t_test(seeds: int) -> None:
 
 
 def test_the_test_and_its_interval_agree() -> None:
-    """p < 0.05 and the interval leaves zero out are the same statement, and so is the verdict of a single arm."""
+    """p < 0.05 and the interval leaves zero out are the same statement, and so is the verdict of a single
+    arm."""
     for row in families(generator(1).standard_normal, 400, arms=1)[:, 0] * 0.5 + 0.4:
         found = paired(row)
         assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
@@ -120,7 +124,8 @@ def test_what_is_no_comparison_is_refused(call: Callable[[], object], says: str)
 
 
 def test_holm_by_hand() -> None:
-    """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; none may fall: 0.06 twice."""
+    """Sorted 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1 is 0.02, 0.03, 0.06, 0.04; none may fall: 0.06
+    twice."""
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
     assert holm([0.2]) == [0.2] and holm([]) == []
@@ -136,7 +141,8 @@ def test_holm_holds_its_laws() -> None:
 
 
 def test_holm_is_the_closed_test() -> None:
-    """What Holm's steps shorten: a null hypothesis falls when Bonferroni rejects every set of hypotheses that it is in."""
+    """What Holm's steps shorten: a null hypothesis falls when Bonferroni rejects every set of hypotheses
+    that it is in."""
     for p in generator(3).random((20, 5)) ** 3:
         sets = [s for size in range(1, 6) for s in itertools.combinations(range(5), size)]
         closed = [max(min(1.0, len(s) * min(p[list(s)])) for s in sets if i in s) for i in range(5)]
@@ -146,7 +152,11 @@ def test_holm_is_the_closed_test() -> None:
 def test_verdict_knows_which_way_is_better() -> None:
     assert [verdict(x, 0.01, "lower") for x in (-0.1, 0.1)] == ["better", "worse"]
     assert [verdict(x, 0.01, "higher") for x in (-0.1, 0.1)] == ["worse", "better"]
-    assert [verdict(-0.1, p, "lower") for p in (0.049, 0.05, 1.0)] == ["better", "no difference", "no difference"]
+    assert [verdict(-0.1, p, "lower") for p in (0.049, 0.05, 1.0)] == [
+        "better",
+        "no difference",
+        "no difference",
+    ]
 
 
 # ---- simulated arms: the promises hold ------------------------------------------------------------------
@@ -154,7 +164,8 @@ def test_verdict_knows_which_way_is_better() -> None:
 
 @pytest.mark.slow
 def test_verdicts_of_equal_arms_are_wrong_in_at_most_one_family_of_twenty() -> None:
-    """Three arms against one shared baseline, five seeds, nothing truly different, the whole way from numbers to verdicts.
+    """Three arms against one shared baseline, five seeds, nothing truly different, the whole way from
+    numbers to verdicts.
 
     Twenty times 1,000 families: a single thousand, of which 47 are expected, scatters by 7.
     """
@@ -176,7 +187,8 @@ def test_the_quick_simulation_is_the_same_test() -> None:
 
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 def test_the_rate_of_wrong_families_does_not_hang_on_a_lucky_draw(seeds: int) -> None:
-    """Over 100,000 families its standard error is below 0.07 %. Sharing a baseline makes it smaller than 5 %, but not by much."""
+    """Over 100,000 families its standard error is below 0.07 %. Sharing a baseline makes it smaller than 5
+    %, but not by much."""
     rate = family_error(families(generator(6).standard_normal, 100_000, seeds=seeds))
     assert 0.04 < rate < 0.05
 
@@ -199,7 +211,8 @@ def test_heavy_or_skewed_noise_in_all_arms_makes_the_test_cautious(
 
 
 def test_what_breaks_it_is_one_arm_with_rare_bad_seeds() -> None:
-    """The limit that the module's docstring states: about 18 % of single comparisons, where 5 % were announced."""
+    """The limit that the module's docstring states: about 18 % of single comparisons, where 5 % were
+    announced."""
     draw = generator(11)
     differences = draw.lognormal(size=(100_000, 1, 5)) - math.exp(0.5) - draw.normal(0, 0.1, (100_000, 1, 5))
     assert 0.16 < float(np.mean(p_values(differences) < 0.05)) < 0.20
@@ -227,7 +240,9 @@ def test_a_bootstrap_interval_would_be_too_narrow() -> None:
     draw, covered = generator(15), 0
     for _ in range(20):
         sample = draw.standard_normal((200, 5))
-        means = np.take_along_axis(sample[:, None, :], draw.integers(0, 5, (200, 500, 5)), axis=2).mean(axis=2)
+        means = np.take_along_axis(sample[:, None, :], draw.integers(0, 5, (200, 500, 5)), axis=2).mean(
+            axis=2
+        )
         low, high = np.percentile(means, [2.5, 97.5], axis=1)
         covered += int(np.sum((low <= 0) & (high >= 0)))
     assert 0.80 < covered / 4000 < 0.86
@@ -246,7 +261,8 @@ def test_power_is_what_was_announced(seeds: int, arms: int) -> None:
 
 
 def test_power_of_a_known_effect() -> None:
-    """One standard deviation, five and ten seeds: the figures of the tables (0.40 and 0.80, G*Power) and of a simulation."""
+    """One standard deviation, five and ten seeds: the figures of the tables (0.40 and 0.80, G*Power) and of
+    a simulation."""
     assert statistics.power(1.0, 1.0, 5) == pytest.approx(0.40, abs=0.005)
     assert statistics.power(1.0, 1.0, 10) == pytest.approx(0.80, abs=0.005)
     for seeds in (5, 10):
@@ -256,7 +272,8 @@ def test_power_of_a_known_effect() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_power_is_the_noncentral_t(seeds: int) -> None:
-    """Where SciPy's distribution has a number; for many small tails, such as (-6, 4, 7.3), SciPy 1.17 has none."""
+    """Where SciPy's distribution has a number; for many small tails, such as (-6, 4, 7.3), SciPy 1.17 has
+    none."""
     compared = 0
     for alpha in (0.05, 0.05 / 3, 0.05 / 12):
         critical = scipy.stats.t.ppf(1 - alpha / 2, seeds - 1)
@@ -277,7 +294,11 @@ def test_power_at_its_ends() -> None:
     assert statistics.power(1e300, 1e-300, 5) == pytest.approx(1.0) == statistics.power(1.0, 1e-12, 2)
     assert statistics.detectable(0.0, 5) == 0.0
     assert statistics.detectable(2.0, 5) == pytest.approx(2 * statistics.detectable(1.0, 5))
-    assert statistics.detectable(1.0, 5, power=0.9) > statistics.detectable(1.0, 5) > statistics.detectable(1.0, 10)
+    assert (
+        statistics.detectable(1.0, 5, power=0.9)
+        > statistics.detectable(1.0, 5)
+        > statistics.detectable(1.0, 10)
+    )
 
 
 # ---- noise floor ----------------------------------------------------------------------------------------

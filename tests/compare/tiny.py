@@ -1,4 +1,5 @@
 """A comparison that takes seconds: a tiny Llama from prose to code."""
+
 from __future__ import annotations
 
 import json
@@ -28,12 +29,17 @@ methods = [{ use = "text", paths = ["prose.jsonl", "code.jsonl"] }]
 name = "base"
 kind = "train"
 from = { data = "corpus" }
-model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, \
+model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, \
+    num_attention_heads = 2, \
           max_position_embeddings = 64, tie_word_embeddings = true }
 steps = 4
 batch_tokens = 128
 precision = "fp32"
-methods = [{ use = "pack", length = 32, domains = ["prose"] }, { use = "next_token" }, { use = "adamw", lr = 1e-2 }]
+methods = [
+  { use = "pack", length = 32, domains = ["prose"] },
+  { use = "next_token" },
+  { use = "adamw", lr = 1e-2 },
+]
 
 [[stage]]
 name = "adapt"
@@ -70,7 +76,10 @@ def recipe(folder: Path, head: str = "") -> Path:
     if (folder / "prose.jsonl").is_file():
         return file
     made = random.Random(0)
-    words = {"prose": "the a river house walks slowly over under green day night", "code": "def return x y if else for in self"}
+    words = {
+        "prose": "the a river house walks slowly over under green day night",
+        "code": "def return x y if else for in self",
+    }
     for domain, known in words.items():
         rows = [{"text": " ".join(made.choices(known.split(), k=40))} for _ in range(30)]
         (folder / f"{domain}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -79,8 +88,8 @@ def recipe(folder: Path, head: str = "") -> Path:
 
 def spec(folder: Path, arms: tuple[Arm, ...] = (), aa: bool = False, **changes: Any) -> Spec:
     arms = arms or (Arm(name="full"), Arm(name="slow", set={"methods.adamw.lr": 1e-4}))
-    told = {"stage": "adapt", "metric": "loss/code", "seeds": 3, **changes}
-    return specs.load(recipe(folder), told, arms, None, aa)
+    settings = {"stage": "adapt", "metric": "loss/code", "seeds": 3, **changes}
+    return specs.load(recipe(folder), settings, arms, None, aa)
 
 
 class Count(Watch):
@@ -101,11 +110,27 @@ class Count(Watch):
             self.failed.append(label)
 
 
-def fixed_costs(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store, keys: dict[str, str],
-                done: Callable[[str], None]) -> tuple[dict[str, costing.Costs], dict[str, str]]:
+def fixed_costs(
+    recipes: dict[str, Recipe],
+    baseline: str,
+    stage: str,
+    store: Store,
+    keys: dict[str, str],
+    done: Callable[[str], None],
+) -> tuple[dict[str, costing.Costs], dict[str, str]]:
     """Instead of ``costs.measure``, which starts processes."""
-    one = costing.Costs(tokens=128, flops=1e6, seconds=0.5, peak_memory_bytes=1e8, trainable_parameters=10, parameters=10,
-                        state_bytes=80, compiled=False, rounds=(0.5, 0.51, 0.5), baseline_rounds=(0.5, 0.5, 0.5))
+    one = costing.Costs(
+        tokens=128,
+        flops=1e6,
+        seconds=0.5,
+        peak_memory_bytes=1e8,
+        trainable_parameters=10,
+        parameters=10,
+        state_bytes=80,
+        compiled=False,
+        rounds=(0.5, 0.51, 0.5),
+        baseline_rounds=(0.5, 0.5, 0.5),
+    )
     return dict.fromkeys(recipes, one), {}
 
 

@@ -26,7 +26,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def told(*words: object) -> str:
+def printed(*words: object) -> str:
     result = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"}).invoke(app, ["fit-law", *map(str, words)])
     if isinstance(result.exception, UserError):
         raise result.exception
@@ -36,7 +36,7 @@ def told(*words: object) -> str:
 
 @pytest.mark.slow
 def test_the_command_tells_constants_errors_a_prediction_and_the_recipes_line(rows: Path) -> None:
-    said = told("step_law", "--rows", rows, "--parameters", "4e6", "--tokens", "8e7")
+    said = printed("step_law", "--rows", rows, "--parameters", "4e6", "--tokens", "8e7")
     assert (
         "fitted on 315 runs" in said
         and "95 % interval" in said
@@ -59,7 +59,7 @@ def test_the_command_tells_constants_errors_a_prediction_and_the_recipes_line(ro
 
 
 def test_a_setting_of_the_law_is_heard(rows: Path) -> None:
-    assert "near = 0.01" in told("step_law", "--rows", rows, "--set", "near=0.01").splitlines()[-1]
+    assert "near = 0.01" in printed("step_law", "--rows", rows, "--set", "near=0.01").splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_setting_of_the_law_is_heard(rows: Path) -> None:
 )
 def test_mistakes_are_sentences(words: tuple[str, ...], answer: str, rows: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=answer):
-        told(*(rows if w == "ROWS" else w for w in words), "--store", tmp_path / "store")
+        printed(*(rows if w == "ROWS" else w for w in words), "--store", tmp_path / "store")
 
 
 def test_a_recipe_line_has_what_is_not_the_default() -> None:

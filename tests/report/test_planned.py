@@ -23,8 +23,8 @@ def shown(thing: Any) -> str:
 
 
 def test_figures_are_written_as_everywhere(life: Path) -> None:
-    told = plan(load(life), Store(life.parent / "store"), estimate=False)
-    told.stages[1].figures = {
+    planned_life = plan(load(life), Store(life.parent / "store"), estimate=False)
+    planned_life.stages[1].figures = {
         "parameters": 999_999,
         "trainable": 12_400,
         "steps": 6,
@@ -33,8 +33,8 @@ def test_figures_are_written_as_everywhere(life: Path) -> None:
         "memory_bytes": 3 * 2**29,
         "seconds": 132,
     }
-    told.stages[2].note = "the model is not on this machine yet [at all]"
-    text = shown(planned.render(told))
+    planned_life.stages[2].note = "the model is not on this machine yet [at all]"
+    text = shown(planned.render(planned_life))
     costs = (
         "1.00 M parameters, 12.4 k of them trained · 6 steps · 1.54 k tokens · 2.50 T FLOPs · about 1.50 "
         "GiB at the peak · "

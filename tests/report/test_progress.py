@@ -78,7 +78,7 @@ def test_what_a_stage_did_follows_from_its_figures() -> None:
 
 
 def test_plain_lines_grow_rare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten hours of a step a second are told in fewer than 150 lines, and the first comes after five
+    """Ten hours of a step a second take fewer than 150 lines, and the first comes after five
     seconds."""
     clock = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
