@@ -114,6 +114,7 @@ class _Search:
             return None
         if "memory_bytes" in planned.figures:
             probe, memory = probes.of(changed, job, self.store), planned.figures["memory_bytes"]
+            assert probe is not None                   # or there would be no such figure
             self.least, self.fixed = min(self.least, memory), probe.fixed
             self.line = partial(_beyond, probe, memory - probe.memory_bytes(rows))
         return planned

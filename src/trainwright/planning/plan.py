@@ -149,6 +149,9 @@ def _estimate(recipe: Recipe, job: Job, store: Store, probes: Probes, out: Stage
     if total > LARGEST or (tokens is None and not job.ready(store)):
         raise Unknown("memory and time are estimated for language models of up to 600 M parameters.")
     probe, rows = probes.of(recipe, job, store), ctx.batch_rows // stage.accumulate
+    if probe is None:
+        raise Unknown("its objective scores more than tokens: memory and time are estimated once its data is "
+                      "made.")
     memory = probe.memory_bytes(rows) + left_behind(job, store)
     out.figures |= {"parameters": probe.parameters, "trainable": probe.trainable, "memory_bytes": memory}
     if "steps" in out.figures:

@@ -104,8 +104,11 @@ class Probe:
         return y0 + max(0.0, (y1 - y0) / (x1 - x0)) * (rows - x0)
 
 
-def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe:
-    """Build the stage, and step with more and more rows for as long as its size deserves, times ``part``."""
+def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe | None:
+    """Build the stage, and step with more and more rows for as long as its size deserves, times ``part``.
+
+    None where its data is not there yet, and its objectives score more than rows of tokens.
+    """
     families.quiet()
     store = Store(root)
     job = next(j for j in jobs(recipe, store) if j.stage.name == name)
@@ -116,7 +119,12 @@ def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe:
     tokens_a_row = stage.row_tokens(job) or FIRST
     effort = _Effort(run, min(stage.accumulate, 2), part)
     points, rows = list[Point](), min(real, max(1, FIRST // tokens_a_row))
-    counted, tokens = effort.count(rows)
+    try:
+        counted, tokens = effort.count(rows)
+    except (UserError, KeyError):
+        if job.ready(store):
+            raise
+        return None
     rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
     while rows:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
@@ -136,7 +144,7 @@ class Probes:
 
     def __init__(self, shared: bool = False) -> None:
         self.worker = Worker() if shared else None
-        self.known: dict[tuple[str, str, bool], Probe] = {}
+        self.known: dict[tuple[str, str, bool], Probe | None] = {}
 
     def __enter__(self) -> Probes:
         return self
@@ -145,8 +153,8 @@ class Probes:
         if self.worker is not None:
             self.worker.close()
 
-    def of(self, recipe: Recipe, job: Job, store: Store) -> Probe:
-        """The probe of a job of the recipe.
+    def of(self, recipe: Recipe, job: Job, store: Store) -> Probe | None:
+        """The probe of a job of the recipe; None where it cannot be taken before its data is there.
 
         Raises:
             UserError: a mistake of the recipe that shows when the stage is built, or too little memory.
@@ -156,7 +164,7 @@ class Probes:
             self.known[key] = self._take(recipe, job, store)
         return self.known[key]
 
-    def _take(self, recipe: Recipe, job: Job, store: Store) -> Probe:
+    def _take(self, recipe: Recipe, job: Job, store: Store) -> Probe | None:
         try:
             with nullcontext(self.worker) if self.worker is not None else Worker() as worker:
                 part = BRIEF if worker is self.worker else 1.0

@@ -15,7 +15,8 @@ def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> Batch:
     ids = torch.randint(vocabulary, (rows, tokens), generator=ctx.rng("plan", at=0))
     place = torch.arange(tokens).expand(rows, tokens).contiguous()
     zeros = torch.zeros_like(ids)
-    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": place, "document": zeros, "domain": zeros}
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": place, "document": zeros,
+             "domain": zeros, "attention_mask": torch.ones_like(ids)}
     return {n: t.to(ctx.device) for n, t in batch.items()} | {"domains": ("any",), "packed": False}
 
 
