@@ -1,4 +1,4 @@
-"""Commands that answer questions over many runs: compare, bench, fit-law. Heavy imports wait until they are needed."""
+"""Commands that answer questions over many runs: compare, bench, fit-law. Heavy imports wait."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,11 +12,12 @@ from trainwright.report.terminal import Terminal, styled
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
 
-StoreDir = Annotated[Path, typer.Option("--store", help="Folder in which artifacts are kept and found again.")]
+StoreDir = Annotated[Path, typer.Option(
+    "--store", help="Folder in which artifacts are kept and found again.")]
 Changes = Annotated[list[str] | None, typer.Option(
     "--set", metavar="STAGE.KEY=VALUE", show_default=False,
-    help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], [cyan]seed=1[/]. "
-         "May be repeated.")]
+    help="Change a setting: [cyan]adapt.tokens=1e6[/], [cyan]adapt.methods.adamw.lr=3e-4[/], "
+         "[cyan]seed=1[/]. May be repeated.")]
 
 Stage = Annotated[str | None, typer.Option(help="The stage that the arms change.", show_default=False)]
 Arms = Annotated[list[str] | None, typer.Option(
@@ -48,13 +49,14 @@ Compared = Annotated[Path, typer.Argument(
     help="A comparison in TOML ([cyan]recipes/compare_adapters.toml[/]), or a recipe and the options below.")]
 
 
-def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Budget = None, seeds: Seeds = None,
-            metric: Metric = None, baseline: Baseline = None, tune: Tune = None, trials: Trials = None,
+def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Budget = None,
+            seeds: Seeds = None, metric: Metric = None, baseline: Baseline = None, tune: Tune = None,
+            trials: Trials = None,
             changes: Changes = None, jobs: Jobs = 1, engine: Engine = "native", aa: AA = False,
             early_stop: EarlyStop = False, keep: Keep = False, dry_run: DryRun = False,
             store: StoreDir = Path("store")) -> None:
-    """Is X better than Y, for me, at this budget? Arms over paired seeds, the same tuning for each, intervals, a
-    verdict.
+    """Is X better than Y, for me, at this budget? Arms over paired seeds, the same tuning for each,
+    intervals, a verdict.
 
     An interrupted comparison resumes; with more seeds or another arm, earlier runs are used again.
     """
@@ -100,7 +102,8 @@ def bench(method: Annotated[list[str] | None, typer.Argument(
           jobs: Annotated[int, typer.Option(
               min=0, help="Runs at a time, in processes; 0: one for each core, or one on a GPU.")] = 0,
           store: StoreDir = Path("store")) -> None:
-    """Measure a method against its baseline in a shared suite, and write its paper's claim beside the result."""
+    """Measure a method against its baseline in a shared suite, and write the result beside its paper's
+    claim."""
     from trainwright.compare import bench as benches
     from trainwright.core.store import Store
     from trainwright.report import cards
@@ -132,8 +135,8 @@ def fit_law(law: Annotated[str, typer.Argument(
                 "--set", metavar="KEY=VALUE", show_default=False,
                 help="A setting of the law, such as [cyan]near=0.01[/]. May be repeated.")] = None,
             store: StoreDir = Path("store")) -> None:
-    """Fit a law on finished runs: its constants with their intervals, its error on runs that the fit had not seen,
-    what it predicts, and the line for a recipe."""
+    """Fit a law on finished runs: its constants with their intervals, its error on runs that the fit had
+    not seen, what it predicts, and the line for a recipe."""
     from trainwright.core.recipe import parse_change
     from trainwright.report import fitted
     settings = {"use": law, **dict(parse_change(c) for c in changes or ())}

@@ -88,7 +88,8 @@ def artifact_card(artifact: Artifact) -> Group:
     manifest = artifact.manifest
     finished = manifest["finished"][:16].replace("T", " ")
     head = Text.assemble((artifact.path.name, "bold cyan"), f"  {manifest['kind']}, {finished}")
-    sources = ", ".join(f"{one['stage']} ({role})" for role, found in manifest["inputs"].items() for one in found)
+    sources = ", ".join(f"{one['stage']} ({role})"
+                        for role, found in manifest["inputs"].items() for one in found)
     used = ", ".join(m["use"] for m in manifest["settings"]["methods"])
     lines = [
         Text(f"from {sources}") if sources else Text("from no other artifact"),

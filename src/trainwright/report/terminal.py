@@ -39,7 +39,7 @@ class Terminal(Console):
         super().__init__(stderr=stderr, file=file, markup=False, emoji=False, highlight=False)
 
     def on_broken_pipe(self) -> None:
-        """Nobody reads any more (``| head``): the command is asked to end, as by a signal, and prints no more."""
+        """Nobody reads any more (``| head``): the command is to end, as by a signal, and prints no more."""
         self.quiet = True
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 2 if self.stderr else 1)
