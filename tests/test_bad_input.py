@@ -16,11 +16,10 @@ from subprocess import CompletedProcess
 from typing import Any
 
 import pytest
-from torch.distributed.checkpoint.filesystem import FileSystem
 
 from tests.conftest import LIFE, write_texts
-from trainwright import cli
-from trainwright.core import hardware
+from trainwright import cli, cli_ends
+from trainwright.core import checkpoint, hardware
 
 Change = tuple[str, str]
 """What stands in the recipe, and what stands there instead."""
@@ -450,7 +449,7 @@ def test_another_rank_speaks_after_rank_0(home: Home, say: Say, monkeypatch: pyt
     """It waits, so that it is ended if rank 0 has failed too; if not, it is heard."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    for rank, seconds in (("0", []), ("1", [cli.RANK_0_FIRST])):
+    for rank, seconds in (("0", []), ("1", [cli_ends.RANK_0_FIRST])):
         monkeypatch.setenv("RANK", rank)
         check_refused(say("plan", "lief.toml"), "there is no recipe lief.toml")
         assert waited == seconds
@@ -461,14 +460,14 @@ def test_another_rank_speaks_after_rank_0(home: Home, say: Say, monkeypatch: pyt
 def test_a_full_disk_keeps_the_last_checkpoint(error: int, lived: Home, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first save succeeds, the second finds no room; then, with room, the run goes on from the first."""
     lived.write(("steps = 6", f"steps = 6\nseed = {error}"))
-    calls, create = [], FileSystem.create_stream
+    calls, write = [], checkpoint._write
 
-    def full(self: FileSystem, path: Any, mode: str) -> Any:
-        calls.append(path)
-        if mode == "wb" and sum("step-00000004" in str(p) for p in calls) == 1:
-            raise OSError(error, "No space left on device", str(path))
-        return create(self, path, mode)
-    monkeypatch.setattr(FileSystem, "create_stream", full)
+    def full(part: Path, tensors: Any) -> Any:
+        calls.append(part.name)
+        if calls.count("step-00000004.tmp") == 1:
+            raise OSError(error, "No space left on device", str(part))
+        return write(part, tensors)
+    monkeypatch.setattr(checkpoint, "_write", full)
     before = lived.artifacts()
     check_refused(say("run", "life.toml"), "No space left on device", "make room or choose another --store; what was saved before is kept")
     lived.check_store()

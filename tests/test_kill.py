@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import trainwright as tw
 from tests import forks
 from tests.conftest import LIFE, environment, write_texts
 from trainwright.core import checkpoint
@@ -96,8 +101,12 @@ class Program:
 
     def at_step(self, step: int) -> None:
         """Wait until it has written down so many steps."""
+        self.when(lambda: forks.progress(self.store) >= step)
+
+    def when(self, so_far: Callable[[], bool]) -> None:
+        """Wait until it has come so far."""
         until = time.monotonic() + 120
-        while forks.progress(self.store) < step:
+        while not so_far():
             assert self.process.poll() is None, self.process.communicate()
             assert time.monotonic() < until, "it does not get on"
             time.sleep(0.002)
@@ -144,3 +153,69 @@ def test_the_program_killed_interrupted_and_run_twice_at_once(told: tuple[Path, 
     assert code == 0 and "resumed" in out, out + err
     assert weights(folder / "mixed") == weights(folder / "whole")
     check_clean(folder / "mixed")
+
+
+# ---- a recipe of rounds -----------------------------------------------------------------------------------
+
+SMALL = ((r'vocab_size = 2048\ntest = 0.05\nmethods = .*', 'vocab_size = 300\ntune = 0.1\ntest = 0.1\n'
+          'methods = [{ use = "text", paths = ["texts/prose", "texts/code"] }]'),
+         (r'model = \{ type = "llama", .* \}', 'model = { type = "llama", hidden_size = 16, intermediate_size = 32, '
+          'num_hidden_layers = 1, num_attention_heads = 2, max_position_embeddings = 512 }'),
+         (r'tokens = 300_000\nbatch_tokens = 2048', 'steps = 20\nbatch_tokens = 256\ncompile = false'),
+         (r'tokens = 100_000\n  batch_tokens = 2048', 'steps = 30\n  batch_tokens = 256\n  compile = false\n'
+          '  save_every = 2'),
+         (r'length = 256', 'length = 32'), (r'tokens = 20_000', 'tokens = 500'), (r'ratio = 0.2', 'ratio = 1.0'),
+         (r'piece = 400', 'piece = 200'), (r'max_tokens = 64', 'max_tokens = 6'), (r'at_once = 32', 'at_once = 4'),
+         (r'\(loss > 1.5 AND loss < 4.5\)', 'loss < 20'))
+"""What makes the recipe of self-training tiny."""
+
+
+def answers(store: Path) -> int:
+    """Answers that the writer of the second round has kept."""
+    for file in store.glob("work/rounds.2.written-*/answers.sqlite"):
+        try:
+            with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as known:
+                return int(known.execute("select count(*) from answers").fetchone()[0])
+        except sqlite3.Error:                              # the table is about to be made
+            return 0
+    return 0
+
+
+def steps(store: Path) -> int:
+    """Steps that the second round has written down."""
+    files = [*store.glob("work/rounds.2.tune-*/metrics.jsonl")]
+    return files[0].read_bytes().count(b"\n") if files else 0
+
+
+def made(store: Path) -> dict[str, bytes]:
+    """The weights of each stage that trains, and the documents of each that writes."""
+    found = {f.parent.name: f.read_bytes() for f in store.glob("*/model.safetensors")}
+    return found | {f.parents[1].name: f.read_bytes() for f in store.glob("rounds.*/documents/*.parquet")}
+
+
+def test_self_training_killed_while_it_writes_and_trains_in_the_second_round(tmp_path: Path) -> None:
+    write_texts(tmp_path / "texts")
+    text = (Path(__file__).parents[1] / "recipes" / "self_training.toml").read_text()
+    for old, new in SMALL:
+        text, many = re.subn(old, new, text)
+        assert many, old
+    (tmp_path / "life.toml").write_text(text)
+    store = tmp_path / "killed"
+    first = Program(tmp_path, "killed")
+    first.when(lambda: answers(store) >= 5)
+    first.send(signal.SIGKILL)
+    assert first.end()[0] == -signal.SIGKILL
+    kept, before = answers(store), made(store)
+    assert kept >= 5 and {name.partition("-")[0] for name in before} == {"base", "rounds.1.written", "rounds.1.tune"}
+    second = Program(tmp_path, "killed")
+    second.when(lambda: steps(store) >= 7)
+    second.send(signal.SIGKILL)
+    assert second.end()[0] == -signal.SIGKILL
+    recipe = tw.load(tmp_path / "life.toml")
+    last = tw.run(recipe, store)
+    whole = tw.run(recipe, tmp_path / "whole")
+    assert made(store) == made(tmp_path / "whole") and before.items() <= made(store).items()
+    assert last["rounds.2.tune"].figures["resumed"] and not whole["rounds.2.tune"].figures["resumed"]
+    numbers = [one["end"].figures["numbers"] for one in (last, whole)]
+    assert numbers[0] == numbers[1] and numbers[0]["rounds.tune"]["loss/prose"] < numbers[0]["base"]["loss/prose"]
+    assert not [*store.glob("work/*")]

@@ -1,5 +1,9 @@
 """``python -m trainwright``, which is also what torchrun starts."""
-from trainwright.cli import main
+import os
+import sys
 
 if __name__ == "__main__":
+    if not sys.flags.safe_path and sys.path and os.path.abspath(sys.path[0]) == os.getcwd():
+        del sys.path[0]                     # Python puts the current folder first: nothing is imported from there
+    from trainwright.cli import main
     main()

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import operator
 import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trainwright.core import recipe
+from tests.conftest import environment
+from trainwright.core import recipe, registry
 from trainwright.core.errors import UserError
 from trainwright.planning.worker import Died, Worker
 
@@ -63,6 +66,11 @@ def test_a_process_that_dies_is_told_and_replaced(one: Worker) -> None:
 def test_it_ends_with_the_one_that_asks() -> None:
     with Worker() as made:
         number = made.ask(os.getpid)
+    gone(number)
+
+
+def gone(number: int) -> None:
+    """Wait until a process is."""
     until = time.monotonic() + 20
     while runs(number) and time.monotonic() < until:
         time.sleep(0.01)
@@ -82,6 +90,45 @@ def test_it_is_no_rank_and_imports_what_we_do(one: Worker, monkeypatch: pytest.M
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("OTHER", "kept")
     assert one.ask(os.getenv, "RANK") is None and one.ask(os.getenv, "OTHER") == "kept"
-    assert set(one.ask(os.getenv, "PYTHONPATH").split(os.pathsep)) == {p for p in sys.path if p}  # type: ignore[union-attr]
+    there = one.ask(eval, "__import__('sys').path")
+    assert there[:-1] == [p for p in sys.path if p] and there[-1] == str(registry.ROOT.parent)
     with Worker(threads=3) as few:
         assert few.ask(os.getenv, "OMP_NUM_THREADS") == "3"
+
+
+def test_nothing_is_imported_from_the_folder_it_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's folder may hold a pickle.py."""
+    for name in ("pickle", "json", "torch", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    with Worker() as made:
+        assert made.ask(operator.add, 1, 1) == 2
+    assert not (tmp_path / "ran").exists()
+
+
+PARENT = """
+import os, sys, time
+from trainwright.planning.worker import Worker
+worker = Worker()
+print(worker.ask(os.getpid), flush=True)
+worker.begin(time.sleep, 600)
+time.sleep(600)
+"""
+
+
+def test_it_ends_with_one_that_is_killed_even_in_the_middle_of_its_work() -> None:
+    line = [sys.executable, "-c", PARENT]
+    with subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        number = int(parent.stdout.readline())
+        assert runs(number)
+        parent.kill()
+    gone(number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_for_the_one_that_asks(number: int, one: Worker) -> None:
+    """Ctrl-C, a closed terminal and a scheduler reach all processes of a group: which then ends is not left to chance."""
+    os.kill(one.ask(os.getpid), number)
+    assert one.ask(operator.add, 1, 2) == 3

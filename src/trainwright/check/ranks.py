@@ -63,7 +63,7 @@ def start(methods: list[str], out: Path) -> str:
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": path,
+        "PYTHONPATH": path, "PYTHONSAFEPATH": "1",
         "TMPDIR": str(out.parent),
     }
     pairs = [part for use, name in zip(uses, methods, strict=True) for part in (use, name)]

@@ -7,7 +7,6 @@ equally.
 from __future__ import annotations
 
 import contextlib
-import json
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any
 
 from trainwright.compare.execute import write
 from trainwright.compare.failures import Failed, answer, ask, begin
+from trainwright.core import files
 from trainwright.core.recipe import Recipe
 from trainwright.core.store import Store, key_of
 from trainwright.planning.worker import Worker
@@ -120,7 +120,7 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
     """
     found: dict[str, Costs] = {}
     failed: dict[str, str] = {}
-    files = {arm: store.root / "runs" / f"costs-{key_of(keys[arm], keys[baseline])}.json" for arm in recipes}
+    places = {arm: store.root / "runs" / f"costs-{key_of(keys[arm], keys[baseline])}.json" for arm in recipes}
     base: Worker | None = None
     with contextlib.ExitStack() as end:
         def opened(arm: str) -> Worker:
@@ -129,8 +129,8 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
             return worker
 
         for arm in sorted(recipes, key=lambda a: a == baseline):   # the baseline last: measured all along
-            if files[arm].is_file():
-                found[arm] = _read(files[arm])
+            if (kept := _read(places[arm], store)) is not None:
+                found[arm] = kept
                 continue
             worker = opened(arm) if arm != baseline else None      # builds its stage beside the baseline
             try:
@@ -147,7 +147,7 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
                 if base.process is None:
                     base = None
                 continue
-            write(files[arm], asdict(found[arm]))
+            write(store.folder("runs") / places[arm].name, asdict(found[arm]))
             done(arm)
     return {arm: one_clock(cost, found.get(baseline)) for arm, cost in found.items()}, failed
 
@@ -163,9 +163,20 @@ def one_clock(cost: Costs, base: Costs | None) -> Costs:
                    baseline_rounds=tuple(s * factor for s in cost.baseline_rounds))
 
 
-def _read(file: Path) -> Costs:
-    written = json.loads(file.read_text())
-    return Costs(**written | {n: tuple(written[n]) for n in ("rounds", "baseline_rounds")})
+def _read(file: Path, store: Store) -> Costs | None:
+    """What was measured before; where the file is damaged it is named, and the arm measured again."""
+    try:
+        with files.expected(file):
+            written = files.read_json(file)
+            if not all(isinstance(v, int | float | list) for v in written.values()):
+                raise TypeError("a cost is no number")
+            rounds = {n: tuple(map(float, written[n])) for n in ("rounds", "baseline_rounds")}
+            return Costs(**written | rounds)
+    except FileNotFoundError:
+        return None
+    except files.Damaged as error:
+        store.skip(f"runs/{file.name}", str(error))
+        return None
 
 
 def _pair(base: Worker, worker: Worker) -> Costs:

@@ -1,7 +1,6 @@
 """Runs of a comparison: in this process, in several, or on Ray. Each leaves a record and runs once."""
 from __future__ import annotations
 
-import json
 import logging
 import os
 import queue
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainwright.compare.failures import FAILURES, Failed, ask, reason
+from trainwright.core import files
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
@@ -61,9 +61,31 @@ class Watch(Listener):
 
 
 def recorded(unit: Unit, store: Store) -> Record | None:
-    """The record of a run that was made before."""
+    """The record of a run that was made before; one that is damaged is named, and the run made again."""
     file = store.root / "runs" / f"{unit.key}.json"
-    return json.loads(file.read_text()) if file.is_file() else None
+    if not os.path.lexists(file):
+        return None
+    try:
+        with files.expected(file):
+            return _checked(files.read_json(file))
+    except files.Damaged as error:
+        store.skip(f"runs/{file.name}", str(error))
+        return None
+
+
+def _checked(record: Any) -> Record:
+    """A record in which everything is of the kind that its readers take it for."""
+    kinds = {"arm": str, "seed": int, "values": dict, "numbers": dict, "figures": dict, "hashes": dict,
+             "selected": dict, "curve": dict | None, "failed": str | None, "pruned": bool}
+    for key, kind in kinds.items():
+        if not isinstance(record[key], kind):  # type: ignore[arg-type]
+            raise TypeError(f"{key} is of another type")
+    if record["curve"] is not None:
+        _ = [list(record["curve"][x]) for x in ("step", "tokens", "flops", "seconds")]
+        _ = dict(record["curve"]["values"])
+    if not all(isinstance(v, int | float) for v in record["numbers"].values()):
+        raise TypeError("a number is none")
+    return record  # type: ignore[no-any-return]
 
 
 def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = None) -> Record:
@@ -85,7 +107,7 @@ def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = Non
               "numbers": with_mean(judge["numbers"][unit.stage]), "figures": stage.figures,
               "curve": curve(stage.metrics()), "failed": None, "pruned": False,
               "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)}, "selected": selected}
-    write(store.root / "runs" / f"{unit.key}.json", record)
+    write(store.folder("runs") / f"{unit.key}.json", record)
     for name in unit.own if not keep else ():
         if name not in before:
             store.remove(made[name].path.name, force=True)
@@ -115,11 +137,9 @@ def curve(rows: list[dict[str, float]]) -> dict[str, Any] | None:
 
 
 def write(file: Path, what: Any) -> None:
-    """Write JSON, whole or not at all."""
+    """JSON, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    part.write_text(json.dumps(what, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(file)
+    files.write_json(file, what)
 
 
 def failure(unit: Unit, why: str, pruned: bool = False) -> Record:

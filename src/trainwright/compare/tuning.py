@@ -184,7 +184,7 @@ def halve(units: list[Unit], store: Store, spec: Spec, watch: Watch, every: int)
                 record = failure(unit, "ended early: others were better by then", pruned=True)
                 for job in jobs(unit.recipe, store):
                     store.tidy(job.stage.name, job.key)            # what it had saved to resume from
-                write(store.root / "runs" / f"{unit.key}.json", record)
+                write(store.folder("runs") / f"{unit.key}.json", record)
             except FAILURES as error:
                 record = failure(unit, reason(error))
         elif record["curve"] is not None:

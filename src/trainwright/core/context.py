@@ -41,6 +41,8 @@ class Context:
     """Folder against which relative paths of the recipe are read."""
     folder: Path | None = None
     """The stage's work folder: scratch that survives an interruption, removed when the stage is done."""
+    kept: list[Path] = field(default_factory=list)
+    """Files of ``folder`` that a stage which fails leaves for the next attempt (answers that were paid for)."""
     cache: Path | None = None
     """Where all stages of a store find what is slow to make and follows from its file's name alone; None without a store."""
     frozen: dict[str, nn.Module] = field(default_factory=dict)

@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from trainwright.core.errors import UserError
 
 MOST = 256 << 20
-"""Bytes of text beyond which a file is none of ours."""
+"""Bytes of text beyond which a file is none of ours …"""
+ANY = 1 << 40
+"""… and of those that grow with a run."""
 SUMS = "checksums.json"
 """Beside what it vouches for: the checksum of every other file of a folder."""
 SUMMED = ".sums"
@@ -55,18 +57,28 @@ def read_bytes(file: Path, most: int = MOST) -> bytes:
         Damaged: it is something else (a folder, a pipe), larger than ``most`` bytes, or may not be read.
     """
     try:
-        handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)    # a pipe would have one wait
-        with open(handle, "rb") as opened:
-            found = os.fstat(handle)
-            if not stat.S_ISREG(found.st_mode):
-                raise Damaged(f"{file} is no regular file")
-            if found.st_size > most:
-                raise Damaged(f"{file} has {found.st_size:,} bytes, which is more than such a file ever has")
-            return opened.read(most)
+        with _regular(file, os.O_RDONLY) as opened:
+            size = os.fstat(opened.fileno()).st_size
+            if size > most:
+                raise Damaged(f"{file} has {size:,} bytes, which is more than such a file ever has")
+            return opened.read(size)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise Damaged(f"{file} cannot be read ({error.strerror})") from None
+
+
+@contextmanager
+def _regular(file: Path, flags: int) -> Iterator[BinaryIO]:
+    """A regular file, open. A pipe is not waited for."""
+    handle = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise Damaged(f"{file} is no regular file")
+        with open(handle, "rb", closefd=False) as opened:
+            yield opened
+    finally:
+        os.close(handle)
 
 
 def read_json(file: Path, most: int = MOST) -> Any:
@@ -149,10 +161,7 @@ def sync(path: Path) -> None:
 
 def checksum(file: Path) -> str:
     """BLAKE2b of a regular file, in hexadecimal. A link is none."""
-    handle = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    with open(handle, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise Damaged(f"{file} is no regular file")
+    with _regular(file, os.O_RDONLY | os.O_NOFOLLOW) as opened:
         return hashlib.file_digest(opened, "blake2b").hexdigest()
 
 

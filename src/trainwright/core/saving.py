@@ -2,18 +2,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
-from trainwright.core import checkpoint, sharding
+from trainwright.core import checkpoint, ending, sharding
+from trainwright.core.files import ANY, MISREAD, read_bytes
 from trainwright.core.loop import Diverged, Train
 
 SAVE_SECONDS = 60.0
@@ -21,15 +19,13 @@ CHECKPOINTS = "checkpoints"
 """Folder of a stage's checkpoints, in its work folder."""
 
 
-class Interrupted(KeyboardInterrupt):
-    """The user or the machine asked to stop; what is done is saved."""
-
-
 def check_finite(run: Train) -> None:
-    """A step may spoil the weights and still tell of a finite loss: such weights are neither saved nor exported."""
+    """A step may spoil the weights and still report a finite loss: such weights are neither saved nor
+    exported."""
     bad = [n for n, p in run.params.items() if not torch.isfinite(sharding.local(p.detach())).all()]
     if sharding.total(len(bad)):
-        raise Diverged(f"the weights are no finite numbers after step {run.ctx.step} ({', '.join(bad[:2]) or 'on another rank'})")
+        where = ", ".join(bad[:2]) or "on another rank"
+        raise Diverged(f"the weights are no finite numbers after step {run.ctx.step} ({where})")
 
 
 class Metrics:
@@ -39,8 +35,8 @@ class Metrics:
         self.handle: Any = None
         if not sharding.main():
             return
-        rows = file.read_text().splitlines() if file.is_file() and step else []
-        kept = [r for r in rows if r.endswith("}") and json.loads(r)["step"] <= step]
+        rows = read_bytes(file, ANY).decode(errors="replace").splitlines() if file.is_file() and step else []
+        kept = [r for r in rows if 1 <= _step_of(r) <= step]
         part = file.with_suffix(".tmp")                    # at once: a process may be killed here too
         part.write_text("".join(r + "\n" for r in kept))
         part.replace(file)
@@ -56,41 +52,40 @@ class Metrics:
             self.handle.close()
 
 
+def _step_of(row: str) -> int:
+    """The step that a line of ``metrics.jsonl`` tells of; 0 for half a line."""
+    try:
+        return int(json.loads(row)["step"])
+    except MISREAD:
+        return 0
+
+
 class Saver:
     """Saves every so many steps, or about once a minute, and when asked to stop."""
 
     def __init__(self, run: Train, work: Path, every: int) -> None:
         self.run, self.every, self.folder = run, every, work / CHECKPOINTS
-        self.last, self.asked = time.monotonic(), 0.0
+        self.last = time.monotonic()
+        self.patience = ending.Patience("finishing the step, then saving; once more ends it at once")
 
     def after(self) -> None:
         """After a step. Raises ``Interrupted`` once the checkpoint is safe."""
-        run, asked = self.run, self.asked > 0
+        run, asked = self.run, self.patience.number
         due = time.monotonic() - self.last > SAVE_SECONDS if not self.every else run.ctx.step % self.every == 0
-        if sharding.world() > 1:                           # a signal reaches the ranks at different steps, and clocks differ
+        if sharding.world() > 1:          # a signal reaches the ranks at different steps, and clocks differ
             said = sharding.gather((asked, due))
-            asked, due = any(a for a, _ in said), said[0][1]
+            asked, due = max(a for a, _ in said), said[0][1]
         if asked or (due and run.ctx.step < run.steps):
             check_finite(run)
             checkpoint.save(run, self.folder, {})
             self.last = time.monotonic()
         if asked:
-            raise Interrupted(f"stopped at step {run.ctx.step} of {run.steps}; run the same command to go on")
+            self.patience.number = 0
+            raise ending.Interrupted(f"stopped at step {run.ctx.step} of {run.steps}; {ending.RESUME}", asked)
 
 
 @contextmanager
 def signals(saver: Saver) -> Iterator[None]:
-    """Ctrl-C and SIGTERM finish the step and save; a second one, a second later (torchrun repeats the first), ends at once."""
-    def ask(number: int, frame: FrameType | None) -> None:
-        if saver.asked and time.monotonic() - saver.asked > 1:
-            raise KeyboardInterrupt
-        saver.asked = saver.asked or time.monotonic()
-    if threading.current_thread() is not threading.main_thread():
+    """Ctrl-C and its like finish the step and save; a second one ends at once."""
+    with ending.patient(saver.patience):
         yield
-        return
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)

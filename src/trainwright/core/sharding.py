@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor import empty as empty_sharded
 from torch.utils.checkpoint import checkpoint
 
+from trainwright.core import ending
 from trainwright.core.errors import UserError
 
 WAIT = timedelta(days=1)
@@ -31,6 +32,8 @@ def start() -> None:
         if cuda:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if cuda else "gloo", timeout=WAIT)
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            ending.follow(os.getppid())
 
 
 def stop() -> None:

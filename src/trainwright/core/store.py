@@ -24,10 +24,11 @@ from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import Damaged, expected
 
 MANIFEST = "manifest.json"
-NEEDED = {"stage": str, "hash": str, "finished": str, "inputs": dict, "figures": dict}
+NEEDED = {"stage": str, "inputs": dict, "figures": dict}
 """What every manifest says; without it, it is none of ours."""
-USUAL: dict[str, Any] = {"kind": "", "title": "", "settings": {"methods": []}, "seed": 0, "versions": {}, "git": None,
-                         "command": "", "started": "", "seconds": 0.0, "ranks": 1, "texts": {}}
+USUAL: dict[str, Any] = {"hash": "", "finished": "", "kind": "", "title": "", "settings": {"methods": []},
+                         "seed": 0, "versions": {}, "git": None, "command": "", "started": "", "seconds": 0.0,
+                         "ranks": 1, "texts": {}}
 """What else it says, and what is taken for it where it does not."""
 
 
@@ -64,9 +65,9 @@ class Artifact:
         if not file.is_file():
             return []
         with expected(file):
-            rows: list[dict[str, float]] = [json.loads(line) for line in files.read_bytes(file).splitlines()]
-            if not all(isinstance(row["step"], int | float) for row in rows):
-                raise TypeError("a row is none")
+            rows: list[dict[str, float]] = [json.loads(line) for line in files.read_bytes(file, files.ANY).splitlines()]
+            if not all(isinstance(row, dict) for row in rows):
+                raise TypeError("a row is no table")
             return rows
 
 
@@ -83,6 +84,8 @@ def _checked(told: Any) -> dict[str, Any]:
         for one in inputs:
             if not isinstance(one["stage"], str) or not isinstance(one["hash"], str):
                 raise TypeError("an input has no name")
+            if not isinstance(one.get("artifact"), str | None):
+                raise TypeError("an input is of no artifact")
     if not all(isinstance(m["use"], str) for m in out["settings"].get("methods", ())):
         raise TypeError("a method has no name")
     return out
@@ -157,11 +160,12 @@ class Store:
                 found[folder.name] = Artifact(folder), Artifact(folder).manifest
             except Damaged as error:
                 if os.path.lexists(folder):                     # another process may be removing it
-                    self._skip(folder.name, str(error))
+                    self.skip(folder.name, str(error))
         times = _order({name: manifest for name, (_, manifest) in found.items()})
         return [found[name][0] for name in sorted(found, key=lambda n: (times[n], n))]
 
-    def _skip(self, name: str, why: str) -> None:
+    def skip(self, name: str, why: str) -> None:
+        """Name what is damaged, once, and go on without it."""
         if name not in self.damaged:
             print(f"{why}; it is skipped", file=sys.stderr)
         self.damaged[name] = why
@@ -183,7 +187,7 @@ class Store:
         except Damaged:
             key = name.rpartition("-")[2]
         return [a for a in self.artifacts()
-                if any(i["hash"] == key for inputs in a.manifest["inputs"].values() for i in inputs)]
+                if key in _sources(a.manifest)]
 
     # ---- making ---------------------------------------------------------------------------------------
 
@@ -240,7 +244,7 @@ class Store:
             return path
         if not self._made(path):
             raise UserError(f"{path} is no artifact that a store has made; remove it yourself if you mean to.")
-        trash = self.folder("work") / f"{path.name}.removed"        # at once: half an artifact would be taken for a whole one
+        trash = self.folder("work") / f"{path.name}.removed"    # at once: half of one would be taken for a whole
         if trash.is_symlink():
             trash.unlink()
         shutil.rmtree(trash, ignore_errors=True)
@@ -329,13 +333,17 @@ def _locked(file: Path, stage: str) -> Iterator[None]:
             return
 
 
+def _sources(manifest: dict[str, Any]) -> set[str]:
+    """Hashes of the artifacts that one was made from; of a snapshot, that of the artifact which holds it."""
+    return {i.get("artifact") or i["hash"] for inputs in manifest["inputs"].values() for i in inputs}
+
+
 def _order(manifests: dict[str, dict[str, Any]]) -> dict[str, tuple[str, int]]:
     """What artifacts are sorted by: when they were finished, but not before what they were made from."""
     by_hash: dict[str, list[str]] = {}
     for name, manifest in manifests.items():
         by_hash.setdefault(manifest["hash"], []).append(name)
-    sources = {name: {s for inputs in m["inputs"].values() for i in inputs for s in by_hash.get(i["hash"], ())}
-               for name, m in manifests.items()}
+    sources = {name: {s for key in _sources(m) for s in by_hash.get(key, ())} for name, m in manifests.items()}
     times = {name: (manifest["finished"], 0) for name, manifest in manifests.items()}
     for _ in manifests:                                             # a chain is as long as there are artifacts
         late = [(name, s) for name in times for s in sources[name] - {name} if times[s] >= times[name]]

@@ -10,11 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trainwright.core import sharding
-from trainwright.core.errors import located
+from trainwright.core import ending, sharding
+from trainwright.core.errors import UserError, located
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Artifact, Store, git_commit, versions
+from trainwright.core.saving import CHECKPOINTS
+from trainwright.core.store import Artifact, Store
+from trainwright.core.versions import git_commit, versions
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.stage_run import StageRun
 
@@ -26,10 +28,15 @@ def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[
     """All stages in order; returns their artifacts by name. Run again, it goes on where it was interrupted.
 
     Raises:
-        UserError: whatever the user can put right, a stage that this machine cannot hold before anything runs; nothing
-            half-written is left in the store.
+        UserError: whatever the user can put right, a stage that this machine cannot hold before anything runs;
+            nothing half-written is left in the store.
+        Interrupted: a signal asked to stop.
     """
-    listener = listener or Listener()
+    with ending.heard():
+        return _run(recipe, store, listener or Listener())
+
+
+def _run(recipe: Recipe, store: Store, listener: Listener) -> dict[str, Artifact]:
     sharding.start()
     made: dict[str, Artifact] = {}
     ready = _prepared(recipe, store)
@@ -75,30 +82,71 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
     sharding.barrier()
+    sharding.led(partial(_look, job, store))
     site = StageRun(job, store, work, out, listener, sharding.led(partial(_inputs, job, store)) or _inputs(job, store))
+
+    def commit(figures: dict[str, Any]) -> None:
+        if sharding.main():
+            seconds = time.perf_counter() - clock
+            store.commit(out, stage.name, job.key, manifest(site, recipe, figures, started, seconds))
+
     try:
         with located(job.where):
             figures = stage.run(site)
+            sharding.everywhere(partial(commit, figures))
     except BaseException as error:
-        listener.stage(stage.name, stage.kind, "failed", {"why": str(error) or type(error).__name__})
-        _discard(out)
-        raise
-    if sharding.main():
-        seconds = time.perf_counter() - clock
-        store.commit(out, stage.name, job.key, manifest(site, recipe, figures, started, seconds))
-    sharding.barrier()
+        told = _given_up(site, error)
+        listener.stage(stage.name, stage.kind, "failed", {"why": str(told) or type(told).__name__})
+        if told is error:
+            raise
+        raise told from None
     artifact = Artifact(store.path(stage.name, job.key))
     listener.stage(stage.name, stage.kind, "finished", artifact.figures | {"path": str(artifact.path)})
     return artifact
 
 
+def _given_up(site: StageRun, error: BaseException) -> BaseException:
+    """Remove what was begun; returns the error to raise. A stage that was interrupted goes on from its scratch,
+    and training from its checkpoints; of one that failed otherwise nothing is left but what was paid for."""
+    failed = isinstance(error, Exception)
+    gone = [p for p in (site.store.root, site.work, site.out, *(f for fs in site.inputs.values() for f in fs))
+            if failed and not p.exists()]
+    _discard(site.out)
+    if failed and sharding.main() and not any((site.work / CHECKPOINTS).glob("step-*[0-9]")):
+        _prune(site.work, site.kept)
+    if gone:
+        return UserError(f"{site.job.where}: {gone[0]} was removed while the stage ran; run the same command again.")
+    return error
+
+
+def _prune(folder: Path, kept: list[Path]) -> None:
+    """Remove everything in a folder but its lock and what is kept."""
+    for child in folder.iterdir() if folder.is_dir() else ():
+        if child in kept or child.name == "lock":
+            continue
+        if child.is_symlink() or not child.is_dir():
+            child.unlink(missing_ok=True)
+        elif any(child in k.parents for k in kept):
+            _prune(child, kept)
+        else:
+            shutil.rmtree(child, ignore_errors=True)
+
+
 def _discard(folder: Path) -> None:
-    """Remove what was begun. A table that was given up half way may still write a file while this goes on, hence again."""
+    """Remove what was begun. A table that was given up half way may still write a file while this goes on,
+    hence again."""
     until = time.monotonic() + DISCARD_SECONDS
     shutil.rmtree(folder, ignore_errors=True)
     while folder.exists() and time.monotonic() < until:
         time.sleep(0.01)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _look(job: Job, store: Store) -> None:
+    """Look whether the artifacts that a stage reads are as they were written."""
+    for source in job.sources:
+        if source.job is not None:
+            store.opened(Artifact(store.path(source.job.stage.name, source.job.key)))
 
 
 def _inputs(job: Job, store: Store) -> dict[str, list[Path]]:
@@ -115,7 +163,8 @@ def manifest(site: StageRun, recipe: Recipe, figures: dict[str, Any], started: d
              seconds: float) -> dict[str, Any]:
     """What an artifact came from, and what was measured."""
     job, store = site.job, site.store
-    inputs = {role: [{"stage": s.name, "hash": s.hash, "path": str(s.path(store, job.where))} for s in sources]
+    inputs = {role: [{"stage": s.name, "hash": s.hash, "artifact": s.job.key if s.job else None,
+                      "path": str(s.path(store, job.where))} for s in sources]
               for role, sources in job.inputs.items()}
     return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title,
             "settings": job.settings, "seed": job.seed, "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root),

@@ -25,6 +25,8 @@ class StageRun:
     out: Path
     listener: Listener
     inputs: dict[str, list[Path]]
+    kept: list[Path] = field(default_factory=list)
+    """What stays in the work folder if the stage fails, for the next attempt."""
     texts: dict[str, str] = field(default_factory=dict)
     """What methods showed, for the report."""
     pictures: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -34,7 +36,7 @@ class StageRun:
         """What the stage's methods are given."""
         names = {role: [s.name for s in sources] for role, sources in self.job.inputs.items()}
         return Context(seed=self.job.seed, device=sharding.device(), inputs=self.inputs, names=names, folder=self.work,
-                       cache=self.store.root / "cache", root=self.job.root)
+                       kept=self.kept, cache=self.store.folder("cache"), root=self.job.root)
 
     def folder(self, role: str) -> Path | None:
         """The first folder that ``from`` names under a role."""

@@ -2,21 +2,29 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pickle
+import queue
 import signal
+import struct
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+from trainwright.core import registry
 from trainwright.core.errors import UserError
 
 T = TypeVar("T")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 """What torchrun tells its processes; the worker is none of them."""
-START = "from trainwright.planning.worker import serve; serve()"
+START = """import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from trainwright.planning.worker import serve
+serve()"""
 
 
 class Died(Exception):
@@ -47,14 +55,14 @@ class Worker:
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Hand the work over and do not wait: ``answer`` tells what came of it. One piece of work at a time."""
         if self.process is None:
-            path = os.pathsep.join(p for p in sys.path if p)
-            around = {k: v for k, v in os.environ.items() if k not in RANKS} | {"PYTHONPATH": path} | self.threads
-            self.process = subprocess.Popen([sys.executable, "-c", START], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            path = [*(p for p in sys.path if p), str(registry.ROOT.parent)]
+            around = {k: v for k, v in os.environ.items() if k not in RANKS} | self.threads
+            line = [sys.executable, "-P", "-c", START, json.dumps(path)]
+            self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                             stderr=subprocess.DEVNULL, env=around)
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):              # it has died: its answer will say so
-            pickle.dump((function, arguments), self.process.stdin)
-            self.process.stdin.flush()
+            _send(self.process.stdin, (function, arguments))
 
     def answer(self) -> Any:
         """What came of the work that was begun.
@@ -66,7 +74,7 @@ class Worker:
         """
         assert self.process is not None and self.process.stdout is not None
         try:
-            how, what = pickle.load(self.process.stdout)
+            how, what = pickle.loads(_receive(self.process.stdout))
         except EOFError:
             died, self.process = self.process, None
             died.communicate()                                  # waits, and closes the pipes
@@ -87,17 +95,44 @@ class Worker:
 
 
 def serve() -> None:
-    """The other process: answer until nobody asks any more. What libraries print does not mix with the answers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)                # Ctrl-C is for the process that asks, which then ends this one
+    """The other process: answer until nobody asks any more. What libraries print does not mix with
+    the answers. Signals are for the process that asks, which then ends this one; where that process is gone,
+    whatever is going on here ends at once."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(os.dup(0), asked), daemon=True).start()
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         while True:
-            try:
-                function, arguments = pickle.load(sys.stdin.buffer)
-            except EOFError:
-                return
-            pickle.dump(_answer(function, arguments), out)
-            out.flush()
+            function, arguments = pickle.loads(asked.get())
+            _send(out, _answer(function, arguments))
+
+
+def _listen(handle: int, asked: queue.SimpleQueue[bytes]) -> None:
+    """Take what is asked, also while an answer is worked on: the end of it is the end of the process."""
+    with os.fdopen(handle, "rb") as pipe:
+        try:
+            while True:
+                asked.put(_receive(pipe))
+        except EOFError:
+            os._exit(0)
+
+
+def _send(pipe: IO[bytes], what: Any) -> None:
+    data = pickle.dumps(what)
+    pipe.write(struct.pack("<Q", len(data)) + data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> bytes:
+    """The next thing sent, still pickled."""
+    head = pipe.read(8)
+    data = pipe.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else b""
+    if len(head) < 8 or len(data) < struct.unpack("<Q", head)[0]:
+        raise EOFError
+    return data
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[str, Any]:

@@ -109,6 +109,7 @@ class Writing:
         self.writer, self.method, self.ctx = writer, method, ctx
         self.backend = _backend(writer, method, ctx)
         self.kept = Kept(ctx.folder / "answers.sqlite")
+        ctx.kept.append(ctx.folder / "answers.sqlite")
 
     def __enter__(self) -> Self:
         return self

@@ -1,0 +1,106 @@
+"""How the command line ends: one sentence, and an exit code that says why.
+
+0: done. 2: a mistake of the user's, or something that the machine refused. 128 and a signal: asked to stop, also
+by a closed output (141). A traceback is a mistake of ours.
+"""
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import typer
+from rich.text import Text
+from typer.core import TyperGroup
+
+from trainwright.core import ending, machine
+from trainwright.core.errors import UserError, exited
+from trainwright.report.terminal import Terminal, styled
+
+RANK_0_FIRST = 15.0
+"""Seconds that another rank waits before it reports a mistake: rank 0 may have a report to write."""
+
+
+class Commands(TyperGroup):
+    """The commands, each of which ends alike when it is asked to."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with ending.heard():
+                return super().invoke(ctx)
+        except SystemExit as ended:
+            raise UserError(exited(ended)) from None
+        except BrokenPipeError:
+            raise typer.Exit(128 + signal.SIGPIPE) from None
+        except KeyboardInterrupt as stopped:
+            if ending.code(stopped) != 128 + signal.SIGPIPE:       # who closes the output knows it
+                interrupted(stopped)
+            raise typer.Exit(ending.code(stopped)) from None
+
+
+def interrupted(stopped: KeyboardInterrupt) -> None:
+    """Say why a command ended before its end, and how to go on."""
+    if os.environ.get("RANK", "0") == "0":
+        _say(styled("[yellow]{}[/]", ending.sentence(stopped)))
+
+
+def carry_out(app: Callable[[], None]) -> None:
+    """Run the command line to one of its ends."""
+    _open_outputs()
+    try:
+        app()
+    except UserError as error:
+        _after_rank_0()
+        _fail(str(error))
+    except Exception as error:
+        said = machine.refused(error)
+        if said is None:
+            raise
+        _fail(said)
+    finally:
+        _flush()
+
+
+def _fail(why: str) -> None:
+    _say(styled("[bold red]error:[/] {}", why))
+    if "torch" in sys.modules:
+        from trainwright.core import sharding
+        sharding.stop()
+    sys.exit(2)
+
+
+def _say(line: Text) -> None:
+    with suppress(OSError):
+        Terminal(stderr=True).print(line, soft_wrap=True)
+
+
+def _open_outputs() -> None:
+    """Where the caller has closed standard input or output, nothing else must be opened in their place."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)                          # takes the lowest number that is free
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def _flush() -> None:
+    """Print what is left, or drop it where nobody takes it: Python would fail on it once more on its way out."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+
+
+def _after_rank_0() -> None:
+    """Of several processes rank 0 speaks first. Where it has failed too, torchrun ends this one while it waits, so
+    that a mistake is told once; one that this rank alone has found is told after the wait, with its connections
+    still open."""
+    if os.environ.get("RANK", "0") != "0":
+        time.sleep(RANK_0_FIRST)
