@@ -12,7 +12,7 @@ from trainwright import families
 from trainwright.check import tiny
 from trainwright.check.laws import FOUR, Broken, difference, expect, key_of, law, link_of, unaided, without
 from trainwright.check.subject import Subject, logits, weights
-from trainwright.core import registry
+from trainwright.core import contrast, registry
 from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -96,7 +96,7 @@ def it_scores_units(it: Subject) -> None:
     run = tiny.stage(method, it.place())
     batch = run.pull()
     units = method.count(batch)
-    values = method.loss(run.model, batch, run.states[key_of(run, method)], run.ctx)
+    values = contrast.values_of(run, key_of(run, method), method, batch)
     first = values.ndim > 0 and len(values) == tiny.ROWS
     expect(first, f"its loss is of shape {tuple(values.shape)}; the {tiny.ROWS} rows come first")
     expect(bool(values.isfinite().all()), "its loss is not finite")

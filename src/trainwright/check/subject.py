@@ -76,7 +76,7 @@ class Subject:
         return self.once(("scrambled", seed), lambda: self._scrambled(seed))
 
     def _scrambled(self, seed: int) -> Scrambled:
-        place, _ = self.place(), tiny.tokenizer()  # the corpus is built before anybody counts what is drawn
+        place, _ = self.place(), tiny.data_for(self.shapes[0])  # built before what is drawn is counted
         with tiny.scrambled(seed):
             before, method = tiny.generators(), self.make()
             run = tiny.stage(method, place, eval_every=2)
@@ -148,4 +148,9 @@ def weights(run: Train) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=torch.arange(3, 51).view(2, 24)).logits  # type: ignore[no-any-return]
+    """What a model makes of something that it can read."""
+    ids = torch.arange(3, 51).view(2, 24)
+    if families.family_of(model).name == tiny.PICTURES:
+        pixels = torch.linspace(-1, 1, 2 * 3 * tiny.SIDE**2).view(2, 3, tiny.SIDE, tiny.SIDE)
+        return model(input_ids=ids, pixel_values=pixels).logits_per_image  # type: ignore[no-any-return]
+    return model(input_ids=ids).logits  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import io
 import json
 import random
 import shutil
@@ -45,11 +46,16 @@ if TYPE_CHECKING:
 
 WHERE = "the conformance battery"
 STEPS, ROWS, VOCABULARY = 9, 8, 300
+SIDE = 8
+"""Pixels of a picture's side."""
 HELD = 0.1
 """Share of the documents kept for tuning, and of those kept for evaluation."""
-LLAMA, GPT2, BERT, DISTILBERT = "llama", "gpt2", "bert", "distilbert"
-FAMILIES = {"causal_lm": (LLAMA, GPT2), "masked_lm": (BERT, DISTILBERT)}
+LLAMA, GPT2, BERT, DISTILBERT, CLIP, SIGLIP = "llama", "gpt2", "bert", "distilbert", "clip", "siglip"
+PICTURES = "image_text"
+FAMILIES = {"causal_lm": (LLAMA, GPT2), "masked_lm": (BERT, DISTILBERT), PICTURES: (CLIP, SIGLIP)}
 """Kinds of model that methods are tried on, by family: two of each, that share as little as two can."""
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT, VISION = TOWER | {"max_position_embeddings": 64}, TOWER | {"image_size": SIDE, "patch_size": 4}
 SHAPES: dict[str, dict[str, Any]] = {
     LLAMA: {
         "hidden_size": 16,
@@ -86,6 +92,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "dropout": 0.0,
         "attention_dropout": 0.0,
     },
+    CLIP: {"projection_dim": 8, "logit_scale_init_value": 0.0, "text_config": TEXT, "vision_config": VISION},
+    SIGLIP: {"text_config": TEXT | {"projection_size": 16}, "vision_config": VISION},
 }
 """Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per
 micro-batch."""
@@ -125,6 +133,14 @@ def rows() -> Iterator[dict[str, str | None]]:
         }
 
 
+def picture(number: int) -> bytes:
+    """A PNG, the same for a number on every machine."""
+    from PIL import Image
+    draw, out = random.Random(number), io.BytesIO()
+    Image.frombytes("RGB", (SIDE, SIDE), draw.randbytes(SIDE * SIDE * 3)).save(out, "PNG")
+    return out.getvalue()
+
+
 def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
     """Those documents as the first method of a corpus would hand them on."""
     import daft
@@ -154,6 +170,22 @@ class Sentences(Curate):
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         return table()
+
+
+class Illustrated(Curate):
+    """The plain ones of them, each with a picture."""
+
+    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
+        import daft
+        import pyarrow as pa
+
+        from trainwright.corpus.columns import ARROW
+        from trainwright.corpus.media import keeper
+        keep = keeper(ctx)
+        assert keep is not None
+        plain = [row for row in rows() if row["messages"] is None]
+        shown = [row | {"image": keep(picture(number), "image")} for number, row in enumerate(plain)]
+        return daft.from_arrow(pa.Table.from_pylist(shown, ARROW))
 
 
 class Idle(Update):
@@ -198,6 +230,23 @@ def corpus() -> Path:
     return folder
 
 
+@cache
+def pictures() -> Path:
+    """The folder of a corpus of pictures and texts, tokenized as that of texts is."""
+    from trainwright.corpus import building as corpora
+    folder = place() / "pictures"
+    settings = corpora.CorpusSettings(tokenizer=str(corpus()), tune=HELD, test=HELD)
+    folder.mkdir()
+    ctx = Context(folder=place() / "pictures.work" / "methods")
+    corpora.build(folder, [Illustrated()], settings, ctx, place() / "cache", lambda line: None)
+    return folder
+
+
+def data_for(kind: str) -> Path:
+    """The corpus that a kind of model reads."""
+    return pictures() if kind in FAMILIES[PICTURES] else corpus()
+
+
 def _train_tokenizer(folder: Path) -> str:
     """A tokenizer of the documents for training, what is said in each on one line."""
     from trainwright.corpus import bpe, chat, splits
@@ -216,9 +265,14 @@ def tokenizer() -> Any:
 
 @cache
 def _made(kind: str, seed: int) -> nn.Module:
-    return families.create(
-        families.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE), seed, WHERE
-    )
+    config = families.from_table({"type": kind} | SHAPES[kind], tokenizer(), WHERE)
+    # as in many checkpoints: a row of the embeddings that no gradient reaches
+    config.get_text_config().pad_token_id = tokenizer().eos_token_id
+    made = families.create(config, seed, WHERE)
+    for name, parameter in made.named_parameters():
+        if kind in FAMILIES[PICTURES] and name.endswith("k_proj.bias"):
+            parameter.requires_grad_(False)  # no output depends on it, and Adam makes a step of rounding
+    return made
 
 
 def model(kind: str = LLAMA, seed: int = 0) -> nn.Module:
@@ -238,7 +292,8 @@ def _frozen(kind: str) -> dict[str, nn.Module]:
 
 def context(folder: Path, kind: str = LLAMA) -> Context:
     """What a stage of the tiny setting gives its methods."""
-    return Context(seed=1, batch_rows=ROWS, inputs={"data": [corpus()]}, root=corpus(), folder=folder,
+    data = data_for(kind)
+    return Context(seed=1, batch_rows=ROWS, inputs={"data": [data]}, root=data, folder=folder,
                    frozen=dict(_frozen(kind)), tokenizer=tokenizer())
 
 
@@ -317,7 +372,8 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
     needed = company(method)
     brought = [m for m in needed if isinstance(m, Data)]
     first = next((m for m in (*brought, method) if isinstance(m, Data)), None)
-    data = [*([default("Data")] if first is None or pulls(first, folder) else []), *brought]
+    makes = first is not None and not pulls(first, folder, kinds_for(method, *needed)[0])
+    data = [*([] if makes else [default("Data")]), *brought]
     objective = next((m for m in needed if isinstance(m, Objective)), default("Objective"))
     rest = [m for m in needed if not isinstance(m, (Data, Objective))]
     if isinstance(method, Data):
@@ -337,14 +393,14 @@ class _Pulled(Exception):
     """A data method asked for the batch of the one before it."""
 
 
-def pulls(method: Data, folder: Path) -> bool:
+def pulls(method: Data, folder: Path, kind: str = LLAMA) -> bool:
     """Whether it changes batches instead of making them."""
     def pull() -> Batch:
         raise _Pulled
-    ctx = context(folder)
-    ctx.steps, ctx.knobs = STEPS, {"lr": 1.0}
+    ctx = context(folder, kind)
+    ctx.steps, ctx.knobs, ctx.policy = STEPS, {"lr": 1.0}, model(kind)
     try:
-        method.next(pull, method.init(model(), ctx), ctx)
+        method.next(pull, method.init(ctx.policy, ctx), ctx)
     except _Pulled:
         return True
     return False

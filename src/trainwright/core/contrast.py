@@ -1,4 +1,4 @@
-"""Objectives that contrast: gradients of a number that depends on all rows of a step, one micro-batch at a time.
+"""Objectives that contrast: gradients of numbers that depend on all rows of a step, by micro-batches.
 
 Such a loss is L(r_1 … r_n, theta), with r_i what the objective makes of row i alone (``represent``). As in
 "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv 2101.06983):
@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 
 
 def backward(run: Train, key: str, method: Objective, batches: list[Batch], units: float) -> Tensor:
-    """Add the gradients of one objective's part of the step's loss, over ``units`` units; returns that part,
-    the same on every rank. FSDP averages gradients over ranks: hence ``world`` on what a rank has for itself."""
+    """Add the gradients of one objective's part of the step's loss, over ``units`` units.
+
+    Returns that part, the same on every rank. FSDP averages gradients over ranks, hence the factor ``world``
+    of those that a rank has for itself.
+    """
     cached = len(batches) > 1
     own = [_represented(run, key, method, b, i, graph=not cached) for i, b in enumerate(batches)]
     leaves = {n: _leaf(torch.cat([part[n].detach() for part in own])) for n in own[0]}
@@ -44,17 +47,20 @@ def backward(run: Train, key: str, method: Objective, batches: list[Batch], unit
     mine = {n: _own(t.grad) * sharding.world() for n, t in leaves.items() if t.grad is not None}
     for i, batch in enumerate(batches):
         part = _represented(run, key, method, batch, i, graph=True) if cached else own[i]
-        given = {n: g.chunk(len(batches))[i].to(part[n].dtype) for n, g in mine.items() if part[n].requires_grad}
-        torch.autograd.backward([part[n] for n in given], list(given.values()))
+        learned = [n for n in mine if part[n].requires_grad]
+        given = [mine[n].chunk(len(batches))[i].to(part[n].dtype) for n in learned]
+        torch.autograd.backward([part[n] for n in learned], given)
     return loss.detach()
 
 
 def values_of(run: Train, key: str, method: Objective, batch: Batch) -> Tensor:
     """The numbers of one batch, rows first, whether the objective contrasts them or not."""
-    return method.loss(run.model, method.represent(run.model, batch, run.states[key], run.ctx), run.states[key], run.ctx)
+    state = run.states[key]
+    return method.loss(run.model, method.represent(run.model, batch, state, run.ctx), state, run.ctx)
 
 
-def _represented(run: Train, key: str, method: Objective, batch: Batch, micro: int, graph: bool) -> dict[str, Tensor]:
+def _represented(run: Train, key: str, method: Objective, batch: Batch, micro: int,
+                 graph: bool) -> dict[str, Tensor]:
     with torch.set_grad_enabled(graph), run.randomness(micro), run.autocast():
         return method.represent(run.model, batch, run.states[key], run.ctx)
 
@@ -79,6 +85,6 @@ def _weights(run: Train, values: Tensor, batches: list[Batch]) -> Tensor:
         if weigh.whole:
             weights = weights * weigh.weigh(values, join(batches), run.states[w], run.ctx)
             continue
-        seen = [v * o for v, o in zip(_own(values).chunk(len(batches)), own, strict=True)]
-        own = [o * weigh.weigh(v, b, run.states[w], run.ctx) for o, v, b in zip(own, seen, batches, strict=True)]
+        parts = zip(own, _own(values).chunk(len(batches)), batches, strict=True)
+        own = [o * weigh.weigh(v * o, b, run.states[w], run.ctx) for o, v, b in parts]
     return weights * sharding.every(torch.cat(own))

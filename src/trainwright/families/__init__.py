@@ -46,6 +46,7 @@ from trainwright.families.configs import Tokens, transformers_config
 from trainwright.families.deltas import write
 from trainwright.families.image_text import (
     Pictures,
+    ended,
     image_embeddings,
     pictures,
     text_embeddings,
@@ -65,6 +66,7 @@ __all__ = [
     "config_vocabulary",
     "create",
     "download",
+    "ended",
     "evaluating",
     "export",
     "families",

@@ -2,24 +2,34 @@
 
 Beside the checkpoint lies ``preprocessor_config.json``, which says how an image becomes pixels; transformers'
 own image processors read it.
+
+CLIP takes the state of the first end-of-text token as that of the text. A tokenizer may put the same token in
+front of every text, of which the text tower would then see nothing: it is left out here, there is one at the
+end of every row, and the tokenizer that is saved with the model does so by itself.
 """
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainwright.core import sharding
+from trainwright.core.errors import UserError
 from trainwright.families.base import Family
+from trainwright.families.configs import SPECIAL, Tokens
 
 PREPROCESSOR = "preprocessor_config.json"
 PREPROCESSED = "_preprocessed"
 """Where a loaded model keeps what lay in that file."""
 BICUBIC = 3
 """Pillow's number of the filter."""
+OLD_END = 2
+"""An ``eos_token_id`` by which transformers knows old CLIP checkpoints: the end is then the largest token."""
 
 
 class Pictures(NamedTuple):
@@ -47,6 +57,16 @@ class ImageText(Family):
     def takes(self, config: Any) -> bool:
         return {"text_config", "vision_config"} <= set(config.sub_configs)
 
+    def config(self, table: dict[str, Any], tokens: Tokens | None, where: str, root: Path) -> Any:
+        known = tokens is not None and bool(tokens.special)
+        if tokens is not None and not known:                    # CLIP's own would lie beyond the vocabulary
+            tokens = tokens._replace(special=dict.fromkeys(SPECIAL))
+        made = super().config(table, tokens, where, root)
+        if known and getattr(made.text_config, "eos_token_id", None) in (None, OLD_END):
+            raise UserError(f"{where}: a model of images and texts needs a tokenizer with an end-of-text "
+                            f"token, whose number is not {OLD_END}.")
+        return made
+
     def vocabulary(self, config: Any) -> int | None:
         return config.text_config.vocab_size  # type: ignore[no-any-return]
 
@@ -61,9 +81,14 @@ class ImageText(Family):
         return model
 
     def save(self, model: nn.Module, folder: Path, tokenizer: Any) -> None:
-        super().save(model, folder, tokenizer)
+        most = self.most_positions(model.config)
+        super().save(model, folder, None if tokenizer is None else _ending(tokenizer, most))
         text = json.dumps(model.__dict__.get(PREPROCESSED) or pictures(model).table(), indent=1) + "\n"
         (folder / PREPROCESSOR).write_text(text, encoding="utf-8")
+
+    def token_embedding(self, model: nn.Module) -> nn.Module:
+        """That of the text tower."""
+        return model.text_model.get_input_embeddings()  # type: ignore[operator, union-attr, no-any-return]
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Those of both towers."""
@@ -90,7 +115,25 @@ def text_embeddings(model: nn.Module, ids: Tensor, there: Tensor) -> Tensor:
         ids: int64 [R, L].
         there: int64 [R, L], 1 where a row has a token.
     """
-    return F.normalize(sharding.within(model, _text, ids, there).float(), dim=-1)
+    return F.normalize(sharding.within(model, _text, *ended(model, ids, there)).float(), dim=-1)
+
+
+def ended(model: nn.Module, ids: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """The same rows without an end-of-text token in front, and with one at the end: behind the last token, or
+    in its place where the row is full."""
+    text: Any = model.config.text_config  # type: ignore[union-attr]
+    end = getattr(text, "eos_token_id", None)
+    if end is None:
+        return ids, there
+    end = text.vocab_size - 1 if end == OLD_END else end
+    length = ids.shape[1]
+    place = torch.arange(length, device=ids.device)[None]
+    front = (ids[:, :1] == end).long() * (there.sum(1, keepdim=True) > 1)
+    ids = ids.gather(1, (place + front).clamp(max=length - 1))
+    size = there.sum(1, keepdim=True) - front
+    last = ids.gather(1, (size - 1).clamp(min=0))
+    size = (size + (last != end)).clamp(max=length)
+    return torch.where(place == size - 1, end, ids), (place < size).long()
 
 
 def _image(model: Any, pixels: Tensor) -> Tensor:
@@ -98,4 +141,17 @@ def _image(model: Any, pixels: Tensor) -> Tensor:
 
 
 def _text(model: Any, ids: Tensor, there: Tensor) -> Tensor:
-    return model.get_text_features(input_ids=ids, attention_mask=there).pooler_output  # type: ignore[no-any-return]
+    made = model.get_text_features(input_ids=ids, attention_mask=there)
+    return made.pooler_output  # type: ignore[no-any-return]
+
+
+def _ending(tokenizer: Any, most: int) -> Any:
+    """A tokenizer that puts the end-of-text token behind a text, where it has put it in front."""
+    if tokenizer.eos_token is None or tokenizer.bos_token != tokenizer.eos_token:
+        return tokenizer
+    from tokenizers import processors
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {made.eos_token}", special_tokens=[(made.eos_token, made.eos_token_id)])
+    made.model_max_length = most
+    return made
