@@ -58,7 +58,7 @@ def invoke(*words: Any, cwd: Path | None = None) -> Result:
 def test_the_commands_are_those_that_are_promised() -> None:
     promised = {"run", "plan", "compare", "bench", "list", "show", "new", "check", "export", "generate",
                 "fit-law",
-                "store ls", "store show", "store rm"}
+                "store ls", "store show", "store rm", "store verify"}
     assert set(commands()) == promised
 
 
