@@ -57,16 +57,16 @@ Count = Annotated[int, Between(1, LARGEST)]
 """How many: 1 or more."""
 Large = Annotated[int, Between(-(2**63 - 1), 2**63 - 1)]
 """A whole number that may be as large as numbers of tokens are."""
+Row = Annotated[int, Between(2, LARGEST)]
+"""Tokens of a row: one to read and one to learn, at least."""
 Seed = Annotated[int, Between(0, 2**63 - 1)]
 """What a generator starts from."""
 Rate = Annotated[float, Between(0, FLOAT32)]
 """A number of 0 or more."""
 Positive = Annotated[float, Between(0, FLOAT32, above=True)]
 """A number above 0."""
-Share = Annotated[float, Between(0, 1)]
-"""A part of something: from 0 to 1."""
-Decay = Annotated[float, Between(0, 1, below=True)]
-"""What a running mean keeps of itself at each step: at least 0 and below 1."""
+Part = Annotated[float, Between(0, 1, below=True)]
+"""A part that is never the whole, such as what a running mean keeps at each step: at least 0 and below 1."""
 Exponent = Annotated[float, Between(-10, 10)]
 """A power that something measured is raised to."""
 Endless = Annotated[float, Between(-float("inf"), float("inf"))]

@@ -44,6 +44,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
+from trainwright.core.settings import Count
 from trainwright.corpus.tokens import open_corpus
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
@@ -71,13 +72,13 @@ class Corda(Surgery):
 
     mode: Literal["knowledge_preserved", "instruction_previewed"] = "instruction_previewed"
     """Whether to train the terms that matter least to the samples (to keep them) or most (to learn them)."""
-    rank: int = 8
+    rank: Count = 8
     """Terms that are trained: columns of B, rows of A."""
     domains: tuple[str, ...] = ()
     """Domains of the corpus that the samples are of; none named: all of them."""
-    samples: int = 256
+    samples: Count = 256
     """Rows of text that are looked at."""
-    length: int = 2048
+    length: Count = 2048
     """Tokens of such a row, at most as many as the model has positions."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
@@ -101,11 +102,6 @@ class Corda(Surgery):
         versus="LoRA",
     )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "samples": 4, "length": 24}
-
-    def __post_init__(self) -> None:
-        for name, value in (("rank", self.rank), ("samples", self.samples), ("length", self.length)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}.")
 
     def claims(self, model: nn.Module) -> set[str]:
         return {f"{name}.weight" for name in linear_layers(model, self.layers)}

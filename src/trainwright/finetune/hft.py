@@ -38,6 +38,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery
+from trainwright.core.settings import Count
 from trainwright.lm.layers import block_names, roles
 
 NORM = "norm"
@@ -46,9 +47,9 @@ NORM = "norm"
 class Hft(Surgery, Controller):
     """A surgery that freezes half of the model, and a controller that requests it again after each round."""
 
-    round: int = 1
+    round: Count = 1
     """Which round of a sequence the stage begins with; each number draws another half."""
-    rounds: int = 1
+    rounds: Count = 1
     """Rounds of equal length that the stage is cut into."""
     outside: bool = True
     """Whether what is outside of the blocks (embeddings, head, final norm) is trained."""
@@ -58,11 +59,6 @@ class Hft(Surgery, Controller):
         metric="forgetting/prose",
     )
     example: ClassVar[dict[str, Any]] = {"rounds": 5}
-
-    def __post_init__(self) -> None:
-        for name, value in (("round", self.round), ("rounds", self.rounds)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}.")
 
     def claims(self, model: nn.Module) -> set[str]:
         return set(units_of(model)) if self.outside else {"*"}

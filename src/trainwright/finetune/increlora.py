@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
+from trainwright.core.settings import LARGEST, Between
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
     Adapter,
@@ -72,7 +73,7 @@ class Increlora(Surgery, Update):
     """Average rank of the layers in the end."""
     grow: int = 1
     """Components that a layer gets at a time; as many wait in each."""
-    most: int = 0
+    most: Annotated[int, Between(0, LARGEST)] = 0
     """The highest rank that a layer may come to; 0: four times the average."""
     alpha: float = 16.0
     """Scale of the addition, divided by the current rank."""

@@ -31,6 +31,7 @@ from transformers import GenerationMixin, PreTrainedModel
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
+from trainwright.core.settings import Count, Part
 from trainwright.lm.layers import (
     Adapter,
     as_linear_weight,
@@ -46,11 +47,11 @@ from trainwright.lm.layers import (
 class Lora(Surgery):
     """A trained low-rank addition to frozen linear layers."""
 
-    rank: int = 8
+    rank: Count = 8
     """Rank of the addition: columns of B, rows of A."""
     alpha: float = 16.0
     """Scale of the addition, divided by the rank."""
-    dropout: float = 0.0
+    dropout: Part = 0.0
     """Share of the inputs of A that are dropped in training."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
@@ -64,12 +65,6 @@ class Lora(Surgery):
         add=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.0}),
     )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank must be 1 or more, not {self.rank}.")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout}.")
 
     @property
     def scale(self) -> float:

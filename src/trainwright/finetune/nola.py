@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
+from trainwright.core.settings import Count
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
     Adapter,
@@ -62,9 +63,9 @@ STEP = 0x9E3779B97F4A7C15
 class Nola(Surgery):
     """LoRA matrices as mixtures of random ones, of which the coefficients are trained."""
 
-    bases: int = 512
+    bases: Count = 512
     """Random matrices in each mixture, and so coefficients: two times as many for each layer."""
-    rank: int = 8
+    rank: Count = 8
     """Rank of the addition."""
     alpha: float = 8.0
     """Scale of the addition, divided by the rank."""
@@ -79,11 +80,6 @@ class Nola(Surgery):
         versus="LoRA of rank 1",
     )
     example: ClassVar[dict[str, Any]] = {"bases": 8, "rank": 2, "alpha": 4.0}
-
-    def __post_init__(self) -> None:
-        for name, value in (("bases", self.bases), ("rank", self.rank)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}.")
 
     def claims(self, model: nn.Module) -> set[str]:
         return {f"{name}.weight" for name in linear_layers(model, self.layers)}

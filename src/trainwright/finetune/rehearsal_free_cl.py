@@ -39,6 +39,7 @@ from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors, Update
+from trainwright.core.settings import Row
 from trainwright.data.order.pack import Pack
 from trainwright.lm.losses import evaluating, most_positions, token_losses, trained_tokens
 
@@ -54,7 +55,7 @@ class RehearsalFreeCl(Update):
     """For EWC: the domains of the stage's corpus that are not to be forgotten."""
     fisher_rows: int = 32
     """For EWC: rows of training documents that measure the Fisher information, a backward pass each."""
-    length: int = 256
+    length: Row = 256
     """For EWC: tokens of such a row; fewer where the model has fewer positions."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(

@@ -24,6 +24,7 @@ from torch.optim.adamw import adamw
 
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors, Update
+from trainwright.core.settings import Part, Rate
 from trainwright.core.sharding import local
 from trainwright.optim.weight_decay import WeightDecay
 
@@ -31,27 +32,19 @@ from trainwright.optim.weight_decay import WeightDecay
 class Adamw(Optimizer):
     """AdamW: Adam's step, with a weight decay that does not pass through the gradient."""
 
-    beta1: float = 0.9
+    beta1: Part = 0.9
     """Share of the mean of gradients that is kept at each step."""
-    beta2: float = 0.95
+    beta2: Part = 0.95
     """Share of the mean of squared gradients that is kept at each step."""
-    eps: float = 1e-8
+    eps: Rate = 1e-8
     """Added to the root of the mean square, against division by zero."""
-    weight_decay: float = 0.1
+    weight_decay: Rate = 0.1
     """Share of the weights that is subtracted at a learning rate of 1."""
     decay_1d: bool = False
     """Whether biases and norms (parameters of one dimension) decay too."""
     default: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {}
-
-    def __post_init__(self) -> None:
-        for name, value in (("beta1", self.beta1), ("beta2", self.beta2)):
-            if not 0 <= value < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {value}")
-        for name, value in (("lr", self.lr), ("eps", self.eps), ("weight_decay", self.weight_decay)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, not {value}")
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         out = {}

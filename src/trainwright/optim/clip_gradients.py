@@ -19,12 +19,13 @@ from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
+from trainwright.core.settings import Positive
 
 
 class ClipGradients(Update):
     """Clips the global norm of the gradients."""
 
-    norm: float = 1.0
+    norm: Positive = 1.0
     """The largest 2-norm of all gradients together."""
     reads_grads: ClassVar[bool] = False
     bench: ClassVar[Bench | None] = Bench(
@@ -36,10 +37,6 @@ class ClipGradients(Update):
     )
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"norm": 1e30}
-
-    def __post_init__(self) -> None:
-        if self.norm <= 0:
-            raise ValueError(f"norm must be above 0, not {self.norm}")
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         if not updates:

@@ -24,12 +24,13 @@ from trainwright.core.bench import Bench
 from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
+from trainwright.core.settings import Part
 
 
 class Ema(Update):
     """Averages the weights exponentially, for evaluation and export."""
 
-    decay: float = 0.999
+    decay: Part = 0.999
     """Share of the average that is kept at each step: it looks back about 1 / (1 - decay) steps."""
     warmup: bool = True
     """Whether early averages look back less far, as long as the run is younger than that."""
@@ -45,10 +46,6 @@ class Ema(Update):
     )
     example: ClassVar[dict[str, Any]] = {"decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay must be at least 0 and below 1, not {self.decay}")
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}

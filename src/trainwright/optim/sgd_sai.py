@@ -32,6 +32,7 @@ from trainwright.core import sharding
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors
+from trainwright.core.settings import Part, Rate
 
 
 class SgdSai(Optimizer):
@@ -39,11 +40,11 @@ class SgdSai(Optimizer):
 
     lr: float = 1e-2
     """Peak learning rate, before gsnr; a schedule multiplies it."""
-    momentum: float = 0.9
+    momentum: Part = 0.9
     """Share of the mean of gradients that is kept at each step."""
-    eps: float = 1e-8
+    eps: Rate = 1e-8
     """Added to the deviation of the first gradient."""
-    weight_decay: float = 0.01
+    weight_decay: Rate = 0.01
     """Share of the weights that is subtracted at a learning rate of 1."""
     decay_1d: bool = False
     """Whether biases and norms (parameters of one dimension) decay too."""
@@ -55,13 +56,6 @@ class SgdSai(Optimizer):
         add=({"use": "sgd_sai", "lr": 0.01},),
     )
     example: ClassVar[dict[str, Any]] = {"lr": 1e-3}
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be at least 0 and below 1, not {self.momentum}")
-        for name, value in (("lr", self.lr), ("eps", self.eps), ("weight_decay", self.weight_decay)):
-            if value < 0:
-                raise ValueError(f"{name} must be 0 or more, not {value}")
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         out = {}

@@ -18,22 +18,19 @@ import torch
 
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
+from trainwright.core.settings import Rate
 
 
 class WeightDecay(Update):
     """Decoupled weight decay."""
 
-    rate: float = 0.1
+    rate: Rate = 0.1
     """Share of the weights that is subtracted at a learning rate of 1."""
     decay_1d: bool = False
     """Whether biases and norms (parameters of one dimension) decay too."""
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"rate": 0.0}
-
-    def __post_init__(self) -> None:
-        if self.rate < 0:
-            raise ValueError(f"rate must be 0 or more, not {self.rate}")
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
         names = [n for n in updates if self.decay_1d or params[n].ndim > 1]

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Surgery, Tensors
-from trainwright.core.settings import Decay, Positive, Rate
+from trainwright.core.settings import Part, Positive, Rate
 from trainwright.finetune.spiel._exchange import agree, exchange
 from trainwright.finetune.spiel._layer import QUIET, SpielLinear, counts
 from trainwright.finetune.spiel._steps import stepped
@@ -71,9 +71,9 @@ class Spiel(Surgery, Optimizer):
     """Steps whose gradients are summed before an exchange."""
     drop: float = 0.2
     """Share of the deltas that is exchanged, falling to 0 at the last step; the first time all are."""
-    beta1: Decay = 0.9
+    beta1: Part = 0.9
     """Share of the mean of gradients that Adam keeps at each step."""
-    beta2: Decay = 0.999
+    beta2: Part = 0.999
     """Share of the mean of squared gradients that Adam keeps at each step."""
     eps: Positive = 1e-6
     """Added to the root of Adam's mean square, and within that of SM3."""
