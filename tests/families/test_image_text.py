@@ -85,3 +85,71 @@ def test_another_way_to_make_pixels_is_kept(tmp_path: Path, tokenizer: Any) -> N
     assert families.pictures(model).mean == (0.5, 0.5, 0.5)
     families.save(model, tmp_path / "b", tokenizer)
     assert json.loads((tmp_path / "b" / "preprocessor_config.json").read_text()) == table
+
+
+def rows(*texts: list[int], length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token rows of equal length and where they have a token."""
+    ids = torch.tensor([[*text, *[0] * (length - len(text))] for text in texts])
+    return ids, torch.tensor([[1] * len(text) + [0] * (length - len(text)) for text in texts])
+
+
+def test_every_row_has_one_end_and_none_in_front(tokenizer: Any) -> None:
+    model, end = made(tokenizer), tokenizer.eos_token_id
+    ids, there = families.ended(model, *rows(
+        [end, 5, 6, end], [5, 6], [end, 5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10], [end, end], [5, end]))
+    found = [row[seen.bool()].tolist() for row, seen in zip(ids, there, strict=True)]
+    assert found == [[5, 6, end], [5, 6, end], [5, 6, 7, 8, 9, end], [5, 6, 7, 8, 9, end], [end], [5, end]]
+
+
+def test_texts_that_differ_lie_apart(tokenizer: Any) -> None:
+    """The text tower reads from left to right: the state of a token in front is the same for all texts."""
+    model = made(tokenizer).eval()
+    ids, there = rows([tokenizer.eos_token_id, 5, 6], [tokenizer.eos_token_id, 7, 8])
+    with torch.no_grad():
+        one, two = families.text_embeddings(model, ids, there)
+        same = model.get_text_features(input_ids=ids, attention_mask=there).pooler_output
+    assert (one - two).norm() > 0.1 and torch.allclose(same[0], same[1]), "so much for leaving it in front"
+    assert one.norm() == pytest.approx(1.0) and one.dtype == torch.float32
+
+
+def test_the_saved_tokenizer_says_to_transformers_what_was_trained(tmp_path: Path, tokenizer: Any) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+    model, texts = made(tokenizer).eval(), ["the sea", "the rain the rain"]
+    families.save(model, tmp_path, tokenizer)
+    given = CLIPProcessor.from_pretrained(tmp_path)(text=texts, padding=True, return_tensors="pt")
+    ids, there = rows(*(tokenizer(text)["input_ids"] for text in texts), length=8)
+    with torch.no_grad():
+        wanted = families.text_embeddings(model, ids, there)
+        found = CLIPModel.from_pretrained(tmp_path).get_text_features(**given).pooler_output
+    assert torch.allclose(found / found.norm(dim=1, keepdim=True), wanted, atol=1e-6)
+    assert CLIPProcessor.from_pretrained(tmp_path).tokenizer.model_max_length == 77
+    assert tokenizer("the sea")["input_ids"][0] == tokenizer.bos_token_id, "the one given stays as it is"
+
+
+@pytest.mark.parametrize("table", [TABLE, TABLE | {"family": "image_text"}])
+def test_the_end_must_be_one_that_transformers_finds(table: dict[str, Any], tokenizer: Any) -> None:
+    for end, right in ((None, False), (2, False), (3, True)):
+        one = Ending(tokenizer, end)
+        if right:
+            assert families.from_table(table, one, "here").text_config.eos_token_id == 3
+            continue
+        with pytest.raises(UserError, match=r"^here: a model of images and texts needs a tokenizer with"):
+            families.from_table(table, one, "here")
+
+
+class Ending:
+    """A tokenizer with another end of text."""
+
+    def __init__(self, tokenizer: Any, end: int | None) -> None:
+        self.size, self.eos_token_id = len(tokenizer), end
+        self.bos_token_id = self.pad_token_id = None
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def test_a_config_without_its_tokenizer_names_no_token_that_is_not_there() -> None:
+    config = families.from_table(TABLE, None, "here", vocabulary=300)
+    text = config.text_config
+    assert text.vocab_size == 300 and text.eos_token_id is None and text.bos_token_id is None
+    assert families.blocks_of(config) == (16, 2)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, located
 from trainwright.core.method import Evaluator, Objective
 from trainwright.families.artifact import load
 from trainwright.families.base import (
@@ -115,8 +115,11 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = P
     known = Tokens.of(tokenizer) if tokenizer is not None else Tokens(vocabulary, {}) if vocabulary else None
     fields = {k: v for k, v in table.items() if k != "family"}
     family = named(table["family"], where) if "family" in table else _asked_for(fields)
+    quiet()
     if family is None:
-        return transformers_config(fields, known, where)
+        made = transformers_config(fields, known, where)
+        with located(where):
+            return family_of(made).fitted(made, known)
     if not isinstance(fields.get(family.key), str):
         raise UserError(f"{where}: a model of the family {family.name} needs model.{family.key}.")
     return family.config(fields, known, where, root)

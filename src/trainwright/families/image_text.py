@@ -57,15 +57,15 @@ class ImageText(Family):
     def takes(self, config: Any) -> bool:
         return {"text_config", "vision_config"} <= set(config.sub_configs)
 
-    def config(self, table: dict[str, Any], tokens: Tokens | None, where: str, root: Path) -> Any:
-        known = tokens is not None and bool(tokens.special)
-        if tokens is not None and not known:                    # CLIP's own would lie beyond the vocabulary
-            tokens = tokens._replace(special=dict.fromkeys(SPECIAL))
-        made = super().config(table, tokens, where, root)
-        if known and getattr(made.text_config, "eos_token_id", None) in (None, OLD_END):
-            raise UserError(f"{where}: a model of images and texts needs a tokenizer with an end-of-text "
-                            f"token, whose number is not {OLD_END}.")
-        return made
+    def fitted(self, config: Any, tokens: Tokens | None) -> Any:
+        text = config.text_config
+        if tokens is not None and tokens.special and getattr(text, "eos_token_id", None) in (None, OLD_END):
+            raise UserError("a model of images and texts needs a tokenizer with an end-of-text token, whose "
+                            f"number is not {OLD_END}.")
+        for name in SPECIAL:                                       # CLIP's own may lie beyond the vocabulary
+            if (getattr(text, name, None) or 0) >= text.vocab_size:
+                setattr(text, name, None)
+        return config
 
     def vocabulary(self, config: Any) -> int | None:
         return config.text_config.vocab_size  # type: ignore[no-any-return]
@@ -153,5 +153,5 @@ def _ending(tokenizer: Any, most: int) -> Any:
     made = copy.deepcopy(tokenizer)
     made.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"$A {made.eos_token}", special_tokens=[(made.eos_token, made.eos_token_id)])
-    made.model_max_length = most
+    made.pad_token, made.model_max_length = made.pad_token or made.eos_token, most
     return made

@@ -16,8 +16,8 @@ It reads ``pixel_values`` (float [R, channels, height, width]), ``input_ids`` an
 all pairs of the step is the most similar) and ``logit_scale``, which is exp(s).
 
 A small step teaches little, for want of negatives. Where a large one does not fit into memory, ``accumulate``
-cuts it, at the price of computing each micro-batch twice. Left out of the paper: half-precision weights. Its
-random crop belongs to the data method.
+cuts it, at the price of computing each micro-batch twice. Left out of the paper: half-precision weights. The
+random crop is a method of its own, ``random_crop``.
 
 Not for models that generate, nor where most pairs of a step would be right for each other.
 
