@@ -64,7 +64,7 @@ def test_transformers_reloads_the_tokenizer(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
     build(tmp_path / "c", texts(30))
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "c")
-    assert tokenizer.eos_token == tokenizer.bos_token == tokenizer.pad_token == "<|endoftext|>"
+    assert tokenizer.eos_token == tokenizer.bos_token == "<|endoftext|>" and tokenizer.pad_token is None
     for text in ODD:
         ids = tokenizer(text)["input_ids"]
         assert ids[0] == tokenizer.eos_token_id

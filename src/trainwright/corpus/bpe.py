@@ -1,12 +1,19 @@
 """Training a tokenizer on the corpus: byte-level BPE, which loses no character of any text."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from trainwright.core.errors import UserError
 
-END_OF_TEXT, MASK = "<|endoftext|>", "<|mask|>"
+END_OF_TEXT, PADDING, MASK = "<|endoftext|>", "<|padding|>", "<|mask|>"
+
+LONGEST = 1024
+"""Letters, digits, signs or spaces in a row that are one word to the trainer, whose work grows with the square of
+a word's length; a longer run is several words to it. The tokenizer that is made knows no such limit."""
+RUNS = re.compile("|".join(f"(?<!{kind})(?:{kind}){{{LONGEST + 1},}}"
+                           for kind in (r"[^\W\d_]", r"\d", r"[^\w\s]|_", r"\s")))
 
 
 def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = (),
@@ -19,7 +26,7 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
-    special = list(dict.fromkeys([END_OF_TEXT, *controls, *([MASK] if mask else [])]))
+    special = list(dict.fromkeys([END_OF_TEXT, *([PADDING] if mask else []), *controls, *([MASK] if mask else [])]))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
         raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(special)} control "
@@ -27,10 +34,22 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator((text for text in texts if text), trainers.BpeTrainer(
+    backend.train_from_iterator(_words(texts), trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
     backend.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT,
-        mask_token=MASK if mask else None, clean_up_tokenization_spaces=False)
+        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
+        pad_token=PADDING if mask else None, mask_token=MASK if mask else None, clean_up_tokenization_spaces=False)
+
+
+def _words(texts: Iterable[str | None]) -> Iterator[str]:
+    """The texts, cut within runs that are too long."""
+    for text in texts:
+        at = 0
+        for run in RUNS.finditer(text or ""):
+            yield (text or "")[at:run.start()]
+            yield from (run[0][i:i + LONGEST] for i in range(0, len(run[0]), LONGEST))
+            at = run.end()
+        if text:
+            yield text[at:]

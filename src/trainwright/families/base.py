@@ -6,26 +6,25 @@ architecture a model has.
 """
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import pkgutil
-import re
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from trainwright.core import sharding
-from trainwright.core.errors import UserError, suggest
+from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.method import snake
+from trainwright.families.configs import Tokens, first_position, read_config, shrunk, transformers_config
+from trainwright.families.libraries import check_tensors, first_line, left_open, quiet
 
-MOST_LAYERS, MOST_MODULES = 2048, 40_000
+MOST_MODULES = 40_000
 """More of them are a slip of the pen, and would take hours to put together."""
 DEFAULT, ARCHITECTURE = 1, 2
 """How specifically a family claims a config: by its type, or by the architecture that the config names."""
@@ -33,19 +32,6 @@ MADE_FROM = "_made_from"
 """Where a model keeps the config that it was made from, if it is no model of transformers."""
 BUFFERS = (r"\.position_ids$", r"rotary_emb\.inv_freq$", r"\.(masked_)?bias_mask$")
 """Tensors in old checkpoints that every model computes by itself."""
-
-
-class Tokens(NamedTuple):
-    """What a model must know of the tokens that it reads."""
-
-    size: int
-    special: dict[str, int | None]
-    """``bos_token_id`` and the like; empty while the tokenizer is not there yet."""
-
-    @classmethod
-    def of(cls, tokenizer: Any) -> Tokens:
-        special = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return cls(len(tokenizer), {n: getattr(tokenizer, n) for n in special})
 
 
 class Family:
@@ -98,12 +84,20 @@ class Family:
             raise UserError(f"{where}: transformers has no model of type {table['type']!r} in the family "
                             f"{self.name}.")
         made.architectures = list(names[:1])
-        return made
+        with located(where):
+            return self.fitted(made, tokens)
+
+    def fitted(self, config: Any, tokens: Tokens | None) -> Any:
+        """A config that was made of a table, with what else it must have in this family.
+
+        Raises:
+            UserError: the tokenizer lacks what such a model needs.
+        """
+        return config
 
     def config_in(self, folder: str) -> Any:
         """The config in a folder (or of a Hub name), without running anything that lies there."""
-        from transformers import AutoConfig
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return read_config(folder)
 
     def vocabulary(self, config: Any) -> int | None:
         """Tokens that the model has embeddings for."""
@@ -111,8 +105,9 @@ class Family:
 
     def most_positions(self, config: Any) -> int | None:
         """Tokens that a row may have, or None where there is no such limit."""
-        most = getattr(config.get_text_config(), "max_position_embeddings", None)
-        return None if most is None else int(most)
+        text = config.get_text_config()
+        most = getattr(text, "max_position_embeddings", None)
+        return None if most is None else int(most) - first_position(text)
 
     def blocks_of(self, config: Any) -> tuple[int, int]:
         """Width of the hidden states and number of blocks; 0 where the config does not tell."""
@@ -121,7 +116,7 @@ class Family:
 
     def smaller(self, config: Any) -> Any:
         """A config of the same architecture that is quick to make, or None where none is known."""
-        return shrunk(config)
+        return shrunk(config, pad_token_id=None if getattr(config, "pad_token_id", None) is None else 1)
 
     # ---- models -----------------------------------------------------------------------------------------
 
@@ -133,8 +128,9 @@ class Family:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{where}: transformers cannot make this model: "
-                            f"{first_line(error).rstrip('.')}.") from None
+            raise UserError(f"{where}: transformers cannot make this model: {first_line(error).rstrip('.')}"
+                            f"{left_open(error, config)}.") from None
+        _check_padding(model, self.token_embedding(model), where)
         return model
 
     def load(self, name: str, where: str, config: Any) -> nn.Module:
@@ -163,6 +159,10 @@ class Family:
         model.save_pretrained(folder)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+
+    def token_embedding(self, model: nn.Module) -> nn.Module:
+        """What turns tokens into vectors."""
+        return model.get_input_embeddings()  # type: ignore[operator, no-any-return]
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """The repeated blocks of the model, which may be sharded and recomputed one by one."""
@@ -269,6 +269,14 @@ def _build(config: Any, where: str) -> nn.Module:
     return family.build(config, where)
 
 
+def _check_padding(model: nn.Module, embedding: nn.Module, where: str) -> None:
+    """Refuse a type that never trains a token's row of the embeddings, whatever its config says."""
+    config, kept = model.config, getattr(embedding, "padding_idx", None)
+    if kept is not None and kept != getattr(config.get_text_config(), "pad_token_id", None):
+        raise UserError(f"{where}: a model of type {config.model_type!r} takes the token {kept} for padding whatever its "
+                        "config says, and would never learn what it is in this tokenizer: take another type.")
+
+
 def body_parameters(model: nn.Module) -> int:
     """Entries of the matrices between embeddings and head: the size that scaling laws count in."""
     outside = [m for m in model.modules() if isinstance(m, nn.Embedding)]
@@ -278,109 +286,9 @@ def body_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.ndim > 1 and id(p) not in apart)
 
 
-# ---- configs of transformers --------------------------------------------------------------------------
-
-
-def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str) -> Any:
-    """A transformers config from ``{ type = "llama", … }``; one of several models has a table for each.
-
-    Raises:
-        UserError: an unknown type or field, or a vocabulary smaller than the tokenizer's.
-    """
-    from transformers import CONFIG_MAPPING
-    kind = table["type"]
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"{where}: model.type {kind!r} is no model of "
-                        f"transformers{_near(kind, CONFIG_MAPPING)}.")
-    cls = CONFIG_MAPPING[kind]
-    fields = {k: dict(v) if isinstance(v, dict) else v for k, v in table.items() if k != "type"}
-    _check_fields(fields, cls, f"{where}: model")
-    if tokens is not None:
-        text = cls.sub_configs.get("text_config")
-        _fit_vocabulary(fields.setdefault("text_config", {}) if text else fields, text or cls, tokens, where)
-    try:
-        config = cls(**fields)
-    except Exception as error:
-        raise UserError(f"{where}: model: {first_line(error)}") from None
-    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = config.pad_token_id or 0                    # which T5 leaves open
-    return config
-
-
-def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
-    known = {f.name for f in dataclasses.fields(cls)} | set(getattr(cls, "attribute_map", {}))
-    for key, value in fields.items():
-        part = cls.sub_configs.get(key)
-        if key not in known:
-            raise UserError(f"{where}.{key} is no field of {cls.__name__}{_near(key, known)}.")
-        if isinstance(value, dict) and dataclasses.is_dataclass(part):
-            _check_fields(value, part, f"{where}.{key}")
-        if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
-            raise UserError(f"{where}.{key} = {value} is too many: a model has at most {MOST_LAYERS:,} "
-                            "layers.")
-
-
-def _fit_vocabulary(fields: dict[str, Any], cls: Any, tokens: Tokens, where: str) -> None:
-    if fields.setdefault("vocab_size", tokens.size) < tokens.size:
-        raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which "
-                        f"has {tokens.size} tokens.")
-    known = {f.name for f in dataclasses.fields(cls)}
-    for name, value in tokens.special.items():
-        if name in known:
-            fields.setdefault(name, value)
-
-
-def shrunk(config: Any) -> Any:
-    """A transformers config with two layers and a small vocabulary, as far as its fields allow; else None."""
-    names = getattr(config, "attribute_map", {})
-    left_out = ("layer_types", "mlp_layer_types", "transformers_version")
-    small = {"num_hidden_layers": 2, "vocab_size": 64,
-             "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    table = {k: v for k, v in config.to_dict().items() if k not in left_out}
-    try:
-        made = type(config)(**table | {names.get(k, k): v for k, v in small.items()})
-    except Exception:                                      # a type with rules of its own
-        return None
-    made.architectures = config.architectures
-    return made
-
-
 def _classes(auto: Any, kind: type) -> tuple[type, ...]:
     mapping = auto._model_mapping
     if kind not in mapping:
         return ()
     found = mapping[kind]
     return tuple(found) if isinstance(found, (list, tuple)) else (found,)
-
-
-# ---- what libraries say -----------------------------------------------------------------------------------
-
-
-def check_tensors(report: dict[str, Any], benign: Iterable[str], where: str) -> None:
-    """Refuse a checkpoint whose tensors are not the model's, given transformers' report of loading it."""
-    for key, words in (("missing_keys", "lacks"), ("unexpected_keys", "has, beside the model's own,"),
-                       ("mismatched_keys", "has in another shape")):
-        names = sorted(str(k[0]) if isinstance(k, tuple) else str(k) for k in report.get(key, ()))
-        names = [n for n in names if not any(re.search(pattern, n) for pattern in benign)]
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise UserError(f"{where} {words} the tensors {', '.join(names[:3])}{more}: its config.json and "
-                            "its weights are not of one model.")
-
-
-def quiet() -> None:
-    """Keep transformers' bars and advice, and the deprecations of libraries, out of our output."""
-    from transformers.utils import logging
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__
-
-
-def _near(word: str, among: Any) -> str:
-    near = suggest(word, among)
-    return near if "did you mean" in near else ""

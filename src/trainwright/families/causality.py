@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.families.base import create, family_of, is_pretrained, skeleton
+from trainwright.families.libraries import first_line, left_open
 
 LEAK = 1e-4
 """Relative difference that rounding does not explain."""
@@ -54,10 +55,14 @@ def check_causal(model: nn.Module) -> None:
 
 
 def check_causal_config(config: Any) -> None:
-    """The same of a config, on a small model of that architecture, where one is quick to make."""
+    """The same of a config, on a small model of that architecture, where one is quick to make.
+
+    Raises:
+        UserError: also where a model of this config cannot be run at all.
+    """
     small = family_of(config).smaller(config)
-    if small is not None:
-        _check_small(_Key(small))
+    if small is not None and not _check_small(_Key(small)):
+        _check_runs(_Key(config))
 
 
 class _Key:
@@ -75,14 +80,52 @@ class _Key:
 
 
 @cache
-def _check_small(key: _Key) -> None:
+def _check_small(key: _Key) -> bool:
+    """Check a small model; returns whether it could be run."""
     try:
         size = sum(p.numel() for p in skeleton(key.config, "").parameters())
         model = create(key.config, 0, "") if size <= MOST else None
     except UserError:                                # sizes that do not fit: measured when the run is built
+        return True
+    try:
+        if model is None:
+            _tried(key.config)
+        else:
+            check_causal(model)
+    except UserError:
+        raise
+    except Exception:
+        return False
+    return True
+
+
+@cache
+def _check_runs(key: _Key) -> None:
+    """Refuse a config whose model cannot be run, as far as shapes tell."""
+    config = key.config
+    try:
+        _tried(config)
+    except UserError:                                # which is told where the model is made
         return
-    if model is not None:
-        check_causal(model)
+    except Exception as error:
+        raise UserError(_misfit(config) or f"a model of type {config.model_type!r} with these sizes cannot be run: "
+                        f"{first_line(error).rstrip('.')}{left_open(error, config)}.") from None
+
+
+def _tried(config: Any) -> None:
+    """Run a model without weights."""
+    model = skeleton(config, "")
+    with torch.device("meta"), torch.no_grad(), evaluating(model):
+        _outputs(model, torch.zeros(1, 2, dtype=torch.int64))
+
+
+def _misfit(config: Any) -> str:
+    """What is wrong with the heads of a config, if anything is."""
+    heads, shared = (getattr(config, n, None) for n in ("num_attention_heads", "num_key_value_heads"))
+    if not isinstance(heads, int) or not isinstance(shared, int) or (shared and heads % shared == 0):
+        return ""
+    return (f"model.num_attention_heads = {heads} is no multiple of num_key_value_heads = {shared}, which the type "
+            "sets where a table does not: say model.num_key_value_heads.")
 
 
 @contextmanager

@@ -27,7 +27,8 @@ import torch
 from torch import nn
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.families.base import MADE_FROM, Family, Tokens
+from trainwright.families.base import MADE_FROM, Family
+from trainwright.families.configs import Tokens
 
 WEIGHTS = "model.safetensors"
 
