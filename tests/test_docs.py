@@ -22,7 +22,7 @@ from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.card import read
 from trainwright.core.settings import hints_of
-from trainwright.core.stage_settings import STAGES
+from trainwright.core.stage import stages
 from trainwright.core.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def test_card_renders(name: str) -> None:
 
 def test_every_stage_and_key_is_told_of() -> None:
     told = (ROOT / "docs" / "recipes.md").read_text()
-    for kind, cls in STAGES.items():
+    for kind, cls in stages().items():
         assert f'--8<-- "_generated/stage-{kind}.md"' in told
         keys = {"from" if k == "inputs" else k for k in hints_of(cls) if k != "roles"}
         assert not [k for k in keys if f"| `{k}` |" not in pages()[f"_generated/stage-{kind}.md"]]
@@ -138,8 +138,9 @@ def test_recipes_are_right(file: Path, tmp_path: Path) -> None:
     if "compare" in tomllib.loads(file.read_text()):
         Comparison(specs.load(file), Store(tmp_path)).check()
         return
-    for stage in recipes.load(file).stages:
-        assert [registry.create(m, file.parent, f"{file.name}: {stage.name}") for m in stage.methods]
+    stages_of = [one for whole in recipes.load(file).stages for one in (whole, *getattr(whole, "stage", ()))]
+    for stage in stages_of:                                # those of a round too
+        assert stage.kind == "repeat" or [registry.create(m, file.parent, f"{file.name}: {stage.name}") for m in stage.methods]
 
 
 def anchors(text: str) -> set[str]:

@@ -11,6 +11,7 @@ from trainwright.core.settings import Seed
 from trainwright.core.stage import CORPUS, MODEL, TOKENIZER, Stage, check_seed
 
 if TYPE_CHECKING:
+    from trainwright.core.method import Method
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
 
@@ -33,7 +34,8 @@ class CorpusStage(Stage):
     vocab_size: int | None = None
     """Train a byte-level BPE of this size on the corpus instead."""
     mask_token: bool = False
-    """Give that tokenizer a token ``<|mask|>``, which stands for a gap: for models that fill gaps."""
+    """Give that tokenizer a token ``<|mask|>``, which stands for a gap, and one of its own for padding,
+    ``<|padding|>``: for models that fill gaps."""
     tune: float | None = None
     """Share of the documents (by hash of their id) kept for tuning; default: 0.01. Of an earlier corpus (``from.data``) the
     documents for training are worked on, and those kept back stay what they are."""
@@ -88,6 +90,12 @@ class CorpusStage(Stage):
         if self.chat_template is None and earlier is not None and earlier.job is not None:
             return earlier.job.stage.template(earlier.job)  # type: ignore[attr-defined, no-any-return]
         return self.chat_template
+
+    def places(self, job: Job) -> list[tuple[str, list[Method]]]:
+        """The pipe, and what shapes the text that a local model writes in it."""
+        from trainwright.core.method import Curate, Decode
+        acting: list[tuple[str, list[Method]]] = [(self.place, job.of(Curate)), ("decode", job.of(Decode))]
+        return [(place, methods) for place, methods in acting if methods]
 
     def run(self, run: StageRun) -> dict[str, Any]:
         from trainwright.core import sharding
