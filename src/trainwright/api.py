@@ -9,6 +9,7 @@ from trainwright import families
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core import store as core
+from trainwright.core.card import Card
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.loop import Train
@@ -79,6 +80,6 @@ def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequenc
     return Comparison(spec, Store(Path(store)), jobs=jobs).run()
 
 
-def methods() -> dict[str, registry.Card]:
+def methods() -> dict[str, Card]:
     """Every method that is installed, by name."""
     return registry.cards()

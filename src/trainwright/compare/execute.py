@@ -78,7 +78,7 @@ def _checked(record: Any) -> Record:
     kinds = {"arm": str, "seed": int, "values": dict, "numbers": dict, "figures": dict, "hashes": dict,
              "selected": dict, "curve": dict | None, "failed": str | None, "pruned": bool}
     for key, kind in kinds.items():
-        if not isinstance(record[key], kind):  # type: ignore[arg-type]
+        if not isinstance(record[key], kind):
             raise TypeError(f"{key} is of another type")
     if record["curve"] is not None:
         _ = [list(record["curve"][x]) for x in ("step", "tokens", "flops", "seconds")]

@@ -14,6 +14,7 @@ from trainwright.core import registry
 from trainwright.core.card import Card, Setting, kinds
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import groups_of
+from trainwright.core.source import ROOT
 from trainwright.core.store import Artifact, Store
 from trainwright.report.numbers import interval
 
@@ -96,7 +97,9 @@ def artifact_card(artifact: Artifact) -> Group:
         Text(f"methods: {used or 'none'}"),
         Text(f"made by: {manifest['command']}"),
     ]
-    counted = [Text(), curated.table(manifest["figures"])] if manifest["figures"].get("curated") else []
+    counted: list[Any] = []
+    if manifest["figures"].get("curated"):
+        counted = [Text(), curated.table(manifest["figures"])]
     more = Text(f"trainwright store show {artifact.path.name} prints all of it", "dim")
     return Group(head, Text(), *lines, *counted, Text(), more)
 
@@ -147,8 +150,8 @@ def effect(file: Path) -> str:
 
 def evidence_files() -> list[Path]:
     """What ``trainwright bench`` wrote: packed with an installed package, in the checkout otherwise."""
-    packed = registry.ROOT / "evidence"
-    return sorted((packed if packed.is_dir() else registry.ROOT.parents[1] / "evidence").glob("*.json"))
+    packed = ROOT / "evidence"
+    return sorted((packed if packed.is_dir() else ROOT.parents[1] / "evidence").glob("*.json"))
 
 
 def evidence_sentence(found: dict[str, Any]) -> str:

@@ -140,7 +140,7 @@ def decimals(width: float) -> int:
     if not (width > 0 and math.isfinite(width)):
         return 3
     places = -math.floor(math.log10(width))
-    return min(6, max(0, places + (width * 10**places < 3.55)))
+    return min(6, max(0, places + int(width * 10**places < 3.55)))
 
 
 def interval(metric: str, difference: float | None, low: float | None, high: float | None,

@@ -16,7 +16,7 @@ from trainwright.report.numbers import count, duration
 
 def render(plan: Plan) -> Group:
     """Stage by stage: who acts where, then the figures."""
-    parts = [Text(plan.recipe.title, style="bold"), Text()]
+    parts: list[Any] = [Text(plan.recipe.title, style="bold"), Text()]
     for one in plan.stages:
         parts += [_head(one), _places(one), Text()]
     return Group(*parts, _total(plan))

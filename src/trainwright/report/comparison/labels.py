@@ -85,4 +85,4 @@ def _place(axes: Axes, note: Annotation, marks: list[Bbox], names: list[Bbox], s
 def _overlap(a: Bbox, b: Bbox) -> float:
     """Square pixels that two boxes share."""
     width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(0.0, width) * max(0.0, height)
+    return float(max(0.0, width) * max(0.0, height))
