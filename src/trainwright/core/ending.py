@@ -48,6 +48,7 @@ class _Asked:
 
     at = -REPEATED
     """When the last request came."""
+    deaf = False
     patient: ClassVar[list[Patience]] = []
 
 
@@ -83,14 +84,24 @@ def sentence(stopped: KeyboardInterrupt) -> str:
     return str(stopped) or f"interrupted; {RESUME}"
 
 
+def leave_to_parent() -> None:
+    """Signals are for the process that started this one, which then ends it."""
+    _Asked.deaf = True
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def heard() -> Iterator[None]:
-    """Within it the signals that ask to end are heard, but for those that whoever started us has us ignore (as
-    ``nohup`` does)."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is ask:
+    """Within it the signals that ask to end are heard; not the end of the terminal, where we were started to
+    ignore it (``nohup``)."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or _Asked.deaf or signal.getsignal(signal.SIGTERM) is ask:
         yield
         return
-    before = {s: h for s in SIGNALS if (h := signal.getsignal(s)) not in (signal.SIG_IGN, None)}
+    before = {s: signal.getsignal(s) for s in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
     _Asked.at = -REPEATED
     for s in before:
         signal.signal(s, ask)

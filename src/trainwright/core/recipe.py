@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.settings import DEEPEST, Seed, fit, levels, make
+from trainwright.core.settings import MOST, Seed, fit, make, too_deep
 from trainwright.core.shown import BRIEF, brief, cut
 from trainwright.core.stage import Made, Stage, check_seed, label_of, stages
 
 LARGEST_RECIPE = 16 << 20
 """Bytes beyond which a file is no recipe."""
 HUB = r"hf://([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*"
-TOO_DEEP = "lists and tables stand too deep within each other"
 
 
 @dataclass(frozen=True)
@@ -86,22 +85,29 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where}: not valid TOML: {error}.") from None
     except RecursionError:
-        raise UserError(f"{where}: {TOO_DEEP}.") from None
+        raise UserError(f"{where}: lists and tables stand too deep within each other.") from None
     except ValueError as error:                      # a number of more digits than Python reads, a date that is none
         digits = re.search(r"\d[\d_]{4000}", text)
         if digits is None:
             raise UserError(f"{where}: not valid TOML: {error}.") from None
         line = text.count("\n", 0, digits.start()) + 1
         raise UserError(f"{where}, line {line}: a number of more digits than any setting takes.") from None
-    if any(depth > 3 * DEEPEST for _, depth in levels(table)):
-        raise UserError(f"{where}: {TOO_DEEP}.")
+    check_depth(table, where)
     return table
+
+
+def check_depth(table: Any, where: str) -> None:
+    """Refuse a table that no recursive function could go through."""
+    if (key := too_deep(table)) is not None:
+        raise UserError(f"{where}: {cut(key, BRIEF)}: lists and tables stand too deep within each other.")
 
 
 def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, Any] | None = None) -> Recipe:
     """A recipe from a table as TOML gives it."""
+    check_depth(table, str(file))
     table = copy.deepcopy(table)
     for key, value in (changes or {}).items():
+        check_depth(value, f"{file}: --set {cut(key, BRIEF)}")
         change(table, key, value, file)
     if {"compare", "arm"} & set(table):
         raise UserError(f"{file}: this is a comparison: trainwright compare {file}.")
@@ -192,7 +198,10 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):
             raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {brief(method)}.")
     made: Stage = make(cls, cls.read(settings, names, file, where), where)
-    made.check(where)
+    try:
+        made.check(where)
+    except UserError as error:
+        raise UserError(cut(str(error), max(MOST, len(where) + 2 * BRIEF))) from None
     return made
 
 

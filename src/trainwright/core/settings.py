@@ -198,15 +198,20 @@ def _number(value: Any, kind: type, limits: Between | None, where: str) -> Any:
     if kind is int:
         if isinstance(value, float) and not value.is_integer():
             raise _refused(where, name_of(kind), value)
-        value, limits = int(value), limits or COUNTED
+        value = int(value)
     elif value != value:
         raise UserError(f"{where} must be a number, and nan is none.")
-    else:
-        limits = limits or FINITE
-    if not limits.has(value) or (kind is float and abs(value) > FLOAT32 and isinstance(value, int)):
-        words = {COUNTED: "a whole number below 2**31 in size", FINITE: "a finite number below 3.4e38 in size"}
-        raise _refused(where, words.get(limits, str(limits)), value)
-    return kind(value)
+    usual = COUNTED if kind is int else FINITE
+    words = f"a {'whole number below 2**31' if kind is int else 'finite number below 3.4e38'} in size"
+    own = limits or usual
+    if own.high <= usual.high and not usual.has(value):
+        raise _refused(where, words, value)
+    if not own.has(value):
+        raise _refused(where, str(own), value)
+    try:
+        return kind(value)
+    except OverflowError:                            # a whole number where infinity may stand
+        raise _refused(where, words, value) from None
 
 
 def _text(value: Any, where: str) -> str:
@@ -220,6 +225,15 @@ def _text(value: Any, where: str) -> str:
     if "\0" in value:
         raise _refused(where, "text without NUL", value)
     return value
+
+
+def too_deep(value: Any, name: str = "", names: int = 3) -> str | None:
+    """The key under which lists and tables stand too deep for a recipe, if there is one: the nearest that a person
+    would look for, at most ``names`` levels down."""
+    inner = value.items() if isinstance(value, dict) else [(name, v) for v in value] if isinstance(value, list) else ()
+    if names and inner:
+        return next((found for k, v in inner if (found := too_deep(v, k, names - 1)) is not None), None)
+    return name if any(depth > 2 * DEEPEST for _, depth in levels(value)) else None
 
 
 def levels(value: Any) -> Iterator[tuple[Any, int]]:

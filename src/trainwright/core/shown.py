@@ -48,7 +48,8 @@ class _Brief(reprlib.Repr):
     def repr_int(self, x: int, level: int) -> str:
         if abs(x) < 10**24:
             return repr(x)
-        return f"a number of {int(math.log10(abs(x))) + 1} digits"
+        digits = int(math.log10(abs(x))) + 1
+        return f"a number of {digits - (10 ** (digits - 1) > abs(x))} digits"
 
 
 def brief(value: Any) -> str:

@@ -91,6 +91,23 @@ def _checked(told: Any) -> dict[str, Any]:
     return out
 
 
+OWN = {"work", "cache", "runs", "reports", "comparisons"}
+"""Folders of a store beside its artifacts."""
+
+
+def is_store(folder: Path) -> bool:
+    """Whether a folder is a store: artifacts lie in it, or work on one, or nothing but folders that stores have."""
+    def named(place: Path, has: str) -> bool:
+        return any(re.fullmatch(r".+-[0-9a-f]{12}", name) and os.path.lexists(place / name / has)
+                   for name in os.listdir(place))
+    try:
+        inner = set(os.listdir(folder))
+        return (named(folder, MANIFEST) or ("work" in inner and named(folder / "work", "lock"))
+                or ("cache" in inner and inner <= OWN))
+    except OSError:
+        return False
+
+
 class Store:
     """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches (``cache/``).
 

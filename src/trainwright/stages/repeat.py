@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.settings import Count
 from trainwright.core.stage import Made, Stage, label_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class Until:
     """What it measures, such as ``loss/code``."""
     better: Literal["lower", "higher"] = "lower"
     """Which of two values is the better one."""
-    patience: int = 1
+    patience: Count = 1
     """Rounds without a better value after which it ends."""
 
 
@@ -81,6 +82,9 @@ class RepeatStage(Stage):
         for stage in self.stage:
             if isinstance(stage, RepeatStage):
                 raise UserError(f"{where}: {stage.name!r}: a repetition within a repetition cannot be run; unroll one of them.")
+        if self.until.stage and not self.until.metric:
+            raise UserError(f"{where}: until names the stage {self.until.stage!r} and no metric: say which of its numbers "
+                            "no longer improves.")
         if self.open_ended and self.until.stage not in mine:
             raise UserError(f"{where}: until.stage {self.until.stage!r} is no stage of a round{suggest(self.until.stage, mine)}.")
         for name in {n for s in self.stage for names in s.inputs.values() for n in names if n.startswith(PREVIOUS)}:

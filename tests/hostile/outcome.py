@@ -1,0 +1,131 @@
+"""What becomes of an input: the command line in this process, with what it printed and how long it may take."""
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tests.conftest import write_texts
+from tests.hostile.inputs import Input
+from trainwright import cli
+from trainwright.planning import plan
+
+SECONDS = 60
+"""After which an input hangs; slow machines are meant."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
+USAGE = 2
+SKIPPED = "; it is skipped"
+"""How a line ends about something that a command goes on without."""
+MOST = 1100
+"""Characters of a message: what ``UserError`` keeps, and the word before it."""
+
+
+class Hang(BaseException):
+    """It takes longer than anything may."""
+
+
+class Outcome(NamedTuple):
+    """How a command ended."""
+
+    code: Any
+    out: str
+    err: str
+    raised: str = ""
+    """The exception that left it, with its last lines, where it ended with none of its own ends."""
+
+
+def say(words: tuple[str, ...], folder: Path) -> Outcome:
+    """One command, run in a folder as the program runs it."""
+    out, err, argv, here = io.StringIO(), io.StringIO(), sys.argv, Path.cwd()
+    os.chdir(folder)
+    sys.argv = ["trainwright", *words]
+    code, raised = None, ""
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _at_most(SECONDS), _unprobed():
+            cli.main()
+    except SystemExit as ended:
+        code = ended.code or 0
+    except (Exception, Hang) as error:
+        frames = traceback.extract_tb(error.__traceback__)[-3:]
+        raised = f"{type(error).__name__}: {str(error)[:200]} ({', '.join(f'{Path(f.filename).name}:{f.lineno}' for f in frames)})"
+    finally:
+        sys.argv = argv
+        os.chdir(here)
+    return Outcome(code, out.getvalue(), err.getvalue(), raised)
+
+
+@contextlib.contextmanager
+def _unprobed() -> Iterator[None]:
+    """A plan without the steps in another process that an estimate rests on: they take half a minute."""
+    whole = plan.plan
+    plan.plan = lambda recipe, store, estimate=True: whole(recipe, store, estimate=False)
+    try:
+        yield
+    finally:
+        plan.plan = whole
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    def late(*_: Any) -> None:
+        raise Hang(f"after {seconds} seconds")
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def problem(given: Input, texts: Path) -> str:
+    """What is wrong with how an input ends, in a line; empty where it ends as it should."""
+    folder = Path(tempfile.mkdtemp(prefix="trainwright-hostile-"))
+    try:
+        (folder / "texts").symlink_to(texts)
+        for name, content in given.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        return judged(given, say(given.words, folder))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def judged(given: Input, got: Outcome) -> str:
+    """No traceback, no hang; a mistake is said in one sentence without anything unseen; what must be refused is."""
+    if got.raised:
+        return got.raised
+    if "Traceback" in got.out + got.err:
+        return f"a traceback: {got.err[-300:]}"
+    if CONTROL.search(got.out + got.err):
+        return f"control characters: {(got.out + got.err)[-200:]!r}"
+    if not isinstance(got.code, int):
+        return f"ends with {got.code!r}"
+    if got.code not in (0, 1, USAGE):
+        return f"ends with {got.code}: {got.err[-200:]}"
+    if given.refused and got.code == 0:
+        return "carried out, though it must be refused"
+    if got.code == 0 or "Usage:" in got.err or "Usage:" in got.out:
+        return ""
+    *others, last = got.err.strip().splitlines() or [""]
+    if got.code == USAGE and not last.startswith("error: "):
+        return f"no error is said: {got.err[-300:]!r}"
+    if any(not line.endswith(SKIPPED) for line in others):
+        return f"not one sentence: {got.err[-300:]!r}"
+    if len(last) > MOST or not last.endswith((".", "?", ")", SKIPPED)):
+        return f"no sentence: {last[-200:]!r}"
+    return ""
+
+
+def texts() -> Path:
+    """The documents of the tiny life, for as long as this process lives."""
+    return write_texts(Path(tempfile.mkdtemp(prefix="trainwright-texts-")) / "texts")
