@@ -236,6 +236,26 @@ def test_a_merge_is_compared_without_a_budget(place):
     }
 
 
+def test_a_transformation_is_compared_like_a_merge(place):
+    """Two shares of zeros in what ``adapt`` learned; a seed reaches both it and the compared stage."""
+    arms = (
+        Arm(name="half", add=({"use": "magnitude", "sparsity": 0.5},)),
+        Arm(name="most", add=({"use": "magnitude", "sparsity": 0.9},)),
+    )
+    file = recipe(place)
+    text = file.read_text()
+    sparse = '[[stage]]\nname = "sparse"\nkind = "transform"\nfrom = { model = "adapt" }\n'
+    sparse += 'methods = [{ use = "magnitude", sparsity = 0.1 }]\n\n'
+    file = place / "pruned.toml"
+    file.write_text(text.replace('[[stage]]\nname = "merged"', sparse + '[[stage]]\nname = "merged"'))
+    settings = {"stage": "sparse", "metric": "loss/mean", "seeds": 2, "reseed": ["adapt"]}
+    c = Comparison(specs.load(file, settings, arms), Store(place / "store"), Count())
+    assert [c.recipes.run(arms[0], 1, Length()).stage(name).seed for name in ("adapt", "sparse")] == [1, 1]
+    result = c.run()
+    assert rows(result, "most", "loss/mean")["arm_mean"] > 0 and result["budget"]["currency"] == "recipe"
+    assert [len(a["runs"]) for a in result["arms"]] == [2, 2]
+
+
 def test_a_folder_without_a_result_is_reported(tmp_path):
     with pytest.raises(UserError, match="no comparison has ended here"):
         read(tmp_path)
