@@ -70,12 +70,15 @@ def test_each_attribute_is_counted_by_itself(tmp_path: Path, monkeypatch: pytest
     ctx = corpus(tmp_path)
     asked: list[str] = []
 
-    def knowing(model: Any, tokenizer: Any, prompts: list[list[int]], new_tokens: int) -> list[str]:
-        texts = [tokenizer.decode(p, skip_special_tokens=True) for p in prompts]
+    def knowing(model: Any, tokenizer: Any, prompts: list[generation.Prompt], ctx: Any, *,
+                batch_size: int) -> list[list[int]]:
+        assert len(prompts) <= batch_size and not any(p.temperature for p in prompts)
+        texts = [tokenizer.decode(p.ids, skip_special_tokens=True) for p in prompts]
         asked.extend(texts)
-        return [f" {answers()[t]}." if "major" in t else "No." for t in texts]
+        said = [f" {answers()[t]}." if "major" in t else "No." for t in texts]
+        return [tokenizer(text, add_special_tokens=False)["input_ids"] for text in said]
 
-    monkeypatch.setattr(generation, "continued", knowing)
+    monkeypatch.setattr(generation, "written", knowing)
     found = KnowledgeExtraction(batch_size=5).measure(model := fresh(ctx.tokenizer), ctx)
     likely = {name: found.pop(name) for name in list(found) if name.startswith("answer_loss")}
     assert found.pop("exact_match/mean") == pytest.approx(1 / 6)
