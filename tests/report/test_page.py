@@ -215,22 +215,3 @@ def test_data_table_adds_up(tmp_path: Path) -> None:
     assert [r[0] for r in rows] == ["code", "prose", "all"] and rows[2][2] == 6690 == rows[0][2] + rows[1][2]
     assert rows[2][3] == sum(t for _, t in rows[2][1].values()) == rows[0][3] + rows[1][3]
     assert list(rows[0][1]) == ["train", "tune", "test"]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "a = 1",
-        "# only a comment",
-        'x = "a # no comment"',
-        "[[stage]]\nname = 'é'",
-        'a = """\n[x]\n"""',
-        'broken = ["',
-        "<b>",
-    ],
-)
-def test_highlighting_changes_no_letter(text: str) -> None:
-    marked = str(page.highlight(text))
-    assert html.unescape(re.sub(r"</?span[^>]*>", "", marked)) == text
-    assert "t-comment" not in marked or text.startswith("#")

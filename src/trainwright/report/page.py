@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from trainwright.core import stage as kinds
 from trainwright.core.shown import plain
 from trainwright.report import curated, numbers, plots
+from trainwright.report.highlight import highlight
 from trainwright.report.numbers import (
     Measured,
     count,
@@ -339,20 +340,3 @@ def versions(stages: Sequence[StageView]) -> dict[str, str]:
         for package, version in (s.manifest.get("versions") or {}).items():
             seen.setdefault(package, {})[str(version)] = None
     return {p: ", ".join(v) for p, v in seen.items()}
-
-
-TOML = re.compile(r"""(?P<comment>\#[^\n]*)"""
-                  r"""|(?P<string>\"{3}.*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*')"""
-                  r"""|(?P<head>^[ \t]*\[\[?[^\]\n]*\]\]?)|(?P<key>[A-Za-z0-9_.-]+(?=[ \t]*=))"""
-                  r"""|(?P<number>\b(?:true|false|[+-]?\d[\d_]*(?:\.\d[\d_]*)?(?:[eE][+-]?\d+)?)\b)""",
-                  re.MULTILINE | re.DOTALL)
-
-
-def highlight(text: str) -> Markup:
-    """A recipe with its comments, strings, headings, keys and numbers marked; everything escaped."""
-    out, at = [], 0
-    for found in TOML.finditer(text):
-        out.append(escape(text[at:found.start()]))
-        out.append(Markup('<span class="t-{}">{}</span>').format(found.lastgroup, found[0]))
-        at = found.end()
-    return Markup("").join([*out, escape(text[at:])])
