@@ -113,7 +113,7 @@ def test_a_template_of_ones_own_is_read_from_its_file(tokenizer: Any, tmp_path: 
 
 
 def test_a_template_that_leaves_the_end_of_the_turn_out(tokenizer: Any) -> None:
-    right, wrong = "+ '<|im_end|>' -}}\n        {%- endg", "-}}\n        {%- endg"
+    right, wrong = "{{- '<|im_end|>' -}}\n            {%- endg", "{%- endg"
     tokenizer.chat_template = chat.built_in()["chatml"].read_text().replace(right, wrong)
     with pytest.raises(UserError, match="would never learn to stop"):
         encode(chat.Chat(tokenizer, None), TURNS)
@@ -157,3 +157,83 @@ def test_a_real_chat_model() -> None:
     assert said == SAID and whole.startswith("<|im_start|>system\nYou are a helpful AI assistant")
     with pytest.raises(UserError, match="differ on document 'it' at character 12"):
         chat.Chat(tokenizer, "chatml").check(["it"], [json.dumps(TURNS[1:])])
+
+
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "où"}}]
+CALLS = [{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris", "on": [1]}}}]
+CALLING = {"role": "assistant", "content": "", "tool_calls": CALLS}
+SAID_CALL = ('<tool_call>\n{"name": "weather", "arguments": {"city": "Paris", "on": [1]}}\n</tool_call>'
+             "<|im_end|>")
+MARKED = "{%% for m in messages %%}{%% generation %%}%s<|im_end|>{%% endgeneration %%}{%% endfor %%}"
+
+
+def test_a_message_of_weight_0_is_not_learned(tokenizer: Any, tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0},
+             {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    for chosen in ("chatml", "by_turn"):
+        tokenizer.chat_template = UNMARKED
+        whole, said = encode(chat.Chat(tokenizer, chosen), turns)
+        assert said == "d<|im_end|>" and "b<|im_end|>" in whole, chosen
+    talk = chat.Chat(tokenizer, "chatml")
+    (ids, mask, _), = talk.encode(["it"], [json.dumps(turns)], [3])
+    assert tokenizer.decode(ids[mask]) == "d<|im_end|>"
+    turns[3]["weight"] = 0
+    assert encode(talk, turns)[1] == ""
+
+
+def test_calls_of_tools_are_written_and_learned(tokenizer: Any) -> None:
+    talk = chat.Chat(tokenizer, "chatml")
+    whole, said = encode(talk, [{"role": "user", "content": "hi"}, CALLING, {"role": "tool", "content": "sunny"},
+                                CALLING | {"content": "So:", "tool_calls": CALLS * 2}])
+    assert said == f"{SAID_CALL}So:\n{SAID_CALL.removesuffix('<|im_end|>')}\n{SAID_CALL}"
+    assert "<|im_start|>tool\nsunny<|im_end|>" in whole
+
+
+def test_tools_reach_the_template(tokenizer: Any) -> None:
+    tokenizer.chat_template = UNMARKED
+    first = {"role": "user", "content": "hi", "tools": TOOLS}
+    whole, said = encode(chat.Chat(tokenizer, "chatml"), [first, {"role": "assistant", "content": "b"}])
+    assert said == "b<|im_end|>" and whole.startswith("<|im_start|>system\n# Tools\n")
+    assert '<tools>\n{"type": "function", "function": {"name": "weather", "description": "où"}}\n</tools>' in whole
+    system = {"role": "system", "content": "Be kind.", "tools": TOOLS}
+    whole, _ = encode(chat.Chat(tokenizer, "chatml"), [system, first | {"tools": None}])
+    assert whole.startswith("<|im_start|>system\nBe kind.\n\n# Tools\n") and whole.count("<|im_start|>system") == 1
+    tokenizer.chat_template = "{{ tools | tojson if tools }}" + UNMARKED
+    whole, said = encode(chat.Chat(tokenizer, "by_turn"), [first, {"role": "assistant", "content": "b"}])
+    assert said == "b<|im_end|>" and whole.startswith('[{"type": "function"')
+
+
+@pytest.mark.parametrize(("turn", "told"), [
+    ({"role": "user", "content": "hi", "tools": TOOLS}, "'it' has tools, which the chat template never writes"),
+    (CALLING, "'it' has tool_calls, which the chat template never writes")])
+def test_a_template_that_would_lose_tools_is_refused(tokenizer: Any, tmp_path: Path, turn: dict[str, Any],
+                                                     told: str) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text(MARKED % "{{ m.content }}")
+    with pytest.raises(UserError, match=told):
+        encode(chat.Chat(tokenizer, str(file)), [turn])
+    file.write_text(MARKED % "{{ m.tools }}{{ m | tojson }}")
+    talk = chat.Chat(tokenizer, str(file))
+    if "tools" in turn:  # a template is handed tools as a variable, and nothing else
+        with pytest.raises(UserError, match=told):
+            encode(talk, [turn])
+    else:
+        assert "weather" in encode(talk, [turn])[1], "whole messages are written"
+
+
+def test_empty_answers_are_counted_and_keys_that_nothing_reads_are_named(tokenizer: Any) -> None:
+    talk = chat.Chat(tokenizer, "chatml")
+    empty = {"role": "assistant", "content": " "}
+    found = talk.survey(json.dumps([{"role": "user", "content": "hi", "name": "Zoë"}, *answers]) for answers in (
+        [empty, empty], [CALLING], [empty | {"weight": 0}], [empty | {"content": "b", "reasoning_content": "hm"}]))
+    assert found == (1, {"name": 4, "reasoning_content": 1})
+
+
+def test_a_template_that_is_none_or_fails_is_one_sentence(tokenizer: Any, tmp_path: Path) -> None:
+    file = tmp_path / "own.jinja"
+    file.write_text("{% for m in messages %}{% generation %}x{% endgeneration %}")
+    with pytest.raises(UserError, match=r"the chat template is no Jinja template \(line 1: "):
+        chat.Chat(tokenizer, str(file))
+    file.write_text("{% generation %}{{ 1 // 0 }}{% endgeneration %}")
+    with pytest.raises(UserError, match="cannot render the document 'it'"):
+        encode(chat.Chat(tokenizer, str(file)), TURNS)

@@ -243,16 +243,22 @@ def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder | None,
              "columns": table.columns, "labels": classes(table.labels)}
     (out / "tokens.json").write_text(json.dumps(facts))
     untrained = _untrained(table, index) if encoder else 0
+    heard = encoder.chat.survey(m for _, m in _talks(table)) if encoder and encoder.chat else chat.Survey(0, {})
     figures: dict[str, Any] = {
         "documents": len(table.ids), "tokens": pc.sum(index["length"]).as_py(),
         "trained_tokens": pc.sum(index["trained"]).as_py(), "bytes": pc.sum(index["bytes"]).as_py(),
         "conversations": table.conversations, "untrained_documents": untrained,
+        "empty_answers": heard.empty,
         "tokenized_now": sum(len(s.length) for s in shards if not s.cached) if encoder else 0,
         "from_cache": sum(len(s.length) for s in shards if s.cached), "domains": _by_domain(index)}
     silent = f"; {untrained:,} conversations have nothing to learn" if untrained else ""
     made = (f"{figures['tokens']:,} in {len(shards)} shards, {figures['from_cache']:,} documents from the "
             f"cache{silent}")
     say(f"tokens: {made if encoder else 'none, since there is no tokenizer'}")
+    if heard.empty:
+        say(f"conversations: {heard.empty:,} have an answer that says nothing, of which the end is learned")
+    if heard.unread:
+        say(f"conversations: the chat template does not read {', '.join(heard.unread)} of their messages")
     return figures
 
 

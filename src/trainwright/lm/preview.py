@@ -5,6 +5,7 @@ from itertools import groupby
 from typing import Any
 
 from trainwright.core.method import UNTRAINED, Batch
+from trainwright.core.shown import plain
 
 MOST, RUN = 600, 200
 """Characters of the whole, and of a stretch of text that is all trained or all not."""
@@ -32,7 +33,7 @@ def _document(tokens: list[int], targets: list[int], start: int, tokenizer: Any)
         tokens = [*tokens, targets[start + len(tokens) - 1]]
     out = []
     for marked, group in groupby(zip(learned, tokens, strict=False), key=lambda pair: pair[0]):
-        text = tokenizer.decode([token for _, token in group]).replace("\n", "⏎")
+        text = plain(tokenizer.decode([token for _, token in group]).replace("\n", "⏎"))
         if len(text) > RUN:
             text = f"{text[: RUN // 2]} … {text[-RUN // 2 :]}"
         out.append(f"⟦{text}⟧" if marked else text)

@@ -80,18 +80,18 @@ def test_what_no_second_try_mends_is_told_at_once(tmp_path: Path) -> None:
 
 def test_the_key_is_sent_and_written_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(lambda prompt, body: prompt) as stub:
-        with pytest.raises(UserError, match="environment variable THE_KEY, which is not set"):
-            ask(stub, tmp_path, key_variable="THE_KEY")
-        monkeypatch.setenv("THE_KEY", "sesame-4711\n")
-        ask(stub, tmp_path, ASKED[:1], key_variable="THE_KEY")
+        with pytest.raises(UserError, match="environment variable TRAINWRIGHT_KEY, which is not set"):
+            ask(stub, tmp_path, key_variable="TRAINWRIGHT_KEY")
+        monkeypatch.setenv("TRAINWRIGHT_KEY", "sesame-4711\n")
+        ask(stub, tmp_path, ASKED[:1], key_variable="TRAINWRIGHT_KEY")
         assert stub.keys == ["Bearer sesame-4711"]
-        monkeypatch.setenv("THE_KEY", "sesame\n4711")                          # no header can hold it
-        with pytest.raises(UserError, match="THE_KEY has characters that no header") as broken:
-            ask(stub, tmp_path, key_variable="THE_KEY")
-        monkeypatch.setenv("THE_KEY", "sesame-4711")
+        monkeypatch.setenv("TRAINWRIGHT_KEY", "sesame\n4711")                          # no header can hold it
+        with pytest.raises(UserError, match="TRAINWRIGHT_KEY has characters that no header") as broken:
+            ask(stub, tmp_path, key_variable="TRAINWRIGHT_KEY")
+        monkeypatch.setenv("TRAINWRIGHT_KEY", "sesame-4711")
         stub.failing = lambda turn: 401
-        with pytest.raises(UserError, match=r"another key \(the one in THE_KEY") as told:
-            ask(stub, tmp_path, key_variable="THE_KEY")
+        with pytest.raises(UserError, match=r"another key \(the one in TRAINWRIGHT_KEY") as told:
+            ask(stub, tmp_path, key_variable="TRAINWRIGHT_KEY")
     assert "sesame" not in f"{told.value}{broken.value}"
     assert not [f for f in tmp_path.iterdir() if b"sesame" in f.read_bytes()]
 

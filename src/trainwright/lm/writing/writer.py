@@ -18,12 +18,18 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
+from urllib.parse import urlsplit
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.shown import brief
+
+KEYS = r"TRAINWRIGHT_\w+"
+"""Names of variables that may hold a key."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,8 @@ class Writer:
     model: str = ""
     """Name of the model at the endpoint."""
     key_variable: str = ""
-    """Environment variable that holds the endpoint's key; without it none is sent."""
+    """Environment variable that holds the endpoint's key; its name begins with ``TRAINWRIGHT_``, so that no recipe
+    can send away another secret. It is sent over https, or to this machine. Without it none is sent."""
     at_once: int = 8
     """Concurrent requests; for a local model, rows of a batch."""
     requests_per_minute: int = 0
@@ -49,10 +56,17 @@ class Writer:
     """Longest answer, in tokens."""
 
     def __post_init__(self) -> None:
-        if self.endpoint and not re.match(r"https?://[^/@\s]+(/|$)", self.endpoint):
-            shown = self.endpoint.rpartition("@")[2]
-            raise ValueError("endpoint is an address such as http://127.0.0.1:8000/v1, without user or "
-                             f"password in it, not {shown!r}")
+        if self.endpoint and not re.fullmatch(r"https?://[^/@\s?#\\]+(/[^@\s?#\\]*)?", self.endpoint):
+            shown = re.sub(r"[?#].*", "", self.endpoint.rpartition("@")[2])
+            raise ValueError("endpoint is an address such as http://127.0.0.1:8000/v1, without user, password "
+                             f"or query in it, not {brief(shown)}")
+        if self.key_variable and not re.fullmatch(KEYS, self.key_variable):
+            raise ValueError(f"key_variable names a variable that begins with TRAINWRIGHT_, not "
+                             f"{brief(self.key_variable)}: no recipe may send away another secret of yours; put "
+                             "the key into such a variable, as TRAINWRIGHT_KEY")
+        if self.key_variable and self.endpoint and not _private(self.endpoint):
+            raise ValueError("endpoint would be sent a key that everybody on the way can read: take https, or an "
+                             "address of this machine")
         if bool(self.endpoint) != bool(self.model):
             raise ValueError("endpoint and model go together: where to ask, and for which of its models")
         least = {"at_once": 1, "max_tokens": 1, "requests_per_minute": 0, "top_k": 0, "temperature": 0}
@@ -67,6 +81,19 @@ class Writer:
             UserError: neither an endpoint nor ``from.model`` is there to write.
         """
         return Writing(self, method, ctx)
+
+
+def _private(endpoint: str) -> bool:
+    """Whether nobody on the way to an address can read what is sent there."""
+    return endpoint.startswith("https://") or loopback(urlsplit(endpoint).hostname or "")
+
+
+def loopback(host: str) -> bool:
+    """Whether a host is this machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Request(NamedTuple):

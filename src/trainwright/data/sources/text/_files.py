@@ -1,48 +1,35 @@
-"""Reading files into rows: plain text, JSON, Parquet and CSV, with the place of every mistake."""
+"""Reading files into rows: plain text, JSON, Parquet and CSV, with the place of every mistake.
+
+Whatever is wrong with a file, the error names the file, the line or row, what is wrong and what would be right.
+"""
 from __future__ import annotations
 
 import csv
 import gzip
 import io
 import json
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from trainwright.core.errors import UserError
+from trainwright.core.shown import brief
+from trainwright.data.sources.text._rows import MEDIA, Reading, row_to_document
 
 if TYPE_CHECKING:
-    from trainwright.corpus.columns import Keep
     from trainwright.corpus.sources import Row
 
 PLAIN = (".txt", ".md", ".rst", ".py")
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".wav", ".flac", ".ogg", ".mp3")
 """Of images and sounds."""
-MEDIA = ("image", "audio")
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant",
-         "bard": "assistant",
-         "user": "user", "assistant": "assistant", "system": "system", "tool": "tool", "function": "tool",
-         "observation": "tool"}
-"""Who speaks in ``conversations`` (the ShareGPT convention), and the role that chat templates know."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How rows become documents."""
-
-    domain: str
-    field: str
-    id: str
-    invalid: str
-    characters: int
-    columns: dict[str, str]
-    """Typed columns, by the name that they have in the file."""
-    root: Path
-    """Folder that paths of media start from."""
-    keep: Keep | None
-    """What keeps media."""
+BETWEEN = re.compile(r"((?>\r\n|\n|\r)[^\S\r\n]*(?>\r\n|\n|\r))")
+"""What parts two paragraphs: a line that is blank, or holds nothing that is seen, whatever ends lines."""
+Numbered = Iterator[tuple[int, Any]]
+"""Rows of a table, each with its line, or its number where a format has no lines."""
 
 
 def suffix(name: str) -> str:
@@ -56,20 +43,73 @@ def known() -> list[str]:
 
 def read(path: Path, written: str, how: Reading) -> Iterator[Row]:
     """The documents of one file; ``written`` is its path as the recipe says it, which ids and errors use."""
+    if suffix(path.name) in PLAIN:
+        yield from _plain(path, written, how)
+        return
+    for line, row in rows(path, written):
+        yield row_to_document(row, written, line, how)
+
+
+def rows(path: Path, written: str) -> Numbered:
+    """The rows of one table.
+
+    Raises:
+        UserError: whatever is wrong with the file.
+    """
+    last = 0
     try:
-        with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
-            if suffix(path.name) in PLAIN:
-                yield from _plain(file, written, how)
-                return
-            for line, row in TABLES[suffix(path.name)](file, written):
-                yield row_to_document(row, written, line, how)
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot read {written}: {error}.") from None
+        with _opened(path) as file:
+            for last, row in TABLES[suffix(path.name)](file, written):
+                yield last, row
+    except UserError:
+        if path.name.endswith(".gz") and (damage := _damage(path)):
+            _refuse(written, f", after line {last:,}" if last else "", damage)
+        raise
+    except Exception as error:  # of whatever library reads it: no format has a list of all that may be wrong
+        _refuse(written, f", after line {last:,}" if last else "", error)
 
 
-def _plain(file: IO[bytes], written: str, how: Reading) -> Iterator[Row]:
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
+
+
+def _damage(path: Path) -> Exception | None:
+    """What is wrong with a compressed file, if anything: behind a damage it may go on with other letters."""
+    try:
+        with _opened(path) as file:
+            while file.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        return error
+    return None
+
+
+def _refuse(written: str, where: str, error: Exception) -> NoReturn:
+    """What went wrong with a file, in one sentence."""
+    remedy = ""
+    why = str(error) or type(error).__name__
+    if isinstance(error, zlib.error | EOFError | gzip.BadGzipFile):
+        remedy = ": the compressed file is damaged or cut short, so fetch or make it again"
+    elif isinstance(error, RecursionError):
+        why = "values are nested too deeply"
+    elif isinstance(error, MemoryError):
+        why = "it does not fit into memory"
+    elif isinstance(error, OSError) and error.strerror:
+        why = error.strerror
+    raise UserError(f"cannot read {written}{where} ({why.rstrip('.')}){remedy}.") from None
+
+
+# ---- plain text --------------------------------------------------------------------------------------
+
+
+def _plain(path: Path, written: str, how: Reading) -> Iterator[Row]:
     from trainwright.corpus.sources import document
-    text = _decode(file.read(), written, how.invalid)
+    try:
+        with _opened(path) as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        _refuse(written, "", error)
+    text = _decode(content, written, how.invalid)
     for number, piece in enumerate(pieces(text, how.characters), 1):
         name = f"{how.domain}/{written}" + (f":{number}" if how.characters else "")
         yield document(id=name, text=piece, domain=how.domain, source=written)
@@ -89,209 +129,173 @@ def pieces(text: str, characters: int) -> Iterator[str]:
     if not characters:
         yield text
         return
-    held, size = [], 0
-    for paragraph in text.split("\n\n"):
+    parts = BETWEEN.split(text)
+    held, size = "", 0
+    for paragraph, between in zip(parts[::2], [*parts[1::2], ""], strict=True):
         if held and size + len(paragraph) > characters:
-            yield "\n\n".join(held) + "\n\n"
-            held, size = [], 0
-        held.append(paragraph)
-        size += len(paragraph) + 2
-    yield "\n\n".join(held)
+            yield held
+            held, size = "", 0
+        held += paragraph + between
+        size += len(paragraph) + len(between)
+    yield held
 
 
-def _json(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
-    """A JSON list of objects, or one object a line."""
-    start = file.read(64).lstrip()
+# ---- JSON --------------------------------------------------------------------------------------------
+
+
+def _json(file: IO[bytes], written: str) -> Numbered:
+    """A JSON list of objects, one object a line, or objects that go over several lines."""
+    start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
-    if not start.startswith(b"["):
-        yield from _jsonl(file, written)
+    if start.startswith(b"["):
+        listed = _parsed(file.read(), f"{written} is no JSON: ")
+        yield from enumerate(listed if isinstance(listed, list) else [listed], 1)
         return
+    first = next((line for line in file if line.strip()), b"")
+    file.seek(0)
     try:
-        rows = json.load(file)
-    except ValueError as error:
-        raise UserError(f"{written} is no JSON: {error}.") from None
-    yield from enumerate(rows, 1)
+        json.loads(first.decode("utf-8-sig") or "{}")
+    except (ValueError, RecursionError):
+        yield from _objects(file.read(), written)
+    else:
+        yield from _jsonl(file, written)
 
 
-def _jsonl(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
+def _objects(data: bytes, written: str) -> Numbered:
+    """Objects one after the other, each with the line that it begins in."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[:error.start].count(b"\n") + 1
+        raise UserError(f"{written}, line {line}: this is not UTF-8 ({error.reason}).") from None
+    decoder, at, line = json.JSONDecoder(object_pairs_hook=_once), 0, 1
+    while (begins := _blank(text, at)) < len(text):
+        line += text.count("\n", at, begins)
         try:
-            yield number, json.loads(line.decode("utf-8-sig"))
+            value, at = decoder.raw_decode(text, begins)
+        except RecursionError:
+            raise UserError(f"{written}, line {line}: values are nested too deeply.") from None
         except ValueError as error:
-            raise UserError(f"{written}, line {number}: this is no JSON object ({error}).") from None
+            raise UserError(f"{written}, line {line}: the object that begins here is no JSON ({error}).") from None
+        yield line, value
+        line += text.count("\n", begins, at)
 
 
-def _csv(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
+def _blank(text: str, at: int) -> int:
+    """Where something stands, from there on."""
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at
+
+
+def _jsonl(file: IO[bytes], written: str) -> Numbered:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield number, _parsed(line, f"{written}, line {number}: this is no JSON object: ", True)
+
+
+def _parsed(data: bytes, where: str, whole_line: bool = False) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig") if whole_line else data, object_pairs_hook=_once)
+    except RecursionError:
+        raise UserError(f"{where}values are nested too deeply.") from None
+    except ValueError as error:
+        ends = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip())
+        remedy = "; an object stands on one line, else name the file .json" if whole_line and ends else ""
+        raise UserError(f"{where}{error}{remedy}.") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which no key stands twice: one of the two would be lost."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"the key {brief(_twin([name for name, _ in pairs]))} stands twice in one object")
+    return found
+
+
+def _twin(names: Sequence[str]) -> str:
+    return next((name for name, count in Counter(names).items() if count > 1), "")
+
+
+def _refuse_twins(names: Sequence[str], written: str) -> None:
+    if len(set(names)) != len(names):
+        raise UserError(f"{written} has two columns {brief(_twin(names))}: rename or drop one of them.")
+
+
+# ---- CSV and Parquet ---------------------------------------------------------------------------------
+
+
+def _csv(file: IO[bytes], written: str) -> Numbered:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module allows
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.reader(lines, strict=True)
+        begins, names = 1, list[str]()
         try:
             for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(f"{written}, line {reader.line_num}: this row has not the "
-                                    f"{len(reader.fieldnames or [])} columns that the first line names.")
-                yield reader.line_num, row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{written}, line {reader.line_num}: {error}.") from None
+                if row and not names:
+                    names = row
+                    _refuse_twins(names, written)
+                elif row and len(row) != len(names):
+                    raise UserError(f"{written}, line {begins}: this row has not the {len(names)} "
+                                    f"columns that the first line names, but {len(row)}.")
+                elif row:
+                    yield reader.line_num, dict(zip(names, row, strict=True))
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            what = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
+            raise UserError(f"{written}, line {begins}: in the row that begins here {what}.") from None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{written}, line {begins}: here or below something is not UTF-8 ({error}).") from None
 
 
-def _parquet(file: IO[bytes], written: str) -> Iterator[tuple[int, Any]]:
+def _parquet(file: IO[bytes], written: str) -> Numbered:
     import pyarrow as pa
     import pyarrow.parquet as pq
+    number = 0
     try:
-        batches = pq.ParquetFile(file, pre_buffer=False).iter_batches(batch_size=1024)
-        number = 0
-        for batch in batches:
-            for row in batch.to_pylist():
-                yield (number := number + 1), row
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+        names = parquet.schema_arrow.names
+        _refuse_twins(names, written)
+        for batch in parquet.iter_batches(batch_size=1024):
+            columns = [_values(column) for column in batch.columns]
+            for row in zip(*columns, strict=True) if columns else ():
+                yield (number := number + 1), dict(zip(names, row, strict=True))
     except pa.ArrowException as error:
-        raise UserError(f"{written} is no Parquet file that can be read: {error}.") from None
+        where = f" after row {number:,}" if number else ""
+        raise UserError(f"{written} is no Parquet file that can be read{where}: {str(error).rstrip('.')}.") from None
 
 
-TABLES: dict[str, Callable[[IO[bytes], str], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
-
-
-def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
-    """The document that one row of a table is."""
-    from trainwright.corpus.sources import document
-    where = f"{written}, row {line}"
-    if not isinstance(row, Mapping):
-        raise UserError(f"{where}: a row is an object with columns, not {str(row)[:40]!r}.")
-    if how.id and not isinstance(row.get(how.id), str | int):
-        raise UserError(f"{where}: the column {how.id!r} (the setting id) must hold a string or a whole "
-                        f"number; {_columns(row)}.")
-    name = str(row[how.id]) if how.id else f"{how.domain}/{written}:{line}"
-    columns, used = typed(row, how.columns, where)
-    messages, spoken = (None, set()) if "chosen" in columns else conversation(row, where)
-    viewed = messages is not None or "chosen" in columns
-    text = "" if viewed or (how.field not in row and "image" in columns) else _text(row, how.field, where)
-    used |= spoken | {"text" if viewed else how.field}
-    rest = {key: value for key, value in row.items() if key not in used}
+def _values(column: Any) -> list[Any]:
+    """A column's values. Where a column of structs lacks a key, it is null, and so is left out; a time that
+    Python has none for (with nanoseconds, or beyond the year 9999) is written out."""
+    import pyarrow as pa
     try:
-        return document(id=name, text=text, domain=how.domain, source=f"{written}:{line}", metadata=rest,
-                        messages=messages, columns=columns, root=how.root, keep=how.keep)
-    except ValueError as error:
-        raise UserError(f"{where}: {error}.") from None
+        found = column.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError):
+        found = column.cast(pa.string()).to_pylist()
+    return [_filled(value) for value in found] if pa.types.is_nested(column.type) else found
 
 
-def typed(row: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple[dict[str, Any], set[str]]:
-    """The typed columns of a row, and the columns they stood in: those that the recipe names, and of the
-    others a pair (``prompt``, ``chosen``, ``rejected``), a ``label``, an ``image``, an ``audio``."""
-    if missing := [column for column in named.values() if column not in row]:
-        raise UserError(f"{where}: there is no column {missing[0]!r} (the setting columns); {_columns(row)}.")
-    found = {name: row[column] for name, column in named.items()}
-    used = set(named.values())
-    pair = {name: row.get(found_in) for name in ("prompt", "chosen", "rejected")
-            if (found_in := named.get(name, name)) in row}
-    if pair.get("chosen") is not None and pair.get("rejected") is not None:
-        found |= preference(pair, where)
-        used |= {named.get(name, name) for name in pair}
-    for name in ("label", *MEDIA):
-        if name not in found and name in row and _fits(name, row[name]):
-            found[name] = row[name]
-            used.add(name)
-    return {name: value for name, value in found.items() if value is not None}, used
+def _filled(value: Any) -> Any:
+    """A nested value without what is null in it; a message keeps its own, which say that nothing was said."""
+    if isinstance(value, dict):
+        kept = "role" in value
+        return {k: _filled(v) for k, v in value.items() if v is not None or kept}
+    return [_filled(one) for one in value] if isinstance(value, list) else value
 
 
-def _fits(name: str, value: Any) -> bool:
-    """Whether a column that has the name of a typed one holds such a thing; else it is metadata."""
-    if name == "label":
-        return isinstance(value, str | int) and value != ""
-    named = isinstance(value, str) and value != "" and "://" not in value
-    return named or isinstance(value, bytes | Mapping)
-
-
-def preference(pair: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Prompt, chosen and rejected of a pair. Those that are strings stay text. Of lists of messages the
-    prompt is what both answers begin with, behind the column ``prompt`` where they do not repeat that."""
-    answers = [pair["chosen"], pair["rejected"]]
-    if all(isinstance(one, str) for one in answers) and isinstance(pair.get("prompt"), str | None):
-        return dict(pair)
-    chosen, rejected = ([_message(m, where) for m in _list(one, where, name)]
-                        for one, name in zip(answers, ("chosen", "rejected"), strict=True))
-    prompt = pair.get("prompt") or []
-    said = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    asked = [_message(m, where) for m in said]
-    same = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b),
-                min(len(chosen), len(rejected)))
-    shared = chosen[:same]
-    if not chosen[same:] or not rejected[same:]:
-        raise UserError(f"{where}: chosen and rejected are the same, or one is the beginning of the other.")
-    before = shared if shared[:len(asked)] == asked else [*asked, *shared]
-    return {"prompt": before, "chosen": chosen[same:], "rejected": rejected[same:]}
+TABLES: dict[str, Callable[[IO[bytes], str], Numbered]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
 
 
 def beside(path: Path, named: Mapping[str, str]) -> Iterator[Path]:
     """Images and sounds in the folder of a table whose first row refers to one by its path."""
     if suffix(path.name) not in TABLES:
         return
-    with gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb") as file:
-        try:
-            _, row = next(iter(TABLES[suffix(path.name)](file, path.name)), (0, {}))
-        except UserError:                                    # told where the table is read
-            return
+    try:
+        _, row = next(rows(path, path.name), (0, {}))
+    except UserError:                                    # told where the table is read
+        return
     columns = [named.get(name, name) for name in MEDIA]
     if isinstance(row, Mapping) and any(isinstance(row.get(column), str) for column in columns):
         yield from (f for f in path.parent.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())
-
-
-def _text(row: Mapping[str, Any], field: str, where: str) -> str:
-    if field not in row:
-        raise UserError(f"{where}: there is no column {field!r}; {_columns(row)}: set field.")
-    if row[field] is not None and not isinstance(row[field], str):
-        raise UserError(f"{where}: the column {field!r} must hold text, not {str(row[field])[:40]!r}.")
-    return row[field] or ""
-
-
-def _columns(row: Mapping[str, Any]) -> str:
-    return f"it has {', '.join(sorted(row))}"
-
-
-def conversation(row: Mapping[str, Any], where: str) -> tuple[list[dict[str, Any]] | None, set[str]]:
-    """Messages of a row and the columns they stood in: ``messages``, ``conversations``, or ``prompt`` and
-    ``completion``."""
-    if row.get("messages") is not None:
-        return [_message(m, where) for m in _list(row["messages"], where, "messages")], {"messages"}
-    if row.get("conversations") is not None:
-        turns = _list(row["conversations"], where, "conversations")
-        return [_message(_sharegpt(turn, where), where) for turn in turns], {"conversations"}
-    prompt, completion = row.get("prompt"), row.get("completion")
-    if isinstance(prompt, str) and isinstance(completion, str):
-        return [{"role": "user", "content": prompt},
-                {"role": "assistant", "content": completion}], {"prompt", "completion"}
-    if isinstance(prompt, list) and isinstance(completion, list):
-        return [_message(m, where) for m in [*prompt, *completion]], {"prompt", "completion"}
-    return None, set()
-
-
-def _list(value: Any, where: str, column: str) -> list[Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except ValueError:
-            value = None
-    if not isinstance(value, list) or not value:
-        raise UserError(f"{where}: {column} must be a list of at least one message.")
-    return value
-
-
-def _sharegpt(turn: Any, where: str) -> Any:
-    if not isinstance(turn, Mapping) or "from" not in turn:
-        return turn
-    if turn["from"] not in ROLES:
-        raise UserError(f"{where}: conversations are from {', '.join(sorted(ROLES))}, not {turn['from']!r}.")
-    return {"role": ROLES[turn["from"]], "content": turn.get("value")}
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise UserError(f"{where}: a message must be {{role, content}}, not {str(message)[:60]!r}.")
-    kept = {key: value for key, value in message.items() if value is not None}
-    calls = kept.get("tool_calls")
-    if not isinstance(kept.get("content"), str) and not calls:
-        raise UserError(f"{where}: the content of a message must be text, not "
-                        f"{str(message.get('content'))[:40]!r}.")
-    return kept

@@ -24,15 +24,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
+from trainwright.data.sources.text._folders import HUB, found
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
     from trainwright.core.context import Context
     from trainwright.corpus.sources import Row
-    from trainwright.data.sources.text._files import Reading
-
-HUB = "hf://"
+    from trainwright.data.sources.text._rows import Reading
 
 
 class Text(Curate):
@@ -79,6 +78,9 @@ class Text(Curate):
                for path in self.paths if path.startswith(HUB)]
         local = [partial(read, file, name, self._reading(domain, file.parent, ctx))
                  for file, (name, domain) in self._files(ctx.root).items()]
+        for written in self._local():
+            if said := found(written, ctx.root).said():
+                ctx.show(f"not read in {written}", said)
         return union(documents, table("text", [*local, *hub]))
 
     def depends(self, root: Path) -> str:
@@ -92,48 +94,22 @@ class Text(Curate):
 
     def _files(self, root: Path) -> dict[Path, tuple[str, str]]:
         """Each file once, with its path as the recipe writes it and the domain that it has by default."""
-        found: dict[Path, tuple[str, str]] = {}
-        for written in (os.path.expanduser(path) for path in self.paths if not path.startswith(HUB)):
-            for name in _found(written, root):
-                found.setdefault((root / name).resolve(),
+        files: dict[Path, tuple[str, str]] = {}
+        for written in self._local():
+            for name in found(written, root).names:
+                files.setdefault((root / name).resolve(),
                                  (Path(name).as_posix(), _default_domain(written, root)))
-        return found
+        return files
+
+    def _local(self) -> list[str]:
+        return [os.path.expanduser(path) for path in self.paths if not path.startswith(HUB)]
 
     def _reading(self, default: str, folder: Path, ctx: Context) -> Reading:
         from trainwright.corpus.media import keeper
-        from trainwright.data.sources.text._files import Reading
+        from trainwright.data.sources.text._rows import Reading
         return Reading(domain=self.domain or default, field=self.field, id=self.id, invalid=self.invalid,
-                       characters=self.piece, columns=self.columns, root=folder, keep=keeper(ctx))
-
-
-def _found(written: str, root: Path) -> list[str]:
-    """The files that a path of the recipe means, as the recipe would write each, in order."""
-    from trainwright.data.sources.text._files import known, suffix
-    place = root / written
-    # unlike Path's, it takes a name that no file can have for none
-    if os.path.isdir(place):
-        names = [(Path(written) / f.relative_to(place)).as_posix()
-                 for f in sorted(place.rglob("*")) if f.is_file()]
-        visible = [n for n in names if not any(p.startswith(".") for p in Path(n).relative_to(written).parts)]
-        names = [n for n in visible if suffix(n) in known()]
-        if not names:
-            raise UserError(f"the folder {written} holds no file that can be read; endings known: "
-                            f"{', '.join(known())}.")
-        return names
-    if os.path.isfile(place):
-        names = [written]
-    elif glob.has_magic(written):
-        names = sorted(n for n in glob.glob(written, root_dir=root, recursive=True) if (root / n).is_file())
-    else:
-        raise UserError(f"there is no file or folder {written} (in {root.resolve()}); a data set of the Hub "
-                        f"is {HUB}OWNER/NAME.")
-    if not names:
-        raise UserError(f"no file matches {written} (in {root.resolve()}).")
-    for name in names:
-        if suffix(name) not in known():
-            raise UserError(f"{name}: the ending {suffix(name) or 'of no name'!r} is not known; known are "
-                            f"{', '.join(known())}.")
-    return names
+                       characters=self.piece, columns=self.columns, root=folder, keep=keeper(ctx),
+                       texts=ctx.texts)
 
 
 def _default_domain(written: str, root: Path) -> str:
@@ -149,7 +125,7 @@ def _default_domain(written: str, root: Path) -> str:
 
 
 def _hub_rows(path: str, split: str, subset: str, how: Reading) -> Iterator[Row]:
-    from trainwright.data.sources.text._files import row_to_document
+    from trainwright.data.sources.text._rows import row_to_document
     try:
         import datasets
     except ImportError:
