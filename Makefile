@@ -13,7 +13,7 @@ QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false 
 PYTEST := $(QUIET) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install smol demo test check pairs docs bench clean
+.PHONY: help install smol demo test check pairs hostile docs bench clean
 
 help: ## list these commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1\t\2/' | expand -t 12
@@ -54,6 +54,9 @@ check: install ## ruff, mypy and the fast tests: what one runs while working
 
 pairs: install ## every two methods in one training stage: they work together, or are refused with a reason
 	$(BIN)/python -m trainwright.check.pairs benchmarks/results/pairs.json
+
+hostile: install ## every hostile input: ten thousand malformed commands, recipes and files, every value in every setting (hours)
+	$(QUIET) PYTHONPATH=src $(BIN)/python -m tests.hostile
 
 docs: install ## generate the method pages and build the site into site/
 	$(BIN)/python docs/generate.py

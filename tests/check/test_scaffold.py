@@ -97,3 +97,10 @@ def test_the_usual_place_is_where_most_of_a_kind_are() -> None:
 def test_every_kind_has_a_template() -> None:
     files = {f.stem for f in scaffold.TEMPLATES.glob("[!_]*.py")}
     assert files == {scaffold._snake(kind) for kind in kinds()}
+
+
+@pytest.mark.parametrize("name", ["class", "none", "update", "a" * 61])
+def test_words_of_python_and_kinds_are_no_names(name: str, checkout: Path) -> None:
+    with pytest.raises(UserError, match="cannot be the name of a method"):
+        scaffold.write(name, "Update", None, checkout)
+    assert not [*checkout.rglob(f"*{name}*.py")]

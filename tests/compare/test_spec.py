@@ -26,6 +26,8 @@ def test_an_arm_on_the_command_line():
         ("lora rank=8", "NAME: METHOD"),
         ("a: lorra rank=8", "did you mean 'lora'"),
         ("a: lora 8 9", "write key=value"),
+        ("a: 'lora", "no closing quotation: quotation marks come in pairs"),
+        ('a: lora rank="8', "no closing quotation"),
     ],
 )
 def test_a_wrong_arm(text, words):

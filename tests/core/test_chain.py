@@ -1,12 +1,14 @@
 """The chain of updates: order, globs, absorption, and steps taken in place."""
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from trainwright.core.chain import Chain
 from trainwright.core.claims import match, name_all
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.core.method import Optimizer, State, Tensors, Update
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.clip_gradients import ClipGradients
@@ -85,3 +87,31 @@ def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     with torch.no_grad():
         Chain([("plain.1", Plain(lr=1.0))]).step(grads, params, {"plain.1": {}}, ctx)  # type: ignore[arg-type]
     assert torch.equal(model.bias, before)
+
+
+class Odd(Update):
+    """Returns what it should not."""
+
+    how: str = ""
+    """What is wrong."""
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        if self.how == "shape":
+            return {n: u.new_ones(3, 1) for n, u in updates.items()}
+        return updates | {"nobody": torch.zeros(1)}
+
+
+class Lacking(Optimizer):
+    """Leaves the step of one parameter to nobody."""
+
+    def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:
+        return {n: u for n, u in updates.items() if n != "b.bias"}
+
+
+def test_updates_that_would_be_broadcast_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^odd.1 returns an update of a.weight of the shape \(3, 1\), not \(1,\)\.$"):
+        step(Odd(how="shape"), Plain(lr=1.0))
+    with pytest.raises(UserError, match="odd.1 returns an update of nobody, which it was not given"):
+        step(Odd(how="name"), Plain(lr=1.0))
+    with pytest.raises(UserError, match="lacking.1 returns no update of b.bias, whose step it owns"):
+        step(Lacking(lr=1.0), Scale())

@@ -75,3 +75,55 @@ def test_a_recipe_is_read_from_a_file(life: Path) -> None:
     recipe = load(life, {"base.steps": 9})
     assert recipe.title == "A tiny life" and recipe.text == life.read_text() and recipe.root == life.parent
     assert recipe.stage("base").steps == 9  # type: ignore[attr-defined]
+
+
+TEXT = '[[stage]]\nname = "c"\nkind = "corpus"\nvocab_size = 300\nmethods = [{ use = "text", paths = ["a"] }]\n'
+
+
+@pytest.mark.parametrize("data", [TEXT.encode("utf-8-sig"), TEXT.replace("\n", "\r\n").encode()])
+def test_marks_of_utf_8_and_ends_of_lines_change_nothing(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(data)
+    assert load(tmp_path / "r.toml").text == TEXT
+
+
+@pytest.mark.parametrize(("data", "words"), [
+    (TEXT.encode("utf-16"), "r.toml: a text file in UTF-16: save it in UTF-8"),
+    ((TEXT + 'title = "\u00fc"\n').encode("latin-1"), "r.toml: not a text file in UTF-8 (line 6)"),
+    ((TEXT + "test = " + "9" * 5000).encode(), "r.toml, line 6: a number of more digits than any setting takes"),
+    ((TEXT + "test = " + "9" * 400).encode(), "test must be a finite number below 3.4e38 in size, not a number of 400 digits"),
+    ((TEXT + "test = " + "[" * 5000).encode(), "r.toml: lists and tables stand too deep within each other"),
+    ((TEXT + "test = " + "[" * 90 + "]" * 90).encode(), "r.toml: test: lists and tables stand too deep"),
+    ((TEXT + "test = 1\ntest = 2\n").encode(), "(at line 7, column 9)"), ((TEXT + "test = 1979-99-99").encode(), "line 6"),
+    (TEXT.replace('"c"', '"' + "c" * 100_000 + '"').encode(), "name must be a word of at most 100 letters"),
+    (TEXT.replace('"c"', '"class\\u001b"').encode(), "name must be a word"), ((TEXT + "k" * 5000 + " = 1").encode(), "unknown setting 'kkk"),
+    (TEXT.replace('"a"', '"a\\u0000b"').encode(), "methods[0].paths must be text without NUL"),
+    ((TEXT + "test = 2020-01-01").encode(), "test must be a number, not 2020-01-01"), (b"\x00" * 99, "not valid TOML")])
+def test_a_text_that_is_wrong_is_a_sentence_with_its_line(data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_bytes(data)
+    with pytest.raises(UserError) as told:
+        load(tmp_path / "r.toml")
+    assert words in str(told.value) and len(str(told.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["hf://", "hf://../x", "hf://a b", "hf:///x"])
+def test_names_of_the_hub_are_checked(name: str) -> None:
+    with pytest.raises(UserError, match=r"a model of the Hub is hf://OWNER/NAME"):
+        parse(TABLE, FILE, changes={"v1.5.from.model": name})
+
+
+def test_a_home_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ckpt").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert parse(TABLE, FILE, changes={"both.from.base": "~/ckpt"}).stages[2].inputs["base"] == ("~/ckpt",)
+    with pytest.raises(UserError, match="'~/none' is neither an earlier stage nor a path"):
+        parse(TABLE, FILE, changes={"both.from.base": "~/none"})
+
+
+@pytest.mark.parametrize("text", ["a.b=" + "9" * 5000, "a.b=" + "[" * 3000])
+def test_values_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="this is no value: it is too long or too deep"):
+        parse_change(text)
+
+
+def test_a_value_on_the_command_line_says_one_thing() -> None:
+    assert parse_change("a.b=1\nseed = 2") == ("a.b", "1\nseed = 2")

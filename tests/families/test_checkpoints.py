@@ -156,3 +156,15 @@ def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(UserError, match="carries 0 GGUF files, one is needed"):
         families.unpack("package://some_models", tmp_path, "here")
+
+
+@pytest.mark.parametrize("name", ["a.b", ".x", "../x", "", "x" * 500, "__main__"])
+def test_names_that_are_no_packages(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"here: .*(names no package|is not installed)"):
+        families.unpack(f"package://{name}", tmp_path, "here")
+
+
+@pytest.mark.parametrize("name", ["hf://nobody/nothing-of-this-name", "hf://a/b/c", "hf://-/-"])
+def test_models_of_the_hub_that_are_not_here(name: str) -> None:
+    with pytest.raises(UserError, match="is no model of the Hub that lies on this machine or can be fetched"):
+        families.download(name, "here")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import html
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pytest
 
 from tests.report import sample
+from trainwright.core.shown import plain
 from trainwright.report import plots
 
 
@@ -75,3 +78,18 @@ def test_nothing_global_is_changed() -> None:
     before = dict(matplotlib.rcParams)
     plots.svg(plots.curves([plots.Line("a", [0, 1], [1, 0])], "x", "y"), "a", "a")
     assert dict(matplotlib.rcParams) == before
+
+
+NAMES = ["C:\\data", "\\1\\g<0>", "[/red]", "$x$", "<b>&\"'", "#1c2530", ' id="x', "\x1b[31m\x07", "a\nb", "\u202eabc"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
+    figure = plots.training([{"step": s, "steps": 2, "loss": 2.0, f"eval/loss/{name}": 1.0} for s in (1, 2)], {name: 1})
+    assert figure is not None
+    drawn = plots.svg(figure, name, f"What {name} lost")
+    assert f'aria-label="{html.escape(plain(f"What {name} lost", lines=True))}"' in drawn
+    assert not any(c in drawn for c in "\x1b\x07\u202e")
+    if name == "#1c2530":
+        assert ">#1c2530<" in drawn, "a name that is a colour stays"
+    plots.png(figure, tmp_path / "plot.png")

@@ -148,7 +148,9 @@ def from_store(store: Store, scratch: bool, stage: str | None = None, loss: str 
     Raises:
         UserError: no stage of this name, or none that measured this number.
     """
-    found = [a for a in store.artifacts() if a.manifest["kind"] == "train"]
+    kept = [a for a in store.artifacts() if a.manifest["kind"] == "train"]
+    found = [a for a in kept if "model" in a.manifest["settings"] and {"stopped", "evaluation"} <= a.figures.keys()]
+    odd = len(kept) - len(found)
     names = {a.manifest["stage"] for a in found}
     if stage is not None and stage not in names:
         raise UserError(f"{store.root}: there is no training stage {stage!r}{suggest(stage, names)}.")
@@ -156,6 +158,7 @@ def from_store(store: Store, scratch: bool, stage: str | None = None, loss: str 
     found = [a for a in found if a.manifest["settings"]["model"] is not None or not scratch]
     whole = [a for a in found if not a.figures["stopped"]]
     notes = [f"{len(found) - len(whole)} runs were stopped early and are left out"] if len(whole) < len(found) else []
+    notes += [f"{odd} manifests lack what a run leaves and are left out"] if odd else []
     measured = {n for a in whole for n in a.figures["evaluation"]}
     if loss is not None and loss not in measured:
         raise UserError(f"{store.root}: no stage measured {loss!r}{suggest(loss, measured)}.")

@@ -273,9 +273,9 @@ def svg(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<[^>]*>", lambda tag: _themed(tag[0], re.sub(r"\W", "-", name)), text)
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None
-    head = (f'<svg {box[0]} class="plot" role="img" aria-label="{html.escape(plain(label))}" '
+    head = (f'<svg {box[0]} class="plot" role="img" aria-label="{html.escape(label)}" '
             'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">')
-    return re.sub(r"<svg[^>]*>", lambda _: head, text, count=1)
+    return plain(re.sub(r"<svg[^>]*>", lambda _: head, text, count=1), lines=True)
 
 
 def _themed(tag: str, prefix: str) -> str:
