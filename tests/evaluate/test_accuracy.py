@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from tests.finetune.test_classifier import SIZES
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.corpus.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus, uniform
 from trainwright.evaluate.accuracy import Accuracy, macro_f1
 from trainwright.finetune.classifier import Classifier
 from trainwright.lm.classes import head_of
@@ -53,8 +54,14 @@ def test_one_answer_for_all_is_right_as_often_as_it_is_the_label(ctx: Context) -
         assert numbers["accuracy"] == pytest.approx(right)
         assert numbers["macro_f1"] == pytest.approx(right / (1 + right)), "the other class has an F1 of 0"
         assert model.training
-    first = Accuracy(length=24, documents=5).measure(answering(ctx, "spam"), ctx)
-    assert first["accuracy"] == pytest.approx(labels[:5].count("spam") / 5)
+
+
+def test_some_documents_are_chosen_whatever_the_order_of_their_ids(ctx: Context) -> None:
+    found = open_corpus(ctx.path("data")).examples("test")
+    order = np.argsort([uniform(name, "accuracy") for name in found.ids])[:5]
+    labels = [row["label"] for row in found.rows(order.tolist(), ["label"])]
+    few = Accuracy(length=24, documents=5).measure(answering(ctx, "spam"), ctx)
+    assert few["accuracy"] == pytest.approx(labels.count("spam") / 5) and set(order) != set(range(5))
 
 
 def test_macro_f1_is_scikit_learns() -> None:

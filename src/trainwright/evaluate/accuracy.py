@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
 from trainwright.core.method import Evaluator
 from trainwright.corpus.inputs import Inputs
-from trainwright.corpus.tokens import open_corpus
+from trainwright.corpus.tokens import open_corpus, uniform
 from trainwright.families import evaluating
 from trainwright.lm.classes import class_logits, wanted
 
@@ -35,7 +36,7 @@ class Accuracy(Evaluator):
     domains: tuple[str, ...] = ()
     """Domains; all of the corpus' where none is named."""
     documents: int = 1000
-    """How many at most, the first in the order of their ids."""
+    """How many at most, chosen by a hash of their ids."""
     length: int = 512
     """Tokens of a document at most; what is longer is cut."""
     batch_size: int = 32
@@ -57,11 +58,11 @@ class Accuracy(Evaluator):
         tokenizer = None if corpus.tokenizer else ctx.tokenizer
         inputs = Inputs(corpus, ("text", "label"), self.length, tokenizer=tokenizer)
         found = corpus.examples(self.split, self.domains)
-        right, said = [], []
+        order = np.argsort([uniform(name, "accuracy") for name in found.ids], kind="stable")
+        chosen, right, said = np.sort(order[:self.documents]), [], []
         with evaluating(model), torch.no_grad():
-            for start in range(0, min(self.documents, len(found)), self.batch_size):
-                numbers = range(start, min(start + self.batch_size, self.documents, len(found)))
-                made = inputs.batch(found.rows(numbers, inputs.columns))
+            for numbers in np.array_split(chosen, -(-len(chosen) // self.batch_size)):
+                made = inputs.batch(found.rows(numbers.tolist(), inputs.columns))
                 batch = {n: torch.from_numpy(a).to(ctx.device) for n, a in made.items()}
                 right.append(wanted(model, batch["labels"], corpus).cpu())
                 said.append(class_logits(model, batch).argmax(1).cpu())
