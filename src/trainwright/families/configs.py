@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib
 import importlib.util
-import inspect
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -111,9 +109,10 @@ def _check_layers(key: str, value: Any, name: str) -> None:
 def _read_by(cls: Any) -> frozenset[str]:
     """What the models of a type read from their config where it has it, though no field of the type says so."""
     name = cls.__module__.replace(".configuration_", ".modeling_")
-    if name == cls.__module__ or importlib.util.find_spec(name) is None:
+    spec = importlib.util.find_spec(name)
+    if name == cls.__module__ or spec is None or spec.origin is None:
         return frozenset()
-    source = inspect.getsource(importlib.import_module(name))
+    source = Path(spec.origin).read_text(encoding="utf-8")
     return frozenset(re.findall(r"getattr\((?:self\.)?config, \"(\w+)\"", source))
 
 
@@ -242,9 +241,9 @@ def _counts_from_padding(kind: _Kind) -> bool:
     try:
         with torch.device("meta"):
             model = AutoModel.from_config(small, trust_remote_code=False)
+        words = model.get_input_embeddings()
     except Exception:
         return False
-    words = model.get_input_embeddings()
     return any(isinstance(m, nn.Embedding) and m.num_embeddings == most and m.padding_idx == 1 and m is not words
                for m in model.modules())
 
