@@ -53,8 +53,8 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     with located(str(recipe)):
         hear = Listener()
         if main:
-            folder = made_in.folder("trackers")
-            hear = Listeners(progress, *(trackers.make(t, folder, recipe.stem) for t in loaded.trackers))
+            hear = Listeners(progress, *(trackers.make(t, made_in.folder("trackers"), recipe.stem)
+                                         for t in loaded.trackers))
     try:
         run_recipe(loaded, made_in, hear)
     except KeyboardInterrupt as stopped:                   # said before the report
@@ -99,11 +99,15 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     parameters, tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found
     before running is found here."""
     loaded = _load(recipe, changes)
+    from trainwright.core.recipe import own_code
+    from trainwright.core.stage import plain
     from trainwright.core.store import Store
     from trainwright.planning.memory import parse_bytes
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import planned
     limit = parse_bytes(fit) if fit is not None else None
+    for file in own_code(*map(plain, loaded.stages)):
+        Terminal().print(f"plan runs {file}, since the recipe names it", soft_wrap=True)
     Terminal().print(planned.render(make_plan(loaded, Store(store), estimate=limit is None)))
     if fit is not None and limit is not None:
         from trainwright.planning.fit import propose

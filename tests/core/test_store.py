@@ -1,16 +1,20 @@
 """The store: names, hashes, one process at a time, and nothing half there."""
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from trainwright.core import files
 from trainwright.core.errors import UserError
 from trainwright.core.files import sweep
 from trainwright.core.store import Artifact, Store, key_of, stamp
@@ -21,7 +25,9 @@ def add(store: Store, stage: str, key: str, finished: str = "2026-01-01", inputs
     with store.claim(stage, key) as work:
         out = work / "artifact.tmp"
         out.mkdir()
-        (out / "model.safetensors").write_text(stage)
+        (out / "model.safetensors").write_text(f"weights of {stage}")
+        (out / "tokens").mkdir()
+        (out / "tokens" / "00000.bin").write_text("tokens")
         manifest = {"stage": stage, "hash": key, "finished": finished, "inputs": inputs or {}, "figures": {"loss": 1.5}}
         return store.commit(out, stage, key, manifest)
 
@@ -141,3 +147,191 @@ def test_what_was_begun_goes_even_if_it_is_still_written_to(tmp_path: Path, monk
     monkeypatch.setattr(shutil, "rmtree", late)
     run._discard(begun)
     assert not begun.exists() and len(calls) == 3
+
+
+# ---- a closed world -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../outside", "..", ".", "", "base-1/../../outside", "base\0", "{absolute}"])
+def test_names_that_leave_the_store_are_refused(name: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "manifest.json").write_text(json.dumps({"stage": "x", "hash": "1", "inputs": {}, "figures": {}}))
+    store = Store(tmp_path / "store")
+    add(store, "base", "1")
+    for act in (store.named, partial(store.remove, force=True), lambda n: list(store.verify(n or "."))):
+        with pytest.raises(UserError, match="is no name of an artifact: take one that `trainwright store ls` shows"):
+            act(name.format(absolute=outside))
+    assert (outside / "manifest.json").is_file() and store.named("base")
+
+
+@pytest.mark.parametrize("link", ["work", "work/base-1", "work/base-1/lock"])
+def test_nothing_is_written_through_a_link(link: str, tmp_path: Path) -> None:
+    store, outside = Store(tmp_path / "store"), tmp_path / "outside"
+    (store.root / link).parent.mkdir(parents=True)
+    if link.endswith("lock"):
+        outside.write_text("mine")
+    else:
+        outside.mkdir()
+    (store.root / link).symlink_to(outside)
+    with pytest.raises(UserError, match=f"{link} is a link: a store writes within itself only"), store.claim("base", "1"):
+        pass
+    assert outside.read_text() == "mine" if outside.is_file() else not list(outside.iterdir())
+
+
+def test_of_a_link_to_an_artifact_the_link_is_removed(tmp_path: Path) -> None:
+    elsewhere = add(Store(tmp_path / "elsewhere"), "base", "1")
+    store = Store(tmp_path / "store")
+    store.root.mkdir()
+    (store.root / "base-1").symlink_to(elsewhere.path)
+    assert store.named("base").manifest["hash"] == "1", "reading follows it"
+    store.remove("base")
+    assert store.artifacts() == [] and elsewhere.manifest["hash"] == "1" and (elsewhere.path / "model.safetensors").is_file()
+
+
+def test_a_folder_that_the_store_has_not_made_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for name in ("base-1", "site"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mine.txt").write_text("mine")
+    (tmp_path / "site" / "manifest.json").write_text('{"name": "a page", "icons": []}')       # as web sites have one
+    with pytest.raises(UserError, match="base-1 is in the way: the store has not made it"), store.claim("base", "1"):
+        pass
+    with pytest.raises(UserError, match="site is no artifact that a store has made; remove it yourself"):
+        store.remove("site", force=True)
+    assert [f.read_text() for f in tmp_path.glob("*/mine.txt")] == ["mine", "mine"]
+
+
+def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file; a store is a folder"):
+        Store(tmp_path / "file" / "store")
+
+
+# ---- damage --------------------------------------------------------------------------------------------------
+
+
+def huge(file: Path) -> None:
+    file.touch()
+    os.truncate(file, 2**40)
+
+
+MANIFESTS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda f: f.write_text(""), "half": lambda f: f.write_text('{"stage": "base", "ha'),
+    "list": lambda f: f.write_text("[]"), "number": lambda f: f.write_text("7"), "bytes": lambda f: f.write_bytes(b"\xff\xfe\0"),
+    "deep": lambda f: f.write_text("[" * 100_000), "digits": lambda f: f.write_text('{"seed": ' + "9" * 5000 + "}"),
+    "nothing": lambda f: f.write_text("{}"), "pipe": os.mkfifo, "folder": lambda f: f.mkdir(), "huge": huge,
+    "dangling": lambda f: f.symlink_to("nowhere"), "loop": lambda f: f.symlink_to(f.name),
+    "device": lambda f: f.symlink_to("/dev/zero")}
+WRONG = {"stage": 7, "hash": ["a"], "finished": 7, "kind": None, "inputs": {"data": [7]}, "figures": [], "settings": [],
+         "seconds": "long", "texts": 7}
+MANIFESTS |= {f"wrong {key}": partial(lambda key, f: f.write_text(json.dumps(
+    {"stage": "old", "hash": "0" * 12, "finished": "2026", "inputs": {}, "figures": {}, key: WRONG[key]})), key) for key in WRONG}
+
+
+@pytest.mark.parametrize("how", MANIFESTS)
+def test_one_damaged_manifest_is_named_and_skipped(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, name = Store(tmp_path), f"old-{'0' * 12}"
+    add(store, "base", "1")
+    damaged = add(store, "old", "0" * 12).path / "manifest.json"
+    damaged.unlink()
+    MANIFESTS[how](damaged)
+    assert [a.path.name for a in store.artifacts()] == ["base-1"] == [a.path.name for a in store.artifacts()]
+    assert capsys.readouterr().err.count(f"{damaged}") == 1 and list(store.damaged) == [name]
+    assert store.named("base").figures == {"loss": 1.5}
+    for act in (partial(store.find, "old", "0" * 12), partial(store.named, name)):
+        with pytest.raises(UserError, match=rf"{name}/manifest.json .*; make it again: `trainwright store rm {name} --store"):
+            act()
+    assert dict(store.verify())[name] and not dict(store.verify())["base-1"]
+    assert store.remove(name) == tmp_path / name and not os.path.lexists(tmp_path / name)
+
+
+def test_an_artifact_under_another_name_is_none_of_that_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    add(store, "base", "1").path.rename(tmp_path / "base-2")
+    with pytest.raises(UserError, match="is that of another artifact"):
+        store.find("base", "2")
+
+
+def test_order_follows_what_was_made_from_what(tmp_path: Path) -> None:
+    """With the clock set back between the two, the artifact that was made of the other is the newer one."""
+    store = Store(tmp_path)
+    add(store, "a", "1", "2026-05-01")
+    add(store, "a", "2", "2026-01-01", {"model": [{"stage": "a", "hash": "1"}]})
+    add(store, "a", "3", "2025-01-01", {"state": [{"stage": "a@5", "hash": "x", "artifact": "2"}]})
+    add(store, "b", "4", "2026-06-01")
+    assert [a.path.name for a in store.artifacts()] == ["a-1", "a-2", "a-3", "b-4"] and store.named("a").path.name == "a-3"
+    assert [a.path.name for a in store.users("a-2")] == ["a-3"], "a snapshot is part of its artifact"
+
+
+def test_artifacts_that_name_each_other_have_an_order_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    add(store, "a", "1", inputs={"model": [{"stage": "a", "hash": "2"}]})
+    add(store, "a", "2", inputs={"model": [{"stage": "a", "hash": "1"}]})
+    assert len(store.artifacts()) == 2
+
+
+HARM = {"model.safetensors": ("flip", "cut", "remove", "link", "pipe"), "manifest.json": ("flip", "cut", "link", "pipe"),
+        "checksums.json": ("flip", "cut", "remove", "pipe"), "tokens/00000.bin": ("flip", "cut", "remove", "link", "pipe")}
+
+
+@pytest.mark.parametrize(("file", "how"), [(file, how) for file, ways in HARM.items() for how in ways])
+def test_a_file_that_is_not_as_it_was_written_is_found(file: str, how: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    artifact = add(store, "base", "1")
+    assert store.opened(artifact) == artifact.path and list(store.verify()) == [("base-1", "")]
+    victim, data = artifact.path / file, (artifact.path / file).read_bytes()
+    victim.unlink()
+    match how:
+        case "flip":
+            victim.write_bytes(data[:-3] + bytes([data[-3] ^ 1]) + data[-2:])
+        case "cut":
+            victim.write_bytes(data[:-3])
+        case "link":
+            (tmp_path / "same").write_bytes(data)
+            victim.symlink_to(tmp_path / "same")
+        case "pipe":
+            os.mkfifo(victim)
+    again = rf"base-1: .*{file}|base-1/{file}" if file != "checksums.json" else "base-1: .* not as written"
+    remedy = "; make it again: `trainwright store rm base-1 --store .*`, then run its recipe$"
+    with pytest.raises(UserError, match=rf"({again}).*{remedy}"):
+        store.opened(store.named("base-1"))
+    if file != "manifest.json":
+        assert [bool(problem) for _, problem in store.verify("base-1")] == [True]
+
+
+def test_a_file_more_is_found_and_hidden_ones_are_not_looked_at(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    artifact = add(store, "base", "1")
+    (artifact.path / ".DS_Store").write_text("the file system's own")
+    assert store.opened(artifact)
+    (artifact.path / "adapter").mkdir()
+    (artifact.path / "adapter" / "surgery.json").write_text("{}")
+    with pytest.raises(UserError, match=r"adapter/surgery.json is not as written"):
+        store.opened(artifact)
+
+
+def test_a_folder_is_hashed_once_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    right = files.checksum
+    monkeypatch.setattr(files, "checksum", lambda file: hashed.append(file) or right(file))
+    artifact = add(Store(tmp_path), "base", "1")
+    made = len(hashed)
+    assert Store(tmp_path).opened(artifact) and len(hashed) == made, "what was made here was hashed when it was made"
+    files._INTACT.clear()
+    assert Store(tmp_path).opened(artifact) and Store(tmp_path).opened(artifact) and len(hashed) == 2 * made
+
+
+def test_caches_are_verified_too(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    entry, package = store.folder("cache", "tokens") / "abc.bin", store.folder("cache", "some-package")
+    entry.write_bytes(b"tokens")
+    files.vouch(entry)
+    (package / "config.json").write_text("{}")
+    files.seal(package)
+    assert list(store.verify()) == []
+    entry.write_bytes(b"tokenz")
+    (package / "config.json").write_text("[]")
+    told = dict(store.verify())
+    assert "abc is not as it was written; it is made again when it is next needed" in told["cache/tokens/abc.sums"]
+    assert "config.json is not as it was written; remove" in told["cache/some-package/checksums.json"]

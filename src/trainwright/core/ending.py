@@ -17,6 +17,8 @@ from typing import ClassVar
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEATED = 1.0
 """Seconds within which a request is the same as the one before it."""
+INSIST = 2.0
+"""Seconds that an interruption has to arrive."""
 LOOK = 1.0
 """Seconds between two looks whether the launcher is there."""
 RESUME = "run the same command to go on"
@@ -49,6 +51,8 @@ class _Asked:
     at = -REPEATED
     """When the last request came."""
     deaf = False
+    pending = False
+    """Whether it was raised, and has not yet arrived."""
     patient: ClassVar[list[Patience]] = []
 
 
@@ -66,7 +70,24 @@ def ask(number: int, frame: FrameType | None = None) -> None:
         _Asked.patient[-1].number = number
         _tell(f"{word(number)}: {_Asked.patient[-1].says}")
         return
+    if not _Asked.pending and number in SIGNALS:
+        _Asked.pending = True
+        threading.Thread(target=_insist, args=(number,), daemon=True).start()
     raise Interrupted(f"{word(number)}; {RESUME}", number)
+
+
+def _insist(number: int) -> None:
+    """Ask again until it is heard: libraries swallow it, those for example that try to import others."""
+    time.sleep(INSIST)
+    while _Asked.pending:
+        _Asked.at = -REPEATED
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
+        time.sleep(INSIST)
+
+
+def arrived() -> None:
+    """The interruption has reached those who clean up behind it; they are left to it."""
+    _Asked.pending = False
 
 
 def word(number: int) -> str:
@@ -108,6 +129,7 @@ def heard() -> Iterator[None]:
     try:
         yield
     finally:
+        arrived()
         for s, handler in before.items():
             signal.signal(s, handler)
 

@@ -108,6 +108,7 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
 def _given_up(site: StageRun, error: BaseException) -> BaseException:
     """Remove what was begun; returns the error to raise. A stage that was interrupted goes on from its scratch,
     and training from its checkpoints; of one that failed otherwise nothing is left but what was paid for."""
+    ending.arrived()
     failed = isinstance(error, Exception)
     gone = [p for p in (site.store.root, site.work, site.out, *(f for fs in site.inputs.values() for f in fs))
             if failed and not p.exists()]

@@ -15,7 +15,7 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from trainwright.core import registry
+from trainwright.core import ending, registry
 from trainwright.core.errors import UserError
 
 T = TypeVar("T")
@@ -98,8 +98,7 @@ def serve() -> None:
     """The other process: answer until nobody asks any more. What libraries print does not mix with
     the answers. Signals are for the process that asks, which then ends this one; where that process is gone,
     whatever is going on here ends at once."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    ending.leave_to_parent()
     asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(os.dup(0), asked), daemon=True).start()
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
