@@ -1,7 +1,7 @@
 """How the command line ends: one sentence, and an exit code that says why.
 
-0: done. 2: a mistake of the user's, or something that the machine refused. 128 and a signal: asked to stop, also
-by a closed output (141). A traceback is a mistake of ours.
+0: done. 2: a mistake of the user's, or something that the machine refused. 128 and a signal: asked to stop,
+also by a closed output (141). A traceback is a mistake of ours.
 """
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _open_outputs() -> None:
 
 
 def _flush() -> None:
-    """Print what is left, or drop it where nobody takes it: Python would fail on it once more on its way out."""
+    """Print what is left, or drop it where nobody takes it: at its exit Python would fail on it again."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -99,8 +99,8 @@ def _flush() -> None:
 
 
 def _after_rank_0() -> None:
-    """Of several processes rank 0 speaks first. Where it has failed too, torchrun ends this one while it waits, so
-    that a mistake is told once; one that this rank alone has found is told after the wait, with its connections
-    still open."""
+    """Of several processes rank 0 speaks first. Where it has failed too, torchrun ends this one while it
+    waits, so that a mistake is reported once; one that this rank alone has found is reported after the wait,
+    with its connections still open."""
     if os.environ.get("RANK", "0") != "0":
         time.sleep(RANK_0_FIRST)
