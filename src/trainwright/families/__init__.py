@@ -40,7 +40,6 @@ from trainwright.families.checkpoints import (
     load_tokenizer,
     save,
     unpack,
-    weight_files,
 )
 from trainwright.families.configs import Tokens, transformers_config
 from trainwright.families.deltas import write
@@ -52,6 +51,7 @@ from trainwright.families.image_text import (
     text_embeddings,
 )
 from trainwright.families.libraries import quiet
+from trainwright.families.weights import weight_files
 
 __all__ = [
     "BACKBONE",

@@ -22,7 +22,8 @@ from trainwright.core import sharding
 from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.method import snake
 from trainwright.families.configs import Tokens, first_position, read_config, shrunk, transformers_config
-from trainwright.families.libraries import check_tensors, first_line, left_open, quiet
+from trainwright.families.libraries import check_tensors, check_ties, first_line, left_open, quiet
+from trainwright.families.weights import check_sizes
 
 MOST_MODULES = 40_000
 """More of them are a slip of the pen, and would take hours to put together."""
@@ -144,12 +145,22 @@ class Family:
                 describes.
         """
         quiet()
-        try:
-            model, report = self._auto().from_pretrained(
-                name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                ignore_mismatched_sizes=True, output_loading_info=True)        # both reported below
-        except Exception as error:
-            raise UserError(f"{where}: cannot load the model {name}: {first_line(error)}") from None
+        with located(where):
+            try:
+                made = self.config_in(name)
+                plain = skeleton(made, where)
+                if Path(name).is_dir():
+                    check_sizes(plain, Path(name))
+                with torch.random.fork_rng(devices=[]):
+                    torch.manual_seed(0)                   # two loads are equal, whatever a library fills in
+                    model, report = self._auto().from_pretrained(
+                        name, config=made, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                        ignore_mismatched_sizes=True, output_loading_info=True)    # both reported below
+            except UserError:
+                raise
+            except Exception as error:
+                raise UserError(f"cannot load the model {name}: {first_line(error)}") from None
+        check_ties(plain, model, f"{where}: {name}")
         check_tensors(report, (*BUFFERS, *self.benign), f"{where}: {name}")
         return model  # type: ignore[no-any-return]
 

@@ -15,9 +15,10 @@ from trainwright.core import masks
 from trainwright.core.errors import UserError, located
 from trainwright.core.shown import brief
 from trainwright.families.base import Family, families, family_of, made_from
+from trainwright.families.configs import PART
 from trainwright.families.libraries import first_line, quiet
+from trainwright.families.weights import WEIGHTS, check_weights
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 BACKBONE = "backbone"
 """Folder of an artifact's plain checkpoint where that alone is not the model (see ``deltas.py``)."""
 NAMED = 100
@@ -37,15 +38,10 @@ def check_folder(folder: Path, where: str) -> None:
     if (folder / BACKBONE).is_dir():
         raise UserError(f"{where}: {folder} is a model with a part that cannot be folded into its weights: "
                         "it can be trained, measured and generated with, and this needs a plain checkpoint.")
-    described = any((folder / file).is_file() for file in {f.file for f in families().values()})
-    if not described or not any((folder / w).is_file() for w in WEIGHTS):
-        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and "
-                        "model.safetensors).")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of an artifact that hold a model's weights, without deltas."""
-    return sorted(backbone(folder).glob("model*.safetensors"))
+    if not any((folder / file).is_file() for file in {PART, *(f.file for f in families().values())}):
+        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and {WEIGHTS}).")
+    with located(where):
+        check_weights(folder)
 
 
 def family_in(location: str | Path, where: str) -> Family:

@@ -56,3 +56,12 @@ def check_tensors(report: dict[str, Any], benign: Iterable[str], where: str) -> 
                             "its weights are not of one model.")
     if failed := [line for line in (str(m) for m in report.get("error_msgs", ())) if line.strip()]:
         raise UserError(f"{where} cannot be read whole: {failed[0].strip()}")
+
+
+def check_ties(plain: Any, model: Any, where: str) -> None:
+    """Refuse a checkpoint that has two tensors where the model that its config describes (``plain``) has one."""
+    apart = sorted(set(plain.all_tied_weights_keys) - set(model.all_tied_weights_keys))
+    if apart:
+        raise UserError(f"{where} has a {apart[0]} of its own, which its config.json ties to "
+                        f"{plain.all_tied_weights_keys[apart[0]]}: say tie_word_embeddings = false in it, or leave the "
+                        "tensor out.")

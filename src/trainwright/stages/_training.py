@@ -63,7 +63,7 @@ def train(site: StageRun) -> dict[str, Any]:
         _export_snapshot(site, label)
     if sharding.main():
         (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
-        figures["stored_bytes"] = sum(f.stat().st_size for f in families.weight_files(site.out))
+        figures["stored_bytes"] = sum(f.stat().st_size for f in families.weight_files(families.backbone(site.out)))
         figures["delta_bytes"] = sum(f.stat().st_size for f in site.out.glob("adapter*/*.safetensors"))
     site.keep(run.ctx)
     return figures
