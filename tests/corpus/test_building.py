@@ -282,3 +282,13 @@ def test_a_pair_of_conversations_is_learned_by_its_chosen_answer(tmp_path: Path)
     at = int(found.shard[0]), int(found.offset[0]), int(found.length[0])
     assert read.tokenizer.decode(read.read(*at)[read.read_mask(*at)]) == "Zoë 👋🏽<|im_end|>" and read.speaks
     assert figures["conversations"] == 3 and figures["untrained_documents"] == 0
+
+
+def test_answers_that_say_nothing_are_counted_and_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    talks = [[{"role": "user", "content": "hi", "name": "Zoë"}, {"role": "assistant", "content": text}]
+             for text in ("", "arr", "")]
+    found = build(tmp_path / "c", [{"messages": talk} for talk in talks], chat_template="chatml", said=said)
+    assert found["empty_answers"] == 2
+    assert "conversations: 2 have an answer that says nothing, of which the end is learned" in said
+    assert "conversations: the chat template does not read name of their messages" in said

@@ -29,7 +29,7 @@ from trainwright.core.claims import name_all
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.corpus import bpe, chat, documents, media, provenance, splits, tokens
+from trainwright.corpus import bpe, chat, documents, ends, media, provenance, splits, tokens
 from trainwright.corpus.columns import DOMAIN, ID, ORIGIN, SOURCE, TEXT, classes
 from trainwright.corpus.editing import LEARNED, conversation
 
@@ -218,6 +218,8 @@ def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[
     if loaded is None or not loaded.is_fast:
         raise UserError(f"{settings.tokenizer} has no tokenizer.json: the corpus needs a tokenizer of the "
                         "tokenizers library.")
+    if end := ends.give_end(loaded):
+        say(f"tokenizer: it does not say what ends a text; {end} is taken, which it has")
     return loaded
 
 

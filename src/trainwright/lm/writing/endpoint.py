@@ -28,8 +28,8 @@ TIMEOUT = 600.0
 """Seconds that one answer may take, from the first byte sent to the last one read."""
 LARGEST = 16 << 20
 """Bytes of one answer, unpacked."""
-PACKED = {"": None, "identity": None, "gzip": 31, "x-gzip": 31, "deflate": 47}
-"""Encodings of an answer that are read, and what zlib calls them."""
+PACKED = {"": 0, "identity": 0, "gzip": 31, "x-gzip": 31, "deflate": 47}
+"""Encodings of an answer that are read, and what zlib calls them; 0: not packed."""
 AGAIN = {408, 409, 425, 429}
 """Answers that are worth another try; so is every failure of the server itself (500 and above)."""
 

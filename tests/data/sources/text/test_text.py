@@ -208,6 +208,25 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         rows(tmp_path, paths=["hf://owner/name"])
 
 
+def test_a_data_set_of_the_hub_with_structs_and_one_that_breaks(tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": {"city": "Paris", "a": None}}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+
+    def load(name: str, subset: str | None, *, split: str, streaming: bool) -> Any:
+        yield {"messages": [TALK[0] | {"tool_calls": None}, answer]}
+        if split == "broken":
+            raise ConnectionError("gone\nand more")
+
+    fake = types.ModuleType("datasets")
+    fake.load_dataset = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    found = json.loads(rows(tmp_path, paths=["hf://o/n"])[0]["messages"])
+    assert found[0] == TALK[0] and found[1]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
+    with pytest.raises(UserError, match=r"^cannot read hf://o/n after row 1: gone$"):
+        rows(tmp_path, paths=["hf://o/n"], split="broken")
+
+
 def test_it_adds_to_what_came_before_it(tmp_path: Path) -> None:
     written(tmp_path, {"a.txt": "a", "b.txt": "b"})
     one = Text(paths=["a.txt"]).apply(documents.empty(),

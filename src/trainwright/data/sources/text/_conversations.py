@@ -168,8 +168,9 @@ def _content(turn: Mapping[str, Any], calls: bool, where: str) -> str:
     if content is None and (calls or ("content" in turn and turn["role"] in SILENT)):
         return ""
     parts = [_part(part) for part in content] if isinstance(content, list) else [content]
-    if all(isinstance(part, str) for part in parts):
-        return "".join(parts)
+    texts = [part for part in parts if isinstance(part, str)]
+    if len(texts) == len(parts):
+        return "".join(texts)
     raise UserError(f"{where}: the content of a message must be text, not {brief(str(content))}: text, or a list "
                     "of parts {type = \"text\", text}; an image or a sound stands in a column of its own.")
 

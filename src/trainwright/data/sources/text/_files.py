@@ -273,15 +273,15 @@ def _values(column: Any) -> list[Any]:
         found = column.to_pylist(maps_as_pydicts="strict")
     except (ValueError, OverflowError):
         found = column.cast(pa.string()).to_pylist()
-    return [_filled(value) for value in found] if pa.types.is_nested(column.type) else found
+    return [filled(value) for value in found] if pa.types.is_nested(column.type) else found
 
 
-def _filled(value: Any) -> Any:
+def filled(value: Any) -> Any:
     """A nested value without what is null in it; a message keeps its own, which say that nothing was said."""
     if isinstance(value, dict):
         kept = "role" in value
-        return {k: _filled(v) for k, v in value.items() if v is not None or kept}
-    return [_filled(one) for one in value] if isinstance(value, list) else value
+        return {k: filled(v) for k, v in value.items() if v is not None or kept}
+    return [filled(one) for one in value] if isinstance(value, list) else value
 
 
 TABLES: dict[str, Callable[[IO[bytes], str], Numbered]] = {

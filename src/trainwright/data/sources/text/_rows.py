@@ -2,8 +2,9 @@
 kept as metadata."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ class Reading:
     """Folder that paths of media start from."""
     keep: Keep | None
     """What keeps media."""
-    texts: dict[str, str] = field(default_factory=dict)
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
     """What the stage says: the columns that became metadata are named there, once."""
 
     def unknown(self, columns: set[str]) -> None:

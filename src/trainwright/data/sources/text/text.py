@@ -4,13 +4,19 @@ A text file (``.txt .md .rst .py``) is one document, as is each row of a table
 (``.jsonl .json .parquet .csv``); each ending also as ``.gz``. A row with ``messages``, with
 ``conversations`` (ShareGPT: from, value) or with ``prompt`` and ``completion`` is a conversation; one with
 ``chosen`` and ``rejected`` (and ``prompt``) is a preference pair, of plain text where they are strings and of
-messages where they are lists. A ``label``, and an ``image`` or ``audio`` (a path from the file's folder on,
-or bytes), become columns of their own; a row with an image needs no text. Other columns become metadata. An
-id is the domain, the path as the recipe writes it, and the row.
+messages where they are lists. Beside the turns, ``system`` or ``system_prompt`` becomes the first message and
+``tools`` reaches the chat template; an answer whose ``weight`` is 0, or ``train`` false, is not learned. A
+``label``, and an ``image`` or ``audio`` (a path from the file's folder on, or bytes), become columns of their
+own; a row with an image needs no text. Other columns become metadata, and are named once. An id is the domain,
+the path as the recipe writes it, and the row.
+
+Of a folder every file below is read, links to folders once, or counted under the reason why it is not: a type
+that is not known, hidden, a store of runs, a ``README.md`` that describes a repository of the Hub.
 
 Not for text that needs cleaning (HTML, PDF): convert it to text first.
 
-Errors: nothing matches a path, an unknown ending, a broken line, a missing column, bytes that are not UTF-8.
+Errors: nothing matches a path, an unknown ending, a damaged file, a broken line, a missing column or two of one
+name, bytes that are not UTF-8, a message of which something would be lost.
 """
 from __future__ import annotations
 
@@ -125,6 +131,7 @@ def _default_domain(written: str, root: Path) -> str:
 
 
 def _hub_rows(path: str, split: str, subset: str, how: Reading) -> Iterator[Row]:
+    from trainwright.data.sources.text._files import filled
     from trainwright.data.sources.text._rows import row_to_document
     try:
         import datasets
@@ -134,6 +141,21 @@ def _hub_rows(path: str, split: str, subset: str, how: Reading) -> Iterator[Row]
         name = path.removeprefix(HUB).removeprefix("datasets/")
         rows = datasets.load_dataset(name, subset or None, split=split, streaming=True)
     except Exception as error:  # whatever the Hub, the network or the data set's own reader raises
-        raise UserError(f"cannot open {path} (split {split!r}): {str(error).splitlines()[0]}") from None
-    for number, row in enumerate(rows, 1):
-        yield row_to_document(row, path, number, how)
+        raise UserError(f"cannot open {path} (split {split!r}): {_first_line(error)}") from None
+    for number, row in enumerate(_streamed(rows, path), 1):
+        whole = {name: filled(value) for name, value in row.items()}
+        yield row_to_document(whole, path, number, how)
+
+
+def _streamed(rows: Any, path: str) -> Iterator[dict[str, Any]]:
+    number = 0
+    try:
+        for row in rows:
+            number += 1
+            yield row
+    except Exception as error:  # as above, in the middle of it
+        raise UserError(f"cannot read {path} after row {number:,}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
