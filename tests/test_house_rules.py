@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainwright.core import registry
+from trainwright.core import card, registry
 from trainwright.core.settings import field_docs
 
 ROOT = Path(__file__).parents[1]
@@ -18,8 +18,10 @@ PACKAGE = ROOT / "src" / "trainwright"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 METHODS = [f for folder in registry.FOLDERS for f in sorted((PACKAGE / folder).rglob("*.py")) if not f.stem.startswith("_")]
-MOST_LINES = 350
+MOST_LINES = 400
 """No file is cut to meet this number; one that passes it most likely has two subjects."""
+STANDING_IN = {"check", "planning"}
+"""Rooms with methods of their own that no recipe names: they stand in for others where a stage is tried."""
 METHOD_FOLDERS = set(registry.FOLDERS)
 BELOW: dict[str, set[str]] = {"core": set(), "families": {"core"}, "corpus": {"core", "families"}}
 """What each room may import beside itself; a room that is not here may import all but the command line."""
@@ -220,10 +222,9 @@ def test_core_names_no_method() -> None:
 
 def test_the_registry_knows_every_kind_and_folder() -> None:
     """It reads names only, so that listing imports nothing; here they are held against the classes themselves."""
-    for kind in kind_names():
-        assert registry._kind(ast.parse(f"class Mine({kind}): pass").body[0]) == kind
+    assert card.kinds().keys() == kind_names()
     elsewhere = [f for f in SOURCES if f not in METHODS and not f.stem.startswith("_") and f.name != "method.py"]
-    strays = [(f, n) for f in elsewhere for n in tree(f).body if of_a_kind(n)]
+    strays = [(f, n) for f in elsewhere for n in tree(f).body if of_a_kind(n) and not STANDING_IN & set(f.parts)]
     report([f"{rel(f)}:{n.lineno}: a method outside the folders of methods" for f, n in strays])
 
 

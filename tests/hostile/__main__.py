@@ -1,5 +1,6 @@
 """Every hostile input, not only the sample that the tests take: ``make hostile``. Prints what is wrong, and how many
 were tried. With a number as its argument, so many drawn inputs from each of ten other seeds."""
+
 from __future__ import annotations
 
 import sys

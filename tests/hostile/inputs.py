@@ -1,5 +1,6 @@
 """Malformed inputs, drawn from a seed: recipes, commands, manifests, data files, chats. None of them is a bug of its
 author's only; each is something that a disk, an editor or another program has written once."""
+
 from __future__ import annotations
 
 import copy
@@ -32,16 +33,21 @@ class Input:
 def drawn(seed: int, number: int) -> Iterator[Input]:
     """So many inputs of all kinds; the same ones for the same seed."""
     draw = Draw(seed)
-    shares = [(edited_text, 30), (edited_table, 35), (command, 18), (manifest, 5), (changes, 8), (data, 2), (chat, 2)]
+    shares = [
+        (edited_text, 30), (edited_table, 35), (command, 18), (manifest, 5), (changes, 8), (data, 2),
+        (chat, 2),
+    ]
     for kind in draw.choices([k for k, _ in shares], [n for _, n in shares], k=number):
         yield kind(draw)
 
 
 # ---- recipes -----------------------------------------------------------------------------------------
 
-TOKENS = ["[", "]", "[[", "{", "}", "=", '"', '"""', "'", "#", ",", "\\", "\\u12", "\\ud800", "\x00", "\x1b[31m", "\x7f",
-          "\ufeff", "\u202e", "\r", "é", "🙂", "nan", "-inf", "1e999", "0x", "1__0", "9" * 400, "9" * 5000, "[" * 3000,
-          "{a=" * 500, "1979-99-99", "true false", ".", "..", "~", "stage", "[[stage]]", '"\\"']
+TOKENS = [
+    "[", "]", "[[", "{", "}", "=", '"', '"""', "'", "#", ",", "\\", "\\u12", "\\ud800", "\x00", "\x1b[31m",
+    "\x7f", "\ufeff", "\u202e", "\r", "é", "🙂", "nan", "-inf", "1e999", "0x", "1__0", "9" * 400, "9" * 5000,
+    "[" * 3000, "{a=" * 500, "1979-99-99", "true false", ".", "..", "~", "stage", "[[stage]]", '"\\"',
+]
 """What editors, programs and hands leave in a file."""
 
 
@@ -52,7 +58,9 @@ def edited_text(draw: Draw) -> Input:
     for edit in draw.choices(edits, k=draw.randrange(1, 3)):
         text = edit(text, draw)
     encode = draw.choice([_utf8] * 6 + [_bom, _utf16, _latin, _crlf, _noise])
-    return Input(f"recipe: {encode.__name__} of an edited text", ("plan", "r.toml"), {"r.toml": encode(text, draw)})
+    return Input(
+        f"recipe: {encode.__name__} of an edited text", ("plan", "r.toml"), {"r.toml": encode(text, draw)}
+    )
 
 
 def _insert(text: str, draw: Draw) -> str:
@@ -62,7 +70,7 @@ def _insert(text: str, draw: Draw) -> str:
 
 def _drop(text: str, draw: Draw) -> str:
     at = draw.randrange(len(text))
-    return text[:at] + text[at + draw.randrange(1, 60):]
+    return text[:at] + text[at + draw.randrange(1, 60) :]
 
 
 def _twice(text: str, draw: Draw) -> str:
@@ -79,11 +87,13 @@ def _swap(text: str, draw: Draw) -> str:
 
 
 def _end(text: str, draw: Draw) -> str:
-    return text[:draw.randrange(len(text))]
+    return text[: draw.randrange(len(text))]
 
 
 def _requote(text: str, draw: Draw) -> str:
-    old, new = draw.choice([('"', "'"), ("[[", "["), ("=", ":"), ("{", "("), ("\n", "\r"), (", ", " "), ("[", "")])
+    old, new = draw.choice(
+        [('"', "'"), ("[[", "["), ("=", ":"), ("{", "("), ("\n", "\r"), (", ", " "), ("[", "")]
+    )
     return text.replace(old, new, draw.randrange(1, 6))
 
 
@@ -108,7 +118,7 @@ def _crlf(text: str, draw: Draw) -> bytes:
 
 
 def _noise(text: str, draw: Draw) -> bytes:
-    return text.encode()[:draw.randrange(200)] + draw.randbytes(40)
+    return text.encode()[: draw.randrange(200)] + draw.randbytes(40)
 
 
 def edited_table(draw: Draw) -> Input:
@@ -120,7 +130,9 @@ def edited_table(draw: Draw) -> Input:
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Everything in a table, as what holds it and its key there."""
-    for key in list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+    for key in (
+        list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    ):
         yield value, key
         yield from places(value[key])
 
@@ -133,7 +145,9 @@ def _value(table: dict[str, Any], draw: Draw) -> tuple[str, bool]:
 
 
 def _rename(table: dict[str, Any], draw: Draw) -> tuple[str, bool]:
-    holder, key = draw.choice([(h, k) for h, k in places(table) if isinstance(h, dict) and k not in ("models",)])
+    holder, key = draw.choice(
+        [(h, k) for h, k in places(table) if isinstance(h, dict) and k not in ("models",)]
+    )
     new = draw.choice([key + "s", key.upper(), key[:-1], f"{key}.x", "", "\x1b[31m", "[/red]", "k" * 5000])
     holder[new] = holder.pop(key)
     return f"{key} is called {new[:20]!r}", True
@@ -146,13 +160,22 @@ def _remove(table: dict[str, Any], draw: Draw) -> tuple[str, bool]:
 
 
 def _add(table: dict[str, Any], draw: Draw) -> tuple[str, bool]:
-    holder = draw.choice([table, *table["stage"], table["stage"][1]["model"], table["stage"][0]["methods"][0]])
+    holder = draw.choice(
+        [table, *table["stage"], table["stage"][1]["model"], table["stage"][0]["methods"][0]]
+    )
     holder[draw.choice(["zzz", "nope", "~", "..", "\u202e", "use2", "__class__"])] = 1
     return "an unknown key", True
 
 
-WRITTEN = [name for name in VALUES if name not in ("half a character", "deep lists", "deep tables", "deep in a table",
-                                                   "deep in a list", "5,000 digits", "a long list")]
+WRITTEN = [
+    name
+    for name in VALUES
+    if name
+    not in (
+        "half a character", "deep lists", "deep tables", "deep in a table", "deep in a list",
+        "5,000 digits", "a long list",
+    )
+]
 """Values that a text in TOML can hold, and that Python writes without recursion."""
 
 
@@ -175,14 +198,21 @@ def toml(value: Any, top: bool = True) -> str:
 
 # ---- commands ----------------------------------------------------------------------------------------
 
-COMMANDS = ["run", "plan", "compare", "bench", "fit-law", "list", "show", "new", "check", "export", "generate", "store"]
-STRANGE = ["", " ", "~", "..", "a/b", "../x", "/", ".", "-", "--", "-1", "class", "x" * 5000, "\x1b[31mx", "[/red]", "[bold",
-           "é", "\udcff", "\u202eabc", "C:\\data", "hf://", "hf://x/y", "package://a.b", "package://.x", "package://../x",
-           "a\nb", "%s", "{0}", "$HOME", "`id`", "None", "nan", "1e999", "*", "**", "?", "'", '"', "a: 'lora", "=", "a=",
-           "=1", "a.b=", "stage=1", "a..b=1", "9" * 5000, "[" * 2000]
-OPTIONS = ["--set", "--store", "--stage", "--arm", "--budget", "--seeds", "--metric", "--tune", "--kind", "--search",
-           "--prompt", "--tokens", "--temperature", "--decode", "--dtype", "--seed", "--root", "--folder", "--fit", "--rows",
-           "--jobs", "--aa", "--dry-run", "--help", "--force", "--chat", "--nope"]
+COMMANDS = [
+    "run", "plan", "compare", "bench", "fit-law", "list", "show", "new", "check", "export", "generate",
+    "store",
+]
+STRANGE = [
+    "", " ", "~", "..", "a/b", "../x", "/", ".", "-", "--", "-1", "class", "x" * 5000, "\x1b[31mx",
+    "[/red]", "[bold", "é", "\udcff", "\u202eabc", "C:\\data", "hf://", "hf://x/y", "package://a.b",
+    "package://.x", "package://../x", "a\nb", "%s", "{0}", "$HOME", "`id`", "None", "nan", "1e999", "*",
+    "**", "?", "'", '"', "a: 'lora", "=", "a=", "=1", "a.b=", "stage=1", "a..b=1", "9" * 5000, "[" * 2000,
+]
+OPTIONS = [
+    "--set", "--store", "--stage", "--arm", "--budget", "--seeds", "--metric", "--tune", "--kind",
+    "--search", "--prompt", "--tokens", "--temperature", "--decode", "--dtype", "--seed", "--root",
+    "--folder", "--fit", "--rows", "--jobs", "--aa", "--dry-run", "--help", "--force", "--chat", "--nope",
+]
 
 
 def command(draw: Draw) -> Input:
@@ -194,10 +224,12 @@ def command(draw: Draw) -> Input:
         words += [draw.choice(OPTIONS)] if draw.random() < 0.4 else []
         words.append(draw.choice([*STRANGE, "r.toml", "c.toml"]))
     if words[0] in ("check", "bench") and not any(w for w in words[1:] if not w.startswith("-")):
-        words.append("no such method")                       # alone they take hours
+        words.append("no such method")  # alone they take hours
     if words[0] == "run" and "r.toml" in words:
-        words[0] = "plan"                                    # that recipe is right
-    return Input(f"command: {' '.join(words)[:60]!r}", tuple(words), {"r.toml": LIFE.encode(), "c.toml": COMPARED})
+        words[0] = "plan"  # that recipe is right
+    return Input(
+        f"command: {' '.join(words)[:60]!r}", tuple(words), {"r.toml": LIFE.encode(), "c.toml": COMPARED}
+    )
 
 
 COMPARED = b"""[compare]
@@ -215,15 +247,33 @@ add = [{ use = "lora" }]
 
 def changes(draw: Draw) -> Input:
     """A recipe changed on the command line, or a comparison of it."""
-    key = draw.choice(["base.steps", "base.methods.adamw.lr", "corpus.test", "adapt.methods.pack.length", "seed", "base.model",
-                       "base.model.hidden_size", "base", "nope.x", "base.methods.nope.lr", "base.methods", "judge.old", "",
-                       "base.from", "base.from.data", "stage", "title", "..", "base.methods.text.x", "\x1b.x", "base.name"])
-    value = draw.choice([*STRANGE, "0", "-1", "inf", "nan", "1e308", "true", "[]", "{}", "[1, 2", '"x', "1\nseed = 2", "2020-01-01"])
+    key = draw.choice(
+        [
+            "base.steps", "base.methods.adamw.lr", "corpus.test", "adapt.methods.pack.length", "seed",
+            "base.model", "base.model.hidden_size", "base", "nope.x", "base.methods.nope.lr",
+            "base.methods", "judge.old", "", "base.from", "base.from.data", "stage", "title", "..",
+            "base.methods.text.x", "\x1b.x", "base.name",
+        ]
+    )
+    value = draw.choice(
+        [
+            *STRANGE, "0", "-1", "inf", "nan", "1e308", "true", "[]", "{}", "[1, 2", '"x', "1\nseed = 2",
+            "2020-01-01",
+        ]
+    )
     if draw.random() < 0.6:
         return Input(f"--set {key}", ("plan", "r.toml", "--set", f"{key}={value}"), {"r.toml": LIFE.encode()})
-    arm = draw.choice([f"a: lora rank={value}", f"{value}: lora", f"a: {value}", f"a: -{value}", f"a: x={value}", f"a: {value}=1",
-                       "a", ":", "a:", "a: lora, lora", "a: lora rank", "a: ./r.toml", "a: ./none.py x=1"])
-    words = ("compare", "r.toml", "--stage", "adapt", "--metric", "loss/code", "--arm", "base:", "--arm", arm, "--seeds", "-1")
+    arm = draw.choice(
+        [
+            f"a: lora rank={value}", f"{value}: lora", f"a: {value}", f"a: -{value}", f"a: x={value}",
+            f"a: {value}=1", "a", ":", "a:", "a: lora, lora", "a: lora rank", "a: ./r.toml",
+            "a: ./none.py x=1",
+        ]
+    )
+    words = (
+        "compare", "r.toml", "--stage", "adapt", "--metric", "loss/code", "--arm", "base:", "--arm", arm,
+        "--seeds", "-1",
+    )
     return Input(f"--arm {arm[:40]!r}", words, {"r.toml": LIFE.encode()}, refused=True)
 
 
@@ -232,9 +282,12 @@ def changes(draw: Draw) -> Input:
 
 def manifest(draw: Draw) -> Input:
     """A store in which a manifest is not what it was."""
-    good = {"stage": "base", "kind": "train", "hash": "0" * 16, "title": "x", "settings": {"methods": []}, "seed": 0,
-            "inputs": {}, "versions": {}, "git": None, "command": "trainwright run x", "started": "2025-01-01T00:00:00+00:00",
-            "finished": "2025-01-01T00:00:00.000+00:00", "seconds": 1.0, "ranks": 1, "figures": {}, "texts": {}, "pictures": {}}
+    good = {
+        "stage": "base", "kind": "train", "hash": "0" * 16, "title": "x", "settings": {"methods": []},
+        "seed": 0, "inputs": {}, "versions": {}, "git": None, "command": "trainwright run x",
+        "started": "2025-01-01T00:00:00+00:00", "finished": "2025-01-01T00:00:00.000+00:00", "seconds": 1.0,
+        "ranks": 1, "figures": {}, "texts": {}, "pictures": {},
+    }
     how = draw.choice(["value", "drop", "cut", "noise", "list", "empty", "deep", "digits"])
     made = dict(good)
     if how in ("value", "drop"):
@@ -243,10 +296,17 @@ def manifest(draw: Draw) -> Input:
         if how == "drop":
             del made[key]
     text = json.dumps(made).encode()
-    raw = {"cut": text[:draw.randrange(len(text))], "noise": draw.randbytes(50), "list": b"[]", "empty": b"",
-           "deep": b"[" * 100_000, "digits": b'{"seconds": ' + b"9" * 5000 + b"}"}.get(how, text)
-    words = draw.choice([("store", "ls"), ("show", "base"), ("store", "show", "base"), ("store", "verify"), ("generate", "base", "-p", "x"),
-                         ("store", "rm", "base-0000000000000000"), ("fit-law", "step_law"), ("export", "base", "out")])
+    raw = {
+        "cut": text[: draw.randrange(len(text))], "noise": draw.randbytes(50), "list": b"[]", "empty": b"",
+        "deep": b"[" * 100_000, "digits": b'{"seconds": ' + b"9" * 5000 + b"}",
+    }.get(how, text)
+    words = draw.choice(
+        [
+            ("store", "ls"), ("show", "base"), ("store", "show", "base"), ("store", "verify"),
+            ("generate", "base", "-p", "x"), ("store", "rm", "base-0000000000000000"),
+            ("fit-law", "step_law"), ("export", "base", "out"),
+        ]
+    )
     return Input(f"manifest: {how}", words, {f"store/base-{'0' * 16}/manifest.json": raw})
 
 
@@ -265,30 +325,51 @@ def data(draw: Draw) -> Input:
     rows = [{"text": TEXT * draw.randrange(1, 4), "domain": "a"} for _ in range(20)]
     lines = "".join(json.dumps(r) + "\n" for r in rows).encode()
     bad: list[tuple[str, bytes]] = [
-        ("a.jsonl", lines[:-draw.randrange(2, 60)]), ("a.jsonl", lines + b'{"text": ' + b"[" * 50_000),
+        ("a.jsonl", lines[: -draw.randrange(2, 60)]), ("a.jsonl", lines + b'{"text": ' + b"[" * 50_000),
         ("a.jsonl", lines + b'{"text": ' + b"9" * 5000 + b"}\n"), ("a.jsonl", b"\xef\xbb\xbf" + lines),
         ("a.jsonl", lines.decode().encode("utf-16")), ("a.jsonl", lines + b'{"text": "a", "text": "b"}\n'),
-        ("a.jsonl", lines + b'{"text": null}\n'), ("a.jsonl", lines + b'{"text": "\\ud800"}\n'), ("a.jsonl", lines + b"[]\n"),
-        ("a.jsonl", lines + b'{"text": "x", "domain": "\\u001b[31m[/red]"}\n'), ("a.jsonl.gz", gzip.compress(lines)[:-draw.randrange(1, 40)]),
-        ("a.jsonl.gz", draw.randbytes(80)), ("a.json", lines), ("a.json", b"[" + lines.replace(b"\n", b",")), ("a.csv", b"text,text\na,b\n"),
-        ("a.csv", b'text\n"never closed\n' + TEXT.encode()), ("a.csv", b"text\n" + b"x" * 200_000 + b"\n"), ("a.csv", b"\x00\x01,\x02\n"),
-        ("a.parquet", b"PAR1" + draw.randbytes(60) + b"PAR1"), ("a.txt", b""), ("a.txt", b"\x00" * 100), ("a.txt", draw.randbytes(200)),
-        ("a.md", b"# " + TEXT.encode() * 9), ("a.xyz", lines), ("a", lines), ("a.pdf", b"%PDF-1.4")]
+        ("a.jsonl", lines + b'{"text": null}\n'), ("a.jsonl", lines + b'{"text": "\\ud800"}\n'),
+        ("a.jsonl", lines + b"[]\n"),
+        ("a.jsonl", lines + b'{"text": "x", "domain": "\\u001b[31m[/red]"}\n'),
+        ("a.jsonl.gz", gzip.compress(lines)[: -draw.randrange(1, 40)]), ("a.jsonl.gz", draw.randbytes(80)),
+        ("a.json", lines), ("a.json", b"[" + lines.replace(b"\n", b",")), ("a.csv", b"text,text\na,b\n"),
+        ("a.csv", b'text\n"never closed\n' + TEXT.encode()), ("a.csv", b"text\n" + b"x" * 200_000 + b"\n"),
+        ("a.csv", b"\x00\x01,\x02\n"), ("a.parquet", b"PAR1" + draw.randbytes(60) + b"PAR1"),
+        ("a.txt", b""), ("a.txt", b"\x00" * 100), ("a.txt", draw.randbytes(200)),
+        ("a.md", b"# " + TEXT.encode() * 9), ("a.xyz", lines), ("a", lines), ("a.pdf", b"%PDF-1.4"),
+    ]
     name, content = draw.choice(bad)
     path = draw.choice([name, "d", "d/*", "./d"]) if draw.random() < 0.3 else f"d/{name}"
-    return Input(f"data: {name}", ("run", "r.toml"), {"r.toml": CORPUS.format(path).encode(), f"d/{name}": content})
+    return Input(
+        f"data: {name}", ("run", "r.toml"), {"r.toml": CORPUS.format(path).encode(), f"d/{name}": content}
+    )
 
 
 def chat(draw: Draw) -> Input:
     """Conversations that other programs write."""
     good = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": TEXT}]
     said: Callable[[Any], dict[str, Any]] = lambda content: {"role": "assistant", "content": content}  # noqa: E731
-    last = draw.choice([said(None), said(""), said([{"type": "text", "text": "x"}]), said(3), said({"a": 1}), {"role": "assistant"},
-                        {"content": "x"}, {"role": "nobody", "content": "x"}, {"role": 3, "content": "x"}, None, "x", [],
-                        said("<|im_end|>"), said("\x1b[31m"), said("\ud800"), said("x") | {"tool_calls": [{"function": None}]},
-                        said(None) | {"tool_calls": "x"}, said("x") | {"weight": 0}, said("x") | {"weight": -1}, said("x") | {"train": "no"}])
-    turns = draw.choice([[*good, last], [last], [], [good[1], good[0]], [good[0], good[0], last], "x", {"role": "user"}, None])
-    more = draw.choice([{}, {"tools": "x"}, {"tools": [1]}, {"system": 3}, {"system": "Be brief."}, {"prompt": "x", "chosen": 3}, {"label": []}])
+    last = draw.choice(
+        [
+            said(None), said(""), said([{"type": "text", "text": "x"}]), said(3), said({"a": 1}),
+            {"role": "assistant"}, {"content": "x"}, {"role": "nobody", "content": "x"},
+            {"role": 3, "content": "x"}, None, "x", [], said("<|im_end|>"), said("\x1b[31m"),
+            said("\ud800"), said("x") | {"tool_calls": [{"function": None}]},
+            said(None) | {"tool_calls": "x"}, said("x") | {"weight": 0}, said("x") | {"weight": -1},
+            said("x") | {"train": "no"},
+        ]
+    )
+    turns = draw.choice(
+        [[*good, last], [last], [], [good[1], good[0]], [good[0], good[0], last], "x", {"role": "user"}, None]
+    )
+    more = draw.choice(
+        [
+            {}, {"tools": "x"}, {"tools": [1]}, {"system": 3}, {"system": "Be brief."},
+            {"prompt": "x", "chosen": 3}, {"label": []},
+        ]
+    )
     rows = [{"messages": good}] * 12 + [{"messages": turns} | more]
     lines = "".join(json.dumps(r) + "\n" for r in rows).encode()
-    return Input("chat", ("run", "r.toml"), {"r.toml": CORPUS.format("d/a.jsonl").encode(), "d/a.jsonl": lines})
+    return Input(
+        "chat", ("run", "r.toml"), {"r.toml": CORPUS.format("d/a.jsonl").encode(), "d/a.jsonl": lines}
+    )

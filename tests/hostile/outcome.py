@@ -1,4 +1,5 @@
 """What becomes of an input: the command line in this process, with what it printed and how long it may take."""
+
 from __future__ import annotations
 
 import contextlib
@@ -78,6 +79,7 @@ def _unprobed() -> Iterator[None]:
 def _at_most(seconds: float) -> Iterator[None]:
     def late(*_: Any) -> None:
         raise Hang(f"after {seconds} seconds")
+
     before = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:

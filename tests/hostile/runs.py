@@ -1,4 +1,5 @@
 """One step of a method on the battery's tiny stage, in the place of its kind."""
+
 from __future__ import annotations
 
 import shutil
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from trainwright.check import documents as made_up
 from trainwright.check import tiny
 from trainwright.check.subject import logits
 from trainwright.core.errors import UserError
@@ -32,7 +34,8 @@ def attempt(method: Method) -> str:
 def _step(method: Method, folder: Path) -> None:
     if isinstance(method, Curate):
         from trainwright.corpus import documents
-        for _ in documents.stream(method.apply(tiny.scored(tiny.table()), tiny.curating(folder))):
+
+        for _ in documents.stream(method.apply(made_up.scored(made_up.table()), tiny.curating(folder))):
             pass
     elif isinstance(method, Arithmetic):
         ctx: Any = tiny.merging(folder)

@@ -1,4 +1,5 @@
 """A life with a stage of each kind, small enough to run for every value of every setting of a stage."""
+
 from __future__ import annotations
 
 import copy
@@ -14,11 +15,17 @@ from trainwright.core.stage import stages
 from trainwright.core.store import Store
 from trainwright.life.run import run
 
-TUNE = {"name": "tune", "kind": "train", "from": {"model": "previous.tune", "data": "corpus"}, "steps": 1, "batch_size": 8,
-        "precision": "fp32", "compile": False, "methods": [{"use": "pack", "length": 32}]}
+TUNE = {
+    "name": "tune", "kind": "train", "from": {"model": "previous.tune", "data": "corpus"}, "steps": 1,
+    "batch_size": 8, "precision": "fp32", "compile": False, "methods": [{"use": "pack", "length": 32}],
+}
 MORE: list[dict[str, Any]] = [
-    {"name": "pruned", "kind": "transform", "from": {"model": "base", "data": "corpus"}, "methods": [{"use": "magnitude"}]},
-    {"name": "rounds", "kind": "repeat", "rounds": 2, "start": {"tune": "base"}, "stage": [TUNE]}]
+    {
+        "name": "pruned", "kind": "transform", "from": {"model": "base", "data": "corpus"},
+        "methods": [{"use": "magnitude"}],
+    },
+    {"name": "rounds", "kind": "repeat", "rounds": 2, "start": {"tune": "base"}, "stage": [TUNE]},
+]
 """Stages of the kinds that the tiny life lacks."""
 
 
@@ -42,7 +49,9 @@ class StageCase(NamedTuple):
         group, _, _ = self.path.rpartition(".")
         holder = holder.setdefault(group, {}) if group else holder
         holder[self.key] = VALUES[self.value]
-        table["stage"] = [s for i, s in enumerate(table["stage"][:at + 1]) if i == at or s["kind"] != "evaluate"]
+        table["stage"] = [
+            s for i, s in enumerate(table["stage"][: at + 1]) if i == at or s["kind"] != "evaluate"
+        ]
         return parse(table, folder / "life.toml")
 
 

@@ -2,6 +2,7 @@
 
 ``make hostile`` tries ten thousand more.
 """
+
 from __future__ import annotations
 
 import itertools

@@ -4,6 +4,7 @@ or what takes it works.
 All values are put into all settings here; of those that are accepted a sample, drawn by a seed, is run for a step.
 ``make hostile`` runs them all.
 """
+
 from __future__ import annotations
 
 import random
@@ -138,8 +139,16 @@ def test_what_stages_accept_works_or_is_refused(home: Path) -> None:
 
 VALUES_TOLD: list[tuple[str, dict[str, Any], str]] = [
     ("adamw", {"lr": float("inf")}, "lr must be a finite number below 3.4e38 in size, not inf."),
-    ("adamw", {"lr": int("9" * 400)}, "lr must be a finite number below 3.4e38 in size, not a number of 400 digits."),
-    ("adamw", {"beta1": 10**5000}, "beta1 must be a finite number below 3.4e38 in size, not a number of 5001 digits."),
+    (
+        "adamw",
+        {"lr": int("9" * 400)},
+        "lr must be a finite number below 3.4e38 in size, not a number of 400 digits.",
+    ),
+    (
+        "adamw",
+        {"beta1": 10**5000},
+        "beta1 must be a finite number below 3.4e38 in size, not a number of 5001 digits.",
+    ),
     ("adamw", {"beta1": 1}, "beta1 must be at least 0 and below 1, not 1"),
     ("pytorch_optimizer", {"optimizer": "Lion", "lr": -1}, "lr must be 0 or more, not -1"),
     ("constant", {"warmup": float("inf")}, "warmup must be"),

@@ -1,5 +1,6 @@
 """Values that no setting is meant for, and the settings that they are put into: of every method and of every
 kind of stage, found from the registry."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -26,15 +27,17 @@ def deep(of: type, levels: int = 3000) -> Any:
 
 VALUES: dict[str, Any] = {
     "0": 0, "-1": -1, "a half": 0.5, "1e308": 1e308, "-1e308": -1e308, "1e-300": 1e-300, "inf": INFINITY,
-    "-inf": -INFINITY, "nan": NAN, "1e30": 1e30, "2**31 - 1": 2**31 - 1, "2**63": 2**63, "-2**63 - 1": -2**63 - 1,
-    "400 digits": int("9" * 400), "5,000 digits": 10**5000 - 1, "true": True, "false": False,
-    "no text": "", "a word": "x", "a glob": "[", "NUL": "a\0b", "an escape": "\x1b[31mx", "markup": "[/red]",
-    "half a character": "\udc80", "a long text": "x" * 100_000, "a path": "../../x", "a format": "{0.__class__}",
-    "a date": datetime.date(2020, 1, 1), "an hour": datetime.time(1, 2), "an empty list": [], "a list of -1": [-1],
-    "a list of nan": [NAN], "a list of 400 digits": [int("9" * 400)], "a list of no text": [""],
-    "a list of lists": [[[[]]]], "a long list": [1] * 50_000, "an empty table": {}, "a table of 2**63": {"a": 2**63},
-    "a table of dates": {"a": datetime.date(2020, 1, 1)}, "deep lists": deep(list), "deep tables": deep(dict),
-    "deep in a table": {"a": deep(list)}, "deep in a list": [deep(dict)]}
+    "-inf": -INFINITY, "nan": NAN, "1e30": 1e30, "2**31 - 1": 2**31 - 1, "2**63": 2**63,
+    "-2**63 - 1": -(2**63) - 1, "400 digits": int("9" * 400), "5,000 digits": 10**5000 - 1, "true": True,
+    "false": False, "no text": "", "a word": "x", "a glob": "[", "NUL": "a\0b", "an escape": "\x1b[31mx",
+    "markup": "[/red]", "half a character": "\udc80", "a long text": "x" * 100_000, "a path": "../../x",
+    "a format": "{0.__class__}", "a date": datetime.date(2020, 1, 1), "an hour": datetime.time(1, 2),
+    "an empty list": [], "a list of -1": [-1], "a list of nan": [NAN],
+    "a list of 400 digits": [int("9" * 400)], "a list of no text": [""], "a list of lists": [[[[]]]],
+    "a long list": [1] * 50_000, "an empty table": {}, "a table of 2**63": {"a": 2**63},
+    "a table of dates": {"a": datetime.date(2020, 1, 1)}, "deep lists": deep(list),
+    "deep tables": deep(dict), "deep in a table": {"a": deep(list)}, "deep in a list": [deep(dict)],
+}
 """By what they are."""
 
 
@@ -74,7 +77,12 @@ def paths(cls: type) -> Iterator[str]:
 
 def of_methods() -> list[Case]:
     """Every value in every setting of every method."""
-    return [Case(name, path, value) for name in registry.cards() for path in paths(registry.find(name)) for value in VALUES]
+    return [
+        Case(name, path, value)
+        for name in registry.cards()
+        for path in paths(registry.find(name))
+        for value in VALUES
+    ]
 
 
 def of_stages() -> list[tuple[str, str, str]]:

@@ -10,7 +10,7 @@ import torch
 
 from tests.corpus.test_selecting import rows
 from trainwright import families
-from trainwright.check import tiny
+from trainwright.check import documents, tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus import tokens
@@ -22,7 +22,7 @@ LONG = " ".join(["wheat and barley while rain falls over a quiet valley"] * 12)
 def docs(folder: Path) -> Any:
     """The tiny corpus' rows, with an empty document and one longer than the model reads at once."""
     usual = {"domain": "d", "source": "s", "metadata": "{}", "messages": None}
-    return tiny.table([usual | {"id": "empty", "text": ""}, usual | {"id": "long", "text": LONG}])
+    return documents.table([usual | {"id": "empty", "text": ""}, usual | {"id": "long", "text": LONG}])
 
 
 def alone(model: torch.nn.Module, text: str, length: int) -> tuple[float, int]:

@@ -15,8 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import trainwright.check.laws_of_curate  # noqa: F401  (it adds to LAWS)
-import trainwright.check.laws_of_kinds  # noqa: F401
+import trainwright.check.laws_of_curate
+import trainwright.check.laws_of_kinds
+import trainwright.check.laws_without_loop  # noqa: F401  (each of the three adds to LAWS)
 from trainwright.check.laws import LAWS, TRAINS, Broken, Law
 from trainwright.check.ranks import RANKS, check_ranks
 from trainwright.check.subject import Subject, load, reported

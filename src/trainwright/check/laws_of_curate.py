@@ -9,6 +9,7 @@ from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from trainwright.check import documents as made_up
 from trainwright.check import tiny
 from trainwright.check.laws import difference, expect, law
 from trainwright.check.subject import Subject
@@ -29,7 +30,7 @@ def rows() -> Iterator[dict[str, Any]]:
     """The documents of the tiny corpus, strange ones, one that was written from another, and preference
     pairs of messages and of plain text."""
     usual = {"domain": "odd", "source": "made up", "metadata": "{}"}
-    yield from tiny.rows()
+    yield from made_up.rows()
     for i, text in enumerate(ODD):
         yield usual | {"id": f"odd/{i}", "text": text}
     written = {"id": "prose/2#again", "domain": "prose", "origin": "prose/2"}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright import families
-from trainwright.check import tiny
+from trainwright.check import documents, tiny
 from trainwright.core import registry
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
@@ -67,9 +67,19 @@ class Subject:
         """A folder in which nothing is."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
-    def stage(self, **settings: Any) -> Train:
+    def stage(
+        self,
+        *,
+        kind: str = "",
+        accumulate: int = 1,
+        eval_every: int = 0,
+        precision: str = "fp32",
+        saved: Path | None = None,
+        train: type[Train] = Train,
+    ) -> Train:
         """The tiny stage with the method in it, anew."""
-        return tiny.stage(self.make(), self.place(), **settings)
+        return tiny.stage(self.make(), self.place(), kind=kind, accumulate=accumulate, eval_every=eval_every,
+                          precision=precision, saved=saved, train=train)
 
     def scrambled(self, seed: int) -> Scrambled:
         """A run that whatever it draws from the global generators gives away."""
@@ -151,6 +161,6 @@ def logits(model: nn.Module) -> Tensor:
     """What a model makes of something that it can read."""
     ids = torch.arange(3, 51).view(2, 24)
     if families.family_of(model).name == tiny.PICTURES:
-        pixels = torch.linspace(-1, 1, 2 * 3 * tiny.SIDE**2).view(2, 3, tiny.SIDE, tiny.SIDE)
+        pixels = torch.linspace(-1, 1, 2 * 3 * documents.SIDE**2).view(2, 3, documents.SIDE, documents.SIDE)
         return model(input_ids=ids, pixel_values=pixels).logits_per_image  # type: ignore[no-any-return]
     return model(input_ids=ids).logits  # type: ignore[no-any-return]

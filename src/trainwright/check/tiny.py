@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import atexit
 import copy
-import io
-import json
 import random
 import shutil
 import tempfile
@@ -20,6 +18,7 @@ import torch
 from torch import nn
 
 from trainwright import families
+from trainwright.check import documents
 from trainwright.core import registry
 from trainwright.core.batches import Calibration
 from trainwright.core.build import build
@@ -28,7 +27,6 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import (
     Batch,
-    Curate,
     Data,
     Evaluator,
     Method,
@@ -42,12 +40,10 @@ from trainwright.core.method import (
 from trainwright.corpus.editing import BETWEEN
 
 if TYPE_CHECKING:
-    from daft import DataFrame
+    pass
 
 WHERE = "the conformance battery"
 STEPS, ROWS, VOCABULARY = 9, 8, 300
-SIDE = 8
-"""Pixels of a picture's side."""
 HELD = 0.1
 """Share of the documents kept for tuning, and of those kept for evaluation."""
 LLAMA, GPT2, BERT, DISTILBERT, CLIP, SIGLIP = "llama", "gpt2", "bert", "distilbert", "clip", "siglip"
@@ -55,7 +51,7 @@ PICTURES = "image_text"
 FAMILIES = {"causal_lm": (LLAMA, GPT2), "masked_lm": (BERT, DISTILBERT), PICTURES: (CLIP, SIGLIP)}
 """Kinds of model that methods are tried on, by family: two of each, that share as little as two can."""
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT, VISION = TOWER | {"max_position_embeddings": 64}, TOWER | {"image_size": SIDE, "patch_size": 4}
+TEXT, VISION = TOWER | {"max_position_embeddings": 64}, TOWER | {"image_size": documents.SIDE, "patch_size": 4}
 SHAPES: dict[str, dict[str, Any]] = {
     LLAMA: {
         "hidden_size": 16,
@@ -97,97 +93,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 """Own and tied embeddings, nn.Linear and Conv1D, rotary and learned positions; no dropout, which is drawn per
 micro-batch."""
-WORDS = {
-    "prose": "the old farmer sows wheat and barley while rain falls over a quiet valley — "
-    "grüne Äcker, пшеница, 麦",
-    "code": "def walk ( node ) : while node is not None yield node.value ; return left [ 0 ] += 1 # größer",
-    "chat": "please tell me how many apples are left in that basket or "
-    "whether we should pick some more today",
-}
-"""What the documents of each domain are made of; a method's example may name these domains."""
-
-
-def rows() -> Iterator[dict[str, str | None]]:
-    """Plain documents of two domains, and conversations as a third, so that every objective finds something.
-
-    They are short: in rows of 32 tokens several meet, and an answer is not cut away. The label of each is its
-    domain.
-    """
-    draw = random.Random(0)
-    for number in range(120):
-        domain = list(WORDS)[number % 3]
-        longest = 3 if domain == "chat" else 9
-        said = [" ".join(draw.choices(WORDS[domain].split(), k=draw.randrange(1, longest))) for _ in range(2)]
-        turns = [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
-        text, messages = (
-            (BETWEEN.join(said), json.dumps(turns)) if domain == "chat" else (". ".join(said), None)
-        )
-        yield {
-            "id": f"{domain}/{number}",
-            "text": text,
-            "domain": domain,
-            "source": "made up",
-            "metadata": "{}",
-            "messages": messages,
-            "label": domain,
-        }
-
-
-def picture(number: int) -> bytes:
-    """A PNG, the same for a number on every machine."""
-    from PIL import Image
-    draw, out = random.Random(number), io.BytesIO()
-    Image.frombytes("RGB", (SIDE, SIDE), draw.randbytes(SIDE * SIDE * 3)).save(out, "PNG")
-    return out.getvalue()
-
-
-def table(extra: Sequence[dict[str, str | None]] = ()) -> DataFrame:
-    """Those documents as the first method of a corpus would hand them on."""
-    import daft
-    import pyarrow as pa
-
-    from trainwright.corpus.columns import ARROW
-    return daft.from_arrow(pa.Table.from_pylist([*rows(), *extra], ARROW))
-
-
-def scored(documents: DataFrame) -> DataFrame:
-    """The table with columns that other methods would have written: ``score``, a number, and ``embedding``,
-    four of them."""
-    import daft
-    import pyarrow as pa
-
-    from trainwright.corpus import documents as tables
-    from trainwright.corpus import tokens
-    ids = [row["id"] for batch in tables.stream(documents.select("id")) for row in batch.to_pylist()]
-    place = [[tokens.uniform(name, salt) for salt in ("a", "b", "c", "d")] for name in ids]
-    told = pa.table({"id": pa.array(ids, pa.large_string()), "score": [p[0] for p in place],
-                     "embedding": pa.array(place, pa.list_(pa.float32()))})
-    return documents.join(daft.from_arrow(told), on="id")
-
-
-class Sentences(Curate):
-    """The documents above."""
-
-    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        return table()
-
-
-class Illustrated(Curate):
-    """The plain ones of them, each with a picture."""
-
-    def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        import daft
-        import pyarrow as pa
-
-        from trainwright.corpus.columns import ARROW
-        from trainwright.corpus.media import keeper
-        keep = keeper(ctx)
-        assert keep is not None
-        plain = [row for row in rows() if row["messages"] is None]
-        shown = [row | {"image": keep(picture(number), "image")} for number, row in enumerate(plain)]
-        return daft.from_arrow(pa.Table.from_pylist(shown, ARROW))
-
-
 class Idle(Update):
     """A link of the chain that does nothing: what an update is compared with that is switched off."""
 
@@ -226,7 +131,7 @@ def corpus() -> Path:
     settings = corpora.CorpusSettings(tokenizer=_train_tokenizer(place() / "tokenizer"), tune=HELD, test=HELD,
                                       chat_template="chatml")
     folder.mkdir()
-    corpora.build(folder, [Sentences()], settings, Context(), place() / "cache", lambda line: None)
+    corpora.build(folder, [documents.Sentences()], settings, Context(), place() / "cache", lambda line: None)
     return folder
 
 
@@ -238,7 +143,7 @@ def pictures() -> Path:
     settings = corpora.CorpusSettings(tokenizer=str(corpus()), tune=HELD, test=HELD)
     folder.mkdir()
     ctx = Context(folder=place() / "pictures.work" / "methods")
-    corpora.build(folder, [Illustrated()], settings, ctx, place() / "cache", lambda line: None)
+    corpora.build(folder, [documents.Illustrated()], settings, ctx, place() / "cache", lambda line: None)
     return folder
 
 
@@ -250,7 +155,7 @@ def data_for(kind: str) -> Path:
 def _train_tokenizer(folder: Path) -> str:
     """A tokenizer of the documents for training, what is said in each on one line."""
     from trainwright.corpus import bpe, chat, splits
-    every = list(rows())
+    every = list(documents.rows())
     ids, domains = (np.array([row[name] for row in every], dtype=object) for name in ("id", "domain"))
     mine = splits.by_hash(ids, domains, HELD, HELD) == 0
     lines = [(row["text"] or "").replace(BETWEEN, " ") for row, use in zip(every, mine, strict=True) if use]
@@ -406,9 +311,21 @@ def pulls(method: Data, folder: Path, kind: str = LLAMA) -> bool:
     return False
 
 
-def stage(method: Method | None, folder: Path, *, more: Sequence[Method] = (), **settings: Any) -> Train:
-    """The tiny stage with ``method`` in it, built (``settings``: see ``built``)."""
-    return built([*beside(method, folder), *more], folder, **settings)
+def stage(
+    method: Method | None,
+    folder: Path,
+    *,
+    more: Sequence[Method] = (),
+    kind: str = "",
+    accumulate: int = 1,
+    eval_every: int = 0,
+    precision: str = "fp32",
+    saved: Path | None = None,
+    train: type[Train] = Train,
+) -> Train:
+    """The tiny stage with ``method`` and what it needs beside it, and ``more``; the rest is as in ``built``."""
+    return built([*beside(method, folder), *more], folder, kind=kind, accumulate=accumulate, eval_every=eval_every,
+                 precision=precision, saved=saved, train=train)
 
 
 def built(

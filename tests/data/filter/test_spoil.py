@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from tests.corpus.test_selecting import rows
-from trainwright.check import tiny
+from trainwright.check import documents
 from trainwright.core.context import Context
 from trainwright.data.filter.spoil import Spoil
 
 
 def made(folder: Path, **settings: Any) -> list[dict[str, Any]]:
-    return rows(Spoil(**settings).apply(tiny.table(), Context(folder=folder)))
+    return rows(Spoil(**settings).apply(documents.table(), Context(folder=folder)))
 
 
 def test_what_is_planted_is_known_and_of_the_share_that_was_asked(tmp_path: Path) -> None:
@@ -34,4 +34,4 @@ def test_what_is_planted_is_known_and_of_the_share_that_was_asked(tmp_path: Path
 
 
 def test_nothing_is_planted_where_nothing_is_asked(tmp_path: Path) -> None:
-    assert made(tmp_path, duplicates=0.0, noise=0.0) == rows(tiny.table())
+    assert made(tmp_path, duplicates=0.0, noise=0.0) == rows(documents.table())

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.corpus.test_selecting import rows
-from trainwright.check import tiny
+from trainwright.check import documents as made_up
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.data.select.random_subset import RandomSubset
@@ -13,7 +13,7 @@ from trainwright.data.select.random_subset import RandomSubset
 
 def kept(folder: Path, seed: int = 0, **settings: float) -> set[str]:
     method = RandomSubset(**settings)  # type: ignore[arg-type]
-    return {r["id"] for r in rows(method.apply(tiny.table(),
+    return {r["id"] for r in rows(method.apply(made_up.table(),
                                                Context(seed=seed, folder=folder / f"{seed}{settings}")))}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.data.frames import told
-from trainwright.check import tiny
+from trainwright.check import documents
 from trainwright.core.context import Context
 from trainwright.corpus.documents import empty
 from trainwright.data.sources.physics_of_lms_3_1 import (
@@ -87,7 +87,7 @@ def test_questions_are_about_other_people_than_the_test() -> None:
 
 def test_it_is_the_same_each_time_and_adds_to_what_is_there() -> None:
     assert made(seed=1) == made(seed=1) != made(seed=2)
-    assert len(told(PhysicsOfLms_3_1(people=2).apply(tiny.table(), Context()))) == 120 + 2 + 12
+    assert len(told(PhysicsOfLms_3_1(people=2).apply(documents.table(), Context()))) == 120 + 2 + 12
     for wrong in ({"people": 1}, {"paraphrases": 0}, {"asked": 1.5}):
         with pytest.raises(ValueError):
             PhysicsOfLms_3_1(**wrong)

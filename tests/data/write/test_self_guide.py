@@ -11,7 +11,7 @@ import pytest
 
 from tests.data.frames import told
 from tests.lm.writing.stub_writer import serving
-from trainwright.check import tiny
+from trainwright.check import documents as made_up
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.documents import empty
@@ -47,7 +47,7 @@ def made(folder: Path, stub: Any, documents: Any = None, **more: Any) -> dict[st
 
 def test_pairs_are_conversations_with_the_whole_prompt(tmp_path: Path) -> None:
     with serving(rule) as stub:
-        found = made(tmp_path, stub, tiny.table())
+        found = made(tmp_path, stub, made_up.table())
         new = {n: r for n, r in found.items() if r["source"] == "self_guide"}
         assert len(found) - len(new) == 120 and 8 < len(new) <= 24 and stub.bodies[0]["top_k"] == 40
         for row in new.values():

@@ -14,6 +14,7 @@ from scipy.stats import spearmanr
 from tests.corpus.corpora import Given, build
 from tests.data.unigrams import context, kept, written
 from tests.lm.architectures import make
+from trainwright.check import documents as made_up
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -196,12 +197,12 @@ def test_documents_like_the_target_are_chosen(tmp_path: Path, monkeypatch: pytes
 def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
     ctx = tiny.curating(tmp_path)
     with pytest.raises(UserError, match=r"reads the column 'embedding'.*embed writes one"):
-        Quad().apply(tiny.table(), ctx)
+        Quad().apply(made_up.table(), ctx)
     with pytest.raises(UserError, match="count = 1,000 is more than the 120 documents"):
-        Quad(count=1000).apply(tiny.scored(tiny.table()), replace(ctx, folder=tmp_path / "again"))
+        Quad(count=1000).apply(made_up.scored(made_up.table()), replace(ctx, folder=tmp_path / "again"))
     with pytest.raises(UserError,
                        match=r"the largest of the 100 clusters has \d documents, and it takes 10 to measure one"):
-        Quad().apply(tiny.scored(tiny.table()), replace(ctx, folder=tmp_path / "small"))
+        Quad().apply(made_up.scored(made_up.table()), replace(ctx, folder=tmp_path / "small"))
     with pytest.raises(ValueError, match=r"at most 0\.2"):
         Quad(scored=0.5)
     with pytest.raises(ValueError, match="less than one document"):
