@@ -1,6 +1,7 @@
 """Commands that answer questions over many runs: compare, bench, fit-law. Heavy imports wait."""
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -62,7 +63,7 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     """
     from trainwright.compare import spec as specs
     from trainwright.core.files import without_links
-    from trainwright.core.recipe import parse_change
+    from trainwright.core.recipe import own_code, parse_change
     given = {"stage": stage, "metric": metric, "seeds": seeds, "baseline": baseline, "trials": trials,
              "budget": specs.parse_budget(budget) if budget else None,
              "tune": specs.parse_tune(tune) if tune else None}
@@ -75,6 +76,8 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     from trainwright.report.comparison import table
     from trainwright.report.comparison.progress import ComparisonProgress
     progress = ComparisonProgress(spec.settings.metric)
+    for file in own_code(spec.table, *map(asdict, (spec.settings, *spec.arms))):
+        Terminal().print(f"compare runs {file}, since the recipe names it", soft_wrap=True)
     c = Comparison(spec, Store(store), progress, jobs, engine, early_stop, keep)
     Terminal().print(table.estimate(estimate(c)))
     if not dry_run:

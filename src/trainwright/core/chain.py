@@ -11,8 +11,9 @@ from trainwright.core.method import Optimizer, State, Tensors, Update
 class Chain:
     """The updates of a stage in recipe order.
 
-    Neighbours that one method can do in one go are absorbed (AdamW takes in weight decay). An optimizer behind which no
-    other update changes the same parameters takes its step in place (a fused kernel); for all others the loop subtracts.
+    Neighbours that one method can do in one go are absorbed (AdamW takes in weight decay). An optimizer behind
+    which no other update changes the same parameters takes its step in place (a fused kernel); for all others
+    the loop subtracts.
     """
 
     def __init__(self, updates: list[tuple[str, Update]]) -> None:
@@ -37,7 +38,8 @@ class Chain:
             if isinstance(method, Optimizer):
                 rate = method.lr * float(ctx.knobs["lr"])
                 if not whole and not self.followed(i, mine):
-                    method.apply({n: updates.pop(n) for n in mine}, {n: params[n] for n in mine}, states[key], ctx, rate)
+                    own = {n: updates.pop(n) for n in mine}
+                    method.apply(own, {n: params[n] for n in mine}, states[key], ctx, rate)
                     continue
                 rates |= dict.fromkeys(mine, rate)
             given = {n: updates[n] for n in mine}
@@ -72,7 +74,8 @@ class Chain:
         around = state | {"param": each(state.get("param", {}), lambda _, t: sharding.full(t))}
         out = method.update({n: sharding.full(u) for n, u in updates.items()},
                             {n: sharding.full(p) for n, p in params.items()}, around, ctx)
-        state.update(around | {"param": each(around["param"], lambda n, t: sharding.like(t, params[n]) if n in params else t)})
+        cut = each(around["param"], lambda n, t: sharding.like(t, params[n]) if n in params else t)
+        state.update(around | {"param": cut})
         ctx.grads = sharded
         return {n: sharding.like(u, params[n]) for n, u in out.items()}
 
@@ -91,4 +94,5 @@ def check(key: str, method: Update, made: Tensors, given: Tensors) -> None:
 
 
 def each(leaves: dict[str, Tensors], fn: object) -> dict[str, Tensors]:
-    return {n: {leaf: fn(n, t) for leaf, t in named.items()} for n, named in leaves.items()}  # type: ignore[operator]
+    return {n: {leaf: fn(n, t) for leaf, t in named.items()}  # type: ignore[operator]
+            for n, named in leaves.items()}

@@ -26,8 +26,8 @@ class UserError(Exception):
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
-    """Put the recipe and its stage in front of a mistake that is found where neither is known. That a method ends
-    the whole program is such a mistake."""
+    """Put the recipe and its stage in front of a mistake that is found where neither is known. That a method
+    ends the whole program is such a mistake."""
     try:
         yield
     except UserError as error:
@@ -40,7 +40,8 @@ def located(where: str) -> Iterator[None]:
 
 def exited(ended: SystemExit) -> str:
     """What is wrong where code that is not the command line's calls ``sys.exit``."""
-    return f"a method, or a library, ended the program (sys.exit({brief(ended.code)})), which only a command may."
+    said = f"sys.exit({brief(ended.code)})"
+    return f"a method, or a library, ended the program ({said}), which only a command may."
 
 
 def suggest(word: str, among: Iterable[str]) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.settings import MOST, Seed, fit, make, too_deep
+from trainwright.core.settings import MOST, Seed, fit, levels, make, too_deep
 from trainwright.core.shown import BRIEF, brief, cut
 from trainwright.core.stage import Made, Stage, check_seed, label_of, stages
 
 LARGEST_RECIPE = 16 << 20
 """Bytes beyond which a file is no recipe."""
+WORD = r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*"
+"""What a stage may be called."""
 HUB = r"hf://([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*"
 
 
@@ -42,14 +44,15 @@ class Recipe:
         for one in self.stages:
             if one.name == name:
                 return one
-        raise UserError(f"{self.file}: there is no stage {name!r}{suggest(name, [s.name for s in self.stages])}.")
+        known = [s.name for s in self.stages]
+        raise UserError(f"{self.file}: there is no stage {name!r}{suggest(name, known)}.")
 
 
 def load(file: Path | str, changes: dict[str, Any] | None = None) -> Recipe:
     """Read and check a recipe; ``changes`` maps ``stage.key`` or a top-level key to a new value.
 
     Raises:
-        UserError: a missing file, broken TOML, an unknown key, a wrong type, a stage that names no earlier stage …
+        UserError: a missing file, broken TOML, an unknown key, a wrong type, a stage that names no earlier one …
     """
     file = Path(file)
     table, text = read(file)
@@ -86,7 +89,7 @@ def _parsed(text: str, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: not valid TOML: {error}.") from None
     except RecursionError:
         raise UserError(f"{where}: lists and tables stand too deep within each other.") from None
-    except ValueError as error:                      # a number of more digits than Python reads, a date that is none
+    except ValueError as error:                      # a number of more digits than Python reads
         digits = re.search(r"\d[\d_]{4000}", text)
         if digits is None:
             raise UserError(f"{where}: not valid TOML: {error}.") from None
@@ -128,12 +131,24 @@ def parse(table: dict[str, Any], file: Path, text: str = "", changes: dict[str, 
     found: list[Stage] = []
     for number, one in enumerate(listed, 1):
         found.append(read_stage(one, f"{file}: stage {number}", str(file), Names(found, names, file.parent)))
-    return Recipe(top.get("title", file.stem), top.get("seed", 0), top.get("trackers", ()), tuple(found), file, text)
+    title, seed, trackers = top.get("title", file.stem), top.get("seed", 0), top.get("trackers", ())
+    return Recipe(title, seed, trackers, tuple(found), file, text)
 
 
 def place_of(root: Path, name: str) -> Path:
     """The path that a recipe in the folder ``root`` names; ``~`` is the user's home."""
     return root / os.path.expanduser(name)
+
+
+def own_code(*tables: Any) -> list[str]:
+    """Files of Python that tables of a recipe name, and that whoever prepares its stages runs: methods, and
+    factories of models."""
+    found: dict[str, None] = {}
+    for one, _ in levels(tables):
+        for value in (one.get("use"), one.get("factory")) if isinstance(one, dict) else ():
+            file = value.rpartition(":")[0] or value if isinstance(value, str) else ""
+            found |= {file: None} if file.endswith(".py") else {}
+    return list(found)
 
 
 class Names:
@@ -162,14 +177,17 @@ class Names:
         if name in self.every:
             itself = self.every.index(name) == len(self.before)
             which = "this stage itself" if itself else "a later stage"
-            raise UserError(f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier ones.")
+            raise UserError(f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier "
+                            "ones.")
         stage, label = label_of(name)
         if label and stage in self.known:
             kept = [n for n in self.known if n.startswith(f"{stage}@")]
             raise UserError(f"{where}: from.{role} = {name!r}: {stage!r} keeps "
-                            + (f"the snapshots {', '.join(kept)}." if kept else "no snapshots: name them in its snapshots = […]."))
+                            + (f"the snapshots {', '.join(kept)}." if kept
+                               else "no snapshots: name them in its snapshots = […]."))
         if not os.path.exists(place_of(self.root, name)):
-            raise UserError(f"{where}: from.{role} = {name!r} is neither an earlier stage nor a path{suggest(name, self.known)}.")
+            raise UserError(f"{where}: from.{role} = {brief(name)} is neither an earlier stage nor a path"
+                            f"{suggest(name, self.known)}.")
 
 
 def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
@@ -181,8 +199,9 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
     if not isinstance(table, dict):
         raise UserError(f"{where} must be a table: write [[stage]].")
     name = table.get("name")
-    if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*", name):
-        raise UserError(f"{where}: name must be a word of at most 100 letters, digits, '_', '.' or '-', not {brief(name)}.")
+    if not isinstance(name, str) or len(name) > 100 or not re.fullmatch(WORD, name):
+        raise UserError(f"{where}: name must be a word of at most 100 letters, digits, '_', '.' or '-', not "
+                        f"{brief(name)}.")
     where = f"{file}: stage {name!r}"
     if name in names.known:
         raise UserError(f"{where}: two stages have this name.")
@@ -196,7 +215,8 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
     settings["inputs"] = _inputs(settings.get("inputs", {}), names, where)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
         if not isinstance(method, dict) or not isinstance(method.get("use"), str):
-            raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {brief(method)}.")
+            raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not "
+                            f"{brief(method)}.")
     made: Stage = make(cls, cls.read(settings, names, file, where), where)
     try:
         made.check(where)
@@ -229,7 +249,8 @@ def _inputs(given: Any, names: Names, where: str) -> dict[str, list[str]]:
 def change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
     """``--set adapt.tokens=1000``, ``--set seed=3``, ``--set adapt.methods.adamw.lr=1e-3``."""
     listed = table.get("stage", ())
-    stages = {str(s.get("name")): s for s in (listed if isinstance(listed, list) else ()) if isinstance(s, dict)}
+    tables = [s for s in listed if isinstance(s, dict)] if isinstance(listed, list) else []
+    stages = {str(s.get("name")): s for s in tables}
     whole = max((n for n in stages if key.startswith(f"{n}.")), key=len, default="")
     parts = [whole, *key.removeprefix(f"{whole}.").split(".")] if whole else key.split(".")
     if key in stages:
@@ -248,7 +269,8 @@ def change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
         if not isinstance(at, (dict, list)):
             raise UserError(f"{file}: --set {key}: there is no {part!r} to change.")
     if not isinstance(at, dict):
-        raise UserError(f"{file}: --set {key}: say which setting of which method, such as {parts[0]}.methods.adamw.lr=1e-3.")
+        raise UserError(f"{file}: --set {key}: say which setting of which method, such as "
+                        f"{parts[0]}.methods.adamw.lr=1e-3.")
     at[parts[-1]] = value
 
 
@@ -262,5 +284,6 @@ def parse_change(text: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         return key.strip(), value.strip()
     except (ValueError, RecursionError):
-        raise UserError(f"--set {cut(text, 2 * BRIEF)}: this is no value: it is too long or too deep.") from None
+        said = cut(text, 2 * BRIEF)
+        raise UserError(f"--set {said}: this is no value: it is too long or too deep.") from None
     return key.strip(), read["value"] if len(read) == 1 else value.strip()

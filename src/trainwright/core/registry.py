@@ -172,7 +172,8 @@ def use_of(method: Method | type[Method]) -> str:
 def create(settings: dict[str, Any], root: Path, where: str) -> Method:
     """A method from its table in a recipe (``use`` and its settings)."""
     if not isinstance(settings, dict) or not isinstance(settings.get("use"), str):
-        raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not {brief(settings)}.")
+        raise UserError(f"{where}: a method is a table such as {{ use = \"next_token\" }}, not "
+                        f"{brief(settings)}.")
     with located(where):
         cls = load(locate(settings["use"], root, where))
         place = f"{where} ({cut(settings['use'], BRIEF)})"
@@ -192,8 +193,8 @@ def recall(settings: Any, where: str) -> Method:
         file = Path(use).resolve()
         beside = {getattr(sys.modules.get(name), "__file__", None) for name in _BESIDE}
         if file not in _NAMED and str(file) not in beside and file not in {c.file for c in cards().values()}:
-            raise UserError(f"{where} was made by the method in {file}, and a folder alone runs nothing: name that "
-                            "file in the recipe, or install the method.")
+            raise UserError(f"{where} was made by the method in {file}, and a folder alone runs nothing: name "
+                            "that file in the recipe, or install the method.")
     return create(settings, Path(), where)
 
 

@@ -7,7 +7,7 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Annotated, Any, NamedTuple
 
@@ -228,9 +228,11 @@ def _text(value: Any, where: str) -> str:
 
 
 def too_deep(value: Any, name: str = "", names: int = 3) -> str | None:
-    """The key under which lists and tables stand too deep for a recipe, if there is one: the nearest that a person
-    would look for, at most ``names`` levels down."""
-    inner = value.items() if isinstance(value, dict) else [(name, v) for v in value] if isinstance(value, list) else ()
+    """The key under which lists and tables stand too deep for a recipe, if there is one: the nearest that a
+    person would look for, at most ``names`` levels down."""
+    inner: Iterable[tuple[str, Any]] = value.items() if isinstance(value, dict) else ()
+    if isinstance(value, list):
+        inner = [(name, v) for v in value]
     if names and inner:
         return next((found for k, v in inner if (found := too_deep(v, k, names - 1)) is not None), None)
     return name if any(depth > 2 * DEEPEST for _, depth in levels(value)) else None
@@ -268,7 +270,7 @@ def _fit_union(value: Any, args: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in args:
         return None
     real = [a for a in args if a is not type(None)]
-    for arg in sorted(real, key=lambda a: _bare(a) is not type(value)):  # 1.0 stays 1.0 where 1 is something else
+    for arg in sorted(real, key=lambda a: _bare(a) is not type(value)):  # 1.0 stays 1.0 where 1 means a count
         try:
             return fit(value, arg, where)
         except UserError as error:

