@@ -116,3 +116,13 @@ def test_what_cannot_be_known_yet_is_said(life: Path) -> None:
     life.write_text(life.read_text().replace("steps = 6", "epochs = 1"))
     base = plan(load(life), Store(life.parent / "store"), probes=Here()).stages[1]
     assert "steps" not in base.figures and base.figures["parameters"] > 0 and "memory_bytes" in base.figures
+
+
+def test_an_objective_that_scores_more_than_tokens_waits_for_its_data(life: Path) -> None:
+    text = life.read_text().partition('[[stage]]\nname = "adapt"')[0]
+    classes = ('{ use = "examples", fields = ["text", "label"], length = 32 }, '
+               '{ use = "classifier", classes = ["code", "prose"], pool = "mean" }, { use = "label" }')
+    life.write_text(text.replace('{ use = "pack", length = 32 }, { use = "next_token" }', classes))
+    base = plan(load(life), Store(life.parent / "store"), probes=Here()).stages[1]
+    assert base.note.startswith("its objective scores more than tokens") and "seconds" not in base.figures
+    assert base.figures["parameters"] > 0 and base.figures["steps"] == 6
