@@ -1,5 +1,8 @@
-"""Every hostile input, not only the sample that the tests take: ``make hostile``. Prints what is wrong, and how many
-were tried. With a number as its argument, so many drawn inputs from each of ten other seeds."""
+"""Every hostile input, not only the sample that the tests take: ``make hostile``.
+
+It prints what is wrong, and how many were tried. Its argument is the number of inputs to draw from each of ten
+other seeds.
+"""
 
 from __future__ import annotations
 

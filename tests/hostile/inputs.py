@@ -1,5 +1,7 @@
-"""Malformed inputs, drawn from a seed: recipes, commands, manifests, data files, chats. None of them is a bug of its
-author's only; each is something that a disk, an editor or another program has written once."""
+"""Malformed inputs, drawn from a seed: recipes, commands, manifests, data files, chats.
+
+Each is something that a disk, an editor or another program has written once.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import gzip
 import json
 import random
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -348,7 +350,10 @@ def data(draw: Draw) -> Input:
 def chat(draw: Draw) -> Input:
     """Conversations that other programs write."""
     good = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": TEXT}]
-    said: Callable[[Any], dict[str, Any]] = lambda content: {"role": "assistant", "content": content}  # noqa: E731
+
+    def said(content: Any) -> dict[str, Any]:
+        return {"role": "assistant", "content": content}
+
     last = draw.choice(
         [
             said(None), said(""), said([{"type": "text", "text": "x"}]), said(3), said({"a": 1}),

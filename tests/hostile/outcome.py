@@ -1,4 +1,4 @@
-"""What becomes of an input: the command line in this process, with what it printed and how long it may take."""
+"""What becomes of an input: the command line in this process, what it prints and how long it may take."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ def say(words: tuple[str, ...], folder: Path) -> Outcome:
         code = ended.code or 0
     except (Exception, Hang) as error:
         frames = traceback.extract_tb(error.__traceback__)[-3:]
-        raised = f"{type(error).__name__}: {str(error)[:200]} ({', '.join(f'{Path(f.filename).name}:{f.lineno}' for f in frames)})"
+        at = ", ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames)
+        raised = f"{type(error).__name__}: {str(error)[:200]} ({at})"
     finally:
         sys.argv = argv
         os.chdir(here)
@@ -103,7 +104,7 @@ def problem(given: Input, texts: Path) -> str:
 
 
 def judged(given: Input, got: Outcome) -> str:
-    """No traceback, no hang; a mistake is said in one sentence without anything unseen; what must be refused is."""
+    """No traceback, no hang; a mistake is said in one plain sentence; what must be refused is."""
     if got.raised:
         return got.raised
     if "Traceback" in got.out + got.err:

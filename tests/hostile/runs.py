@@ -20,7 +20,7 @@ KNOWN = {"parameters": 1e6, "tokens": 2e7}
 
 
 def attempt(method: Method) -> str:
-    """Take one step with it; returns what the user is told where it is refused, and nothing where it works."""
+    """Take one step with it; returns what the user is told where it is refused, nothing where it works."""
     folder = Path(tempfile.mkdtemp(dir=tiny.place()))
     try:
         _step(method, folder)

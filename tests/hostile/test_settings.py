@@ -1,8 +1,7 @@
-"""No setting ends in an exception: a value that no method is meant for is refused in one sentence that names its key,
-or what takes it works.
+"""No setting ends in an exception: a value is refused in one sentence that names its key, or what takes it works.
 
-All values are put into all settings here; of those that are accepted a sample, drawn by a seed, is run for a step.
-``make hostile`` runs them all.
+All values are put into all settings here; of those that are accepted a sample, drawn by a seed, is run for a
+step. ``make hostile`` runs them all.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def test_every_value_in_every_setting_of_a_stage_is_taken_or_refused_in_a_senten
 
 
 def tried(case: Case) -> str:
-    """What is wrong with a step of a method with such a value, in a line; empty where it works or is refused."""
+    """What is wrong with a step of a method with such a value; empty where it works or is refused."""
     try:
         said = runs.attempt(case.make())
         return sentence(said) if said else ""
@@ -95,7 +94,7 @@ def tried(case: Case) -> str:
 
 
 def runnable() -> Iterator[Case]:
-    """Accepted values of methods that run here. The largest counts ask for more than any machine has time for."""
+    """Accepted values of methods that run here, but for the largest count, which no machine has time for."""
     return (c for c in method_cases()[0] if c.value != "2**31 - 1" and not absent(registry.find(c.method)))
 
 
