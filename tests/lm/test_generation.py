@@ -1,12 +1,14 @@
 """Text depends on its prompt, its seed and the decoding methods alone; it is what transformers would write."""
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainwright import families
@@ -168,8 +170,35 @@ def test_sampling_depends_on_the_seed_alone(folder: Path) -> None:
 @pytest.mark.parametrize(("prompt", "tokens", "temperature", "chat", "sentence"), [
     ("hello", 8, 0.8, True, "no chat template; leave out --chat"),
     ("hello", 0, 0.8, False, "tokens must be 1"), ("hello", 8, -1.0, False, "temperature must be 0 or more"),
+    ("hello", 10**30, 0.8, False, "at most 1,000,000, not 1000000"), ("hello", 8, float("nan"), False, "temperature must"),
+    ("hello", 8, 1e-300, False, "must be 0, which takes the likeliest token, or from 1e-06 to 1e\\+06, not 1e-300"),
     ("the sea " * 40, 8, 0.8, False, "leaves no room in the 64 positions")])
 def test_what_cannot_be_is_one_sentence(folder: Path, prompt: str, tokens: int, temperature: float,
                                         chat: bool, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         generate(folder, prompt, tokens, temperature, chat, 0)
+
+
+@pytest.mark.parametrize("temperature", (0.0, 0.8))
+def test_scores_that_are_no_numbers_are_one_sentence(folder: Path, temperature: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.ln_f.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"no numbers \(NaN\) as scores of the next token: its weights are damaged"):
+        generate(folder, "the sea", 8, temperature, False, 0)
+
+
+@pytest.mark.parametrize("temperature", (1e-6, 1e6))
+def test_the_coldest_and_the_hottest_texts(folder: Path, temperature: float) -> None:
+    said = generate(folder, "the sea", 8, temperature, False, 0)
+    assert (said == generate(folder, "the sea", 8, 0.0, False, 0)) == (temperature < 1)
+
+
+def test_a_prompt_does_not_end_with_what_its_tokenizer_puts_behind_a_text(folder: Path) -> None:
+    before = generate(folder, "the sea", 8, 0.0, False, 0)
+    held = json.loads((folder / "tokenizer.json").read_text())
+    one = held["post_processor"]["single"]
+    held["post_processor"]["single"] = [*one, {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}]
+    (folder / "tokenizer.json").write_text(json.dumps(held))
+    assert families.load_tokenizer(folder, "")("x")["input_ids"][-1] == 0
+    assert generate(folder, "the sea", 8, 0.0, False, 0) == before

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import nn
 
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import UNTRAINED, Evaluator
@@ -86,7 +87,7 @@ class KnowledgeExtraction(Evaluator):
         rows = sorted(self._rows(ctx), key=lambda row: uniform(row["id"], "knowledge_extraction"))
         positions, found, many = most_positions(model), list[Asked](), dict[str, int]()
         for row in rows:
-            one = self._read(row, ctx.tokenizer)
+            one = self._read(row, model, ctx.tokenizer)
             if one is None or many.setdefault(one.attribute, 0) >= self.most:
                 continue
             many[one.attribute] += 1
@@ -124,7 +125,7 @@ class KnowledgeExtraction(Evaluator):
         ]
         return [row for table in tables for row in table.to_pylist() if ids is None or row["id"] in ids]
 
-    def _read(self, row: dict[str, str], tokenizer: Any) -> Asked | None:
+    def _read(self, row: dict[str, str], model: nn.Module, tokenizer: Any) -> Asked | None:
         """The question that a document asks, or None."""
         if row["messages"] is not None:
             messages = json.loads(row["messages"])
@@ -141,7 +142,7 @@ class KnowledgeExtraction(Evaluator):
         known = json.loads(row["metadata"] or "{}")
         if not isinstance(known.get("question"), str) or not isinstance(known.get("answer"), str):
             return None
-        ids = tokenizer(known["question"])["input_ids"]
+        ids = families.prompt(model, tokenizer, known["question"])
         return self._with(ids, known["answer"], " {}.", str(known.get("attribute") or self.domain), tokenizer)
 
     def _with(self, ids: list[int], answer: str, form: str, attribute: str, tokenizer: Any) -> Asked | None:

@@ -49,7 +49,7 @@ class Samples(Evaluator):
         tokenizer = ctx.tokenizer
         if tokenizer is None:
             raise UserError("samples: the stage has no tokenizer to read the prompts with.")
-        read = [self._encoded(tokenizer, prompt) for prompt in self.prompts]
+        read = [self._encoded(model, tokenizer, prompt) for prompt in self.prompts]
         asked = [Prompt(ids, room(model, len(ids), self.new_tokens, "samples"),
                         ctx.rng(f"samples/{i}", at=0).initial_seed(), self.temperature)
                  for i, ids in enumerate(read)]
@@ -63,9 +63,9 @@ class Samples(Evaluator):
             "distinct_2": len(set(pairs)) / max(1, len(pairs)),
         }
 
-    def _encoded(self, tokenizer: Any, prompt: str) -> list[int]:
+    def _encoded(self, model: nn.Module, tokenizer: Any, prompt: str) -> list[int]:
         missing = "samples: chat = true, but the tokenizer has no chat template."
-        ids = encoded(tokenizer, prompt, self.chat, missing)
+        ids = encoded(model, tokenizer, prompt, self.chat, missing)
         if not ids:
             raise UserError("samples: a prompt is empty and the tokenizer puts nothing in front of it.")
         return ids

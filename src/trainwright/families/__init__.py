@@ -37,7 +37,6 @@ from trainwright.families.checkpoints import (
     download,
     export,
     load_config,
-    load_tokenizer,
     save,
     unpack,
 )
@@ -51,6 +50,7 @@ from trainwright.families.image_text import (
     text_embeddings,
 )
 from trainwright.families.libraries import quiet
+from trainwright.families.tokenizers import load_tokenizer, prompt, stop_at
 from trainwright.families.weights import weight_files
 
 __all__ = [
@@ -83,9 +83,11 @@ __all__ = [
     "made_from",
     "pictures",
     "positions_of",
+    "prompt",
     "quiet",
     "save",
     "skeleton",
+    "stop_at",
     "takes_positions",
     "text_embeddings",
     "token_logits",

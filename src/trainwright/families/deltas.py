@@ -20,6 +20,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.files import expected, read_json
 from trainwright.core.method import Surgery
 from trainwright.families.checkpoints import BACKBONE, save
+from trainwright.families.tokenizers import stop_at
 
 TABLE = "surgery.json"
 """Beside a delta: the surgery's settings, the seed it was performed with, and whether it was folded in."""
@@ -52,6 +53,7 @@ def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, 
     if len(written) == 1:
         written[0].rename(out / "adapter")
     masks.enforce(model)
+    stop_at(model, tokenizer)
     kept = [s.name for s, _ in chain if not s.folds]
     save(model, out / BACKBONE if kept else out, None if kept else tokenizer)
     if kept and tokenizer is not None:

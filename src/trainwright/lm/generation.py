@@ -24,6 +24,10 @@ from trainwright.lm.losses import most_positions
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """From the tokens so far [rows, length] and the scores of the next [rows, vocabulary] to other scores."""
+COLDEST = 1e-6
+"""The lowest temperature that is not 0; scores are divided in float32."""
+MOST_TOKENS = 1_000_000
+"""Of one text; no model writes more than that in a day."""
 USUAL_TOP_K = 50
 """How many of the likeliest tokens transformers draws from where a model's generation config does not say."""
 
@@ -97,18 +101,41 @@ def _ended(ids: list[int], end: int | list[int] | None) -> list[int]:
 def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | None) -> list[Processor]:
     """What the scores of a batch go through."""
     from transformers import TopKLogitsWarper
+    for p in prompts:
+        check_temperature(p.temperature)
     warmth = torch.tensor([p.temperature for p in prompts])
     draws = [torch.Generator().manual_seed(p.seed) for p in prompts]
     shaping = [method.processor(model, ctx) for method in ctx.decode]
     if not warmth.any():
-        return shaping
+        return [numbers, *shaping]
     if top_k:
         shaping = [TopKLogitsWarper(top_k), *shaping]
     elif top_k is None and not shaping:
         shaping = usual(model)
     divisor = torch.where(warmth > 0, warmth, 1.0)[:, None]
-    return [lambda tokens, scores: scores / divisor.to(scores.device), *shaping,
+    return [numbers, lambda tokens, scores: scores / divisor.to(scores.device), *shaping,
             lambda tokens, scores: drawn(scores, draws, warmth > 0)]
+
+
+def numbers(tokens: Tensor, scores: Tensor) -> Tensor:
+    """The scores as they are.
+
+    Raises:
+        UserError: they are no numbers, from which nothing could be drawn.
+    """
+    if bool(scores.isnan().any()):
+        raise UserError("the model gives no numbers (NaN) as scores of the next token: its weights are damaged, or it "
+                        "diverged when it was trained.")
+    return scores
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what scores cannot be divided by."""
+    if not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature must be 0 or more, not {temperature}.")
+    if temperature and not COLDEST <= temperature <= 1 / COLDEST:
+        raise UserError(f"temperature must be 0, which takes the likeliest token, or from {COLDEST:g} to "
+                        f"{1 / COLDEST:g}, not {temperature:g}.")
 
 
 def usual(model: Any) -> list[Processor]:
@@ -153,16 +180,15 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: b
     Raises:
         UserError: the folder holds nothing that writes text, no tokenizer, or (for ``chat``) no template.
     """
-    if tokens < 1:
-        raise UserError(f"tokens must be 1 or more, not {tokens}.")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"temperature must be 0 or more, not {temperature}.")
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise UserError(f"tokens must be 1 or more, and at most {MOST_TOKENS:,}, not {str(tokens)[:24]}.")
+    check_temperature(temperature)
     model, tokenizer = families.load(folder, "generate"), families.load_tokenizer(folder, "generate")
     if tokenizer is None:
         raise UserError(f"{folder} has no tokenizer.")
     if not writes(model):
         raise UserError(f"{folder}: a {type(model).__name__} does not write text.")
-    ids = encoded(tokenizer, prompt, chat, f"{folder}: its tokenizer has no chat template; leave out --chat.")
+    ids = encoded(model, tokenizer, prompt, chat, f"{folder}: its tokenizer has no chat template; leave out --chat.")
     if not ids:
         raise UserError("the prompt is empty and the tokenizer puts nothing in front of it.")
     ctx = Context(seed=seed, tokenizer=tokenizer, decode=decode)
@@ -191,14 +217,14 @@ def room(model: nn.Module, length: int, new_tokens: int, where: str) -> int:
     return left
 
 
-def encoded(tokenizer: Any, prompt: str, chat: bool, without_template: str) -> list[int]:
+def encoded(model: nn.Module, tokenizer: Any, prompt: str, chat: bool, without_template: str) -> list[int]:
     """A prompt's tokens, those of a user's turn for ``chat``.
 
     Raises:
         UserError: ``without_template``, where the tokenizer has no chat template.
     """
     if not chat:
-        return list(tokenizer(prompt)["input_ids"])
+        return families.prompt(model, tokenizer, prompt)
     if tokenizer.chat_template is None:
         raise UserError(without_template)
     said = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True,

@@ -68,7 +68,7 @@ class Reader:
         Raises:
             UserError: a checkpoint without a tokenizer.
         """
-        tokenizer = families.load_tokenizer(families.backbone(folder), method)
+        tokenizer = families.load_tokenizer(folder, method)
         if tokenizer is None:
             raise UserError(f"{method}: the model in {folder} has no tokenizer, so that it cannot read documents.")
         model = families.load(folder, method).to(ctx.device).eval().requires_grad_(False)

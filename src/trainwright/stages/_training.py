@@ -185,7 +185,9 @@ def start(job: Job, store: Store, ctx: Context) -> nn.Module:
         assert table is not None
         known = ctx.tokenizer is not None
         config = families.from_table(table, ctx.tokenizer, job.where, job.root) if known else stage.start_config(job, store)
-        return families.create(config, run.seed, job.where).to(ctx.device)
+        model = families.create(config, run.seed, job.where)
+        families.stop_at(model, ctx.tokenizer)
+        return model.to(ctx.device)
     model = _weights(source, job, store)
     own = families.load_tokenizer(source.path(store, job.where), job.where) if source.ready(store) else None
     if own is not None and ctx.tokenizer is not None and own.get_vocab() != ctx.tokenizer.get_vocab():
@@ -195,6 +197,7 @@ def start(job: Job, store: Store, ctx: Context) -> nn.Module:
     size = families.vocabulary_of(model)
     if ctx.tokenizer is not None and size is not None and len(ctx.tokenizer) > size:
         raise UserError(f"{job.where}: the vocabulary of {len(ctx.tokenizer)} tokens does not fit the model's {size} embeddings.")
+    families.stop_at(model, ctx.tokenizer)
     return model.to(ctx.device)
 
 

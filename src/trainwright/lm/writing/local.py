@@ -10,7 +10,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.store import key_of, stamp
 from trainwright.corpus.chat import own_template
-from trainwright.lm.generation import Prompt, written
+from trainwright.lm.generation import Prompt, encoded, written
 from trainwright.lm.losses import most_positions
 from trainwright.lm.writing.writer import Request, Stopped, Writer
 
@@ -23,7 +23,7 @@ class LocalWriter:
     """
 
     def __init__(self, folder: Path, writer: Writer, method: str, ctx: Context) -> None:
-        self.tokenizer = families.load_tokenizer(families.backbone(folder), method)
+        self.tokenizer = families.load_tokenizer(folder, method)
         if self.tokenizer is None:
             raise UserError(f"{method}: the model in {folder} has no tokenizer, so it cannot write.")
         self.model: Any = families.load(folder, method).to(ctx.device).eval().requires_grad_(False)
@@ -43,11 +43,7 @@ class LocalWriter:
         """There is nothing to close."""
 
     def _encode(self, request: Request) -> list[int]:
-        prompt = request.prompt
-        if self.chat:
-            said = [{"role": "user", "content": prompt}]
-            prompt = self.tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
-        ids: list[int] = self.tokenizer(prompt, add_special_tokens=not self.chat)["input_ids"]
+        ids = encoded(self.model, self.tokenizer, request.prompt, self.chat, "")
         new = self.writer.max_tokens
         if not ids:
             raise Stopped(f"the prompt of {request.name!r} is empty.")
