@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,7 +67,8 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
         if not isinstance(sys.exception(), UserError):     # reported first: to the other ranks a closed
             sharding.stop()                                # connection is an error
         if main and progress.states:
-            _report(loaded, made_in, progress.states)
+            with suppress(Exception) if sys.exception() else nullcontext():       # which is what to report
+                _report(loaded, made_in, progress.states)
 
 
 def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> None:

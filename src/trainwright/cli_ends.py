@@ -56,10 +56,12 @@ def carry_out(app: Callable[[], None]) -> None:
     except UserError as error:
         _after_rank_0()
         _fail(str(error))
-    except Exception as error:
-        said = machine.refused(error)
+    except BaseException as error:
+        said = None if isinstance(error, SystemExit) else machine.refused(error)
         if said is None:
             raise
+        if machine.exhausted(error):
+            sys.unraisablehook = _say_nothing                       # libraries fail on their way out, too
         _fail(said)
     finally:
         _flush()
@@ -74,8 +76,15 @@ def _fail(why: str) -> None:
 
 
 def _say(line: Text) -> None:
-    with suppress(OSError):
+    try:
         Terminal(stderr=True).print(line, soft_wrap=True)
+    except (OSError, MemoryError):
+        with suppress(OSError):
+            os.write(2, f"{line.plain}\n".encode())
+
+
+def _say_nothing(unraisable: object) -> None:
+    """Of what goes wrong while the process ends: it has been said why."""
 
 
 def _open_outputs() -> None:

@@ -12,11 +12,21 @@ FULL = {errno.ENOSPC: "make room or choose another --store", errno.EDQUOT: "make
         errno.EPERM: "choose another --store, or change its permissions",
         errno.EROFS: "choose another --store"}
 """What helps."""
+SCARCE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 NUMBER = re.compile(r"\((?:os error|error code) (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 """How libraries that are not Python tell the number of an error."""
 MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc|"
                     r"failed to map segment|can't start new thread|Unable to allocate", re.IGNORECASE)
 KEPT = "what was saved before is kept"
+
+
+ENGINE = re.compile(r"execution task has died")
+"""How the engine of tables tells that a thread of its own has ended."""
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether nothing is left of something that every program needs: memory, threads, open files."""
+    return refused(error) is not None and not (isinstance(error, OSError) and error.errno not in SCARCE)
 
 
 def refused(error: BaseException) -> str | None:
@@ -35,6 +45,9 @@ def _refused(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or told:
         return ("there is too little memory: take fewer rows at a time or a smaller model, or allow more "
                 f"(ulimit -v); {KEPT}.")
+    if ENGINE.search(text) or type(error).__name__ == "PanicException":
+        return (f"a thread of a library has ended in the middle of its work ({text[:100]}): it had too little memory, "
+                f"too few threads or too few open files (ulimit -v, -u, -n); {KEPT}.")
     found = NUMBER.search(text)
     if not isinstance(error, OSError) and found is None:
         return None

@@ -284,6 +284,8 @@ class Store:
         Raises:
             Damaged: a file of it is not as it was written.
         """
+        if not artifact.path.is_dir():
+            raise Damaged(f"{artifact.path} was removed; run the same command again.")
         if bad := files.intact(artifact.path):
             raise Damaged(self._broken(artifact.path.name, bad))
         return artifact.path
