@@ -4,6 +4,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from trainwright.compare.spec import Arm, Spec
@@ -100,6 +101,7 @@ class ArmRecipes:
             near = suggest(target, stages)
             raise UserError(f"{self.spec.file}: arm {arm.name!r}: at = {target!r} is no stage{near}.")
         self._swap(stages[target], arm)
+        self._spare(stages[target])
         whole = {"stage": list(stages.values())}
         for key, value in arm.set.items():
             named = any(key.startswith(f"{n}.") for n in stages)
@@ -214,6 +216,19 @@ class ArmRecipes:
             methods = [*methods[:at], dict(new), *behind]
         stage["methods"] = methods
 
+    def _spare(self, stage: dict[str, Any]) -> None:
+        """Leave out roles of ``from`` that no method of this arm asks for, where those of other arms may."""
+        kind, where = stage_kinds().get(str(stage.get("kind"))), str(self.spec.file)
+        given = stage.get("from")
+        if kind is None or not isinstance(given, dict):
+            return
+        asked = set(kind.roles)
+        for method in stage["methods"]:
+            if isinstance(method.get("use"), str):
+                asked |= set(registry.load(registry.locate(method["use"], self.spec.file.parent, where)).roles)
+        spare = {role for role in given if role not in asked} & _known_roles()
+        stage["from"] = {role: names for role, names in given.items() if role not in spare}
+
     def _displaces(self, new: dict[str, Any], old: dict[str, Any]) -> bool:
         """Whether both are of a kind of which a stage has one, and neither leaves parameters to the other."""
         both = any(self._is_a(new, kind) and self._is_a(old, kind) for kind in ALONE)
@@ -262,3 +277,9 @@ def _ancestors(stages: dict[str, dict[str, Any]], goals: list[str]) -> list[str]
             found.add(name)
             todo += _sources(stages[name])
     return [n for n in stages if n in found]
+
+
+@cache
+def _known_roles() -> frozenset[str]:
+    """The roles that any installed method asks for."""
+    return frozenset(role for name in registry.cards() for role in registry.find(name).roles)
