@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import typer
@@ -19,18 +19,37 @@ from typer.core import TyperGroup
 
 from trainwright.core import ending, machine
 from trainwright.core.errors import UserError, exited
+from trainwright.core.shown import plain
 from trainwright.report.terminal import Terminal, styled
 
 RANK_0_FIRST = 15.0
 """Seconds that another rank waits before it reports a mistake: rank 0 may have a report to write."""
 
 
+USAGE: Any = typer.BadParameter.__base__
+"""What is raised for a command line that cannot be read."""
+
+
+@contextmanager
+def _shown() -> Iterator[None]:
+    """What is said of a command line repeats words of it, which are shown as they are."""
+    try:
+        yield
+    except USAGE as error:
+        error.message = plain(error.message)
+        raise
+
+
 class Commands(TyperGroup):
     """The commands, each of which ends alike when it is asked to."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _shown():
+            return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
-            with ending.heard():
+            with ending.heard(), _shown():
                 return super().invoke(ctx)
         except SystemExit as ended:
             raise UserError(exited(ended)) from None

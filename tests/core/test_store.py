@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from trainwright.core import files
+from trainwright.core import store as store_module
 from trainwright.core.errors import UserError
 from trainwright.core.files import sweep
 from trainwright.core.store import Artifact, Store, key_of, stamp
@@ -335,3 +336,14 @@ def test_caches_are_verified_too(tmp_path: Path) -> None:
     told = dict(store.verify())
     assert "abc is not as it was written; it is made again when it is next needed" in told["cache/tokens/abc.sums"]
     assert "config.json is not as it was written; remove" in told["cache/some-package/checksums.json"]
+
+
+def test_a_folder_of_too_many_files_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    before = stamp(tmp_path)
+    assert before == stamp(tmp_path) != stamp(tmp_path / "model.safetensors")
+    monkeypatch.setattr(store_module, "MOST_FILES", 0)
+    with pytest.raises(UserError, match="holds more than 0 files: it is no checkpoint and no corpus"):
+        stamp(tmp_path)
+    with pytest.raises(UserError, match="cannot be read: No such file or directory"):
+        stamp(tmp_path / "none")

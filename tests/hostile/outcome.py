@@ -119,8 +119,8 @@ def judged(given: Input, got: Outcome) -> str:
         return "carried out, though it must be refused"
     if got.code == 0 or "Usage:" in got.err or "Usage:" in got.out:
         return ""
-    if given.words[:2] == ("store", "verify"):
-        return "" if got.out else "verify says nothing"
+    if given.words[:2] == ("store", "verify") and got.out:
+        return ""
     *others, last = got.err.strip().splitlines() or [""]
     if got.code == USAGE and not last.startswith("error: "):
         return f"no error is said: {got.err[-300:]!r}"

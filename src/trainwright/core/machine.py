@@ -5,6 +5,8 @@ import errno
 import os
 import re
 
+from trainwright.core.shown import brief
+
 FULL = {errno.ENOSPC: "make room or choose another --store", errno.EDQUOT: "make room or choose another --store",
         errno.EFBIG: "files may not grow so large here (ulimit -f)",
         errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files",
@@ -56,7 +58,7 @@ def _refused(error: BaseException) -> str | None:
         number = int(found[1] or found[2])
     file = error.filename if isinstance(error, OSError) else None
     if number == errno.ENAMETOOLONG:
-        return f"{file!r} is too long for the name of a file."
+        return f"{brief(file)} is too long for the name of a file."
     said = error.strerror if isinstance(error, OSError) else None
     what = said or (os.strerror(number) if number is not None else text[:200] or type(error).__name__)
     at = f" ({os.fsdecode(file)})" if file else ""

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from trainwright.core import files
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import Damaged, expected
 
+MOST_FILES = 100_000
+"""Files below a folder beyond which it is neither a checkpoint nor a corpus."""
 MANIFEST = "manifest.json"
 NEEDED = {"stage": str, "inputs": dict, "figures": dict}
 """What every manifest says; without it, it is none of ours."""
@@ -379,6 +382,18 @@ def key_of(*things: Any) -> str:
 
 
 def stamp(path: Path) -> str:
-    """What identifies a folder or file outside the store: names, sizes and times of its files."""
-    files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    return key_of([(str(f.relative_to(path)), s.st_size, s.st_mtime_ns) for f in files for s in [f.stat()]])
+    """What identifies a folder or file outside the store: names, sizes and times of its files.
+
+    Raises:
+        UserError: it cannot be read, or so many files lie below it that it is no checkpoint and no corpus, but a
+            home or a disk.
+    """
+    try:
+        below = list(islice(path.rglob("*"), MOST_FILES + 1)) if path.is_dir() else []
+        if len(below) > MOST_FILES:
+            raise UserError(f"{path} holds more than {MOST_FILES:,} files: it is no checkpoint and no corpus.")
+        inside = sorted(f for f in below if f.is_file()) if path.is_dir() else [path]
+        found = [(str(f.relative_to(path)), f.stat()) for f in inside]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+    return key_of([(name, told.st_size, told.st_mtime_ns) for name, told in found])
