@@ -111,7 +111,7 @@ class Lacking(Optimizer):
 def test_updates_that_would_be_broadcast_are_refused() -> None:
     with pytest.raises(UserError, match=r"^odd.1 returns an update of a.weight of the shape \(3, 1\), not \(1,\)\.$"):
         step(Odd(how="shape"), Plain(lr=1.0))
-    with pytest.raises(UserError, match="odd.1 returns an update of nobody, which it was not given"):
+    with pytest.raises(UserError, match=r"odd.1 returns an update of nobody, which it was not given"):
         step(Odd(how="name"), Plain(lr=1.0))
-    with pytest.raises(UserError, match="lacking.1 returns no update of b.bias, whose step it owns"):
+    with pytest.raises(UserError, match=r"lacking.1 returns no update of b.bias, whose step it owns"):
         step(Lacking(lr=1.0), Scale())

@@ -1,4 +1,5 @@
 """Messages: one line, nothing unseen, no longer than anybody reads; and what ends a program from within."""
+
 from __future__ import annotations
 
 import sys
@@ -21,7 +22,10 @@ def test_a_place_is_named_once() -> None:
 
 
 def test_what_ends_the_program_is_a_mistake_with_a_place() -> None:
-    with pytest.raises(UserError, match=r"^here: a method, or a library, ended the program \(sys.exit\(0\)\)"), located("here"):
+    with (
+        pytest.raises(UserError, match=r"^here: a method, or a library, ended the program \(sys.exit\(0\)\)"),
+        located("here"),
+    ):
         sys.exit(0)
 
 
