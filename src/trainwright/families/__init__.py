@@ -50,6 +50,7 @@ from trainwright.families.image_text import (
     text_embeddings,
 )
 from trainwright.families.libraries import quiet
+from trainwright.families.own_loss import check_knobs, own_weight
 from trainwright.families.tokenizers import load_tokenizer, prompt, stop_at
 from trainwright.families.weights import weight_files
 
@@ -81,6 +82,7 @@ __all__ = [
     "load_config",
     "load_tokenizer",
     "made_from",
+    "own_weight",
     "pictures",
     "positions_of",
     "prompt",
@@ -121,10 +123,14 @@ def from_table(table: dict[str, Any], tokenizer: Any, where: str, root: Path = P
     if family is None:
         made = transformers_config(fields, known, where)
         with located(where):
+            check_knobs(fields, made, where)
             return family_of(made).fitted(made, known)
     if not isinstance(fields.get(family.key), str):
         raise UserError(f"{where}: a model of the family {family.name} needs model.{family.key}.")
-    return family.config(fields, known, where, root)
+    made = family.config(fields, known, where, root)
+    with located(where):
+        check_knobs(fields, made, where)
+    return made
 
 
 def is_closed(table: dict[str, Any] | None) -> bool:
@@ -141,15 +147,18 @@ def check_objectives(methods: Iterable[Objective | Evaluator], model: Any) -> No
             that config, where one is quick to make.
 
     Raises:
-        UserError: a method that does not, or a model that sees what it is to predict.
+        UserError: a method that does not, a model that sees what it is to predict, or one whose own loss has
+            something in it that is not known.
     """
     family = family_of(model)
     for m in methods:
         if family.name not in m.families and "*" not in m.families:
             raise UserError(f"{m.name} scores models of the families {', '.join(m.families)}, and a "
                             f"{type(model).__name__} is of the family {family.name}.")
+    config = made_from(model) if isinstance(model, nn.Module) else model
+    own_weight(config)
     if family.causal:
-        check_causal_config(made_from(model) if isinstance(model, nn.Module) else model)
+        check_causal_config(config)
 
 
 def vocabulary_of(model: nn.Module) -> int | None:

@@ -20,6 +20,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.families import evaluating, takes_positions, token_logits
 from trainwright.families.causality import LEAK
+from trainwright.lm.balanced import balance_weight, balanced_losses
 from trainwright.lm.cross_entropy import tiled_cross_entropy
 from trainwright.lm.encoder_decoder import encoded_losses, has_encoder
 from trainwright.lm.prefix import prefix_mask
@@ -36,22 +37,31 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
     batch whose ``packed`` is False promises one document a row: then no mask is needed. The positions of a
     batch's ``prefix`` are seen by all of their document (see ``prefix_mask``). The body is compiled where
     ``ctx.compile`` says so and gradients are wanted. Where the model has an encoder, that reads what is given
-    of each document (see ``_encoder_decoder``).
+    of each document (see ``encoder_decoder.py``). In training, the balance of experts that a model's config
+    asks for is added (see ``balanced.py``).
     """
     if has_encoder(model):
         return sharding.within(model, encoded_losses, batch)
+    losses, balance = _scored(model, batch, ctx)
+    return losses if balance is None else losses + balance
+
+
+def _scored(model: nn.Module, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor | None]:
+    """The cross-entropies, and what the balance of experts adds to them, if anything."""
     way, targets = way_of(model), batch["targets"]
+    if model.training and torch.is_grad_enabled() and (weight := balance_weight(model)):
+        return balanced_losses(model, batch, weight, way.plain_head, way.takes_places)
     ids, places = batch["input_ids"], batch["position_ids"] if way.takes_places else None
     seen = prefix_mask(model, batch)
     trained = (targets.flatten() != UNTRAINED).nonzero()[:, 0]     # before the body: a GPU waits for it
     fast = ctx.compile and torch.is_grad_enabled()
     with _one_document_a_row() if fast and not batch.get("packed", True) else _as_it_is():
         if way.plain_head:
-            return sharding.within(model, _score, ids, places, seen, targets, trained, fast)
+            return sharding.within(model, _score, ids, places, seen, targets, trained, fast), None
         logits = token_logits(model, ids, places, seen)
     logits = logits.float().flatten(0, 1)
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=UNTRAINED, reduction="none")
-    return losses.view_as(targets)
+    return losses.view_as(targets), None
 
 
 def most_positions(model: nn.Module) -> int | None:
@@ -60,11 +70,11 @@ def most_positions(model: nn.Module) -> int | None:
 
 
 def logged_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
-    """``token_losses``, with ``train_loss/DOMAIN`` logged."""
+    """``token_losses``, with ``train_loss/DOMAIN`` logged, which is the cross-entropy alone."""
     counts = tokens_by_domain(batch)
-    losses = token_losses(model, batch, ctx)
+    losses, balance = (token_losses(model, batch, ctx), None) if has_encoder(model) else _scored(model, batch, ctx)
     note_domains(losses, batch, counts, ctx)
-    return losses
+    return losses if balance is None else losses + balance
 
 
 def trained_tokens(batch: Batch) -> float:
