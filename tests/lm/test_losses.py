@@ -19,11 +19,12 @@ from transformers import (
 )
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.lm import cross_entropy
 from trainwright.lm.cross_entropy import tiled_cross_entropy
-from trainwright.lm.losses import isolation_error, token_losses, way_of
+from trainwright.lm.losses import isolation_error, positions, token_losses, way_of
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -196,3 +197,25 @@ def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
         assert (model.lm_head.weight.grad is None) == frozen
         grads.append(model.model.norm.weight.grad)
     assert torch.allclose(*grads, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "bert", "llama", "opt", "gpt2"])
+def test_positions_count_as_the_model_itself_counts(kind: str):
+    """RoBERTa's begin behind the number of its padding token."""
+    table = {"type": kind, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
+             "max_position_embeddings": 32, "pad_token_id": 1}
+    table |= {"intermediate_size": 32} if kind == "llama" else {"ffn_dim": 32, "word_embed_proj_dim": 16} if kind == "opt" else {}
+    table |= {"is_decoder": True} if "bert" in kind else {}
+    model = families.create(families.from_table(table, None, "here"), 0, "here").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "position" in name or "wpe" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
+    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(9).expand(2, 9)}
+    plain = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), batch["targets"].flatten(), reduction="none")
+    assert torch.allclose(token_losses(model, batch, Context()).flatten(), plain, atol=1e-5)
+    begin = 2 if "roberta" in kind else 0
+    assert families.positions_of(model.config) == 32 - begin
+    told = positions(model, batch)
+    assert told is None or int(told.min()) == begin

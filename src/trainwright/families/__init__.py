@@ -40,7 +40,7 @@ from trainwright.families.checkpoints import (
     save,
     unpack,
 )
-from trainwright.families.configs import Tokens, transformers_config
+from trainwright.families.configs import Tokens, first_position, transformers_config
 from trainwright.families.deltas import write
 from trainwright.families.image_text import (
     Pictures,
@@ -72,6 +72,7 @@ __all__ = [
     "export",
     "families",
     "family_of",
+    "first_position",
     "from_table",
     "has_family",
     "image_embeddings",

@@ -50,7 +50,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Objective, State, Surgery, Tensors, Update
 from trainwright.lm import deltas
 from trainwright.lm.layers import Adapter, as_linear_weight, freeze, installed, linear_layers, put
-from trainwright.lm.losses import evaluating, logged_losses, trained_tokens, way_of
+from trainwright.lm.losses import evaluating, logged_losses, positions, trained_tokens
 from trainwright.lm.prefix import prefix_mask
 
 FILE = "r_amt.safetensors"
@@ -233,7 +233,7 @@ def general_losses(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    places = batch["position_ids"] if way_of(model).takes_places else None
+    places = positions(model, batch)
     given = {
         n: t
         for n, t in (("position_ids", places), ("attention_mask", prefix_mask(model, batch)))

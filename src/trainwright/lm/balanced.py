@@ -35,11 +35,12 @@ def balance_weight(model: nn.Module) -> float:
     return _weights[model]
 
 
-def balanced_losses(model: nn.Module, batch: Batch, weight: float, plain_head: bool,
-                    takes_places: bool) -> tuple[Tensor, Tensor]:
+def balanced_losses(model: nn.Module, batch: Batch, places: Tensor | None, weight: float,
+                    plain_head: bool) -> tuple[Tensor, Tensor]:
     """Cross-entropies [R, L], float32, and what the balance adds to each; both 0 where a target is -100.
 
     Args:
+        places: positions as the model counts them, where it takes any.
         plain_head: whether the head is a linear layer on what the body gives.
 
     Raises:
@@ -50,13 +51,13 @@ def balanced_losses(model: nn.Module, batch: Batch, weight: float, plain_head: b
                         "where a prefix is seen by all: set output_router_logits = false.")
     targets = batch["targets"]
     learned = targets != UNTRAINED
-    places = torch.arange(2, targets.shape[1] + 2, device=targets.device)
-    ends = (learned * places).amax(1).clamp(min=1, max=targets.shape[1]).tolist()
+    behind = torch.arange(2, targets.shape[1] + 2, device=targets.device)
+    ends = (learned * behind).amax(1).clamp(min=1, max=targets.shape[1]).tolist()
     losses, added = [], []
     for r, end in enumerate(ends):                         # a row ends with its last target: behind it is padding
         given = {"input_ids": batch["input_ids"][r:r + 1, :end]}
-        if takes_places:
-            given["position_ids"] = batch["position_ids"][r:r + 1, :end]
+        if places is not None:
+            given["position_ids"] = places[r:r + 1, :end]
         row, balance = sharding.within(model, _row, given, targets[r, :end], plain_head)
         losses.append(F.pad(row, (0, targets.shape[1] - end)))
         added.append(weight * balance.float() * learned[r])

@@ -42,8 +42,9 @@ def block_inputs(model: nn.Module, ctx: Context, method: str) -> list[Call]:
         raise _Reached
 
     first, places = model.get_submodule(names[0]), families.takes_positions(model)
+    begin = families.first_position(model.config) if families.is_pretrained(model) else 0
     for batch in ctx.batches():
-        seen = {n: batch[n] for n in ("input_ids", "position_ids") if n == "input_ids" or places}
+        seen = {"input_ids": batch["input_ids"]} | ({"position_ids": batch["position_ids"] + begin} if places else {})
         hook = first.register_forward_pre_hook(reached, with_kwargs=True)
         try:
             model(**seen, use_cache=False)

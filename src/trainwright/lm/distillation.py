@@ -12,7 +12,7 @@ from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.lm.losses import body_states, way_of
+from trainwright.lm.losses import body_states, positions, way_of
 
 
 def frozen_model(who: str, role: str, ctx: Context) -> nn.Module:
@@ -72,12 +72,12 @@ def distance(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
 
 def _states(model: nn.Module, batch: Batch) -> Tensor:
     """What the body gives to the head: [R L, H]."""
-    return sharding.within(model, body_states, batch["input_ids"], _places(model, batch)).flatten(0, 1)
+    return sharding.within(model, body_states, batch["input_ids"], positions(model, batch)).flatten(0, 1)
 
 
 def _logits_of(model: nn.Module, batch: Batch, trained: Tensor) -> Tensor:
     """Of the next token at the trained positions: [N, V], float32."""
-    ids, places = batch["input_ids"], _places(model, batch)
+    ids, places = batch["input_ids"], positions(model, batch)
     if way_of(model).plain_head:
         logits: Tensor = sharding.within(model, _logits, ids, places, trained)
     else:  # a head with a cap or a scale: the model's own forward
@@ -88,10 +88,6 @@ def _logits_of(model: nn.Module, batch: Batch, trained: Tensor) -> Tensor:
 
 def _logits(model: nn.Module, ids: Tensor, places: Tensor | None, trained: Tensor) -> Tensor:
     return model.get_output_embeddings()(body_states(model, ids, places).flatten(0, 1)[trained])
-
-
-def _places(model: nn.Module, batch: Batch) -> Tensor | None:
-    return batch["position_ids"] if way_of(model).takes_places else None
 
 
 def _spread(values: Tensor, trained: Tensor, batch: Batch) -> Tensor:

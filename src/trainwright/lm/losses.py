@@ -49,9 +49,9 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
 def _scored(model: nn.Module, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """The cross-entropies, and what the balance of experts adds to them, if anything."""
     way, targets = way_of(model), batch["targets"]
+    ids, places = batch["input_ids"], positions(model, batch)
     if model.training and torch.is_grad_enabled() and (weight := balance_weight(model)):
-        return balanced_losses(model, batch, weight, way.plain_head, way.takes_places)
-    ids, places = batch["input_ids"], batch["position_ids"] if way.takes_places else None
+        return balanced_losses(model, batch, places, weight, way.plain_head)
     seen = prefix_mask(model, batch)
     trained = (targets.flatten() != UNTRAINED).nonzero()[:, 0]     # before the body: a GPU waits for it
     fast = ctx.compile and torch.is_grad_enabled()
@@ -62,6 +62,13 @@ def _scored(model: nn.Module, batch: Batch, ctx: Context) -> tuple[Tensor, Tenso
     logits = logits.float().flatten(0, 1)
     losses = F.cross_entropy(logits, targets.flatten(), ignore_index=UNTRAINED, reduction="none")
     return losses.view_as(targets), None
+
+
+def positions(model: nn.Module, batch: Batch) -> Tensor | None:
+    """The position of each token in its document as the model counts (RoBERTa from behind its padding token on), or
+    None where it takes none."""
+    way = way_of(model)
+    return batch["position_ids"] + way.first if way.takes_places else None
 
 
 def most_positions(model: nn.Module) -> int | None:
@@ -119,7 +126,7 @@ def isolation_error(model: nn.Module, vocab: int, ctx: Context) -> float:
     g, half, way = ctx.rng("isolation", at=0), 16, way_of(model)
     first, second = torch.randint(vocab, (2, half), generator=g), torch.randint(vocab, (1, half), generator=g)
     ids = torch.cat([first, second.expand(2, half)], 1).to(ctx.device)
-    places = torch.arange(half).repeat(2, 2).to(ctx.device) if way.takes_places else None
+    places = positions(model, {"position_ids": torch.arange(half).repeat(2, 2).to(ctx.device)})
     with torch.no_grad(), evaluating(model), torch.autocast(ctx.device.type, enabled=False):
         out = (sharding.within(model, body_states, ids, places) if way.plain_head
                else token_logits(model, ids, places))
@@ -155,6 +162,8 @@ class Way:
     takes_places: bool
     head: Any
     """A weak reference: another head (a surgery's) is looked at anew."""
+    first: int
+    """The position of a document's first token."""
 
 
 _ways: weakref.WeakKeyDictionary[nn.Module, Way] = weakref.WeakKeyDictionary()
@@ -191,8 +200,9 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
     says: no cap, no scale. This holds for all weights, while comparing logits alone would take a cap of small
     logits for none.
     """
+    first = families.first_position(model.config) if families.is_pretrained(model) else 0
     if type(head) is not nn.Linear:                         # an adapter on it may be zero now and not later
-        return Way(False, takes_positions(model), weakref.ref(head) if head is not None else lambda: None)
+        return Way(False, takes_positions(model), weakref.ref(head) if head is not None else lambda: None, first)
     body, seen = model.get_decoder(), {}
 
     def at_body(module: nn.Module, given: Any, out: Any) -> None:
@@ -213,7 +223,7 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
             hook.remove()
     plain = (bool(seen.get("linear")) and "body" in seen
              and torch.equal(seen["body"], seen["read"]) and torch.equal(told, seen["said"]))
-    return Way(plain, takes_positions(body if plain else model), weakref.ref(head))
+    return Way(plain, takes_positions(body if plain else model), weakref.ref(head), first)
 
 
 def _score(model: nn.Module, ids: Tensor, places: Tensor | None, seen: Tensor | None, targets: Tensor,

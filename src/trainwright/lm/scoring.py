@@ -30,7 +30,7 @@ from trainwright.core.method import UNTRAINED
 from trainwright.core.store import key_of, stamp
 from trainwright.corpus.chat import Chat
 from trainwright.corpus.tokens import Document, Encoder
-from trainwright.lm.losses import body_states, evaluating, most_positions, padded, token_losses, way_of
+from trainwright.lm.losses import body_states, evaluating, most_positions, padded, positions, token_losses
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -126,10 +126,9 @@ def _losses(reader: Reader, block: Sequence[Document]) -> dict[str, Any]:
 def _embeddings(reader: Reader, block: Sequence[Document]) -> dict[str, Any]:
     sums: Tensor | None = None
     tokens = torch.zeros(len(block), dtype=torch.float64)
-    takes_places = way_of(reader.model).takes_places
     for numbers, batch in reader.batches(reader.encode([d._replace(messages=None) for d in block])):
         with torch.no_grad(), evaluating(reader.model):
-            states = body_states(reader.model, batch["input_ids"], batch["position_ids"] if takes_places else None)
+            states = body_states(reader.model, batch["input_ids"], positions(reader.model, batch))
         inside = (batch["targets"] != UNTRAINED).unsqueeze(-1)
         found = (states.float() * inside).double().sum(1).cpu()
         sums = torch.zeros(len(block), found.shape[1], dtype=torch.float64) if sums is None else sums
