@@ -41,6 +41,8 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         raise UserError(f"there is no kind {kind!r}{suggest(kind, kinds())}.")
     if name in registry.cards():
         raise UserError(f"there is a method {name!r} already: {registry.cards()[name].file}.")
+    if folder is not None and folder.strip("/").partition("/")[0] not in registry.FOLDERS:
+        raise UserError(f"there is no folder {brief(folder)}{suggest(folder, registry.FOLDERS)}.")
     package = root / "src" / "trainwright"
     if not package.is_dir():
         raise UserError(
