@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(where: str, tmp_path: Path, monk
 
     def full(*given: Any, **more: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(checkpoint, {"tensors": "_blocks", "json": "write_text"}[where], full)
+    monkeypatch.setattr(checkpoint, {"tensors": "_blocks", "json": "sync"}[where], full)
     with pytest.raises(OSError, match="No space left") as told:
         checkpoint.save(run, tmp_path, {})
     assert told.value.errno == errno.ENOSPC

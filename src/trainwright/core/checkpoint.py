@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import shutil
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
-from trainwright.core.files import SUMS, Damaged, checksum, expected, read_json, sync, write_text
+from trainwright.core.files import SUMS, Damaged, checksum, expected, read_json, sync
 from trainwright.core.method import Surgery
 
 if TYPE_CHECKING:
@@ -106,13 +107,19 @@ def _write(part: Path, tensors: dict[str, Tensor]) -> tuple[dict[str, Entry], st
         mine[name] = t
         here = Part(sharding.rank(), tuple(begin), tuple(t.shape))
         entries[name] = Entry(str(t.dtype).removeprefix("torch."), tuple(whole.shape), (here,))
+    return entries, _put(part / _file(sharding.rank()), _blocks(mine))
+
+
+def _put(file: Path, blocks: Iterable[memoryview | bytes]) -> str:
+    """Write a file to the disk; its checksum is taken on the way."""
     digest = hashlib.blake2b()
-    with (part / _file(sharding.rank())).open("wb") as file:
-        for block in _blocks(mine):
+    with file.open("wb") as out:
+        for block in blocks:
             digest.update(block)
-            file.write(block)
-    sync(part / _file(sharding.rank()))
-    return entries, digest.hexdigest()
+            out.write(block)
+        out.flush()
+        os.fsync(out.fileno())
+    return digest.hexdigest()
 
 
 def _blocks(tensors: dict[str, Tensor]) -> Iterator[memoryview | bytes]:
@@ -143,9 +150,9 @@ def _finish(part: Path, final: Path, rest: dict[str, Any],
             plan[name] = entry._replace(parts=parts)
     sums = {_file(rank): digest for rank, (_, digest) in enumerate(written)}
     for file, content in ((PLAN, {"format": FORMAT, "tensors": plan}), (REST, rest)):
-        write_text(part / file, json.dumps(content))
-        sums[file] = checksum(part / file)
-    write_text(part / SUMS, json.dumps(sums))
+        sums[file] = _put(part / file, [json.dumps(content).encode()])
+    _put(part / SUMS, [json.dumps(sums).encode()])
+    sync(part)
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     sync(final.parent)

@@ -93,9 +93,13 @@ def read_json(file: Path, most: int = MOST) -> Any:
 def write_text(file: Path, text: str) -> None:
     """Write a file of this content, whole or not at all, and on the disk when this returns. A link is replaced, not followed."""
     part = file.with_name(f".{file.name}.{threading.get_ident()}.{os.getpid()}")
-    part.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            handle = os.open(part, flags, 0o666)
+        except FileExistsError:                        # of a process of this number, and of a life before this one
+            part.unlink()
+            handle = os.open(part, flags, 0o666)
         with open(handle, "w", encoding="utf-8") as opened:
             opened.write(text)
             opened.flush()
