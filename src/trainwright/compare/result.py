@@ -27,17 +27,13 @@ LEDGER = ("steps", "tokens", "trained_tokens", "seconds", "state_bytes", "stored
 
 SAID = {
     "pairing": "A seed gives all arms the same order of the data and the same starting weights; differences "
-               "are "
-               "taken seed by seed, the arm less the baseline.",
+               "are taken seed by seed, the arm less the baseline.",
     "interval": "Intervals are 95 % paired t intervals of the mean difference, each for its arm alone. With "
-                "so "
-                "few seeds a bootstrap would be too narrow.",
+                "so few seeds a bootstrap would be too narrow.",
     "verdict": "A verdict needs p < 0.05 after Holm's correction over the arms; without that it is no "
-               "difference "
-               "at this budget.",
+               "difference at this budget.",
     "detectable": "Detectable is the smallest true difference that so many seeds, with the spread they "
-                  "showed, "
-                  "would find four times out of five.",
+                  "showed, would find four times out of five.",
     "seconds": "Seconds of a step were measured with the arm and the baseline taking turns; differences are "
                "paired by turn.",
     "memory": "Peak memory is that of a process of its own, libraries included.",
@@ -227,8 +223,7 @@ def _warnings(c: Comparison) -> list[str]:
         for key in tuning.edges([t["values"] for t in trials], c.chosen.get(name, {})):
             best = c.chosen[name][key]
             out.append(f"{name}: the best {key} ({best:g}) lies at the edge of what was tried; search "
-                       "further "
-                       "there.")
+                       "further there.")
         bad = sum(t["metric"] is None and not t["pruned"] for t in trials)
         if bad:
             out.append(f"{name}: {bad} of {len(trials)} tuning trials failed.")
