@@ -229,8 +229,7 @@ def _warnings(c: Comparison) -> list[str]:
             out.append(f"{name}: {bad} of {len(trials)} tuning trials failed.")
     if c.spec.currency == "seconds":
         out.append("Seconds were turned into steps once, from the measured seconds of a step; they are "
-                   "those of "
-                   "this machine.")
+                   "those of this machine.")
     return out
 
 
@@ -245,9 +244,8 @@ def _sentences(c: Comparison) -> dict[str, str]:
     words["tuning"] = "Nothing was tuned: all arms ran with the settings as written."
     if c.trials:
         words["tuning"] = ("Each arm had the same number of tuning trials, on seeds and on held-out "
-                           "documents that "
-                           "the final runs are not measured with; what was best there was run with "
-                           f"{s.seeds} other seeds.")
+                           "documents that the final runs are not measured with; what was best there was "
+                           f"run with {s.seeds} other seeds.")
     fixed = [n for n in c.recipes.shared() if n not in s.reseed]
     before = f"made once, for all runs: {', '.join(fixed)}" if fixed else "nothing came before it"
     words["conditional"] = f"The intervals cover the seeds of the compared stage only; {before}."
