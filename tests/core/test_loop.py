@@ -177,7 +177,7 @@ def test_two_owners_and_claims_on_nothing_are_refused():
         train(1, Adamw()).build()
     with pytest.raises(UserError, match=r"no optimizer takes the step of 0\.weight"):
         Train(convnet(), [Digits(), Classify(), Adamw(params="7.*")], 1).build()
-    with pytest.raises(UserError, match="matches no trainable parameter"):
+    with pytest.raises(UserError, match="both claim the step of the parameters 'layers"):
         train(1, Adamw(params="layers.*")).build()
 
 

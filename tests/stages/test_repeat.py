@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from trainwright import families
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe, parse
-from trainwright.core.store import Artifact, Store
+from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 
@@ -65,14 +66,14 @@ def test_rounds_are_what_the_stages_would_be_by_hand(life: Path) -> None:
 
 
 def test_it_ends_when_the_metric_no_longer_improves_and_the_best_round_counts(life: Path) -> None:
-    ruin = TRAIN | {"methods": [{"use": "pack", "length": 32}, {"use": "adamw", "lr": 0.3}]}
-    loop = LOOP | {"rounds": 6, "stage": [ruin, JUDGE], "until": {"stage": "judge", "metric": "loss/prose", "patience": 2}}
+    until = {"stage": "judge", "metric": "loss/prose", "better": "higher", "patience": 2}      # and it falls in every round
+    loop = LOOP | {"rounds": 6, "until": until}
     judge = JUDGE | {"name": "end", "from": {"models": ["loop.tune"], "data": "corpus"}}
     made = run(recipe(life, loop, judge), store(life))
     losses = [made[f"loop.{r}.judge"].figures["numbers"][f"loop.{r}.tune"]["loss/prose"] for r in range(1, 7)
               if f"loop.{r}.judge" in made]
-    best = min(losses)
-    assert len(losses) < 6 and len(losses) - 2 == losses.index(best) + 1, "two rounds without a better value"
+    best = max(losses)
+    assert len(losses) == 3 and losses.index(best) == 0, "two rounds without a better value"
     assert made["end"].figures["numbers"]["loop.tune"]["loss/prose"] == best
     again = run(recipe(life, loop, judge), store(life))
     assert again.keys() == made.keys(), "run again, everything is there"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.families.base import create, family_of, is_pretrained, skeleton
+from trainwright.families.base import create, family_of, has_family, is_pretrained, made_from, skeleton
 from trainwright.families.libraries import first_line, left_open
 
 LEAK = 1e-4
@@ -33,11 +33,13 @@ def is_causal(model: nn.Module) -> bool:
     device = next(model.parameters()).device
     embedding = _token_embedding(model)
     draw = Context(seed=0).rng("causal")
-    kept = torch.randint(embedding.num_embeddings, (1, HALF), generator=draw)
-    changed = torch.randint(embedding.num_embeddings, (2, HALF), generator=draw)
-    ids = torch.cat([kept.expand(2, HALF), changed], 1).to(device)
+    most = family_of(model).most_positions(made_from(model)) if has_family(model) else None
+    half = HALF if most is None else max(1, min(HALF, most // 2))
+    kept = torch.randint(embedding.num_embeddings, (1, half), generator=draw)
+    changed = torch.randint(embedding.num_embeddings, (2, half), generator=draw)
+    ids = torch.cat([kept.expand(2, half), changed], 1).to(device)
     with torch.no_grad(), evaluating(model), torch.autocast(device.type, enabled=False):
-        seen = _outputs(model, ids)[:, :HALF].float()
+        seen = _outputs(model, ids)[:, :half].float()
     return bool((seen[0] - seen[1]).abs().max() <= LEAK * seen.abs().max())
 
 

@@ -66,7 +66,7 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
     fields = {k: dict(v) if isinstance(v, dict) else v for k, v in table.items() if k != "type"}
     _check_fields(fields, cls, f"{where}: model")
     if tokens is None:
-        return _made(cls, fields, where)
+        return _started(_made(cls, fields, where), table, 0)
     text = cls.sub_configs.get("text_config")
     held = fields.setdefault("text_config", {}) if text else fields
     whose = text if dataclasses.is_dataclass(text) else cls
@@ -76,9 +76,15 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
         held |= {"pad_token_id": tokens.size, "vocab_size": _one_more(kind, table, tokens, where)}
         _check_positions(cls, fields, where)
     made = _made(cls, fields, where)
-    if made.is_encoder_decoder and "decoder_start_token_id" not in table:
-        made.decoder_start_token_id = tokens.special.get("bos_token_id") or 0
-    return made
+    return _started(made, table, tokens.special.get("bos_token_id") or 0)
+
+
+def _started(config: Any, table: dict[str, Any], first: int) -> Any:
+    """The config, whose decoder begins with a token where the table leaves that open."""
+    unset = first or getattr(config, "decoder_start_token_id", None) is None
+    if config.is_encoder_decoder and "decoder_start_token_id" not in table and unset:
+        config.decoder_start_token_id = first
+    return config
 
 
 def _made(cls: Any, fields: dict[str, Any], where: str) -> Any:
@@ -258,11 +264,15 @@ def read_config(place: str) -> Any:
         UserError: it is no config, or has more layers than any model.
     """
     from transformers import AutoConfig
-    folder = Path(place)
-    name = PART if (folder / PART).is_file() else CONFIG
+    folder, name = Path(place), config_file(Path(place)).name
     if folder.is_dir():
         _check_read(read_json(folder / name, MOST_BYTES), str(folder / name))
     return AutoConfig.from_pretrained(place, trust_remote_code=False, _configuration_file=name)
+
+
+def config_file(folder: Path) -> Path:
+    """The file of a folder's config."""
+    return folder / PART if (folder / PART).is_file() else folder / CONFIG
 
 
 def _check_read(held: Any, name: str) -> None:
