@@ -101,7 +101,8 @@ class ArmRecipes:
             near = suggest(target, stages)
             raise UserError(f"{self.spec.file}: arm {arm.name!r}: at = {target!r} is no stage{near}.")
         self._swap(stages[target], arm)
-        self._spare(stages[target])
+        for table in stages.values():
+            self._spare(table)
         whole = {"stage": list(stages.values())}
         for key, value in arm.set.items():
             named = any(key.startswith(f"{n}.") for n in stages)
@@ -223,7 +224,7 @@ class ArmRecipes:
         if kind is None or not isinstance(given, dict):
             return
         asked = set(kind.roles)
-        for method in stage["methods"]:
+        for method in stage.get("methods", ()):
             if isinstance(method.get("use"), str):
                 asked |= set(registry.load(registry.locate(method["use"], self.spec.file.parent, where)).roles)
         spare = {role for role in given if role not in asked} & _known_roles()
