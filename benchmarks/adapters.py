@@ -81,7 +81,8 @@ def table_of(name: str, rank: int = RANK) -> dict[str, Any]:
 
 def arms(only: list[str]) -> dict[str, dict[str, Any]]:
     """Methods to measure, by name. PEFT's bridge is what they are measured against."""
-    names = [c.name for c in registry.cards().values() if c.folder == "finetune" and set(TRAINS) & set(c.kinds) and c.name != BRIDGE]
+    names = [c.name for c in registry.cards().values()
+             if c.folder == "finetune" and set(TRAINS) & set(c.kinds) and c.name != BRIDGE]
     for name in only:
         if name not in names:
             raise SystemExit(f"{name} is not one of {', '.join(names)}")

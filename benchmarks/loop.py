@@ -251,7 +251,8 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         pack = registry.create({"use": "pack", "length": 512}, Path(), "benchmark")
         rows = pack.epoch(ctx) or 1  # type: ignore[attr-defined]
         ctx.batch_rows = max(1, -(-rows // steps))
-        tables = ({"use": "supervised"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0}, {"use": "linear"})
+        tables = ({"use": "supervised"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0},
+                  {"use": "linear"})
         methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
         run = Train(families.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
                     precision=hardware.best_precision(), ctx=ctx)

@@ -49,7 +49,8 @@ def stage(name: str, size: str, tokens: int, adamw: dict[str, Any], final: float
              "num_attention_heads": heads, "max_position_embeddings": LENGTH, "tie_word_embeddings": True}
     cosine = {"use": "cosine", "warmup": 0.05} | ({} if final is None else {"final": final})
     methods = [{"use": "pack", "length": LENGTH, "domains": ["prose"]}, {"use": "next_token"}, {"use": "clip_gradients"},
-               {"use": "adamw"} | adamw, cosine, {"use": "held_out", "domains": ["prose"], "tokens": 20_000, "length": LENGTH}, *more]
+               {"use": "adamw"} | adamw, cosine,
+               {"use": "held_out", "domains": ["prose"], "tokens": 20_000, "length": LENGTH}, *more]
     return {"name": name, "kind": "train", "from": {"data": "corpus"}, "model": model, "tokens": tokens, "compile": False,
             "save_every": 10**9, "methods": methods} | settings
 

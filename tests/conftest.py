@@ -63,7 +63,7 @@ from = { models = ["base", "merged"], data = "corpus" }
 old = ["prose"]
 new = ["code"]
 methods = [{ use = "held_out", length = 32 }]
-"""
+"""  # noqa: E501
 
 
 def write_texts(folder: Path) -> Path:

@@ -57,7 +57,7 @@ def test_each_output_loses_the_weights_of_the_lowest_score(tmp_path: Path, kind:
         gone = now == 0
         assert gone.sum(1).eq(was.shape[1] // 2).all(), "half of each output"
         assert torch.equal(now[~gone], was[~gone])
-        if name in seen and ".q_proj" in name:        # its input is made of pruned blocks alone, whether or not it is pruned itself
+        if name in seen and ".q_proj" in name:        # its input is made of pruned blocks alone
             scores = was.abs() * seen[name]
             expected = torch.zeros_like(gone).scatter_(1, scores.argsort(dim=1, stable=True)[:, :was.shape[1] // 2], True)
             assert torch.equal(gone, expected), name

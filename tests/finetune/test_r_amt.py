@@ -115,7 +115,8 @@ def test_the_second_pass_is_of_the_original_models_predictions() -> None:
     assert (before - logits.exp()).abs().max() > 1e-3
     by_hand = -(before * logits).sum(-1) * (batch["targets"] != UNTRAINED)
     assert torch.allclose(general_losses(run.model, batch), by_hand, atol=1e-5)
-    wanted = torch.autograd.grad(by_hand.sum() / (batch["targets"] != UNTRAINED).sum(), [run.params[n] for n in general], retain_graph=True)
+    mean = by_hand.sum() / (batch["targets"] != UNTRAINED).sum()
+    wanted = torch.autograd.grad(mean, [run.params[n] for n in general], retain_graph=True)
     assert len(general) == 14 and all(torch.allclose(g, w, atol=1e-7) for g, w in zip(general.values(), wanted, strict=True))
     task = run.gradients([batch])
     values = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())

@@ -21,7 +21,8 @@ STEPS = 50
 DATA = {"use": "pack", "length": 32}
 NEXT = {"use": "next_token"}
 RECIPES: dict[str, list[dict[str, Any]]] = {
-    "pretrain": [DATA, NEXT, {"use": "clip_gradients", "norm": 0.5}, {"use": "adamw", "lr": 1e-2}, {"use": "cosine", "warmup": 0.1}],
+    "pretrain": [DATA, NEXT, {"use": "clip_gradients", "norm": 0.5}, {"use": "adamw", "lr": 1e-2},
+                 {"use": "cosine", "warmup": 0.1}],
     "lora": [DATA | {"domains": ["chat"]}, NEXT, {"use": "lora", "rank": 4, "alpha": 8.0}, {"use": "adamw", "lr": 2e-2},
              {"use": "wsd", "warmup": 0.1}],
     "muon": [DATA, NEXT, {"use": "torch_optim", "optimizer": "Muon", "lr": 2e-2, "params": "*_proj.weight"},

@@ -64,7 +64,8 @@ def test_what_is_frozen_has_neither_gradients_nor_states(life: Path) -> None:
 
 
 def test_a_reference_counts_and_what_looks_at_weights_does_not_stop_it(life: Path) -> None:
-    (life.parent / "mine.py").write_text("from trainwright.core.method import Surgery\nfrom trainwright.core.stage import Role\n\n\nclass Mine(Surgery):\n"
+    (life.parent / "mine.py").write_text("from trainwright.core.method import Surgery\n"
+                                         "from trainwright.core.stage import Role\n\n\nclass Mine(Surgery):\n"
                                          "    roles = {'reference': Role()}\n\n"
                                          "    def operate(self, model, ctx):\n        float(next(model.parameters()).sum())\n")
     life.write_text(life.read_text().replace('from = { model = "base", data = "corpus" }',

@@ -164,7 +164,8 @@ def stages() -> dict[str, type[Stage]]:
     found = {}
     for file in sorted(FOLDER.glob("[!_]*.py")):
         module = importlib.import_module(f"trainwright.stages.{file.stem}")
-        own = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Stage) and c.__module__ == module.__name__]
+        classes = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Stage)]
+        own = [c for c in classes if c.__module__ == module.__name__]
         if len(own) != 1:
             raise TypeError(f"{file} must define one kind of stage, and it defines {len(own)}")
         found[file.stem] = own[0]

@@ -2,8 +2,8 @@
 
 Each prompt is continued once, with randomness that depends only on the seed. The stage's decoding methods
 (``nucleus``, ``min_p``) shape what is drawn; without one a model samples as its generation config says,
-which is among the 50 likeliest tokens if it says nothing. ``distinct_2`` is the number of distinct pairs of adjacent tokens over all such pairs in the samples: near 0 where the model repeats
-itself.
+which is among the 50 likeliest tokens if it says nothing. ``distinct_2`` is the number of distinct pairs
+of adjacent tokens over all such pairs in the samples: near 0 where the model repeats itself.
 
 Errors: no prompt; a stage without a tokenizer; ``chat`` with a tokenizer that has no template; a prompt
 that fills all positions.

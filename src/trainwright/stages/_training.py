@@ -46,8 +46,8 @@ def train(site: StageRun) -> dict[str, Any]:
         site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
     run = assemble(job, site.store, site.context(), own or _continued(site), same=own is not None)
     if own is None and run.ctx.step >= run.steps:
-        raise UserError(f"{job.where}: the state of step {run.ctx.step} is beyond its {run.steps} steps, which count from the start "
-                        "of the run that it goes on with.")
+        raise UserError(f"{job.where}: the state of step {run.ctx.step} is beyond its {run.steps} steps, which count "
+                        "from the start of the run that it goes on with.")
     row = stage.row_tokens(job) or 0
     info = {"steps": run.steps, "tokens": run.steps * run.ctx.batch_rows * row, **parameter_counts(run)}
     site.started(info, resumed=own is not None)
@@ -256,8 +256,8 @@ def parameter_counts(run: Train) -> dict[str, int]:
 
 
 def _rehearse(run: Train, say: Callable[[str], None]) -> None:
-    """Before the first step: show an example; where steps are compiled, count the FLOPs of a micro-batch that is not. It leaves no
-    trace in the run."""
+    """Before the first step: show an example; where steps are compiled, count the FLOPs of a micro-batch that is not.
+    It leaves no trace in the run."""
     ctx, data = run.ctx, run.of(Data)
     asked = [*data, *run.of(Objective), *run.of(Weigh)]
     kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in asked}, ctx.compile

@@ -93,7 +93,8 @@ class TrainStage(Stage):
     def _check_snapshots(self, where: str) -> None:
         for at in self.snapshots:
             if not (type(at) is int and at >= 1) and not (type(at) is float and 0 < at <= 1):
-                raise UserError(f"{where}: snapshots are steps (whole numbers from 1 on) or shares of the run (above 0, up to 1.0), "
+                raise UserError(f"{where}: snapshots are steps (whole numbers from 1 on) or shares of the run "
+                                "(above 0, up to 1.0), "
                                 f"not {at!r}.")
         if len(set(map(str, self.snapshots))) < len(self.snapshots):
             raise UserError(f"{where}: snapshots names a state twice.")
@@ -206,7 +207,8 @@ class TrainStage(Stage):
         if self.batch_size is not None:
             rows = self.batch_size
         elif tokens is None:
-            raise UserError(f"{job.where}: its data has no fixed row length: say batch_size (rows a step) instead of batch_tokens.")
+            raise UserError(f"{job.where}: its data has no fixed row length: say batch_size (rows a step) instead of "
+                            "batch_tokens.")
         else:
             rows = (self.batch_tokens or max(STEP_TOKENS, tokens)) // tokens
             if not rows:
