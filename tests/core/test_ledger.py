@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainwright.core import ledger
+from trainwright.core import flops, ledger
 
 
 class Block(nn.Module):
@@ -25,7 +25,7 @@ class Block(nn.Module):
         return x
 
 
-def backward(counter: FlopCounterMode) -> float:
+def backward(counter: FlopCounterMode | flops.Count) -> float:
     """The peak above what was there, of eight blocks that are checkpointed."""
     blocks, x = [Block() for _ in range(8)], torch.randn(8192, 64, generator=torch.Generator().manual_seed(0))
     for block in blocks:
@@ -42,9 +42,9 @@ def backward(counter: FlopCounterMode) -> float:
 @pytest.mark.slow
 def test_counting_flops_leaves_checkpointing_its_effect() -> None:
     backward(FlopCounterMode(display=False))                               # what is done but once
-    theirs, ours = FlopCounterMode(display=False), ledger.flop_counter()
+    theirs, ours = FlopCounterMode(display=False), flops.Count()
     kept, freed = backward(theirs), backward(ours)
-    assert ours.get_total_flops() == theirs.get_total_flops() > 8 * 6 * 2 * 8192 * 64 * 64
+    assert ours.flops == theirs.get_total_flops() > 8 * 6 * 2 * 8192 * 64 * 64
     assert freed < 0.7 * kept, "torch's own tracker of modules keeps what the blocks computed again"
 
 

@@ -118,5 +118,5 @@ def judged(verdict: str, bench: Bench, paid: bool = False) -> str:
 
 def paper(doc: str) -> str:
     """The first paper that a docstring names: ``Title (arXiv 1234.56789)``."""
-    found = re.search(r'"([^"]+)"[^"()]*\((?:[^()]*, )?(arXiv:?\s?\d{4}\.\d{4,5})', doc, re.DOTALL)
+    found = re.search(r'"([^"]+)"[^"()]*\((?:[^()]*,\s)?(arXiv:?\s?\d{4}\.\d{4,5})', doc, re.DOTALL)
     return " ".join(f"{found[1]} ({found[2]})".split()) if found else ""
