@@ -66,7 +66,7 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
     fields = {k: dict(v) if isinstance(v, dict) else v for k, v in table.items() if k != "type"}
     _check_fields(fields, cls, f"{where}: model")
     if tokens is None:
-        return _started(_made(cls, fields, where), table, 0)
+        return _started(_made(cls, fields, where), table, None)
     text = cls.sub_configs.get("text_config")
     held = fields.setdefault("text_config", {}) if text else fields
     whose = text if dataclasses.is_dataclass(text) else cls
@@ -79,11 +79,11 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
     return _started(made, table, tokens.special.get("bos_token_id") or 0)
 
 
-def _started(config: Any, table: dict[str, Any], first: int) -> Any:
-    """The config, whose decoder begins with a token where the table leaves that open."""
-    unset = first or getattr(config, "decoder_start_token_id", None) is None
+def _started(config: Any, table: dict[str, Any], first: int | None) -> Any:
+    """The config, whose decoder begins with ``first`` where the table leaves that open, or with what the type says."""
+    unset = first is not None or getattr(config, "decoder_start_token_id", None) is None
     if config.is_encoder_decoder and "decoder_start_token_id" not in table and unset:
-        config.decoder_start_token_id = first
+        config.decoder_start_token_id = first or 0
     return config
 
 
@@ -91,8 +91,11 @@ def _made(cls: Any, fields: dict[str, Any], where: str) -> Any:
     quiet()
     try:
         return cls(**fields)
+    except ZeroDivisionError:
+        zeros = ", ".join(f"model.{key}" for key, value in fields.items() if value == 0 and value is not False)
+        raise UserError(f"{where}: {zeros or 'model'} must not be 0.") from None
     except Exception as error:
-        raise UserError(f"{where}: model: {first_line(error)}") from None
+        raise UserError(f"{where}: model: {first_line(error).rstrip('.')}.") from None
 
 
 def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
