@@ -87,7 +87,8 @@ def carry_out(app: Callable[[], None]) -> None:
 
 
 def _fail(why: str) -> None:
-    _say(styled("[bold red]error:[/] {}", why))
+    end = "" if why.endswith((".", "?", ")", "!")) else "."
+    _say(styled("[bold red]error:[/] {}", f"{why}{end}"))
     if "torch" in sys.modules:
         from trainwright.core import sharding
         sharding.stop()

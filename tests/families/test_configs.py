@@ -178,3 +178,9 @@ def test_what_counts_positions_from_padding_is_found_out_by_looking() -> None:
         config = CONFIG_MAPPING[kind]()
         config.pad_token_id = 1
         assert configs.first_position(config) == begins, kind
+
+
+def test_a_size_of_nothing_is_named() -> None:
+    table = {"type": "llama", "hidden_size": 16, "num_attention_heads": 0}
+    with pytest.raises(UserError, match=r"^here: model.num_attention_heads must not be 0\.$"):
+        families.from_table(table, None, "here")
