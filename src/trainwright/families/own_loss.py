@@ -70,7 +70,7 @@ def _numbers(table: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for name, value in table.items():
         if isinstance(value, dict):
             yield from _numbers(value)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif isinstance(name, str) and isinstance(value, (int, float)) and not isinstance(value, bool):
             yield name, value
 
 
