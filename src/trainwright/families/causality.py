@@ -110,7 +110,7 @@ def _check_runs(key: _Key) -> None:
     except UserError:                                # which is told where the model is made
         return
     except Exception as error:
-        if "meta tensors" in str(error):             # it looks at numbers, which are not there: nothing is known
+        if "meta tensors" in str(error) and not _misfit(config):  # it looks at numbers: nothing is known
             return
         raise UserError(_misfit(config) or f"a model of type {config.model_type!r} with these sizes cannot be run: "
                         f"{first_line(error).rstrip('.')}{left_open(error, config)}.") from None
