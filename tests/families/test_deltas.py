@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from tests.lm.architectures import IDS, make
 from trainwright import families
@@ -22,6 +23,8 @@ from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 from trainwright.lm import generation
 from trainwright.planning.plan import plan
+from trainwright.pretrain.mix_ln import MixLn
+from trainwright.pretrain.polycom import Polycom
 
 ADAPT = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]\n\n[[stage]]\nname = "merged"'
 FURTHER = """
@@ -113,6 +116,24 @@ def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
     )
     with pytest.raises(TypeError, match="what it learned would be lost"):
         deltas.write(model, [Beside()], 0, tmp_path, None)
+
+
+@pytest.mark.parametrize("method", [MixLn(post_ln=0.5), Polycom()], ids=lambda m: m.name)
+def test_what_is_no_model_by_itself_is_no_checkpoint_for_others(method: Surgery, tmp_path: Path) -> None:
+    """Its weights would load, and compute something else."""
+    model, ctx = make("llama"), Context(seed=0)
+    method.operate(model, ctx)
+    logits = model.eval()(input_ids=IDS).logits
+    deltas.write(model, [method], 0, tmp_path, None)
+    assert families.weight_files(tmp_path / "backbone")
+    for place in (tmp_path, tmp_path / "backbone"):
+        with pytest.raises((OSError, ValueError)):
+            AutoModelForCausalLM.from_pretrained(place)
+    again = families.load(tmp_path, "test").eval()
+    assert torch.allclose(again(input_ids=IDS).logits, logits, atol=1e-5)
+    assert families.load_config(tmp_path, "test").hidden_size == model.config.hidden_size
+    with pytest.raises(UserError, match="with a part that cannot be folded into its weights"):
+        families.check_folder(tmp_path, "test")
 
 
 def test_the_table_beside_a_delta_says_how_it_was_made(tmp_path: Path) -> None:

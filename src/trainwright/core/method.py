@@ -123,6 +123,10 @@ class Surgery(Method):
     """Whether the plain architecture can compute the same. Where not, ``fold`` takes out what was put in, and ``families.load``
     puts the delta, which there must be, back on it."""
 
+    stands_alone: ClassVar[bool] = False
+    """Of one that does not fold: whether the plain model is one by itself without it, the frozen model that a network
+    stands beside. Where not, no other reader takes what is left for a checkpoint."""
+
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
         raise NotImplementedError
 

@@ -40,7 +40,7 @@ from trainwright.families.checkpoints import (
     save,
     unpack,
 )
-from trainwright.families.configs import Tokens, first_position, transformers_config
+from trainwright.families.configs import Tokens, config_file, first_position, transformers_config
 from trainwright.families.deltas import write
 from trainwright.families.image_text import (
     Pictures,
@@ -64,6 +64,7 @@ __all__ = [
     "check_causal_config",
     "check_folder",
     "check_objectives",
+    "config_file",
     "config_vocabulary",
     "create",
     "download",

@@ -3,7 +3,8 @@
 A surgery that can be folded in ends as a plain checkpoint of transformers, and its delta is a small file for
 those who keep the original. One that cannot (``folds = False``: a network beside the model) is taken out
 again. Then the plain checkpoint, which alone is another function, lies in ``backbone/``, where no reader
-takes it for the whole, and ``families.load`` puts the delta back.
+takes it for the whole, and ``families.load`` puts the delta back. Where it is no model by itself, its config
+is called ``part.json`` there, under which name no other reader takes it for a checkpoint.
 """
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.files import expected, read_json
 from trainwright.core.method import Surgery
 from trainwright.families.checkpoints import BACKBONE, save
+from trainwright.families.configs import CONFIG, PART
 from trainwright.families.tokenizers import stop_at
 
 TABLE = "surgery.json"
@@ -56,6 +58,8 @@ def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, 
     stop_at(model, tokenizer)
     kept = [s.name for s, _ in chain if not s.folds]
     save(model, out / BACKBONE if kept else out, None if kept else tokenizer)
+    if not all(s.stands_alone for s, _ in chain if not s.folds) and (out / BACKBONE / CONFIG).is_file():
+        (out / BACKBONE / CONFIG).rename(out / BACKBONE / PART)
     if kept and tokenizer is not None:
         tokenizer.save_pretrained(out)
     return kept

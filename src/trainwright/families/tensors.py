@@ -12,6 +12,11 @@ from trainwright.core.errors import UserError
 from trainwright.core.files import SUMS
 
 INDEX = "model.safetensors.index.json"
+OURS = ("manifest.json", SUMS, INDEX)
+"""Files that belong to the checkpoint that they lie in."""
+TEMPLATES = "additional_chat_templates"
+COARSE = ("BF16", "F16")
+"""What safetensors calls the types in which a small change of a weight is lost."""
 
 
 class Reader:
@@ -35,6 +40,11 @@ class Reader:
     def shape(self, name: str) -> list[int]:
         """Its shape, without reading it."""
         return self._file[name].get_slice(name).get_shape()  # type: ignore[no-any-return]
+
+    def coarse(self) -> str:
+        """The first type in which small changes are lost, as safetensors calls it; empty where there is none."""
+        kinds = (self._file[name].get_slice(name).get_dtype() for name in self.names)
+        return next((kind for kind in kinds if kind in COARSE), "")
 
     def check_same(self, other: Reader, mine: str, theirs: str, where: str) -> None:
         """Raise a UserError unless both have the same names and shapes."""
@@ -83,8 +93,11 @@ class Writer:
 
 
 def copy_rest(folder: Path, out: Path) -> None:
-    """Copy everything of a checkpoint beside its weights: config, tokenizer, processor, generation settings."""
+    """Copy everything of a checkpoint beside its weights: config, processor, generation settings, and all files of its
+    tokenizer."""
     for file in sorted(folder.iterdir()):
-        plain = file.suffix in (".json", ".jinja", ".model", ".txt") and file.name not in ("manifest.json", SUMS, INDEX)
+        plain = file.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and file.name not in OURS
         if file.is_file() and plain:
             shutil.copy(file, out / file.name)
+    if (folder / TEMPLATES).is_dir():
+        shutil.copytree(folder / TEMPLATES, out / TEMPLATES, ignore=lambda _, names: [n for n in names if ".jinja" not in n])

@@ -13,6 +13,8 @@ from trainwright.families.libraries import first_line, quiet
 
 WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 """Files by which a folder is known to hold a tokenizer."""
+SAYS = "generation_config.json"
+"""The file that says how a model writes."""
 ANSWER = "qx"
 """What the assistant says where a template is asked how a turn ends."""
 

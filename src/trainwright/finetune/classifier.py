@@ -46,6 +46,7 @@ class Classifier(Surgery):
     dropout: float = 0.1
     """Share of what the head's output layer reads that is dropped in training."""
     folds: ClassVar[bool] = False
+    stands_alone: ClassVar[bool] = True
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
         {"use": "examples", "fields": ["text", "label"], "length": 24}, {"use": "label"})
     example: ClassVar[dict[str, Any]] = {"classes": ["chat", "code", "prose"], "dropout": 0.0}

@@ -75,6 +75,7 @@ class Lst(Surgery):
     """Share of the embeddings and of the last side state that is dropped in training."""
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
+    stands_alone: ClassVar[bool] = True
     bench: ClassVar[Bench | None] = Bench(
         suite="sft",
         claim="saves 69 % of the memory of fine-tuning, where LoRA and adapters save 26 %",

@@ -71,6 +71,7 @@ class MamAdapter(Surgery):
     """Width of the network that makes the prefix; 0: it is trained itself."""
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
+    stands_alone: ClassVar[bool] = True
     bench: ClassVar[Bench | None] = Bench(
         suite="adapt",
         claim="as good as full fine-tuning with 6.7 % of the parameters, better than LoRA of as many",

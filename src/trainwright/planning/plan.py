@@ -101,7 +101,7 @@ def examine(recipe: Recipe, job: Job, store: Store, probes: Probes | None,
 def places(job: Job) -> list[tuple[str, list[str]]]:
     """Who acts in which place, in order."""
     acting = [(place, [words(m) for m in methods]) for place, methods in job.stage.places(job)]
-    return acting + ([("laws", job.told)] if job.told else [])
+    return acting + ([("notes", job.told)] if job.told else [])
 
 
 def words(method: Method) -> str:

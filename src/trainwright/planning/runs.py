@@ -186,7 +186,7 @@ def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
     data = manifest["inputs"].get("data", [{}])[0].get("hash", "")
     own: Row = {
         "run": artifact.path.name, "stage": manifest["stage"], "data": data, "optimizer": rates[0][0], "lr": rates[0][1],
-        "parameters": _body((families.backbone(artifact.path) / "config.json").read_text(encoding="utf-8")),
+        "parameters": _body(families.config_file(families.backbone(artifact.path)).read_text(encoding="utf-8")),
         "tokens": settings["tokens"] or figures["tokens"], "batch_tokens": figures["tokens"] / figures["steps"],
         "loss": sum(losses) / len(losses) if evaluated else smoothed([r["loss"] for r in artifact.metrics()])}
     return row | dict(evaluation) | own

@@ -18,7 +18,7 @@ and initialize embeddings with a deviation of 0.63 in all variants; transformers
 
 It cannot be folded into the plain architecture. The artifact has all weights, under their own names, in
 ``backbone/``, and the wiring in ``adapter/``; later stages, evaluation and ``generate`` load both,
-transformers alone does not, and merging refuses the artifact.
+transformers loads neither, and merging refuses the artifact.
 
 Do not use it on a trained model, whose function it changes, or on a shallow one, where it changes little.
 Early Post-LN blocks make training less stable: "The Curse of Depth in Large Language Models" (arXiv

@@ -20,7 +20,7 @@ feed-forward layer is plain, only the activation changes.
 
 It cannot be folded into the plain architecture. The artifact keeps the matrices, in the places of the gated
 ones, in ``backbone/`` and the coefficients in ``adapter/``; later stages, evaluation and ``generate`` load
-both, transformers alone does not, and merging refuses the artifact.
+both, transformers loads neither, and merging refuses the artifact.
 
 Do not use it on a trained model: it changes the function that the model computes.
 
