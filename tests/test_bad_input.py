@@ -19,7 +19,7 @@ import pytest
 
 from tests.conftest import LIFE, write_texts
 from trainwright import cli, cli_ends
-from trainwright.core import checkpoint, hardware
+from trainwright.core import hardware, parts
 
 Change = tuple[str, str]
 """What stands in the recipe, and what stands there instead."""
@@ -460,14 +460,14 @@ def test_another_rank_speaks_after_rank_0(home: Home, say: Say, monkeypatch: pyt
 def test_a_full_disk_keeps_the_last_checkpoint(error: int, lived: Home, say: Say, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first save succeeds, the second finds no room; then, with room, the run goes on from the first."""
     lived.write(("steps = 6", f"steps = 6\nseed = {error}"))
-    calls, write = [], checkpoint._write
+    calls, write = [], parts.write
 
     def full(part: Path, tensors: Any) -> Any:
         calls.append(part.name)
         if calls.count("step-00000004.tmp") == 1:
             raise OSError(error, "No space left on device", str(part))
         return write(part, tensors)
-    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(parts, "write", full)
     before = lived.artifacts()
     check_refused(say("run", "life.toml"), "No space left on device", "make room or choose another --store; what was saved before is kept")
     lived.check_store()

@@ -303,3 +303,13 @@ def test_every_test_asserts(file: Path) -> None:
     names = [n.name for n in ast.walk(tree(file)) if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]
     assert names, "a test file has tests"
     assert not [n for n in names if n not in good], "these tests assert nothing"
+
+
+PICKLES = ("pickle.", "torch.load", "torch.save", "np.load", "np.save", "joblib.", "shelve.", "marshal.", "dill.")
+"""Calls that read objects, or write what has to be read so."""
+
+
+def test_nothing_is_unpickled() -> None:
+    """Data is data. Processes of one run, which trust each other, talk through a pipe."""
+    report([f"{rel(f)}:{call.lineno}: {name}: write safetensors, Parquet or JSON" for f in SOURCES
+            if rel(f) != "src/trainwright/planning/worker.py" for call, name in calls(f) if name.startswith(PICKLES)])

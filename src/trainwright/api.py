@@ -39,7 +39,7 @@ class Store(core.Store):
 
     def named(self, name: str) -> Artifact:
         """An artifact by its folder's name, or the newest of a stage's name."""
-        return Artifact(super().named(name).path)
+        return Artifact(self.opened(super().named(name)))
 
 
 def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:

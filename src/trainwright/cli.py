@@ -191,7 +191,8 @@ def export(stage: ArtifactName,
     """Write a stage's model as a Hugging Face checkpoint."""
     from trainwright import families
     from trainwright.core.store import Store
-    families.export(Store(store).named(stage).path, folder, dtype)
+    kept = Store(store)
+    families.export(kept.opened(kept.named(stage)), folder, dtype)
     Terminal().print(f"wrote {folder}", soft_wrap=True)
 
 
@@ -213,7 +214,9 @@ def generate(stage: Annotated[str, typer.Argument(
     from trainwright.core.store import Store
     from trainwright.lm import generation
     methods = _decoding(decode or ())
-    folder = Path(stage) if (Path(stage) / "config.json").is_file() else Store(store).named(stage).path
+    kept, folder = Store(store), Path(stage)
+    if not (folder / "config.json").is_file():
+        folder = kept.opened(kept.named(stage))
     said = generation.generate(folder, prompt, tokens, temperature, chat, seed, methods)
     Terminal().print(said, soft_wrap=True)
 

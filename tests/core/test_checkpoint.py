@@ -1,4 +1,5 @@
 """Checkpoints: every kind of state comes back as it was, damage is seen, a full disk spoils nothing."""
+
 from __future__ import annotations
 
 import errno
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainwright.core import checkpoint, registry
+from trainwright.core import checkpoint, parts, registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
@@ -48,8 +49,10 @@ class Remember(Update):
     """Keeps one leaf of every sort."""
 
     def init(self, model: nn.Module, ctx: Context) -> State:
-        leaves = {n: {"half": torch.zeros_like(p, dtype=torch.bfloat16), "seen": torch.zeros((), dtype=torch.int64)}
-                  for n, p in model.named_parameters()}
+        leaves = {
+            n: {"half": torch.zeros_like(p, dtype=torch.bfloat16), "seen": torch.zeros((), dtype=torch.int64)}
+            for n, p in model.named_parameters()
+        }
         shared = {"sum": torch.zeros(3, dtype=torch.float64), "empty": {}}
         return {"param": leaves, "shared": shared, "rank": {"mine": torch.ones(2), "log": []}}
 
@@ -85,12 +88,18 @@ def test_everything_comes_back(tmp_path: Path) -> None:
     path = checkpoint.save(run, tmp_path, {"note": [1, "x"]})
     other, rest = train(Remember()), checkpoint.read(path)
     checkpoint.load_into(other, path, rest)
-    assert same(run.states, other.states) and same(dict(run.model.state_dict()), dict(other.model.state_dict()))
-    assert (other.ctx.step, other.ctx.knobs, other.row) == (4, run.ctx.knobs, run.row) and rest["extra"] == {"note": [1, "x"]}
+    assert same(run.states, other.states) and same(
+        dict(run.model.state_dict()), dict(other.model.state_dict())
+    )
+    assert (other.ctx.step, other.ctx.knobs, other.row) == (4, run.ctx.knobs, run.row) and rest["extra"] == {
+        "note": [1, "x"]
+    }
     assert other.ledger.save() == run.ledger.save()
     run.run()
     other.run()
-    assert same(run.states, other.states) and all(torch.equal(p, other.params[n]) for n, p in run.params.items())
+    assert same(run.states, other.states) and all(
+        torch.equal(p, other.params[n]) for n, p in run.params.items()
+    )
 
 
 def test_only_the_last_two_are_kept_and_nothing_temporary(tmp_path: Path) -> None:
@@ -126,7 +135,9 @@ def test_damage_is_seen(damage: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["tensors", "json"])
-def test_a_full_disk_leaves_the_last_checkpoint(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_checkpoint(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = train()
     run.run(until=1)
     good = checkpoint.save(run, tmp_path, {})
@@ -134,18 +145,24 @@ def test_a_full_disk_leaves_the_last_checkpoint(where: str, tmp_path: Path, monk
 
     def full(*given: Any, **more: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(checkpoint, {"tensors": "_blocks", "json": "sync"}[where], full)
+
+    monkeypatch.setattr(*{"tensors": (parts, "_blocks"), "json": (checkpoint, "sync")}[where], full)
     with pytest.raises(OSError, match="No space left") as told:
         checkpoint.save(run, tmp_path, {})
     assert told.value.errno == errno.ENOSPC
-    assert [f.name for f in tmp_path.iterdir()] == ["step-00000001"] and checkpoint.newest(tmp_path) == (good, [])
+    assert [f.name for f in tmp_path.iterdir()] == ["step-00000001"] and checkpoint.newest(tmp_path) == (
+        good,
+        [],
+    )
 
 
 def test_other_methods_are_refused(tmp_path: Path) -> None:
     run = train()
     run.run(until=1)
     path = checkpoint.save(run, tmp_path, {})
-    with pytest.raises(UserError, match=r"has the methods noise.1, square.1, adamw.1; the recipe has .*remember.1"):
+    with pytest.raises(
+        UserError, match=r"has the methods noise.1, square.1, adamw.1; the recipe has .*remember.1"
+    ):
         checkpoint.load_into(train(Remember()), path, checkpoint.read(path))
 
 
@@ -154,7 +171,9 @@ def test_state_of_single_ranks_is_refused_on_another_number_of_them(tmp_path: Pa
     run.run(until=1)
     path = checkpoint.save(run, tmp_path, {})
     rest = checkpoint.read(path) | {"world": 2}
-    with pytest.raises(UserError, match=r"remember.1 keeps state of its own on each rank; go on with 2 ranks, not 1"):
+    with pytest.raises(
+        UserError, match=r"remember.1 keeps state of its own on each rank; go on with 2 ranks, not 1"
+    ):
         checkpoint.load_into(train(Remember()), path, rest)
     plain, other = train(), train()
     plain.run(until=1)
@@ -172,11 +191,22 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_json_and_raw_tensors(tmp_path: Path) -> None:
     path = checkpoint.save(train(Remember()), tmp_path, {})
-    assert {f.name for f in path.iterdir()} == {"state.json", "plan.json", "checksums.json", "rank-00000.safetensors"}
+    assert {f.name for f in path.iterdir()} == {
+        "state.json",
+        "plan.json",
+        "checksums.json",
+        "rank-00000.safetensors",
+    }
     tensors = load_file(path / "rank-00000.safetensors")
     plan = json.loads((path / "plan.json").read_text())["tensors"]
-    assert plan.keys() == tensors.keys() and plan["state/remember.1/shared/sum"] == ["float64", [3], [[0, [0], [3]]]]
-    assert all(str(t.dtype) == f"torch.{plan[n][0]}" and list(t.shape) == plan[n][1] for n, t in tensors.items())
+    assert plan.keys() == tensors.keys() and plan["state/remember.1/shared/sum"] == [
+        "float64",
+        [3],
+        [[0, [0], [3]]],
+    ]
+    assert all(
+        str(t.dtype) == f"torch.{plan[n][0]}" and list(t.shape) == plan[n][1] for n, t in tensors.items()
+    )
 
 
 def sealed(path: Path) -> Path:
@@ -195,7 +225,9 @@ def changed(file: Path, change: Callable[[Any], Any]) -> None:
 DAMAGE: dict[str, Callable[[Any], Any]] = {
     "gap": lambda plan: plan["tensors"]["model/0.weight"][2][0][1].__setitem__(0, 1),
     "half": lambda plan: plan["tensors"]["model/0.weight"][2][0][2].__setitem__(0, 1),
-    "twice": lambda plan: plan["tensors"]["model/0.weight"][2].append(plan["tensors"]["model/0.weight"][2][0]),
+    "twice": lambda plan: plan["tensors"]["model/0.weight"][2].append(
+        plan["tensors"]["model/0.weight"][2][0]
+    ),
     "huge": lambda plan: plan["tensors"].update({"state/noise.1/x": ["float32", [2**60], []]}),
     "other file": lambda plan: plan["tensors"]["model/0.weight"][2][0].__setitem__(0, 7),
     "no type": lambda plan: plan["tensors"]["model/0.weight"].__setitem__(0, "load"),
@@ -203,7 +235,8 @@ DAMAGE: dict[str, Callable[[Any], Any]] = {
     "words": lambda plan: plan.update(tensors=["model/0.weight"]),
     "less": lambda plan: plan["tensors"].pop("model/0.weight"),
     "more": lambda plan: plan["tensors"].update({"model/x": plan["tensors"]["model/0.weight"]}),
-    "format": lambda plan: plan.update(format=2)}
+    "format": lambda plan: plan.update(format=2),
+}
 
 
 @pytest.mark.parametrize("what", DAMAGE)
@@ -217,12 +250,20 @@ def test_a_plan_that_does_not_add_up_is_refused(what: str, tmp_path: Path) -> No
         checkpoint.load_into(train(Remember()), path, checkpoint.read(path))
 
 
-OTHER = {"step": [None, "x", []], "world": [None, {}], "knobs": [None, "x", [1]], "row": [None, [1]],
-         "journal": [None, "x", [1], [[1, "lora"]], [["x", {"use": "lora"}]], {"a": 1}],
-         "states": [None, "x", [], [1], [{}], [{"a": {}}]], "ledger": [None, [1], {}, {"tokens": 1.0}]}
+OTHER = {
+    "step": [None, "x", []],
+    "world": [None, {}],
+    "knobs": [None, "x", [1]],
+    "row": [None, [1]],
+    "journal": [None, "x", [1], [[1, "lora"]], [["x", {"use": "lora"}]], {"a": 1}],
+    "states": [None, "x", [], [1], [{}], [{"a": {}}]],
+    "ledger": [None, [1], {}, {"tokens": 1.0}],
+}
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in OTHER.items() for value in values])
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in OTHER.items() for value in values]
+)
 def test_state_of_another_shape_is_refused(key: str, value: Any, tmp_path: Path) -> None:
     path = checkpoint.save(train(), tmp_path, {})
     changed(path / "state.json", lambda rest: rest.update({key: value}))
@@ -249,23 +290,6 @@ def test_files_that_are_none_make_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) == (None, [path])
 
 
-@pytest.mark.parametrize("cut", [0, 1])
-def test_parts_of_several_ranks_become_one(cut: int, tmp_path: Path) -> None:
-    """Another number of ranks goes on: what three ranks wrote of a matrix is read into the whole, and a slice of it."""
-    whole = torch.arange(35, dtype=torch.float64).reshape(5, 7).to(torch.bfloat16)
-    parts = torch.chunk(whole, 3, dim=cut)
-    at, told = 0, []
-    for rank, part in enumerate(parts):
-        save_file({"m": part.contiguous()}, tmp_path / f"rank-{rank:05d}.safetensors")
-        begin = (at, 0) if cut == 0 else (0, at)
-        told.append(checkpoint.Part(rank, begin, tuple(part.shape)))
-        at += part.shape[cut]
-    plan = {"m": checkpoint.Entry("bfloat16", (5, 7), tuple(told))}
-    read = torch.empty_like(whole)
-    checkpoint._fill(tmp_path, plan, {"m": read})
-    assert torch.equal(read, whole)
-
-
 class Grow(Surgery):
     """Adds a layer."""
 
@@ -286,7 +310,8 @@ NOTES = "Path(__file__).with_name('ran').write_text('x')"
 
 
 def test_a_journal_runs_no_file(tmp_path: Path) -> None:
-    """What a checkpoint says of surgeries is data: only a file that a recipe has named is run, and that once."""
+    """What a checkpoint says of surgeries is data: only a file that a recipe has named is run, and that
+    once."""
     file = tmp_path / "quiet.py"
     file.write_text(f"""from pathlib import Path
 from trainwright.core.method import Surgery
@@ -300,7 +325,9 @@ class Quiet(Surgery):
         return None
 """)
     rest = {"journal": [[1, {"use": str(file)}]]}
-    with pytest.raises(UserError, match=r"quiet\.py, and a folder alone runs nothing: name that file in the recipe"):
+    with pytest.raises(
+        UserError, match=r"quiet\.py, and a folder alone runs nothing: name that file in the recipe"
+    ):
         checkpoint.journal_of(rest)
     assert not (tmp_path / "ran").exists()
     named = registry.create({"use": "./quiet.py"}, tmp_path, "a recipe")

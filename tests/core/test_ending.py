@@ -1,8 +1,11 @@
 """Asked to end: at once, or after what somebody has to finish; once more, and it ends there too."""
+
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +13,7 @@ from contextlib import suppress
 
 import pytest
 
+from tests.conftest import environment
 from trainwright.core import ending
 from trainwright.core.ending import Interrupted, Patience
 
@@ -38,12 +42,17 @@ def test_a_signal_interrupts_at_once(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_a_training_loop_is_left_to_finish_and_says_so(clock: list[float], capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_training_loop_is_left_to_finish_and_says_so(
+    clock: list[float], capfd: pytest.CaptureFixture[str]
+) -> None:
     patience = Patience("finishing the step")
     with pytest.raises(Interrupted) as told, ending.patient(patience):
         send(signal.SIGTERM)
-        assert patience.number == signal.SIGTERM and capfd.readouterr().err == "ended by SIGTERM: finishing the step\n"
-        send(signal.SIGTERM)                                             # as torchrun repeats it
+        assert (
+            patience.number == signal.SIGTERM
+            and capfd.readouterr().err == "ended by SIGTERM: finishing the step\n"
+        )
+        send(signal.SIGTERM)  # as torchrun repeats it
         clock[0] += 2
     assert told.value.number == signal.SIGTERM, "whoever is patient ends it at the latest when that is done"
     with pytest.raises(Interrupted), ending.patient(Patience("")):
@@ -53,7 +62,9 @@ def test_a_training_loop_is_left_to_finish_and_says_so(clock: list[float], capfd
         pytest.fail("the second request ends it at once")
 
 
-def test_other_ranks_say_nothing(clock: list[float], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_ranks_say_nothing(
+    clock: list[float], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(Interrupted), ending.patient(Patience("finishing")):
         send(signal.SIGINT)
@@ -95,7 +106,10 @@ def test_what_we_are_to_ignore_is_ignored() -> None:
     try:
         with ending.heard():
             send(signal.SIGHUP)
-            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN and signal.getsignal(signal.SIGTERM) is ending.ask
+            assert (
+                signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+                and signal.getsignal(signal.SIGTERM) is ending.ask
+            )
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -106,6 +120,7 @@ def test_in_another_thread_nothing_is_heard() -> None:
     def work() -> None:
         with ending.heard():
             heard.append(signal.getsignal(signal.SIGTERM))
+
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
@@ -115,3 +130,28 @@ def test_in_another_thread_nothing_is_heard() -> None:
 def test_a_plain_interruption_has_its_sentence_and_code() -> None:
     assert ending.sentence(KeyboardInterrupt()) == "interrupted; run the same command to go on"
     assert ending.code(KeyboardInterrupt()) == 130 and ending.code(Interrupted("", signal.SIGPIPE)) == 141
+
+
+LAUNCHER = '''
+import subprocess, sys, time
+child = """
+import os, time
+from trainwright.core import ending
+ending.follow(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+rank = subprocess.Popen([sys.executable, "-c", child])
+time.sleep(600)
+'''
+
+
+def test_a_rank_ends_with_its_launcher() -> None:
+    """torchrun that is killed tells nobody."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER], env=environment(), stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        assert launcher.stdout is not None
+        rank = int(launcher.stdout.readline())
+        launcher.kill()
+        assert rank and launcher.stdout.read() == "", "the pipe, which the rank holds too, ends with it"

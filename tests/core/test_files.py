@@ -1,4 +1,5 @@
 """Files that may be anything: read where they are what they should be, written whole or not at all."""
+
 from __future__ import annotations
 
 import errno
@@ -45,7 +46,10 @@ def test_what_is_read_otherwise_than_expected_names_its_file() -> None:
     told: Any = {"a": None}
     with pytest.raises(Damaged, match=r"it is damaged \(KeyError: 'b'\)"), files.expected(Path("it")):
         told["b"]
-    with pytest.raises(Damaged, match="it is damaged .*; remove it"), files.expected(Path("it"), "; remove it"):
+    with (
+        pytest.raises(Damaged, match=r"it is damaged .*; remove it"),
+        files.expected(Path("it"), "; remove it"),
+    ):
         told["a"]["b"]
     with pytest.raises(ZeroDivisionError), files.expected(Path("it")):
         _ = 1 / 0
@@ -58,6 +62,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path, monkeypatch: pytest.Monkey
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
+
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         files.write_json(file, {"a": 2})

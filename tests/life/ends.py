@@ -1,7 +1,9 @@
-"""Ends of a run, each in a forked process: ``python tests/life/ends.py FOLDER`` prints as JSON what came of each.
+"""Ends of a run, each in a forked process: ``python tests/life/ends.py FOLDER`` prints as JSON what came of
+each.
 
 For each: its exit ``code``, what it ``said``, and the files that were ``left`` in the store's work folder.
 """
+
 from __future__ import annotations
 
 import json
@@ -47,12 +49,15 @@ class CurateIt(Curate):
 '''
 CORPUS, REST = LIFE.split('[[stage]]\nname = "base"')
 TRAIN = CORPUS + '[[stage]]\nname = "base"' + REST.split('[[stage]]\nname = "merged"')[0]
-TRAIN = TRAIN.replace("steps = 6", "steps = 60").replace('{ use = "clip_gradients" }', '{ use = "./waiting.py" }')
+TRAIN = TRAIN.replace("steps = 6", "steps = 60").replace(
+    '{ use = "clip_gradients" }', '{ use = "./waiting.py" }'
+)
 READS = '"texts/code"] }]'
 
 
 def home(folder: Path) -> None:
-    """A folder with a recipe that trains slowly, in ``train``; curates for ever, in ``slow``; and fails, in ``fails``."""
+    """A folder with a recipe that trains slowly, in ``train``; curates for ever, in ``slow``; and fails, in
+    ``fails``."""
     act = {"slow": "time.sleep(600)", "fails": 'raise UserError("no such luck.")'}
     for name in ("train", "slow", "fails"):
         here = folder / name
@@ -76,22 +81,32 @@ def wait(pid: int, until: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def end(here: Path, store: str, do: Callable[[int], object] = lambda pid: None,
-        arm: Callable[[], object] = lambda: None) -> dict[str, Any]:
+def end(
+    here: Path,
+    store: str,
+    do: Callable[[int], object] = lambda pid: None,
+    arm: Callable[[], object] = lambda: None,
+) -> dict[str, Any]:
     """Run, do something to the process, and tell what came of it."""
     pid = forks.fork(here, store, lambda: arm() and None)
     do(pid)
     code = forks.ended(pid)
     said = (here / f"{store}.log").read_text()
-    left = sorted(f.relative_to(here / store / "work").as_posix() for f in (here / store / "work").rglob("*") if f.is_file())
+    left = sorted(
+        f.relative_to(here / store / "work").as_posix()
+        for f in (here / store / "work").rglob("*")
+        if f.is_file()
+    )
     return {"code": code, "said": said, "left": left}
 
 
 def at_step(here: Path, store: str, act: Callable[[int], object]) -> Callable[[int], None]:
     """Do something once three steps are written down."""
+
     def do(pid: int) -> None:
         wait(pid, lambda: forks.progress(here / store) >= 3)
         act(pid)
+
     return do
 
 
@@ -99,6 +114,7 @@ def when_curating(here: Path, store: str, number: int) -> Callable[[int], None]:
     def do(pid: int) -> None:
         wait(pid, lambda: any((here / store).glob("work/corpus-*/*/begun")))
         os.kill(pid, number)
+
     return do
 
 
@@ -114,6 +130,7 @@ def head(here: Path) -> dict[str, Any]:
         os.close(writing)
         with os.fdopen(reading) as pipe:
             pipe.readline()
+
     return end(here, "head", do, lambda: (os.dup2(writing, 1), os.close(reading), os.close(writing)))
 
 
@@ -132,9 +149,13 @@ def main(folder: Path) -> dict[str, Any]:
     found["size"] = end(train, "size", arm=limited(resource.RLIMIT_FSIZE, 20_000))
     found["files"] = end(train, "files", arm=limited(resource.RLIMIT_NOFILE, 12))
     for name, pattern in (("store", "."), ("work", "work"), ("corpus", "corpus-*")):
+
         def remove(pid: int, name: str = name, pattern: str = pattern) -> None:
-            for place in [train / f"no {name}"] if pattern == "." else list((train / f"no {name}").glob(pattern)):
+            for place in (
+                [train / f"no {name}"] if pattern == "." else list((train / f"no {name}").glob(pattern))
+            ):
                 shutil.rmtree(place, ignore_errors=True)
+
         found[f"no {name}"] = end(train, f"no {name}", at_step(train, f"no {name}", remove))
     return found
 

@@ -1,4 +1,6 @@
-"""Every end of a run is one sentence and an exit code that says why; what was done is kept, what was begun is not."""
+"""Every end of a run is one sentence and an exit code that says why; what was done is kept, what was begun is
+not."""
+
 from __future__ import annotations
 
 import json
@@ -12,7 +14,10 @@ import pytest
 from tests.conftest import environment
 from tests.life import ends
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks into /proc")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks into /proc"),
+]
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 RESUME = "; run the same command to go on"
 
@@ -64,8 +69,12 @@ def test_a_stage_that_fails_leaves_nothing(found: dict[str, Any]) -> None:
 
 def test_a_closed_pipe_ends_it_like_a_signal(found: dict[str, Any]) -> None:
     end = found["head"]
-    assert end["code"] == 141 and end["said"].count(RESUME) == 1 and "Traceback" not in end["said"], end["said"]
-    assert "nobody reads the output any more" in end["said"] and not any("artifact.tmp" in f for f in end["left"])
+    assert end["code"] == 141 and end["said"].count(RESUME) == 1 and "Traceback" not in end["said"], end[
+        "said"
+    ]
+    assert "nobody reads the output any more" in end["said"] and not any(
+        "artifact.tmp" in f for f in end["left"]
+    )
 
 
 def test_with_its_output_closed_it_runs_to_the_end(found: dict[str, Any]) -> None:

@@ -91,3 +91,19 @@ def test_without_an_evaluation_the_end_of_training_is_smoothed(tmp_path: Path) -
     assert 2.0 < row["loss"] < 2.05 and any("smoothed" in n for n in notes)
     quiet = [3.0 + 0.1 * (-1) ** i for i in range(1000)]
     assert runs.smoothed(quiet) == pytest.approx(3.0, abs=0.005) and abs(quiet[-1] - 3.0) > 0.09
+
+
+@pytest.mark.parametrize(("file", "text"), [
+    ("config.json", "{"), ("config.json", "[]"), ("metrics.jsonl", "{\n"), ("metrics.jsonl", "[1]\n"), ("config.json", None),
+    ("manifest.json", "{"), ("manifest.json", None)])
+def test_one_damaged_run_is_named_and_the_others_count(file: str, text: str | None, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, 1)
+    write(tmp_path, 2)
+    (tmp_path / "base-2" / file).unlink()
+    if text is not None:
+        (tmp_path / "base-2" / file).write_text(text)
+    rows, notes = runs.from_store(Store(tmp_path), scratch=True)
+    assert [row["run"] for row in rows] == ["base-1"]
+    told = " ".join(notes) + capsys.readouterr().err
+    assert "base-2" in told or (file, text) == ("manifest.json", None), "without a manifest it is no artifact"

@@ -96,7 +96,8 @@ def test_it_is_no_rank_and_imports_what_we_do(one: Worker, monkeypatch: pytest.M
         assert few.ask(os.getenv, "OMP_NUM_THREADS") == "3"
 
 
-def test_nothing_is_imported_from_the_folder_it_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_imported_from_the_folder_it_runs_in(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stranger's folder may hold a pickle.py."""
     for name in ("pickle", "json", "torch", "sitecustomize"):
         (tmp_path / f"{name}.py").write_text("open('ran', 'w')\nraise SystemExit(7)\n")
@@ -129,6 +130,6 @@ def test_it_ends_with_one_that_is_killed_even_in_the_middle_of_its_work() -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_for_the_one_that_asks(number: int, one: Worker) -> None:
-    """Ctrl-C, a closed terminal and a scheduler reach all processes of a group: which then ends is not left to chance."""
+    """Ctrl-C, a closed terminal and a scheduler reach all processes of a group, in any order."""
     os.kill(one.ask(os.getpid), number)
     assert one.ask(operator.add, 1, 2) == 3

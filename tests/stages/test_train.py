@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from trainwright import families
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load, parse
-from trainwright.core.store import Artifact, Store
+from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 

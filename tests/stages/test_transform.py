@@ -10,9 +10,10 @@ import torch
 from tests.stages.test_repeat import BASE, CORPUS, TRAIN
 from trainwright import families
 from trainwright.core import masks
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import parse
-from trainwright.core.store import Artifact, Store
+from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 

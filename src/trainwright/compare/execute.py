@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from trainwright.compare.failures import FAILURES, Failed, ask, reason
 from trainwright.core import files
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Artifact, Store
+from trainwright.core.store import Store
 from trainwright.planning.worker import Worker
 
 Record = dict[str, Any]

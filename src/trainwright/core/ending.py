@@ -1,4 +1,5 @@
-"""How a command is ended from outside: by a signal, or because nobody reads what it prints. All stages end alike.
+"""How a command is ended from outside: by a signal, or because nobody reads what it prints. All stages end
+alike.
 
 The main thread is interrupted at once, unless somebody is ``patient``: a training loop finishes its step and
 saves first. A second request, more than a second after the first (launchers repeat it), ends that too.
@@ -136,8 +137,8 @@ def heard() -> Iterator[None]:
 
 @contextmanager
 def patient(patience: Patience) -> Iterator[None]:
-    """Within it a request to end is noted in ``patience``; whoever is patient raises ``Interrupted`` in good time.
-    At the latest it is raised at the end."""
+    """Within it a request to end is noted in ``patience``; whoever is patient raises ``Interrupted`` in good
+    time. At the latest it is raised at the end."""
     _Asked.patient.append(patience)
     try:
         with heard():

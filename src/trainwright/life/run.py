@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core import ending, sharding
+from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError, located
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
 from trainwright.core.saving import CHECKPOINTS
-from trainwright.core.store import Artifact, Store
+from trainwright.core.store import Store
 from trainwright.core.versions import git_commit, versions
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.stage_run import StageRun
@@ -28,8 +29,8 @@ def run(recipe: Recipe, store: Store, listener: Listener | None = None) -> dict[
     """All stages in order; returns their artifacts by name. Run again, it goes on where it was interrupted.
 
     Raises:
-        UserError: whatever the user can put right, a stage that this machine cannot hold before anything runs;
-            nothing half-written is left in the store.
+        UserError: whatever the user can put right, a stage that this machine cannot hold before anything
+            runs; nothing half-written is left in the store.
         Interrupted: a signal asked to stop.
     """
     with ending.heard():
@@ -40,17 +41,17 @@ def _run(recipe: Recipe, store: Store, listener: Listener) -> dict[str, Artifact
     sharding.start()
     made: dict[str, Artifact] = {}
     ready = _prepared(recipe, store)
-    sharding.led(partial(_check_memory, ready, store))                    # rank 0 alone: the others may see another amount
+    sharding.led(partial(_check_memory, ready, store))       # rank 0 alone: the others may see another amount
     while left := [job for job in ready if job.stage.name not in made]:
         made[left[0].stage.name] = _stage(left[0], recipe, store, listener)
-        if any(stage.open_ended for stage in recipe.stages):              # what was just measured may end a repetition
+        if any(stage.open_ended for stage in recipe.stages):    # what was just measured may end a repetition
             ready = _prepared(recipe, store)
     return made
 
 
 def _prepared(recipe: Recipe, store: Store) -> list[Job]:
     prepare = partial(jobs, recipe, store)
-    return sharding.led(prepare) or prepare()                             # rank 0 first: it may unpack a model
+    return sharding.led(prepare) or prepare()                   # rank 0 first: it may unpack a model
 
 
 def _check_memory(ready: list[Job], store: Store) -> None:
@@ -65,7 +66,7 @@ def _stage(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifa
     if found is None:
         with ExitStack() as held:
             sharding.led(lambda: held.enter_context(store.claim(stage.name, job.key)))
-            found = sharding.together(store.find(stage.name, job.key))    # another process may have made it meanwhile
+            found = sharding.together(store.find(stage.name, job.key))      # another process may have made it
             if found is None:
                 return _make(job, recipe, store, listener)
     elif sharding.main():
@@ -83,7 +84,8 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
         out.mkdir(parents=True)
     sharding.barrier()
     sharding.led(partial(_look, job, store))
-    site = StageRun(job, store, work, out, listener, sharding.led(partial(_inputs, job, store)) or _inputs(job, store))
+    inputs = sharding.led(partial(_inputs, job, store)) or _inputs(job, store)
+    site = StageRun(job, store, work, out, listener, inputs)
 
     def commit(figures: dict[str, Any]) -> None:
         if sharding.main():
@@ -106,8 +108,9 @@ def _make(job: Job, recipe: Recipe, store: Store, listener: Listener) -> Artifac
 
 
 def _given_up(site: StageRun, error: BaseException) -> BaseException:
-    """Remove what was begun; returns the error to raise. A stage that was interrupted goes on from its scratch,
-    and training from its checkpoints; of one that failed otherwise nothing is left but what was paid for."""
+    """Remove what was begun; returns the error to raise. A stage that was interrupted goes on from its
+    scratch, and training from its checkpoints; of one that failed otherwise nothing is left but what was paid
+    for."""
     ending.arrived()
     failed = isinstance(error, Exception)
     gone = [p for p in (site.store.root, site.work, site.out, *(f for fs in site.inputs.values() for f in fs))
@@ -116,7 +119,8 @@ def _given_up(site: StageRun, error: BaseException) -> BaseException:
     if failed and sharding.main() and not any((site.work / CHECKPOINTS).glob("step-*[0-9]")):
         _prune(site.work, site.kept)
     if gone:
-        return UserError(f"{site.job.where}: {gone[0]} was removed while the stage ran; run the same command again.")
+        return UserError(f"{site.job.where}: {gone[0]} was removed while the stage ran; run the same command "
+                         "again.")
     return error
 
 
@@ -157,7 +161,8 @@ def _inputs(job: Job, store: Store) -> dict[str, list[Path]]:
 def command() -> str:
     """What started this process, without the path of the program."""
     program = Path(sys.argv[0])
-    return " ".join(["trainwright" if program.name in ("__main__.py", "trainwright") else program.name, *sys.argv[1:]])
+    name = "trainwright" if program.name in ("__main__.py", "trainwright") else program.name
+    return " ".join([name, *sys.argv[1:]])
 
 
 def manifest(site: StageRun, recipe: Recipe, figures: dict[str, Any], started: datetime,
@@ -168,7 +173,8 @@ def manifest(site: StageRun, recipe: Recipe, figures: dict[str, Any], started: d
                       "path": str(s.path(store, job.where))} for s in sources]
               for role, sources in job.inputs.items()}
     return {"stage": job.stage.name, "kind": job.stage.kind, "hash": job.key, "title": recipe.title,
-            "settings": job.settings, "seed": job.seed, "inputs": inputs, "versions": versions(), "git": git_commit(recipe.root),
+            "settings": job.settings, "seed": job.seed, "inputs": inputs, "versions": versions(),
+            "git": git_commit(recipe.root),
             "command": command(), "started": started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "seconds": round(seconds, 3), "ranks": sharding.world(), "figures": figures, "texts": site.texts,

@@ -35,8 +35,8 @@ class StageRun:
     def context(self) -> Context:
         """What the stage's methods are given."""
         names = {role: [s.name for s in sources] for role, sources in self.job.inputs.items()}
-        return Context(seed=self.job.seed, device=sharding.device(), inputs=self.inputs, names=names, folder=self.work,
-                       kept=self.kept, cache=self.store.folder("cache"), root=self.job.root)
+        return Context(seed=self.job.seed, device=sharding.device(), inputs=self.inputs, names=names,
+                       folder=self.work, kept=self.kept, cache=self.store.folder("cache"), root=self.job.root)
 
     def folder(self, role: str) -> Path | None:
         """The first folder that ``from`` names under a role."""
@@ -54,4 +54,5 @@ class StageRun:
 
     def started(self, info: dict[str, Any], resumed: bool = False) -> None:
         """Tell the listener that work begins."""
-        self.listener.stage(self.job.stage.name, self.job.stage.kind, "resumed" if resumed else "started", info)
+        state = "resumed" if resumed else "started"
+        self.listener.stage(self.job.stage.name, self.job.stage.kind, state, info)

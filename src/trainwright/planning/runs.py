@@ -20,10 +20,12 @@ import numpy as np
 
 from trainwright import families
 from trainwright.core import registry
+from trainwright.core.artifact import Artifact
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.files import expected
 from trainwright.core.method import Fit, Optimizer, ScalingLaw
-from trainwright.core.store import Artifact, Store
+from trainwright.core.store import Store
 
 Row = dict[str, Any]
 
@@ -149,7 +151,8 @@ def from_store(store: Store, scratch: bool, stage: str | None = None, loss: str 
         UserError: no stage of this name, or none that measured this number.
     """
     kept = [a for a in store.artifacts() if a.manifest["kind"] == "train"]
-    found = [a for a in kept if "model" in a.manifest["settings"] and {"stopped", "evaluation"} <= a.figures.keys()]
+    found = [a for a in kept if "model" in a.manifest["settings"] and "stopped" in a.figures
+             and isinstance(a.figures.get("evaluation"), dict)]
     odd = len(kept) - len(found)
     names = {a.manifest["stage"] for a in found}
     if stage is not None and stage not in names:
@@ -165,9 +168,16 @@ def from_store(store: Store, scratch: bool, stage: str | None = None, loss: str 
     evaluated = any(_losses(a, loss) for a in whole)
     if not evaluated and whole:
         notes.append("no run was evaluated: the loss is that of training at the end, smoothed")
-    rows = [row for a in whole if (row := _row(a, loss, evaluated)) is not None]
-    if len(rows) < len(whole):
-        notes.append(f"{len(whole) - len(rows)} runs have no evaluation or several optimizers and are left out")
+    rows, damaged = list[Row](), 0
+    for artifact in whole:
+        try:
+            with expected(artifact.path):
+                rows += [row] if (row := _row(artifact, loss, evaluated)) is not None else []
+        except UserError as error:
+            damaged += 1
+            notes.append(f"{error}; it is left out")
+    if left := len(whole) - len(rows) - damaged:
+        notes.append(f"{left} runs have no evaluation or several optimizers and are left out")
     return rows, notes
 
 

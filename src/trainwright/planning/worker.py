@@ -32,7 +32,8 @@ class Died(Exception):
 
 
 class Worker:
-    """Functions of importable modules are called in another process: ``ask(function, argument …)`` returns what they return.
+    """Functions of importable modules are called in another process: ``ask(function, argument …)`` returns
+    what they return.
 
     The process starts when it is first asked and imports what this one can import.
     """
@@ -53,7 +54,8 @@ class Worker:
         return self.answer()  # type: ignore[no-any-return]
 
     def begin(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Hand the work over and do not wait: ``answer`` tells what came of it. One piece of work at a time."""
+        """Hand the work over and do not wait: ``answer`` tells what came of it. One piece of work at a
+        time."""
         if self.process is None:
             path = [*(p for p in sys.path if p), str(registry.ROOT.parent)]
             around = {k: v for k, v in os.environ.items() if k not in RANKS} | self.threads
@@ -79,7 +81,8 @@ class Worker:
             died, self.process = self.process, None
             died.communicate()                                  # waits, and closes the pipes
             code = died.returncode
-            raise Died(f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}") from None
+            how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
+            raise Died(how) from None
         if how == "mistake":
             raise UserError(what)
         if how == "broken":

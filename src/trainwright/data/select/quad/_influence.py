@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
@@ -142,7 +143,7 @@ def towards(gradients: Gradients, target: Sequence[Document], damping: float, me
         UserError: the target has nothing to predict, or gradients that are no numbers.
     """
     assert gradients.reader.ctx.folder is not None
-    file = gradients.reader.ctx.folder / f"towards-{gradients.reader.key}.pt"
+    file = gradients.reader.ctx.folder / f"towards-{gradients.reader.key}.safetensors"
     if not file.is_file():
         pieces = gradients.reader.encode(target)
         made = mean_direction(gradients, pieces, gradients.curvature(pieces, damping)) if pieces else {}
@@ -150,9 +151,9 @@ def towards(gradients: Gradients, target: Sequence[Document], damping: float, me
             raise UserError(f"{method}: the {len(target):,} documents of from.target have no gradient: there "
                             "is nothing to learn in them.")
         new = file.with_suffix(f".{os.getpid()}")
-        torch.save(made, new)
+        save_file({name: t.contiguous() for name, t in made.items()}, new)
         os.replace(new, file)
-    found: Gradient = torch.load(file, map_location=gradients.reader.ctx.device)
+    found: Gradient = load_file(file, str(gradients.reader.ctx.device))
     return found
 
 
