@@ -4,8 +4,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from trainwright.core.recipe import parse
 from trainwright.core.store import Store
+from trainwright.corpus import bpe
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 from trainwright.lm.writing.documents import originals
@@ -45,3 +48,19 @@ def test_they_stand_apart_from_the_pipe(life: Path) -> None:
     places = [(place, [m.name for m in methods]) for place, methods in two.stage.places(two)]
     assert places == [("curate", ["wrap", "minhash"]), ("decode", ["min_p"])]
     assert [place for place, _ in one.stage.places(one)] == ["curate"]
+
+
+def test_a_tokenizer_and_a_template_may_lie_at_home(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are part of the stage's identity wherever they lie."""
+    monkeypatch.setenv("HOME", str(life.parent / "home"))
+    bpe.train(["the sea the ship"], 300).save_pretrained(life.parent / "home" / "ckpt")
+    template = life.parent / "home" / "talk.jinja"
+    template.write_text("{% for m in messages %}{% generation %}{{ m['content'] }}<|endoftext|>{% endgeneration %}{% endfor %}")
+    table = TEXTS | {"tokenizer": "~/ckpt", "chat_template": "~/talk.jinja"}
+    recipe = parse({"stage": [{k: v for k, v in table.items() if k != "vocab_size"}]}, life)
+    store = Store(life.parent / "store")
+    made = run(recipe, store)["corpus"]
+    assert "generation" in (made.path / "chat_template.jinja").read_text()
+    key = jobs(recipe, store)[0].key
+    template.write_text(template.read_text() + "\n")
+    assert jobs(recipe, store)[0].key != key

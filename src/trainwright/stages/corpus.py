@@ -75,9 +75,11 @@ class CorpusStage(Stage):
 
     def reads(self, job: Job) -> list[Path]:
         """The tokenizer's folder and the file of the chat template."""
+        from trainwright.core.recipe import place_of
         template = self.template(job)
         named = [self.tokenizer if self.tokenizer and "://" not in self.tokenizer else None, template]
-        return [job.root / one for one in named if one and (job.root / one).exists()]
+        places = [place_of(job.root, one) for one in named if one]
+        return [place for place in places if place.exists()]
 
     def vocabulary(self, job: Job) -> int | None:
         if self.vocab_size is not None or self.tokenizer is not None:
@@ -104,13 +106,14 @@ class CorpusStage(Stage):
 
     def _build(self, run: StageRun) -> dict[str, Any]:
         from trainwright.core.method import Curate, Decode
+        from trainwright.core.recipe import place_of
         from trainwright.corpus import building
         tokenizer = run.folder("tokenizer") or (None if self.vocab_size else run.folder("data") or run.folder("model"))
         if self.tokenizer is not None:
             tokenizer = self._tokenizer_folder(run)
         template = self.template(run.job)
-        if template and (run.job.root / template).is_file():
-            template = str((run.job.root / template).resolve())
+        if template and (file := place_of(run.job.root, template)).is_file():
+            template = str(file.resolve())
         tune, test = self.shares()
         settings = building.CorpusSettings(
             data=run.folder("data"), tokenizer=str(tokenizer) if tokenizer else None, vocab_size=self.vocab_size,
@@ -123,12 +126,13 @@ class CorpusStage(Stage):
 
     def _tokenizer_folder(self, run: StageRun) -> Path | None:
         from trainwright import families
+        from trainwright.core.recipe import place_of
         name = self.tokenizer
         if name is None or name == NO_TOKENIZER:
             return None
         if name.startswith("package://"):
             return families.unpack(name, run.store.root / "cache", run.job.where)
-        folder = run.job.root / name
+        folder = place_of(run.job.root, name)
         if not folder.is_dir():
             raise UserError(f"{run.job.where}: tokenizer = {name!r} is no folder; an earlier stage is named as from.tokenizer.")
         return folder
