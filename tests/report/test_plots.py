@@ -80,12 +80,14 @@ def test_nothing_global_is_changed() -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-NAMES = ["C:\\data", "\\1\\g<0>", "[/red]", "$x$", "<b>&\"'", "#1c2530", ' id="x', "\x1b[31m\x07", "a\nb", "\u202eabc"]
+NAMES = ["C:\\data", "\\1\\g<0>", "[/red]", "$x$", "<b>&\"'", "#1c2530", ' id="x', "\x1b[31m\x07", "a\nb"]
+NAMES += ["\u202eabc"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
-    figure = plots.training([{"step": s, "steps": 2, "loss": 2.0, f"eval/loss/{name}": 1.0} for s in (1, 2)], {name: 1})
+    rows = [{"step": s, "steps": 2, "loss": 2.0, f"eval/loss/{name}": 1.0} for s in (1, 2)]
+    figure = plots.training(rows, {name: 1})
     assert figure is not None
     drawn = plots.svg(figure, name, f"What {name} lost")
     assert f'aria-label="{html.escape(plain(f"What {name} lost", lines=True))}"' in drawn

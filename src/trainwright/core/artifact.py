@@ -61,7 +61,7 @@ class Artifact:
 def checked(told: Any) -> dict[str, Any]:
     """A manifest in which everything is of the kind that its readers take it for."""
     kinds = NEEDED | {k: type(v) for k, v in USUAL.items() if k not in ("git", "seconds")}
-    out = USUAL | told
+    out: dict[str, Any] = USUAL | told
     for key, kind in kinds.items():
         if not isinstance(out[key], kind):
             raise TypeError(f"{key} is no {kind.__name__}")

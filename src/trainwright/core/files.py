@@ -13,8 +13,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from trainwright.core.errors import UserError
 
@@ -70,7 +71,7 @@ def read_bytes(file: Path, most: int = MOST) -> bytes:
 
 
 @contextmanager
-def _regular(file: Path, flags: int) -> Iterator[BinaryIO]:
+def _regular(file: Path, flags: int) -> Iterator[BufferedReader]:
     """A regular file, open. A pipe is not waited for."""
     handle = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -212,7 +213,7 @@ def broken(folder: Path) -> list[str]:
 
     def same(file: Path) -> bool:
         try:
-            return checksum(file) == sums[file.relative_to(folder).as_posix()]
+            return bool(checksum(file) == sums[file.relative_to(folder).as_posix()])
         except (OSError, Damaged):
             return False
     return [name for name, good in each(same, folder, names).items() if not good]

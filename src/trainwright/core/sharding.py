@@ -215,9 +215,9 @@ def everywhere(work: Callable[[], T]) -> list[T]:
     except OSError as error:
         done = None, error
     told = gather(done)
-    for error in (done[1], *(e for _, e in told)):
-        if error is not None:
-            raise error
+    for refused in (done[1], *(e for _, e in told)):
+        if refused is not None:
+            raise refused
     return [made for made, _ in told]
 
 

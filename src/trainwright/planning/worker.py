@@ -15,8 +15,9 @@ import traceback
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from trainwright.core import ending, registry
+from trainwright.core import ending
 from trainwright.core.errors import UserError
+from trainwright.core.source import ROOT
 
 T = TypeVar("T")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
@@ -57,7 +58,7 @@ class Worker:
         """Hand the work over and do not wait: ``answer`` tells what came of it. One piece of work at a
         time."""
         if self.process is None:
-            path = [*(p for p in sys.path if p), str(registry.ROOT.parent)]
+            path = [*(p for p in sys.path if p), str(ROOT.parent)]
             around = {k: v for k, v in os.environ.items() if k not in RANKS} | self.threads
             line = [sys.executable, "-P", "-c", START, json.dumps(path)]
             self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
