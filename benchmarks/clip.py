@@ -5,9 +5,11 @@
 
 Runs ``recipes/clip.toml`` once for each seed: the pictures and their split stay, the weights at the start and
 the order of the pairs change. Told are, for each number that has a chance level, its mean over the seeds, the
-chance level, and the 95 % t-interval of the difference. The seeds share the held-out pictures: the interval is
-that of the training, not of the choice of pictures. With --store, an interrupted benchmark goes on where it was.
+chance level, and the 95 % t-interval of the difference. The seeds share the held-out pictures: the
+interval is that of the training, not of the choice of pictures. With --store, an interrupted
+benchmark goes on where it was.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -75,8 +77,10 @@ def main() -> None:
         "classes": {n: statistics.fmean(run[n] for run in numbers) for n in numbers[0]
                     if n.startswith("accuracy/") and n.partition("/")[2] not in ("all", "mean")}}
     for name, one in results["against_chance"].items():
-        print(f"{name:26} {one['mean']:.3f}   chance {one['chance']:.3f}   difference {one['difference']:+.3f} "
-              f"[{one['low']:+.3f}, {one['high']:+.3f}]")
+        print(
+            f"{name:26} {one['mean']:.3f}   chance {one['chance']:.3f}   difference {one['difference']:+.3f} "
+            f"[{one['low']:+.3f}, {one['high']:+.3f}]"
+        )
     if given.out:
         given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 

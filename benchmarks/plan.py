@@ -2,12 +2,13 @@
 
     python benchmarks/plan.py [--quick] [--out benchmarks/results/plan.json]
 
-Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and rows of 128 and 512
-tokens of real text. Each plan and each stage has a process of its own; nothing is shared but the corpus and the models that
-LoRA starts from, which are made once. An error is predicted / measured - 1; of each stage it is the median of three, each with a
-plan and a run of its own, since either may meet another process, or an allocator that keeps more. About half an hour on two
-quiet CPU cores.
+Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and
+rows of 128 and 512 tokens of real text. Each plan and each stage has a process of its own; nothing is shared
+but the corpus and the models that LoRA starts from, which are made once. An error is predicted / measured -
+1; of each stage it is the median of three, each with a plan and a run of its own, since either may meet
+another process, or an allocator that keeps more. About half an hour on two quiet CPU cores.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -58,15 +59,37 @@ def base(size: str) -> str:
 
 def stage(name: str, size: str, length: int, way: str, more: dict[str, Any]) -> str:
     hidden, inner, layers, heads, tokens, _ = SIZES[size]
-    model = (f'model = {{ type = "llama", hidden_size = {hidden}, intermediate_size = {inner}, num_hidden_layers = {layers}, '
-             f"num_attention_heads = {heads}, max_position_embeddings = 512, tie_word_embeddings = true }}")
+    model = (
+        f'model = {{ type = "llama", hidden_size = {hidden}, intermediate_size = {inner}, '
+        f"num_hidden_layers = {layers}, num_attention_heads = {heads}, "
+        f"max_position_embeddings = 512, tie_word_embeddings = true }}"
+    )
     adapter = ['{ use = "lora", rank = 8 }'] if way == "lora" else []
-    methods = [f'{{ use = "pack", length = {length} }}', '{ use = "next_token" }', *adapter, '{ use = "clip_gradients" }',
-               '{ use = "adamw", lr = 1e-3 }']
-    source = f'from = {{ data = "corpus", model = "base{size}" }}' if way == "lora" else f'from = {{ data = "corpus" }}\n{model}'
+    methods = [
+        f'{{ use = "pack", length = {length} }}',
+        '{ use = "next_token" }',
+        *adapter,
+        '{ use = "clip_gradients" }',
+        '{ use = "adamw", lr = 1e-3 }',
+    ]
+    source = (
+        f'from = {{ data = "corpus", model = "base{size}" }}'
+        if way == "lora"
+        else f'from = {{ data = "corpus" }}\n{model}'
+    )
     settings = {"batch_tokens": tokens, **more}
     lines = [f"{k} = {json.dumps(v)}" for k, v in settings.items()]
-    return "\n".join(["[[stage]]", f'name = "{name}"', 'kind = "train"', source, *lines, f"methods = [{', '.join(methods)}]", ""])
+    return "\n".join(
+        [
+            "[[stage]]",
+            f'name = "{name}"',
+            'kind = "train"',
+            source,
+            *lines,
+            f"methods = [{', '.join(methods)}]",
+            "",
+        ]
+    )
 
 
 def name_of(size: str, length: int, way: str) -> str:
@@ -81,7 +104,8 @@ def run(folder: Path, text: str) -> None:
     """A recipe, in a process of its own."""
     (folder / "recipe.toml").write_text(text)
     words = [sys.executable, "-m", "trainwright", "run", "recipe.toml", "--store", "store"]
-    os.sync()                                                          # what was written before is not charged to what comes
+    # what was written before is not charged to what comes
+    os.sync()
     subprocess.run(words, cwd=folder, check=True, capture_output=True)
 
 
@@ -104,7 +128,9 @@ def planned(folder: Path, text: str) -> dict[str, dict[str, float]]:
     return figures
 
 
-def compared(size: str, length: int, way: str, pairs: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:
+def compared(
+    size: str, length: int, way: str, pairs: list[tuple[dict[str, float], dict[str, float]]]
+) -> dict[str, Any]:
     """What was predicted and what was measured in each round, and the median of the errors."""
     row: dict[str, Any] = {"size": size, "length": length, "way": way}
     said = []
@@ -125,7 +151,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     for what in ("memory", "seconds"):
         errors = [r[f"{what}_error"] for r in rows]
         sizes = [abs(e) for e in errors]
-        out[what] = {"median": statistics.median(sizes), "worst": max(sizes), "bias": statistics.median(errors)}
+        out[what] = {
+            "median": statistics.median(sizes),
+            "worst": max(sizes),
+            "bias": statistics.median(errors),
+        }
     return out
 
 
@@ -137,18 +167,29 @@ def cell(folder: Path, size: str, length: int, ways: list[str]) -> list[dict[str
         told = planned(folder, CORPUS + base(size) + "".join(case(size, length, w) for w in ways))
         for way in ways:
             name = name_of(size, length, way)
-            pairs[way].append((told[name], measured(folder, CORPUS + base(size) + case(size, length, way), name)))
+            pairs[way].append(
+                (told[name], measured(folder, CORPUS + base(size) + case(size, length, way), name))
+            )
     return [compared(size, length, way, found) for way, found in pairs.items()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="two cases: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))            # an exception, so that what was started ends, too
-    facts = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(), "python": platform.python_version(),
-             "torch": torch.__version__, "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
+    # an exception, so that what was started ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    facts = {
+        "date": datetime.date.today().isoformat(),
+        "hardware": hardware.describe(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "precision": hardware.best_precision(),
+        "command": " ".join(sys.argv),
+    }
     print(f"{facts['hardware']}, torch {facts['torch']}, {facts['precision']}", flush=True)
     cells = [("1M", 128)] if given.quick else [(s, n) for s in SIZES for n in LENGTHS]
     rows: list[dict[str, Any]] = []
@@ -157,8 +198,11 @@ def main() -> None:
         run(folder, CORPUS + "".join(base(s) for s in dict.fromkeys(s for s, _ in cells)))
         for size, length in cells:
             rows += cell(folder, size, length, ["full", "lora"] if given.quick else list(WAYS))
-            if given.out:                                              # what was measured is kept if the rest is not
-                given.out.write_text(json.dumps(facts | {"errors": summary(rows), "cases": rows}, indent=1) + "\n")
+            # what was measured is kept if the rest is not
+            if given.out:
+                given.out.write_text(
+                    json.dumps(facts | {"errors": summary(rows), "cases": rows}, indent=1) + "\n"
+                )
     for what, told in summary(rows).items():
         print(f"{what:8} error: median {told['median']:.1%}, worst {told['worst']:.1%}, "
               f"median with its sign {told['bias']:+.1%}, {len(rows)} cases")

@@ -1,8 +1,9 @@
 """Write the generated pages: one a method, their index, and the tables of stages, kinds and commands.
 
-They come from the sources alone, so that no list is kept by hand. MkDocs calls this as a hook before it builds; run as a
-program it does the same. A file is only written when its text changed.
+They come from the sources alone, so that no list is kept by hand. MkDocs calls this as a hook before it
+builds; run as a program it does the same. A file is only written when its text changed.
 """
+
 from __future__ import annotations
 
 import ast
@@ -45,7 +46,9 @@ def write(folder: Path = DOCS) -> list[Path]:
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-    for old in [f for sub in ("methods", "_generated") for f in (folder / sub).glob("*.md") if f not in wanted]:
+    for old in [
+        f for sub in ("methods", "_generated") for f in (folder / sub).glob("*.md") if f not in wanted
+    ]:
         old.unlink()
     return sorted(wanted)
 
@@ -54,7 +57,9 @@ def on_config(config: Any) -> Any:
     """MkDocs hook: write the pages, and put those of the methods into the navigation, by place in a life."""
     write(Path(config["docs_dir"]))
     places = [{folder: [f"methods/{c.name}.md" for c in found]} for folder, found in by_folder().items()]
-    config["nav"] = [{"Methods": ["methods/index.md", *places]} if "Methods" in entry else entry for entry in config["nav"]]
+    config["nav"] = [
+        {"Methods": ["methods/index.md", *places]} if "Methods" in entry else entry for entry in config["nav"]
+    ]
     return config
 
 
@@ -64,23 +69,37 @@ def on_config(config: Any) -> Any:
 def by_folder() -> dict[str, list[Card]]:
     """Cards by folder, in the order of a life; folders without a method are left out."""
     every = list(registry.cards().values())
-    return {f: [c for c in every if c.folder == f] for f in sorted({c.folder for c in every}, key=registry.order)}
+    return {
+        f: [c for c in every if c.folder == f] for f in sorted({c.folder for c in every}, key=registry.order)
+    }
 
 
 def method_page(card: Card) -> str:
     rows = [(f"`{name}`", f"`{kind}`", f"`{written(default)}`" if default else "needed", inline(doc))
             for name, kind, default, doc in cards.settings_of(card)]
     settings = table(("setting", "type", "default", "what it means"), rows) if rows else "It has none."
-    first, _, rest = told_once(card.doc.strip()).partition("\n")
+    first, _, rest = told_once(card.doc.strip()).partition("\n\n")
     of = ", ".join(f"[{kind}](index.md#{kind.lower()})" for kind in card.kinds)
     where = f"Kind {of}, place `{card.folder}`; also `trainwright show {card.name}`."
-    return "\n\n".join([f"# {card.name}", markdown(first), where, f"```toml\n{use_line(card)}\n```", markdown(rest.strip("\n")),
-                        "## Settings", settings, "## Evidence", sentence(cards.evidence(card.name)), source(card)])
+    return "\n\n".join(
+        [
+            f"# {card.name}",
+            markdown(first),
+            where,
+            f"```toml\n{use_line(card)}\n```",
+            markdown(rest.strip("\n")),
+            "## Settings",
+            settings,
+            "## Evidence",
+            sentence(cards.evidence(card.name)),
+            source(card),
+        ]
+    )
 
 
 def told_once(doc: str) -> str:
-    """Without a last paragraph (the class docstring) that only says the first line again."""
-    first, last = doc.split("\n")[0], doc.split("\n\n")[-1]
+    """Without a last paragraph (the class docstring) that only says the first again."""
+    first, last = " ".join(doc.split("\n\n")[0].split()), doc.split("\n\n")[-1]
     return doc.removesuffix(last) if "\n\n" in doc and " ".join(last.split()).rstrip(".") in first else doc
 
 
@@ -97,7 +116,11 @@ def written(default: str) -> str:
 def use_line(card: Card) -> str:
     """The method as a recipe names it: with the settings that it needs, as in its ``example``."""
     example = example_of(card.file)
-    settings = [f"{name} = {toml(example.get(name, placeholder(kind)))}" for name, kind, default, _ in card.fields if not default]
+    settings = [
+        f"{name} = {toml(example.get(name, placeholder(kind)))}"
+        for name, kind, default, _ in card.fields
+        if not default
+    ]
     return f"methods = [{{ {', '.join([f'use = {toml(card.name)}', *settings])} }}]"
 
 
@@ -105,7 +128,11 @@ def example_of(file: Path) -> dict[str, Any]:
     """The class attribute ``example``, as far as it is written in literals."""
     found: dict[str, Any] = {}
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "example" and isinstance(node.value, ast.Dict):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and ast.unparse(node.target) == "example"
+            and isinstance(node.value, ast.Dict)
+        ):
             for key, value in zip(node.value.keys, node.value.values, strict=True):
                 with suppress(ValueError):
                     found[ast.literal_eval(key)] = ast.literal_eval(value)
@@ -136,9 +163,15 @@ def source(card: Card) -> str:
 
 def index_page() -> str:
     every = list(registry.cards().values())
-    out = ["# Methods", f"{len(every)} methods. First by their place in a life, then by kind: what a method may do."]
+    out = [
+        "# Methods",
+        f"{len(every)} methods. First by their place in a life, then by kind: what a method may do.",
+    ]
     for folder, found in by_folder().items():
-        out += [f"## {folder}", table(("method", "kind", "what it does"), [(link(c), c.kind, inline(c.summary)) for c in found])]
+        out += [
+            f"## {folder}",
+            table(("method", "kind", "what it does"), [(link(c), c.kind, inline(c.summary)) for c in found]),
+        ]
     out.append("## By kind")
     for kind in kinds():
         found = [link(c) for c in every if c.is_a(kind)]
@@ -162,12 +195,24 @@ def stage_table(cls: type[Stage]) -> str:
         empty = f.default_factory is not dataclasses.MISSING or f.default in ((), None)
         default = "needed" if f.name == "name" else "" if empty else f"`{toml(f.default)}`"
         tables = {"inputs": "a table", "methods": "a list of tables", "stage": "a list of tables"}
-        rows.append((f"`{'from' if f.name == 'inputs' else f.name}`", tables.get(f.name) or name_of(hints[f.name]), default,
-                     inline(docs[f.name])))
+        rows.append(
+            (
+                f"`{'from' if f.name == 'inputs' else f.name}`",
+                tables.get(f.name) or name_of(hints[f.name]),
+                default,
+                inline(docs[f.name]),
+            )
+        )
         group = hints[f.name]
         for part in dataclasses.fields(group) if dataclasses.is_dataclass(group) else ():
-            rows.append((f"`{f.name}.{part.name}`", name_of(hints_of(group)[part.name]), f"`{toml(part.default)}`",
-                         inline(docs_of(group)[part.name])))
+            rows.append(
+                (
+                    f"`{f.name}.{part.name}`",
+                    name_of(hints_of(group)[part.name]),
+                    f"`{toml(part.default)}`",
+                    inline(docs_of(group)[part.name]),
+                )
+            )
     found = f"{table(('key', 'type', 'default', 'what it means'), rows)}\n"
     roles = [f"`{role}` ({role_words(how)})" for role, how in cls.roles.items()]
     return found + (f"\nRoles of `from`: {', '.join(roles)}.\n" if roles else "")
@@ -193,10 +238,12 @@ def settings_table(cls: type) -> str:
 
 NO_BREAK = "&nbsp;"
 VERDICTS = {
-    "reproduced": "The claimed effect was found; where it is a saving, the suite's own metric is not worse for it.",
+    "reproduced": "The claimed effect was found; where it is a saving, the suite's own metric is not worse "
+    "for it.",
     "no difference": "Neither the claimed effect nor its opposite can be told at this scale.",
     "contradicted": "The opposite was found, or the saving was paid for with the suite's own metric.",
-    "needs scale": "There was nothing to see, and a reason why a small model may not show it."}
+    "needs scale": "There was nothing to see, and a reason why a small model may not show it.",
+}
 
 
 def evidence_tables() -> str:
@@ -204,11 +251,28 @@ def evidence_tables() -> str:
     every = [json.loads(file.read_text(encoding="utf-8")) for file in cards.evidence_files()]
     out = []
     for verdict, says in VERDICTS.items():
-        found = [t for t in every if t["claim"] and t["verdict"] == verdict]      # one without a claim was begun and not measured
+        # one without a claim was begun and not measured
+        found = [t for t in every if t["claim"] and t["verdict"] == verdict]
         why = verdict in ("contradicted", "needs scale")
-        head = ("method", "measured (95 %)", "against", *(["why"] if why else []), "the paper claims", "suite")
-        rows = [(f"[{t['method']}](methods/{t['method']}.md)", measured(t), inline(t["baseline"]),
-                 *([inline(t.get("reason") or "")] if why else []), inline(t["claim"]), inline(t["suite"])) for t in found]
+        head = (
+            "method",
+            "measured (95 %)",
+            "against",
+            *(["why"] if why else []),
+            "the paper claims",
+            "suite",
+        )
+        rows = [
+            (
+                f"[{t['method']}](methods/{t['method']}.md)",
+                measured(t),
+                inline(t["baseline"]),
+                *([inline(t.get("reason") or "")] if why else []),
+                inline(t["claim"]),
+                inline(t["suite"]),
+            )
+            for t in found
+        ]
         out.append(f"## {verdict.capitalize()}: {len(rows)}\n\n{says}\n\n{table(head, rows)}")
     return "\n\n".join(out) + "\n"
 
@@ -227,14 +291,26 @@ def pairs_table() -> str:
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     names = sorted({name for a, b, _, _ in found for name in (a, b)})
     tried = {n: [verdict for a, b, verdict, _ in found if n in (a, b)] for n in names}
-    counts = [(f"[{n}](methods/{n}.md)", *(str(tried[n].count(v)) for v in ("works", "refused", "refused late"))) for n in names]
+    counts = [
+        (f"[{n}](methods/{n}.md)", *(str(tried[n].count(v)) for v in ("works", "refused", "refused late")))
+        for n in names
+    ]
     refused = [(f"`{a}`", f"`{b}`", inline(why) + (" (in the run)" if verdict == "refused late" else ""))
                for a, b, verdict, why in found if verdict.startswith("refused")]
     works = sum(verdict == "works" for _, _, verdict, _ in found)
-    return "\n\n".join([f"Of {len(found):,} pairs, {works:,} work and {len(refused):,} are refused, "
-                        f"{sum(v == 'refused late' for _, _, v, _ in found):,} of them by what first acts in the run.",
-                        table(("method", "works with", "refused with", "in the run"), counts),
-                        "## Refused, and why", table(("one", "the other", "why"), refused)]) + "\n"
+    return (
+        "\n\n".join(
+            [
+                f"Of {len(found):,} pairs, {works:,} work and {len(refused):,} are refused, "
+                f"{sum(v == 'refused late' for _, _, v, _ in found):,} of them by what first acts in the "
+                f"run.",
+                table(("method", "works with", "refused with", "in the run"), counts),
+                "## Refused, and why",
+                table(("one", "the other", "why"), refused),
+            ]
+        )
+        + "\n"
+    )
 
 
 def kinds_table() -> str:
@@ -244,8 +320,14 @@ def kinds_table() -> str:
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and {ast.unparse(b) for b in node.bases} & {"Method", *kinds}:
             kinds[node.name] = node
-    rows = [(f"`{name}`", ", ".join(f"`{w}`" for w in writes(node)), inline(" ".join((ast.get_docstring(node) or "").split())))
-            for name, node in kinds.items()]
+    rows = [
+        (
+            f"`{name}`",
+            ", ".join(f"`{w}`" for w in writes(node)),
+            inline(" ".join((ast.get_docstring(node) or "").split())),
+        )
+        for name, node in kinds.items()
+    ]
     return table(("kind", "what it writes", "law"), rows) + "\n"
 
 
@@ -264,7 +346,9 @@ def commands() -> str:
 
 def command_parts(command: Any, path: str) -> list[str]:
     if isinstance(getattr(command, "commands", None), dict):
-        return [part for name, one in command.commands.items() for part in command_parts(one, f"{path} {name}")]
+        return [
+            part for name, one in command.commands.items() for part in command_parts(one, f"{path} {name}")
+        ]
     rows = [(f"`{usage(p)}`", inline(plain(p.help or ""))) for p in command.params]
     return [f"### {path}", inline(plain(command.help or "")), table(("argument", "what it means"), rows)]
 
@@ -297,19 +381,23 @@ def sentence(text: str) -> str:
 
 
 def inline(text: str) -> str:
-    """Prose of a docstring as Markdown: code stays as it is, nothing else is taken for a mark, arXiv numbers become links."""
+    """Prose of a docstring as Markdown: code stays as it is, nothing else is taken for a mark, arXiv
+    numbers become links."""
     pieces = re.split(r"(``.+?``|`.+?`)", text)
     return "".join(p if p.startswith("`") else prose(p) for p in pieces)
 
 
 def prose(text: str) -> str:
     pieces = re.split(r"(https?://[^\s),]+)", text)
-    text = "".join(f"<{p}>" if p.startswith("http") else re.sub(r"([\\*_<\[\]#$~])", r"\\\1", p) for p in pieces)
+    text = "".join(
+        f"<{p}>" if p.startswith("http") else re.sub(r"([\\*_<\[\]#$~])", r"\\\1", p) for p in pieces
+    )
     return re.sub(r"arXiv[: ](\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
 def markdown(doc: str) -> str:
-    """A docstring as Markdown: indented lines are equations, or the entries below a line such as ``Raises:``."""
+    """A docstring as Markdown: indented lines are equations, or the entries below a
+    line such as ``Raises:``."""
     out: list[str] = []
     before = ""
     for lines in groups(doc):

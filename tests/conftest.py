@@ -92,14 +92,24 @@ def life(tmp_path: Path) -> Path:
 def environment() -> dict[str, str]:
     """Of a process of ours: one thread, no network, this checkout."""
     source = str(Path(trainwright.__file__).parents[1])
-    return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1",
-                         "TOKENIZERS_PARALLELISM": "false", "NO_COLOR": "1", "COLUMNS": "200"}
+    return os.environ | {
+        "PYTHONPATH": source,
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "NO_COLOR": "1",
+        "COLUMNS": "200",
+    }
 
 
 @pytest.fixture
 def command() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run ``python -m trainwright`` (or other words behind ``python``) in a folder and wait for it."""
-    def run(*words: Any, cwd: Path, python: tuple[str, ...] = ("-m", "trainwright")) -> subprocess.CompletedProcess[str]:
+
+    def run(
+        *words: Any, cwd: Path, python: tuple[str, ...] = ("-m", "trainwright")
+    ) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, *python, *map(str, words)]
         return subprocess.run(line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
     return run
@@ -107,10 +117,12 @@ def command() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[Ranks]:
-    """``ranks(folder, store, number, *words)`` runs ``folder/life.toml`` on so many forked ranks, as torchrun does, without the
-    seconds that three processes take to import what they need."""
+    """``ranks(folder, store, number, *words)`` runs ``folder/life.toml`` on so many forked ranks, as torchrun
+    does, without the seconds that three processes take to import what they need."""
     line = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-    with subprocess.Popen(line, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    with subprocess.Popen(
+        line, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
         assert server.stdin is not None and server.stdout is not None
 
         def run(folder: Path, store: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:

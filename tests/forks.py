@@ -1,14 +1,18 @@
 """Runs the program in forked processes, which saves its imports. A program of its own, in two ways.
 
-``python tests/forks.py FOLDER`` runs ``FOLDER/life.toml`` in three stores below FOLDER and prints what it did as JSON:
+``python tests/forks.py FOLDER`` runs ``FOLDER/life.toml`` in three stores below FOLDER and
+prints what it did as JSON:
 
 - ``whole``: without interruption;
 - ``times``: killed at random times, again and again, each process going on where the one before it died;
-- ``operations``: killed right before the 1st, the 2nd, … file operation of saving, then of the export and the commit.
+- ``operations``: killed right before the 1st, the 2nd, … file operation of saving, then of
+  the export and the commit.
 
-``python tests/forks.py`` reads lines ``[FOLDER, STORE, RANKS, [WORD …]]``, runs ``FOLDER/life.toml`` on so many ranks and answers
+``python tests/forks.py`` reads lines ``[FOLDER, STORE, RANKS, [WORD …]]``, runs ``FOLDER/life.toml`` on
+so many ranks and answers
 ``[CODE, OUTPUT]``.
 """
+
 from __future__ import annotations
 
 import json
@@ -37,8 +41,11 @@ PATIENCE = 120
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
-def fork(folder: Path, store: str, arm: Callable[[], None] = lambda: None, words: tuple[str, ...] = ()) -> int:
-    """Start ``trainwright run life.toml --store STORE WORD …`` in a process of its own; returns its number."""
+def fork(
+    folder: Path, store: str, arm: Callable[[], None] = lambda: None, words: tuple[str, ...] = ()
+) -> int:
+    """Start ``trainwright run life.toml --store STORE WORD …`` in a process of its
+    own; returns its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -76,10 +83,12 @@ def progress(store: Path) -> int:
 
 
 def at_times(folder: Path, store: str) -> list[int]:
-    """Kill at random times until one process gets to the end; returns the steps that were written down at each death."""
+    """Kill at random times until one process gets to the end; returns the steps that were
+    written down at each death."""
     draw, died = random.Random(1), list[int]()
     while True:
-        target = died[-1] + draw.randint(1, 3) if len(died) > 1 else 0     # the first two die before they train
+        # the first two die before they train
+        target = died[-1] + draw.randint(1, 3) if len(died) > 1 else 0
         pid, begun, patience = fork(folder, store), time.monotonic(), draw.uniform(0.1, 0.8)
         while (code := ended(pid, wait=False)) is None:
             if progress(folder / store) > target if target else time.monotonic() - begun > patience:
@@ -96,7 +105,8 @@ def at_times(folder: Path, store: str) -> list[int]:
 
 
 def at_operations(folder: Path, store: str) -> dict[str, int]:
-    """Kill before each file operation of the saves, and of the export and the commit; returns how many of each."""
+    """Kill before each file operation of the saves, and of the export and the commit;
+    returns how many of each."""
     draw, killed, at = random.Random(2), {"save": 0, "export": 0}, {"save": 1, "export": 1}
     marks = {"save": "checkpoints/step-", "export": "artifact.tmp"}
     while True:
@@ -112,7 +122,8 @@ def at_operations(folder: Path, store: str) -> dict[str, int]:
 
 
 def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], None]:
-    """Counts file operations whose path has a mark (a removal in a folder has none: it belongs to the last one that had)."""
+    """Counts file operations whose path has a mark (a removal in a folder has none: it belongs to
+    the last one that had)."""
     seen, last = dict.fromkeys(at, 0), ""
 
     def hook(event: str, given: Any) -> None:
@@ -132,7 +143,8 @@ def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], No
 
 
 def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[int, str]:
-    """As torchrun does it: where one process fails, the others are ended. Returns its exit code and what all of them said."""
+    """As torchrun does it: where one process fails, the others are ended. Returns its exit code and
+    what all of them said."""
     log = folder / f"{store}.log"
     before = log.stat().st_size if log.is_file() else 0
     with socket.socket() as free:

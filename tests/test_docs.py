@@ -1,4 +1,6 @@
-"""The documentation is true: commands, methods, links, recipes and Python in it are held against the package."""
+"""The documentation is true: commands, methods, links, recipes and Python in it are
+held against the package."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -23,10 +25,15 @@ from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.card import read
 from trainwright.core.stage import stages
-from trainwright.core.store import Store
+from trainwright.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+WRITTEN = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 TEXTS = "".join(f.read_text(encoding="utf-8") for f in WRITTEN)
 README = ROOT / "README.md"
 
@@ -51,12 +58,16 @@ def pages() -> dict[str, str]:
 
 
 def blocks(file: Path, language: str) -> list[str]:
-    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```", file.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(
+        rf"^( *)```{language}\n(.*?)^ *```", file.read_text(encoding="utf-8"), flags=re.M | re.S
+    )
     return [re.sub(rf"^{indent}", "", text, flags=re.M) for indent, text in found]
 
 
 def every(language: str) -> list[Any]:
-    return [pytest.param(f, b, id=f"{rel(f)}-{i}") for f in WRITTEN for i, b in enumerate(blocks(f, language))]
+    return [
+        pytest.param(f, b, id=f"{rel(f)}-{i}") for f in WRITTEN for i, b in enumerate(blocks(f, language))
+    ]
 
 
 def command_names() -> list[str]:
@@ -80,16 +91,24 @@ def test_every_command_is_told_of() -> None:
     generated = pages()["_generated/commands.md"]
     for name in command_names():
         assert f"### {name}\n" in generated
-        assert name in TEXTS or name.removeprefix("trainwright ") in TEXTS, f"no written page speaks of `{name}`"
+        assert name in TEXTS or name.removeprefix("trainwright ") in TEXTS, (
+            f"no written page speaks of `{name}`"
+        )
 
 
 def test_every_command_in_the_pages_exists() -> None:
     known = {tuple(name.split()[1:]) for name in command_names()}
     lines = [line.strip() for f in WRITTEN for b in blocks(f, "bash") for line in b.splitlines()]
-    used = [m.group(1).split() for line in lines if (m := re.search(r"(?:^|/|-m )trainwright (.+?)(?: #|$)", line))]
+    used = [
+        m.group(1).split()
+        for line in lines
+        if (m := re.search(r"(?:^|/|-m )trainwright (.+?)(?: #|$)", line))
+    ]
     assert used
     for words in used:
-        assert {tuple(words[:1]), tuple(words[:2])} & known, f"trainwright {' '.join(words)}: there is no such command"
+        assert {tuple(words[:1]), tuple(words[:2])} & known, (
+            f"trainwright {' '.join(words)}: there is no such command"
+        )
 
 
 def test_every_make_target_in_the_pages_exists() -> None:
@@ -125,7 +144,8 @@ def test_every_stage_and_key_is_told_of() -> None:
 
 @pytest.mark.parametrize(("file", "text"), every("toml"))
 def test_recipes_in_the_pages_are_right(file: Path, text: str, tmp_path: Path) -> None:
-    """Whole recipes are read and their methods made; a method that a page only invents is one of its own file."""
+    """Whole recipes are read and their methods made; a method that a page only invents
+    is one of its own file."""
     table = tomllib.loads(text)
     for number, one in enumerate(table.get("stage", ())):
         for method in one.get("methods", ()):
@@ -152,8 +172,10 @@ def test_recipes_are_right(file: Path, tmp_path: Path) -> None:
         Comparison(specs.load(file), Store(tmp_path)).check()
         return
     stages_of = [one for whole in recipes.load(file).stages for one in (whole, *getattr(whole, "stage", ()))]
-    for stage in stages_of:                                # those of a round too
-        assert stage.kind == "repeat" or [registry.create(m, file.parent, f"{file.name}: {stage.name}") for m in stage.methods]
+    for stage in stages_of:  # those of a round too
+        assert stage.kind == "repeat" or [
+            registry.create(m, file.parent, f"{file.name}: {stage.name}") for m in stage.methods
+        ]
 
 
 def anchors(text: str) -> set[str]:
@@ -185,7 +207,10 @@ def test_versions_agree() -> None:
 
 
 def test_constraints_pin_every_package_that_is_needed() -> None:
-    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+    }
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert not [w for w in wanted if re.split(r"[\[<>=]", w)[0].lower() not in pinned]
 
@@ -202,7 +227,7 @@ methods = [{ use = "text", paths = ["../notes/", "../code/"] }]
 name = "base"
 kind = "train"
 from = { data = "corpus" }
-model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2 }
+model = { type = "gpt2", n_embd = 16, n_layer = 1, n_head = 2, n_positions = 64 }
 steps = 2
 batch_size = 2
 methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "adamw" }]
@@ -223,7 +248,9 @@ def workplace(tmp_path: Path) -> Path:
     for folder in ("notes", "code"):
         (tmp_path / folder).mkdir()
     for i in range(40):
-        (tmp_path / "code" / f"{i}.py").write_text("".join(f"def f{j}(x):\n    return x + {i * j}\n\n\n" for j in range(12)))
+        (tmp_path / "code" / f"{i}.py").write_text(
+            "".join(f"def f{j}(x):\n    return x + {i * j}\n\n\n" for j in range(12))
+        )
         words = " ".join(f"{(i * 31 + j * 7) % 97} apples and {j} pears" for j in range(30))
         (tmp_path / "notes" / f"{i}.md").write_text(f"# Note {i}\n\n{words}\n")
     (tmp_path / "recipes").mkdir()
@@ -232,7 +259,9 @@ def workplace(tmp_path: Path) -> Path:
 
 
 def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *words], cwd=folder, env=environment(), capture_output=True, text=True, timeout=250)
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment(), capture_output=True, text=True, timeout=250
+    )
 
 
 @pytest.mark.slow
@@ -264,4 +293,6 @@ def test_the_site_builds(tmp_path: Path) -> None:
     made = {f.stem for f in (tmp_path / "site" / "methods").glob("*.html")}
     assert set(registry.cards()) <= made
     page = (tmp_path / "site" / "index.html").read_text()
-    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page), "the site loads nothing from elsewhere"
+    assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page), (
+        "the site loads nothing from elsewhere"
+    )

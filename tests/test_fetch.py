@@ -1,5 +1,6 @@
-"""Texts and pictures of others: a mail becomes what a person reads of it, so that its label cannot be read off
-its headers."""
+"""Texts and pictures of others: a mail becomes what a person reads of it, so that its label cannot be
+read off its headers."""
+
 from __future__ import annotations
 
 import email
@@ -25,7 +26,9 @@ Content-Transfer-Encoding: quoted-printable
 
 def test_a_mail_is_its_subject_and_its_words() -> None:
     text = fetch.plain(email.message_from_bytes(MAIL, policy=email.policy.compat32))
-    assert text.split() == ["Cheap", "ink", "Ink", "&", "paper,", "grün.", "Now!"] and text.startswith("Cheap ink\n\n")
+    assert text.split() == ["Cheap", "ink", "Ink", "&", "paper,", "grün.", "Now!"] and text.startswith(
+        "Cheap ink\n\n"
+    )
 
 
 def test_speeches_are_cut_between_sentences(tmp_path: Path) -> None:
@@ -33,7 +36,9 @@ def test_speeches_are_cut_between_sentences(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "1790.txt").write_text(sentence * 50)
     pieces = [row["text"] for row in fetch.speeches(tmp_path)]
-    assert len(pieces) == 2 and all(p.endswith(".") and fetch.PIECE <= len(p) < fetch.PIECE + 60 for p in pieces)
+    assert len(pieces) == 2 and all(
+        p.endswith(".") and fetch.PIECE <= len(p) < fetch.PIECE + 60 for p in pieces
+    )
 
 
 def test_what_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""The house rules, read from the source without importing it: sizes, laws of import, and habits that are not taken."""
+"""The house rules, read from the source without importing it: sizes, laws of import, and
+habits that are not taken."""
+
 from __future__ import annotations
 
 import ast
@@ -17,7 +19,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "trainwright"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-METHODS = [f for folder in registry.FOLDERS for f in sorted((PACKAGE / folder).rglob("*.py")) if not f.stem.startswith("_")]
+METHODS = [
+    f
+    for folder in registry.FOLDERS
+    for f in sorted((PACKAGE / folder).rglob("*.py"))
+    if not f.stem.startswith("_")
+]
 MOST_LINES = 400
 """No file is cut to meet this number; one that passes it most likely has two subjects."""
 STANDING_IN = {"check", "planning"}
@@ -25,12 +32,13 @@ STANDING_IN = {"check", "planning"}
 METHOD_FOLDERS = set(registry.FOLDERS)
 BELOW: dict[str, set[str]] = {"core": set(), "families": {"core"}, "corpus": {"core", "families"}}
 """What each room may import beside itself; a room that is not here may import all but the command line."""
-BELOW["lm"] = {"core", "families", "corpus"}
-BELOW["life"] = {"core", "families"}
-BELOW["stages"] = {"core", "families", "corpus", "life"}
-BELOW["planning"] = {"core", "families", "corpus", "life", "stages"}
+BELOW["storage"] = {"core"}
+BELOW["lm"] = {"core", "families", "corpus", "storage"}
+BELOW["life"] = {"core", "families", "storage"}
+BELOW["stages"] = {"core", "families", "corpus", "life", "storage"}
+BELOW["planning"] = BELOW["stages"] | {"stages"}
 BELOW["check"] = BELOW["planning"] | {"planning", "lm"}
-BELOW |= {folder: METHOD_FOLDERS | {"core", "families", "corpus", "lm"} for folder in METHOD_FOLDERS}
+BELOW |= {folder: METHOD_FOLDERS | BELOW["lm"] | {"lm"} for folder in METHOD_FOLDERS}
 BELOW["compare"] = BELOW["check"]
 BELOW["report"] = BELOW["check"] | {"compare"}
 
@@ -50,8 +58,13 @@ def lines(file: Path) -> int:
 
 def imported(file: Path) -> Iterator[tuple[int, str]]:
     """Line and dotted name (below the package) of everything of ours that a file imports when it runs."""
-    for_types = {n for node in ast.walk(tree(file)) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-                 for part in node.body for n in ast.walk(part)}
+    for_types = {
+        n
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for part in node.body
+        for n in ast.walk(part)
+    }
     for node in ast.walk(tree(file)):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -72,13 +85,17 @@ def calls(file: Path) -> Iterator[tuple[ast.Call, str]]:
 
 
 def of_a_kind(node: ast.AST) -> bool:
-    return isinstance(node, ast.ClassDef) and bool({ast.unparse(b).split(".")[-1] for b in node.bases} & kind_names())
+    return isinstance(node, ast.ClassDef) and bool(
+        {ast.unparse(b).split(".")[-1] for b in node.bases} & kind_names()
+    )
 
 
 def method_class(file: Path) -> ast.ClassDef:
     """The class of a method file: the one whose name in snake case is the file's."""
     found = [n for n in tree(file).body if of_a_kind(n)]
-    assert len(found) == 1, f"{rel(file)}: {len(found)} classes derive directly from a kind; a method file has one"
+    assert len(found) == 1, (
+        f"{rel(file)}: {len(found)} classes derive directly from a kind; a method file has one"
+    )
     assert isinstance(found[0], ast.ClassDef)
     return found[0]
 
@@ -106,17 +123,27 @@ def test_files_are_small() -> None:
 
 
 def test_functions_are_short() -> None:
-    functions = ((f, n) for f in SOURCES for n in ast.walk(tree(f)) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+    functions = (
+        (f, n)
+        for f in SOURCES
+        for n in ast.walk(tree(f))
+        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))
+    )
     report([f"{rel(f)}:{n.lineno}: {n.name} has {n.end_lineno - n.lineno} lines, at most 40"
             for f, n in functions if n.end_lineno is not None and n.end_lineno - n.lineno > 40])
 
 
 def test_no_keywords_are_passed_on_unseen() -> None:
-    """``**kwargs`` handed to something else hides what is accepted. ``__init_subclass__`` must hand on what it is given."""
+    """``**kwargs`` handed to something else hides what is accepted. ``__init_subclass__`` must
+    hand on what it is given."""
     problems = []
     for file in SOURCES:
         for function in ast.walk(tree(file)):
-            if not isinstance(function, ast.FunctionDef) or function.args.kwarg is None or function.name == "__init_subclass__":
+            if (
+                not isinstance(function, ast.FunctionDef)
+                or function.args.kwarg is None
+                or function.name == "__init_subclass__"
+            ):
                 continue
             given = function.args.kwarg.arg
             for call in (n for n in ast.walk(function) if isinstance(n, ast.Call)):
@@ -128,10 +155,19 @@ def test_no_keywords_are_passed_on_unseen() -> None:
 def test_no_probing_and_no_warnings() -> None:
     louder = "make it an error, or a number in the report"
     banned = {"hasattr": "say which type it is instead of probing", "warnings.warn": louder, "warn": louder}
-    report([f"{rel(f)}:{c.lineno}: {name}: {banned[name]}" for f in SOURCES for c, name in calls(f) if name in banned])
+    report(
+        [
+            f"{rel(f)}:{c.lineno}: {name}: {banned[name]}"
+            for f in SOURCES
+            for c, name in calls(f)
+            if name in banned
+        ]
+    )
 
 
-SEEDING = re.compile(r"((torch(\.cuda|\.random)?|(np\.|numpy\.)?random|transformers)\.)?(manual_seed(_all)?|seed|set_seed)")
+SEEDING = re.compile(
+    r"((torch(\.cuda|\.random)?|(np\.|numpy\.)?random|transformers)\.)?(manual_seed(_all)?|seed|set_seed)"
+)
 
 
 @cache
@@ -140,9 +176,17 @@ def forks() -> frozenset[str]:
     names = {"fork_rng"}
     for file in SOURCES:
         for node in ast.walk(tree(file)):
-            if isinstance(node, ast.FunctionDef) and "contextmanager" in " ".join(map(ast.unparse, node.decorator_list)):
-                within = [n for n in ast.walk(node) if isinstance(n, ast.With) and "fork_rng" in ast.unparse(n)]
-                names |= {node.name} if any(isinstance(n, ast.Yield) for w in within for n in ast.walk(w)) else set()
+            if isinstance(node, ast.FunctionDef) and "contextmanager" in " ".join(
+                map(ast.unparse, node.decorator_list)
+            ):
+                within = [
+                    n for n in ast.walk(node) if isinstance(n, ast.With) and "fork_rng" in ast.unparse(n)
+                ]
+                names |= (
+                    {node.name}
+                    if any(isinstance(n, ast.Yield) for w in within for n in ast.walk(w))
+                    else set()
+                )
     return frozenset(names)
 
 
@@ -158,14 +202,52 @@ def forked(file: Path) -> set[int]:
 
 
 def test_no_global_seed() -> None:
-    report([f"{rel(f)}:{c.lineno}: {name} sets a global seed; use ctx.rng" for f in SOURCES for c, name in calls(f)
-            if SEEDING.fullmatch(name) and c.lineno not in forked(f)])
+    report(
+        [
+            f"{rel(f)}:{c.lineno}: {name} sets a global seed; use ctx.rng"
+            for f in SOURCES
+            for c, name in calls(f)
+            if SEEDING.fullmatch(name) and c.lineno not in forked(f)
+        ]
+    )
 
 
-DRAWING = {"torch": {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"},
-           "np.random": {"rand", "randn", "randint", "random", "permutation", "shuffle", "choice", "normal", "uniform"},
-           "random": {"random", "randint", "shuffle", "choice", "choices", "sample", "uniform", "gauss", "randrange"}}
-IN_PLACE = {"normal_", "uniform_", "bernoulli_", "random_", "exponential_", "cauchy_", "log_normal_", "geometric_", "multinomial"}
+DRAWING = {
+    "torch": {"rand", "randn", "randint", "randperm", "multinomial", "bernoulli", "normal"},
+    "np.random": {
+        "rand",
+        "randn",
+        "randint",
+        "random",
+        "permutation",
+        "shuffle",
+        "choice",
+        "normal",
+        "uniform",
+    },
+    "random": {
+        "random",
+        "randint",
+        "shuffle",
+        "choice",
+        "choices",
+        "sample",
+        "uniform",
+        "gauss",
+        "randrange",
+    },
+}
+IN_PLACE = {
+    "normal_",
+    "uniform_",
+    "bernoulli_",
+    "random_",
+    "exponential_",
+    "cauchy_",
+    "log_normal_",
+    "geometric_",
+    "multinomial",
+}
 
 
 def test_every_draw_names_its_generator() -> None:
@@ -177,7 +259,9 @@ def test_every_draw_names_its_generator() -> None:
             draws = last in DRAWING.get(head, ()) or (last in IN_PLACE and head not in DRAWING)
             named = any(k.arg == "generator" for k in call.keywords)
             if draws and not named and call.lineno not in inside:
-                problems.append(f"{rel(file)}:{call.lineno}: {name} draws from a global generator; give it a generator")
+                problems.append(
+                    f"{rel(file)}:{call.lineno}: {name} draws from a global generator; give it a generator"
+                )
     report(problems)
 
 
@@ -204,27 +288,41 @@ def test_every_room_has_its_place() -> None:
 def libraries() -> set[str]:
     """Packages that we depend on; core may name those, even where the bridge to one is called like it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
+    wanted = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
     return {re.split(r"[\[<>=!~ ]", one)[0] for one in wanted}
 
 
 def test_core_names_no_method() -> None:
-    """Not even as a string: what stands in when a recipe names nothing is marked ``default`` by the method itself."""
+    """Not even as a string: what stands in when a recipe names nothing is marked ``default``
+    by the method itself."""
     problems = []
     names = {f.stem for f in METHODS} - libraries()
     for file in (f for f in SOURCES if f.parent.name == "core"):
         keys = {id(k) for n in ast.walk(tree(file)) if isinstance(n, ast.Dict) for k in n.keys}
         for node in ast.walk(tree(file)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in names and id(node) not in keys:
+            if (
+                isinstance(node, ast.Constant)
+                and isinstance(node.value, str)
+                and node.value in names
+                and id(node) not in keys
+            ):
                 problems.append(f"{rel(file)}:{node.lineno}: names the method {node.value!r}")
     report(problems)
 
 
 def test_the_registry_knows_every_kind_and_folder() -> None:
-    """It reads names only, so that listing imports nothing; here they are held against the classes themselves."""
+    """It reads names only, so that listing imports nothing; here they are held against
+    the classes themselves."""
     assert card.kinds().keys() == kind_names()
-    elsewhere = [f for f in SOURCES if f not in METHODS and not f.stem.startswith("_") and f.name != "method.py"]
-    strays = [(f, n) for f in elsewhere for n in tree(f).body if of_a_kind(n) and not STANDING_IN & set(f.parts)]
+    elsewhere = [
+        f for f in SOURCES if f not in METHODS and not f.stem.startswith("_") and f.name != "method.py"
+    ]
+    strays = [
+        (f, n) for f in elsewhere for n in tree(f).body if of_a_kind(n) and not STANDING_IN & set(f.parts)
+    ]
     report([f"{rel(f)}:{n.lineno}: a method outside the folders of methods" for f, n in strays])
 
 
@@ -246,7 +344,9 @@ def test_method_says_what_it_is(file: Path) -> None:
     fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
     settings = [n for n in fields if "ClassVar" not in ast.unparse(n.annotation)]
     assert ast.get_docstring(tree(file)) or ast.get_docstring(node), "a method has a docstring"
-    assert not [ast.unparse(n.target) for n in settings if not docs.get(ast.unparse(n.target))], "every setting has a docstring"
+    assert not [ast.unparse(n.target) for n in settings if not docs.get(ast.unparse(n.target))], (
+        "every setting has a docstring"
+    )
     needed = {ast.unparse(n.target) for n in settings if n.value is None}
     assert needed <= example_keys(node), f"example gives no value to {needed - example_keys(node)}"
 
@@ -254,7 +354,13 @@ def test_method_says_what_it_is(file: Path) -> None:
 def example_keys(node: ast.ClassDef) -> set[str]:
     """The settings that the class attribute ``example`` names."""
     for one in node.body:
-        targets = [one.target] if isinstance(one, ast.AnnAssign) else one.targets if isinstance(one, ast.Assign) else []
+        targets = (
+            [one.target]
+            if isinstance(one, ast.AnnAssign)
+            else one.targets
+            if isinstance(one, ast.Assign)
+            else []
+        )
         value = one.value if isinstance(one, (ast.AnnAssign, ast.Assign)) else None
         if any(ast.unparse(t) == "example" for t in targets):
             if isinstance(value, ast.Dict):
@@ -273,8 +379,16 @@ def test_nothing_is_left_to_do_and_no_machine_is_named() -> None:
     """Unfinished work is finished or written down as a limit; nobody else has the folders of this machine."""
     left = re.compile(r"\b(" + "|".join(("TO" "DO", "FIX" "ME", "X" "XX", "HA" "CK")) + r")\b")
     machine = re.compile(r"(?<![\w./:-])/(work|home|root|mnt|Users|opt)/\w")
-    numbered = ((f, i, line) for f in PROSE for i, line in enumerate(f.read_text(encoding="utf-8").splitlines(), 1))
-    report([f"{rel(f)}:{i}: {line.strip()[:80]}" for f, i, line in numbered if left.search(line) or machine.search(line)])
+    numbered = (
+        (f, i, line) for f in PROSE for i, line in enumerate(f.read_text(encoding="utf-8").splitlines(), 1)
+    )
+    report(
+        [
+            f"{rel(f)}:{i}: {line.strip()[:80]}"
+            for f, i, line in numbered
+            if left.search(line) or machine.search(line)
+        ]
+    )
 
 
 def asserting(file: Path) -> set[str]:
@@ -294,22 +408,46 @@ def _asserts(node: ast.AST, good: set[str]) -> bool:
     if not isinstance(node, ast.Call):
         return False
     last = ast.unparse(node.func).split(".")[-1]
-    return last in good or last in ("raises", "warns", "fail") or last.startswith("assert_") or last.startswith("check")
+    return (
+        last in good
+        or last in ("raises", "warns", "fail")
+        or last.startswith("assert_")
+        or last.startswith("check")
+    )
 
 
 @pytest.mark.parametrize("file", [f for f in TESTS if f.name.startswith("test_")], ids=rel)
 def test_every_test_asserts(file: Path) -> None:
     good = asserting(file)
-    names = [n.name for n in ast.walk(tree(file)) if isinstance(n, ast.FunctionDef) and n.name.startswith("test")]
+    names = [
+        n.name for n in ast.walk(tree(file)) if isinstance(n, ast.FunctionDef) and n.name.startswith("test")
+    ]
     assert names, "a test file has tests"
     assert not [n for n in names if n not in good], "these tests assert nothing"
 
 
-PICKLES = ("pickle.", "torch.load", "torch.save", "np.load", "np.save", "joblib.", "shelve.", "marshal.", "dill.")
+PICKLES = (
+    "pickle.",
+    "torch.load",
+    "torch.save",
+    "np.load",
+    "np.save",
+    "joblib.",
+    "shelve.",
+    "marshal.",
+    "dill.",
+)
 """Calls that read objects, or write what has to be read so."""
 
 
 def test_nothing_is_unpickled() -> None:
     """Data is data. Processes of one run, which trust each other, talk through a pipe."""
-    report([f"{rel(f)}:{call.lineno}: {name}: write safetensors, Parquet or JSON" for f in SOURCES
-            if rel(f) != "src/trainwright/planning/worker.py" for call, name in calls(f) if name.startswith(PICKLES)])
+    report(
+        [
+            f"{rel(f)}:{call.lineno}: {name}: write safetensors, Parquet or JSON"
+            for f in SOURCES
+            if rel(f) != "src/trainwright/planning/worker.py"
+            for call, name in calls(f)
+            if name.startswith(PICKLES)
+        ]
+    )

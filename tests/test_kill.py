@@ -1,8 +1,10 @@
-"""``kill -9`` at any moment, then the same command again: the final weights are bit-identical, and nothing half-written is left.
+"""``kill -9`` at any moment, then the same command again: the final weights are bit-identical, and
+nothing half-written is left.
 
-``forks.py`` kills forked processes at random times and before single file operations; here the program is also killed,
-interrupted and stopped as a process of its own, again and again on one store.
+``forks.py`` kills forked processes at random times and before single file operations; here the program is
+also killed, interrupted and stopped as a process of its own, again and again on one store.
 """
+
 from __future__ import annotations
 
 import json
@@ -66,7 +68,9 @@ def test_killed_at_random_times(told: tuple[Path, dict[str, Any]]) -> None:
     folder, done = told
     died = done["times"]
     assert done["whole"] == 0 and len(died) >= 10, (folder / "times.log").read_text()[-3000:]
-    assert died[0] == 0 and died[2:] == sorted(set(died[2:])) and died[-1] > STEPS / 2, "each lies behind the last"
+    assert died[0] == 0 and died[2:] == sorted(set(died[2:])) and died[-1] > STEPS / 2, (
+        "each lies behind the last"
+    )
     assert (folder / "times.log").read_text().count("resumed") >= 7
     assert weights(folder / "times") == weights(folder / "whole")
     check_clean(folder / "times")
@@ -84,8 +88,14 @@ def test_what_was_measured_is_what_it_is_without_interruption(told: tuple[Path, 
     rows = {}
     for store in ("whole", "times", "operations"):
         (file,) = (folder / store).glob("base-*/metrics.jsonl")
-        rows[store] = [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens_per_second", "memory_bytes")}
-                       for line in file.read_text().splitlines()]
+        rows[store] = [
+            {
+                k: v
+                for k, v in json.loads(line).items()
+                if k not in ("seconds", "tokens_per_second", "memory_bytes")
+            }
+            for line in file.read_text().splitlines()
+        ]
     assert [r["step"] for r in rows["whole"]] == list(range(1, STEPS + 1))
     assert rows["whole"] == rows["times"] == rows["operations"]
 
@@ -97,7 +107,9 @@ class Program:
         self.store = folder / store
         line = [sys.executable, "-m", "trainwright", "run", "life.toml", "--store", store]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(line, cwd=folder, env=environment(), text=True, stdout=pipe, stderr=pipe)
+        self.process = subprocess.Popen(
+            line, cwd=folder, env=environment(), text=True, stdout=pipe, stderr=pipe
+        )
 
     def at_step(self, step: int) -> None:
         """Wait until it has written down so many steps."""
@@ -131,23 +143,31 @@ def test_the_program_killed_interrupted_and_run_twice_at_once(told: tuple[Path, 
     second.send(signal.SIGINT)
     code, out, err = second.end()
     step = forks.progress(second.store)
-    assert code == 130 and f"stopped at step {step} of {STEPS}; run the same command to go on" in err, out + err
+    assert code == 130 and f"stopped at step {step} of {STEPS}; run the same command to go on" in err, (
+        out + err
+    )
     assert "Traceback" not in err
     (saved,) = second.store.glob("work/base-*/checkpoints")
     newest = checkpoint.newest(saved)[0]
     assert newest is not None and newest.name == f"step-{step:08d}"
 
-    file = newest / "rank-00000.safetensors"         # the newest checkpoint is damaged: the one before it is used
+    # the newest checkpoint is damaged: the one before it is used
+    file = newest / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     third = Program(folder, "mixed")
     third.at_step(step + 5)
     third.send(signal.SIGSTOP)
-    code, out, err = Program(folder, "mixed").end()        # meanwhile another wants to work on the same store
-    assert code == 2 and "another process is at work on the stage 'base'" in err and "Traceback" not in err, out + err
+    code, out, err = Program(folder, "mixed").end()  # meanwhile another wants to work on the same store
+    assert code == 2 and "another process is at work on the stage 'base'" in err and "Traceback" not in err, (
+        out + err
+    )
     third.send(signal.SIGKILL)
     third.send(signal.SIGCONT)
     code, out, _ = third.end()
-    assert code == -signal.SIGKILL and f"the checkpoint {newest.name} is damaged; going on from the one before it" in out
+    assert (
+        code == -signal.SIGKILL
+        and f"the checkpoint {newest.name} is damaged; going on from the one before it" in out
+    )
 
     code, out, err = Program(folder, "mixed").end()
     assert code == 0 and "resumed" in out, out + err

@@ -1,4 +1,6 @@
-"""Two processes train as one does: the same recipe, the same weights, checkpoints that go on with another number of them."""
+"""Two processes train as one does: the same recipe, the same weights, checkpoints that go on with
+another number of them."""
+
 from __future__ import annotations
 
 import json
@@ -21,18 +23,22 @@ from tests.conftest import LIFE, Ranks, environment, write_texts
 pytestmark = pytest.mark.slow
 
 TOLERANCE = 2e-6
-"""Largest difference of a weight after twelve steps: sums over two halves of a batch round otherwise than over the whole (7e-7
-measured). Adam divides by the gradient's own size, so that where it is nearly 0 rounding counts fully; hence an ``eps`` of 1e-6
-here (with 1e-8, 1e-5 was measured; half of all weights are equal to the last bit)."""
+"""Largest difference of a weight after twelve steps: sums over two halves of a batch round otherwise than
+over the whole (7e-7 measured). Adam divides by the gradient's own size, so that where it is nearly 0
+rounding counts fully; hence an ``eps`` of 1e-6 here (with 1e-8, 1e-5 was measured; half of all weights are
+equal to the last bit)."""
 STEPS = 12
 RECIPE = LIFE.split('[[stage]]\nname = "merged"')[0]
-for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 2\naccumulate = 2"),
-                   ("lr = 1e-2 }", 'lr = 1e-2, eps = 1e-6 }, { use = "ema", decay = 0.5 }'),
-                   ('"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "lora", rank = 2 }')):
+for _old, _new in (
+    ("steps = 6", f"steps = {STEPS}"),
+    ("save_every = 2", "save_every = 2\naccumulate = 2"),
+    ("lr = 1e-2 }", 'lr = 1e-2, eps = 1e-6 }, { use = "ema", decay = 0.5 }'),
+    ('"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "lora", rank = 2 }'),
+):
     assert _old in RECIPE
     RECIPE = RECIPE.replace(_old, _new, 1)
 
-SLOW = '''"""Waits, so that a run can be interrupted; keeps something of its own on each rank where it is told to."""
+SLOW = '''"""Waits, so that a run can be interrupted; keeps something of its own where it is told to."""
 import time
 from trainwright.core import sharding
 from trainwright.core.method import Update
@@ -55,9 +61,13 @@ class Wait(Update):
 
 def start(folder: Path, ranks: int, store: str) -> subprocess.Popen[str]:
     """The program, with torchrun where there are several ranks: as a user starts it."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    torchrun = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    )
     line = [sys.executable, *torchrun, "-m", "trainwright", "run", "life.toml", "--store", store]
-    return subprocess.Popen(line, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.Popen(
+        line, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 def interrupt(folder: Path, ranks: int, step: int, store: str) -> str:
@@ -110,19 +120,28 @@ def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
         for name in ("steps", "tokens", "trained_tokens", "parameters", "trainable_parameters"):
             assert figures(home / "one", stage)[name] == figures(home / "two", stage)[name], name
         assert abs(figures(home / "one", stage)["loss"] - figures(home / "two", stage)["loss"]) < 1e-5
-    adapters = [load_file(artifact(home / s, "adapt") / "adapter" / "adapter_model.safetensors") for s in ("one", "two")]
+    adapters = [
+        load_file(artifact(home / s, "adapt") / "adapter" / "adapter_model.safetensors")
+        for s in ("one", "two")
+    ]
     assert all(torch.allclose(t, adapters[1][n], atol=TOLERANCE) for n, t in adapters[0].items())
     assert not [*(home / "two").rglob("*.tmp")] and not [*(home / "two" / "work").glob("*")]
 
 
 def slow(home: Path, own: bool = False) -> None:
     """The same training, slow enough to be interrupted."""
-    (home / "life.toml").write_text(RECIPE.split('[[stage]]\nname = "adapt"')[0].replace(
-        '{ use = "clip_gradients" }', f'{{ use = "clip_gradients" }}, {{ use = "./wait.py", own = {str(own).lower()} }}'))
+    (home / "life.toml").write_text(
+        RECIPE.split('[[stage]]\nname = "adapt"')[0].replace(
+            '{ use = "clip_gradients" }',
+            f'{{ use = "clip_gradients" }}, {{ use = "./wait.py", own = {str(own).lower()} }}',
+        )
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
-def test_a_run_goes_on_with_another_number_of_ranks(before: int, after: int, home: Path, ranks: Ranks) -> None:
+def test_a_run_goes_on_with_another_number_of_ranks(
+    before: int, after: int, home: Path, ranks: Ranks
+) -> None:
     slow(home)
     store = f"from{before}to{after}"
     out = interrupt(home, before, 4, store)
@@ -149,10 +168,15 @@ def test_state_of_single_ranks_is_refused_on_another_number(home: Path, ranks: R
 def test_a_mistake_that_one_rank_finds_is_told_once(home: Path) -> None:
     """Rank 0 alone reads the documents; the other must not take its silence for a broken connection."""
     (home / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
-    (home / "life.toml").write_text(RECIPE.replace('paths = ["texts/prose", "texts/code"]', 'paths = ["broken.jsonl"]'))
+    (home / "life.toml").write_text(
+        RECIPE.replace('paths = ["texts/prose", "texts/code"]', 'paths = ["broken.jsonl"]')
+    )
     process = start(home, 2, "broken")
     out, _ = process.communicate(timeout=120)
-    assert process.returncode and out.count("life.toml: stage 'corpus': broken.jsonl, line 2: this is no JSON object") == 1, out
+    assert (
+        process.returncode
+        and out.count("life.toml: stage 'corpus': broken.jsonl, line 2: this is no JSON object") == 1
+    ), out
     assert "[rank1]: Traceback" not in out and not [*(home / "broken").rglob("*.tmp")], out
 
 
@@ -193,5 +217,7 @@ def test_too_little_memory_is_told_once_before_anything_runs(home: Path, ranks: 
 def test_rows_that_do_not_divide_are_refused(home: Path, ranks: Ranks) -> None:
     slow(home)
     done = ranks(home, "odd", 2, "--set", "base.batch_tokens=192")
-    assert done.returncode and "a step of 6 rows does not divide over 2 ranks and 2 micro-batches" in done.stdout, done.stdout
+    assert (
+        done.returncode and "a step of 6 rows does not divide over 2 ranks and 2 micro-batches" in done.stdout
+    ), done.stdout
     assert "take a multiple of 4 rows of 32 tokens each" in done.stdout

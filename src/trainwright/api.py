@@ -8,7 +8,6 @@ from typing import Any
 from trainwright import families
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
-from trainwright.core import store as core
 from trainwright.core.card import Card
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
@@ -17,6 +16,7 @@ from trainwright.core.recipe import Recipe
 from trainwright.life.run import run as _run
 from trainwright.planning.plan import Plan
 from trainwright.planning.plan import plan as _plan
+from trainwright.storage import store as core
 
 __all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods",
            "plan", "run"]

@@ -19,7 +19,7 @@ from trainwright.report.terminal import Terminal, styled
 if TYPE_CHECKING:
     from trainwright.core.method import Decode
     from trainwright.core.recipe import Recipe
-    from trainwright.core.store import Store
+    from trainwright.storage.store import Store
 
 KINDS = ", ".join(kinds())
 """The kinds of method, for help."""
@@ -45,10 +45,10 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     loaded = _load(recipe, changes)                        # before what takes seconds to import
     from trainwright.core import sharding
     from trainwright.core.listener import Listener, Listeners
-    from trainwright.core.store import Store
     from trainwright.life.run import run as run_recipe
     from trainwright.report import trackers
     from trainwright.report.progress import Progress
+    from trainwright.storage.store import Store
     sharding.start()
     main, progress, made_in = sharding.main(), Progress(), Store(store)
     with located(str(recipe)):
@@ -103,10 +103,10 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     loaded = _load(recipe, changes)
     from trainwright.core.recipe import own_code
     from trainwright.core.stage import plain
-    from trainwright.core.store import Store
     from trainwright.planning.memory import parse_bytes
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import planned
+    from trainwright.storage.store import Store
     limit = parse_bytes(fit) if fit is not None else None
     for file in own_code(*map(plain, loaded.stages)):
         Terminal().print(f"plan runs {file}, since the recipe names it", soft_wrap=True)
@@ -142,8 +142,8 @@ def show(method: Annotated[str, typer.Argument(
          store: StoreDir = Path("store")) -> None:
     """Show a method's card (what it does, paper, settings, evidence), or what an artifact came from."""
     from trainwright.core import card, registry
-    from trainwright.core.store import Store
     from trainwright.report import cards
+    from trainwright.storage.store import Store
     Terminal().print(cards.card(card.read(registry.locate(method, Path(), "show"), Path(method).stem, ""))
                     if method.endswith(".py") else cards.shown(method, Store(store)))
 
@@ -190,7 +190,7 @@ def export(stage: ArtifactName,
            store: StoreDir = Path("store")) -> None:
     """Write a stage's model as a Hugging Face checkpoint."""
     from trainwright import families
-    from trainwright.core.store import Store
+    from trainwright.storage.store import Store
     kept = Store(store)
     families.export(kept.opened(kept.named(stage)), folder, dtype)
     Terminal().print(f"wrote {folder}", soft_wrap=True)
@@ -211,8 +211,8 @@ def generate(stage: Annotated[str, typer.Argument(
                       "without it the model samples as its generation config says.")] = None,
              store: StoreDir = Path("store")) -> None:
     """Have a stage's model continue a prompt."""
-    from trainwright.core.store import Store
     from trainwright.lm import generation
+    from trainwright.storage.store import Store
     methods = _decoding(decode or ())
     kept, folder = Store(store), Path(stage)
     if not (folder / "config.json").is_file():
@@ -224,15 +224,15 @@ def generate(stage: Annotated[str, typer.Argument(
 @stores.command("ls")
 def store_list(store: StoreDir = Path("store")) -> None:
     """List artifacts: stage, kind, size, seconds, when."""
-    from trainwright.core.store import Store
     from trainwright.report import cards
+    from trainwright.storage.store import Store
     Terminal().print(cards.store_table(Store(store)))
 
 
 @stores.command("show")
 def store_show(artifact: ArtifactName, store: StoreDir = Path("store")) -> None:
     """Show what an artifact came from: settings, inputs, hashes, versions, git commit, seconds, figures."""
-    from trainwright.core.store import Store
+    from trainwright.storage.store import Store
     Terminal().print_json(data=Store(store).named(artifact).manifest)
 
 
@@ -241,7 +241,7 @@ def store_remove(artifact: ArtifactName, store: StoreDir = Path("store"),
                  force: Annotated[bool, typer.Option(
                      help="Even if other artifacts were made from it.")] = False) -> None:
     """Remove an artifact. One that others were made from needs --force."""
-    from trainwright.core.store import Store
+    from trainwright.storage.store import Store
     path = Store(store).remove(artifact, force)
     Terminal().print(f"removed {path}", soft_wrap=True)
 
@@ -252,7 +252,7 @@ def store_verify(artifact: Annotated[str | None, typer.Argument(
                      help="A stage's name, or an artifact folder's; default: all, and the caches.")] = None,
                  store: StoreDir = Path("store")) -> None:
     """Look at every file of the store: whether each is as it was written. Ends with 2 where one is not."""
-    from trainwright.core.store import Store
+    from trainwright.storage.store import Store
     good, bad = 0, 0
     for name, problem in Store(store).verify(artifact):
         good, bad = good + (not problem), bad + bool(problem)

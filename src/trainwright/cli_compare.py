@@ -72,9 +72,9 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
                       dict(parse_change(c) for c in changes or ()), aa)
     from trainwright.compare.compare import Comparison
     from trainwright.compare.estimate import estimate
-    from trainwright.core.store import Store
     from trainwright.report.comparison import table
     from trainwright.report.comparison.progress import ComparisonProgress
+    from trainwright.storage.store import Store
     progress = ComparisonProgress(spec.settings.metric)
     for file in own_code(spec.table, *map(asdict, (spec.settings, *spec.arms))):
         Terminal().print(f"compare runs {file}, since the recipe names it", soft_wrap=True)
@@ -108,9 +108,9 @@ def bench(method: Annotated[list[str] | None, typer.Argument(
     """Measure a method against its baseline in a shared suite, and write the result beside its paper's
     claim."""
     from trainwright.compare import bench as benches
-    from trainwright.core.store import Store
     from trainwright.report import cards
     from trainwright.report.comparison.progress import ComparisonProgress
+    from trainwright.storage.store import Store
     if bool(method) == every:
         raise UserError("name the methods to measure, or say --all.")
     for name in benches.claimed() if every else method or ():

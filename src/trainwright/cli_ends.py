@@ -17,7 +17,8 @@ import typer
 from rich.text import Text
 from typer.core import TyperGroup
 
-from trainwright.core import ending, machine
+from trainwright import cli_machine as machine
+from trainwright.core import ending
 from trainwright.core.errors import UserError, exited
 from trainwright.core.shown import plain
 from trainwright.report.terminal import Terminal, styled

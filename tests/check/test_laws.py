@@ -52,7 +52,8 @@ BROKEN = {
 ''',
         "it does not define suggest and fit and made_up": '''class Mine(ScalingLaw):
     """."""
-'''},
+''',
+    },
     "state_is_legal": {
         "it changes the teacher (/model.embed_tokens.weight), which it may only read": '''class Mine(Update):
     """."""
@@ -97,7 +98,8 @@ BROKEN = {
 
     def tick(self, view, state):
         return ()
-'''},
+''',
+    },
     "two_resumes_are_exact": {
         "ends with other weights": '''class Mine(Update):
     """."""
@@ -118,7 +120,8 @@ SEEN = []
 
 
 MEAN = [0.0]
-'''},
+''',
+    },
     "randomness_is_derived": {
         "global generator of torch": '''class Mine(Update):
     """."""
@@ -133,7 +136,8 @@ MEAN = [0.0]
         random.random()
         np.random.rand()
         return pull()
-'''},
+''',
+    },
     "micro_batches_do_not_bend_it": {
         "has another gradient": '''class Mine(Objective):
     """."""
@@ -149,7 +153,8 @@ MEAN = [0.0]
 
     def weigh(self, values, batch, state, ctx):
         return values / values.max()
-'''},
+''',
+    },
     "claims_match": {
         "matches nothing": '''class Mine(Surgery):
     """."""
@@ -159,7 +164,8 @@ MEAN = [0.0]
 
     def operate(self, model, ctx):
         return None
-'''},
+'''
+    },
     "off_it_changes_nothing": {
         "it should change nothing": '''class Mine(Weigh):
     """."""
@@ -170,7 +176,8 @@ MEAN = [0.0]
 
     def weigh(self, values, batch, state, ctx):
         return values ** self.power
-'''},
+'''
+    },
     "settings_come_back": {
         "the setting strength has no docstring": '''class Mine(Update):
     """."""
@@ -183,7 +190,8 @@ MEAN = [0.0]
     names: dict[str, Any]
     """Names."""
     example: ClassVar[dict[str, Any]] = {"names": {"a": (1, 2)}}
-'''},
+''',
+    },
     "params_limit_it": {
         "its state is wrong about": '''class Mine(Update):
     """."""
@@ -197,7 +205,8 @@ MEAN = [0.0]
     def settle(self, params, state, ctx):
         for p in params.values():
             p.clamp_(-0.01, 0.01)
-'''},
+''',
+    },
     "its_delta_comes_back": {
         "computes something else": '''class Mine(Surgery):
     """."""
@@ -211,7 +220,7 @@ MEAN = [0.0]
 
     def load_delta(self, model, folder):
         return None
-''',
+'''
     },
     "it_starts_neutral": {
         "logits move": '''class Mine(Surgery):
@@ -220,7 +229,8 @@ MEAN = [0.0]
     def operate(self, model, ctx):
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(2)
-'''},
+'''
+    },
     "it_changes_what_it_claims": {
         "which it does not claim": '''class Mine(Surgery):
     """."""
@@ -230,7 +240,8 @@ MEAN = [0.0]
     def operate(self, model, ctx):
         with torch.no_grad():
             model.get_input_embeddings().weight.mul_(2)
-'''},
+'''
+    },
     "the_export_reloads": {
         "differs from the trained model": '''class Mine(Surgery):
     """."""
@@ -254,7 +265,8 @@ class Mine(Surgery):
     def operate(self, model, ctx):
         for layer in model.model.layers if "model" in model._modules else model.transformer.h:
             layer.mlp = Scaled(layer.mlp)
-'''},
+''',
+    },
     "it_works_on_weights_in_bfloat16": {
         "must have the same dtype": '''class Added(nn.Module):
     def __init__(self, inner):
@@ -273,21 +285,24 @@ class Mine(Surgery):
     def operate(self, model, ctx):
         for layer in model.model.layers:
             layer.mlp.up_proj = Added(layer.mlp.up_proj)
-'''},
+'''
+    },
     "it_runs_on_another_model": {
         "has no attribute 'model'": '''class Mine(Surgery):
     """."""
 
     def operate(self, model, ctx):
         model.model.layers
-'''},
+'''
+    },
     "commands_are_claimed": {
         "sets the knob 'lr', which it does not claim": '''class Mine(Controller):
     """."""
 
     def tick(self, view, state):
         return [Set("lr", 0.5)]
-'''},
+'''
+    },
     "measuring_moves_nothing": {
         "comes out differently": '''class Mine(Evaluator):
     """."""
@@ -306,7 +321,8 @@ class Mine(Surgery):
 
 
 TIMES = []
-'''},
+''',
+    },
     "equal_tensors_stay": {
         "it makes torch.float16": '''class Mine(Arithmetic):
     """."""
@@ -327,14 +343,16 @@ TIMES = []
         made = tensors[0].clone()
         tensors[1].mul_(2)
         return made
-'''},
+''',
+    },
     "a_merge_is_the_same_twice": {
         "two merges of the same models differ": '''class Mine(Arithmetic):
     """."""
 
     def combine(self, name, tensors, base, ctx):
         return tensors[0] + torch.rand(())
-'''},
+'''
+    },
     "scores_stay_scores": {
         "it makes torch.float32 (2,)": '''class Mine(Decode):
     """."""
@@ -359,7 +377,8 @@ TIMES = []
 
     def processor(self, model, ctx):
         return lambda tokens, scores: scores + torch.rand_like(scores)
-'''},
+''',
+    },
     "rows_are_shaped_alone": {
         "changes the scores that it is given": '''class Mine(Decode):
     """."""
@@ -372,7 +391,8 @@ TIMES = []
 
     def processor(self, model, ctx):
         return lambda tokens, scores: scores - scores.mean()
-'''},
+''',
+    },
     "what_is_ruled_out_stays_out": {
         "it brings back tokens": '''class Mine(Decode):
     """."""
@@ -384,8 +404,9 @@ TIMES = []
     """."""
 
     def processor(self, model, ctx):
-        return lambda tokens, scores: scores.masked_fill(torch.arange(scores.shape[1]) % 3 == 0, float("-inf"))
-'''},
+        return lambda tokens, scores: scores.masked_fill(torch.arange(scores.shape[1]) % 3 == 0, -torch.inf)
+''',
+    },
     "rows_are_lawful": {
         "shifted already": '''class Mine(Data):
     """."""
@@ -399,7 +420,8 @@ TIMES = []
 
     def next(self, pull, state, ctx):
         return {n: t[:4] if torch.is_tensor(t) else t for n, t in pull().items()}
-'''},
+''',
+    },
     "it_scores_units": {
         "rows come first": '''class Mine(Objective):
     """."""
@@ -418,7 +440,8 @@ TIMES = []
 
     def loss(self, model, batch, state, ctx):
         return token_losses(model, batch, ctx)
-'''},
+''',
+    },
     "suggestions_are_settings": {
         "no setting of a recipe": '''class Mine(ScalingLaw):
     """."""
@@ -441,12 +464,15 @@ TIMES = []
 
     def suggest(self, known):
         return {"adamw.lr": -0.1}
-'''},
+''',
+    },
     "a_fit_finds_the_law_again": {
         "give it an interval": SLOPE.replace("HERE", "by=self.by + 1.0"),
         "nobody knows how sure": SLOPE.replace("HERE", "by=self.by").replace("0.01 * i", "0.0"),
         "must be numbers": SLOPE.replace("HERE", "by=self.by").replace('{"error": 0.0}', "{}"),
-        "a single row is enough": SLOPE.replace("HERE", "by=self.by")}}
+        "a single row is enough": SLOPE.replace("HERE", "by=self.by"),
+    },
+}
 CASES = [(law, words, text) for law, ways in BROKEN.items() for words, text in ways.items()]
 
 

@@ -13,8 +13,8 @@ from trainwright.compare.compare import Comparison
 from trainwright.core import registry
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
-from trainwright.core.store import Store
 from trainwright.report import cards
+from trainwright.storage.store import Store
 
 HEAD = '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nbaseline = "full"\n'
 

@@ -16,8 +16,8 @@ from trainwright.compare.compare import Comparison, read
 from trainwright.compare.spec import Arm
 from trainwright.compare.statistics import paired
 from trainwright.core.errors import UserError
-from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
+from trainwright.storage.store import Store
 
 pytestmark = pytest.mark.slow  # runs of a tiny model, about a second each
 EIGHT = Length({"steps": 8}, 8)

@@ -14,7 +14,7 @@ from trainwright.compare.compare import Comparison
 from trainwright.compare.execute import Watch
 from trainwright.compare.spec import Arm, Spec
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
+from trainwright.storage.store import Store
 
 STAGES = """
 [[stage]]

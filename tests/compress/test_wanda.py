@@ -1,4 +1,6 @@
-"""Wanda: equation 1 by hand, per output, and each block on what the pruned blocks before it make of the data."""
+"""Wanda: equation 1 by hand, per output, and each block on what the pruned blocks
+before it make of the data."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -49,7 +51,8 @@ def test_each_output_loses_the_weights_of_the_lowest_score(tmp_path: Path, kind:
     ctx = context(tmp_path, model)
     Wanda(sparsity=0.5).operate(model, ctx)
     if kind == tiny.LLAMA:
-        seen = norms(model, ctx)                      # the first block's inputs are those of the untouched model, all others not
+        # the first block's inputs are those of the untouched model, all others not
+        seen = norms(model, ctx)
     else:
         seen = {}
     for name, layer in linear_layers(before, "all-linear").items():
@@ -59,7 +62,9 @@ def test_each_output_loses_the_weights_of_the_lowest_score(tmp_path: Path, kind:
         assert torch.equal(now[~gone], was[~gone])
         if name in seen and ".q_proj" in name:        # its input is made of pruned blocks alone
             scores = was.abs() * seen[name]
-            expected = torch.zeros_like(gone).scatter_(1, scores.argsort(dim=1, stable=True)[:, :was.shape[1] // 2], True)
+            expected = torch.zeros_like(gone).scatter_(
+                1, scores.argsort(dim=1, stable=True)[:, : was.shape[1] // 2], True
+            )
             assert torch.equal(gone, expected), name
 
 

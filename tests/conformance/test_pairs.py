@@ -1,4 +1,6 @@
-"""Every two methods of a training stage work together, or are refused with a reason. A sample each day; all with `make pairs`."""
+"""Every two methods of a training stage work together, or are refused with a reason. A sample each day;
+all with `make pairs`."""
+
 from __future__ import annotations
 
 import datetime
@@ -40,7 +42,9 @@ def test_what_works_and_what_is_refused() -> None:
 def test_a_method_of_two_kinds_stands_once(tmp_path: Path) -> None:
     """One that makes batches and scores them, and one that is surgery and its own optimizer."""
     for name in ("phf", "spiel"):
-        names = [m.name for m in pairs.stage(pairs._make(name), pairs._make("clip_gradients"), tmp_path).methods]
+        names = [
+            m.name for m in pairs.stage(pairs._make(name), pairs._make("clip_gradients"), tmp_path).methods
+        ]
         assert names.count(name) == 1
 
 
@@ -65,7 +69,9 @@ def test_each_pair_once() -> None:
     assert pairs.sample(5, 1) == pairs.sample(5, 1) != pairs.sample(5, 2)
 
 
-def test_one_that_changes_between_checkpoints_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_changes_between_checkpoints_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A method that remembers outside of its state breaks its pair."""
     from trainwright.core.method import Controller, Set
 

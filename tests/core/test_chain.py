@@ -51,12 +51,16 @@ def step(*methods: Update, lr: float = 1.0, grad: float = 1.0) -> dict[str, floa
 def test_recipe_order_is_the_order() -> None:
     assert step(Scale(), Add(), Plain(lr=1.0))["a.weight"] == -3.0
     assert step(Add(), Scale(), Plain(lr=1.0))["a.weight"] == -4.0
-    assert step(Plain(lr=0.5), Scale(by=3.0))["a.weight"] == -1.5, "what stands behind the optimizer changes its step"
+    assert step(Plain(lr=0.5), Scale(by=3.0))["a.weight"] == -1.5, (
+        "what stands behind the optimizer changes its step"
+    )
     assert step(Plain(lr=0.5), lr=0.1)["a.weight"] == -0.05000000074505806
 
 
 def test_globs_limit_an_update() -> None:
-    moved = step(Scale(params="b.*", by=5.0), Plain(lr=1.0, params="*.weight"), Plain(lr=0.1, params="!*.weight"))
+    moved = step(
+        Scale(params="b.*", by=5.0), Plain(lr=1.0, params="*.weight"), Plain(lr=0.1, params="!*.weight")
+    )
     assert moved == {"a.weight": -1.0, "b.weight": -5.0, "b.bias": -0.5}
     assert match("!b.*", ["a", "b.x"]) == ["a"] and match("*", ["a", "b"]) == ["a", "b"]
 
@@ -73,6 +77,7 @@ def test_an_update_that_only_settles_is_no_link() -> None:
 
         def settle(self, params: Tensors, state: State, ctx: Context) -> None:
             pass
+
     assert [m.name for _, m in Chain(name_all([Hold(), Plain()])).links] == ["plain"]  # type: ignore[arg-type]
 
 
@@ -109,7 +114,9 @@ class Lacking(Optimizer):
 
 
 def test_updates_that_would_be_broadcast_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^odd.1 returns an update of a.weight of the shape \(3, 1\), not \(1,\)\.$"):
+    with pytest.raises(
+        UserError, match=r"^odd.1 returns an update of a.weight of the shape \(3, 1\), not \(1,\)\.$"
+    ):
         step(Odd(how="shape"), Plain(lr=1.0))
     with pytest.raises(UserError, match=r"odd.1 returns an update of nobody, which it was not given"):
         step(Odd(how="name"), Plain(lr=1.0))

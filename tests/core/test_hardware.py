@@ -15,14 +15,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trainwright.core import hardware
 from trainwright.core.loop import Train
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.life.run import run
 from trainwright.stages import _training
+from trainwright.storage.store import Store
 
 
 def llama() -> LlamaForCausalLM:
-    return LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                        num_attention_heads=2, tie_word_embeddings=True))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=True,
+        )
+    )
 
 
 def test_weights_become_bfloat16_only_where_that_is_asked_for() -> None:
@@ -45,22 +53,30 @@ def test_small_steps_that_would_be_lost_are_told() -> None:
     model.requires_grad_(False)
     assert not _training._rounded(run), "what is frozen loses nothing"
     model.lm_head.weight.requires_grad_(True)
-    assert _training._rounded(run)[0].startswith(f"{matrix:,} of {matrix:,} trained parameters are bfloat16, which keeps no")
+    assert _training._rounded(run)[0].startswith(
+        f"{matrix:,} of {matrix:,} trained parameters are bfloat16, which keeps no"
+    )
 
 
 @pytest.mark.slow
-def test_an_adapter_trains_on_weights_in_bfloat16(life: Path, command: Callable[..., CompletedProcess[str]]) -> None:
+def test_an_adapter_trains_on_weights_in_bfloat16(
+    life: Path, command: Callable[..., CompletedProcess[str]]
+) -> None:
     """The checkpoint is half as large, and goes on into the next stage."""
     text = life.read_text()
     old = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]'
     assert old in text
-    life.write_text(text.replace(old, '{ use = "next_token" }, { use = "paca", rank = 2 }, { use = "adamw", lr = 1e-2 }]'))
+    life.write_text(
+        text.replace(old, '{ use = "next_token" }, { use = "paca", rank = 2 }, { use = "adamw", lr = 1e-2 }]')
+    )
     ran = command("run", "life.toml", "--set", "adapt.precision=bf16-true", cwd=life.parent)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "trained parameters are bfloat16" not in ran.stdout
     base, adapt, merged = (load_file(next((life.parent / "store").glob(f"{s}-*")) / "model.safetensors")
                            for s in ("base", "adapt", "merged"))
-    assert {t.dtype for t in adapt.values()} == {torch.bfloat16} and base.keys() == adapt.keys() == merged.keys()
+    assert {t.dtype for t in adapt.values()} == {
+        torch.bfloat16
+    } and base.keys() == adapt.keys() == merged.keys()
     moved = {n for n, t in base.items() if not torch.equal(t.to(torch.bfloat16), adapt[n])}
     assert moved == {n for n in base if n.endswith("_proj.weight")}
 

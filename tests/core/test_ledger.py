@@ -49,7 +49,8 @@ def test_counting_flops_leaves_checkpointing_its_effect() -> None:
 
 
 def test_what_was_freed_before_is_not_charged() -> None:
-    small = [torch.ones(2**13) for _ in range(4000)]                       # 32 KiB each: a C library keeps such pieces
+    # 32 KiB each: a C library keeps such pieces
+    small = [torch.ones(2**13) for _ in range(4000)]
     last = torch.ones(2**13)
     ledger.reset_peak()
     full = ledger.peak_memory()

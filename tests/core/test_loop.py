@@ -77,8 +77,16 @@ class Accuracy(Evaluator):
 def convnet() -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
-                             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.1), nn.Linear(256, 10))
+        return nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Dropout(0.1),
+            nn.Linear(256, 10),
+        )
 
 
 def train(steps: int = 6, *more: Any, **settings: Any) -> Train:
@@ -121,7 +129,9 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path):
     file.write_bytes(bytes(data))
     (tmp_path / "step-00000006.tmp").mkdir()
     path, damaged = checkpoint.newest(tmp_path)
-    assert path is not None and path.name == "step-00000002" and [d.name for d in damaged] == ["step-00000004"]
+    assert (
+        path is not None and path.name == "step-00000002" and [d.name for d in damaged] == ["step-00000004"]
+    )
     assert not (tmp_path / "step-00000006.tmp").exists()
 
 

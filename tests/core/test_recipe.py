@@ -12,17 +12,36 @@ from trainwright.core.recipe import load, parse, parse_change
 from trainwright.core.stage import plain
 
 FILE = Path("life.toml")
-TABLE: dict[str, Any] = {"seed": 1, "stage": [
-    {"name": "corpus", "kind": "corpus", "vocab_size": 300, "methods": [{"use": "text", "paths": ["a"]}]},
-    {"name": "v1.5", "kind": "train", "from": {"data": "corpus"}, "model": {"type": "llama"}, "steps": 3,
-     "methods": [{"use": "pack"}, {"use": "adamw", "lr": 1e-3}, {"use": "adamw", "params": "head"}]},
-    {"name": "both", "kind": "merge", "from": {"models": ["v1.5", "v1.5"]}, "methods": [{"use": "interpolate"}]}]}
+TABLE: dict[str, Any] = {
+    "seed": 1,
+    "stage": [
+        {"name": "corpus", "kind": "corpus", "vocab_size": 300, "methods": [{"use": "text", "paths": ["a"]}]},
+        {
+            "name": "v1.5",
+            "kind": "train",
+            "from": {"data": "corpus"},
+            "model": {"type": "llama"},
+            "steps": 3,
+            "methods": [{"use": "pack"}, {"use": "adamw", "lr": 1e-3}, {"use": "adamw", "params": "head"}],
+        },
+        {
+            "name": "both",
+            "kind": "merge",
+            "from": {"models": ["v1.5", "v1.5"]},
+            "methods": [{"use": "interpolate"}],
+        },
+    ],
+}
 
 
 def test_a_recipe_says_what_its_table_says() -> None:
     recipe = parse(TABLE, FILE)
     assert (recipe.title, recipe.seed, recipe.trackers, recipe.root) == ("life", 1, (), Path())
-    assert [(s.name, s.kind) for s in recipe.stages] == [("corpus", "corpus"), ("v1.5", "train"), ("both", "merge")]
+    assert [(s.name, s.kind) for s in recipe.stages] == [
+        ("corpus", "corpus"),
+        ("v1.5", "train"),
+        ("both", "merge"),
+    ]
     assert recipe.stage("both").inputs == {"models": ("v1.5", "v1.5")}
     with pytest.raises(UserError, match="did you mean 'both'"):
         recipe.stage("boths")
@@ -30,7 +49,11 @@ def test_a_recipe_says_what_its_table_says() -> None:
 
 def test_changes_go_where_they_point_and_leave_the_table_alone() -> None:
     before = copy.deepcopy(TABLE)
-    recipe = parse(TABLE, FILE, changes={"seed": 7, "v1.5.steps": 2e1, "v1.5.methods.adamw.lr": 0.1, "v1.5.model.hidden_size": 8})
+    recipe = parse(
+        TABLE,
+        FILE,
+        changes={"seed": 7, "v1.5.steps": 2e1, "v1.5.methods.adamw.lr": 0.1, "v1.5.model.hidden_size": 8},
+    )
     stage: Any = recipe.stage("v1.5")
     assert recipe.seed == 7 and stage.steps == 20 and stage.model == {"type": "llama", "hidden_size": 8}
     assert [m.get("lr") for m in stage.methods] == [None, 0.1, None]
@@ -39,30 +62,51 @@ def test_changes_go_where_they_point_and_leave_the_table_alone() -> None:
         parse(TABLE, FILE, changes={"corpus.from.tokenizer": "x"})
 
 
-@pytest.mark.parametrize(("key", "words"), [
-    ("v1.4.steps", "there is no stage 'v1'"), ("v1.5", "say which setting of the stage"),
-    ("v1.5.methods.adam.lr", "there is no 'adam' to change"), ("v1.5.methods.adamw", "say which setting of which method"),
-    ("v1.5.stepz", "unknown setting 'stepz' (did you mean 'steps'?)"), ("sead", "did you mean 'seed'")])
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("v1.4.steps", "there is no stage 'v1'"),
+        ("v1.5", "say which setting of the stage"),
+        ("v1.5.methods.adam.lr", "there is no 'adam' to change"),
+        ("v1.5.methods.adamw", "say which setting of which method"),
+        ("v1.5.stepz", "unknown setting 'stepz' (did you mean 'steps'?)"),
+        ("sead", "did you mean 'seed'"),
+    ],
+)
 def test_changes_that_point_nowhere(key: str, words: str) -> None:
     with pytest.raises(UserError) as told:
         parse(TABLE, FILE, changes={key: 1})
     assert words in str(told.value)
 
 
-@pytest.mark.parametrize(("text", "want"), [
-    ("a.b=1", ("a.b", 1)), ("a.b=1e-3", ("a.b", 1e-3)), ("a.b=[1, 'x']", ("a.b", [1, "x"])), ("a.b = true", ("a.b", True)),
-    ("a.b=word", ("a.b", "word")), ("a.b=x=y", ("a.b", "x=y")), ("a.b=", ("a.b", ""))])
+@pytest.mark.parametrize(
+    ("text", "want"),
+    [
+        ("a.b=1", ("a.b", 1)),
+        ("a.b=1e-3", ("a.b", 1e-3)),
+        ("a.b=[1, 'x']", ("a.b", [1, "x"])),
+        ("a.b = true", ("a.b", True)),
+        ("a.b=word", ("a.b", "word")),
+        ("a.b=x=y", ("a.b", "x=y")),
+        ("a.b=", ("a.b", "")),
+    ],
+)
 def test_values_on_the_command_line_are_toml_or_words(text: str, want: tuple[str, Any]) -> None:
     assert parse_change(text) == want
 
 
 def test_inputs_are_earlier_stages_or_paths(tmp_path: Path) -> None:
     table = copy.deepcopy(TABLE)
-    table["stage"] = [{"name": "more", "kind": "train", "from": {"model": "folder", "data": "hf://x/y"}, "epochs": 0.5}]
+    table["stage"] = [
+        {"name": "more", "kind": "train", "from": {"model": "folder", "data": "hf://x/y"}, "epochs": 0.5}
+    ]
     with pytest.raises(UserError, match="neither an earlier stage nor a path"):
         parse(table, tmp_path / "life.toml")
     (tmp_path / "folder").mkdir()
-    assert parse(table, tmp_path / "life.toml").stages[0].inputs == {"model": ("folder",), "data": ("hf://x/y",)}
+    assert parse(table, tmp_path / "life.toml").stages[0].inputs == {
+        "model": ("folder",),
+        "data": ("hf://x/y",),
+    }
 
 
 def test_a_stage_as_json_has_every_default() -> None:
@@ -77,7 +121,9 @@ def test_a_recipe_is_read_from_a_file(life: Path) -> None:
     assert recipe.stage("base").steps == 9  # type: ignore[attr-defined]
 
 
-TEXT = '[[stage]]\nname = "c"\nkind = "corpus"\nvocab_size = 300\nmethods = [{ use = "text", paths = ["a"] }]\n'
+TEXT = (
+    '[[stage]]\nname = "c"\nkind = "corpus"\nvocab_size = 300\nmethods = [{ use = "text", paths = ["a"] }]\n'
+)
 
 
 @pytest.mark.parametrize("data", [TEXT.encode("utf-8-sig"), TEXT.replace("\n", "\r\n").encode()])
@@ -86,18 +132,37 @@ def test_marks_of_utf_8_and_ends_of_lines_change_nothing(data: bytes, tmp_path: 
     assert load(tmp_path / "r.toml").text == TEXT
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (TEXT.encode("utf-16"), "r.toml: a text file in UTF-16: save it in UTF-8"),
-    ((TEXT + 'title = "\u00fc"\n').encode("latin-1"), "r.toml: not a text file in UTF-8 (line 6)"),
-    ((TEXT + "test = " + "9" * 5000).encode(), "r.toml, line 6: a number of more digits than any setting takes"),
-    ((TEXT + "test = " + "9" * 400).encode(), "test must be a finite number below 3.4e38 in size, not a number of 400 digits"),
-    ((TEXT + "test = " + "[" * 5000).encode(), "r.toml: lists and tables stand too deep within each other"),
-    ((TEXT + "test = " + "[" * 90 + "]" * 90).encode(), "r.toml: test: lists and tables stand too deep"),
-    ((TEXT + "test = 1\ntest = 2\n").encode(), "(at line 7, column 9)"), ((TEXT + "test = 1979-99-99").encode(), "line 6"),
-    (TEXT.replace('"c"', '"' + "c" * 100_000 + '"').encode(), "name must be a word of at most 100 letters"),
-    (TEXT.replace('"c"', '"class\\u001b"').encode(), "name must be a word"), ((TEXT + "k" * 5000 + " = 1").encode(), "unknown setting 'kkk"),
-    (TEXT.replace('"a"', '"a\\u0000b"').encode(), "methods[0].paths must be text without NUL"),
-    ((TEXT + "test = 2020-01-01").encode(), "test must be a number, not 2020-01-01"), (b"\x00" * 99, "not valid TOML")])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (TEXT.encode("utf-16"), "r.toml: a text file in UTF-16: save it in UTF-8"),
+        ((TEXT + 'title = "\u00fc"\n').encode("latin-1"), "r.toml: not a text file in UTF-8 (line 6)"),
+        (
+            (TEXT + "test = " + "9" * 5000).encode(),
+            "r.toml, line 6: a number of more digits than any setting takes",
+        ),
+        (
+            (TEXT + "test = " + "9" * 400).encode(),
+            "test must be a finite number below 3.4e38 in size, not a number of 400 digits",
+        ),
+        (
+            (TEXT + "test = " + "[" * 5000).encode(),
+            "r.toml: lists and tables stand too deep within each other",
+        ),
+        ((TEXT + "test = " + "[" * 90 + "]" * 90).encode(), "r.toml: test: lists and tables stand too deep"),
+        ((TEXT + "test = 1\ntest = 2\n").encode(), "(at line 7, column 9)"),
+        ((TEXT + "test = 1979-99-99").encode(), "line 6"),
+        (
+            TEXT.replace('"c"', '"' + "c" * 100_000 + '"').encode(),
+            "name must be a word of at most 100 letters",
+        ),
+        (TEXT.replace('"c"', '"class\\u001b"').encode(), "name must be a word"),
+        ((TEXT + "k" * 5000 + " = 1").encode(), "unknown setting 'kkk"),
+        (TEXT.replace('"a"', '"a\\u0000b"').encode(), "methods[0].paths must be text without NUL"),
+        ((TEXT + "test = 2020-01-01").encode(), "test must be a number, not 2020-01-01"),
+        (b"\x00" * 99, "not valid TOML"),
+    ],
+)
 def test_a_text_that_is_wrong_is_a_sentence_with_its_line(data: bytes, words: str, tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_bytes(data)
     with pytest.raises(UserError) as told:

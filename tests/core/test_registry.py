@@ -72,7 +72,10 @@ def test_a_method_of_ones_own(tmp_path: Path) -> None:
         ("class Halve(\n", "mine.py, line 1: this is no Python"),
         ("import nothing_of_this_name\n", "mine.py, line 1: ModuleNotFoundError: No module named"),
         ("x = 1\n\n\nx.y\n", "mine.py, line 4: AttributeError"),
-        ("import sys\nsys.exit(0)\n", "mine.py, line 2: a method, or a library, ended the program (sys.exit(0))"),
+        (
+            "import sys\nsys.exit(0)\n",
+            "mine.py, line 2: a method, or a library, ended the program (sys.exit(0))",
+        ),
         ("raise SystemExit\n", "mine.py, line 1: a method, or a library, ended the program"),
         ("x = 1\n", "must define one method, and it defines 0"),
         (MINE + MINE.split("Update\n", 1)[1].replace("Halve", "Quarter"), "it defines 2: Halve, Quarter"),

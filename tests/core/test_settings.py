@@ -56,12 +56,26 @@ class Grouped:
 
 
 FITS: list[tuple[Any, Any, Any]] = [
-    (3, int, 3), (2e6, int, 2_000_000), (3, float, 3.0), (True, bool, True), ("x", str, "x"), ([1], list[int], (1,)),
-    ([1, 2], tuple[float, ...], (1.0, 2.0)), ([[1], [2.0]], tuple[tuple[int, ...], ...], ((1,), (2,))),
+    (3, int, 3),
+    (2e6, int, 2_000_000),
+    (3, float, 3.0),
+    (True, bool, True),
+    ("x", str, "x"),
+    ([1], list[int], (1,)),
+    ([1, 2], tuple[float, ...], (1.0, 2.0)),
+    ([[1], [2.0]], tuple[tuple[int, ...], ...], ((1,), (2,))),
     ({"a": 1}, dict[str, float], {"a": 1.0}),
-    (1, int | float, 1), (1.0, int | float, 1.0), (1.0, float | int, 1.0), (1, float | None, 1.0),
-    (None, int | None, None), (4, int | None, 4), ("b", Literal["a", "b"], "b"),
-    ("auto", bool | Literal["auto"], "auto"), (False, bool | Literal["auto"], False), ({"k": [1]}, Any, {"k": [1]})]
+    (1, int | float, 1),
+    (1.0, int | float, 1.0),
+    (1.0, float | int, 1.0),
+    (1, float | None, 1.0),
+    (None, int | None, None),
+    (4, int | None, 4),
+    ("b", Literal["a", "b"], "b"),
+    ("auto", bool | Literal["auto"], "auto"),
+    (False, bool | Literal["auto"], False),
+    ({"k": [1]}, Any, {"k": [1]}),
+]
 
 
 @pytest.mark.parametrize(("value", "kind", "want"), FITS)
@@ -71,13 +85,22 @@ def test_what_fits(value: Any, kind: Any, want: Any) -> None:
 
 
 REFUSED: list[tuple[Any, Any, str]] = [
-    (2.5, int, "a whole number, not 2.5"), (True, int, "a whole number, not True"), (True, float, "a number, not True"),
-    ("3", int, "a whole number, not '3'"), (1, bool, "true or false, not 1"), (3, str, "a string, not 3"),
-    ("ab", tuple[str, ...], "a list, not 'ab'"), ([1, "b"], tuple[int, ...], r"here\[1\] must be a whole number"),
-    ({"a": "b"}, dict[str, float], "here.a must be a number"), ([1], dict[str, int], "a table"),
-    ("c", Literal["a", "b"], "one of 'a', 'b', not 'c'"), ("x", int | None, "a whole number, not 'x'"),
-    ("yes", bool | Literal["auto"], "true or false or one of 'auto', not 'yes'"), (float("nan"), float, "nan is none"),
-    (float("inf"), int, "a whole number, not inf")]
+    (2.5, int, "a whole number, not 2.5"),
+    (True, int, "a whole number, not True"),
+    (True, float, "a number, not True"),
+    ("3", int, "a whole number, not '3'"),
+    (1, bool, "true or false, not 1"),
+    (3, str, "a string, not 3"),
+    ("ab", tuple[str, ...], "a list, not 'ab'"),
+    ([1, "b"], tuple[int, ...], r"here\[1\] must be a whole number"),
+    ({"a": "b"}, dict[str, float], "here.a must be a number"),
+    ([1], dict[str, int], "a table"),
+    ("c", Literal["a", "b"], "one of 'a', 'b', not 'c'"),
+    ("x", int | None, "a whole number, not 'x'"),
+    ("yes", bool | Literal["auto"], "true or false or one of 'auto', not 'yes'"),
+    (float("nan"), float, "nan is none"),
+    (float("inf"), int, "a whole number, not inf"),
+]
 
 
 @pytest.mark.parametrize(("value", "kind", "words"), REFUSED)
@@ -87,9 +110,15 @@ def test_what_is_refused(value: Any, kind: Any, words: str) -> None:
     assert str(told.value).startswith("here")
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"ranc": 1}, "unknown setting 'ranc' (did you mean 'rank'?)"), ({}, "the setting 'rank' is needed"),
-    ({"rank": 0}, "place: rank must be 1 or more, not 0"), ({"rank": 1, "mode": "c"}, "place: mode must be one of")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"ranc": 1}, "unknown setting 'ranc' (did you mean 'rank'?)"),
+        ({}, "the setting 'rank' is needed"),
+        ({"rank": 0}, "place: rank must be 1 or more, not 0"),
+        ({"rank": 1, "mode": "c"}, "place: mode must be one of"),
+    ],
+)
 def test_make_names_the_place(given: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as told:
         make(Example, given, "place")
@@ -98,13 +127,19 @@ def test_make_names_the_place(given: dict[str, Any], words: str) -> None:
 
 def test_made_settings_compare_and_have_docs() -> None:
     assert make(Example, {"rank": 2, "shares": [1, 0]}, "") == Example(rank=2, shares=(1.0, 0.0))
-    assert docs_of(Example) == {"rank": "How many.", "rate": "How fast, over two lines.", "mode": "", "shares": "Parts."}
+    assert docs_of(Example) == {
+        "rank": "How many.",
+        "rate": "How fast, over two lines.",
+        "mode": "",
+        "shares": "Parts.",
+    }
 
 
 def test_a_group_of_settings_is_a_table() -> None:
     made = make(Grouped, {"group": {"name": "x"}, "maybe": {"count": 2}, "many": [{"name": "y"}]}, "place")
     assert made == Grouped(group=Group(count=7, name="x"), maybe=Group(count=2), many=(Group(name="y"),))
-    assert make(Grouped, {}, "place").group.count == 7                         # the field's default, not the group's
+    # the field's default, not the group's
+    assert make(Grouped, {}, "place").group.count == 7
     assert make(Grouped, json.loads(json.dumps(asdict(made))), "place") == made
     assert make(Grouped, {"group": Group(count=3)}, "place").group == Group(count=3)
 
@@ -125,14 +160,31 @@ def test_errors_within_a_group_name_its_place(given: dict[str, Any], words: str)
 
 def test_a_group_is_documented_field_by_field() -> None:
     assert docs_of(Grouped) == {
-        "group": "A group.", "group.count": "How many.", "group.name": "What it is called.", "maybe": "Another, or none.",
-        "maybe.count": "How many.", "maybe.name": "What it is called.", "many": "Any number of them."}
+        "group": "A group.",
+        "group.count": "How many.",
+        "group.name": "What it is called.",
+        "maybe": "Another, or none.",
+        "maybe.count": "How many.",
+        "maybe.name": "What it is called.",
+        "many": "Any number of them.",
+    }
     assert groups_of(Grouped) == {
-        "group": (("group.count", "int", "7", "How many."), ("group.name", "str", "''", "What it is called.")),
-        "maybe": (("maybe.count", "int", "1", "How many."), ("maybe.name", "str", "''", "What it is called."))}
-    assert name_of(Group) == name_of(Group | None) == "a table" and name_of(tuple[Group, ...]) == "a list of a table"
+        "group": (
+            ("group.count", "int", "7", "How many."),
+            ("group.name", "str", "''", "What it is called."),
+        ),
+        "maybe": (
+            ("maybe.count", "int", "1", "How many."),
+            ("maybe.name", "str", "''", "What it is called."),
+        ),
+    }
+    assert (
+        name_of(Group) == name_of(Group | None) == "a table"
+        and name_of(tuple[Group, ...]) == "a list of a table"
+    )
 
 
 def test_types_in_words() -> None:
-    assert [name_of(k) for k in (int, float | None, tuple[str, ...], dict[str, int], bool | Literal["auto"])] == [
-        "a whole number", "a number", "a list of a string", "a table", "true or false or one of 'auto'"]
+    assert [
+        name_of(k) for k in (int, float | None, tuple[str, ...], dict[str, int], bool | Literal["auto"])
+    ] == ["a whole number", "a number", "a list of a string", "a table", "true or false or one of 'auto'"]

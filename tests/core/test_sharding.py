@@ -22,7 +22,8 @@ def group() -> Iterator[None]:
 
 
 def test_what_is_written_counts_in_the_next_pass(group: None) -> None:
-    """FSDP keeps the outermost module gathered behind an evaluation, and would train on with the weights that were shown then."""
+    """FSDP keeps the outermost module gathered behind an evaluation, and would train on with the weights
+    that were shown then."""
     model = nn.Sequential(nn.Linear(2, 2, bias=False))
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     params, x = dict(model.named_parameters()), torch.eye(2)

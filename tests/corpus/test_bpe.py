@@ -13,7 +13,11 @@ from trainwright.corpus import bpe
 
 
 def test_the_limit_changes_nothing_for_normal_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [*ODD, *(file.read_text() for file in Path(trainwright.__file__).parent.glob("core/*.py")), "=" * 200]
+    texts = [
+        *ODD,
+        *(file.read_text() for file in Path(trainwright.__file__).parent.glob("core/*.py")),
+        "=" * 200,
+    ]
     made = bpe.train(texts, 600).backend_tokenizer.to_str()
     monkeypatch.setattr(bpe, "RUNS", re.compile("(?!)"))
     assert bpe.train(texts, 600).backend_tokenizer.to_str() == made

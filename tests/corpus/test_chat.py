@@ -183,8 +183,15 @@ def test_a_message_of_weight_0_is_not_learned(tokenizer: Any, tmp_path: Path) ->
 
 def test_calls_of_tools_are_written_and_learned(tokenizer: Any) -> None:
     talk = chat.Chat(tokenizer, "chatml")
-    whole, said = encode(talk, [{"role": "user", "content": "hi"}, CALLING, {"role": "tool", "content": "sunny"},
-                                CALLING | {"content": "So:", "tool_calls": CALLS * 2}])
+    whole, said = encode(
+        talk,
+        [
+            {"role": "user", "content": "hi"},
+            CALLING,
+            {"role": "tool", "content": "sunny"},
+            CALLING | {"content": "So:", "tool_calls": CALLS * 2},
+        ],
+    )
     assert said == f"{SAID_CALL}So:\n{SAID_CALL.removesuffix('<|im_end|>')}\n{SAID_CALL}"
     assert "<|im_start|>tool\nsunny<|im_end|>" in whole
 
@@ -194,18 +201,31 @@ def test_tools_reach_the_template(tokenizer: Any) -> None:
     first = {"role": "user", "content": "hi", "tools": TOOLS}
     whole, said = encode(chat.Chat(tokenizer, "chatml"), [first, {"role": "assistant", "content": "b"}])
     assert said == "b<|im_end|>" and whole.startswith("<|im_start|>system\n# Tools\n")
-    assert '<tools>\n{"type": "function", "function": {"name": "weather", "description": "où"}}\n</tools>' in whole
+    assert (
+        '<tools>\n{"type": "function", "function": {"name": "weather", "description": "où"}}\n</tools>'
+        in whole
+    )
     system = {"role": "system", "content": "Be kind.", "tools": TOOLS}
     whole, _ = encode(chat.Chat(tokenizer, "chatml"), [system, first | {"tools": None}])
-    assert whole.startswith("<|im_start|>system\nBe kind.\n\n# Tools\n") and whole.count("<|im_start|>system") == 1
+    assert (
+        whole.startswith("<|im_start|>system\nBe kind.\n\n# Tools\n")
+        and whole.count("<|im_start|>system") == 1
+    )
     tokenizer.chat_template = "{{ tools | tojson if tools }}" + UNMARKED
     whole, said = encode(chat.Chat(tokenizer, "by_turn"), [first, {"role": "assistant", "content": "b"}])
     assert said == "b<|im_end|>" and whole.startswith('[{"type": "function"')
 
 
-@pytest.mark.parametrize(("turn", "told"), [
-    ({"role": "user", "content": "hi", "tools": TOOLS}, "'it' has tools, which the chat template never writes"),
-    (CALLING, "'it' has tool_calls, which the chat template never writes")])
+@pytest.mark.parametrize(
+    ("turn", "told"),
+    [
+        (
+            {"role": "user", "content": "hi", "tools": TOOLS},
+            "'it' has tools, which the chat template never writes",
+        ),
+        (CALLING, "'it' has tool_calls, which the chat template never writes"),
+    ],
+)
 def test_a_template_that_would_lose_tools_is_refused(tokenizer: Any, tmp_path: Path, turn: dict[str, Any],
                                                      told: str) -> None:
     file = tmp_path / "own.jinja"
@@ -224,8 +244,15 @@ def test_a_template_that_would_lose_tools_is_refused(tokenizer: Any, tmp_path: P
 def test_empty_answers_are_counted_and_keys_that_nothing_reads_are_named(tokenizer: Any) -> None:
     talk = chat.Chat(tokenizer, "chatml")
     empty = {"role": "assistant", "content": " "}
-    found = talk.survey(json.dumps([{"role": "user", "content": "hi", "name": "Zoë"}, *answers]) for answers in (
-        [empty, empty], [CALLING], [empty | {"weight": 0}], [empty | {"content": "b", "reasoning_content": "hm"}]))
+    found = talk.survey(
+        json.dumps([{"role": "user", "content": "hi", "name": "Zoë"}, *answers])
+        for answers in (
+            [empty, empty],
+            [CALLING],
+            [empty | {"weight": 0}],
+            [empty | {"content": "b", "reasoning_content": "hm"}],
+        )
+    )
     assert found == (1, {"name": 4, "reasoning_content": 1})
 
 

@@ -22,7 +22,9 @@ def test_a_tokenizer_that_names_no_end_of_text_is_given_one_or_refused(tmp_path:
     assert again["tokens"] == whole["tokens"], "documents end in both"
     assert "tokenizer: it does not say what ends a text; <|endoftext|> is taken, which it has" in said
     Tokenizer(models.BPE({"a": 0, "b": 1}, [])).save(str(bare / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"bare names no end of text, so that documents would run into one another"):
+    with pytest.raises(
+        UserError, match=r"bare names no end of text, so that documents would run into one another"
+    ):
         build(tmp_path / "none", rows, tokenizer=str(bare))
 
 

@@ -17,7 +17,6 @@ from tests.pretrain.test_clip import LIFE, write_pictures
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.corpus.building import CorpusSettings, build
 from trainwright.data.sources.images import Images
 from trainwright.evaluate import retrieval
@@ -25,6 +24,7 @@ from trainwright.evaluate._pairs import Held
 from trainwright.evaluate.retrieval import Retrieval, caption_ranks, drawn, picture_ranks
 from trainwright.life.run import run
 from trainwright.report.page import write
+from trainwright.storage.store import Store
 
 
 def test_ranks_by_hand() -> None:

@@ -12,11 +12,11 @@ from tests.corpus.corpora import build, texts
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import parse, read
-from trainwright.core.store import Store
 from trainwright.corpus.tokens import open_corpus
 from trainwright.evaluate.samples import Samples
 from trainwright.life.run import run
 from trainwright.planning.plan import plan
+from trainwright.storage.store import Store
 
 
 def test_the_same_seed_writes_the_same_text_whatever_was_drawn_before(tmp_path: Path):

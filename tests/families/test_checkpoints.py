@@ -94,7 +94,8 @@ def spoil(folder: Path, how: str) -> None:
         ("headless", "lacks the tensors lm_head.weight: its config.json and"),
         (
             "prefixed",
-            "lacks the tensors lm_head.weight, model.embed_tokens.weight, model.layers.0.input_layernorm.weight a",
+            "lacks the tensors lm_head.weight, model.embed_tokens.weight, "
+            "model.layers.0.input_layernorm.weight a",
         ),
         ("holed", "lacks the tensors model.layers.1.mlp.up_proj.weight: its config.json and"),
         ("short", "has, beside the model's own, the tensors model.layers.1."),

@@ -1,4 +1,6 @@
-"""Configs of transformers: special tokens have one role each, sizes fit, and a stranger's config is bounded."""
+"""Configs of transformers: special tokens have one role each, sizes fit, and a
+stranger's config is bounded."""
+
 from __future__ import annotations
 
 import json
@@ -16,14 +18,61 @@ from trainwright.corpus import bpe
 from trainwright.families import configs
 
 SIZES: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 2, "head_dim": 8, "d_model": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "d_ff": 32,
-    "d_kv": 8, "num_layers": 2, "num_heads": 2, "ffn_dim": 32, "encoder_layers": 2, "decoder_layers": 2,
-    "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
-    "word_embed_proj_dim": 16, "embedding_size": 16, "max_position_embeddings": 64, "num_local_experts": 4,
-    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
-ONE_ROLE = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "olmo2", "phi3", "gpt2", "opt", "stablelm", "mixtral",
-            "qwen2_moe", "qwen3_moe", "bert", "albert", "electra", "modernbert", "t5", "bart", "cohere", "granite", "gpt_neox")
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "d_model": 16,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "d_ff": 32,
+    "d_kv": 8,
+    "num_layers": 2,
+    "num_heads": 2,
+    "ffn_dim": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "word_embed_proj_dim": 16,
+    "embedding_size": 16,
+    "max_position_embeddings": 64,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+ONE_ROLE = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "olmo2",
+    "phi3",
+    "gpt2",
+    "opt",
+    "stablelm",
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "bert",
+    "albert",
+    "electra",
+    "modernbert",
+    "t5",
+    "bart",
+    "cohere",
+    "granite",
+    "gpt_neox",
+)
 OWN_ROW = ("modernbert-decoder", "led", "nomic_bert")
 
 
@@ -71,13 +120,17 @@ def test_a_type_that_needs_padding_has_a_row_for_it_behind_the_tokenizers(kind: 
     model = families.create(config, 0, "here")
     assert model.get_input_embeddings().weight[: len(tokenizer)].abs().sum(1).all()  # type: ignore[operator]
     assert families.from_table(table(kind, vocab_size=400), tokenizer, "here").vocab_size == 400
-    with pytest.raises(UserError, match=r"needs a row of its own for padding: leave model.vocab_size out, or say at le"):
+    with pytest.raises(
+        UserError, match=r"needs a row of its own for padding: leave model.vocab_size out, or say at le"
+    ):
         families.from_table(table(kind, vocab_size=len(tokenizer)), tokenizer, "here")
 
 
 @pytest.mark.parametrize("kind", ("roberta", "esm", "m2m_100"))
 def test_positions_do_not_begin_behind_the_vocabulary(kind: str, tokenizer: Any, padded: Any) -> None:
-    with pytest.raises(UserError, match=f"type '{kind}' counts positions from the number of its padding token, and the"):
+    with pytest.raises(
+        UserError, match=f"type '{kind}' counts positions from the number of its padding token, and the"
+    ):
         families.from_table(table(kind), tokenizer, "here")
     config = families.from_table(table(kind), padded, "here")
     assert config.pad_token_id == padded.pad_token_id == 1 and config.vocab_size == len(padded)
@@ -92,13 +145,17 @@ def test_rows_have_room_for_the_positions_that_padding_takes(padded: Any) -> Non
 
 @pytest.mark.parametrize("said", (0, 5))
 def test_a_token_that_is_something_else_is_no_padding(said: int, tokenizer: Any, padded: Any) -> None:
-    with pytest.raises(UserError, match=f"model.pad_token_id = {said} is a token that the tokenizer has for somethin"):
+    with pytest.raises(
+        UserError, match=f"model.pad_token_id = {said} is a token that the tokenizer has for somethin"
+    ):
         families.from_table(table("llama", pad_token_id=said), tokenizer, "here")
     assert families.from_table(table("llama", pad_token_id=1), padded, "here").pad_token_id == 1
 
 
 def test_a_type_that_has_padding_at_a_fixed_place_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(UserError, match="a model of type 'mpnet' takes the token 1 for padding whatever its config says"):
+    with pytest.raises(
+        UserError, match="a model of type 'mpnet' takes the token 1 for padding whatever its config says"
+    ):
         families.skeleton(families.from_table(table("mpnet"), tokenizer, "here"), "here")
 
 
@@ -106,7 +163,10 @@ def test_an_encoder_and_decoder_begins_with_a_token_that_begins_texts(tokenizer:
     """BART's own are 2 to begin with and 2 forced at the end, which are bytes of this vocabulary."""
     config = families.from_table(table("bart"), tokenizer, "here")
     assert config.decoder_start_token_id == 0 and config.forced_eos_token_id is None
-    assert families.from_table(table("bart", decoder_start_token_id=7), tokenizer, "here").decoder_start_token_id == 7
+    assert (
+        families.from_table(table("bart", decoder_start_token_id=7), tokenizer, "here").decoder_start_token_id
+        == 7
+    )
 
 
 def test_what_a_type_reads_without_a_field_for_it_may_be_said() -> None:
@@ -119,7 +179,9 @@ def test_what_a_type_reads_without_a_field_for_it_may_be_said() -> None:
 @pytest.mark.parametrize("kind", ("qwen2_moe", "stablelm", "exaone4"))
 def test_heads_that_a_type_sets_and_that_do_not_fit(kind: str) -> None:
     small = {k: v for k, v in table(kind).items() if k != "num_key_value_heads"}
-    with pytest.raises(UserError, match=r"num_attention_heads = 2 is no multiple of num_key_value_heads = \d+, which the t"):
+    with pytest.raises(
+        UserError, match=r"num_attention_heads = 2 is no multiple of num_key_value_heads = \d+, which the t"
+    ):
         families.check_causal_config(families.from_table(small, None, "here"))
     families.check_causal_config(families.from_table(table(kind), None, "here"))
 
@@ -132,11 +194,19 @@ def test_a_field_that_a_type_leaves_open_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000 is too many: a model has at most 2,048 layers"),
-     ({"text_config": {"n_layer": 10**400}}, "n_layer = 1000000000"),
-     ({"model_type": 7}, "is no config of transformers: it has no model_type"),
-     ({"model_type": "qwen9"}, "model type `qwen9`")])
-def test_a_config_of_a_stranger_ends_in_a_sentence(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    [
+        (
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers = 1000000000 is too many: a model has at most 2,048 layers",
+        ),
+        ({"text_config": {"n_layer": 10**400}}, "n_layer = 1000000000"),
+        ({"model_type": 7}, "is no config of transformers: it has no model_type"),
+        ({"model_type": "qwen9"}, "model type `qwen9`"),
+    ],
+)
+def test_a_config_of_a_stranger_ends_in_a_sentence(
+    change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
     """Qwen2 makes a list of its layers while the config is made: it must not come to that."""
     held = {"model_type": "qwen2", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(held | change))

@@ -1,4 +1,5 @@
-"""What stages leave of surgeries: a plain checkpoint of what folds; the rest stays whole through later stages."""
+"""What stages leave of surgeries: a plain checkpoint of what folds; the rest stays whole
+through later stages."""
 
 from __future__ import annotations
 
@@ -17,7 +18,6 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.families import deltas
 from trainwright.finetune.nola import Nola
 from trainwright.life.jobs import jobs
@@ -26,6 +26,7 @@ from trainwright.lm import generation
 from trainwright.planning.plan import plan
 from trainwright.pretrain.mix_ln import MixLn
 from trainwright.pretrain.polycom import Polycom
+from trainwright.storage.store import Store
 
 ADAPT = '{ use = "next_token" }, { use = "adamw", lr = 1e-2 }]\n\n[[stage]]\nname = "merged"'
 FURTHER = """

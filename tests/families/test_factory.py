@@ -1,4 +1,5 @@
-"""A function of the user's builds the model: called where the recipe names it, never because a folder does."""
+"""A function of the user's builds the model: called where the recipe names it, never
+because a folder does."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.corpus import bpe
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 from trainwright.lm.losses import token_losses
+from trainwright.storage.store import Store
 
 NET = """import torch
 from torch import nn

@@ -49,7 +49,9 @@ def test_a_tokenizer_without_entries_is_refused(left: int, tmp_path: Path) -> No
     held["model"] |= {"vocab": {}, "merges": []}
     held |= {"added_tokens": held["added_tokens"][:left], "post_processor": None}
     (tmp_path / "tokenizer.json").write_text(json.dumps(held))
-    with pytest.raises(UserError, match=r"^here: the tokenizer of .* has no entries: its files are not whole"):
+    with pytest.raises(
+        UserError, match=r"^here: the tokenizer of .* has no entries: its files are not whole"
+    ):
         families.load_tokenizer(tmp_path, "here")
 
 
@@ -57,7 +59,9 @@ def test_sentencepiece_alone_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x05hello")
     for config in ({}, {"tokenizer_class": "LlamaTokenizer"}):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match=r"tokenizer.model is of SentencePiece, and there is no tokenizer.json: convert"):
+        with pytest.raises(
+            UserError, match=r"tokenizer.model is of SentencePiece, and there is no tokenizer.json: convert"
+        ):
             families.load_tokenizer(tmp_path, "here")
 
 
@@ -75,15 +79,31 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path, capsys: pytest.Captu
 # ---- ends -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("template", "behind", "prompt"), [
-    ("$A", [], [3, 4]), ("<s> $A", [], [0, 3, 4]), ("$A </s>", [1], [3, 4]), ("<s> $A </s>", [1], [0, 3, 4]),
-    ("<s> $A [SEP] </s>", [2, 1], [0, 3, 4])])
-def test_a_prompt_does_not_end_with_what_ends_a_text(template: str, behind: list[int], prompt: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("template", "behind", "prompt"),
+    [
+        ("$A", [], [3, 4]),
+        ("<s> $A", [], [0, 3, 4]),
+        ("$A </s>", [1], [3, 4]),
+        ("<s> $A </s>", [1], [0, 3, 4]),
+        ("<s> $A [SEP] </s>", [2, 1], [0, 3, 4]),
+    ],
+)
+def test_a_prompt_does_not_end_with_what_ends_a_text(
+    template: str, behind: list[int], prompt: list[int]
+) -> None:
     tokenizer = words(template, bos_token="<s>", eos_token="</s>")
     causal = families.create(families.from_table(TINY, tokenizer, "here"), 0, "here")
     assert tokenizers.suffix(tokenizer) == behind and families.prompt(causal, tokenizer, "a b") == prompt
-    t5 = families.create(families.from_table({"type": "t5", "d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1,
-                                              "num_heads": 2}, tokenizer, "here"), 0, "here")
+    t5 = families.create(
+        families.from_table(
+            {"type": "t5", "d_model": 16, "d_ff": 16, "d_kv": 8, "num_layers": 1, "num_heads": 2},
+            tokenizer,
+            "here",
+        ),
+        0,
+        "here",
+    )
     assert families.prompt(t5, tokenizer, "a b") == prompt + behind, "an encoder reads a text with its end"
 
 
@@ -110,7 +130,9 @@ def test_an_export_stops_where_a_turn_or_a_text_ends(talker: Any, tmp_path: Path
         with torch.no_grad():                              # whatever is read, this token is the likeliest
             made.get_output_embeddings().weight.zero_()
             made.model.norm.weight.fill_(1.0)
-        only = [lambda ids, scores, end=end: torch.full_like(scores, -1e9).index_fill(1, torch.tensor([end]), 0.0)]
+        only = [
+            lambda ids, scores, end=end: torch.full_like(scores, -1e9).index_fill(1, torch.tensor([end]), 0.0)
+        ]
         given = own("the sea", return_tensors="pt")
         said = made.generate(**given, max_new_tokens=9, do_sample=False, logits_processor=only)
         assert said[0, given["input_ids"].shape[1]:].tolist() == [end]
@@ -124,7 +146,9 @@ def test_what_a_config_says_of_its_ends_is_kept(tmp_path: Path) -> None:
     tokenizer = bpe.train(TEXT, 300)
     model: Any = families.create(families.from_table(TINY, tokenizer, "here"), 0, "here")
     families.save(model, tmp_path / "plain", tokenizer)
-    assert json.loads((tmp_path / "plain" / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+    assert (
+        json.loads((tmp_path / "plain" / "config.json").read_text())["eos_token_id"] == tokenizer.eos_token_id
+    )
     model.generation_config.eos_token_id = [7, 9]
     families.save(model, tmp_path / "more", tokenizer)
     assert json.loads((tmp_path / "more" / "generation_config.json").read_text())["eos_token_id"] == [7, 9, 0]

@@ -85,10 +85,16 @@ def test_an_adapter_of_peft_is_not_the_model_beside_it(tmp_path: Path) -> None:
         families.load(tmp_path, "some.toml")
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 10**8}, {"vocab_size": 10**11}, {"intermediate_size": 2**40}])
-def test_a_config_of_a_far_larger_model_is_refused_before_it_is_made(change: dict[str, int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 10**8}, {"vocab_size": 10**11}, {"intermediate_size": 2**40}]
+)
+def test_a_config_of_a_far_larger_model_is_refused_before_it_is_made(
+    change: dict[str, int], tmp_path: Path
+) -> None:
     families.save(fresh(), tmp_path, None)
-    with pytest.raises(UserError, match=r"has 1\d,\d+ numbers, and its config.json describes a model of .*: they are not"):
+    with pytest.raises(
+        UserError, match=r"has 1\d,\d+ numbers, and its config.json describes a model of .*: they are not"
+    ):
         families.load(say(tmp_path, **change), "some.toml")
 
 
@@ -101,11 +107,15 @@ def test_a_model_that_memory_cannot_hold(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_head_of_its_own_under_a_config_that_ties_it(tmp_path: Path) -> None:
     families.save(fresh(), tmp_path, None)
-    with pytest.raises(UserError, match=r"has a lm_head.weight of its own, which its config.json ties to model.embed_tok"):
+    with pytest.raises(
+        UserError, match=r"has a lm_head.weight of its own, which its config.json ties to model.embed_tok"
+    ):
         families.load(say(tmp_path, tie_word_embeddings=True), "some.toml")
 
 
-def test_what_a_library_fills_in_is_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_library_fills_in_is_the_same_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even if it is not reported."""
     model = fresh()
     del model.lm_head

@@ -1,4 +1,6 @@
-"""CorDA equals PEFT's on the same covariance, takes the terms apart along what samples use, and starts as the model was."""
+"""CorDA equals PEFT's on the same covariance, takes the terms apart along what samples use, and
+starts as the model was."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -39,7 +41,7 @@ def operated(kind: str, method: Corda, patch: pytest.MonkeyPatch, covariances: A
     return model
 
 
-# ---- the same as PEFT's -----------------------------------------------------------------------------------------------
+# ---- the same as PEFT's ------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -47,8 +49,14 @@ def operated(kind: str, method: Corda, patch: pytest.MonkeyPatch, covariances: A
 def test_equals_peft_on_the_same_covariance(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = make(kind)
     names = list(linear_layers(plain, "all-linear"))
-    config = peft.LoraConfig(r=4, lora_alpha=4, init_lora_weights="corda", target_modules=names, fan_in_fan_out=kind == "gpt2",
-                             corda_config=CordaConfig(corda_method=PEFTS[mode], prune_temporary_fields=False))
+    config = peft.LoraConfig(
+        r=4,
+        lora_alpha=4,
+        init_lora_weights="corda",
+        target_modules=names,
+        fan_in_fan_out=kind == "gpt2",
+        corda_config=CordaConfig(corda_method=PEFTS[mode], prune_temporary_fields=False),
+    )
 
     def run() -> None:
         for row in SAMPLES:
@@ -68,11 +76,12 @@ def test_equals_peft_on_the_same_covariance(kind: str, mode: str, monkeypatch: p
         assert torch.allclose(layer.weight, other.base_layer.weight, atol=1e-5)
 
 
-# ---- the decomposition ------------------------------------------------------------------------------------------------
+# ---- the decomposition -------------------------------------------------------------------------------------
 
 
 def test_terms_by_hand() -> None:
-    """W = diag(1, 2), C = diag(9, 1): D = diag(9.05, 1.05), so that the smaller weight has the larger term, unlike in W alone."""
+    """W = diag(1, 2), C = diag(9, 1): D = diag(9.05, 1.05), so that the smaller weight has the larger
+    term, unlike in W alone."""
     U, S, V = decompose(torch.diag(torch.tensor([1., 2])), torch.diag(torch.tensor([9., 1])), "one")
     assert torch.allclose(S, torch.tensor([9.05, 2.1]))
     assert torch.allclose(S[0] * U[:, :1] @ V[:1], torch.tensor([[1., 0], [0, 0]]), atol=1e-6)
@@ -83,15 +92,22 @@ def test_terms_by_hand() -> None:
 
 def test_the_smallest_terms_matter_less_for_the_samples_than_those_of_the_weight_alone() -> None:
     draw = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(12, 16, generator=draw), torch.randn(200, 16, generator=draw) * torch.logspace(-2, 1, 16)
+    weight, x = (
+        torch.randn(12, 16, generator=draw),
+        torch.randn(200, 16, generator=draw) * torch.logspace(-2, 1, 16),
+    )
     C = x.T @ x / 200
-    parts = [(U[:, -4:] * S[-4:]) @ V[-4:] for U, S, V in (decompose(weight, C, "one"), decompose(weight, None, "one"))]
+    parts = [
+        (U[:, -4:] * S[-4:]) @ V[-4:]
+        for U, S, V in (decompose(weight, C, "one"), decompose(weight, None, "one"))
+    ]
     ours, plain = (float((part @ C).norm()) for part in parts)
     assert ours < 0.2 * plain
 
 
 def test_damping_grows_until_the_inverse_is_one() -> None:
-    """A covariance of rank 1, ten million times the identity's size, cannot be inverted with little damping in float32."""
+    """A covariance of rank 1, ten million times the identity's size, cannot be inverted with
+    little damping in float32."""
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     x = torch.randn(1, 64, generator=torch.Generator().manual_seed(1))
     U, S, V = decompose(weight, x.T @ x * 1e7, "one")
@@ -110,20 +126,28 @@ def test_covariance_by_hand() -> None:
     assert torch.allclose(found, (first + 1) / 2) and not model["layer"]._forward_pre_hooks
 
 
-# ---- in a model -------------------------------------------------------------------------------------------------------
+# ---- in a model --------------------------------------------------------------------------------------------
 
 
 @KINDS
 @MODES
-def test_it_starts_as_the_model_was_and_trains_its_terms_alone(kind: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_starts_as_the_model_was_and_trains_its_terms_alone(
+    kind: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     method, before = Corda(mode=mode, rank=4), make(kind)
     model = operated(kind, method, monkeypatch)
     assert torch.allclose(model(input_ids=IDS).logits, before(input_ids=IDS).logits, atol=1e-5)
-    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"corda_A", "corda_B"}
+    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {
+        "corda_A",
+        "corda_B",
+    }
     for name, layer in method.mine(model).items():
         plain = as_linear_weight(before.get_submodule(name))
         assert torch.allclose(as_linear_weight(layer) + layer.corda_B @ layer.corda_A, plain, atol=1e-5)
-        assert layer.corda_A.shape == (4, layer.in_features) and layer.corda_B.shape == (layer.out_features, 4)
+        assert layer.corda_A.shape == (4, layer.in_features) and layer.corda_B.shape == (
+            layer.out_features,
+            4,
+        )
     logits = moved(model, size=0.05)
     method.fold(model)
     assert torch.allclose(model(input_ids=IDS).logits, logits, atol=1e-4)
@@ -136,7 +160,9 @@ def test_the_modes_train_opposite_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         method = Corda(mode=mode, rank=4)
         layers = method.mine(operated("llama", method, monkeypatch)).values()
         sizes[mode] = [float((m.start_B @ m.start_A).norm()) for m in layers]
-    assert all(a < b for a, b in zip(sizes["knowledge_preserved"], sizes["instruction_previewed"], strict=True))
+    assert all(
+        a < b for a, b in zip(sizes["knowledge_preserved"], sizes["instruction_previewed"], strict=True)
+    )
 
 
 @KINDS
@@ -151,7 +177,7 @@ def test_the_delta_needs_no_corpus(kind: str, monkeypatch: pytest.MonkeyPatch, t
         assert torch.allclose(one(input_ids=IDS).logits, logits, atol=1e-4)
 
 
-# ---- the samples ------------------------------------------------------------------------------------------------------
+# ---- the samples -------------------------------------------------------------------------------------------
 
 
 def test_samples_are_training_rows_of_the_domains(tmp_path: Path) -> None:
@@ -160,31 +186,43 @@ def test_samples_are_training_rows_of_the_domains(tmp_path: Path) -> None:
     assert [len(r) for r in rows] == [16, 16, 16]
     corpus = open_corpus(ctx.path("data"))
     prose = corpus.select("train", ["prose"])
-    texts = [tuple(corpus.read(*where)) for where in zip(prose.shard, prose.offset, prose.length, strict=True)]
-    assert tuple(rows[0].tolist()) in {t[:16] for t in texts} or any(tuple(rows[0][:len(t)].tolist()) == t for t in texts)
+    texts = [
+        tuple(corpus.read(*where)) for where in zip(prose.shard, prose.offset, prose.length, strict=True)
+    ]
+    assert tuple(rows[0].tolist()) in {t[:16] for t in texts} or any(
+        tuple(rows[0][: len(t)].tolist()) == t for t in texts
+    )
     assert sum(map(len, corda.rows(model, [], 10**6, 48, ctx))) == corpus.select("train").length.sum()
-    assert all(len(r) <= 64 for r in corda.rows(model, [], 4, 10**6, ctx))             # the model has 64 positions
-    assert any(not torch.equal(a, b) for a, b in zip(rows, corda.rows(model, ["code"], 3, 16, ctx), strict=True))
+    # the model has 64 positions
+    assert all(len(r) <= 64 for r in corda.rows(model, [], 4, 10**6, ctx))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(rows, corda.rows(model, ["code"], 3, 16, ctx), strict=True)
+    )
 
 
 def test_what_is_looked_at_decides(tmp_path: Path) -> None:
     starts = []
     for domain in ("prose", "code"):
-        model, method = tiny.model(), Corda(rank=2, samples=8, length=32, domains=(domain,), layers="*.0.*.q_proj")
+        model, method = (
+            tiny.model(),
+            Corda(rank=2, samples=8, length=32, domains=(domain,), layers="*.0.*.q_proj"),
+        )
         method.operate(model, tiny.context(tmp_path))
         starts.append(next(iter(method.mine(model).values())).corda_A)
     assert not torch.allclose(*starts, atol=1e-3)
 
 
-# ---- mistakes -----------------------------------------------------------------------------------------------------------
+# ---- mistakes ----------------------------------------------------------------------------------------------
 
 
 def test_mistakes_are_told_before_anything_changes(tmp_path: Path) -> None:
     model, ctx = tiny.model(), tiny.context(tmp_path)
     before = {n: p.clone() for n, p in model.state_dict().items()}
-    for method, words in ((Corda(rank=17), "rank = 17 is more than the width of"),
-                          (Corda(mode="knowledge_preserved", rank=2, samples=1, length=8), "8 tokens of samples do not show"),
-                          (Corda(rank=2, domains=("pros",)), "did you mean 'prose'")):
+    for method, words in (
+        (Corda(rank=17), "rank = 17 is more than the width of"),
+        (Corda(mode="knowledge_preserved", rank=2, samples=1, length=8), "8 tokens of samples do not show"),
+        (Corda(rank=2, domains=("pros",)), "did you mean 'prose'"),
+    ):
         with pytest.raises(UserError, match=words):
             method.operate(model, ctx)
     ctx.inputs = {}
@@ -194,8 +232,14 @@ def test_mistakes_are_told_before_anything_changes(tmp_path: Path) -> None:
     assert all(p.requires_grad for p in model.parameters())
 
 
-@pytest.mark.parametrize(("given", "words"), [({"rank": 0}, "rank must be 1"), ({"samples": 0}, "samples must be 1"),
-                                              ({"mode": "kpm"}, "must be one of")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rank": 0}, "rank must be 1"),
+        ({"samples": 0}, "samples must be 1"),
+        ({"mode": "kpm"}, "must be one of"),
+    ],
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(Corda, given, "adapt")

@@ -32,8 +32,15 @@ from trainwright.pretrain.next_token import NextToken
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 LAYERS = 4
-SHAPE = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-         "num_key_value_heads": 1, "max_position_embeddings": 64}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
 
 
 def llama() -> PreTrainedModel:
@@ -69,8 +76,12 @@ def drawn(model: PreTrainedModel) -> set[str]:
 
 def stage(method: Hft, steps: int, *more: object, model: PreTrainedModel | None = None) -> Train:
     """A stage whose weight decay would reach everything that has a gradient."""
-    run = Train(model or llama(), [Same(), NextToken(), Adamw(lr=1e-2, weight_decay=0.5, decay_1d=True), method, *more], steps,
-                ctx=Context(seed=1))
+    run = Train(
+        model or llama(),
+        [Same(), NextToken(), Adamw(lr=1e-2, weight_decay=0.5, decay_1d=True), method, *more],
+        steps,
+        ctx=Context(seed=1),
+    )
     run.build()
     return run
 
@@ -94,7 +105,11 @@ def test_half_of_each_category_of_each_block(build) -> None:
 def test_gpt2_has_two_of_each_and_biases_go_with_their_matrix() -> None:
     model = halved(gpt2())
     for block in model.transformer.h:
-        for pair in ((block.attn.c_attn, block.attn.c_proj), (block.mlp.c_fc, block.mlp.c_proj), (block.ln_1, block.ln_2)):
+        for pair in (
+            (block.attn.c_attn, block.attn.c_proj),
+            (block.mlp.c_fc, block.mlp.c_proj),
+            (block.ln_1, block.ln_2),
+        ):
             assert sorted(m.weight.requires_grad for m in pair) == [False, True]
             assert all(m.weight.requires_grad == m.bias.requires_grad for m in pair)
 
@@ -147,7 +162,8 @@ def draws_of(run: Train) -> list[set[str]]:
 
 def test_a_draw_is_fixed_in_a_round_and_made_anew_for_the_next() -> None:
     draws = draws_of(stage(Hft(rounds=3), 8))
-    starts = [0, 3, 6]                                                    # of 8 steps: ceil(8 / 3), ceil(16 / 3)
+    # of 8 steps: ceil(8 / 3), ceil(16 / 3)
+    starts = [0, 3, 6]
     for i, at in enumerate(starts):
         assert all(d == draws[at] for d in draws[at:[*starts, 8][i + 1]])
     assert len({frozenset(d) for d in draws}) == 3
@@ -197,7 +213,9 @@ def test_fold_thaws_and_changes_no_weight() -> None:
     before: dict[str, Tensor] = {n: t.clone() for n, t in model.state_dict().items()}
     halved(model, method)
     method.fold(model)
-    assert len(drawn(model)) == len(before) and all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert len(drawn(model)) == len(before) and all(
+        torch.equal(t, before[n]) for n, t in model.state_dict().items()
+    )
 
 
 def test_refused_beside_what_freezes_the_model_itself() -> None:

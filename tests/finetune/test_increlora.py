@@ -1,4 +1,6 @@
-"""IncreLoRA: ranks rise to the budget exactly, where importance says, and a component in use brings what it has learned."""
+"""IncreLoRA: ranks rise to the budget exactly, where importance says, and a component in use
+brings what it has learned."""
+
 from __future__ import annotations
 
 import math
@@ -30,15 +32,18 @@ def operated(kind: str, method: Increlora):
     return model
 
 
-# ---- the addition -----------------------------------------------------------------------------------------------------
+# ---- the addition ------------------------------------------------------------------------------------------
 
 
 def test_formula_by_hand() -> None:
-    """Two in use, one waits, the fourth is not there: s = 6 / (2 + 1e-5), and the waiting one has no gradient of its E."""
+    """Two in use, one waits, the fourth is not there: s = 6 / (2 + 1e-5), and the waiting one has
+    no gradient of its E."""
     method = Increlora(rank=2, most=4, alpha=6.0, layers="*.0.mlp.up_proj")
     plain, model = make("llama").model.layers[0].mlp.up_proj, operated("llama", method)
     layer = model.model.layers[0].mlp.up_proj
-    assert layer.ranks.tolist() == [1, 1] and layer.increlora_E.tolist() == pytest.approx([0, WAITING, WAITING, WAITING])
+    assert layer.ranks.tolist() == [1, 1] and layer.increlora_E.tolist() == pytest.approx(
+        [0, WAITING, WAITING, WAITING]
+    )
     layer.use(2, waiting=True)
     layer.increlora_E.data.copy_(torch.tensor([2., -1, WAITING, 5]))
     x, (A, B) = torch.randn(2, 5, 32), (layer.increlora_A.detach(), layer.increlora_B.detach())
@@ -75,7 +80,9 @@ def test_score_is_that_of_the_whole_increment_row_by_row() -> None:
 def test_importance_by_hand() -> None:
     shared = {"sensitivity": {"a": 1.0}, "uncertainty": {"a": 0.5}}
     remember({"a": torch.tensor([3.0 * QUIET])}, shared, 0.5, 0.8)
-    assert shared["sensitivity"]["a"] == 2.0 and shared["uncertainty"]["a"] == pytest.approx(0.8 * 0.5 + 0.2 * 1.0)
+    assert shared["sensitivity"]["a"] == 2.0 and shared["uncertainty"]["a"] == pytest.approx(
+        0.8 * 0.5 + 0.2 * 1.0
+    )
 
 
 def test_gradient_of_the_orthogonality_is_autograds() -> None:
@@ -85,7 +92,7 @@ def test_gradient_of_the_orthogonality_is_autograds() -> None:
     assert orthonormal(torch.eye(3, 7)).abs().max() == 0
 
 
-# ---- who gets more ------------------------------------------------------------------------------------------------------
+# ---- who gets more -----------------------------------------------------------------------------------------
 
 
 def shared(ranks: dict[str, int], importance: dict[str, float]) -> dict:
@@ -95,7 +102,8 @@ def shared(ranks: dict[str, int], importance: dict[str, float]) -> dict:
 def test_allocation_by_hand() -> None:
     state = shared({"a": 1, "b": 1, "c": 1}, {"a": 0.1, "b": 0.3, "c": 0.2})
     assert allocate(state, 5, grow=1, most=9) == {"a": 1, "b": 2, "c": 2}
-    assert allocate(state, 6, grow=2, most=9) == {"a": 1, "b": 3, "c": 2}                    # the last gets what is left
+    # the last gets what is left
+    assert allocate(state, 6, grow=2, most=9) == {"a": 1, "b": 3, "c": 2}
     assert allocate(state, 9, grow=2, most=4) == {"a": 3, "b": 3, "c": 3}
     assert allocate(state, 11, grow=2, most=4) == {"a": 3, "b": 4, "c": 4}
     assert allocate(state, 12, grow=1, most=4) == {"a": 4, "b": 4, "c": 4} and state["ranks"]["b"] == 1
@@ -121,7 +129,9 @@ def test_ranks_grow_where_the_loss_depends_on_the_addition() -> None:
     method = Increlora(rank=2, begin=2, end=6, every=2, most=8)
     model = build()
     first = model.model.layers[0]
-    first.forward = lambda hidden, *args, **given: hidden + 0 * type(first).forward(first, hidden, *args, **given)
+    first.forward = lambda hidden, *args, **given: (
+        hidden + 0 * type(first).forward(first, hidden, *args, **given)
+    )
     run = train(model, method, ADAM, steps=8)
     run.run()
     ranks = {n: int(m.ranks[0]) for n, m in method.mine(run.model).items()}
@@ -132,7 +142,8 @@ def test_ranks_grow_where_the_loss_depends_on_the_addition() -> None:
 def test_new_components_move_and_the_rest_does_not() -> None:
     method = Increlora(**SHORT)
     run = train(build(), method, ADAM, steps=12)
-    run.run(until=4)                                                                         # after the first growth
+    # after the first growth
+    run.run(until=4)
     layers = method.mine(run.model)
     before = {n: {p: getattr(m, f"increlora_{p}").detach().clone() for p in "ABE"} for n, m in layers.items()}
     ranks = {n: m.ranks.tolist() for n, m in layers.items()}
@@ -146,12 +157,13 @@ def test_new_components_move_and_the_rest_does_not() -> None:
         assert torch.equal(layer.increlora_B[:, active + waiting:], before[name]["B"][:, active + waiting:])
         assert not layer.increlora_score.any() and layer.weight.grad is None
         moments = run.states["adamw.1"]["param"][f"{name}.increlora_A"]["exp_avg"]
-        assert moments[active].any() and not moments[active + waiting:].any()                # the waiting one brings its own
+        # the waiting one brings its own
+        assert moments[active].any() and not moments[active + waiting:].any()
     run.run()
     assert run.row["loss"] == run.row["loss"]
 
 
-# ---- export -------------------------------------------------------------------------------------------------------------------
+# ---- export ------------------------------------------------------------------------------------------------
 
 
 @KINDS

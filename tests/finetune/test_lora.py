@@ -20,9 +20,18 @@ IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 
 def llama(tied: bool = False) -> PreTrainedModel:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=tied)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
 
 
 def gpt2(tied: bool = True) -> PreTrainedModel:
@@ -43,9 +52,17 @@ def operated(model: PreTrainedModel, method: Lora, moved: bool = True) -> PreTra
 
 def in_peft(model: PreTrainedModel, method: Lora, ours: PreTrainedModel) -> peft.PeftModel:
     """PEFT's LoRA on ``model``, with our A and B."""
-    theirs = peft.get_peft_model(model, peft.LoraConfig(
-        r=method.rank, lora_alpha=method.alpha, use_rslora=method.rslora, target_modules=list(method.mine(ours)),
-        fan_in_fan_out=isinstance(model, GPT2LMHeadModel), task_type="CAUSAL_LM")).eval()
+    theirs = peft.get_peft_model(
+        model,
+        peft.LoraConfig(
+            r=method.rank,
+            lora_alpha=method.alpha,
+            use_rslora=method.rslora,
+            target_modules=list(method.mine(ours)),
+            fan_in_fan_out=isinstance(model, GPT2LMHeadModel),
+            task_type="CAUSAL_LM",
+        ),
+    ).eval()
     for name, layer in method.mine(ours).items():
         other = theirs.base_model.model.get_submodule(name)
         other.lora_A["default"].weight.data.copy_(layer.lora_A.data)
@@ -54,7 +71,9 @@ def in_peft(model: PreTrainedModel, method: Lora, ours: PreTrainedModel) -> peft
 
 
 @MODELS
-@pytest.mark.parametrize("method", [Lora(rank=4), Lora(rank=4, alpha=5.0, rslora=True, layers="attention"), Lora(layers="mlp")])
+@pytest.mark.parametrize(
+    "method", [Lora(rank=4), Lora(rank=4, alpha=5.0, rslora=True, layers="attention"), Lora(layers="mlp")]
+)
 def test_equals_peft(build, method: Lora) -> None:
     ours = operated(build(), method)
     theirs = in_peft(build(), method, ours)
@@ -106,14 +125,18 @@ def test_only_its_matrices_train_and_other_names_stay() -> None:
     assert {n for n, _ in before.named_parameters()} < {n for n, _ in model.named_parameters()}
     assert {n for n, p in model.named_parameters() if p.requires_grad} == added
     assert "model.layers.0.self_attn.q_proj.lora_A" in added and len(added) == 2 * 7 * 2
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4 * 2 * sum((64, 48, 48, 64, 80, 80, 80))
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 4 * 2 * sum(
+        (64, 48, 48, 64, 80, 80, 80)
+    )
 
 
 def test_start_depends_on_seed_and_name_alone() -> None:
     one, two = operated(llama(), Lora(), moved=False), operated(llama(), Lora(layers="mlp"), moved=False)
     name = "model.layers.1.mlp.down_proj.lora_A"
     assert torch.equal(one.get_parameter(name), two.get_parameter(name))
-    assert not torch.equal(one.get_parameter(name)[:, :32], one.get_parameter("model.layers.1.mlp.up_proj.lora_A"))
+    assert not torch.equal(
+        one.get_parameter(name)[:, :32], one.get_parameter("model.layers.1.mlp.up_proj.lora_A")
+    )
     assert one.get_parameter(name).abs().max() <= 48 ** -0.5
 
 
@@ -125,7 +148,9 @@ def test_peft_loads_the_delta(build, tmp_path: Path) -> None:
         method.save_delta(model, folder)
         loaded = peft.PeftModel.from_pretrained(build(), folder).eval()
         assert torch.allclose(loaded(input_ids=IDS).logits, model(IDS).logits, atol=1e-5)
-        assert len([m for m in loaded.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]) == len(method.mine(model))
+        assert len([m for m in loaded.modules() if isinstance(m, peft.tuners.lora.LoraLayer)]) == len(
+            method.mine(model)
+        )
     assert json.loads((folder / "adapter_config.json").read_text())["use_rslora"] is True
 
 
@@ -159,7 +184,8 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_bf16(half: bool) -> None:
-    """Under autocast, and in a model that is bf16 itself: the output is bf16, the gradients reach float32 parameters."""
+    """Under autocast, and in a model that is bf16 itself: the output is bf16, the gradients
+    reach float32 parameters."""
     model = operated(llama(), Lora(rank=4))
     exact = model(IDS).logits
     if half:
@@ -169,7 +195,10 @@ def test_bf16(half: bool) -> None:
     assert torch.allclose(out.logits.float(), exact, atol=0.05)
     out.loss.backward()
     trained = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in trained)
+    assert all(
+        p.dtype == torch.float32 and p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+        for p in trained
+    )
 
 
 @pytest.mark.slow
@@ -179,9 +208,15 @@ def test_compiles() -> None:
     assert torch.allclose(compiled(IDS).logits, model(IDS).logits, atol=1e-6)
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"rank": 0}, "rank must be 1 or more"), ({"dropout": 1.0}, "dropout must be"), ({"alfa": 2.0}, "did you mean 'alpha'"),
-    ({"rank": 8.5}, "must be a whole number")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"alfa": 2.0}, "did you mean 'alpha'"),
+        ({"rank": 8.5}, "must be a whole number"),
+    ],
+)
 def test_bad_settings(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(Lora, settings, "adapt")

@@ -1,4 +1,6 @@
-"""LoRAM trains a smaller model, and every row and column that it learned comes back to its own place in the whole one."""
+"""LoRAM trains a smaller model, and every row and column that it learned comes back to its own
+place in the whole one."""
+
 from __future__ import annotations
 
 import copy
@@ -42,23 +44,32 @@ def test_units_of_the_largest_weights_stay() -> None:
         for layer in (block.mlp.gate_proj, block.mlp.up_proj):
             layer.weight[5] *= 100
         block.mlp.down_proj.weight[:, 9] *= 100
-        block.self_attn.k_proj.weight[8:16] *= 10                             # the second of two key-value heads
+        # the second of two key-value heads
+        block.self_attn.k_proj.weight[8:16] *= 10
     mlp = Part(48, {"g": 1, "u": 1}, "d")
     layers = {"g": block.mlp.gate_proj, "u": block.mlp.up_proj, "d": block.mlp.down_proj}
-    by_hand = sum((w**2).sum(1) for w in (layers["g"].weight, layers["u"].weight)) + (layers["d"].weight**2).sum(0)
+    by_hand = sum((w**2).sum(1) for w in (layers["g"].weight, layers["u"].weight)) + (
+        layers["d"].weight ** 2
+    ).sum(0)
     assert torch.allclose(sizes(mlp, layers), by_hand.detach(), rtol=1e-5)
     ALL.operate(model, Context())
-    down, keys, queries = (model.get_submodule(f"model.layers.0.{n}") for n in ("mlp.down_proj", "self_attn.k_proj",
-                                                                               "self_attn.q_proj"))
+    down, keys, queries = (
+        model.get_submodule(f"model.layers.0.{n}")
+        for n in ("mlp.down_proj", "self_attn.k_proj", "self_attn.q_proj")
+    )
     assert len(down.columns) == 24 and {5, 9} <= set(down.columns.tolist())
     assert keys.rows.tolist() == list(range(8, 16))
-    assert queries.rows.tolist() == list(range(16, 32))                       # the two query heads that it serves
+    # the two query heads that it serves
+    assert queries.rows.tolist() == list(range(16, 32))
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 def test_training_computes_what_a_smaller_model_computes(kind: str) -> None:
     """A plain model of half the heads and neurons, filled with what stays; its own additions too."""
-    model, small = operated(kind), make(kind, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, head_dim=8)
+    model, small = (
+        operated(kind),
+        make(kind, num_attention_heads=2, num_key_value_heads=1, intermediate_size=24, head_dim=8),
+    )
     moved(model)
     with torch.no_grad():
         for name, parameter in small.named_parameters():
@@ -66,7 +77,8 @@ def test_training_computes_what_a_smaller_model_computes(kind: str) -> None:
         for name, layer in ALL.mine(model).items():
             small.get_submodule(name).weight += 2.0 * layer.lora_B @ layer.lora_A
     for layer in ALL.mine(model).values():
-        layer.whole = None                                                    # nothing of the rest is looked at in training
+        # nothing of the rest is looked at in training
+        layer.whole = None
     assert torch.allclose(model.train()(input_ids=IDS).logits, small.train()(input_ids=IDS).logits, atol=1e-5)
     held = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert held == sum(p.numel() for p in small.parameters())
@@ -83,7 +95,10 @@ def test_elsewhere_it_is_the_whole_model_and_starts_as_that(kind: str) -> None:
 def test_recovery_puts_every_row_and_column_back(kind: str) -> None:
     model, plain = operated(kind), make(kind)
     logits = moved(model)
-    learned = {n: (m.rows, m.columns, 2.0 * m.lora_B.detach() @ m.lora_A.detach()) for n, m in ALL.mine(model).items()}
+    learned = {
+        n: (m.rows, m.columns, 2.0 * m.lora_B.detach() @ m.lora_A.detach())
+        for n, m in ALL.mine(model).items()
+    }
     ALL.fold(model)
     assert torch.allclose(model.eval()(input_ids=IDS).logits, logits, atol=1e-5)
     assert [type(m) for m in model.modules()] == [type(m) for m in plain.modules()]
@@ -95,8 +110,11 @@ def test_recovery_puts_every_row_and_column_back(kind: str) -> None:
             for j, column in enumerate(columns.tolist()):
                 inside[row, column] = True
                 assert abs(float(change[row, column] - product[i, j])) < 1e-6
-        assert not change[~inside].any() and bool(inside.all()) == (".attn." in name)         # GPT-2's attention stays whole
-    assert all(torch.equal(p, plain.get_parameter(n)) for n, p in model.named_parameters() if n.endswith("bias"))
+        # GPT-2's attention stays whole
+        assert not change[~inside].any() and bool(inside.all()) == (".attn." in name)
+    assert all(
+        torch.equal(p, plain.get_parameter(n)) for n, p in model.named_parameters() if n.endswith("bias")
+    )
 
 
 @KINDS
@@ -110,7 +128,9 @@ def test_the_delta_is_a_lora_of_the_original_model(kind: str, tmp_path: Path) ->
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     for name, layer in narrow.items():
         A = stored[f"base_model.model.{name}.lora_A.weight"]
-        assert torch.equal(A[:, layer.columns], layer.lora_A) and int((A != 0).any(0).sum()) == len(layer.columns)
+        assert torch.equal(A[:, layer.columns], layer.lora_A) and int((A != 0).any(0).sum()) == len(
+            layer.columns
+        )
     again = make(kind)
     deltas.put(again, tmp_path / "adapter")
     assert torch.allclose(again.eval()(input_ids=IDS).logits, logits, atol=1e-6)
@@ -133,7 +153,8 @@ def test_first_and_last_blocks_stay_whole_and_choices_can_be_random() -> None:
 
 @pytest.mark.parametrize("kind", ["phi3", "gpt_neox", "olmo2"])
 def test_attention_of_another_form_stays_whole(kind: str) -> None:
-    """Phi-3 makes queries, keys and values in one layer, and a gate with its layer; OLMo 2 has norms over all heads."""
+    """Phi-3 makes queries, keys and values in one layer, and a gate with its layer; OLMo 2 has
+    norms over all heads."""
     model, before = operated(kind), make(kind)
     for name, layer in ALL.mine(model).items():
         cut = len(layer.rows) * len(layer.columns) < layer.whole.numel()
@@ -145,8 +166,11 @@ def test_attention_of_another_form_stays_whole(kind: str) -> None:
 def test_what_is_left_out_waits_in_a_file(tmp_path: Path) -> None:
     for tensor in (torch.randn(5, 7), torch.randn(4, 3).to(torch.bfloat16), torch.randn(6, 2).T):
         kept = on_disk(tensor, tmp_path)
-        assert torch.equal(kept, tensor) and kept.dtype == tensor.dtype and kept.data_ptr() != tensor.data_ptr()
-    assert not list(tmp_path.iterdir())                                       # without a name: gone with the tensor
+        assert (
+            torch.equal(kept, tensor) and kept.dtype == tensor.dtype and kept.data_ptr() != tensor.data_ptr()
+        )
+    # without a name: gone with the tensor
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_additions_train_and_bf16_agrees() -> None:
@@ -165,8 +189,14 @@ def test_only_additions_train_and_bf16_agrees() -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"rank": 0}, "rank must be 1 or more"), ({"ratio": 1.0}, "ratio above 0 and less"), ({"choose": "largest"}, "must be one")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"ratio": 1.0}, "ratio above 0 and less"),
+        ({"choose": "largest"}, "must be one"),
+    ],
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(Loram, given, "adapt")

@@ -1,4 +1,6 @@
-"""LST: the ladder by hand, a backbone that keeps nothing for backward, a start cut out of it, and a model that stays whole."""
+"""LST: the ladder by hand, a backbone that keeps nothing for backward, a start cut out of it, and a
+model that stays whole."""
+
 from __future__ import annotations
 
 import copy
@@ -33,15 +35,20 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if p.requires_grad}
 
 
-# ---- the ladder -----------------------------------------------------------------------------------------------------
+# ---- the ladder --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [(), (0, 2)])
 def test_ladder_by_hand(layers: tuple[int, ...]) -> None:
-    """s = Down_0(e); s = Block_i(mu_i s + (1 - mu_i) Down_i(h_i)), mu_i = sigmoid(a_i / 0.1); head(Up(norm(s)))."""
-    model, plain = operated("llama", Lst(reduction=2, layers=layers), num_hidden_layers=3), make("llama", num_hidden_layers=3)
+    """s = Down_0(e); s = Block_i(mu_i s + (1 - mu_i) Down_i(h_i)), mu_i = sigmoid(a_i /
+    0.1); head(Up(norm(s)))."""
+    model, plain = (
+        operated("llama", Lst(reduction=2, layers=layers), num_hidden_layers=3),
+        make("llama", num_hidden_layers=3),
+    )
     logits, ladder = moved(model), model.ladder
-    hidden = plain(input_ids=IDS, output_hidden_states=True).hidden_states               # the last of them is behind the norm
+    # the last of them is behind the norm
+    hidden = plain(input_ids=IDS, output_hidden_states=True).hidden_states
     before_norm: list[Tensor] = []
     plain.model.norm.register_forward_pre_hook(lambda m, given: before_norm.append(given[0]))
     plain(input_ids=IDS)
@@ -52,7 +59,8 @@ def test_ladder_by_hand(layers: tuple[int, ...]) -> None:
     for j, i in enumerate(layers or (0, 1, 2)):
         mu = 1 / (1 + torch.exp(-ladder.gates[j] / 0.1))
         mixed = mu * s + (1 - mu) * ladder.downs[j + 1](seen[i])
-        s = ladder.side.layers[j].forward(mixed, position_embeddings=turn)                # not called: that would mix
+        # not called: that would mix
+        s = ladder.side.layers[j].forward(mixed, position_embeddings=turn)
     assert torch.allclose(plain.lm_head(ladder.up(ladder.side.norm(s))), logits, atol=1e-5)
     assert len(ladder.gates) == len(ladder.downs) - 1 == len(layers or (0, 1, 2))
 
@@ -63,19 +71,28 @@ def test_gates_start_open_half_and_only_the_side_network_trains() -> None:
     found = trained(model)
     assert found and all(n.startswith("ladder.") for n in found)
     narrow, wide, width = 8, 32, 4 * 8
-    block = 4 * narrow + 3 * narrow * (narrow + 1) + narrow * (narrow + 1) + width * (narrow + 1) + narrow * (width + 1)
-    assert sum(p.numel() for p in found.values()) == 2 * block + 2 * narrow + 3 * narrow * (wide + 1) + 2 + wide * (narrow + 1)
+    block = (
+        4 * narrow
+        + 3 * narrow * (narrow + 1)
+        + narrow * (narrow + 1)
+        + width * (narrow + 1)
+        + narrow * (width + 1)
+    )
+    assert sum(p.numel() for p in found.values()) == 2 * block + 2 * narrow + 3 * narrow * (
+        wide + 1
+    ) + 2 + wide * (narrow + 1)
     assert {n for n in model.state_dict() if not n.startswith("ladder.")} == set(before.state_dict())
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert all(p.grad.abs().sum() > 0 for p in found.values())
     assert all(p.grad is None for n, p in model.named_parameters() if n not in found)
 
 
-# ---- memory ---------------------------------------------------------------------------------------------------------
+# ---- memory ------------------------------------------------------------------------------------------------
 
 
 def saved_bytes(model: nn.Module, watched: list[nn.Module]) -> tuple[int, int]:
-    """What a pass keeps for backward, beside parameters: all of it, and what is kept while a watched module runs."""
+    """What a pass keeps for backward, beside parameters: all of it, and what is kept while
+    a watched module runs."""
     kept: dict[int, int] = {}
     inside, within = [0], [0]
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -85,8 +102,15 @@ def saved_bytes(model: nn.Module, watched: list[nn.Module]) -> tuple[int, int]:
             kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             within[0] += t.nbytes if inside[0] else 0
         return t
-    hooks = [h for m in watched for h in (m.register_forward_pre_hook(lambda *_: inside.__setitem__(0, inside[0] + 1)),
-                                          m.register_forward_hook(lambda *_: inside.__setitem__(0, inside[0] - 1)))]
+
+    hooks = [
+        h
+        for m in watched
+        for h in (
+            m.register_forward_pre_hook(lambda *_: inside.__setitem__(0, inside[0] + 1)),
+            m.register_forward_hook(lambda *_: inside.__setitem__(0, inside[0] - 1)),
+        )
+    ]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         model.train()(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
     for hook in hooks:
@@ -105,12 +129,18 @@ def test_nothing_is_kept_for_backward_in_the_backbone(kind: str) -> None:
 
 
 def test_memory_saved_against_lora() -> None:
-    """The paper: LST saves 69 % of the memory of full training where adapters and LoRA (on attention) save 26 %: 2.7 times more.
+    """The paper: LST saves 69 % of the memory of full training where adapters and LoRA (on attention)
+    save 26 %: 2.7 times more.
 
     Here bytes kept for backward, without the logits, which are the same for all.
     """
     sizes, given = {}, {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 6}
-    for name, method in (("full", None), ("attention", Lora(layers="attention")), ("all", Lora()), ("lst", Lst())):
+    for name, method in (
+        ("full", None),
+        ("attention", Lora(layers="attention")),
+        ("all", Lora()),
+        ("lst", Lst()),
+    ):
         model = make("llama", **given)
         if method is not None:
             method.operate(model, Context())
@@ -121,7 +151,8 @@ def test_memory_saved_against_lora() -> None:
 
 def test_a_backbone_that_would_build_a_graph_is_an_error() -> None:
     model = operated("llama", Lst(reduction=2))
-    model.enable_input_require_grads()                                                   # as helpers of checkpointing do
+    # as helpers of checkpointing do
+    model.enable_input_require_grads()
     with pytest.raises(UserError, match="nothing but the side network may be trained"):
         model(input_ids=IDS)
 
@@ -136,13 +167,14 @@ def test_the_backbones_dropout_is_off_while_the_side_networks_is_on() -> None:
     assert not torch.equal(model(input_ids=IDS).logits, one)
 
 
-# ---- the start --------------------------------------------------------------------------------------------------------
+# ---- the start ---------------------------------------------------------------------------------------------
 
 
 def test_one_set_of_hidden_dimensions_runs_through_all_blocks() -> None:
     model, side = make("llama"), operated("llama", Lst(reduction=4)).ladder.side
     hidden = largest(model.model.embed_tokens.weight.abs().sum(0), 4)
-    head = torch.tensor([0, 4])                                                           # of 8: the pair (0, 4) turns together
+    # of 8: the pair (0, 4) turns together
+    head = torch.tensor([0, 4])
     heads, groups = (torch.cat([head + 8 * h for h in range(n)]) for n in (4, 2))
     for large, small in zip(model.model.layers, side.layers, strict=True):
         assert torch.equal(small.self_attn.q_proj.weight, large.self_attn.q_proj.weight[heads][:, hidden])
@@ -161,10 +193,13 @@ def test_angles_of_the_kept_pairs_are_those_of_the_small_head() -> None:
     kept = kept_of_head(model.config, 4)
     assert kept.tolist() == [0, 4, 8, 12]
     assert torch.allclose(side.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq[kept[:2]])
-    half = make("gpt_neox", hidden_size=64)                                               # only half of its heads turns
+    # only half of its heads turns
+    half = make("gpt_neox", hidden_size=64)
     assert kept_of_head(half.config, 4).tolist() == [0, 4, 8, 12]
-    assert torch.allclose(operated("gpt_neox", Lst(reduction=4), hidden_size=64).ladder.side.rotary_emb.inv_freq,
-                          half.gpt_neox.rotary_emb.inv_freq[:1])
+    assert torch.allclose(
+        operated("gpt_neox", Lst(reduction=4), hidden_size=64).ladder.side.rotary_emb.inv_freq,
+        half.gpt_neox.rotary_emb.inv_freq[:1],
+    )
 
 
 def test_fused_layers_keep_the_same_dimensions_in_each_part() -> None:
@@ -179,7 +214,8 @@ def test_fused_layers_keep_the_same_dimensions_in_each_part() -> None:
 
 
 def test_without_reduction_the_side_network_is_the_backbone() -> None:
-    """All dimensions kept, the ways down and up the identity, the gates closed (mu = 1): it computes what the backbone does."""
+    """All dimensions kept, the ways down and up the identity, the gates closed (mu = 1): it computes
+    what the backbone does."""
     for kind in ("llama", "gpt2", "qwen3"):
         model, plain = operated(kind, Lst(reduction=1)), make(kind)
         ladder = model.ladder
@@ -191,7 +227,7 @@ def test_without_reduction_the_side_network_is_the_backbone() -> None:
         assert torch.allclose(model(input_ids=IDS).logits, plain(input_ids=IDS).logits, atol=1e-5)
 
 
-# ---- a model that stays whole ---------------------------------------------------------------------------------------
+# ---- a model that stays whole ------------------------------------------------------------------------------
 
 
 @KINDS
@@ -201,7 +237,9 @@ def test_text_is_generated_with_the_side_networks_own_cache(kind: str) -> None:
     ids = IDS[:, :5]
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "pad_token_id": 0}
     for how in ({"do_sample": False}, {"do_sample": False, "num_beams": 3}):
-        assert torch.equal(model.generate(**given, **how, use_cache=True), model.generate(**given, **how, use_cache=False))
+        assert torch.equal(
+            model.generate(**given, **how, use_cache=True), model.generate(**given, **how, use_cache=False)
+        )
 
 
 @KINDS
@@ -210,10 +248,13 @@ def test_the_artifact_is_the_model_for_us_and_no_checkpoint_for_others(kind: str
     model = operated(kind, method)
     logits = moved(model)
     assert deltas.write(model, [method], 1, tmp_path, None) == ["lst"]
-    assert torch.equal(model(input_ids=IDS).logits, before(input_ids=IDS).logits)              # the backbone, as it was
+    # the backbone, as it was
+    assert torch.equal(model(input_ids=IDS).logits, before(input_ids=IDS).logits)
     again = families.load(tmp_path, "test").eval()
     assert torch.equal(again(input_ids=IDS).logits, logits)
-    assert deltas.carried(again) == [(method, 1)] and not [n for n in trained(again) if not n.startswith("ladder.")]
+    assert deltas.carried(again) == [(method, 1)] and not [
+        n for n in trained(again) if not n.startswith("ladder.")
+    ]
     plain = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "backbone").eval()
     assert torch.equal(plain(input_ids=IDS).logits, before(input_ids=IDS).logits)
     with pytest.raises((OSError, ValueError)):
@@ -244,9 +285,14 @@ def test_checkpointing_and_bf16_agree() -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"reduction": 5}, "does not divide the model's hidden_size of 32"), ({"layers": (2,)}, "there are 0 to 1"),
-    ({"reduction": 8}, "cuts heads of 8 dimensions unevenly")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reduction": 5}, "does not divide the model's hidden_size of 32"),
+        ({"layers": (2,)}, "there are 0 to 1"),
+        ({"reduction": 8}, "cuts heads of 8 dimensions unevenly"),
+    ],
+)
 def test_what_does_not_fit_is_refused(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         operated("llama", Lst(**given))
@@ -256,7 +302,11 @@ def test_an_architecture_that_cannot_be_cut_starts_at_random() -> None:
     experts = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
     with pytest.raises(UserError, match=r"experts.*set start = \"random\""):
         operated("qwen3_moe", Lst(reduction=2), **experts)
-    assert operated("qwen3_moe", Lst(reduction=2, start="random"), **experts)(input_ids=IDS).logits.isfinite().all()
+    assert (
+        operated("qwen3_moe", Lst(reduction=2, start="random"), **experts)(input_ids=IDS)
+        .logits.isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(("given", "words"), [

@@ -1,4 +1,6 @@
-"""MAM adapter: prefix attention is the paper's gated sum, packed documents see what they would alone, the model stays whole."""
+"""MAM adapter: prefix attention is the paper's gated sum, packed documents see what they would alone,
+the model stays whole."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -38,11 +40,12 @@ def prefixes(model: nn.Module) -> list[Prefix]:
     return [m for m in model.modules() if isinstance(m, Prefix)]
 
 
-# ---- the two changes ------------------------------------------------------------------------------------------------
+# ---- the two changes ---------------------------------------------------------------------------------------
 
 
 def test_prefix_attention_is_the_gated_sum_by_hand() -> None:
-    """(1 - lambda) attention + lambda softmax(q P_k') P_v, with lambda the prefix's share of the sums of exponentials."""
+    """(1 - lambda) attention + lambda softmax(q P_k') P_v, with lambda the prefix's share of the
+    sums of exponentials."""
     rng = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 6, 4, generator=rng) for _ in range(3))
     P = torch.randn(2, 2, 3, 4, generator=rng)
@@ -69,13 +72,18 @@ def test_a_prefix_is_a_cache_that_begins_with_it(kind: str) -> None:
     for i, prefix in enumerate(prefixes(model)):
         keys, values = (t.expand(2, -1, -1, -1) for t in prefix())
         cache.update(keys.detach(), values.detach(), i)
-    given = {"position_ids": torch.arange(20)[None].expand(2, -1), "attention_mask": torch.ones(2, 25, dtype=torch.long)}
+    given = {
+        "position_ids": torch.arange(20)[None].expand(2, -1),
+        "attention_mask": torch.ones(2, 25, dtype=torch.long),
+    }
     assert torch.allclose(plain(input_ids=IDS, past_key_values=cache, **given).logits, logits, atol=1e-5)
     assert (logits - plain(input_ids=IDS).logits).abs().max() > 0.01
 
 
 def test_peft_counts_as_many_numbers() -> None:
-    theirs = peft.get_peft_model(make("llama"), peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM"))
+    theirs = peft.get_peft_model(
+        make("llama"), peft.PrefixTuningConfig(num_virtual_tokens=5, task_type="CAUSAL_LM")
+    )
     ours = operated("llama", MamAdapter(prefix=5, bottleneck=0))
     assert sum(p.numel() for p in trained(ours).values()) == theirs.get_nb_trainable_parameters()[0]
     both = sum(p.numel() for p in trained(operated("llama")).values())
@@ -106,7 +114,7 @@ def test_the_prefix_can_be_made_by_a_network() -> None:
     assert len(trained(model)) == 2 * 5 and all(p.grad.abs().sum() > 0 for p in trained(model).values())
 
 
-# ---- masks ----------------------------------------------------------------------------------------------------------
+# ---- masks -------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -141,10 +149,12 @@ def test_text_is_generated_with_a_cache_and_without(kind: str) -> None:
     ids = IDS[:, :5]
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "pad_token_id": 0}
     for how in ({"do_sample": False}, {"do_sample": False, "num_beams": 3}):
-        assert torch.equal(model.generate(**given, **how, use_cache=True), model.generate(**given, **how, use_cache=False))
+        assert torch.equal(
+            model.generate(**given, **how, use_cache=True), model.generate(**given, **how, use_cache=False)
+        )
 
 
-# ---- a model that stays whole ---------------------------------------------------------------------------------------
+# ---- a model that stays whole ------------------------------------------------------------------------------
 
 
 @KINDS
@@ -172,7 +182,9 @@ def test_checkpointing_and_bf16_agree() -> None:
         model.zero_grad()
         model.train()(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
         grads.append([p.grad for p in trained(model).values()])
-    assert len(grads[0]) == 2 * 5 and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
+    assert len(grads[0]) == 2 * 5 and all(
+        torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True)
+    )
 
 
 def test_it_shares_a_model_with_lora() -> None:

@@ -52,7 +52,8 @@ def test_parameter_count_is_that_of_lora_of_the_budget(kind: str) -> None:
     Lora(rank=3).operate(lora, Context())
     counted = sum(p.numel() for p in trained(model).values())
     assert counted == sum(p.numel() for p in trained(lora).values())
-    if kind == "llama":                                   # 2 layers: q, o; k, v of half the heads; gate, up, down
+    # 2 layers: q, o; k, v of half the heads; gate, up, down
+    if kind == "llama":
         assert counted == 3 * 2 * (2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 48))
 
 
@@ -73,7 +74,11 @@ def test_which_shards_a_layer_has() -> None:
 def test_gradients_of_layers_that_share_a_shard_add_up() -> None:
     model = operated("llama", SMALL)
     moved(model, size=0.05)
-    layers = [m for m in model.modules() if isinstance(m, MosLinear) and m.pool[0] is model.shards.model_layers_mlp_up_proj_48x32]
+    layers = [
+        m
+        for m in model.modules()
+        if isinstance(m, MosLinear) and m.pool[0] is model.shards.model_layers_mlp_up_proj_48x32
+    ]
     pool, made = layers[0].pool[0], []
     plain = MosLinear.matrices
 
@@ -151,7 +156,10 @@ def test_pools_and_seed_rebuild_the_model_to_the_bit(kind: str, tmp_path: Path) 
 
 
 def test_it_shares_a_model_with_its_like_and_with_lora() -> None:
-    first, second = MixtureOfShards(rank=2, layers="attention"), MixtureOfShards(rank=3, layers="*.mlp.up_proj")
+    first, second = (
+        MixtureOfShards(rank=2, layers="attention"),
+        MixtureOfShards(rank=3, layers="*.mlp.up_proj"),
+    )
     lora, model = Lora(layers="*.mlp.down_proj"), make("llama")
     for method in (first, second, lora):
         method.operate(model, Context())

@@ -28,7 +28,7 @@ def operated(kind: str, method: Nola, seed: int = 1):
     return model
 
 
-# ---- the random matrices --------------------------------------------------------------------------------------------
+# ---- the random matrices -----------------------------------------------------------------------------------
 
 
 def by_hand(seed: int, matrix: int, place: int) -> float:
@@ -60,7 +60,8 @@ def test_entries_are_uniform_and_independent() -> None:
     bins = torch.histc(x, bins=32, min=-1, max=1) / x.numel() * 32
     assert (bins - 1).abs().max() < 0.05
     rows = torch.corrcoef(torch.cat([x, uniform(12, 0, 64, 4096, CPU).double()])) - torch.eye(128)
-    assert rows.abs().max() < 6 / 64                                           # of 8128 pairs none is beyond 6 deviations
+    # of 8128 pairs none is beyond 6 deviations
+    assert rows.abs().max() < 6 / 64
     after = (x[:, :-1] * x[:, 1:]).mean() * 3
     assert abs(after) < 4 / math.sqrt(x.numel())
 
@@ -82,7 +83,7 @@ def test_mixture_and_its_gradient_equal_those_of_stored_matrices() -> None:
     assert torch.allclose(ours, theirs, atol=1e-5) and torch.equal(ours, project(weight, 9, 300))
 
 
-# ---- the method -----------------------------------------------------------------------------------------------------
+# ---- the method --------------------------------------------------------------------------------------------
 
 
 def test_formula_by_hand() -> None:
@@ -92,7 +93,9 @@ def test_formula_by_hand() -> None:
     moved(model, size=1.0)
     bases_a = uniform(layer.seeds[0], 0, 6, 3 * 32, CPU).view(6, 3, 32)
     bases_b = uniform(layer.seeds[1], 0, 5, 48 * 3, CPU).view(5, 48, 3)
-    A = bases_a[5] / math.sqrt(32) + sum(a * m for a, m in zip(layer.nola_a, bases_a, strict=False)) / math.sqrt(5)
+    A = bases_a[5] / math.sqrt(32) + sum(
+        a * m for a, m in zip(layer.nola_a, bases_a, strict=False)
+    ) / math.sqrt(5)
     B = sum(b * m for b, m in zip(layer.nola_b, bases_b, strict=True)) / math.sqrt(5)
     x = torch.randn(2, 4, 32)
     assert torch.allclose(layer(x), plain(x) + 2.0 * x @ A.T @ B.T, atol=1e-5)
@@ -148,7 +151,9 @@ def test_the_delta_is_coefficients_alone_and_rebuilds_the_model_to_the_bit(kind:
     layers = len(method.mine(model))
     deltas.write(model, [method], 23, tmp_path, None)
     tensors = load_file(tmp_path / "adapter" / "nola.safetensors")
-    assert sum(t.numel() for t in tensors.values()) == layers * 2 * 16 and {t.dim() for t in tensors.values()} == {1}
+    assert sum(t.numel() for t in tensors.values()) == layers * 2 * 16 and {
+        t.dim() for t in tensors.values()
+    } == {1}
     again = make(kind)
     assert deltas.put(again, tmp_path / "adapter") == method
     method.fold(again)
@@ -172,7 +177,9 @@ def test_no_global_randomness_moves_and_layers_differ() -> None:
     model(input_ids=IDS, labels=IDS).loss.backward()
     assert torch.equal(torch.get_rng_state(), before)
     seeds = [s for m in Nola(bases=8).mine(model).values() for s in m.seeds]
-    other = [s for m in Nola(bases=8).mine(operated("llama", Nola(bases=8), seed=2)).values() for s in m.seeds]
+    other = [
+        s for m in Nola(bases=8).mine(operated("llama", Nola(bases=8), seed=2)).values() for s in m.seeds
+    ]
     assert len(set(seeds)) == len(seeds) == 28 and not set(seeds) & set(other)
 
 
@@ -225,7 +232,9 @@ def test_a_delta_of_another_model_is_refused(tmp_path: Path) -> None:
         deltas.put(make("llama"), tmp_path)
 
 
-@pytest.mark.parametrize(("given", "words"), [({"bases": 0}, "bases must be 1 or more"), ({"rank": 0}, "rank must be")])
+@pytest.mark.parametrize(
+    ("given", "words"), [({"bases": 0}, "bases must be 1 or more"), ({"rank": 0}, "rank must be")]
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(Nola, given, "adapt")

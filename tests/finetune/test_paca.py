@@ -1,4 +1,6 @@
-"""PaCA trains the drawn columns and nothing else, with their dense gradient, and keeps no more than their inputs for backward."""
+"""PaCA trains the drawn columns and nothing else, with their dense gradient, and keeps no more than
+their inputs for backward."""
+
 from __future__ import annotations
 
 import copy
@@ -36,8 +38,15 @@ from trainwright.planning.synthetic import synthetic
 from trainwright.pretrain.next_token import NextToken
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
-SHAPE = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 64}
+SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 
 
 def llama() -> PreTrainedModel:
@@ -52,8 +61,18 @@ def qwen() -> PreTrainedModel:
 
 def gpt2() -> PreTrainedModel:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.0,
-                                      embd_pdrop=0.0, attn_pdrop=0.0)).eval()
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=64,
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=64,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
+    ).eval()
 
 
 MODELS = pytest.mark.parametrize("build", [llama, qwen, gpt2])
@@ -120,7 +139,8 @@ def test_a_step_by_hand() -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_no_pass_copies_a_weight_of_its_own_type(half: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The columns are in the weight while it is multiplied, and the old ones afterwards, be it that the product failed."""
+    """The columns are in the weight while it is multiplied, and the old ones afterwards, be it
+    that the product failed."""
     model = llama().to(torch.bfloat16) if half else llama()
     layer = operated(model, Paca(rank=4), moved=0.1).model.layers[0].mlp.up_proj
     old, x = layer.weight.clone(), torch.randn(3, 32, dtype=layer.weight.dtype, requires_grad=True)
@@ -149,7 +169,10 @@ def test_only_the_columns_move(build) -> None:
         if module not in index:
             assert torch.equal(run.model.state_dict()[name], tensor), name
             continue
-        old, new = as_linear_weight(before.get_submodule(module)), as_linear_weight(run.model.get_submodule(module))
+        old, new = (
+            as_linear_weight(before.get_submodule(module)),
+            as_linear_weight(run.model.get_submodule(module)),
+        )
         same = (old == new).all(0)
         assert (~same).nonzero()[:, 0].tolist() == index[module].tolist()
         assert torch.equal(kept[module], old), "the old columns are there until the fold"
@@ -222,7 +245,9 @@ def test_compiles_whole_without_keeping_weights() -> None:
     assert not shapes & {(48, 32), (32, 48)} and any(4 in shape for shape in shapes), shapes
     assert torch.allclose(x.grad, theirs, rtol=0.05, atol=0.05)
     for one, other in zip(plain.parameters(), model.parameters(), strict=True):
-        assert one.grad is None or torch.allclose(one.grad, other.grad, rtol=0.05, atol=0.05 * float(one.grad.abs().max()))
+        assert one.grad is None or torch.allclose(
+            one.grad, other.grad, rtol=0.05, atol=0.05 * float(one.grad.abs().max())
+        )
 
 
 def test_costs_the_dense_layer_and_a_thin_gradient() -> None:
@@ -233,7 +258,9 @@ def test_costs_the_dense_layer_and_a_thin_gradient() -> None:
     assert counter.get_total_flops() == 2 * 20 * 48 * 32 * 2 + 2 * 20 * 4 * 32
     with FlopCounterMode(display=False) as counter:
         layer(x.detach()).sum().backward()
-    assert counter.get_total_flops() == 2 * 20 * 48 * 32 + 2 * 20 * 4 * 32, "nobody asks for the gradient of x"
+    assert counter.get_total_flops() == 2 * 20 * 48 * 32 + 2 * 20 * 4 * 32, (
+        "nobody asks for the gradient of x"
+    )
 
 
 @MODELS
@@ -242,13 +269,18 @@ def test_starts_as_the_model_was_to_the_bit(build) -> None:
 
 
 def test_every_layer_draws_its_own_columns_from_seed_and_name() -> None:
-    one, two = (Paca(rank=8, layers=on).mine(operated(llama(), Paca(rank=8, layers=on))) for on in ("all-linear", "mlp"))
+    one, two = (
+        Paca(rank=8, layers=on).mine(operated(llama(), Paca(rank=8, layers=on)))
+        for on in ("all-linear", "mlp")
+    )
     assert all(torch.equal(m.index, one[n].index) for n, m in two.items())
     drawn = [tuple(m.index.tolist()) for m in one.values()]
     assert len(set(drawn)) == len(drawn) and all(len(set(d)) == 8 for d in drawn)
     other = llama()
     Paca(rank=8).operate(other, Context(seed=2))
-    assert other.model.layers[0].mlp.up_proj.index.tolist() != one["model.layers.0.mlp.up_proj"].index.tolist()
+    assert (
+        other.model.layers[0].mlp.up_proj.index.tolist() != one["model.layers.0.mlp.up_proj"].index.tolist()
+    )
 
 
 def test_columns_are_drawn_uniformly() -> None:
@@ -271,7 +303,9 @@ def test_fold_and_delta_give_the_function_that_was_trained(build, tmp_path: Path
     assert deltas.put(again, tmp_path / "adapter") == method
     for one in (model, again, again.__class__.from_pretrained(tmp_path)):
         assert torch.allclose(one(IDS).logits, logits, atol=1e-5)
-    assert (tmp_path / "adapter" / FILE).stat().st_size < 0.4 * (tmp_path / "model.safetensors").stat().st_size
+    assert (tmp_path / "adapter" / FILE).stat().st_size < 0.4 * (
+        tmp_path / "model.safetensors"
+    ).stat().st_size
     with pytest.raises(UserError, match="another model"):
         other = Paca(rank=2)
         other.load_delta(operated(build(), other), tmp_path / "adapter")
@@ -307,7 +341,8 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_bf16(half: bool) -> None:
-    """Under autocast, and in a model that is bf16 itself: the output is bf16, the gradients reach float32 parameters."""
+    """Under autocast, and in a model that is bf16 itself: the output is bf16, the gradients
+    reach float32 parameters."""
     exact = operated(llama(), Paca(rank=4))(IDS).logits
     model = operated(llama().to(torch.bfloat16) if half else llama(), Paca(rank=4))
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not half):
@@ -315,7 +350,10 @@ def test_bf16(half: bool) -> None:
     assert out.logits.dtype == torch.bfloat16 and torch.allclose(out.logits.float(), exact, atol=0.05)
     out.loss.backward()
     columns = [p for p in model.parameters() if p.requires_grad]
-    assert all(p.dtype == torch.float32 and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in columns)
+    assert all(
+        p.dtype == torch.float32 and p.grad.dtype == torch.float32 and p.grad.isfinite().all()
+        for p in columns
+    )
 
 
 def test_goes_on_exactly_in_a_model_of_bfloat16(tmp_path: Path) -> None:
@@ -343,8 +381,14 @@ def test_second_derivatives_are_refused() -> None:
         grad.sum().backward()
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"rank": 0}, "rank must be 1 or more"), ({"alpha": 0.0}, "alpha must be above 0"), ({"alfa": 2.0}, "did you mean 'alpha'")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, "rank must be 1 or more"),
+        ({"alpha": 0.0}, "alpha must be above 0"),
+        ({"alfa": 2.0}, "did you mean 'alpha'"),
+    ],
+)
 def test_bad_settings(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(Paca, settings, "adapt")
@@ -354,4 +398,6 @@ def test_a_rank_above_the_inputs_is_refused_before_anything_changes() -> None:
     model = llama()
     with pytest.raises(UserError, match="rank = 40 is more than the 32 inputs of model"):
         operated(model, Paca(rank=40))
-    assert all(p.requires_grad for p in model.parameters()) and not [m for m in model.modules() if isinstance(m, PacaLinear)]
+    assert all(p.requires_grad for p in model.parameters()) and not [
+        m for m in model.modules() if isinstance(m, PacaLinear)
+    ]

@@ -1,4 +1,6 @@
-"""Every tuner of PEFT that lives in layers: neutral at the start, alone in training, merged exactly, reloaded by PEFT."""
+"""Every tuner of PEFT that lives in layers: neutral at the start, alone in training, merged
+exactly, reloaded by PEFT."""
+
 from __future__ import annotations
 
 import builtins
@@ -20,10 +22,17 @@ from trainwright.finetune.peft import Peft
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 SMALL: dict[str, dict[str, Any]] = {  # what the defaults of PEFT are too large for
-    "C3AConfig": {"block_size": 16}, "FourierFTConfig": {"n_frequency": 50}, "WaveFTConfig": {"n_frequency": 50},
-    "MissConfig": {"r": 4}, "ShiraConfig": {"r": 2}, "PsoftConfig": {"r": 4}, "RoadConfig": {"group_size": 8},
+    "C3AConfig": {"block_size": 16},
+    "FourierFTConfig": {"n_frequency": 50},
+    "WaveFTConfig": {"n_frequency": 50},
+    "MissConfig": {"r": 4},
+    "ShiraConfig": {"r": 2},
+    "PsoftConfig": {"r": 4},
+    "RoadConfig": {"group_size": 8},
     "VBLoRAConfig": {"vector_length": 8, "num_vectors": 16},
-    "TrainableTokensConfig": {"token_indices": [1, 7, 14]}, "BOFTConfig": {"boft_block_size": 4}}
+    "TrainableTokensConfig": {"token_indices": [1, 7, 14]},
+    "BOFTConfig": {"boft_block_size": 4},
+}
 NOT_NEUTRAL = {"C3AConfig", "FourierFTConfig", "VBLoRAConfig"}  # by their default initialization
 CANNOT_MERGE = {"LilyConfig", "BeftConfig"}  # BEFT changes biases, and a Llama has none
 
@@ -41,9 +50,18 @@ def tuners() -> list[str]:
 
 def llama(tied: bool = False) -> PreTrainedModel:
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=tied)).eval()
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+        )
+    ).eval()
 
 
 def gpt2() -> PreTrainedModel:
@@ -63,7 +81,15 @@ def move(model: PreTrainedModel) -> torch.Tensor:
 
 def test_most_of_peft_is_there() -> None:
     assert len(tuners()) >= 30
-    assert {"LoraConfig", "IA3Config", "VeraConfig", "OFTConfig", "BOFTConfig", "LoHaConfig", "LNTuningConfig"} <= {*tuners()}
+    assert {
+        "LoraConfig",
+        "IA3Config",
+        "VeraConfig",
+        "OFTConfig",
+        "BOFTConfig",
+        "LoHaConfig",
+        "LNTuningConfig",
+    } <= {*tuners()}
 
 
 @pytest.mark.parametrize("config", tuners())
@@ -77,7 +103,11 @@ def test_a_tuner(config: str, tmp_path: Path) -> None:
             method.operate(model, Context())
         return
     method.operate(model, Context(seed=1))
-    assert isinstance(model, LlamaForCausalLM) and not model.training and not any(m.training for m in model.modules())
+    assert (
+        isinstance(model, LlamaForCausalLM)
+        and not model.training
+        and not any(m.training for m in model.modules())
+    )
     assert torch.allclose(model(IDS).logits, start, atol=1e-3) == (config not in NOT_NEUTRAL)
     names = {n for n, _ in before.named_parameters()}
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -98,9 +128,16 @@ def test_a_tuner(config: str, tmp_path: Path) -> None:
     assert "_peft_model" not in model.__dict__
 
 
-@pytest.mark.parametrize(("config", "options"), [
-    ("LoraConfig", {"r": 4, "use_dora": True}), ("LoraConfig", {"r": 4, "use_rslora": True, "target_modules": ["c_attn"]}),
-    ("IA3Config", {}), ("VeraConfig", {"r": 4, "target_modules": ["c_fc"]}), ("LNTuningConfig", {})])
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        ("LoraConfig", {"r": 4, "use_dora": True}),
+        ("LoraConfig", {"r": 4, "use_rslora": True, "target_modules": ["c_attn"]}),
+        ("IA3Config", {}),
+        ("VeraConfig", {"r": 4, "target_modules": ["c_fc"]}),
+        ("LNTuningConfig", {}),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_on_gpt2(config: str, options: dict[str, Any], tmp_path: Path) -> None:
     method, model = Peft(config=config, options=options), gpt2()
@@ -109,7 +146,9 @@ def test_on_gpt2(config: str, options: dict[str, Any], tmp_path: Path) -> None:
     assert torch.allclose(model(IDS).logits, start, atol=1e-4)
     logits = move(model)
     method.save_delta(model, tmp_path)
-    assert torch.allclose(library.PeftModel.from_pretrained(gpt2(), tmp_path).eval()(input_ids=IDS).logits, logits, atol=1e-4)
+    assert torch.allclose(
+        library.PeftModel.from_pretrained(gpt2(), tmp_path).eval()(input_ids=IDS).logits, logits, atol=1e-4
+    )
     method.fold(model)
     assert torch.allclose(model(IDS).logits, logits, atol=1e-4)
     assert model.lm_head.weight is model.transformer.wte.weight
@@ -146,7 +185,9 @@ def test_a_copy_of_the_model_folds_on_its_own() -> None:
     logits, twin = move(model), copy.deepcopy(model)
     method.fold(twin)
     assert torch.allclose(twin(IDS).logits, logits, atol=1e-5)
-    assert any(isinstance(m, BaseTunerLayer) for m in model.modules()) and torch.equal(model(IDS).logits, logits)
+    assert any(isinstance(m, BaseTunerLayer) for m in model.modules()) and torch.equal(
+        model(IDS).logits, logits
+    )
 
 
 def test_checkpointing_and_state_dict_need_nothing_of_peft() -> None:
@@ -158,14 +199,21 @@ def test_checkpointing_and_state_dict_need_nothing_of_peft() -> None:
     assert torch.equal(again(IDS).logits, logits)
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-    ({"config": "LoRaConfig"}, "did you mean 'LoraConfig'"),
-    ({"config": "LoraConfig", "options": {"lora_alfa": 2}}, "did you mean 'lora_alpha'"),
-    ({"config": "PrefixTuningConfig", "options": {"num_virtual_tokens": 4}}, "changes the input of the whole model"),
-    ({"config": "AdaLoraConfig", "options": {"total_step": 10}}, "acts outside the layers"),
-    ({"config": "LoraConfig", "options": {"init_lora_weights": "eva"}}, "acts outside the layers"),
-    ({"config": "OFTConfig", "options": {"r": 4, "oft_block_size": 4}}, "refuses its options"),
-    ({}, "is needed")])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"config": "LoRaConfig"}, "did you mean 'LoraConfig'"),
+        ({"config": "LoraConfig", "options": {"lora_alfa": 2}}, "did you mean 'lora_alpha'"),
+        (
+            {"config": "PrefixTuningConfig", "options": {"num_virtual_tokens": 4}},
+            "changes the input of the whole model",
+        ),
+        ({"config": "AdaLoraConfig", "options": {"total_step": 10}}, "acts outside the layers"),
+        ({"config": "LoraConfig", "options": {"init_lora_weights": "eva"}}, "acts outside the layers"),
+        ({"config": "OFTConfig", "options": {"r": 4, "oft_block_size": 4}}, "refuses its options"),
+        ({}, "is needed"),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_bad_settings(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):

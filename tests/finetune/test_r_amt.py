@@ -1,4 +1,6 @@
-"""R-AMT by hand: the estimator, which gradients are dropped, what the second pass is of, and masks stored as bits."""
+"""R-AMT by hand: the estimator, which gradients are dropped, what the second pass is of, and
+masks stored as bits."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -42,19 +44,28 @@ def drawn(model: nn.Module, share: float = 0.2) -> Tensor:
 
 
 def stage(*methods, steps: int = 6, seed: int = 0) -> Train:
-    run = Train(make("llama"), [Synthetic(tokens=12, vocabulary=64), *methods], steps, ctx=Context(seed=seed, batch_rows=4))
+    run = Train(
+        make("llama"),
+        [Synthetic(tokens=12, vocabulary=64), *methods],
+        steps,
+        ctx=Context(seed=seed, batch_rows=4),
+    )
     run.build()
     return run
 
 
-# ---- the mask -------------------------------------------------------------------------------------------------------
+# ---- the mask ----------------------------------------------------------------------------------------------
 
 
 def test_the_threshold_is_strict_and_the_gradient_goes_straight_through() -> None:
-    weight, x = torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]), torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]])
+    weight, x = (
+        torch.tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]]),
+        torch.tensor([[1.0, 2.0, -1.0], [0.5, 0.0, 1.0]]),
+    )
     scores = torch.tensor([[0.01, 0.005, 0.0051], [0.004, 0.01, -1.0]], requires_grad=True)
     y = x @ Masked.apply(weight, scores, 0.005).T
-    mask = torch.tensor([[1.0, 0, 1], [0, 1, 0]])                             # at the threshold itself a weight is off
+    # at the threshold itself a weight is off
+    mask = torch.tensor([[1.0, 0, 1], [0, 1, 0]])
     assert torch.equal(y, x @ (weight * mask).T)
     up = torch.tensor([[1.0, -1.0], [2.0, 0.5]])
     y.backward(up)
@@ -69,7 +80,7 @@ def test_only_scores_of_attention_are_trained_and_all_weights_are_kept_at_first(
     assert all(bool((p == 1e-2).all()) for p in found.values())
 
 
-# ---- gradient dropout -----------------------------------------------------------------------------------------------
+# ---- gradient dropout --------------------------------------------------------------------------------------
 
 
 def test_probability_by_hand() -> None:
@@ -84,8 +95,11 @@ def test_what_speaks_against_is_dropped_in_part_and_never_applied(strength: floa
     a, b = torch.ones(200, 200), torch.full((200, 200), -3.0)
     b[:, :100] = 7.0
     ctx = Context(seed=5, step=4, grads={name: a}, again=lambda: {name: b})
-    out = method.update({name: a.clone()}, {name: torch.full_like(a, 0.01)}, method.init(nn.Module(), ctx), ctx)[name]
-    assert torch.equal(out[:, :100], a[:, :100])                              # the two agree: all of it is kept
+    out = method.update(
+        {name: a.clone()}, {name: torch.full_like(a, 0.01)}, method.init(nn.Module(), ctx), ctx
+    )[name]
+    # the two agree: all of it is kept
+    assert torch.equal(out[:, :100], a[:, :100])
     low = 1 - strength
     assert torch.isclose(out[:, 100:], torch.tensor(low)).logical_or(out[:, 100:] == 1).all()
     share = float((out[:, 100:] == 1).float().mean())
@@ -117,7 +131,9 @@ def test_the_second_pass_is_of_the_original_models_predictions() -> None:
     assert torch.allclose(general_losses(run.model, batch), by_hand, atol=1e-5)
     mean = by_hand.sum() / (batch["targets"] != UNTRAINED).sum()
     wanted = torch.autograd.grad(mean, [run.params[n] for n in general], retain_graph=True)
-    assert len(general) == 14 and all(torch.allclose(g, w, atol=1e-7) for g, w in zip(general.values(), wanted, strict=True))
+    assert len(general) == 14 and all(
+        torch.allclose(g, w, atol=1e-7) for g, w in zip(general.values(), wanted, strict=True)
+    )
     task = run.gradients([batch])
     values = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
     wanted = torch.autograd.grad(values, [run.params[n] for n in task])
@@ -149,7 +165,7 @@ def test_another_objective_is_refused() -> None:
         run.run()
 
 
-# ---- bits -----------------------------------------------------------------------------------------------------------
+# ---- bits --------------------------------------------------------------------------------------------------
 
 
 def test_bits_come_back() -> None:
@@ -172,7 +188,10 @@ def test_folds_to_masked_weights_and_a_bit_a_weight_rebuilds_them(kind: str, tmp
     assert torch.allclose(saved(input_ids=IDS).logits, logits, atol=1e-6)
     for name, mask in masks.items():
         old, new = (m.get_submodule(name).weight for m in (plain, saved))
-        assert torch.equal(new, old * (mask.T if kind == "gpt2" else mask)) and 0.7 < float(mask.float().mean()) < 0.9
+        assert (
+            torch.equal(new, old * (mask.T if kind == "gpt2" else mask))
+            and 0.7 < float(mask.float().mean()) < 0.9
+        )
     stored = load_file(tmp_path / "adapter" / "r_amt.safetensors")
     assert sum(t.nbytes for t in stored.values()) == sum(-(-m.numel() // 8) for m in masks.values())
     again = make(kind)
@@ -180,9 +199,14 @@ def test_folds_to_masked_weights_and_a_bit_a_weight_rebuilds_them(kind: str, tmp
     assert torch.equal(again.eval()(input_ids=IDS).logits, logits)
 
 
-@pytest.mark.parametrize(("given", "words"), [
-    ({"gradient_dropout": 1.5}, "gradient_dropout must be"), ({"start": 1e-3}, "start must be above threshold"),
-    ({"penalty": -1.0}, "penalty must be 0 or more")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"gradient_dropout": 1.5}, "gradient_dropout must be"),
+        ({"start": 1e-3}, "start must be above threshold"),
+        ({"penalty": -1.0}, "penalty must be 0 or more"),
+    ],
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(RAmt, given, "adapt")

@@ -25,7 +25,8 @@ def pulled(method: RehearsalFreeCl, now: Tensor, leaves: dict[str, Tensor], grad
 
 def test_l2_adds_the_gradient_of_its_penalty() -> None:
     now, grad = torch.full((3, 3), 2.0), torch.eye(3)
-    expected = torch.tensor([[1 + 0.5, 2.0, 0.75], [1.0, 1 - 0.5, 0.5], [0.0, 0.0, 1 + 1.5]])   # I + 2 / 4 (w - w0)
+    # I + 2 / 4 (w - w0)
+    expected = torch.tensor([[1 + 0.5, 2.0, 0.75], [1.0, 1 - 0.5, 0.5], [0.0, 0.0, 1 + 1.5]])
     assert torch.equal(pulled(RehearsalFreeCl(strength=0.25), now, {"start": W0}, grad), expected)
     assert torch.equal(pulled(RehearsalFreeCl(strength=0.25), W0.clone(), {"start": W0}, grad), grad)
 
@@ -42,7 +43,8 @@ def test_ewc_adds_the_gradient_of_its_penalty() -> None:
 
 @pytest.mark.parametrize("kind", [tiny.LLAMA, tiny.GPT2])
 def test_the_fisher_information_by_hand(kind: str, tmp_path: Path) -> None:
-    """The mean over rows of the squared gradient of a row's mean loss, from the model's own logits; domains are the old ones."""
+    """The mean over rows of the squared gradient of a row's mean loss, from the model's own logits;
+    domains are the old ones."""
     model, ctx = tiny.model(kind), tiny.context(tmp_path, kind)
     ctx.batch_rows = 3
     method = RehearsalFreeCl(how="ewc", old=("prose",), fisher_rows=3, length=24)
@@ -51,18 +53,23 @@ def test_the_fisher_information_by_hand(kind: str, tmp_path: Path) -> None:
     batch = data.next(pytest.fail, data.init(model, ctx), ctx)
     expected = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
     for r in range(3):
-        logits = model.eval()(input_ids=batch["input_ids"][r:r + 1], position_ids=batch["position_ids"][r:r + 1]).logits[0]
+        logits = model.eval()(
+            input_ids=batch["input_ids"][r : r + 1], position_ids=batch["position_ids"][r : r + 1]
+        ).logits[0]
         loss = F.cross_entropy(logits, batch["targets"][r], ignore_index=-100)
         for n, g in zip(expected, torch.autograd.grad(loss, list(model.parameters())), strict=True):
             expected[n] += g.square() / 3
-    assert found.keys() == expected.keys() and all(torch.equal(found[n]["start"], p) for n, p in model.named_parameters())
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[n]["start"], p) for n, p in model.named_parameters()
+    )
     for n, f in expected.items():
         assert torch.allclose(found[n]["fisher"], f, rtol=1e-3, atol=1e-9), n
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_it_holds_the_weights_near_the_start(tmp_path: Path) -> None:
-    """A chain with it before the optimizer: a strong pull leaves the weights nearer, and ``params`` leaves the others free."""
+    """A chain with it before the optimizer: a strong pull leaves the weights nearer, and ``params``
+    leaves the others free."""
     from trainwright.core.loop import Train
     from trainwright.optim.adamw import Adamw
     from trainwright.pretrain.next_token import NextToken
@@ -86,11 +93,14 @@ def test_ewc_needs_old_data_and_says_so(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"from = \{ data ="):
         method.init(model, Context(folder=tmp_path))
-    planned = method.init(model, Context())["param"]["weight"]                 # before there is a corpus: only the size counts
+    # before there is a corpus: only the size counts
+    planned = method.init(model, Context())["param"]["weight"]
     assert planned["fisher"].shape == planned["start"].shape == (2, 2)
 
 
-@pytest.mark.parametrize("wrong", [{"how": "ewc"}, {"old": ["prose"]}, {"strength": -1.0}, {"fisher_rows": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"how": "ewc"}, {"old": ["prose"]}, {"strength": -1.0}, {"fisher_rows": 0}]
+)
 def test_settings_that_make_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"old|strength|fisher_rows"):
         make(RehearsalFreeCl, wrong, "here")

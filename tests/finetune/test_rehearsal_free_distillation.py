@@ -1,4 +1,6 @@
-"""Distillation to the start: the divergence and the distance by hand, 0 at the start, nothing for what is not learned."""
+"""Distillation to the start: the divergence and the distance by hand, 0 at the start, nothing
+for what is not learned."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -54,7 +56,10 @@ def test_the_formula_by_hand(how: str, kind: str) -> None:
         expected = ((h - h_before) ** 2).sum(-1) / h.shape[-1]
     learned = given["targets"] != -100
     assert values.shape == (2, 12) and not values[~learned].any() and method.count(given) == learned.sum()
-    assert torch.allclose(values[learned], expected[learned], rtol=1e-4, atol=1e-6) and (values[learned] > 0).all()
+    assert (
+        torch.allclose(values[learned], expected[learned], rtol=1e-4, atol=1e-6)
+        and (values[learned] > 0).all()
+    )
     values.sum().backward()
     assert any(q.grad is not None and q.grad.any() for q in model.parameters())
     assert all(q.grad is None for q in ctx.frozen["reference"].parameters())
@@ -65,7 +70,9 @@ def test_the_formula_by_hand(how: str, kind: str) -> None:
 def test_it_is_zero_at_the_start(how: str, kind: str) -> None:
     """Exactly, and its gradient too: Adam would make whole steps of what rounding leaves."""
     model = build(kind)
-    values = RehearsalFreeDistillation(how=how).loss(model, batch(), {}, Context(frozen={"reference": build(kind)}))
+    values = RehearsalFreeDistillation(how=how).loss(
+        model, batch(), {}, Context(frozen={"reference": build(kind)})
+    )
     assert not values.any()
     values.sum().backward()
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
@@ -87,4 +94,6 @@ def test_without_a_reference_it_says_what_to_write() -> None:
     with pytest.raises(UserError, match='reference = "NAME"'):
         RehearsalFreeDistillation().init(build("llama"), Context())
     with pytest.raises(UserError, match="32 tokens"):
-        RehearsalFreeDistillation().init(build("llama"), Context(frozen={"reference": build("llama", vocab_size=32)}))
+        RehearsalFreeDistillation().init(
+            build("llama"), Context(frozen={"reference": build("llama", vocab_size=32)})
+        )

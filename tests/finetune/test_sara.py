@@ -1,4 +1,6 @@
-"""SaRA trains the smallest weights in place, its nuclear norm reaches them, and at half-time those that grew are done."""
+"""SaRA trains the smallest weights in place, its nuclear norm reaches them, and at half-time
+those that grew are done."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -37,12 +39,14 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 PLAIN = set(linear_layers(make("llama"), "all-linear")) | set(linear_layers(make("gpt2"), "all-linear"))
 
 
-# ---- what is trained ------------------------------------------------------------------------------------------------------
+# ---- what is trained ---------------------------------------------------------------------------------------
 
 
 @KINDS
 @pytest.mark.parametrize("share", [0.1, 0.2])
-def test_the_smallest_of_all_layers_together_are_trained_with_their_dense_gradient(kind: str, share: float) -> None:
+def test_the_smallest_of_all_layers_together_are_trained_with_their_dense_gradient(
+    kind: str, share: float
+) -> None:
     method, dense = Sara(share=share), make(kind)
     model = operated(kind, method)
     every = torch.cat([as_linear_weight(m).reshape(-1) for m in linear_layers(dense, "all-linear").values()])
@@ -54,9 +58,15 @@ def test_the_smallest_of_all_layers_together_are_trained_with_their_dense_gradie
         other = dense.get_submodule(name)
         small = as_linear_weight(other).abs() < limit
         assert torch.equal(layer.places.long(), small.reshape(-1).nonzero()[:, 0])
-        assert torch.equal(layer.sara_values, as_linear_weight(other)[small]) and not as_linear_weight(layer)[small].any()
+        assert (
+            torch.equal(layer.sara_values, as_linear_weight(other)[small])
+            and not as_linear_weight(layer)[small].any()
+        )
         grad = other.weight.grad if isinstance(other, nn.Linear) else other.weight.grad.T
-        assert torch.allclose(layer.sara_values.grad, grad[small], rtol=1e-4, atol=1e-7) and layer.weight.grad is None
+        assert (
+            torch.allclose(layer.sara_values.grad, grad[small], rtol=1e-4, atol=1e-7)
+            and layer.weight.grad is None
+        )
         trained += len(layer.places)
     assert trained == int(share * len(every)) == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -77,10 +87,13 @@ def test_gradients_and_memory_of_the_optimizer_have_the_size_of_the_mask() -> No
     count = sum(len(m.places) for m in run.methods[2].mine(run.model).values())
     grads = run.gradients([run.pull()])
     assert sum(g.numel() for g in grads.values()) == count
-    assert sum(t.numel() for leaf in run.states["adamw.1"]["param"].values() for t in leaf.values() if t.ndim) == 2 * count
+    assert (
+        sum(t.numel() for leaf in run.states["adamw.1"]["param"].values() for t in leaf.values() if t.ndim)
+        == 2 * count
+    )
 
 
-# ---- the nuclear norm ------------------------------------------------------------------------------------------------------
+# ---- the nuclear norm --------------------------------------------------------------------------------------
 
 
 def test_gradient_of_the_nuclear_norm_is_autograds() -> None:
@@ -96,17 +109,20 @@ def test_terms_of_no_size_are_left_out() -> None:
     model["one"].weight.data.copy_(torch.tensor([[4., 0.5, 0], [0, 4, 0], [0, 0, 4]]))
     Sara(threshold=1.0, layers="one").operate(model, Context())
     layer = model["one"]
-    assert torch.allclose(polar(layer, layer.sara_values), torch.tensor([1., 0, 0, 0, 0, 0]))     # rank one: u v' alone
+    # rank one: u v' alone
+    assert torch.allclose(polar(layer, layer.sara_values), torch.tensor([1., 0, 0, 0, 0, 0]))
     assert not polar(layer, torch.zeros(6)).any()
 
 
 def test_the_penalty_reaches_the_weights_one_matrix_a_step() -> None:
-    """A plain step of size 1 with the penalty ends at W - nuclear U V' beside one without it, in one layer a step."""
+    """A plain step of size 1 with the penalty ends at W - nuclear U V' beside one without
+    it, in one layer a step."""
     runs = []
     for nuclear in (0.0, 0.5):
         run = train(build(), Sara(nuclear=nuclear, progress=1.0), Adamw(lr=0.0, weight_decay=0.0), steps=3)
         link, (_, method) = run.chain.links[0], run.named_methods[2]
-        assert link[1] is method                                                             # before the optimizer
+        # before the optimizer
+        assert link[1] is method
         runs.append(run)
     updates = {n: torch.zeros_like(p) for n, p in runs[1].params.items() if p.requires_grad}
     touched = []
@@ -134,7 +150,7 @@ def test_a_large_penalty_lowers_the_norm() -> None:
     assert norms[1] < 0.8 * norms[0]
 
 
-# ---- half-time ----------------------------------------------------------------------------------------------------------------
+# ---- half-time ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -162,7 +178,7 @@ def test_what_grew_is_done_and_the_rest_goes_on(family: str) -> None:
     assert ended > 20 and going > 100
 
 
-# ---- export -------------------------------------------------------------------------------------------------------------------
+# ---- export ------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -171,8 +187,11 @@ def test_fold_and_delta(kind: str, tmp_path: Path) -> None:
     model = operated(kind, method)
     assert torch.equal(model(input_ids=IDS).logits, before(input_ids=IDS).logits)
     logits = moved(model)
-    for name, layer in method.mine(model).items():                   # some are done: what they learned is in the weight
-        layer.keep(model.get_parameter(f"{name}.weight"), layer.sara_values.detach() * (layer.sara_values > 0.1))
+    # some are done: what they learned is in the weight
+    for name, layer in method.mine(model).items():
+        layer.keep(
+            model.get_parameter(f"{name}.weight"), layer.sara_values.detach() * (layer.sara_values > 0.1)
+        )
         layer.sara_values.data[layer.sara_values > 0.1] = 0
     deltas.write(model, [method], 0, tmp_path, None)
     again = make(kind)
@@ -181,8 +200,14 @@ def test_fold_and_delta(kind: str, tmp_path: Path) -> None:
         assert torch.allclose(one(input_ids=IDS).logits, logits, atol=1e-5)
 
 
-@pytest.mark.parametrize(("given", "words"), [({"share": 0.0}, "share must be"), ({"nuclear": -1.0}, "must be 0 or more"),
-                                              ({"progress": 2.0}, "progress 0 to 1")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"share": 0.0}, "share must be"),
+        ({"nuclear": -1.0}, "must be 0 or more"),
+        ({"progress": 2.0}, "progress 0 to 1"),
+    ],
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(Sara, given, "adapt")

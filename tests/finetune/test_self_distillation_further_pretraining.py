@@ -22,23 +22,33 @@ def test_the_squared_distance_of_the_final_states(kind: str) -> None:
     with torch.no_grad():
         for p in teacher.parameters():
             p.mul_(1.1)
-    values = SelfDistillationFurtherPretraining().loss(student, given, {}, Context(frozen={"teacher": teacher}))
+    values = SelfDistillationFurtherPretraining().loss(
+        student, given, {}, Context(frozen={"teacher": teacher})
+    )
     states = [m.base_model(input_ids=given["input_ids"], position_ids=given["position_ids"]).last_hidden_state
               for m in (student, teacher)]
-    assert torch.allclose(values, (states[0] - states[1]).norm(dim=-1) ** 2 / 32, rtol=1e-4) and (values > 0).all()
+    assert (
+        torch.allclose(values, (states[0] - states[1]).norm(dim=-1) ** 2 / 32, rtol=1e-4)
+        and (values > 0).all()
+    )
     values.sum().backward()
-    assert student.get_input_embeddings().weight.grad.any() and teacher.get_input_embeddings().weight.grad is None
+    assert (
+        student.get_input_embeddings().weight.grad.any()
+        and teacher.get_input_embeddings().weight.grad is None
+    )
 
 
 def test_it_brings_the_student_to_the_teacher(tmp_path: Path) -> None:
     run = tiny.stage(SelfDistillationFurtherPretraining(), tmp_path)
     seen = []
     run.run(on_step=lambda row: seen.append(row["distillation/teacher"]))
-    assert seen[-1] < 0.7 * seen[0] and seen[0] == pytest.approx(2.0, rel=0.3)       # at first two independent normed states
+    # at first two independent normed states
+    assert seen[-1] < 0.7 * seen[0] and seen[0] == pytest.approx(2.0, rel=0.3)
 
 
 def test_the_student_starts_anew(tmp_path: Path) -> None:
-    """From the teacher's own weights it is another method; in a plan, where nobody has trained either, it is let be."""
+    """From the teacher's own weights it is another method; in a plan, where nobody has trained
+    either, it is let be."""
     method, student = SelfDistillationFurtherPretraining(), build("llama")
     same = {"teacher": build("llama")}
     with pytest.raises(UserError, match=r"from\.model must be the start of both"):

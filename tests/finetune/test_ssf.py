@@ -48,7 +48,8 @@ def test_transformers_alone_reads_the_same_function(kind: str, given: dict, tmp_
 
 
 def test_formula_by_hand_in_every_place_of_a_block() -> None:
-    """The pair of the first feed-forward layer acts before the activation: behind it, it could not be folded in."""
+    """The pair of the first feed-forward layer acts before the activation: behind it, it
+    could not be folded in."""
     model, plain = operated("gpt2", Ssf()), make("gpt2").transformer.h[0]
     block, x = model.transformer.h[0], torch.randn(2, 5, 32)
 
@@ -63,9 +64,12 @@ def test_formula_by_hand_in_every_place_of_a_block() -> None:
 
 
 def test_counts_of_the_papers_shape() -> None:
-    """ViT-B/16 in the paper: 0.2 M without the head. GPT-2's blocks are of that shape, its embedding stands for the patches'."""
+    """ViT-B/16 in the paper: 0.2 M without the head. GPT-2's blocks are of that shape, its embedding
+    stands for the patches'."""
     per_block = 2 * (768 + 3 * 768 + 768 + 768 + 4 * 768 + 768)
-    model = tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=8, n_positions=8, n_layer=1, tie_word_embeddings=False))
+    model = tf.GPT2LMHeadModel(
+        tf.GPT2Config(vocab_size=8, n_positions=8, n_layer=1, tie_word_embeddings=False)
+    )
     Ssf(embedding=True).operate(model, Context())
     assert sum(p.numel() for p in trained(model).values()) == per_block + 2 * 2 * 768
     assert 12 * per_block + 2 * 2 * 768 == 205_824
@@ -88,17 +92,25 @@ def test_only_pairs_train_each_place_has_its_own_and_none_decays() -> None:
     model = operated("llama", Ssf())
     found = trained(model)
     assert {n.rpartition(".")[2] for n in found} == {"ssf_scale", "ssf_shift"}
-    assert sum(n.endswith("scale") for n in found) == 2 * (7 + 2) + 1 and sum(n.endswith("shift") for n in found) == 2 * 7
+    assert (
+        sum(n.endswith("scale") for n in found) == 2 * (7 + 2) + 1
+        and sum(n.endswith("shift") for n in found) == 2 * 7
+    )
     assert len({id(p) for p in found.values()}) == len(found) and all(p.ndim == 1 for p in found.values())
     assert set(make("llama").state_dict()) < set(model.state_dict())
     start = operated("llama", Ssf(layers="attention", norms=False))
-    assert all(torch.equal(p, found[n]) for n, p in trained(start).items())           # by name, whatever else is a place
+    # by name, whatever else is a place
+    assert all(torch.equal(p, found[n]) for n, p in trained(start).items())
 
 
 def test_gradients_are_those_of_the_formula() -> None:
-    y, scale, shift = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (5,), (5,)))
+    y, scale, shift = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((2, 3, 5), (5,), (5,))
+    )
     weight = torch.randn(2, 3, 5)
-    ours = torch.autograd.grad((ScaleShift.apply(y.float(), scale.float(), shift.float()) * weight).sum(), (y, scale, shift))
+    ours = torch.autograd.grad(
+        (ScaleShift.apply(y.float(), scale.float(), shift.float()) * weight).sum(), (y, scale, shift)
+    )
     theirs = torch.autograd.grad(((y * scale + shift) * weight).sum(), (y, scale, shift))
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
 
@@ -130,7 +142,9 @@ def test_llama_gets_biases_by_its_config_and_zeros_where_no_place_is(tmp_path: P
 
 
 def test_a_shift_that_cannot_be_kept_is_refused() -> None:
-    with pytest.raises(UserError, match=r"o_proj.*have no bias, and no setting of Qwen2Config.*shift = \"biased\""):
+    with pytest.raises(
+        UserError, match=r"o_proj.*have no bias, and no setting of Qwen2Config.*shift = \"biased\""
+    ):
         Ssf().claims(make("qwen2"))
     model = operated("qwen2", Ssf(shift="biased"))
     assert {n.split(".")[-2] for n in trained(model) if n.endswith("shift")} == {"q_proj", "k_proj", "v_proj"}

@@ -24,9 +24,14 @@ def test_targets_are_the_assistants_words(tmp_path: Path):
     method.init(nn.Identity(), ctx)
     batch = pack.next(None, pack.init(nn.Identity(), ctx), ctx)  # type: ignore[arg-type]
     tokenizer = open_corpus(tmp_path / "c").tokenizer
-    learned = [tokenizer.decode(batch["targets"][r][(batch["document"][r] == d) & (batch["targets"][r] != -100)])
-               for r in range(2) for d in range(int(batch["document"][r].max()) + 1)]
-    assert learned and all(text.startswith("Answer") and "Question" not in text and "user" not in text for text in learned)
+    learned = [
+        tokenizer.decode(batch["targets"][r][(batch["document"][r] == d) & (batch["targets"][r] != -100)])
+        for r in range(2)
+        for d in range(int(batch["document"][r].max()) + 1)
+    ]
+    assert learned and all(
+        text.startswith("Answer") and "Question" not in text and "user" not in text for text in learned
+    )
     assert method.count(batch) == int((batch["targets"] != -100).sum())
 
 

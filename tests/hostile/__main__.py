@@ -1,7 +1,7 @@
 """Every hostile input, not only the sample that the tests take: ``make hostile``.
 
-It prints what is wrong, and how many were tried. Its argument is the number of inputs to draw from each of ten
-other seeds.
+It prints what is wrong, and how many were tried. Its argument is the number of inputs to draw from
+each of ten other seeds.
 """
 
 from __future__ import annotations

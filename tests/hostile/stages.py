@@ -12,8 +12,8 @@ from tests.hostile.values import VALUES
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe, parse
 from trainwright.core.stage import stages
-from trainwright.core.store import Store
 from trainwright.life.run import run
+from trainwright.storage.store import Store
 
 TUNE = {
     "name": "tune", "kind": "train", "from": {"model": "previous.tune", "data": "corpus"}, "steps": 1,

@@ -1,4 +1,5 @@
-"""No setting ends in an exception: a value is refused in one sentence that names its key, or what takes it works.
+"""No setting ends in an exception: a value is refused in one sentence that names its
+key, or what takes it works.
 
 All values are put into all settings here; of those that are accepted a sample, drawn by a seed, is run for a
 step. ``make hostile`` runs them all.
@@ -18,8 +19,9 @@ from tests.conftest import write_texts
 from tests.hostile import runs, stages
 from tests.hostile.stages import StageCase
 from tests.hostile.values import Case, of_methods, of_stages
+from trainwright import cli_machine as machine
 from trainwright.check.battery import absent
-from trainwright.core import machine, registry
+from trainwright.core import registry
 from trainwright.core.errors import UserError
 from trainwright.core.settings import MOST
 

@@ -1,7 +1,7 @@
 """Commands in one process, with a note of all that Python is asked for: files, code, programs, addresses.
 
-``python -P watched.py LOG COMMANDS`` runs the commands (a list of lists of words, as JSON) one after the other
-and leaves what each did, said and ended with in LOG.
+``python -P watched.py LOG COMMANDS`` runs the commands (a list of lists of words, as JSON) one after the
+other and leaves what each did, said and ended with in LOG.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ import pytest
 from trainwright.core import files
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.life.run import run
+from trainwright.storage.store import Store
 
 FAILS = '''"""Fails after it has worked."""
 from trainwright.core.errors import UserError

@@ -8,19 +8,34 @@ import transformers as tf
 
 IDS = torch.arange(40).reshape(2, 20) * 7 % 64
 SIZES: dict[str, Any] = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "tie_word_embeddings": False}
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
 GPT2: dict[str, Any] = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 ONLY: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8}, "gemma2": {"head_dim": 8}, "gpt_neox": {"rotary_pct": 0.5}}
 
 
 def make(kind: str, **settings: Any) -> tf.PreTrainedModel:
-    """A causal language model with random weights; biases and norms too, so that nothing hides behind zeros and ones."""
-    sizes = GPT2 if kind == "gpt2" else {k: v for k, v in SIZES.items() if kind != "gpt_neox" or k != "num_key_value_heads"}
+    """A causal language model with random weights; biases and norms too, so that nothing hides
+    behind zeros and ones."""
+    sizes = (
+        GPT2
+        if kind == "gpt2"
+        else {k: v for k, v in SIZES.items() if kind != "gpt_neox" or k != "num_key_value_heads"}
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = tf.AutoModelForCausalLM.from_config(tf.AutoConfig.for_model(kind, **(sizes | ONLY.get(kind, {}) | settings)))
+        model = tf.AutoModelForCausalLM.from_config(
+            tf.AutoConfig.for_model(kind, **(sizes | ONLY.get(kind, {}) | settings))
+        )
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 torch.nn.init.normal_(parameter, mean=0.5, std=0.1)

@@ -1,4 +1,6 @@
-"""The balance of experts is that of the model, a row at a time, divided by the loop, and no part of what is measured."""
+"""The balance of experts is that of the model, a row at a time, divided by the loop, and no
+part of what is measured."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -18,9 +20,18 @@ from trainwright.optim.adamw import Adamw
 from trainwright.pretrain.next_token import NextToken
 
 MOE: dict[str, Any] = {
-    "type": "mixtral", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "num_local_experts": 4, "num_experts_per_tok": 1, "vocab_size": 99,
-    "output_router_logits": True, "router_aux_loss_coef": 0.5}
+    "type": "mixtral",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 1,
+    "vocab_size": 99,
+    "output_router_logits": True,
+    "router_aux_loss_coef": 0.5,
+}
 
 
 def moe(**changes: Any) -> Any:
@@ -63,12 +74,16 @@ def test_nothing_is_added_to_what_is_measured() -> None:
     assert balance_weight(model) == 0.5 and balance_weight(dense) == 0.0 == balance_weight(nn.Linear(1, 1))
     with torch.no_grad():
         assert torch.equal(token_losses(model, both, Context()), token_losses(dense, both, Context()))
-    assert torch.allclose(token_losses(model.eval(), both, Context()), token_losses(dense.eval(), both, Context()))
+    assert torch.allclose(
+        token_losses(model.eval(), both, Context()), token_losses(dense.eval(), both, Context())
+    )
     ctx = Context()
     added = logged_losses(model.train(), both, ctx) - token_losses(model.eval(), both, ctx)
     said = ctx.notes["train_loss/a"][0][0]
     plain = token_losses(dense, both, Context())
-    assert said.item() == pytest.approx(float(plain.detach().sum() / (both["targets"] != UNTRAINED).sum())) and bool(added.any())
+    assert said.item() == pytest.approx(
+        float(plain.detach().sum() / (both["targets"] != UNTRAINED).sum())
+    ) and bool(added.any())
 
 
 def test_a_row_of_which_nothing_is_learned_adds_nothing() -> None:
@@ -89,7 +104,9 @@ def test_a_head_that_is_not_plain_gets_the_same() -> None:
 
 
 def test_a_prefix_that_all_see_is_refused() -> None:
-    with pytest.raises(UserError, match="the balance of experts that the config of this MixtralForCausalLM asks for cannot"):
+    with pytest.raises(
+        UserError, match="the balance of experts that the config of this MixtralForCausalLM asks for cannot"
+    ):
         token_losses(moe(), batch() | {"prefix": torch.zeros(2, 12, dtype=torch.bool)}, Context())
 
 
@@ -102,7 +119,9 @@ class Rows(Data):
 
 def trained(accumulate: int, **changes: Any) -> dict[str, Tensor]:
     model = moe(**changes)
-    run = Train(model, [Rows(), NextToken(), Adamw(lr=1e-2)], 3, accumulate=accumulate, ctx=Context(batch_rows=4))
+    run = Train(
+        model, [Rows(), NextToken(), Adamw(lr=1e-2)], 3, accumulate=accumulate, ctx=Context(batch_rows=4)
+    )
     run.run()
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 

@@ -19,8 +19,13 @@ def test_views_and_shared_memory_come_back_in_place(tmp_path: Path) -> None:
     assert torch.equal(held["a"], matrix.T) and torch.equal(held["b"].detach(), matrix[0])
 
 
-@pytest.mark.parametrize("asked, words", [({"b": torch.zeros(2)}, "only one of the two has a"),
-                                          ({"a": torch.zeros(3)}, r"a has the shape \[2\] there and \[3\] here")])
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        ({"b": torch.zeros(2)}, "only one of the two has a"),
+        ({"a": torch.zeros(3)}, r"a has the shape \[2\] there and \[3\] here"),
+    ],
+)
 def test_the_delta_of_another_model_is_refused(
     asked: dict[str, torch.Tensor], words: str, tmp_path: Path
 ) -> None:

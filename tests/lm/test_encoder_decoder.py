@@ -1,4 +1,6 @@
-"""Models of an encoder and a decoder take the same batches, learn what transformers would have them learn, and see no target."""
+"""Models of an encoder and a decoder take the same batches, learn what transformers would have them
+learn, and see no target."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -18,11 +20,29 @@ from trainwright.lm import generation
 from trainwright.lm.encoder_decoder import halves
 from trainwright.lm.losses import isolation_error, token_losses, way_of
 
-T5 = {"type": "t5", "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
-      "dropout_rate": 0.0}
-BART = {"type": "bart", "vocab_size": VOCABULARY, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "max_position_embeddings": 64,
-        "dropout": 0.0}
+T5 = {
+    "type": "t5",
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+}
+BART = {
+    "type": "bart",
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+}
 
 
 @pytest.fixture(params=[T5, BART], ids=["t5", "bart"])
@@ -51,7 +71,9 @@ def test_the_loss_is_that_of_transformers(model: tf.PreTrainedModel) -> None:
             with torch.no_grad():
                 theirs = model(input_ids=batch["input_ids"][r, at[:first + 1]][None], labels=labels).loss
             ours = found[r, at][targets != UNTRAINED].mean()
-            assert torch.allclose(ours, theirs, atol=1e-5), "each document as if it were alone, its targets its labels"
+            assert torch.allclose(ours, theirs, atol=1e-5), (
+                "each document as if it were alone, its targets its labels"
+            )
             seen += 1
     assert seen == 16 and (found[batch["targets"] == UNTRAINED] == 0).all()
 
@@ -65,7 +87,11 @@ def test_nothing_of_a_target_is_seen_before_its_turn(model: tf.PreTrainedModel) 
         middle = int(at[len(at) // 2])
         other = dict(batch) | {"targets": batch["targets"].clone(), "input_ids": batch["input_ids"].clone()}
         other["targets"][r, middle] = (other["targets"][r, middle] + 5) % END
-        if middle + 1 < batch["input_ids"].shape[1] and trained[r, middle + 1] and batch["position_ids"][r, middle + 1]:
+        if (
+            middle + 1 < batch["input_ids"].shape[1]
+            and trained[r, middle + 1]
+            and batch["position_ids"][r, middle + 1]
+        ):
             other["input_ids"][r, middle + 1] = other["targets"][r, middle]
         assert torch.allclose(losses(model, other)[r, :middle], before[r, :middle], atol=1e-6)
     part = halves(batch, 0)
@@ -106,7 +132,8 @@ from = { data = "corpus" }
 model = { type = "t5", vocab_size = 512, d_model = 32, d_kv = 8, d_ff = 64, num_layers = 2, num_heads = 4 }
 steps = STEPS
 batch_tokens = 1024
-methods = [{ use = "pack", length = 128 }, { use = "ul2" }, { use = "next_token" }, { use = "adamw", lr = 1e-2 }]
+methods = [{ use = "pack", length = 128 }, { use = "ul2" }, { use = "next_token" },
+           { use = "adamw", lr = 1e-2 }]
 
 [[stage]]
 name = "judge"
@@ -121,10 +148,17 @@ def test_a_life_of_t5(tmp_path: Path) -> None:
     (tmp_path / "life.toml").write_text(RECIPE.replace("STEPS", "20"))
     made = tw.run(tw.load(tmp_path / "life.toml"), tmp_path / "store")
     rows = made["base"].metrics()
-    assert rows[-1]["loss"] < rows[0]["loss"] - 0.5 and made["judge"].figures["numbers"]["base"]["loss/prose"] > 0
+    assert (
+        rows[-1]["loss"] < rows[0]["loss"] - 0.5
+        and made["judge"].figures["numbers"]["base"]["loss/prose"] > 0
+    )
     families.export(made["base"].path, tmp_path / "out", "float32")
     again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
     ours = families.load(made["base"].path, "here").eval()
-    batch = {"input_ids": torch.arange(8)[None], "targets": torch.arange(1, 9)[None], "position_ids": torch.arange(8)[None]}
+    batch = {
+        "input_ids": torch.arange(8)[None],
+        "targets": torch.arange(1, 9)[None],
+        "position_ids": torch.arange(8)[None],
+    }
     assert torch.equal(losses(ours, batch), losses(again, batch))
     assert isinstance(generation.generate(made["base"].path, "the sea", 5, 0.0, False, 0), str)

@@ -1,4 +1,6 @@
-"""Text depends on its prompt, its seed and the decoding methods alone; it is what transformers would write."""
+"""Text depends on its prompt, its seed and the decoding methods alone; it is what
+transformers would write."""
+
 from __future__ import annotations
 
 import json
@@ -167,12 +169,24 @@ def test_sampling_depends_on_the_seed_alone(folder: Path) -> None:
     assert likeliest == generate(folder, "the sea", 8, 0.8, False, 1, (MinP(p=1.0),)) != said[0]
 
 
-@pytest.mark.parametrize(("prompt", "tokens", "temperature", "chat", "sentence"), [
-    ("hello", 8, 0.8, True, "no chat template; leave out --chat"),
-    ("hello", 0, 0.8, False, "tokens must be 1"), ("hello", 8, -1.0, False, "temperature must be 0 or more"),
-    ("hello", 10**30, 0.8, False, "at most 1,000,000, not 1000000"), ("hello", 8, float("nan"), False, "temperature must"),
-    ("hello", 8, 1e-300, False, "must be 0, which takes the likeliest token, or from 1e-06 to 1e\\+06, not 1e-300"),
-    ("the sea " * 40, 8, 0.8, False, "leaves no room in the 64 positions")])
+@pytest.mark.parametrize(
+    ("prompt", "tokens", "temperature", "chat", "sentence"),
+    [
+        ("hello", 8, 0.8, True, "no chat template; leave out --chat"),
+        ("hello", 0, 0.8, False, "tokens must be 1"),
+        ("hello", 8, -1.0, False, "temperature must be 0 or more"),
+        ("hello", 10**30, 0.8, False, "at most 1,000,000, not 1000000"),
+        ("hello", 8, float("nan"), False, "temperature must"),
+        (
+            "hello",
+            8,
+            1e-300,
+            False,
+            "must be 0, which takes the likeliest token, or from 1e-06 to 1e\\+06, not 1e-300",
+        ),
+        ("the sea " * 40, 8, 0.8, False, "leaves no room in the 64 positions"),
+    ],
+)
 def test_what_cannot_be_is_one_sentence(folder: Path, prompt: str, tokens: int, temperature: float,
                                         chat: bool, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -184,7 +198,9 @@ def test_scores_that_are_no_numbers_are_one_sentence(folder: Path, temperature: 
     weights = load_file(folder / "model.safetensors")
     weights["transformer.ln_f.weight"][0] = float("nan")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"no numbers \(NaN\) as scores of the next token: its weights are damaged"):
+    with pytest.raises(
+        UserError, match=r"no numbers \(NaN\) as scores of the next token: its weights are damaged"
+    ):
         generate(folder, "the sea", 8, temperature, False, 0)
 
 

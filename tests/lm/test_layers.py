@@ -102,7 +102,8 @@ def test_a_glob_chooses_by_module_name() -> None:
 def test_no_match_lists_the_candidates(layers: str) -> None:
     with pytest.raises(
         UserError,
-        match=r"layers = .* matches no nn.Linear or Conv1D layer.*model\.layers\.\*\.self_attn\.q_proj.*lm_head",
+        match=r"layers = .* matches no nn.Linear or Conv1D "
+        r"layer.*model\.layers\.\*\.self_attn\.q_proj.*lm_head",
     ):
         linear_layers(build("llama"), layers)
 

@@ -30,7 +30,9 @@ from trainwright.lm.losses import isolation_error, positions, token_losses, way_
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("size", [1.0, 60.0])
-def test_tiles_give_the_values_and_gradients_of_the_whole(bias: bool, frozen: bool, size: float, monkeypatch: pytest.MonkeyPatch):
+def test_tiles_give_the_values_and_gradients_of_the_whole(
+    bias: bool, frozen: bool, size: float, monkeypatch: pytest.MonkeyPatch
+):
     """Also with logits whose exponentials float32 does not hold."""
     monkeypatch.setattr(cross_entropy, "CPU_TILE", 16)
     g = torch.Generator().manual_seed(0)
@@ -43,7 +45,11 @@ def test_tiles_give_the_values_and_gradients_of_the_whole(bias: bool, frozen: bo
         h, w, c = leaves[0], leaves[1], leaves[2] if bias else None
         for head in leaves[1:]:
             head.requires_grad_(not frozen)
-        losses = tiled_cross_entropy(h, w, c, targets) if tiled else F.cross_entropy(F.linear(h, w, c), targets, reduction="none")
+        losses = (
+            tiled_cross_entropy(h, w, c, targets)
+            if tiled
+            else F.cross_entropy(F.linear(h, w, c), targets, reduction="none")
+        )
         (losses * upstream).sum().backward()
         grads.append([losses.detach(), *(t.grad for t in leaves if t.requires_grad)])
     assert len(grads[0]) == (2 if frozen else 3 + bias)
@@ -87,8 +93,11 @@ def test_a_frozen_head_makes_each_tile_once(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_no_logits_are_kept_for_backward():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                         num_attention_heads=2))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=4096, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
     ids = torch.randint(4096, (4, 64))
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(64).expand(4, 64)}
 
@@ -101,14 +110,20 @@ def test_no_logits_are_kept_for_backward():
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             loss()  # type: ignore[operator]
         return sum(seen.values())
-    full = kept(lambda: F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), batch["targets"].flatten()))
+
+    full = kept(
+        lambda: F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), batch["targets"].flatten())
+    )
     ours = kept(lambda: token_losses(model, batch, Context()).sum())
     assert full - ours > 0.9 * 4 * 64 * 4096 * 4
 
 
 def test_only_trained_positions_reach_the_head():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                         num_attention_heads=2)).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    ).eval()
     ids = torch.randint(60, (2, 10), generator=torch.Generator().manual_seed(1))
     targets = torch.where(torch.arange(10) % 5 == 3, ids.roll(-1, 1), -100)
     batch = {"input_ids": ids, "targets": targets, "position_ids": torch.arange(10).expand(2, 10)}
@@ -119,27 +134,44 @@ def test_only_trained_positions_reach_the_head():
 
 
 def test_a_head_that_is_more_than_linear_goes_through_the_models_own_forward():
-    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                            num_attention_heads=2, num_key_value_heads=1, head_dim=8,
-                                            final_logit_softcapping=2.0)).eval()
+    capped = Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=60,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            final_logit_softcapping=2.0,
+        )
+    ).eval()
     assert not way_of(capped).plain_head
     with torch.no_grad():
         capped.get_output_embeddings().weight.mul_(30)
     ids = torch.randint(60, (2, 9))
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(9).expand(2, 9)}
     losses = token_losses(capped, batch, Context())
-    plain = F.cross_entropy(capped(input_ids=ids).logits.flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none").view(2, 9)
+    plain = F.cross_entropy(
+        capped(input_ids=ids).logits.flatten(0, 1), ids.roll(-1, 1).flatten(), reduction="none"
+    ).view(2, 9)
     assert torch.allclose(losses, plain, atol=1e-4)
-    assert way_of(GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32))).plain_head
+    assert way_of(
+        GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=16, n_layer=1, n_head=2, n_positions=32))
+    ).plain_head
 
 
 def test_a_model_whose_documents_see_each_other_is_refused():
     class Leaky(LlamaForCausalLM):
         def forward(self, input_ids: torch.Tensor, use_cache: bool = False, **more: object) -> object:
             return super().forward(input_ids=input_ids, use_cache=use_cache)
-    config = LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
     model = Leaky(config)
-    model.lm_head = nn.Sequential(nn.Linear(16, 60))                       # no plain head: its own forward is asked
+    # no plain head: its own forward is asked
+    model.lm_head = nn.Sequential(nn.Linear(16, 60))
     model.get_output_embeddings = lambda: model.lm_head
     assert isolation_error(LlamaForCausalLM(config), 60, Context()) == 0
     with pytest.raises(UserError, match="isolate"):
@@ -148,23 +180,54 @@ def test_a_model_whose_documents_see_each_other_is_refused():
 
 @pytest.mark.slow
 def test_compiled_code_gives_the_same_losses():
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                         num_attention_heads=2))
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+        )
+    )
     ids = torch.randint(60, (2, 16))
-    batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(8).repeat(2).expand(2, 16)}
-    assert torch.allclose(token_losses(model, batch, Context(compile=True)), token_losses(model, batch, Context()), atol=1e-5)
+    batch = {
+        "input_ids": ids,
+        "targets": ids.roll(-1, 1),
+        "position_ids": torch.arange(8).repeat(2).expand(2, 16),
+    }
+    assert torch.allclose(
+        token_losses(model, batch, Context(compile=True)), token_losses(model, batch, Context()), atol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_the_promise_of_one_document_a_row_holds_in_compiled_code():
     """The mask is left out, with the same losses and gradients; a window shorter than the row is kept."""
-    for model in (LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                               num_attention_heads=2)),
-                  MistralForCausalLM(MistralConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                                   num_attention_heads=2, num_key_value_heads=1, sliding_window=4))):
+    for model in (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=60,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+            )
+        ),
+        MistralForCausalLM(
+            MistralConfig(
+                vocab_size=60,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                sliding_window=4,
+            )
+        ),
+    ):
         ids = torch.randint(60, (2, 16), generator=torch.Generator().manual_seed(3))
-        batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(16).expand(2, 16).contiguous(),
-                 "packed": False}
+        batch = {
+            "input_ids": ids,
+            "targets": ids.roll(-1, 1),
+            "position_ids": torch.arange(16).expand(2, 16).contiguous(),
+            "packed": False,
+        }
         mask = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
         got = []
         for compiled in (False, True):
@@ -188,8 +251,16 @@ def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
     grads = []
     for frozen in (False, True):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
-                                             num_attention_heads=2, tie_word_embeddings=False))
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=60,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                tie_word_embeddings=False,
+            )
+        )
         model.lm_head.weight.requires_grad_(not frozen)
         ids = torch.randint(60, (2, 8), generator=torch.Generator().manual_seed(3))
         batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(8).expand(2, 8)}
@@ -202,9 +273,22 @@ def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
 @pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "bert", "llama", "opt", "gpt2"])
 def test_positions_count_as_the_model_itself_counts(kind: str):
     """RoBERTa's begin behind the number of its padding token."""
-    table = {"type": kind, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 40,
-             "max_position_embeddings": 32, "pad_token_id": 1}
-    table |= {"intermediate_size": 32} if kind == "llama" else {"ffn_dim": 32, "word_embed_proj_dim": 16} if kind == "opt" else {}
+    table = {
+        "type": kind,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+        "max_position_embeddings": 32,
+        "pad_token_id": 1,
+    }
+    table |= (
+        {"intermediate_size": 32}
+        if kind == "llama"
+        else {"ffn_dim": 32, "word_embed_proj_dim": 16}
+        if kind == "opt"
+        else {}
+    )
     table |= {"is_decoder": True} if "bert" in kind else {}
     model = families.create(families.from_table(table, None, "here"), 0, "here").eval()
     with torch.no_grad():
@@ -213,7 +297,9 @@ def test_positions_count_as_the_model_itself_counts(kind: str):
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
     ids = torch.randint(2, 40, (2, 9), generator=torch.Generator().manual_seed(1))
     batch = {"input_ids": ids, "targets": ids.roll(-1, 1), "position_ids": torch.arange(9).expand(2, 9)}
-    plain = F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), batch["targets"].flatten(), reduction="none")
+    plain = F.cross_entropy(
+        model(input_ids=ids).logits.flatten(0, 1), batch["targets"].flatten(), reduction="none"
+    )
     assert torch.allclose(token_losses(model, batch, Context()).flatten(), plain, atol=1e-5)
     begin = 2 if "roberta" in kind else 0
     assert families.positions_of(model.config) == 32 - begin

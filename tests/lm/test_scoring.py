@@ -65,7 +65,9 @@ def test_embeddings_are_means_of_the_last_states(tmp_path: Path) -> None:
     ctx = tiny.curating(tmp_path)
     reader = scoring.Reader.of(ctx.path("model"), ctx, "test", length=32, batch_tokens=300)
     table = rows(docs(tmp_path))
-    found = {r["id"]: torch.tensor(r["embedding"]) for r in scoring.embeddings(docs(tmp_path), reader).to_pylist()}
+    found = {
+        r["id"]: torch.tensor(r["embedding"]) for r in scoring.embeddings(docs(tmp_path), reader).to_pylist()
+    }
     assert not found["empty"].any()
     one = min((r for r in table if r["messages"] is None and r["text"]), key=lambda r: len(r["text"]))
     ids = reader.encoder.encode([tokens.Document("x", one["text"], None)])[0][0].astype("int64")[:-1]

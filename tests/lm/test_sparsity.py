@@ -15,7 +15,10 @@ SCORES = torch.tensor([[4.0, 1.0, 3.0, 2.0], [9.0, 8.0, 7.0, 6.0]])
 
 def test_the_lowest_go_within_the_matrix_or_within_a_row() -> None:
     assert sparsity.keep(SCORES, 0.5, "", rows=False).tolist() == [[False] * 4, [True] * 4]
-    assert sparsity.keep(SCORES, 0.5, "", rows=True).tolist() == [[True, False, True, False], [True, True, False, False]]
+    assert sparsity.keep(SCORES, 0.5, "", rows=True).tolist() == [
+        [True, False, True, False],
+        [True, True, False, False],
+    ]
 
 
 def test_a_pattern_keeps_so_many_of_each_group() -> None:

@@ -25,7 +25,9 @@ def test_a_long_gradient_is_scaled_to_the_norm() -> None:
 
 def test_a_short_gradient_is_left_alone() -> None:
     g = {"a": torch.tensor([3.0, 4.0])}
-    assert torch.equal(ClipGradients(norm=5.1).update(dict(g), {}, {}, Context())["a"], torch.tensor([3.0, 4.0]))
+    assert torch.equal(
+        ClipGradients(norm=5.1).update(dict(g), {}, {}, Context())["a"], torch.tensor([3.0, 4.0])
+    )
 
 
 def test_equal_to_torch() -> None:

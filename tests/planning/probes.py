@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job
 from trainwright.planning.probe import Probe, Probes, take
+from trainwright.storage.store import Store
 
 
 class Here(Probes):

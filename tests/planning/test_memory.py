@@ -1,4 +1,6 @@
-"""Sizes as people write them, the least that a stage needs, and the sentence that refuses it, in a plan and in a run."""
+"""Sizes as people write them, the least that a stage needs, and the sentence that refuses it,
+in a plan and in a run."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,23 +11,36 @@ from trainwright import families
 from trainwright.core import hardware, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.run import run
 from trainwright.planning import memory
 from trainwright.stages import _memory
 from trainwright.stages._training import stage_of
+from trainwright.storage.store import Store
 
 
-@pytest.mark.parametrize(("text", "size"), [("24GiB", 24 * 2**30), ("512 MB", 512e6), ("1.5TiB", 1.5 * 2**40), (" 3 kib ", 3072),
-                                            ("7B", 7), ("0.5GB", 5e8)])
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("24GiB", 24 * 2**30),
+        ("512 MB", 512e6),
+        ("1.5TiB", 1.5 * 2**40),
+        (" 3 kib ", 3072),
+        ("7B", 7),
+        ("0.5GB", 5e8),
+    ],
+)
 def test_sizes_are_read(text: str, size: float) -> None:
     assert memory.parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["24", "GiB", "24 XB", "-1GiB", "0GiB", "1,5GiB", "1e3GiB", "24GiB of it", ""])
+@pytest.mark.parametrize(
+    "text", ["24", "GiB", "24 XB", "-1GiB", "0GiB", "1,5GiB", "1e3GiB", "24GiB of it", ""]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match=r"is no amount of memory: write a number above 0 and a unit .*, such as 24GiB"):
+    with pytest.raises(
+        UserError, match=r"is no amount of memory: write a number above 0 and a unit .*, such as 24GiB"
+    ):
         memory.parse_bytes(text)
 
 
@@ -43,7 +58,8 @@ def floor(life: Path, stage: str = "base") -> tuple[float, int]:
 
 
 KEPT = 2 * (8 * 32) * 16 * 2
-"""Two bytes for each number of the hidden states (8 rows of 32 tokens, 16 wide) in front of each of two blocks."""
+"""Two bytes for each number of the hidden states (8 rows of 32 tokens, 16 wide) in front
+of each of two blocks."""
 TENSORS = 21
 """Parameters of the tiny model: each has a counter of steps, of four bytes."""
 
@@ -59,20 +75,34 @@ def test_what_is_frozen_has_neither_gradients_nor_states(life: Path) -> None:
     adapter = '{ use = "next_token" }, { use = "lora", rank = 2 }, { use = "adamw"'
     life.write_text(life.read_text().replace('{ use = "next_token" }, { use = "adamw"', adapter))
     needed, count = floor(life, "adapt")
-    layers = 2 * (2 * (16 + 16) + 2 * (16 + 8) + 3 * (16 + 32))           # inputs + outputs of q, o; k, v; gate, up, down
-    assert needed == 4 * count + 16 * (2 * layers) + 4 * (2 * 2 * 7), "A and B of rank 2, weights and three more of each"
+    # inputs + outputs of q, o; k, v; gate, up, down
+    layers = 2 * (2 * (16 + 16) + 2 * (16 + 8) + 3 * (16 + 32))
+    assert needed == 4 * count + 16 * (2 * layers) + 4 * (2 * 2 * 7), (
+        "A and B of rank 2, weights and three more of each"
+    )
 
 
 def test_a_reference_counts_and_what_looks_at_weights_does_not_stop_it(life: Path) -> None:
-    (life.parent / "mine.py").write_text("from trainwright.core.method import Surgery\n"
-                                         "from trainwright.core.stage import Role\n\n\nclass Mine(Surgery):\n"
-                                         "    roles = {'reference': Role()}\n\n"
-                                         "    def operate(self, model, ctx):\n        float(next(model.parameters()).sum())\n")
-    life.write_text(life.read_text().replace('from = { model = "base", data = "corpus" }',
-                                             'from = { model = "base", data = "corpus", reference = "base" }').replace(
-        '"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "./mine.py" }'))
+    (life.parent / "mine.py").write_text(
+        "from trainwright.core.method import Surgery\n"
+        "from trainwright.core.stage import Role\n\n\nclass Mine(Surgery):\n"
+        "    roles = {'reference': Role()}\n\n"
+        "    def operate(self, model, ctx):\n        float(next(model.parameters()).sum())\n"
+    )
+    life.write_text(
+        life.read_text()
+        .replace(
+            'from = { model = "base", data = "corpus" }',
+            'from = { model = "base", data = "corpus", reference = "base" }',
+        )
+        .replace(
+            '"code"] }, { use = "next_token" }', '"code"] }, { use = "next_token" }, { use = "./mine.py" }'
+        )
+    )
     needed, count = floor(life, "adapt")
-    assert needed == 2 * 4 * count, "the weights, and the reference's; a surgery that needs numbers counts as nothing"
+    assert needed == 2 * 4 * count, (
+        "the weights, and the reference's; a surgery that needs numbers counts as nothing"
+    )
 
 
 def test_ranks_share_all_but_the_model_that_each_makes(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,11 +115,16 @@ def test_ranks_share_all_but_the_model_that_each_makes(life: Path, monkeypatch: 
     assert floor(life)[0] == 4 * (4 * count + KEPT / 8), "four of them on this machine"
 
 
-def test_a_run_refuses_before_anything_runs_with_the_sentence_of_the_plan(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_refuses_before_anything_runs_with_the_sentence_of_the_plan(
+    life: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store(life.parent / "store")
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 50_000.0)
-    sentence = (r"life\.toml: stage 'base': about 0\.0 GiB of memory are needed and 0\.0 GiB are there: raise accumulate, .*"
-                r"trainwright plan --fit proposes settings\)\.$")
+    sentence = (
+        r"life\.toml: stage 'base': about 0\.0 GiB of memory are needed and 0\.0 GiB are there: raise "
+        r"accumulate, .*"
+        r"trainwright plan --fit proposes settings\)\.$"
+    )
     with pytest.raises(UserError, match=sentence):
         run(load(life), store)
     assert not store.root.exists() or not [*store.root.glob("*-*")]

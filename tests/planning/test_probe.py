@@ -14,14 +14,21 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Data, Evaluator
 from trainwright.core.recipe import Recipe, load
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.run import run
 from trainwright.planning import probe
 from trainwright.planning.probe import Point, Probe, _Effort
+from trainwright.storage.store import Store
 
-MEASURED = Probe(parameters=100, trainable=60, flops_per_token=6.0, fixed=1000.0, compiled=False, device="cpu", points=(
-    Point(1, 2000.0, 1.0, 0.5), Point(4, 2600.0, 2.5, 0.4), Point(8, 3000.0, 4.5, 0.25)))
+MEASURED = Probe(
+    parameters=100,
+    trainable=60,
+    flops_per_token=6.0,
+    fixed=1000.0,
+    compiled=False,
+    device="cpu",
+    points=(Point(1, 2000.0, 1.0, 0.5), Point(4, 2600.0, 2.5, 0.4), Point(8, 3000.0, 4.5, 0.25)),
+)
 
 
 def test_between_points_and_beyond_them_it_is_a_line() -> None:
@@ -53,9 +60,16 @@ def job_of(life: Path, stage: str) -> tuple[Job, Store]:
 
 
 def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> None:
-    life.write_text(life.read_text().replace('{ use = "wsd" }', '{ use = "wsd" }, { use = "held_out", length = 32 }'))
+    life.write_text(
+        life.read_text().replace('{ use = "wsd" }', '{ use = "wsd" }, { use = "held_out", length = 32 }')
+    )
     train, compiled = probe.build(*job_of(life, "base"))
-    assert not compiled and [m.name for m in train.methods] == ["synthetic", "next_token", "clip_gradients", "adamw"]
+    assert not compiled and [m.name for m in train.methods] == [
+        "synthetic",
+        "next_token",
+        "clip_gradients",
+        "adamw",
+    ]
     train.ctx.batch_rows = 4
     train.step()
     assert train.row["tokens"] == 4 * 32 and train.row["loss"] > 0
@@ -63,7 +77,9 @@ def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> No
     train, _ = probe.build(*job_of(life, "adapt"))
     assert [m.name for m in train.methods] == ["pack", "next_token", "adamw"]
     weights = families.load(Store(life.parent / "store").named("base").path, "a test").state_dict()
-    assert all(torch.equal(t, weights[n]) for n, t in train.model.state_dict().items()), "the weights that the run starts from"
+    assert all(torch.equal(t, weights[n]) for n, t in train.model.state_dict().items()), (
+        "the weights that the run starts from"
+    )
 
 
 def test_made_up_rows_hold_two_documents() -> None:
@@ -91,13 +107,18 @@ class _Fake(_Effort):
         return self.seconds
 
 
-@pytest.mark.parametrize(("seconds", "work", "rows"), [
-    (80.0, 0.0, 20),        # two steps of two micro-batches of 20 rows, a second a row
-    (0.0, 8000.0, 5),       # so much work is worth it however slow the machine is, for 20 seconds more
-    (1.0, 0.0, 4),          # a line takes two points
-    (1e6, 0.0, 64),         # and no more than the recipe asks for
-])
-def test_the_next_point_is_worth_its_time(seconds: float, work: float, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "work", "rows"),
+    [
+        (80.0, 0.0, 20),  # two steps of two micro-batches of 20 rows, a second a row
+        (0.0, 8000.0, 5),  # so much work is worth it however slow the machine is, for 20 seconds more
+        (1.0, 0.0, 4),  # a line takes two points
+        (1e6, 0.0, 64),  # and no more than the recipe asks for
+    ],
+)
+def test_the_next_point_is_worth_its_time(
+    seconds: float, work: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(hardware, "memory_bytes", lambda: float("inf"))
     first = Point(2, 3000.0, 2.0, 0.0)
     assert _Fake(seconds, work).next([first], 64, 1000.0) == rows
@@ -106,7 +127,8 @@ def test_the_next_point_is_worth_its_time(seconds: float, work: float, rows: int
 
 
 def test_a_point_that_memory_may_not_hold_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Point(2, 3000.0, 2.0, 0.0)                                     # a thousand bytes a row, and a thousand without any
+    # a thousand bytes a row, and a thousand without any
+    first = Point(2, 3000.0, 2.0, 0.0)
     for available, rows in ((13_500.0, 9), (7_500.0, 5), (3_500.0, 0)):
         monkeypatch.setattr(hardware, "memory_bytes", lambda: available)  # noqa: B023
         assert _Fake(1e6, 0.0).next([first], 64, 1000.0) == rows
@@ -141,12 +163,16 @@ def test_each_has_its_process_or_all_share_one(life: Path, monkeypatch: pytest.M
     assert asked[2][0] is asked[3][0] and [part for _, part in asked] == [1.0, 1.0, probe.BRIEF, probe.BRIEF]
 
 
-def test_a_probe_that_is_killed_is_a_mistake_of_its_stage(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_is_killed_is_a_mistake_of_its_stage(
+    life: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def die(self: Any, *anything: Any) -> Any:
         raise probe.Died("signal 9 (SIGKILL)")
 
     monkeypatch.setattr(probe.Worker, "ask", die)
-    with pytest.raises(UserError, match=r"stage 'base': the process that tried .* was ended by signal 9 \(SIGKILL\)"):
+    with pytest.raises(
+        UserError, match=r"stage 'base': the process that tried .* was ended by signal 9 \(SIGKILL\)"
+    ):
         probe.Probes().of(*base_of(life))
 
 
@@ -155,5 +181,7 @@ def test_a_probe_in_a_process_of_its_own(life: Path) -> None:
     recipe, job, store = base_of(life)
     with probe.Probes(shared=True) as probes:
         taken = probes.of(recipe, job, store)
-    assert taken.points[-1].rows == 8 and taken.memory_bytes(8) > taken.fixed > 2**27, "a process with torch in it"
+    assert taken.points[-1].rows == 8 and taken.memory_bytes(8) > taken.fixed > 2**27, (
+        "a process with torch in it"
+    )
     assert not store.root.exists(), "a plan writes nothing"

@@ -134,7 +134,9 @@ methods = [
   { use = "retrieval", at = [1, 3], show = 2 },
   { use = "zero_shot" },
 ]
-""".replace("TOWER", "hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, num_attention_heads = 2")
+""".replace(
+    "TOWER", "hidden_size = 16, intermediate_size = 32, num_hidden_layers = 2, num_attention_heads = 2"
+)
 
 
 def write_pictures(folder: Path) -> None:

@@ -12,10 +12,10 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 from trainwright.pretrain.masked_token import MaskedToken
+from trainwright.storage.store import Store
 
 BERT = {"type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
         "num_attention_heads": 2, "max_position_embeddings": 64, "hidden_dropout_prob": 0.0,

@@ -21,11 +21,11 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.settings import make
-from trainwright.core.store import Store
 from trainwright.life import jobs
 from trainwright.lm.resizing import shrink
 from trainwright.optim.adamw import Adamw
 from trainwright.pretrain.multi_level_v_cycle import MultiLevelVCycle
+from trainwright.storage.store import Store
 
 KINDS = ("llama", "qwen3", "gpt2")
 

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.planning.fit import Proposal
 from trainwright.planning.plan import plan
 from trainwright.report import planned
+from trainwright.storage.store import Store
 
 
 def shown(thing: Any) -> str:

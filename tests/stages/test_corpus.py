@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from trainwright.core.recipe import parse
-from trainwright.core.store import Store
 from trainwright.corpus import bpe
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 from trainwright.lm.writing.documents import originals
 from trainwright.stages.corpus import CorpusStage
+from trainwright.storage.store import Store
 
 TEXTS: dict[str, Any] = {"name": "corpus", "kind": "corpus", "vocab_size": 300,
                          "methods": [{"use": "text", "paths": ["texts/prose"]}]}
@@ -55,7 +55,10 @@ def test_a_tokenizer_and_a_template_may_lie_at_home(life: Path, monkeypatch: pyt
     monkeypatch.setenv("HOME", str(life.parent / "home"))
     bpe.train(["the sea the ship"], 300).save_pretrained(life.parent / "home" / "ckpt")
     template = life.parent / "home" / "talk.jinja"
-    template.write_text("{% for m in messages %}{% generation %}{{ m['content'] }}<|endoftext|>{% endgeneration %}{% endfor %}")
+    template.write_text(
+        "{% for m in messages %}{% generation %}{{ m['content'] }}<|endoftext|>{% endgeneration %}{% endfor "
+        "%}"
+    )
     table = TEXTS | {"tokenizer": "~/ckpt", "chat_template": "~/talk.jinja"}
     recipe = parse({"stage": [{k: v for k, v in table.items() if k != "vocab_size"}]}, life)
     store = Store(life.parent / "store")

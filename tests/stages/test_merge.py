@@ -1,4 +1,6 @@
-"""Merging: what must agree is checked before anything is written, and what lies beside the weights is kept."""
+"""Merging: what must agree is checked before anything is written, and what lies
+beside the weights is kept."""
+
 from __future__ import annotations
 
 import json
@@ -15,12 +17,12 @@ from trainwright import families
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import load
-from trainwright.core.store import Store
 from trainwright.corpus import bpe
 from trainwright.families import tensors
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
 from trainwright.planning.plan import plan
+from trainwright.storage.store import Store
 
 TINY: dict[str, Any] = {"type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
                         "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -47,7 +49,11 @@ def folder(tmp_path: Path) -> Path:
     """Two models of one tokenizer, beside a recipe that merges them."""
     tokenizer = bpe.train(["the sea the ship the rain"] * 3, 300)
     for seed, name in enumerate(("one", "two")):
-        families.save(families.create(families.from_table(TINY, tokenizer, "here"), seed, "here"), tmp_path / name, tokenizer)
+        families.save(
+            families.create(families.from_table(TINY, tokenizer, "here"), seed, "here"),
+            tmp_path / name,
+            tokenizer,
+        )
     (tmp_path / "r.toml").write_text(RECIPE)
     return tmp_path
 
@@ -60,11 +66,25 @@ def changed(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-@pytest.mark.parametrize(("file", "changes", "words"), [
-    ("config.json", {"rms_norm_eps": 1e-3}, r"one and two compute different functions of their weights: rms_norm_eps"),
-    ("config.json", {"tie_word_embeddings": True}, r"tie_word_embeddings \(False, True\)"),
-    ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}, r"different tokenizers: they differ in their normalizer")])
-def test_models_that_differ_are_refused_by_the_plan(file: str, changes: dict[str, Any], words: str, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "changes", "words"),
+    [
+        (
+            "config.json",
+            {"rms_norm_eps": 1e-3},
+            r"one and two compute different functions of their weights: rms_norm_eps",
+        ),
+        ("config.json", {"tie_word_embeddings": True}, r"tie_word_embeddings \(False, True\)"),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Lowercase"}},
+            r"different tokenizers: they differ in their normalizer",
+        ),
+    ],
+)
+def test_models_that_differ_are_refused_by_the_plan(
+    file: str, changes: dict[str, Any], words: str, folder: Path
+) -> None:
     changed(folder / "two" / file, **changes)
     with pytest.raises(UserError, match=rf"r\.toml: stage 'merged': .*{words}"):
         plan(load(folder / "r.toml"), Store(folder / "store"), estimate=False)
@@ -72,7 +92,9 @@ def test_models_that_differ_are_refused_by_the_plan(file: str, changes: dict[str
 
 def test_a_base_of_another_vocabulary_is_refused(folder: Path) -> None:
     other = bpe.train(["THE SEA THE SHIP THE RAIN"] * 3, 300)
-    families.save(families.create(families.from_table(TINY, other, "here"), 9, "here"), folder / "base", other)
+    families.save(
+        families.create(families.from_table(TINY, other, "here"), 9, "here"), folder / "base", other
+    )
     text = RECIPE.replace('"two"] }', '"two"], base = "base" }').replace("interpolate", "task_arithmetic")
     (folder / "r.toml").write_text(text)
     with pytest.raises(UserError, match="one and base have different tokenizers"):
@@ -85,14 +107,19 @@ def test_every_file_of_a_tokenizer_is_kept(folder: Path) -> None:
         held = json.loads((folder / name / "tokenizer.json").read_text())["model"]
         (folder / name / "tokenizer.json").unlink()
         (folder / name / "vocab.json").write_text(json.dumps(held["vocab"]))
-        (folder / name / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in held["merges"]))
+        (folder / name / "merges.txt").write_text(
+            "#version: 0.2\n" + "\n".join(" ".join(m) for m in held["merges"])
+        )
         end = "<|endoftext|>"
         (folder / name / "tokenizer_config.json").write_text(json.dumps(
             {"tokenizer_class": "GPT2Tokenizer", "eos_token": end, "bos_token": end, "unk_token": end}))
         (folder / name / "additional_chat_templates").mkdir()
         (folder / name / "additional_chat_templates" / "tool.jinja").write_text("{{ tools }}")
     out = merged(folder)
-    assert AutoTokenizer.from_pretrained(out).get_vocab() == AutoTokenizer.from_pretrained(folder / "one").get_vocab()
+    assert (
+        AutoTokenizer.from_pretrained(out).get_vocab()
+        == AutoTokenizer.from_pretrained(folder / "one").get_vocab()
+    )
     assert (out / "additional_chat_templates" / "tool.jinja").is_file()
     assert not (out / "model.safetensors.index.json").exists()
 
@@ -114,7 +141,10 @@ def test_bfloat16_loses_a_small_move_and_a_setting_keeps_it(folder: Path) -> Non
     found = plan(load(folder / "r.toml"), Store(folder / "store"), estimate=False).stages[0]
     heard = Heard()
     half = load_file(merged(folder, heard) / "model.safetensors")
-    said = 'one is bf16, in which about a fifth of a small move of its weights is lost; dtype = "float32" keeps it'
+    said = (
+        'one is bf16, in which about a fifth of a small move of its weights is lost; dtype = "float32" '
+        'keeps it'
+    )
     assert said in str(found.places) and f"merged: {said}" in heard.lines
     (folder / "r.toml").write_text(RECIPE + 'dtype = "float32"\n')
     out, heard = merged(folder, quiet := Heard()), quiet

@@ -15,16 +15,17 @@ from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe, parse
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.run import run
 from trainwright.planning.plan import plan
 from trainwright.search.step_law import StepLaw
 from trainwright.stages import _resolve
+from trainwright.storage.store import Store
 
 TABLE = tomllib.loads(LIFE)
 BODY = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32)
-"""Matrices of the tiny life's two layers: queries and outputs, keys and values of one head, three of the feed-forward part."""
+"""Matrices of the tiny life's two layers: queries and outputs, keys and values of one head, three of
+the feed-forward part."""
 LAW = {"use": "step_law"}
 
 
@@ -37,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(folder: Path, optimizer: dict[str, Any] | None = None, schedule: dict[str, Any] | None = None,
            law: dict[str, Any] | None = None, **stage: Any) -> Recipe:
-    """The tiny life's first two stages; without more, the second says neither rate nor batch and goes 20,000 tokens."""
+    """The tiny life's first two stages; without more, the second says neither rate nor batch
+    and goes 20,000 tokens."""
     table = copy.deepcopy({"seed": 3, "stage": TABLE["stage"][:2]})
     base = table["stage"][1]
     for key in ("steps", "batch_tokens"):
@@ -45,7 +47,10 @@ def recipe(folder: Path, optimizer: dict[str, Any] | None = None, schedule: dict
     base["methods"] = [{"use": "pack", "length": 32}, {"use": "next_token"}, optimizer or {"use": "adamw"}]
     base["methods"] += [one for one in (schedule, law) if one]
     base |= {"tokens": 20_000} | stage if not {"steps", "epochs"} & set(stage) else stage
-    return parse({**table, "stage": [table["stage"][0], {k: v for k, v in base.items() if v is not None}]}, folder / "life.toml")
+    return parse(
+        {**table, "stage": [table["stage"][0], {k: v for k, v in base.items() if v is not None}]},
+        folder / "life.toml",
+    )
 
 
 def made(folder: Path, **changes: Any) -> Job:
@@ -61,10 +66,19 @@ def test_what_is_left_out_is_what_the_formula_says(folder: Path) -> None:
     lr = 1.79 * BODY ** -0.713 * 20_000 ** 0.307
     assert of(job, "adamw")["lr"] == pytest.approx(lr, rel=1e-3) and of(job, "cosine")["warmup"] == 0.1
     assert of(job, "cosine")["final"] == pytest.approx(1e-5 / lr, rel=1e-3)
-    assert law.batch(20_000) == pytest.approx(165.6, abs=0.1) and job.settings["batch_tokens"] == 160, "five rows of 32 tokens"
+    assert law.batch(20_000) == pytest.approx(165.6, abs=0.1) and job.settings["batch_tokens"] == 160, (
+        "five rows of 32 tokens"
+    )
     assert of(job, "step_law")["lr_scale"] == 1.79, "the law stands in the settings, and so in the hash"
     (line,) = job.told
-    told = ("adamw.lr = 0.0", "batch_tokens = 160", "cosine.final = ", f"{BODY:,} parameters", "20,000 tokens", "extrapolated")
+    told = (
+        "adamw.lr = 0.0",
+        "batch_tokens = 160",
+        "cosine.final = ",
+        f"{BODY:,} parameters",
+        "20,000 tokens",
+        "extrapolated",
+    )
     assert not [word for word in told if word not in line]
 
 
@@ -79,7 +93,11 @@ def test_a_recipe_that_says_everything_has_no_law(folder: Path, monkeypatch: pyt
 
 def test_each_setting_that_is_said_stays(folder: Path) -> None:
     rate = made(folder, optimizer={"use": "adamw", "lr": 1e-2}, schedule={"use": "cosine"})
-    assert of(rate, "adamw")["lr"] == 1e-2 and of(rate, "cosine")["final"] == 0.1 and rate.settings["batch_tokens"] == 160
+    assert (
+        of(rate, "adamw")["lr"] == 1e-2
+        and of(rate, "cosine")["final"] == 0.1
+        and rate.settings["batch_tokens"] == 160
+    )
     assert "adamw.lr = 0.01 stays as the recipe says it" in rate.told[0]
     batch = made(folder, batch_size=8)
     assert batch.settings["batch_size"] == 8 and batch.settings["batch_tokens"] is None
@@ -89,10 +107,22 @@ def test_each_setting_that_is_said_stays(folder: Path) -> None:
 
 
 def test_a_named_law_with_constants_of_ones_own(folder: Path) -> None:
-    own = LAW | {"lr_scale": 0.01, "lr_parameters": 0.0, "lr_tokens": 0.0, "batch_scale": 512.0, "batch_exponent": 0.0,
-                 "final_lr": False, "fitted_parameters": [1e3, 1e5], "fitted_tokens": [1e4, 1e5]}
+    own = LAW | {
+        "lr_scale": 0.01,
+        "lr_parameters": 0.0,
+        "lr_tokens": 0.0,
+        "batch_scale": 512.0,
+        "batch_exponent": 0.0,
+        "final_lr": False,
+        "fitted_parameters": [1e3, 1e5],
+        "fitted_tokens": [1e4, 1e5],
+    }
     job = made(folder, law=own, schedule={"use": "cosine"})
-    assert of(job, "adamw")["lr"] == 0.01 and job.settings["batch_tokens"] == 512 and of(job, "cosine")["final"] == 0.1
+    assert (
+        of(job, "adamw")["lr"] == 0.01
+        and job.settings["batch_tokens"] == 512
+        and of(job, "cosine")["final"] == 0.1
+    )
     assert "extrapolated" not in job.told[0] and job.uses.count("step_law") == 1
     nothing = made(folder, law=own, optimizer={"use": "adamw", "lr": 0.5}, batch_tokens=64)
     assert "has nothing to fill in" in nothing.told[0] and of(nothing, "adamw")["lr"] == 0.5
@@ -101,7 +131,9 @@ def test_a_named_law_with_constants_of_ones_own(folder: Path) -> None:
 def test_with_steps_the_batch_decides_how_many_tokens_there_are(folder: Path) -> None:
     job = made(folder, steps=10)
     assert job.settings["batch_tokens"] is None and "the batch stays as it is" in job.told[0]
-    assert of(job, "adamw")["lr"] == pytest.approx(1.79 * BODY ** -0.713 * (10 * 8192) ** 0.307, rel=1e-3), "8,192 by default"
+    assert of(job, "adamw")["lr"] == pytest.approx(1.79 * BODY**-0.713 * (10 * 8192) ** 0.307, rel=1e-3), (
+        "8,192 by default"
+    )
     smaller = made(folder, steps=10, batch_size=4)
     assert of(smaller, "adamw")["lr"] == pytest.approx(1.79 * BODY ** -0.713 * (10 * 128) ** 0.307, rel=1e-3)
 
@@ -114,18 +146,26 @@ def test_where_it_cannot_speak_it_does_not_stand_in(folder: Path) -> None:
     with pytest.raises(UserError, match="stage 'base': step_law must know the number of tokens"):
         made(folder, law=LAW, epochs=2.0)
     named = made(folder, law=LAW, optimizer={"use": "torch_optim", "optimizer": "SGD"})
-    assert "there is no adamw here for its adamw.lr" in named.told[0] and named.settings["batch_tokens"] == 160
+    assert (
+        "there is no adamw here for its adamw.lr" in named.told[0] and named.settings["batch_tokens"] == 160
+    )
 
 
 def test_continued_training_keeps_the_defaults(folder: Path) -> None:
     start = folder / "start"
     if not start.is_dir():
         table = dict(TABLE["stage"][1]["model"])
-        families.save(families.create(families.from_table(table | {"vocab_size": 300}, None, "test"), 0, "test"), start, None)
+        families.save(
+            families.create(families.from_table(table | {"vocab_size": 300}, None, "test"), 0, "test"),
+            start,
+            None,
+        )
     changes = {"model": None, "from": {"model": str(start), "data": "corpus"}}
     job = made(folder, **changes)
     assert job.told == [] and of(job, "adamw")["lr"] == 1e-3 and job.settings["batch_tokens"] is None
-    with pytest.raises(UserError, match="step_law is a law of training from scratch, and this stage goes on with a model"):
+    with pytest.raises(
+        UserError, match="step_law is a law of training from scratch, and this stage goes on with a model"
+    ):
         made(folder, law=LAW, **changes)
 
 
@@ -155,7 +195,9 @@ def test_two_laws_fill_in_different_settings(folder: Path) -> None:
         both("./same.py")
 
 
-def test_a_batch_is_whole_rows_and_the_same_on_several_ranks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_whole_rows_and_the_same_on_several_ranks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for tokens in (1, 31, 100, 1_000, 12_345, 1e6, 3.7e7):
         for row in (32, 96, 2048):
             one = _resolve.whole_batch(tokens, row, 1)
@@ -177,13 +219,24 @@ def test_a_batch_is_whole_rows_and_the_same_on_several_ranks(folder: Path, monke
 
 
 def test_parameters_are_counted_as_in_the_paper() -> None:
-    """layers (4 h^2 + 3 h ffn): no embeddings, no head, no norms, whatever the vocabulary and whether it is tied."""
+    """layers (4 h^2 + 3 h ffn): no embeddings, no head, no norms, whatever the vocabulary
+    and whether it is tied."""
     for vocabulary, tied in ((300, False), (5000, False), (5000, True)):
-        table = {"type": "llama", "hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 3, "num_attention_heads": 4,
-                 "num_key_value_heads": 4, "vocab_size": vocabulary, "tie_word_embeddings": tied}
+        table = {
+            "type": "llama",
+            "hidden_size": 32,
+            "intermediate_size": 88,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "vocab_size": vocabulary,
+            "tie_word_embeddings": tied,
+        }
         skeleton = families.skeleton(families.from_table(table, None, "test"), "test")
         assert families.body_parameters(skeleton) == 3 * (4 * 32 * 32 + 3 * 32 * 88)
-    gpt2 = families.from_table({"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 999}, None, "test")
+    gpt2 = families.from_table(
+        {"type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 999}, None, "test"
+    )
     assert families.body_parameters(families.skeleton(gpt2, "test")) == 2 * 12 * 32 * 32
 
 
@@ -212,9 +265,16 @@ def test_a_run_says_what_was_filled_in_and_keeps_it(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_fill_in_the_same_and_make_the_same_artifact(folder: Path, ranks: Ranks) -> None:
-    text = LIFE.split('[[stage]]\nname = "adapt"')[0].replace("steps = 6\nbatch_tokens = 256", "tokens = 1024", 1)
-    law = '{ use = "step_law", lr_scale = 0.01, lr_parameters = 0, lr_tokens = 0, batch_scale = 256, batch_exponent = 0 }'
-    (folder / "life.toml").write_text(text.replace('{ use = "adamw", lr = 1e-2 }', '{ use = "adamw", eps = 1e-6 }, ' + law))
+    text = LIFE.split('[[stage]]\nname = "adapt"')[0].replace(
+        "steps = 6\nbatch_tokens = 256", "tokens = 1024", 1
+    )
+    law = (
+        '{ use = "step_law", lr_scale = 0.01, lr_parameters = 0, lr_tokens = 0, batch_scale = 256, '
+        'batch_exponent = 0 }'
+    )
+    (folder / "life.toml").write_text(
+        text.replace('{ use = "adamw", lr = 1e-2 }', '{ use = "adamw", eps = 1e-6 }, ' + law)
+    )
     for number in (1, 2):
         done = ranks(folder, f"on{number}", number)
         assert done.returncode == 0, done.stdout

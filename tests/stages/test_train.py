@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from trainwright import families
-from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load, parse
-from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store
 
 SHORT = 'steps = 6\nbatch_tokens = 256'
 """The length of the stage ``base`` in the tiny life."""
@@ -43,7 +43,8 @@ steps = {steps}
 batch_tokens = 256
 precision = "fp32"
 compile = false
-methods = [{{ use = "pack", length = 32 }}, {{ use = "next_token" }}, {{ use = "clip_gradients" }}, {{ use = "adamw", lr = 1e-2 }}, {{ use = "{schedule}" }}]
+methods = [{{ use = "pack", length = 32 }}, {{ use = "next_token" }}, {{ use = "clip_gradients" }},
+           {{ use = "adamw", lr = 1e-2 }}, {{ use = "{schedule}" }}]
 """
 
 
@@ -71,7 +72,9 @@ def test_snapshots_change_no_weight(life: Path) -> None:
 def test_a_run_goes_on_from_a_snapshot_to_the_bit(life: Path) -> None:
     on = STAGE.format(label="2", steps=6, schedule="wsd")
     made = lives(life, more(on), (SHORT, f"{SHORT}\nsnapshots = [2]"))
-    assert same(weights(made["on"]), weights(made["base"])), "the optimizer and the place in the data go on too"
+    assert same(weights(made["on"]), weights(made["base"])), (
+        "the optimizer and the place in the data go on too"
+    )
     assert made["on"].figures["tokens"] == made["base"].figures["tokens"], "counted from the start of the run"
     assert [row["step"] for row in made["on"].metrics()] == [3, 4, 5, 6]
 
@@ -89,7 +92,9 @@ def test_a_snapshot_is_a_model_for_later_stages(life: Path) -> None:
     text = life.read_text().replace("steps = 6", "steps = 6\nsnapshots = [3]", 1)
     life.write_text(text.replace('models = ["base", "adapt"]', 'models = ["base@3", "base"]'))
     made = run(load(life), Store(life.parent / "store"))
-    early, late, merged = (weights(a) for a in (Artifact(made["base"].path / "snapshots" / "3"), made["base"], made["merged"]))
+    early, late, merged = (
+        weights(a) for a in (Artifact(made["base"].path / "snapshots" / "3"), made["base"], made["merged"])
+    )
     assert all(torch.allclose(t, (early[n] + late[n]) / 2) for n, t in merged.items())
 
 
@@ -112,22 +117,40 @@ def test_a_run_that_is_interrupted_keeps_its_snapshots(life: Path, monkeypatch: 
     assert {f.name for f in (made["base"].path / "snapshots").iterdir()} == {"2", "5"}
 
 
-@pytest.mark.parametrize(("old", "new", "sentence"), [
-    ("snapshots = [3]", "snapshots = [0]", "snapshots are steps .* or shares of the run .* not 0"),
-    ("snapshots = [3]", "snapshots = [1.5]", "snapshots are steps .* not 1.5"),
-    ("snapshots = [3]", "snapshots = [3, 3]", "snapshots names a state twice"),
-    ("snapshots = [3]", "snapshots = [3, 7]", "7 is step 7, and the stage has 6"),
-    ("base@3", "base@4", "'base' keeps the snapshots base@3"),
-    ("base@3", "corpus@4", "'corpus' keeps no snapshots"),
-    ("state = \"base@3\"", "state = \"base\"", "from.state must be a state"),
-    ("state = \"base@3\"", "state = \"base@3\", model = \"base\"", "say one of from.model .* from.state .* model"),
-    ("from = { state = \"base@3\", data = \"corpus\" }\nsteps = 6", "from = { state = \"base@3\", data = \"corpus\" }\nsteps = 2",
-     "the state of step 3 is beyond its 2 steps"),
-    ("{ use = \"clip_gradients\" }, { use = \"adamw\", lr = 1e-2 }, { use = \"wsd\" }]\n[[", "{ use = \"lora\" }, { use = \"adamw\" }]\n[[",
-     "a run that goes on with base@3 has the same surgeries as 'base': lora")])
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("snapshots = [3]", "snapshots = [0]", "snapshots are steps .* or shares of the run .* not 0"),
+        ("snapshots = [3]", "snapshots = [1.5]", "snapshots are steps .* not 1.5"),
+        ("snapshots = [3]", "snapshots = [3, 3]", "snapshots names a state twice"),
+        ("snapshots = [3]", "snapshots = [3, 7]", "7 is step 7, and the stage has 6"),
+        ("base@3", "base@4", "'base' keeps the snapshots base@3"),
+        ("base@3", "corpus@4", "'corpus' keeps no snapshots"),
+        ("state = \"base@3\"", "state = \"base\"", "from.state must be a state"),
+        (
+            "state = \"base@3\"",
+            "state = \"base@3\", model = \"base\"",
+            "say one of from.model .* from.state .* model",
+        ),
+        (
+            "from = { state = \"base@3\", data = \"corpus\" }\nsteps = 6",
+            "from = { state = \"base@3\", data = \"corpus\" }\nsteps = 2",
+            "the state of step 3 is beyond its 2 steps",
+        ),
+        (
+            "{ use = \"clip_gradients\" }, { use = \"adamw\", lr = 1e-2 }, { use = \"wsd\" }]\n[[",
+            "{ use = \"lora\" }, { use = \"adamw\" }]\n[[",
+            "a run that goes on with base@3 has the same surgeries as 'base': lora",
+        ),
+    ],
+)
 def test_what_cannot_be_is_one_sentence(life: Path, old: str, new: str, sentence: str) -> None:
     on = STAGE.format(label="3", steps=6, schedule="wsd")
-    text = life.read_text().partition('[[stage]]\nname = "adapt"')[0].replace(SHORT, f"{SHORT}\nsnapshots = [3]", 1)
+    text = (
+        life.read_text()
+        .partition('[[stage]]\nname = "adapt"')[0]
+        .replace(SHORT, f"{SHORT}\nsnapshots = [3]", 1)
+    )
     text = (text.rstrip() + "\n" + on.lstrip())
     assert old in text
     life.write_text(text.replace(old, new, 1))
@@ -146,7 +169,7 @@ def test_other_methods_may_go_on_with_a_state(life: Path) -> None:
     assert [row["lr"] for row in made["on"].metrics()] == [1e-2] * 3
 
 
-# ---- roles ----------------------------------------------------------------------------------------------------
+# ---- roles -------------------------------------------------------------------------------------------------
 
 
 def stage(**settings: Any) -> dict[str, Any]:
@@ -155,7 +178,12 @@ def stage(**settings: Any) -> dict[str, Any]:
             "methods": [{"use": "pack", "length": 32}]} | settings
 
 
-CORPUS = {"name": "corpus", "kind": "corpus", "vocab_size": 300, "methods": [{"use": "text", "paths": ["texts"]}]}
+CORPUS = {
+    "name": "corpus",
+    "kind": "corpus",
+    "vocab_size": 300,
+    "methods": [{"use": "text", "paths": ["texts"]}],
+}
 
 
 def planned(life: Path, *tables: dict[str, Any]) -> None:
@@ -163,23 +191,44 @@ def planned(life: Path, *tables: dict[str, Any]) -> None:
     jobs(recipe, Store(life.parent / "store"))
 
 
-@pytest.mark.parametrize(("tables", "sentence"), [
-    ([stage(**{"from": {"data": "corpus", "teacher": "corpus"}})], r"nobody here asks for from\.teacher"),
-    ([stage(**{"from": {"date": "corpus"}})], r"nobody here asks for from\.date \(did you mean 'data'"),
-    ([stage(**{"from": {"data": "corpus", "tokenizer": ["corpus", "corpus"]}})], r"from\.tokenizer takes one artifact, not 2"),
-    ([stage(), stage(name="b", **{"from": {"data": "base"}})], r"from\.data must be a corpus; 'base' is of kind train"),
-    ([stage(methods=[{"use": "pack", "length": 32}, {"use": "rehearsal_free_distillation"}])],
-     r"rehearsal_free_distillation needs from\.reference"),
-    ([{"name": "m", "kind": "merge", "methods": [{"use": "interpolate"}]}], r"a stage of kind merge needs from\.models")])
+@pytest.mark.parametrize(
+    ("tables", "sentence"),
+    [
+        ([stage(**{"from": {"data": "corpus", "teacher": "corpus"}})], r"nobody here asks for from\.teacher"),
+        ([stage(**{"from": {"date": "corpus"}})], r"nobody here asks for from\.date \(did you mean 'data'"),
+        (
+            [stage(**{"from": {"data": "corpus", "tokenizer": ["corpus", "corpus"]}})],
+            r"from\.tokenizer takes one artifact, not 2",
+        ),
+        (
+            [stage(), stage(name="b", **{"from": {"data": "base"}})],
+            r"from\.data must be a corpus; 'base' is of kind train",
+        ),
+        (
+            [stage(methods=[{"use": "pack", "length": 32}, {"use": "rehearsal_free_distillation"}])],
+            r"rehearsal_free_distillation needs from\.reference",
+        ),
+        (
+            [{"name": "m", "kind": "merge", "methods": [{"use": "interpolate"}]}],
+            r"a stage of kind merge needs from\.models",
+        ),
+    ],
+)
 def test_roles_are_asked_for_and_given(life: Path, tables: list[dict[str, Any]], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         planned(life, *tables)
 
 
 def test_several_corpora_are_one_data(life: Path) -> None:
-    two = CORPUS | {"name": "two", "from": {"tokenizer": "corpus"}, "methods": [{"use": "text", "paths": ["texts/prose"]}]}
+    two = CORPUS | {
+        "name": "two",
+        "from": {"tokenizer": "corpus"},
+        "methods": [{"use": "text", "paths": ["texts/prose"]}],
+    }
     two.pop("vocab_size")
-    both = stage(methods=[{"use": "pack", "length": 32, "data": "two"}], **{"from": {"data": ["corpus", "two"]}})
+    both = stage(
+        methods=[{"use": "pack", "length": 32, "data": "two"}], **{"from": {"data": ["corpus", "two"]}}
+    )
     recipe = parse({"stage": [CORPUS, two, both]}, life)
     made = run(recipe, Store(life.parent / "store"))
     assert made["base"].figures["tokens"] == 8 * 32

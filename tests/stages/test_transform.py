@@ -1,4 +1,6 @@
-"""One model made of one: what a transformation writes, keeps and refuses, and that later stages respect its mask."""
+"""One model made of one: what a transformation writes, keeps and refuses, and that later
+stages respect its mask."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -10,12 +12,12 @@ import torch
 from tests.stages.test_repeat import BASE, CORPUS, TRAIN
 from trainwright import families
 from trainwright.core import masks
-from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import parse
-from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store
 
 PRUNE: dict[str, Any] = {"name": "pruned", "kind": "transform", "from": {"model": "base"},
                          "methods": [{"use": "magnitude", "sparsity": 0.5}]}
@@ -26,7 +28,9 @@ def made(life: Path, *stages: dict[str, Any]) -> dict[str, Artifact]:
 
 
 def matrices(artifact: Artifact) -> dict[str, torch.Tensor]:
-    return {n: p.detach() for n, p in families.load(artifact.path, "a test").named_parameters() if "proj" in n}
+    return {
+        n: p.detach() for n, p in families.load(artifact.path, "a test").named_parameters() if "proj" in n
+    }
 
 
 def test_the_model_is_written_with_its_mask_and_its_figures(life: Path) -> None:
@@ -52,7 +56,9 @@ def test_training_goes_on_within_the_mask(life: Path, methods: list[dict[str, An
     before, after = matrices(done["pruned"]), matrices(done["retrained"])
     assert all((after[n] == 0)[w == 0].all() for n, w in before.items())
     assert any(not torch.equal(after[n], w) for n, w in before.items())
-    assert (done["retrained"].path / masks.FILE).read_bytes() == (done["pruned"].path / masks.FILE).read_bytes()
+    assert (done["retrained"].path / masks.FILE).read_bytes() == (
+        done["pruned"].path / masks.FILE
+    ).read_bytes()
 
 
 def test_it_looks_at_calibration_rows(life: Path) -> None:
@@ -64,15 +70,25 @@ def test_it_looks_at_calibration_rows(life: Path) -> None:
     assert any(not torch.equal(one[n] == 0, other[n] == 0) for n in one)
 
 
-@pytest.mark.parametrize(("changes", "sentence"), [
-    ({"methods": []}, "a transformation needs a method"),
-    ({"methods": [{"use": "pack"}]}, "its methods only read data, and nothing changes the model"),
-    ({"methods": [{"use": "magnitude"}, {"use": "pack"}]}, r"pack reads data: name a corpus as from\.data"),
-    ({"methods": [{"use": "adamw"}]}, "adamw is of kind Optimizer and belongs in a stage of kind train, not transform"),
-    ({"methods": [{"use": "wanda"}]}, r"wanda looks at data: name a corpus as from\.data"),
-    ({"methods": [{"use": "magnitude", "layers": "*.nothing"}]}, "matches no"),
-    ({"calibration": 0}, "calibration must be a positive number, not 0"),
-    ({"from": {}}, r"a stage of kind transform needs from\.model")])
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"methods": []}, "a transformation needs a method"),
+        ({"methods": [{"use": "pack"}]}, "its methods only read data, and nothing changes the model"),
+        (
+            {"methods": [{"use": "magnitude"}, {"use": "pack"}]},
+            r"pack reads data: name a corpus as from\.data",
+        ),
+        (
+            {"methods": [{"use": "adamw"}]},
+            "adamw is of kind Optimizer and belongs in a stage of kind train, not transform",
+        ),
+        ({"methods": [{"use": "wanda"}]}, r"wanda looks at data: name a corpus as from\.data"),
+        ({"methods": [{"use": "magnitude", "layers": "*.nothing"}]}, "matches no"),
+        ({"calibration": 0}, "calibration must be a positive number, not 0"),
+        ({"from": {}}, r"a stage of kind transform needs from\.model"),
+    ],
+)
 def test_what_cannot_be_is_one_sentence(life: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         made(life, PRUNE | changes)

@@ -181,7 +181,8 @@ def state_is_legal(it: Subject) -> None:
     hidden = vars(method).keys() - {f.name for f in dataclasses.fields(method)} - derived
     expect(
         not hidden,
-        f"it keeps {', '.join(sorted(hidden))} on itself, where no checkpoint finds it: it belongs in the state",
+        f"it keeps {', '.join(sorted(hidden))} on itself, where no checkpoint finds it: it belongs in the "
+        f"state",
     )
     before = repr(it.make())
     expect(repr(method) == before, f"its settings changed while it ran: {before} became {method!r}")

@@ -154,9 +154,11 @@ def what_it_writes_has_its_origin(it: Subject) -> None:
     firsthand = {row["id"] for row in it.once("curated from nothing", partial(_from_nothing, it))}
     origins = known | {row["origin"] for row in rows() if row.get("origin")}
     for row in written:
-        expect(row["id"] in firsthand or row["origin"] in origins,
-               f"it writes the document {row['id']!r} with the origin {row['origin']!r}, which is no document "
-               "that came in: it must have the split of what it was written from (document(origin = ...))")
+        expect(
+            row["id"] in firsthand or row["origin"] in origins,
+            f"it writes the document {row['id']!r} with the origin {row['origin']!r}, which is no document "
+            "that came in: it must have the split of what it was written from (document(origin = ...))",
+        )
 
 
 def _from_nothing(it: Subject) -> list[dict[str, Any]]:

@@ -79,7 +79,8 @@ def scores_stay_scores(it: Subject) -> None:
 
 @law(Decode)
 def rows_are_shaped_alone(it: Subject) -> None:
-    """The scores of a row do not depend on the rows beside it, and those that it is given stay as they are."""
+    """The scores of a row do not depend on the rows beside it, and those that it is
+    given stay as they are."""
     model, tokens = tiny.model().eval(), torch.arange(3, 51).view(2, 24)
     scores = 4 * logits(model)[:, -1]
     given, made = scores.clone(), []
@@ -95,14 +96,19 @@ def rows_are_shaped_alone(it: Subject) -> None:
 
 @law(Decode)
 def what_is_ruled_out_stays_out(it: Subject) -> None:
-    """Minus infinity stays: a method before it in the chain has ruled the token out. Another one is left to choose."""
+    """Minus infinity stays: a method before it in the chain has ruled the token out. Another
+    one is left to choose."""
     model, tokens = tiny.model().eval(), torch.arange(3, 51).view(2, 24)
     out = torch.arange(tiny.VOCABULARY) % 3 > 0
     scores = (4 * logits(model)[:, -1]).masked_fill(out, -torch.inf)
     with torch.no_grad():
         made = it.make().processor(model, tiny.context(it.place()))(tokens, scores)
-    expect(bool((made[:, out] == -torch.inf).all()), "it brings back tokens that were ruled out (minus infinity)")
-    expect(bool(made.isfinite().any(-1).all()), "of tokens some of which were ruled out it leaves none to choose")
+    expect(
+        bool((made[:, out] == -torch.inf).all()), "it brings back tokens that were ruled out (minus infinity)"
+    )
+    expect(
+        bool(made.isfinite().any(-1).all()), "of tokens some of which were ruled out it leaves none to choose"
+    )
 
 
 FACTS = ({"parameters": 1e6, "tokens": 2e7}, {"parameters": 3e9, "tokens": 6e10})

@@ -24,12 +24,12 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
 
     Args:
         folder: place in a life, such as ``finetune`` or ``data/filter``; default: where most methods of the
-        kind are.
+            kind are.
         root: of a checkout.
 
     Raises:
         UserError: no snake_case name, an unknown kind or folder, a name that is taken, or no checkout at
-        ``root``.
+            ``root``.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
         raise UserError(f"{brief(name)} is no name in snake_case, such as half_fine_tuning.")

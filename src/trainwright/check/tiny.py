@@ -51,7 +51,10 @@ PICTURES = "image_text"
 FAMILIES = {"causal_lm": (LLAMA, GPT2), "masked_lm": (BERT, DISTILBERT), PICTURES: (CLIP, SIGLIP)}
 """Kinds of model that methods are tried on, by family: two of each, that share as little as two can."""
 TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-TEXT, VISION = TOWER | {"max_position_embeddings": 64}, TOWER | {"image_size": documents.SIDE, "patch_size": 4}
+TEXT, VISION = (
+    TOWER | {"max_position_embeddings": 64},
+    TOWER | {"image_size": documents.SIDE, "patch_size": 4},
+)
 SHAPES: dict[str, dict[str, Any]] = {
     LLAMA: {
         "hidden_size": 16,
@@ -323,9 +326,18 @@ def stage(
     saved: Path | None = None,
     train: type[Train] = Train,
 ) -> Train:
-    """The tiny stage with ``method`` and what it needs beside it, and ``more``; the rest is as in ``built``."""
-    return built([*beside(method, folder), *more], folder, kind=kind, accumulate=accumulate, eval_every=eval_every,
-                 precision=precision, saved=saved, train=train)
+    """The tiny stage with ``method`` and what it needs beside it, and ``more``; the
+    rest is as in ``built``."""
+    return built(
+        [*beside(method, folder), *more],
+        folder,
+        kind=kind,
+        accumulate=accumulate,
+        eval_every=eval_every,
+        precision=precision,
+        saved=saved,
+        train=train,
+    )
 
 
 def built(

@@ -226,7 +226,9 @@ class ArmRecipes:
         asked = set(kind.roles)
         for method in stage.get("methods", ()):
             if isinstance(method.get("use"), str):
-                asked |= set(registry.load(registry.locate(method["use"], self.spec.file.parent, where)).roles)
+                asked |= set(
+                    registry.load(registry.locate(method["use"], self.spec.file.parent, where)).roles
+                )
         spare = {role for role in given if role not in asked} & _known_roles()
         stage["from"] = {role: names for role, names in given.items() if role not in spare}
 

@@ -20,8 +20,8 @@ from trainwright.core import registry
 from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.recipe import read
-from trainwright.core.store import Store
-from trainwright.core.versions import versions
+from trainwright.storage.store import Store
+from trainwright.storage.versions import versions
 
 SUITES = Path(__file__).parent / "suites"
 EVIDENCE = ("reproduced", "no difference", "contradicted", "needs scale")

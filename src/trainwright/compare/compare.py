@@ -17,10 +17,10 @@ from trainwright.compare.spec import Arm, Spec
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage import stages
-from trainwright.core.store import Store, key_of
 from trainwright.life.jobs import jobs as jobs_of
 from trainwright.life.run import run as run_recipe
 from trainwright.stages._training import stage_of
+from trainwright.storage.store import Store, key_of
 
 
 @dataclass

@@ -19,8 +19,8 @@ from trainwright.compare.execute import write
 from trainwright.compare.failures import Failed, answer, ask, begin
 from trainwright.core import files
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store, key_of
 from trainwright.planning.worker import Worker
+from trainwright.storage.store import Store, key_of
 
 ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
 """Turns of each side; fewer where a step takes longer than so many seconds."""

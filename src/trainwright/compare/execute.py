@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from trainwright.compare.failures import FAILURES, Failed, ask, reason
 from trainwright.core import files
-from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
 from trainwright.planning.worker import Worker
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store
 
 Record = dict[str, Any]
 """Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``,

@@ -13,8 +13,8 @@ from trainwright.compare.execute import Record, recorded
 from trainwright.compare.spec import Spec, direction
 from trainwright.compare.statistics import holm, noise_floor, paired, verdict
 from trainwright.core import hardware
-from trainwright.core.versions import git_commit, versions
 from trainwright.life.run import command
+from trainwright.storage.versions import git_commit, versions
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison

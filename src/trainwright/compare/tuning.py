@@ -13,8 +13,8 @@ from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.spec import Arm, Spec
 from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
+from trainwright.storage.store import Store
 
 TRIALS = 4
 """Trials of an arm where neither ``trials`` nor the search space determines them."""

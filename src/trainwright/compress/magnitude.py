@@ -1,18 +1,19 @@
 """Magnitude pruning: remove the smallest weights of each linear layer.
 
-"Learning both Weights and Connections for Efficient Neural Networks" (arXiv 1506.02626). With W [out, in] of a
-layer and a share s to remove, the weights with the smallest |W_ij| become zero and stay zero:
+"Learning both Weights and Connections for Efficient Neural Networks" (arXiv 1506.02626). With W [out, in] of
+a layer and a share s to remove, the weights with the smallest |W_ij| become zero and stay zero:
 
     W'_ij = W_ij  if |W_ij| is among the largest (1 - s) of its group, else 0.
 
 A group is the whole layer, as in the paper, or one output (``group = "row"``, which Wanda found better for
-language models); ``pattern = "2:4"`` keeps the two largest of every four neighbours instead. The mask goes with
-the model, one bit a weight, and later stages respect it: the paper's retraining is a training stage on the
-result. Embeddings, head, norms and biases are left alone.
+language models); ``pattern = "2:4"`` keeps the two largest of every four neighbours instead. The mask goes
+with the model, one bit a weight, and later stages respect it: the paper's retraining is a training stage on
+the result. Embeddings, head, norms and biases are left alone.
 
-Not for high sparsity without retraining, least of all for large language models, whose inputs differ widely in
-scale (see ``wanda``). Errors: settings out of range, a ``layers`` that matches no linear layer.
+Not for high sparsity without retraining, least of all for large language models, whose inputs differ widely
+in scale (see ``wanda``). Errors: settings out of range, a ``layers`` that matches no linear layer.
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
@@ -49,5 +50,7 @@ class Magnitude(Surgery):
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
         for name, layer in linear_layers(model, self.layers).items():
             scores = as_linear_weight(layer).detach().abs()
-            sparsity.prune(model, name, layer, sparsity.keep(scores, self.sparsity, self.pattern, self.group == "row"))
+            sparsity.prune(
+                model, name, layer, sparsity.keep(scores, self.sparsity, self.pattern, self.group == "row")
+            )
         return None

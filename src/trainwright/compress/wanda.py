@@ -1,19 +1,20 @@
 """Wanda: remove the weights that matter least for what their layer is given, without any training.
 
-"A Simple and Effective Pruning Approach for Large Language Models" (arXiv 2306.11695). With W [out, in] of a linear
-layer and X [positions, in] what calibration data make its input, a weight's score (equation 1) is
+"A Simple and Effective Pruning Approach for Large Language Models" (arXiv 2306.11695). With W [out, in] of a
+linear layer and X [positions, in] what calibration data make its input, a weight's score (equation 1) is
 
     S_ij = |W_ij| * ||X_j||_2,
 
-and in each output (row) i the ``sparsity`` of the weights with the lowest scores becomes zero: comparing within
-an output, not within a layer, is what the paper found to matter. ``pattern = "2:4"`` keeps the best two of every
-four neighbours of a row. Blocks are pruned one after the other, each on what the pruned blocks before it make of
-the data. The mask goes with the model, one bit a weight, and later stages respect it.
+and in each output (row) i the ``sparsity`` of the weights with the lowest scores becomes zero: comparing
+within an output, not within a layer, is what the paper found to matter. ``pattern = "2:4"`` keeps the best
+two of every four neighbours of a row. Blocks are pruned one after the other, each on what the pruned blocks
+before it make of the data. The mask goes with the model, one bit a weight, and later stages respect it.
 
-Padding, where rows have any, counts as input too. Left out is the paper's LoRA fine-tuning afterwards, which is a
-stage of its own. Not for sparsity far above one half, where layers need different shares. Errors: no
+Padding, where rows have any, counts as input too. Left out is the paper's LoRA fine-tuning afterwards, which
+is a stage of its own. Not for sparsity far above one half, where layers need different shares. Errors: no
 ``from.data``; settings out of range; a ``layers`` that matches no linear layer of a block.
 """
+
 from __future__ import annotations
 
 from typing import Any, ClassVar

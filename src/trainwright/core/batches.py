@@ -21,12 +21,15 @@ def pull(methods: Sequence[tuple[str, Data]], states: dict[str, State], ctx: Con
     """A batch through the data methods, each of which pulls from the one before it.
 
     Raises:
-        UserError: the first pulls although there is none before it, or one does not pull, so that those before it do nothing.
+        UserError: the first pulls although there is none before it, or one does not pull, so that those
+            before it do nothing.
     """
     made: list[str] = []
 
     def source() -> Batch:
-        raise UserError("the first data method pulled from the one before it: it must make batches, not change them.")
+        raise UserError(
+            "the first data method pulled from the one before it: it must make batches, not change them."
+        )
 
     def link(key: str, method: Data, before: Callable[[], Batch]) -> Batch:
         made.append(key)
@@ -34,10 +37,14 @@ def pull(methods: Sequence[tuple[str, Data]], states: dict[str, State], ctx: Con
     for key, method in methods:
         source = partial(link, key, method, source)
     batch = source()
-    idle = [key for key, _ in methods if key not in made] if ctx.step == 0 else []       # later, one may repeat what it had
+    # later, one may repeat what it had
+    idle = [key for key, _ in methods if key not in made] if ctx.step == 0 else []
     if idle:
         name = next(m.name for k, m in methods if k == made[-1])
-        raise UserError(f"{name} makes batches of its own, so that {', '.join(idle)} before it would do nothing: leave one out.")
+        raise UserError(
+            f"{name} makes batches of its own, so that {', '.join(idle)} before it would do nothing: leave "
+            f"one out."
+        )
     return batch
 
 
@@ -47,8 +54,12 @@ def cut(batch: Batch, parts: int) -> list[Batch]:
         return [batch]
     rows = {len(t) for t in batch.values() if isinstance(t, Tensor)}
     if any(r % parts for r in rows):
-        raise UserError(f"accumulate = {parts} does not divide the {max(rows)} rows that each rank has in a step.")
-    return [{n: t.chunk(parts)[i] if isinstance(t, Tensor) else t for n, t in batch.items()} for i in range(parts)]
+        raise UserError(
+            f"accumulate = {parts} does not divide the {max(rows)} rows that each rank has in a step."
+        )
+    return [
+        {n: t.chunk(parts)[i] if isinstance(t, Tensor) else t for n, t in batch.items()} for i in range(parts)
+    ]
 
 
 def join(batches: list[Batch]) -> Batch:
@@ -60,17 +71,23 @@ def join(batches: list[Batch]) -> Batch:
 
 
 def collect(notes: dict[str, list[tuple[Any, float]]]) -> dict[str, float]:
-    """Each note's weighted mean over the micro-batches and ranks that made it. ``loss`` is a mean over ranks of whole steps."""
+    """Each note's weighted mean over the micro-batches and ranks that made it. ``loss`` is a mean over
+    ranks of whole steps."""
     mine = {k: [(float(v), float(w)) for v, w in pairs] for k, pairs in notes.items()}
     every: dict[str, list[tuple[float, float]]] = {}
     for part in sharding.gather(mine):
         for k, pairs in part.items():
             every.setdefault(k, []).extend(pairs)
-    return {k: sum(v * w for v, w in pairs) / total for k, pairs in sorted(every.items()) if (total := sum(w for _, w in pairs))}
+    return {
+        k: sum(v * w for v, w in pairs) / total
+        for k, pairs in sorted(every.items())
+        if (total := sum(w for _, w in pairs))
+    }
 
 
 class Calibration:
-    """Batches to look at before training, the same each time they are gone through: ``for batch in ctx.batches()``.
+    """Batches to look at before training, the same each time they are gone through: ``for
+    batch in ctx.batches()``.
 
     Args:
         methods: the data methods of the stage; their states here are not those of the run.

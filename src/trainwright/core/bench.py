@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 
 class Bench(NamedTuple):
-    """What a paper claims of its method, and the shared suite that can show it at small scale (``trainwright bench``)."""
+    """What a paper claims of its method, and the shared suite that can show it at small scale
+    (``trainwright bench``)."""
 
     suite: str
     """One of ``compare/suites/``: the data, the budget and the metrics are the suite's."""
@@ -28,7 +29,8 @@ class Bench(NamedTuple):
     stages: tuple[dict[str, Any], ...] = ()
     """Whole stages that both arms have before the one that is compared (a teacher, say)."""
     set: dict[str, Any] | None = None
-    """Other settings of its arm, of the compared stage where they name none: ``{"from.reference": "base"}``."""
+    """Other settings of its arm, of the compared stage where they name none:
+    ``{"from.reference": "base"}``."""
     baseline_set: dict[str, Any] | None = None
     """Other settings of the baseline's arm."""
     search: dict[str, Any] | None = None

@@ -16,10 +16,22 @@ CALIBRATION = 64
 """Rows that a surgery may look at (``ctx.batches``) before training."""
 
 
-def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context, *, accumulate: int = 1, precision: str = "fp32",
-          eval_every: int = 0, checkpointing: bool = False, saved: Path | None = None, same: bool = True,
-          train: type[Train] = Train) -> Train:
-    """Precision, activation checkpointing, surgery, the journal, sharding, states; a checkpoint is loaded last.
+def build(
+    model: nn.Module,
+    methods: Sequence[Method],
+    steps: int,
+    ctx: Context,
+    *,
+    accumulate: int = 1,
+    precision: str = "fp32",
+    eval_every: int = 0,
+    checkpointing: bool = False,
+    saved: Path | None = None,
+    same: bool = True,
+    train: type[Train] = Train,
+) -> Train:
+    """Precision, activation checkpointing, surgery, the journal, sharding, states; a
+    checkpoint is loaded last.
 
     Args:
         model: with its starting weights, untouched.
@@ -28,7 +40,8 @@ def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context,
         same: whether its methods must be these (``checkpoint.load_into``).
 
     Raises:
-        UserError: claims that collide or match nothing, parameters without an optimizer, a checkpoint of other methods.
+        UserError: claims that collide or match nothing, parameters without an optimizer, a checkpoint of
+            other methods.
     """
     rest = checkpoint.read(saved) if saved else {}
     readers = [m for m in methods if isinstance(m, Data)]
@@ -36,7 +49,9 @@ def build(model: nn.Module, methods: Sequence[Method], steps: int, ctx: Context,
     computed = hardware.set_precision(model, precision)
     if checkpointing:
         sharding.checkpoint_blocks(model)
-    run = train(model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every, ctx=ctx)
+    run = train(
+        model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every, ctx=ctx
+    )
     run.build(checkpoint.journal_of(rest) if rest else ())
     if saved:
         checkpoint.load_into(run, saved, rest, same)

@@ -131,10 +131,11 @@ def _read(file: Path, name: str, folder: str) -> tuple[Card, set[Path]]:
 
 
 def _docs(tree: ast.Module, node: ast.ClassDef) -> tuple[str, str]:
-    """The first line of what is written about a method, and all of it."""
+    """The first paragraph of what is written about a method, as one line, and all of it."""
     doc = ast.get_docstring(node) or ast.get_docstring(tree) or ""
     module_doc = ast.get_docstring(tree) or doc
-    return module_doc.strip().split("\n")[0], module_doc if doc in module_doc else f"{module_doc}\n\n{doc}"
+    first = " ".join(module_doc.strip().split("\n\n")[0].split())
+    return first, module_doc if doc in module_doc else f"{module_doc}\n\n{doc}"
 
 
 def _above(file: Path, node: ast.ClassDef, seen: tuple[str, ...] = ()) -> Iterator[tuple[Path, ast.ClassDef]]:

@@ -11,9 +11,9 @@ from trainwright.core.method import Optimizer, State, Tensors, Update
 class Chain:
     """The updates of a stage in recipe order.
 
-    Neighbours that one method can do in one go are absorbed (AdamW takes in weight decay). An optimizer behind
-    which no other update changes the same parameters takes its step in place (a fused kernel); for all others
-    the loop subtracts.
+    Neighbours that one method can do in one go are absorbed (AdamW takes in weight decay). An optimizer
+    behind which no other update changes the same parameters takes its step in place (a fused kernel); for all
+    others the loop subtracts.
     """
 
     def __init__(self, updates: list[tuple[str, Update]]) -> None:

@@ -11,7 +11,8 @@ from trainwright.core.method import Method, Optimizer
 
 
 def name_all(methods: Sequence[Method]) -> list[tuple[str, Method]]:
-    """``adamw.1``, ``adamw.2`` …: keys of states, counted by name, so that adding another method moves none."""
+    """``adamw.1``, ``adamw.2`` …: keys of states, counted by name, so that adding
+    another method moves none."""
     seen: dict[str, int] = {}
     out = []
     for m in methods:
@@ -34,8 +35,11 @@ def check_alive(brought: dict[str, set[str]], model: nn.Module) -> None:
     now, there = trainable(model), {n for n, _ in model.named_parameters()}
     for name, own in brought.items():
         if own & there and not own & now:
-            raise UserError(f"{name} would train nothing: another surgery behind it freezes all that it brings in. Leave one "
-                            f"out, or name {name} last.")
+            raise UserError(
+                f"{name} would train nothing: another surgery behind it freezes all that it brings in. Leave "
+                f"one "
+                f"out, or name {name} last."
+            )
 
 
 def match(glob: str, names: Iterable[str]) -> list[str]:
@@ -46,10 +50,12 @@ def match(glob: str, names: Iterable[str]) -> list[str]:
 
 
 def check_claims(methods: Sequence[Method], model: nn.Module) -> None:
-    """Claims on parameters and knobs, on the untouched model, so that the order of methods cannot hide a conflict.
+    """Claims on parameters and knobs, on the untouched model, so that the order of
+    methods cannot hide a conflict.
 
     Raises:
-        UserError: a claim that matches nothing, a thing that two methods claim, or two optimizers of one parameter.
+        UserError: a claim that matches nothing, a thing that two methods claim, or two optimizers of one
+            parameter.
     """
     names = [n for n, _ in model.named_parameters()]
     owner: dict[str, str] = {}
@@ -70,8 +76,11 @@ def _check_alone(optimizers: Sequence[tuple[str, Optimizer]]) -> None:
     for i, (key, m) in enumerate(optimizers):
         for other, one in optimizers[:i]:
             if m.params == one.params or "*" in (m.params, one.params):
-                raise UserError(f"{key} and {other} both claim the step of the parameters {m.params!r}; keep one of them, "
-                                "or limit them with 'params'.")
+                raise UserError(
+                    f"{key} and {other} both claim the step of the parameters {m.params!r}; keep one of "
+                    f"them, "
+                    "or limit them with 'params'."
+                )
 
 
 def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
@@ -97,8 +106,10 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
 def _own(owner: dict[str, str], things: list[str], key: str) -> None:
     for thing in things:
         if thing in owner:
-            raise UserError(f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with "
-                            "'params' or 'layers'.")
+            raise UserError(
+                f"{key} and {owner[thing]} both claim {thing}; keep one of them, or limit them with "
+                "'params' or 'layers'."
+            )
         owner[thing] = key
 
 

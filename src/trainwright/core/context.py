@@ -42,9 +42,11 @@ class Context:
     folder: Path | None = None
     """The stage's work folder: scratch that survives an interruption, removed when the stage is done."""
     kept: list[Path] = field(default_factory=list)
-    """Files of ``folder`` that a stage which fails leaves for the next attempt (answers that were paid for)."""
+    """Files of ``folder`` that a stage which fails leaves for the next attempt
+    (answers that were paid for)."""
     cache: Path | None = None
-    """Where all stages of a store find what is slow to make and follows from its file's name alone; None without a store."""
+    """Where all stages of a store find what is slow to make and follows from its file's name alone;
+    None without a store."""
     frozen: dict[str, nn.Module] = field(default_factory=dict)
     """Other models of ``from`` (a reference, a teacher), by role, in evaluation mode."""
     policy: nn.Module | None = None
@@ -52,15 +54,17 @@ class Context:
     tokenizer: Any = None
     """The model's (or corpus') tokenizer: a transformers ``PreTrainedTokenizerFast``, or None."""
     decode: Sequence[Decode] = ()
-    """The stage's decoding methods, in recipe order: what generates text here puts its scores through them."""
+    """The stage's decoding methods, in recipe order: what generates text here puts
+    its scores through them."""
     batches: Callable[[], Iterator[Batch]] | None = None
-    """Rows of the stage's data to look at before anything is changed, the same each time: ``for batch in ctx.batches()``; None
-    where a stage has no data."""
+    """Rows of the stage's data to look at before anything is changed, the same each time: ``for batch in
+    ctx.batches()``; None where a stage has no data."""
     memory: dict[str, Any] = field(default_factory=dict)
     """What the methods of a merge found out before its first tensor, each under its own name."""
     knobs: dict[str, Any] = field(default_factory=dict)
     grads: dict[str, Tensor] = field(default_factory=dict)
-    """The step's gradients by parameter, before any update touched them; empty where no update ``reads_grads``."""
+    """The step's gradients by parameter, before any update touched them; empty where no
+    update ``reads_grads``."""
     again: Callable[[], dict[str, Tensor]] | None = None
     """The same batches' gradients at the weights of now."""
     forgotten: dict[str, Tensor] = field(default_factory=dict)
@@ -91,13 +95,15 @@ class Context:
         self.pictures[name] = png, words
 
     def forget(self, parameter: str, entries: Tensor) -> None:
-        """These entries of a parameter (bool, of its shape and sharding) begin anew: once all methods have settled, what any of
-        them remembers entry by entry (moments, averages) is zero there. To be called from ``settle``."""
+        """These entries of a parameter (bool, of its shape and sharding) begin anew: once all methods
+        have settled, what any of them remembers entry by entry (moments, averages) is zero there. To be
+        called from ``settle``."""
         known = self.forgotten.get(parameter)
         self.forgotten[parameter] = entries if known is None else known | entries
 
     def rows(self, n: int) -> slice:
-        """This rank's part of ``n`` rows. Draw by row and slice: the run then does not depend on the number of ranks."""
+        """This rank's part of ``n`` rows. Draw by row and slice: the run then does not depend
+        on the number of ranks."""
         each = n // sharding.world()
         return slice(sharding.rank() * each, (sharding.rank() + 1) * each)
 
@@ -114,7 +120,9 @@ class Context:
             return found[names.index(name)]
         if len(found) != 1:
             which = f"it has {', '.join(names)}: say which of them" if found else "it has none"
-            raise UserError(f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; {which}.")
+            raise UserError(
+                f"the stage needs one artifact as {role!r}: write from = {{ {role} = \"NAME\" }}; {which}."
+            )
         return found[0]
 
 

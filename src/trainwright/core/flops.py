@@ -1,9 +1,12 @@
 """FLOPs of whole steps, counted where they are spent: forward, backward, passes without gradients, updates.
 
-To watch every operation costs a few microseconds for each, which small models on fast devices would feel. So each of the first
-``DENSE`` steps is counted, and then one step, drawn from the seed, of every ``BLOCK``; the others are taken to cost what the
-last counted ones did on average. What a method does now and then is thereby counted as often as it happens.
+To watch every operation costs a few microseconds for each, which small models on fast devices would
+feel. So each of the first
+``DENSE`` steps is counted, and then one step, drawn from the seed, of every ``BLOCK``; the others are
+taken to cost what the last counted ones did on average. What a method does now and then is thereby
+counted as often as it happens.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -18,13 +21,16 @@ DENSE, BLOCK = 8, 8
 
 
 class Count(TorchDispatchMode):
-    """The FLOPs of what runs within it: 2 for each multiplication with an addition, of matrix products and attention alone."""
+    """The FLOPs of what runs within it: 2 for each multiplication with an addition, of matrix
+    products and attention alone."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0.0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         count = flop_registry.get(func._overloadpacket)
         if count is not None:
@@ -40,7 +46,8 @@ def counting() -> Iterator[Count]:
 
 
 def counts(step: int, draw: Callable[[str], torch.Generator]) -> bool:
-    """Whether the step behind ``step`` finished ones is counted. ``draw`` gives a generator for a key (``Context.rng`` at 0)."""
+    """Whether the step behind ``step`` finished ones is counted. ``draw`` gives a generator for a key
+    (``Context.rng`` at 0)."""
     if step < DENSE:
         return True
     block, place = divmod(step, BLOCK)

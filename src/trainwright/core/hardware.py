@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 COMPILE_FLOPS = {"cpu": 4e13, "cuda": 3e16}
-"""Work of a stage from which torch.compile earns back its start (measured: 15 to 60 s); fixed, so that a run is reproducible."""
+"""Work of a stage from which torch.compile earns back its start (measured: 15 to 60 s); fixed, so that
+a run is reproducible."""
 
 
 @cache
@@ -21,7 +22,8 @@ def best_precision() -> str:
 
 
 def set_precision(model: nn.Module, asked: str) -> str:
-    """The precision that a stage asks for, ``auto`` decided; for ``bf16-true`` the model's weights are made bfloat16.
+    """The precision that a stage asks for, ``auto`` decided; for ``bf16-true`` the model's
+    weights are made bfloat16.
 
     Buffers stay as they are: rotary frequencies in bfloat16 would tell far positions no longer apart.
     """

@@ -32,15 +32,20 @@ class Ledger:
         """FLOPs of the last steps that were counted."""
         reset_peak()
 
-    def row(self, ctx: Context, batches: list[Batch], seconds: float, flops: float | None = None) -> dict[str, float]:
-        """Count one step and report it: the row of ``metrics.jsonl``. ``flops`` are this rank's, None where not counted."""
+    def row(
+        self, ctx: Context, batches: list[Batch], seconds: float, flops: float | None = None
+    ) -> dict[str, float]:
+        """Count one step and report it: the row of ``metrics.jsonl``. ``flops`` are this rank's,
+        None where not counted."""
         tokens = trained = 0
         for b in batches:
             t = b.get("targets", b.get("input_ids"))
             if isinstance(t, Tensor):
                 tokens += t.numel()
                 trained += int((t != UNTRAINED).sum())
-        tokens, trained = (int(sharding.total(x)) for x in (tokens, trained)) if sharding.world() > 1 else (tokens, trained)
+        tokens, trained = (
+            (int(sharding.total(x)) for x in (tokens, trained)) if sharding.world() > 1 else (tokens, trained)
+        )
         self.tokens += tokens
         self.trained_tokens += trained
         self.seconds += seconds
@@ -75,14 +80,16 @@ def memory() -> float:
 
 
 def reset_peak() -> None:
-    """Start a new peak, so that a stage is not charged with the one before it; glibc would keep what that has freed."""
+    """Start a new peak, so that a stage is not charged with the one before it; glibc would
+    keep what that has freed."""
     with suppress(OSError, AttributeError):                # another C library
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:                                       # not Linux, or not allowed: the peak is then the process' own
+    # not Linux, or not allowed: the peak is then the process' own
+    except OSError:
         return
 
 

@@ -49,12 +49,22 @@ class Train:
         methods: in recipe order; the order matters within a kind only.
         steps: optimizer steps of the whole stage.
         accumulate: micro-batches a step is cut into; the loss does not depend on it.
-        precision: ``bf16`` is autocast over float32 weights; ``fp32`` and ``bf16-true`` compute in the weights' own type.
+        precision: ``bf16`` is autocast over float32 weights; ``fp32`` and ``bf16-true`` compute in the
+            weights' own type.
         eval_every: steps between evaluations; the last step is always followed by one.
     """
 
-    def __init__(self, model: nn.Module, methods: Sequence[Method], steps: int, *, accumulate: int = 1, precision: str = "fp32",
-                 eval_every: int = 0, ctx: Context | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[Method],
+        steps: int,
+        *,
+        accumulate: int = 1,
+        precision: str = "fp32",
+        eval_every: int = 0,
+        ctx: Context | None = None,
+    ) -> None:
         self.model, self.methods, self.steps = model, tuple(methods), steps
         self.accumulate, self.precision, self.eval_every = accumulate, precision, eval_every
         self.ctx = ctx or Context()
@@ -71,7 +81,8 @@ class Train:
     # ---- build: one order for everyone; loading comes last, and in one place ----------------------
 
     def build(self, journal: Sequence[tuple[int, Surgery]] = ()) -> None:
-        """Surgery, journal replay, sharding, states. A checkpoint is loaded after this (``checkpoint.load_into``)."""
+        """Surgery, journal replay, sharding, states. A checkpoint is loaded after this
+        (``checkpoint.load_into``)."""
         check_claims(self.methods, self.model)
         self.owned = {k: m.claims(self.model) for k, m in self.of(Controller)}
         brought: dict[str, set[str]] = {}
@@ -101,15 +112,20 @@ class Train:
     def refresh(self) -> None:
         """What is derived from the model's modules, after they changed."""
         self.params: Tensors = dict(self.model.named_parameters())
-        trained = {n: m for n, m in masks.of(self.model).items() if n in self.params and self.params[n].requires_grad}
+        trained = {
+            n: m for n, m in masks.of(self.model).items() if n in self.params and self.params[n].requires_grad
+        }
         self.masks = {n: sharding.like(mask, self.params[n]) for n, mask in trained.items()}
         self.chain = Chain(self.of(Update))
         self.ctx.peak_lr = max((m.lr for _, m in self.of(Optimizer)), default=0.0)
 
     # ---- the loop -----------------------------------------------------------------------------------
 
-    def run(self, until: int | None = None, on_step: Callable[[dict[str, float]], None] | None = None) -> None:
-        """Train to the end, or to a step. ``on_step`` hears each step's row; it may raise to interrupt between two steps."""
+    def run(
+        self, until: int | None = None, on_step: Callable[[dict[str, float]], None] | None = None
+    ) -> None:
+        """Train to the end, or to a step. ``on_step`` hears each step's row; it may raise to
+        interrupt between two steps."""
         if not self.built:
             self.build()
         while self.ctx.step < (self.steps if until is None else until) and not self.stopped:
@@ -134,8 +150,11 @@ class Train:
             self.settle()                                                          # 6 settle
         ctx.grads, ctx.again = {}, None
         ctx.step += 1
-        noted = collect(ctx.notes)                                                 # waits for the device, whose time counts too
-        self.row = self.ledger.row(ctx, batches, time.perf_counter() - began, count.flops if count else None) | noted
+        # waits for the device, whose time counts too
+        noted = collect(ctx.notes)
+        self.row = (
+            self.ledger.row(ctx, batches, time.perf_counter() - began, count.flops if count else None) | noted
+        )
         self.row["lr"] = ctx.peak_lr * float(ctx.knobs["lr"])
         if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):
             raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}")
@@ -145,7 +164,11 @@ class Train:
 
     def counted(self) -> AbstractContextManager[flops.Count | None]:
         """Counts the FLOPs of a step where it is one of those that are counted."""
-        counts = self.count_flops and not self.ctx.compile and flops.counts(self.ctx.step, partial(self.ctx.rng, at=0))
+        counts = (
+            self.count_flops
+            and not self.ctx.compile
+            and flops.counts(self.ctx.step, partial(self.ctx.rng, at=0))
+        )
         return flops.counting() if counts else nullcontext()
 
     def gradients(self, batches: list[Batch], note: bool = False) -> Tensors:
@@ -156,7 +179,9 @@ class Train:
         counts = {k: sharding.total(sum(m.count(b) for b in batches)) for k, m in self.of(Objective)}
         for k, n in counts.items():
             if not n:
-                raise UserError(f"step {ctx.step + 1}: {k} finds nothing to learn in the batch (every target is masked).")
+                raise UserError(
+                    f"step {ctx.step + 1}: {k} finds nothing to learn in the batch (every target is masked)."
+                )
         if not counts:
             raise UserError("the stage has no objective: name one, for example { use = \"next_token\" }.")
         weights = self.whole_weights(batches)
@@ -168,19 +193,22 @@ class Train:
                 loss_sum.append(contrast.backward(self, k, m, batches, counts[k]))
         for i, batch in enumerate(batches if len(loss_sum) < len(counts) else ()):
             ctx.notes = notes if note else {}
-            with torch.enable_grad(), self.randomness(i), self.autocast():         # an update may ask for gradients again
+            # an update may ask for gradients again
+            with torch.enable_grad(), self.randomness(i), self.autocast():
                 loss = self.micro_loss(batch, counts, {k: w[i] for k, w in weights.items()})
             torch.autograd.backward(loss)
             loss_sum.append(loss.detach())
         ctx.notes = notes
-        if note:                                                                   # each rank holds its part, times the ranks
+        # each rank holds its part, times the ranks
+        if note:
             ctx.note("loss", torch.stack(loss_sum).sum())
         grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
         model.zero_grad(set_to_none=True)
         return grads
 
     def micro_loss(self, batch: Batch, counts: dict[str, float], whole: dict[str, Tensor]) -> Tensor:
-        """One micro-batch's part of the step's loss. FSDP averages gradients over ranks, hence the factor ``world``."""
+        """One micro-batch's part of the step's loss. FSDP averages gradients over ranks, hence
+        the factor ``world``."""
         loss: Tensor | float = 0.0
         for k, m in self.by_row():
             values = m.loss(self.model, batch, self.states[k], self.ctx)
@@ -198,7 +226,8 @@ class Train:
         return [(k, m) for k, m in self.of(Objective) if not m.contrasts]
 
     def whole_weights(self, batches: list[Batch]) -> dict[str, list[Tensor]]:
-        """For weighs that must see the whole step: their weights, by objective and micro-batch; empty where there are none."""
+        """For weighs that must see the whole step: their weights, by objective and micro-batch; empty
+        where there are none."""
         weighs = [(k, m) for k, m in self.of(Weigh) if m.whole]
         if not weighs:
             return {}
@@ -223,7 +252,10 @@ class Train:
 
     def pull(self) -> Batch:
         batch = pull(self.of(Data), self.states, self.ctx)
-        return {n: t.to(self.ctx.device, non_blocking=True) if isinstance(t, Tensor) else t for n, t in batch.items()}
+        return {
+            n: t.to(self.ctx.device, non_blocking=True) if isinstance(t, Tensor) else t
+            for n, t in batch.items()
+        }
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -233,7 +265,9 @@ class Train:
         for n, mask in self.masks.items():
             sharding.local(self.params[n]).mul_(sharding.local(mask))
         for n, entries in self.ctx.forgotten.items():
-            for leaf in (t for state in self.states.values() for t in state.get("param", {}).get(n, {}).values()):
+            for leaf in (
+                t for state in self.states.values() for t in state.get("param", {}).get(n, {}).values()
+            ):
                 if leaf.shape == entries.shape and leaf.is_floating_point():
                     sharding.local(leaf).masked_fill_(sharding.local(entries), 0)
         self.ctx.forgotten = {}
@@ -248,7 +282,10 @@ class Train:
         match command:
             case Set(knob, value):
                 if f"knob:{knob}" not in self.owned.get(who, ()):
-                    raise UserError(f"{who} sets the knob {knob!r}, which it does not claim (claims must return 'knob:{knob}').")
+                    raise UserError(
+                        f"{who} sets the knob {knob!r}, which it does not claim (claims must return "
+                        f"'knob:{knob}')."
+                    )
                 self.ctx.knobs[knob] = value
             case Stop(why, failed):
                 if failed:
@@ -263,13 +300,16 @@ class Train:
                 raise TypeError(f"{who} asked for {command!r}, which the loop does not know")
 
     def follow(self, moved: ParamMap | None) -> None:
-        """Give every per-parameter state the shape that its parameter now has; leaves of another shape (a counter) stay.
-        A parameter to which nothing was carried over begins as at the start of a run."""
+        """Give every per-parameter state the shape that its parameter now has; leaves of another shape (a
+        counter) stay. A parameter to which nothing was carried over begins as at the start of a run."""
         before = self.params
         for state in self.states.values() if moved else ():
-            old = state.get("param", {})
-            state["param"] = {new: {leaf: fn(t) if t.shape == before[src].shape else t.clone() for leaf, t in old[src].items()}
-                              for new, (src, fn) in moved.source.items() if src in old}  # type: ignore[union-attr]
+            old, state["param"] = state.get("param", {}), {}
+            for new, (src, fn) in moved.source.items() if moved else ():
+                if src in old:
+                    shape = before[src].shape
+                    leaves = {n: fn(t) if t.shape == shape else t.clone() for n, t in old[src].items()}
+                    state["param"][new] = leaves
         self.refresh()
         for k, m in self.named_methods if moved else ():
             self.states[k]["param"] = self.begin(m).get("param", {}) | self.states[k]["param"]
@@ -298,7 +338,8 @@ class Train:
     # ---- small helpers -----------------------------------------------------------------------------------
 
     def of(self, kind: type) -> list[tuple[str, Any]]:
-        """Methods of a kind, in recipe order, under names that do not move when a method of another name is added."""
+        """Methods of a kind, in recipe order, under names that do not move when a method of
+        another name is added."""
         return [(k, m) for k, m in self.named_methods if isinstance(m, kind)]
 
     def autocast(self) -> Any:
@@ -306,7 +347,8 @@ class Train:
 
     @contextmanager
     def randomness(self, micro: int) -> Iterator[None]:
-        """Dropout inside modules draws from the global generator: derive it from seed, step and micro-batch, then put it back."""
+        """Dropout inside modules draws from the global generator: derive it from seed, step and
+        micro-batch, then put it back."""
         devices = [self.ctx.device.index or 0] if self.ctx.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             seed = self.ctx.rng(f"modules/{micro}/{sharding.rank()}").initial_seed()

@@ -1,7 +1,10 @@
-"""Weights that stay zero: the mask of a pruned model, which goes with it and which every later stage respects.
+"""Weights that stay zero: the mask of a pruned model, which goes with it and which
+every later stage respects.
 
-A mask belongs to a parameter, has its shape, and is true where a weight is kept. It lies beside the weights as one bit an entry.
+A mask belongs to a parameter, has its shape, and is true where a weight is kept. It lies beside the
+weights as one bit an entry.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,11 +20,14 @@ KEPT = "_masks"
 
 
 def keep(model: nn.Module, name: str, mask: Tensor) -> None:
-    """From now on the entries of a parameter where ``mask`` (bool, of its shape) is false are zero, in this model and in what
-    is made of it. Masks of one parameter add up: what one of them removes is gone."""
+    """From now on the entries of a parameter where ``mask`` (bool, of its shape) is false are zero, in this
+    model and in what is made of it. Masks of one parameter add up: what one of them removes is gone."""
     parameter = model.get_parameter(name)
     if mask.shape != parameter.shape or mask.dtype != torch.bool:
-        raise TypeError(f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be bool {tuple(parameter.shape)}")
+        raise TypeError(
+            f"the mask of {name} is {mask.dtype} {tuple(mask.shape)}; it must be bool "
+            f"{tuple(parameter.shape)}"
+        )
     held = of(model)
     model.__dict__[KEPT] = held | {name: held[name] & mask if name in held else mask}
     with torch.no_grad():
@@ -65,4 +71,8 @@ def read(model: nn.Module, folder: Path) -> None:
         for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
             shape = tuple(shapes[name])
             bits = np.unpackbits(file.get_tensor(name).numpy(), count=int(np.prod(shape)))
-            keep(model, name, torch.from_numpy(bits.reshape(shape).astype(bool)).to(model.get_parameter(name).device))
+            keep(
+                model,
+                name,
+                torch.from_numpy(bits.reshape(shape).astype(bool)).to(model.get_parameter(name).device),
+            )

@@ -52,7 +52,8 @@ def load(file: Path | str, changes: dict[str, Any] | None = None) -> Recipe:
     """Read and check a recipe; ``changes`` maps ``stage.key`` or a top-level key to a new value.
 
     Raises:
-        UserError: a missing file, broken TOML, an unknown key, a wrong type, a stage that names no earlier one …
+        UserError: a missing file, broken TOML, an unknown key, a wrong type, a stage that names no earlier
+            one …
     """
     file = Path(file)
     table, text = read(file)
@@ -177,8 +178,9 @@ class Names:
         if name in self.every:
             itself = self.every.index(name) == len(self.before)
             which = "this stage itself" if itself else "a later stage"
-            raise UserError(f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier "
-                            "ones.")
+            raise UserError(
+                f"{where}: from.{role} = {name!r} is {which}; stages run in order, each from earlier ones."
+            )
         stage, label = label_of(name)
         if label and stage in self.known:
             kept = [n for n in self.known if n.startswith(f"{stage}@")]

@@ -193,8 +193,10 @@ def recall(settings: Any, where: str) -> Method:
         file = Path(use).resolve()
         beside = {getattr(sys.modules.get(name), "__file__", None) for name in _BESIDE}
         if file not in _NAMED and str(file) not in beside and file not in {c.file for c in cards().values()}:
-            raise UserError(f"{where} was made by the method in {file}, and a folder alone runs nothing: name "
-                            "that file in the recipe, or install the method.")
+            raise UserError(
+                f"{where} was made by the method in {file}, and a folder alone runs nothing: name "
+                "that file in the recipe, or install the method."
+            )
     return create(settings, Path(), where)
 
 

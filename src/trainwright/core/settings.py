@@ -17,7 +17,7 @@ from trainwright.core.shown import BRIEF, brief, cut
 FILE = "names a file or a folder"
 FilePath = Annotated[str, FILE]
 """A setting that names a file or a folder, from the recipe's folder on: its content is part of an artifact's
-identity (``core/identity.py``)."""
+identity (``storage/identity.py``)."""
 MOST = 300
 """Characters of a message about a setting."""
 DEEPEST = 32

@@ -21,7 +21,8 @@ from trainwright.core import ending
 from trainwright.core.errors import UserError
 
 WAIT = timedelta(days=1)
-"""How long ranks wait for one that works alone (on a corpus, for example); one that dies ends the others at once."""
+"""How long ranks wait for one that works alone (on a corpus, for example); one that dies
+ends the others at once."""
 T = TypeVar("T")
 
 
@@ -105,7 +106,8 @@ def together(thing: Any) -> Any:
 
 
 def led(work: Callable[[], T]) -> T | None:
-    """``work`` on rank 0 while the others wait (and get None). A mistake that it finds is told by every rank."""
+    """``work`` on rank 0 while the others wait (and get None). A mistake that it finds
+    is told by every rank."""
     done, problem = None, ""
     if main():
         try:
@@ -118,7 +120,11 @@ def led(work: Callable[[], T]) -> T | None:
 
 
 def device() -> torch.device:
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -130,15 +136,17 @@ def shard(model: nn.Module) -> nn.Module:
     for block in blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=scalars)
     fully_shard(model, mesh=mesh, ignored_params=scalars)
-    for p in scalars:                                      # FSDP takes none: every rank has them, and their mean gradient
-        p.register_post_accumulate_grad_hook(_mean)
+    # FSDP takes none: every rank has them, and their mean gradient
+    for p in scalars:
+        p.register_post_accumulate_grad_hook(_mean)  # type: ignore[no-untyped-call]
     model._within = MethodType(lambda self, fn, *args: fn(self, *args), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "_within")
     return model
 
 
 def _mean(parameter: Tensor) -> None:
-    """Let a gradient be the mean of all ranks'; what was summed up before is the same on all of them, and stays."""
+    """Let a gradient be the mean of all ranks'; what was summed up before is the same on
+    all of them, and stays."""
     if parameter.grad is not None:
         dist.all_reduce(parameter.grad)
         parameter.grad /= world()
@@ -148,7 +156,8 @@ def _mean(parameter: Tensor) -> None:
 def write(model: nn.Module, params: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Copy tensors into a model's parameters, and let go of what ranks hold of each other's shards.
 
-    Behind a pass without gradients FSDP keeps the outermost module gathered, and would go on with the weights of then.
+    Behind a pass without gradients FSDP keeps the outermost module gathered, and would go on
+    with the weights of then.
     """
     for name, t in tensors.items():
         params[name].copy_(t)
@@ -164,7 +173,8 @@ def checkpoint_blocks(model: nn.Module) -> None:
 
 
 def within(model: nn.Module, fn: Callable[..., Any], *args: Any) -> Any:
-    """``fn(model, *args)``, which may call parts of the model on their own: their shards are gathered as in ``forward``."""
+    """``fn(model, *args)``, which may call parts of the model on their own: their shards are
+    gathered as in ``forward``."""
     inner = model.__dict__.get("_within")
     return inner(fn, *args) if inner else fn(model, *args)
 
@@ -200,7 +210,8 @@ def part(t: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype, where: torch.device, other: Tensor | None) -> Tensor:
-    """A tensor without values, sharded as ``other`` is, where the two have one shape: no rank holds all of it."""
+    """A tensor without values, sharded as ``other`` is, where the two have one shape: no
+    rank holds all of it."""
     if isinstance(other, DTensor) and tuple(shape) == tuple(other.shape):
         return empty_sharded(shape, dtype=dtype, device_mesh=other.device_mesh, placements=other.placements)
     return torch.empty(tuple(shape), dtype=dtype, device=where)

@@ -1,8 +1,11 @@
-"""What every kind of stage has: its settings, the roles of ``from``, the kinds of method that act in it, and how it runs.
+"""What every kind of stage has: its settings, the roles of ``from``, the kinds of method that
+act in it, and how it runs.
 
-A kind of stage is one file of ``stages/``, found by its name; the core knows none of them. A stage takes artifacts and makes
-one. Everything that differs between kinds is a method of ``Stage``, and nothing else tests which kind a stage is.
+A kind of stage is one file of ``stages/``, found by its name; the core knows none of them. A stage takes
+artifacts and makes one. Everything that differs between kinds is a method of ``Stage``, and nothing else
+tests which kind a stage is.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -18,9 +21,9 @@ from trainwright.core.errors import UserError
 if TYPE_CHECKING:
     from trainwright.core.method import Method
     from trainwright.core.recipe import Names
-    from trainwright.core.store import Store
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
+    from trainwright.storage.store import Store
 
 FOLDER = Path(__file__).parents[1] / "stages"
 Made = Literal["corpus", "model", "numbers"]
@@ -59,7 +62,8 @@ class Stage:
     """Methods in order, each ``{ use = NAME, setting = … }``."""
 
     roles: ClassVar[dict[str, Role]] = {}
-    """Roles of ``from`` that every stage of this kind knows; its methods may ask for more (``Method.roles``)."""
+    """Roles of ``from`` that every stage of this kind knows; its methods may ask for
+    more (``Method.roles``)."""
     acting: ClassVar[tuple[str, ...]] = ()
     """Names of the kinds of method that act in it."""
     makes: ClassVar[Made] = "model"
@@ -97,7 +101,8 @@ class Stage:
     # ---- when it becomes a job -------------------------------------------------------------------------
 
     def unfold(self, done: dict[str, Job], store: Store, seed: int) -> Iterator[Stage]:
-        """The stages to run for it, in order: itself, or those that it stands for. ``seed`` is the recipe's."""
+        """The stages to run for it, in order: itself, or those that it stands for.
+        ``seed`` is the recipe's."""
         yield self
 
     def stand_ins(self, methods: Sequence[Method], where: str) -> list[Method]:
@@ -115,7 +120,8 @@ class Stage:
         """Raise a UserError for what can be known to be wrong before anything runs."""
 
     def afford(self, job: Job, store: Store) -> None:
-        """Raise a UserError where this machine cannot hold it. Asked of each stage that is to run, before the first runs."""
+        """Raise a UserError where this machine cannot hold it. Asked of each stage that is to run,
+        before the first runs."""
 
     # ---- what it will make, as far as that is known -------------------------------------------------------
 
@@ -141,9 +147,11 @@ class Stage:
         Raises:
             UserError: it keeps nothing under that label.
         """
-        raise UserError(f"{where}: {self.name!r} is of kind {self.kind} and keeps no snapshots: leave out '@{label}'.")
+        raise UserError(
+            f"{where}: {self.name!r} is of kind {self.kind} and keeps no snapshots: leave out '@{label}'."
+        )
 
-    # ---- running ---------------------------------------------------------------------------------------------
+    # ---- running -------------------------------------------------------------------------------------------
 
     def places(self, job: Job) -> list[tuple[str, list[Method]]]:
         """Who acts where, in order."""

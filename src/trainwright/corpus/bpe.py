@@ -10,8 +10,9 @@ from trainwright.core.errors import UserError
 END_OF_TEXT, PADDING, MASK = "<|endoftext|>", "<|padding|>", "<|mask|>"
 
 LONGEST = 1024
-"""Letters, digits, signs or spaces in a row that are one word to the trainer, whose work grows with the square of
-a word's length; a longer run is several words to it. The tokenizer that is made knows no such limit."""
+"""Letters, digits, signs or spaces in a row that are one word to the trainer, whose work grows
+with the square of a word's length; a longer run is several words to it. The tokenizer that is
+made knows no such limit."""
 RUNS = re.compile("|".join(f"(?<!{kind})(?:{kind}){{{LONGEST + 1},}}"
                            for kind in (r"[^\W\d_]", r"\d", r"[^\w\s]|_", r"\s")))
 
@@ -26,7 +27,10 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
-    special = list(dict.fromkeys([END_OF_TEXT, *([PADDING] if mask else []), *controls, *([MASK] if mask else [])]))
+
+    special = list(
+        dict.fromkeys([END_OF_TEXT, *([PADDING] if mask else []), *controls, *([MASK] if mask else [])])
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size < len(alphabet) + len(special):
         raise UserError(f"vocab_size = {vocab_size} is too small: 256 bytes and {len(special)} control "
@@ -39,8 +43,13 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
     backend.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT,
-        pad_token=PADDING if mask else None, mask_token=MASK if mask else None, clean_up_tokenization_spaces=False)
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PADDING if mask else None,
+        mask_token=MASK if mask else None,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def _words(texts: Iterable[str | None]) -> Iterator[str]:

@@ -245,7 +245,9 @@ def _tokenize(out: Path, table: documents.Table, encoder: tokens.Encoder | None,
              "columns": table.columns, "labels": classes(table.labels)}
     (out / "tokens.json").write_text(json.dumps(facts))
     untrained = _untrained(table, index) if encoder else 0
-    heard = encoder.chat.survey(m for _, m in _talks(table)) if encoder and encoder.chat else chat.Survey(0, {})
+    heard = (
+        encoder.chat.survey(m for _, m in _talks(table)) if encoder and encoder.chat else chat.Survey(0, {})
+    )
     figures: dict[str, Any] = {
         "documents": len(table.ids), "tokens": pc.sum(index["length"]).as_py(),
         "trained_tokens": pc.sum(index["trained"]).as_py(), "bytes": pc.sum(index["bytes"]).as_py(),

@@ -7,8 +7,10 @@ conversation turn by turn, for templates that only ever append. Control tokens t
 read as control tokens, as ``apply_chat_template`` does.
 
 Tools that lie on the first message are handed to the template as ``tools``; a message of ``weight`` 0 is not
-trained. A template that never asks for tools, or for the calls of them, is refused where a conversation has any.
+trained. A template that never asks for tools, or for the calls of them, is refused
+where a conversation has any.
 """
+
 from __future__ import annotations
 
 import json
@@ -59,9 +61,9 @@ class Chat:
     """One tokenizer with one template.
 
     Args:
-        tokenizer: a transformers ``PreTrainedTokenizerFast``. chosen: the setting ``chat_template``: None
-        (the tokenizer's own, which must carry the marks), ``by_turn``, the name of
-            a built-in template, or a file.
+        tokenizer: a transformers ``PreTrainedTokenizerFast``.
+        chosen: the setting ``chat_template``: None (the tokenizer's own, which must carry the marks),
+            ``by_turn``, the name of a built-in template, or a file.
 
     Raises:
         UserError: there is no such template, or none that marks what the assistant says.
@@ -103,7 +105,9 @@ class Chat:
             found.append((ids, mask, len(text.encode())))
         return found
 
-    def _learned(self, name: str, messages: list[dict[str, Any]], spans: list[Span], given: int) -> list[Span]:
+    def _learned(
+        self, name: str, messages: list[dict[str, Any]], spans: list[Span], given: int
+    ) -> list[Span]:
         """The parts that are neither of the ``given`` messages nor of one of weight 0."""
         silent = [i for i, m in enumerate(messages) if m.get("weight") == 0 and i >= given]
         if not silent and not given:
@@ -228,7 +232,9 @@ def _read_by(template: str) -> tuple[set[str], set[str] | None]:
     try:
         tree = Environment(extensions=["jinja2.ext.loopcontrols"], autoescape=True).parse(plain)
     except TemplateSyntaxError as error:
-        raise UserError(f"the chat template is no Jinja template (line {error.lineno}: {error.message}).") from None
+        raise UserError(
+            f"the chat template is no Jinja template (line {error.lineno}: {error.message})."
+        ) from None
     variables = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
     turns = {"messages", *(loop.target.name for loop in tree.find_all(nodes.For)
                            if isinstance(loop.target, nodes.Name) and _of_messages(loop.iter))}

@@ -26,5 +26,7 @@ def give_end(tokenizer: Any) -> str | None:
         if name in special:
             tokenizer.eos_token = name
             return name
-    raise UserError(f"the tokenizer in {tokenizer.name_or_path} names no end of text, so that documents would run "
-                    "into one another: say which of its tokens it is, as eos_token in its tokenizer_config.json.")
+    raise UserError(
+        f"the tokenizer in {tokenizer.name_or_path} names no end of text, so that documents would run "
+        "into one another: say which of its tokens it is, as eos_token in its tokenizer_config.json."
+    )

@@ -56,7 +56,7 @@ def settled(documents: DataFrame, ctx: Context, name: str = "table", often: bool
 
     Args:
         often: whether the text is read more than once; if not, a table that only needs to be read is not
-        written first.
+            written first.
     """
     from trainwright.corpus.documents import lies_in_files, parquet, stream
     if not often and lies_in_files(documents):

@@ -38,10 +38,9 @@ def assign(ids: Ids, domains: Ids, tune: float, test: float, roots: Mapping[str,
     """Index into ``SPLITS`` for each document.
 
     Args:
-        roots: of each written document the first-hand one that it comes from; these are what is split. gone:
-        the domains of roots that are not in the corpus themselves. One that nobody knows counts to the domain
-        of what was
-            written from it.
+        roots: of each written document the first-hand one that it comes from; these are what is split.
+        gone: the domains of roots that are not in the corpus themselves. One that nobody knows counts to the
+            domain of what was written from it.
     """
     if not roots:
         return by_hash(ids, domains, tune, test)

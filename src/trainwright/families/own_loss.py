@@ -1,8 +1,11 @@
-"""What a model of transformers adds to the loss of its tokens when it is given labels: the balance of experts.
+"""What a model of transformers adds to the loss of its tokens when it is given
+labels: the balance of experts.
 
-Nothing here knows a type of model. A small one of the same config is asked for its own loss, and what that has beside
-the cross-entropy of its logits is looked at, so that a setting in a config that speaks of a loss acts, or is refused.
+Nothing here knows a type of model. A small one of the same config is asked for its own loss, and what
+that has beside the cross-entropy of its logits is looked at, so that a setting in a config that speaks of
+a loss acts, or is refused.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -30,12 +33,17 @@ INNER = 8
 
 
 def own_weight(config: Any) -> float:
-    """By how much a model's own ``aux_loss`` is multiplied in its loss; 0 where its loss is that of the tokens.
+    """By how much a model's own ``aux_loss`` is multiplied in its loss; 0 where its
+    loss is that of the tokens.
 
     Raises:
         UserError: it adds something else.
     """
-    return _weight(json.dumps(_table(config), sort_keys=True, default=str), _Held(config)) if _knobs(config) else 0.0
+    return (
+        _weight(json.dumps(_table(config), sort_keys=True, default=str), _Held(config))
+        if _knobs(config)
+        else 0.0
+    )
 
 
 def check_knobs(table: dict[str, Any], config: Any, where: str) -> None:
@@ -44,14 +52,18 @@ def check_knobs(table: dict[str, Any], config: Any, where: str) -> None:
     Raises:
         UserError: also where a model of this config adds what is not known here.
     """
-    usual = {f.name: f.default for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+    usual = (
+        {f.name: f.default for f in dataclasses.fields(config)} if dataclasses.is_dataclass(config) else {}
+    )
     said = [n for n, value in table.items() if value and value != usual.get(n)
             and (n in _knobs(config) or (value is True and ASKS in n))]
     if not said or own_weight(config):
         return
     for name in (f.name for f in dataclasses.fields(config) if ASKS in f.name):
         if getattr(config, name) is False and own_weight(_changed(config, name)):
-            raise UserError(f"{where}: model.{said[0]} = {table[said[0]]} changes nothing without model.{name} = true.")
+            raise UserError(
+                f"{where}: model.{said[0]} = {table[said[0]]} changes nothing without model.{name} = true."
+            )
     raise UserError(f"{where}: model.{said[0]} = {table[said[0]]} changes nothing in a model of type "
                     f"{config.model_type!r}: leave it out.")
 
@@ -75,7 +87,9 @@ def _numbers(table: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def _changed(config: Any, name: str) -> Any:
-    return type(config)(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {name: True})
+    return type(config)(
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(config)} | {name: True}
+    )
 
 
 class _Held:
@@ -103,15 +117,19 @@ def _weight(key: str, held: _Held) -> float:
     alike = [v for v in _knobs(config).values() if balance and abs(added / balance / v - 1) < ALIKE]
     if not alike or config.is_encoder_decoder:
         names = ", ".join(f"{n} = {v:g}" for n, v in _knobs(config).items())
-        raise UserError(f"a model of type {config.model_type!r} with {names} adds to the loss of its tokens what is not "
-                        "known here: set it to 0.")
+        raise UserError(
+            f"a model of type {config.model_type!r} with {names} adds to the loss of its tokens what is not "
+            "known here: set it to 0."
+        )
     return alike[0]
 
 
 def _measured(config: Any) -> tuple[float, float] | None:
     """What a small model's own loss has beside the cross-entropy of its logits, as a part of it, and its own
     ``aux_loss``, as the same part; None where no small model can be made and run."""
-    inner = {n: INNER for n, v in _table(config).items() if n.endswith("intermediate_size") and isinstance(v, int)}
+    inner = {
+        n: INNER for n, v in _table(config).items() if n.endswith("intermediate_size") and isinstance(v, int)
+    }
     small = shrunk(config, pad_token_id=None if getattr(config, "pad_token_id", None) is None else 1, **inner)
     ids = torch.randint(2, 64, (1, 16), generator=Context(seed=0).rng("own_loss"))
     if small is None or not family_of(config).causal:
@@ -122,7 +140,9 @@ def _measured(config: Any) -> tuple[float, float] | None:
         model: Any = create(small, 0, "").eval()
         with torch.no_grad():
             out = model(input_ids=ids, labels=ids, use_cache=False)
-            logits, wanted = (out.logits, ids) if small.is_encoder_decoder else (out.logits[:, :-1], ids[:, 1:])
+            logits, wanted = (
+                (out.logits, ids) if small.is_encoder_decoder else (out.logits[:, :-1], ids[:, 1:])
+            )
             plain = float(F.cross_entropy(logits.double().flatten(0, 1), wanted.flatten()))
             balance = getattr(out, "aux_loss", None)
             return float(out.loss) / plain - 1, (0.0 if balance is None else float(balance)) / plain

@@ -42,18 +42,25 @@ class Reader:
         return self._file[name].get_slice(name).get_shape()  # type: ignore[no-any-return]
 
     def coarse(self) -> str:
-        """The first type in which small changes are lost, as safetensors calls it; empty where there is none."""
+        """The first type in which small changes are lost, as safetensors calls it;
+        empty where there is none."""
         kinds = (self._file[name].get_slice(name).get_dtype() for name in self.names)
         return next((kind for kind in kinds if kind in COARSE), "")
 
     def check_same(self, other: Reader, mine: str, theirs: str, where: str) -> None:
         """Raise a UserError unless both have the same names and shapes."""
         for name in sorted(set(self.names) ^ set(other.names)):
-            raise UserError(f"{where}: {mine} and {theirs} are not of one architecture: only one of them has the tensor {name}.")
+            raise UserError(
+                f"{where}: {mine} and {theirs} are not of one architecture: only one of them has the tensor "
+                f"{name}."
+            )
         for name in self.names:
             a, b = self.shape(name), other.shape(name)
             if a != b:
-                raise UserError(f"{where}: {mine} and {theirs} are not of one architecture: {name} has the shapes {a} and {b}.")
+                raise UserError(
+                    f"{where}: {mine} and {theirs} are not of one architecture: {name} has the shapes {a} "
+                    f"and {b}."
+                )
 
 
 class Writer:
@@ -71,7 +78,11 @@ class Writer:
         if self.held and self.bytes + size > self.most:
             self._flush()
         self.held[name] = tensor.contiguous()
-        self.bytes, self.size, self.parameters = self.bytes + size, self.size + size, self.parameters + tensor.numel()
+        self.bytes, self.size, self.parameters = (
+            self.bytes + size,
+            self.size + size,
+            self.parameters + tensor.numel(),
+        )
 
     def _flush(self) -> None:
         from safetensors.torch import save_file
@@ -83,21 +94,31 @@ class Writer:
         """Write the rest under final names; returns the bytes of all tensors."""
         self._flush()
         n = len(self.shards)
-        final = ["model.safetensors"] if n == 1 else [f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+        final = (
+            ["model.safetensors"]
+            if n == 1
+            else [f"model-{i + 1:05d}-of-{n:05d}.safetensors" for i in range(n)]
+        )
         for i, name in enumerate(final):
             (self.folder / f"part-{i}.safetensors").rename(self.folder / name)
         if n > 1:
             table = {t: final[i] for i, names in enumerate(self.shards) for t in names}
-            (self.folder / INDEX).write_text(json.dumps({"metadata": {"total_size": self.size}, "weight_map": table}))
+            (self.folder / INDEX).write_text(
+                json.dumps({"metadata": {"total_size": self.size}, "weight_map": table})
+            )
         return self.size
 
 
 def copy_rest(folder: Path, out: Path) -> None:
-    """Copy everything of a checkpoint beside its weights: config, processor, generation settings, and all files of its
-    tokenizer."""
+    """Copy everything of a checkpoint beside its weights: config, processor, generation settings, and all
+    files of its tokenizer."""
     for file in sorted(folder.iterdir()):
         plain = file.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken") and file.name not in OURS
         if file.is_file() and plain:
             shutil.copy(file, out / file.name)
     if (folder / TEMPLATES).is_dir():
-        shutil.copytree(folder / TEMPLATES, out / TEMPLATES, ignore=lambda _, names: [n for n in names if ".jinja" not in n])
+        shutil.copytree(
+            folder / TEMPLATES,
+            out / TEMPLATES,
+            ignore=lambda _, names: [n for n in names if ".jinja" not in n],
+        )

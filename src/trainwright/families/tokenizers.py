@@ -11,7 +11,14 @@ from trainwright.core.errors import UserError
 from trainwright.families.base import is_pretrained
 from trainwright.families.libraries import first_line, quiet
 
-WORDS = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+WORDS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 """Files by which a folder is known to hold a tokenizer."""
 SAYS = "generation_config.json"
 """The file that says how a model writes."""
@@ -34,8 +41,11 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
     except Exception as error:
         told = first_line(error)
         if isinstance(location, Path) and (pieces := _pieces(location)):
-            told = (f"{pieces} is of SentencePiece, and there is no tokenizer.json: convert it once, where sentencepiece "
-                    "is installed, with AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers.")
+            told = (
+                f"{pieces} is of SentencePiece, and there is no tokenizer.json: convert it once, where "
+                f"sentencepiece "
+                "is installed, with AutoTokenizer.from_pretrained(…).save_pretrained(…) of transformers."
+            )
         raise UserError(f"{where}: cannot load the tokenizer of {location}: {told}") from None
     if not made.vocab_size:
         raise UserError(f"{where}: the tokenizer of {location} has no entries: its files are not whole.")
@@ -60,8 +70,8 @@ def suffix(tokenizer: Any) -> list[int]:
 
 
 def prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
-    """The tokens of a text that something is to be written behind: without what would end it, unless an encoder
-    reads it whole."""
+    """The tokens of a text that something is to be written behind: without what would end it, unless an
+    encoder reads it whole."""
     behind, ids = suffix(tokenizer), list(tokenizer(text)["input_ids"])
     if model.config.is_encoder_decoder:
         return ids
@@ -107,14 +117,19 @@ def _turn_end(of: _Template) -> int | None:
 
 
 def stop_at(model: nn.Module, tokenizer: Any) -> None:
-    """Let a model's configs name every token at which what it writes ends, for whoever lets it write: those that they
-    name already, the end of a text, and the end of the assistant's turn."""
+    """Let a model's configs name every token at which what it writes ends, for whoever lets it write: those
+    that they name already, the end of a text, and the end of the assistant's turn."""
     how: Any = getattr(model, "generation_config", None)
     if not is_pretrained(model) or how is None or tokenizer is None:
         return
     config: Any = model.config
     found: list[int] = []
-    for told in (how.eos_token_id, getattr(config, "eos_token_id", None), tokenizer.eos_token_id, turn_end(tokenizer)):
+    for told in (
+        how.eos_token_id,
+        getattr(config, "eos_token_id", None),
+        tokenizer.eos_token_id,
+        turn_end(tokenizer),
+    ):
         found += [n for n in (told if isinstance(told, list) else [told]) if n is not None and n not in found]
     if found:
         config.eos_token_id = how.eos_token_id = found if len(found) > 1 else found[0]

@@ -1,4 +1,6 @@
-"""The files of a checkpoint that hold its weights: which they are, and whether they can be those of its config."""
+"""The files of a checkpoint that hold its weights: which they are, and whether they can
+be those of its config."""
+
 from __future__ import annotations
 
 import json
@@ -39,8 +41,10 @@ def weight_files(folder: Path) -> list[Path]:
 def check_weights(folder: Path) -> None:
     """Refuse a folder whose weights cannot be read here, or are not all of the model."""
     if (folder / PEFT).is_file():
-        raise UserError(f"{folder} holds an adapter of PEFT ({PEFT}), which its weights alone are not: fold it "
-                        "into the model with PEFT's merge_and_unload, and save that.")
+        raise UserError(
+            f"{folder} holds an adapter of PEFT ({PEFT}), which its weights alone are not: fold it "
+            "into the model with PEFT's merge_and_unload, and save that."
+        )
     if not weight_files(folder):
         raise UserError(f"{folder} is no Hugging Face checkpoint (it needs config.json and "
                         f"{WEIGHTS}){_instead(folder)}.")
@@ -49,10 +53,15 @@ def check_weights(folder: Path) -> None:
 def _instead(folder: Path) -> str:
     """What a folder without weights holds instead, as the end of a sentence."""
     held = sorted(f.name for f in folder.iterdir()) if folder.is_dir() else []
-    for ending, words in ((".gguf", "GGUF is read from packages alone, as package://NAME"),
-                          (".safetensors", f"shards need their {INDEX}"),
-                          (".bin", "a pickle may run anything, and is not read: load it with transformers where you "
-                                   "trust it, and save it again")):
+    for ending, words in (
+        (".gguf", "GGUF is read from packages alone, as package://NAME"),
+        (".safetensors", f"shards need their {INDEX}"),
+        (
+            ".bin",
+            "a pickle may run anything, and is not read: load it with transformers where you "
+            "trust it, and save it again",
+        ),
+    ):
         if found := [name for name in held if name.endswith(ending)]:
             return f"; it has {found[0]}: {words}"
     return ""
@@ -68,8 +77,10 @@ def check_sizes(model: nn.Module, folder: Path) -> None:
         return
     held = sum(_numbers(file) for file in weight_files(folder))
     if wanted > 2 * held:
-        raise UserError(f"{folder} has {held:,} numbers, and its config.json describes a model of {wanted:,}: they "
-                        "are not of one model.")
+        raise UserError(
+            f"{folder} has {held:,} numbers, and its config.json describes a model of {wanted:,}: they "
+            "are not of one model."
+        )
     raise UserError(f"the model in {folder} needs {4 * wanted / 2**30:.1f} GiB of memory in float32, and "
                     f"{there / 2**30:.1f} GiB are there.")
 

@@ -17,12 +17,12 @@ times the number of layers, and then E of whatever still waits is 0 for good. Th
 ``orthogonality`` times the mean over layers of ||A A' - I||_F and ||B' B - I||_F, taken over the components
 of a layer that are in use or waiting.
 
-Name it before clip_gradients and the optimizer: it adds the gradient of that term. A layer reserves ``most`` components
-from the start (a sharded model cannot gain parameters); unused ones cost only memory. Until ``end`` the dense
-gradient of a layer is formed briefly, one row of the batch at a time. This differs from the authors' code: s
-sums over those rows, so that neither accumulation nor ranks change it; the budget is not overshot; components
-are held orthogonal to one another (theirs, in blocks of their own, are only normalized); and new components
-have no warm-up of their own (an option there).
+Name it before clip_gradients and the optimizer: it adds the gradient of that term. A layer reserves ``most``
+components from the start (a sharded model cannot gain parameters); unused ones cost only memory. Until
+``end`` the dense gradient of a layer is formed briefly, one row of the batch at a time. This differs from the
+authors' code: s sums over those rows, so that neither accumulation nor ranks change it; the budget is not
+overshot; components are held orthogonal to one another (theirs, in blocks of their own, are only normalized);
+and new components have no warm-up of their own (an option there).
 
 Do not use it where all layers matter alike, or for a short stage: scores need some tens of steps.
 
@@ -30,6 +30,7 @@ State: ``shared``, by layer.
 Errors: settings out of range; a stage too short to grow in; ``layers`` matches no linear layer, or one that
 is taken or tied.
 """
+
 from __future__ import annotations
 
 import math

@@ -151,7 +151,7 @@ def sublayers(model: nn.Module) -> list[Sublayers]:
 
     Raises:
         UserError: a block in which one of the two is no module of its own, or has a prefix or an adapter
-        already.
+            already.
     """
     every = [n for n, m in model.named_modules() if type(m) in LINEAR or isinstance(m, Adapter)]
     role, found = roles(model, every), []

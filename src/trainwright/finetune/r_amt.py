@@ -19,8 +19,8 @@ in conversations is at the assistant's tokens. The method brings this loss along
 objective. The second pass over a step's batch, which computes b, costs as much as the first plus a forward
 pass of the original model.
 
-Name it before ``clip_gradients`` and the optimizer. The paper uses Adam without weight decay (decay would mask
-everything) at 8e-5: a score falls below the threshold after 60 steps of one sign, so short stages need a
+Name it before ``clip_gradients`` and the optimizer. The paper uses Adam without weight decay (decay would
+mask everything) at 8e-5: a score falls below the threshold after 60 steps of one sign, so short stages need a
 higher rate. ``masked``, the share of weights that are off, is logged: a few percent. For export W m is
 written into the layers; the delta beside it has one bit a weight. Scores and the optimizer's moments take as
 much memory as in full training of the same layers.
@@ -31,6 +31,7 @@ State: ``shared``: part (whose loss the current pass computes).
 Errors: ``layers`` matches no linear layer, or one that has an adapter or a tied weight; another objective in
 the stage.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator

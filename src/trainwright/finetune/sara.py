@@ -13,10 +13,10 @@ grown to t or beyond are done: they keep their value, and the rest goes on. The 
 own, so that their gradients and the optimizer's states have its size. W has zeros in their places, until they
 are done; a layer's dense gradient exists only for a moment.
 
-Name it before clip_gradients and the optimizer: as in the paper, the penalty is part of the gradient. After the
-optimizer it would be subtracted beside its step, like a decay. The authors set the learning rate to 1e-3
-exp(-350 t); AdamW with a decay of 0.01 acts on the entries. The vector keeps its length when entries are
-done.
+Name it before clip_gradients and the optimizer: as in the paper, the penalty is part of the
+gradient. After the optimizer it would be subtracted beside its step, like a decay. The authors set
+the learning rate to 1e-3 exp(-350 t); AdamW with a decay of 0.01 acts on the entries. The vector
+keeps its length when entries are done.
 
 The paper adapts image models and takes every tensor; here it is the linear layers of a language model. The
 first of the authors' two optimizers loses the signs of the weights at the start and never applies the penalty
@@ -30,6 +30,7 @@ State: ``param``: done (bool, one an entry); ``shared``: steps.
 Errors: settings out of range; no weight below the threshold; ``layers`` matches no linear layer, or one that
 is taken or tied.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""From a recipe to jobs: methods made, inputs found, hashes known, roles and kinds checked. Nothing runs here."""
+"""From a recipe to jobs: methods made, inputs found, hashes known, roles and kinds
+checked. Nothing runs here."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -8,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from trainwright import families
-from trainwright.core import identity, registry
-from trainwright.core.artifact import Artifact
+from trainwright.core import registry
 from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.method import KINDS, Curate, Method
 from trainwright.core.recipe import Recipe, place_of
 from trainwright.core.stage import Role, Stage, label_of, plain, stages
-from trainwright.core.store import Store, key_of, stamp
+from trainwright.storage import identity
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store, key_of, stamp
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Source:
         return self.job is None or store.find(self.job.stage.name, self.job.key) is not None
 
     def config(self, store: Store, where: str) -> Any:
-        """The transformers config of the model: read where it lies, else followed through the stages that will make it."""
+        """The transformers config of the model: read where it lies, else followed through the
+        stages that will make it."""
         if self.job is not None and (self.closed or not self.ready(store)):
             return self.job.stage.config(self.job, store)
         if self.location.startswith("hf://"):
@@ -59,13 +63,18 @@ class Source:
 
     def load(self, store: Store, where: str) -> Any:
         """The model, with its weights."""
-        return families.load(self.path(store, where), where, self.config(store, where) if self.closed else None)
+        return families.load(
+            self.path(store, where), where, self.config(store, where) if self.closed else None
+        )
 
     def unfolded(self, store: Store, where: str) -> bool:
-        """Whether the model has a part that could not be folded into its weights, so that its config does not describe it."""
+        """Whether the model has a part that could not be folded into its weights, so that its config
+        does not describe it."""
         if self.job is not None:
             return self.job.stage.unfolded(self.job, store)
-        return not self.location.startswith("hf://") and (self.path(store, where) / families.BACKBONE).is_dir()
+        return (
+            not self.location.startswith("hf://") and (self.path(store, where) / families.BACKBONE).is_dir()
+        )
 
 
 @dataclass
@@ -85,7 +94,9 @@ class Job:
     @property
     def settings(self) -> dict[str, Any]:
         """The stage's table with every default written out, methods too."""
-        return plain(self.stage) | {"methods": [table(m, u) for m, u in zip(self.methods, self.uses, strict=True)]}
+        return plain(self.stage) | {
+            "methods": [table(m, u) for m, u in zip(self.methods, self.uses, strict=True)]
+        }
 
     @property
     def uses(self) -> list[str]:
@@ -118,7 +129,8 @@ class Job:
 def jobs(recipe: Recipe, store: Store) -> list[Job]:
     """Every stage made ready, in order, and everything checked that can be checked before running.
 
-    A stage that stands for others (``repeat``) is unfolded into them, as far as the store tells how many they are.
+    A stage that stands for others (``repeat``) is unfolded into them, as far as the store
+    tells how many they are.
     """
     done: dict[str, Job] = {}
     out: list[Job] = []
@@ -135,7 +147,10 @@ def _job(stage: Stage, recipe: Recipe, done: dict[str, Job], store: Store) -> Jo
     methods = [registry.create(dict(m), recipe.root, where) for m in stage.methods]
     methods += stage.stand_ins(methods, where)
     _check_kinds(stage, methods, where)
-    inputs = {role: [_source(name, recipe.root, done, where) for name in names] for role, names in stage.inputs.items()}
+    inputs = {
+        role: [_source(name, recipe.root, done, where) for name in names]
+        for role, names in stage.inputs.items()
+    }
     _check_roles(stage, methods, inputs, where)
     seed = getattr(stage, "seed", None)
     job = Job(stage, methods, inputs, "", recipe.seed if seed is None else seed, where, recipe.root)
@@ -152,7 +167,9 @@ def _key(job: Job) -> str:
     code = [identity.code(registry.locate(use, job.root, job.where)) for use in job.uses]
     named = [f for m in job.methods for f in identity.files_of(m, job.root)] + job.stage.reads(job)
     outside = [m.depends(job.root) for m in job.of(Curate)]
-    return key_of(identity.FORMAT, settings, hashes, code, [identity.content(f) for f in named], outside, job.seed)
+    return key_of(
+        identity.FORMAT, settings, hashes, code, [identity.content(f) for f in named], outside, job.seed
+    )
 
 
 def _check_kinds(stage: Stage, methods: Sequence[Method], where: str) -> None:
@@ -160,8 +177,11 @@ def _check_kinds(stage: Stage, methods: Sequence[Method], where: str) -> None:
     for m in methods:
         if not isinstance(m, mine):
             homes = [n for n, s in stages().items() if isinstance(m, tuple(KINDS[name] for name in s.acting))]
-            raise UserError(f"{where}: {m.name} is of kind {kind_of(m)} and belongs in a stage of kind {' or '.join(homes)}, "
-                            f"not {stage.kind}.")
+            raise UserError(
+                f"{where}: {m.name} is of kind {kind_of(m)} and belongs in a stage of kind "
+                f"{' or '.join(homes)}, "
+                f"not {stage.kind}."
+            )
 
 
 def kind_of(method: Method) -> str:
@@ -169,9 +189,13 @@ def kind_of(method: Method) -> str:
     return next(k.__name__ for k in type(method).__mro__[1:] if k.__module__ == Method.__module__)
 
 
-def _check_roles(stage: Stage, methods: Sequence[Method], inputs: dict[str, list[Source]], where: str) -> None:
+def _check_roles(
+    stage: Stage, methods: Sequence[Method], inputs: dict[str, list[Source]], where: str
+) -> None:
     """Each role of ``from`` is asked for by the stage or a method, and what they need is there."""
-    asked: dict[str, tuple[str, Role]] = {role: (f"a stage of kind {stage.kind}", how) for role, how in stage.roles.items()}
+    asked: dict[str, tuple[str, Role]] = {
+        role: (f"a stage of kind {stage.kind}", how) for role, how in stage.roles.items()
+    }
     for m in methods:
         for role, how in m.roles.items():
             if how.needed or role not in asked:
@@ -195,7 +219,9 @@ def _check_role(role: str, how: Role, sources: Sequence[Source], where: str) -> 
         made = ("model", "state") if source.location else (source.job.stage.makes,)
         if not set(made) & set(how.wants):
             said = " or a ".join(how.wants).replace("state", "state (a snapshot, NAME@STEP)")
-            raise UserError(f"{where}: from.{role} must be a {said}; {source.name!r} is of kind {source.job.stage.kind}.")
+            raise UserError(
+                f"{where}: from.{role} must be a {said}; {source.name!r} is of kind {source.job.stage.kind}."
+            )
 
 
 def _source(name: str, root: Path, done: dict[str, Job], where: str) -> Source:

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core import ending, sharding
-from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError, located
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
-from trainwright.core.saving import CHECKPOINTS
-from trainwright.core.store import Store
-from trainwright.core.versions import git_commit, versions
 from trainwright.life.jobs import Job, jobs
+from trainwright.life.saving import CHECKPOINTS
 from trainwright.life.stage_run import StageRun
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store
+from trainwright.storage.versions import git_commit, versions
 
 DISCARD_SECONDS = 5.0
 """How long to go on removing what still writes."""

@@ -8,8 +8,8 @@ from typing import Any
 from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.listener import Listener
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job
+from trainwright.storage.store import Store
 
 PICTURES = "pictures"
 """Folder of an artifact with the pictures that its methods showed."""

@@ -1,14 +1,17 @@
 """Token losses with the balance of experts that a model's config asks for, such as Mixtral's
 ``output_router_logits = true`` with ``router_aux_loss_coef``.
 
-The balance b_r of a row r is the model's own ``aux_loss`` of that row alone (of E experts, E times the sum over them of the
-share of tokens that they got and the mean probability that they got it with; see "Switch Transformers", arXiv 2101.03961).
-Each learned token of the row adds coefficient × b_r to its loss, so that the mean loss of a step is the cross-entropy plus
-the coefficient times the mean balance of the rows. Over a row, and not over a micro-batch, since then neither
-``accumulate`` nor the number of ranks changes a result. For one row it is what transformers computes from labels.
+The balance b_r of a row r is the model's own ``aux_loss`` of that row alone (of E experts, E times the sum
+over them of the share of tokens that they got and the mean probability that they got it with; see "Switch
+Transformers", arXiv 2101.03961). Each learned token of the row adds coefficient × b_r to its loss, so that
+the mean loss of a step is the cross-entropy plus the coefficient times the mean balance of the rows. Over a
+row, and not over a micro-batch, since then neither
+``accumulate`` nor the number of ranks changes a result. For one row it is what
+transformers computes from labels.
 
 It costs one forward pass a row instead of one a micro-batch, and is not compiled.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -47,14 +50,18 @@ def balanced_losses(model: nn.Module, batch: Batch, places: Tensor | None, weigh
         UserError: a batch with a ``prefix``, of which the balance knows nothing.
     """
     if "prefix" in batch:
-        raise UserError(f"the balance of experts that the config of this {type(model).__name__} asks for cannot be computed "
-                        "where a prefix is seen by all: set output_router_logits = false.")
+        raise UserError(
+            f"the balance of experts that the config of this {type(model).__name__} asks for cannot be "
+            f"computed "
+            "where a prefix is seen by all: set output_router_logits = false."
+        )
     targets = batch["targets"]
     learned = targets != UNTRAINED
     behind = torch.arange(2, targets.shape[1] + 2, device=targets.device)
     ends = (learned * behind).amax(1).clamp(min=1, max=targets.shape[1]).tolist()
     losses, added = [], []
-    for r, end in enumerate(ends):                         # a row ends with its last target: behind it is padding
+    # a row ends with its last target: behind it is padding
+    for r, end in enumerate(ends):
         given = {"input_ids": batch["input_ids"][r:r + 1, :end]}
         if places is not None:
             given["position_ids"] = places[r:r + 1, :end]
@@ -68,7 +75,9 @@ def _row(model: Any, given: dict[str, Tensor], targets: Tensor, plain_head: bool
     """Cross-entropies of a row's targets, and the model's own ``aux_loss``."""
     if not plain_head:
         out = model.forward(use_cache=False, **given)
-        return F.cross_entropy(out.logits[0].float(), targets, ignore_index=UNTRAINED, reduction="none"), out.aux_loss
+        return F.cross_entropy(
+            out.logits[0].float(), targets, ignore_index=UNTRAINED, reduction="none"
+        ), out.aux_loss
     read: list[Tensor] = []
     hook = model.get_decoder().register_forward_hook(lambda module, _, said: read.append(said[0]))
     few = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}

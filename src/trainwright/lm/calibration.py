@@ -44,7 +44,9 @@ def block_inputs(model: nn.Module, ctx: Context, method: str) -> list[Call]:
     first, places = model.get_submodule(names[0]), families.takes_positions(model)
     begin = families.first_position(model.config) if families.is_pretrained(model) else 0
     for batch in ctx.batches():
-        seen = {"input_ids": batch["input_ids"]} | ({"position_ids": batch["position_ids"] + begin} if places else {})
+        seen = {"input_ids": batch["input_ids"]} | (
+            {"position_ids": batch["position_ids"] + begin} if places else {}
+        )
         hook = first.register_forward_pre_hook(reached, with_kwargs=True)
         try:
             model(**seen, use_cache=False)
@@ -57,7 +59,8 @@ def block_inputs(model: nn.Module, ctx: Context, method: str) -> list[Call]:
 
 def through_blocks(model: nn.Module, calls: list[Call], look: Callable[[nn.Module, Tensor], None],
                    layers: dict[str, nn.Module]) -> Iterator[list[str]]:
-    """Go through the model block by block; yields the names of the layers of each block once they have been seen.
+    """Go through the model block by block; yields the names of the layers of each block
+    once they have been seen.
 
     What the caller does to those layers before it asks for the next block is what the next block sees.
 

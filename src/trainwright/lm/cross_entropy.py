@@ -2,12 +2,14 @@
 
 With hidden states h [N, H], head W [V, H] and b [V], targets t [N]:
     z = h W' + b,   loss = logsumexp(z) - z[t],   d loss / d z = softmax(z) - onehot(t).
-All passes walk over tiles of z that fit into a cache. Where the head is trained, the backward pass computes them again from h
-and W, and what is kept between the passes is h, W, b, t and one number a position. Where it is frozen, the forward pass already
-finds d loss / dh = softmax(z) W - W[t], as attention does with W for keys and values, and keeps that alone: two products instead
-of three, and each tile is made once. Products are taken in the autocast dtype, the rest in float32. On a CPU this is also the
-quick way: a tile is read while it is still in the cache.
+All passes walk over tiles of z that fit into a cache. Where the head is trained, the backward pass computes
+them again from h and W, and what is kept between the passes is h, W, b, t and one number a position. Where
+it is frozen, the forward pass already finds d loss / dh = softmax(z) W - W[t], as attention does with W for
+keys and values, and keeps that alone: two products instead of three, and each tile is made once. Products
+are taken in the autocast dtype, the rest in float32. On a CPU this is also the quick way: a tile is read
+while it is still in the cache.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -19,33 +21,55 @@ import torch
 from torch import Tensor
 
 CPU_TILE, GPU_TILE = 1024, 4096
-"""Positions, and words, of a tile: 4 MiB of float32 for a core's cache, 64 MiB for a GPU that wants large products."""
+"""Positions, and words, of a tile: 4 MiB of float32 for a core's cache, 64 MiB for a GPU that
+wants large products."""
 LEAST = torch.finfo(torch.float32).min
 """Taken for the largest logit of a tile whose words are all impossible (-inf)."""
 
 
-def tiled_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool = False) -> Tensor:
-    """Losses [N], float32, of hidden states [N, H]; ``targets`` [N] are words, never -100. Differentiable once."""
+def tiled_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, compiled: bool = False
+) -> Tensor:
+    """Losses [N], float32, of hidden states [N, H]; ``targets`` [N] are words, never
+    -100. Differentiable once."""
     kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.promote_types(hidden.dtype, weight.dtype)
+    dtype = (
+        torch.get_autocast_dtype(kind)
+        if torch.is_autocast_enabled(kind)
+        else torch.promote_types(hidden.dtype, weight.dtype)
+    )
     frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
     way = _Frozen if frozen and hidden.requires_grad and torch.is_grad_enabled() else _Tiled
     return way.apply(hidden, weight, bias, targets, dtype, compiled)
 
 
 class _Frozen(torch.autograd.Function):
-    """A gradient of h alone, found in the forward pass: sums over words are kept relative to the largest logit so far."""
+    """A gradient of h alone, found in the forward pass: sums over words are kept relative to the
+    largest logit so far."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype,
-                compiled: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        compiled: bool,
+    ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = _cast(hidden, weight, bias, dtype)
             top = torch.full_like(targets, LEAST, dtype=torch.float32)
-            norm, right, slope = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(hidden, dtype=torch.float32)
+            norm, right, slope = (
+                torch.zeros_like(top),
+                torch.zeros_like(top),
+                torch.zeros_like(hidden, dtype=torch.float32),
+            )
             part = _kernels(compiled).part
             for rows, words in _tiles(h, w):
-                p, top[rows], shrink, total, hit = part(_logits(h, w, b, rows, words), top[rows], targets[rows] - words.start)
+                p, top[rows], shrink, total, hit = part(
+                    _logits(h, w, b, rows, words), top[rows], targets[rows] - words.start
+                )
                 norm[rows] = norm[rows] * shrink + total
                 right[rows] += hit
                 _add_product(slope[rows].mul_(shrink[:, None]), p, w[words])
@@ -61,10 +85,16 @@ class _Frozen(torch.autograd.Function):
 
 
 class _Tiled(torch.autograd.Function):
-
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, dtype: torch.dtype,
-                compiled: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        dtype: torch.dtype,
+        compiled: bool,
+    ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             h, w, b = _cast(hidden, weight, bias, dtype)
             score = _kernels(compiled).score
@@ -91,23 +121,34 @@ class _Tiled(torch.autograd.Function):
             h, w, b = _cast(hidden, weight, bias, ctx.dtype)
             slope = _kernels(ctx.compiled).slope
             for rows, words in _tiles(h, w):
-                g = slope(_logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start)
+                g = slope(
+                    _logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start
+                )
                 if grad_h is not None:
                     _add_product(grad_h[rows], g, w[words])
                 if grad_w is not None:
                     _add_product(grad_w[words], g.T, h[rows])
                 if grad_b is not None:
                     grad_b[words] += g.sum(0, dtype=torch.float32)
-        return (None if grad_h is None else grad_h.to(hidden.dtype), None if grad_w is None else grad_w.to(weight.dtype),
-                None if grad_b is None else grad_b.to(bias.dtype), None, None, None)
+        return (
+            None if grad_h is None else grad_h.to(hidden.dtype),
+            None if grad_w is None else grad_w.to(weight.dtype),
+            None if grad_b is None else grad_b.to(bias.dtype),
+            None,
+            None,
+            None,
+        )
 
 
-def _cast(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def _cast(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
 def _tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of positions and words; the words' loop is the outer one, so that a part of the head stays in the cache."""
+    """Slices of positions and words; the words' loop is the outer one, so that a part of the
+    head stays in the cache."""
     size = CPU_TILE if h.device.type == "cpu" else GPU_TILE
     for word, row in product(range(0, len(w), size), range(0, len(h), size)):
         yield slice(row, min(row + size, len(h))), slice(word, min(word + size, len(w)))
@@ -139,8 +180,8 @@ def _hit(z: Tensor, place: Tensor) -> Tensor:
 
 
 def _part(z: Tensor, top: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Of a tile: exp(z - the largest logit so far) in its dtype, that largest, the factor for sums that were relative to the one
-    before (``top``), their sum, and what ``_hit`` finds. In place, too."""
+    """Of a tile: exp(z - the largest logit so far) in its dtype, that largest, the factor for sums that were
+    relative to the one before (``top``), their sum, and what ``_hit`` finds. In place, too."""
     kind, z = z.dtype, z.float()
     hit, new = _hit(z, place), torch.maximum(top, z.amax(1))
     p = z.sub_(new[:, None]).exp_()

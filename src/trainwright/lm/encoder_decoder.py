@@ -1,9 +1,11 @@
 """The same batches for models of an encoder and a decoder (T5, BART): each document is read in two parts.
 
-The encoder reads a document up to and with the first position that has a target (its input, of denoised text; the first token,
-of plain text), in both directions; the decoder begins with its start token there, and reads the rest. So a target is seen
-neither by the encoder nor by the decoder before its turn, and documents of a row, each a row of its own here, are apart.
+The encoder reads a document up to and with the first position that has a target (its input, of denoised text;
+the first token, of plain text), in both directions; the decoder begins with its start token there, and reads
+the rest. So a target is seen neither by the encoder nor by the decoder before its turn, and documents of a
+row, each a row of its own here, are apart.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -16,7 +18,8 @@ from trainwright.core.method import UNTRAINED, Batch
 
 
 class Halves(NamedTuple):
-    """Documents as an encoder and a decoder read them: [documents, longest]; ``place`` of each target in the flat batch."""
+    """Documents as an encoder and a decoder read them: [documents, longest]; ``place`` of each
+    target in the flat batch."""
 
     read: Tensor
     there: Tensor
@@ -34,12 +37,14 @@ def has_encoder(model: nn.Module) -> bool:
 def halves(batch: Batch, start: int) -> Halves:
     """The documents of a batch that have a target. ``start``: the decoder's first token."""
     ids, targets = batch["input_ids"].flatten(), batch["targets"].flatten()
-    number = (batch["position_ids"].flatten() == 0).cumsum(0) - 1                      # rows begin with a document
+    # rows begin with a document
+    number = (batch["position_ids"].flatten() == 0).cumsum(0) - 1
     at, trained = torch.arange(len(ids), device=ids.device), targets != UNTRAINED
     many = int(number[-1]) + 1
     first = at.new_full((many,), len(ids)).scatter_reduce(0, number[trained], at[trained], "amin")
     last = at.new_full((many,), -1).scatter_reduce(0, number[trained], at[trained], "amax")
-    row = (last >= 0).cumsum(0) - 1                                                     # documents without a target go
+    # documents without a target go
+    row = (last >= 0).cumsum(0) - 1
     before, behind = at <= first[number], (at >= first[number]) & (at <= last[number])
     before &= last[number] >= 0
     begin = at.new_full((many,), len(ids)).scatter_reduce(0, number, at, "amin")
@@ -52,8 +57,13 @@ def halves(batch: Batch, start: int) -> Halves:
         return out
 
     given = torch.where(at == first[number], start, ids)
-    return Halves(laid(before, begin, ids, 0), laid(before, begin, torch.ones_like(ids), 0), laid(behind, first, given, 0),
-                  laid(behind, first, targets, UNTRAINED), laid(behind, first, at, -1))
+    return Halves(
+        laid(before, begin, ids, 0),
+        laid(before, begin, torch.ones_like(ids), 0),
+        laid(behind, first, given, 0),
+        laid(behind, first, targets, UNTRAINED),
+        laid(behind, first, at, -1),
+    )
 
 
 def encoded_losses(model: nn.Module, batch: Batch) -> Tensor:
@@ -61,8 +71,12 @@ def encoded_losses(model: nn.Module, batch: Batch) -> Tensor:
     losses = torch.zeros(batch["targets"].numel(), device=batch["targets"].device)
     part = halves(batch, start_token(model))
     if len(part.read):
-        logits = model(input_ids=part.read, attention_mask=part.there, decoder_input_ids=part.begun, use_cache=False).logits
-        found = F.cross_entropy(logits.float().flatten(0, 1), part.wanted.flatten(), ignore_index=UNTRAINED, reduction="none")
+        logits = model(
+            input_ids=part.read, attention_mask=part.there, decoder_input_ids=part.begun, use_cache=False
+        ).logits
+        found = F.cross_entropy(
+            logits.float().flatten(0, 1), part.wanted.flatten(), ignore_index=UNTRAINED, reduction="none"
+        )
         there = part.place.flatten() >= 0
         losses = losses.index_copy(0, part.place.flatten()[there], found[there])
     return losses.view_as(batch["targets"])

@@ -124,8 +124,10 @@ def numbers(tokens: Tensor, scores: Tensor) -> Tensor:
         UserError: they are no numbers, from which nothing could be drawn.
     """
     if bool(scores.isnan().any()):
-        raise UserError("the model gives no numbers (NaN) as scores of the next token: its weights are damaged, or it "
-                        "diverged when it was trained.")
+        raise UserError(
+            "the model gives no numbers (NaN) as scores of the next token: its weights are damaged, or it "
+            "diverged when it was trained."
+        )
     return scores
 
 
@@ -139,8 +141,8 @@ def check_temperature(temperature: float) -> None:
 
 
 def usual(model: Any) -> list[Processor]:
-    """How a model samples where nobody says otherwise: by ``top_k``, ``top_p`` and ``min_p`` of its generation
-    config, and where that has no ``top_k``, among the 50 likeliest tokens, as in transformers."""
+    """How a model samples where nobody says otherwise: by ``top_k``, ``top_p`` and ``min_p`` of its
+    generation config, and where that has no ``top_k``, among the 50 likeliest tokens, as in transformers."""
     from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
     told = model.generation_config
     top_k = USUAL_TOP_K if told.top_k is None else told.top_k
@@ -188,7 +190,9 @@ def generate(folder: Path, prompt: str, tokens: int, temperature: float, chat: b
         raise UserError(f"{folder} has no tokenizer.")
     if not writes(model):
         raise UserError(f"{folder}: a {type(model).__name__} does not write text.")
-    ids = encoded(model, tokenizer, prompt, chat, f"{folder}: its tokenizer has no chat template; leave out --chat.")
+    ids = encoded(
+        model, tokenizer, prompt, chat, f"{folder}: its tokenizer has no chat template; leave out --chat."
+    )
     if not ids:
         raise UserError("the prompt is empty and the tokenizer puts nothing in front of it.")
     ctx = Context(seed=seed, tokenizer=tokenizer, decode=decode)

@@ -65,8 +65,8 @@ def _scored(model: nn.Module, batch: Batch, ctx: Context) -> tuple[Tensor, Tenso
 
 
 def positions(model: nn.Module, batch: Batch) -> Tensor | None:
-    """The position of each token in its document as the model counts (RoBERTa from behind its padding token on), or
-    None where it takes none."""
+    """The position of each token in its document as the model counts (RoBERTa from behind its padding token
+    on), or None where it takes none."""
     way = way_of(model)
     return batch["position_ids"] + way.first if way.takes_places else None
 
@@ -79,7 +79,9 @@ def most_positions(model: nn.Module) -> int | None:
 def logged_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
     """``token_losses``, with ``train_loss/DOMAIN`` logged, which is the cross-entropy alone."""
     counts = tokens_by_domain(batch)
-    losses, balance = (token_losses(model, batch, ctx), None) if has_encoder(model) else _scored(model, batch, ctx)
+    losses, balance = (
+        (token_losses(model, batch, ctx), None) if has_encoder(model) else _scored(model, batch, ctx)
+    )
     note_domains(losses, batch, counts, ctx)
     return losses if balance is None else losses + balance
 
@@ -201,8 +203,10 @@ def _look(model: nn.Module, head: nn.Module | None) -> Way:
     logits for none.
     """
     first = families.first_position(model.config) if families.is_pretrained(model) else 0
-    if type(head) is not nn.Linear:                         # an adapter on it may be zero now and not later
-        return Way(False, takes_positions(model), weakref.ref(head) if head is not None else lambda: None, first)
+    if type(head) is not nn.Linear:  # an adapter on it may be zero now and not later
+        return Way(
+            False, takes_positions(model), weakref.ref(head) if head is not None else lambda: None, first
+        )
     body, seen = model.get_decoder(), {}
 
     def at_body(module: nn.Module, given: Any, out: Any) -> None:

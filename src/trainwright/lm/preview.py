@@ -12,7 +12,8 @@ MOST, RUN = 600, 200
 
 
 def preview(batch: Batch, tokenizer: Any) -> str:
-    """The first row that trains anything, decoded: what is trained stands between ⟦ ⟧, documents are parted by │."""
+    """The first row that trains anything, decoded: what is trained stands between ⟦ ⟧,
+    documents are parted by │."""
     trained = (batch["targets"] != UNTRAINED).any(1).nonzero()
     if not len(trained):
         return "(no token of this batch is trained)"
@@ -27,7 +28,8 @@ def preview(batch: Batch, tokenizer: Any) -> str:
 
 
 def _document(tokens: list[int], targets: list[int], start: int, tokenizer: Any) -> str:
-    """A document's tokens, and the target of its last position if it has one: nothing else reads that token."""
+    """A document's tokens, and the target of its last position if it has one: nothing
+    else reads that token."""
     learned = [False] + [t != UNTRAINED for t in targets[start : start + len(tokens)]]
     if learned[-1]:
         tokens = [*tokens, targets[start + len(tokens) - 1]]

@@ -1,8 +1,11 @@
-"""From documents to rows of predictions, without state: row i of epoch e is the same whenever and wherever it is asked for.
+"""From documents to rows of predictions, without state: row i of epoch e is the same whenever and
+wherever it is asked for.
 
-A document of n tokens makes n - 1 predictions: position t reads token t and is to say token t + 1. Rows are cut from
-predictions, not from tokens, so that no target is lost where a row ends and no position is spent on a last token.
+A document of n tokens makes n - 1 predictions: position t reads token t and is to say token t + 1.
+Rows are cut from predictions, not from tokens, so that no target is lost where a row ends and no
+position is spent on a last token.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -45,8 +48,8 @@ class Cut:
 def fill(corpus: Corpus, rows: Sequence[tuple[int, Sequence[Piece]]], length: int) -> Batch:
     """A batch of rows, each the index of its domain and its pieces; what is left of a row is padding.
 
-    Padding has document -1 and no target, and goes on with the positions of the document before it: one document and its
-    padding then need no mask.
+    Padding has document -1 and no target, and goes on with the positions of the document before it: one
+    document and its padding then need no mask.
     """
     shape = len(rows), length
     ids, targets = np.zeros(shape, dtype=np.int64), np.full(shape, UNTRAINED)
@@ -62,8 +65,14 @@ def fill(corpus: Corpus, rows: Sequence[tuple[int, Sequence[Piece]]], length: in
             places[r, at:] = np.arange(length - at)
             at = end
     domain = np.repeat(np.array([d for d, _ in rows], dtype=np.int64)[:, None], length, 1)
-    arrays = {"input_ids": ids, "targets": targets, "position_ids": places, "domain": domain, "document": document,
-              "address": address}
+    arrays = {
+        "input_ids": ids,
+        "targets": targets,
+        "position_ids": places,
+        "domain": domain,
+        "document": document,
+        "address": address,
+    }
     return {n: torch.from_numpy(a) for n, a in arrays.items()} | {"domains": corpus.domains}
 
 
@@ -84,10 +93,13 @@ class Rows:
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def natural(self, number: int) -> str:
-        """The domain of a row where nothing is mixed: in each epoch, every domain has all of its rows, in a random order."""
+        """The domain of a row where nothing is mixed: in each epoch, every domain has all of its
+        rows, in a random order."""
         epoch, i = divmod(number, self.total)
         if self._order[0] != epoch:
-            shuffled = torch.randperm(self.total, generator=Context(seed=self.seed).rng(f"pack/{epoch}", at=0)).numpy()
+            shuffled = torch.randperm(
+                self.total, generator=Context(seed=self.seed).rng(f"pack/{epoch}", at=0)
+            ).numpy()
             self._order = epoch, np.searchsorted(self.counts.cumsum(), shuffled, side="right")
         return list(self.domains)[self._order[1][i]]
 
@@ -102,7 +114,9 @@ class Domain:
 
     def __init__(self, corpus: Corpus, name: str, found: Documents, cut: Cut, seed: int) -> None:
         mine = found.domain == corpus.domains.index(name)
-        shard, offset, size, trained = (a[mine] for a in (found.shard, found.offset, found.length - 1, found.trained))
+        shard, offset, size, trained = (
+            a[mine] for a in (found.shard, found.offset, found.length - 1, found.trained)
+        )
         kept = trained > 0
         self.untrained = int((~kept).sum())
         """Documents that teach nothing: a single token, or a conversation in which nobody is learned from."""
@@ -116,8 +130,10 @@ class Domain:
                 self.lost += int(not kept[i])
             size = np.minimum(size, cut.length)
         if not kept.any():
-            raise UserError(f"pack: none of the {len(kept)} documents of the domain {name!r} has a trained token "
-                            f"in its first {cut.length} tokens.")
+            raise UserError(
+                f"pack: none of the {len(kept)} documents of the domain {name!r} has a trained token "
+                f"in its first {cut.length} tokens."
+            )
         self.shard, self.offset, self.size = shard[kept], offset[kept], size[kept]
         self.settings, self.seed, self.name = cut, seed, name
         self._bins = best_fit(np.sort(self.size)[::-1], cut.length) if cut.whole and not cut.alone else None
@@ -141,7 +157,8 @@ class Domain:
             return _separate(self.size, order, length, g)
         if self._bins is None:
             return _stream(self.size[order], order, length)
-        order = order[np.argsort(-self.size[order], kind="stable")]          # equal sizes change places, bins stay as full
+        # equal sizes change places, bins stay as full
+        order = order[np.argsort(-self.size[order], kind="stable")]
         row = torch.randperm(int(self._bins.max()) + 1, generator=g).numpy()[self._bins]
         by_row = np.argsort(row, kind="stable")
         return _layout(row[by_row], order[by_row], np.zeros_like(order), self.size[order[by_row]])
@@ -165,7 +182,9 @@ def _stream(size: np.ndarray, order: np.ndarray, length: int) -> _Layout:
     ends = size.cumsum()
     edges = np.union1d(ends - size, np.arange(0, ends[-1], length))
     which = np.searchsorted(ends, edges, side="right")
-    return _layout(edges // length, order[which], edges - (ends - size)[which], np.diff(edges, append=ends[-1]))
+    return _layout(
+        edges // length, order[which], edges - (ends - size)[which], np.diff(edges, append=ends[-1])
+    )
 
 
 def _separate(size: np.ndarray, order: np.ndarray, length: int, g: torch.Generator) -> _Layout:
@@ -179,9 +198,11 @@ def _separate(size: np.ndarray, order: np.ndarray, length: int, g: torch.Generat
 
 
 def best_fit(sizes: np.ndarray, length: int) -> np.ndarray:
-    """The bin of each size (in falling order, none above ``length``): the fullest one with room, else a new one.
+    """The bin of each size (in falling order, none above ``length``): the fullest one
+    with room, else a new one.
 
-    The bins with the same room are a stack, and a bit of ``rooms`` says which stacks are not empty: a size costs one shift.
+    The bins with the same room are a stack, and a bit of ``rooms`` says which stacks are not
+    empty: a size costs one shift.
     """
     bins, stacks, rooms, made = np.empty(len(sizes), dtype=np.int64), [[] for _ in range(length + 1)], 0, 0
     for i, size in enumerate(sizes.tolist()):

@@ -1,10 +1,11 @@
 """Documents through a language model: the loss of each, or the mean of its hidden states.
 
-Documents are read in blocks, and what came out of a block is kept in the store's cache under a hash of the model and of its
-documents: an interrupted stage goes on with the next block, and another stage that has the same read need not. Within a block,
-pieces of about one length share a batch, so that little is padding; padding stands behind a document, where a causal model does
-not see it.
+Documents are read in blocks, and what came out of a block is kept in the store's cache under a hash of the
+model and of its documents: an interrupted stage goes on with the next block, and another stage that has the
+same read need not. Within a block, pieces of about one length share a batch, so that little is padding;
+padding stands behind a document, where a causal model does not see it.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -27,10 +28,10 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.files import SUMMED, room, sweep, vouch, vouched
 from trainwright.core.method import UNTRAINED
-from trainwright.core.store import key_of, stamp
 from trainwright.corpus.chat import Chat
 from trainwright.corpus.tokens import Document, Encoder
 from trainwright.lm.losses import body_states, evaluating, most_positions, padded, positions, token_losses
+from trainwright.storage.store import key_of, stamp
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -59,32 +60,48 @@ class Reader:
     key: str
 
     @classmethod
-    def of(cls, folder: Path, ctx: Context, method: str, length: int = 512, batch_tokens: int = 8192) -> Reader:
+    def of(
+        cls, folder: Path, ctx: Context, method: str, length: int = 512, batch_tokens: int = 8192
+    ) -> Reader:
         """The model in ``folder``.
 
         Args:
-            length: tokens that it sees at once; fewer where it has fewer positions. A longer document is read in parts.
+            length: tokens that it sees at once; fewer where it has fewer positions. A longer document is read
+                in parts.
 
         Raises:
             UserError: a checkpoint without a tokenizer.
         """
         tokenizer = families.load_tokenizer(folder, method)
         if tokenizer is None:
-            raise UserError(f"{method}: the model in {folder} has no tokenizer, so that it cannot read documents.")
+            raise UserError(
+                f"{method}: the model in {folder} has no tokenizer, so that it cannot read documents."
+            )
         model = families.load(folder, method).to(ctx.device).eval().requires_grad_(False)
-        talk = Chat(tokenizer, None) if tokenizer.chat_template and "generation" in tokenizer.chat_template else None
+        talk = (
+            Chat(tokenizer, None)
+            if tokenizer.chat_template and "generation" in tokenizer.chat_template
+            else None
+        )
         seen = min(length, most_positions(model) or length)
         return cls(model, Encoder(tokenizer, talk), seen, batch_tokens, ctx, key_of(stamp(folder), seen))
 
     def encode(self, block: Sequence[Document]) -> list[Piece]:
-        """Pieces of at most ``length`` tokens, the shortest first; a document of one token and less has none."""
+        """Pieces of at most ``length`` tokens, the shortest first; a document of one
+        token and less has none."""
         plain = [d if self.encoder.chat else d._replace(messages=None) for d in block]
         pieces = []
         for number, (ids, mask, _) in enumerate(self.encoder.encode(plain)):
             tokens = ids.astype(np.int64)
             targets = tokens if mask is None else np.where(mask, tokens, UNTRAINED)
-            pieces += [Piece(number, tokens[at:at + self.length][:len(tokens) - 1 - at], targets[at + 1:at + 1 + self.length])
-                       for at in range(0, len(tokens) - 1, self.length)]
+            pieces += [
+                Piece(
+                    number,
+                    tokens[at : at + self.length][: len(tokens) - 1 - at],
+                    targets[at + 1 : at + 1 + self.length],
+                )
+                for at in range(0, len(tokens) - 1, self.length)
+            ]
         return sorted(pieces, key=lambda p: len(p.ids))
 
     def batches(self, pieces: Sequence[Piece]) -> Iterator[tuple[NDArray[np.int64], dict[str, Any]]]:
@@ -100,7 +117,8 @@ class Reader:
 
 
 def losses(documents: DataFrame, reader: Reader) -> pa.Table:
-    """``id``, ``loss`` (mean nats a token, null where there is none to predict) and ``tokens`` (predicted) of each document.
+    """``id``, ``loss`` (mean nats a token, null where there is none to predict) and ``tokens``
+    (predicted) of each document.
 
     In a conversation only what the assistant says is predicted, where the model's chat template marks it.
     """
@@ -108,7 +126,8 @@ def losses(documents: DataFrame, reader: Reader) -> pa.Table:
 
 
 def embeddings(documents: DataFrame, reader: Reader) -> pa.Table:
-    """``id`` and ``embedding`` (float32, the mean over a document's tokens of the last hidden states; zeros for an empty one)."""
+    """``id`` and ``embedding`` (float32, the mean over a document's tokens of the last hidden states;
+    zeros for an empty one)."""
     return read_blocks(documents, reader, "embeddings", partial(_embeddings, reader))
 
 
@@ -119,8 +138,12 @@ def _losses(reader: Reader, block: Sequence[Document]) -> dict[str, Any]:
             found = token_losses(reader.model, batch, reader.ctx).double().sum(1).cpu().numpy()
         np.add.at(nats, numbers, found)
         np.add.at(tokens, numbers, (batch["targets"] != UNTRAINED).sum(1).cpu().numpy())
-    return {"loss": pa.array(np.divide(nats, tokens, where=tokens > 0, out=np.zeros_like(nats)), mask=tokens == 0),
-            "tokens": tokens}
+    return {
+        "loss": pa.array(
+            np.divide(nats, tokens, where=tokens > 0, out=np.zeros_like(nats)), mask=tokens == 0
+        ),
+        "tokens": tokens,
+    }
 
 
 def _embeddings(reader: Reader, block: Sequence[Document]) -> dict[str, Any]:
@@ -135,14 +158,17 @@ def _embeddings(reader: Reader, block: Sequence[Document]) -> dict[str, Any]:
         sums.index_add_(0, torch.from_numpy(numbers), found)
         tokens.index_add_(0, torch.from_numpy(numbers), inside.sum((1, 2)).double().cpu())
     width = reader.model.config.get_text_config().hidden_size if sums is None else sums.shape[1]  # type: ignore[operator, union-attr]
-    mean = torch.zeros(len(block), width) if sums is None else (sums / tokens.clamp(min=1).unsqueeze(1)).float()
+    mean = (
+        torch.zeros(len(block), width) if sums is None else (sums / tokens.clamp(min=1).unsqueeze(1)).float()
+    )
     flat = pa.array(mean.numpy().ravel(), pa.float32())
     return {"embedding": pa.FixedSizeListArray.from_arrays(flat, width).cast(pa.list_(pa.float32()))}
 
 
 def read_blocks(documents: DataFrame, reader: Reader, name: str,
                 work: Callable[[Sequence[Document]], dict[str, Any]]) -> pa.Table:
-    """What ``work`` makes of each block of documents, with their ids; from the cache where it was made before."""
+    """What ``work`` makes of each block of documents, with their ids; from the cache
+    where it was made before."""
     kept = reader.ctx.cache or reader.ctx.folder
     assert kept is not None
     kept.mkdir(parents=True, exist_ok=True)

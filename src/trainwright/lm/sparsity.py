@@ -18,7 +18,9 @@ def check(sparsity: float, pattern: str) -> None:
     if pattern:
         n, m = numbers(pattern)
         if not 0 < n < m:
-            raise ValueError(f"pattern = {pattern!r} must keep some weights of a group and not all, such as \"2:4\".")
+            raise ValueError(
+                f"pattern = {pattern!r} must keep some weights of a group and not all, such as \"2:4\"."
+            )
 
 
 def numbers(pattern: str) -> tuple[int, int]:
@@ -44,7 +46,9 @@ def keep(scores: Tensor, sparsity: float, pattern: str, rows: bool) -> Tensor:
     if pattern:
         n, m = numbers(pattern)
         if scores.shape[1] % m:
-            raise UserError(f"pattern = {pattern!r} takes groups of {m} inputs, and a layer has {scores.shape[1]}.")
+            raise UserError(
+                f"pattern = {pattern!r} takes groups of {m} inputs, and a layer has {scores.shape[1]}."
+            )
         groups = scores.view(len(scores), -1, m)
         best = groups.topk(n, dim=-1).indices
         return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).view_as(scores)
@@ -54,7 +58,8 @@ def keep(scores: Tensor, sparsity: float, pattern: str, rows: bool) -> Tensor:
 
 
 def prune(model: nn.Module, name: str, layer: nn.Module, kept: Tensor) -> None:
-    """Remove the weights of a linear layer that are not ``kept`` ([out, in]), now and in all that is made of the model."""
+    """Remove the weights of a linear layer that are not ``kept`` ([out, in]), now and in all that
+    is made of the model."""
     transposed = as_linear_weight(layer) is not layer.weight
     masks.keep(model, f"{name}.weight", (kept.T if transposed else kept).contiguous())
 

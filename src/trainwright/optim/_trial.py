@@ -20,8 +20,8 @@ def trial(name: str, make: Make) -> None:
     """Check that a run with this optimizer can resume exactly.
 
     Raises:
-        ValueError: it needs the loss again or another backward pass, keeps what cannot be saved, or would
-        not resume exactly.
+        ValueError: it needs the loss again or another backward pass, keeps what cannot be saved, or would not
+            resume exactly.
     """
     try:
         closure = inspect.signature(type(make([_weights()])).step).parameters.get("closure")

@@ -10,12 +10,12 @@ from typing import Any
 from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.planning.plan import StagePlan, examine
 from trainwright.planning.probe import Probe, Probes
 from trainwright.stages._training import stage_of
 from trainwright.stages.train import TrainStage
+from trainwright.storage.store import Store
 
 Changes = dict[str, Any]
 MOST_PARTS = 2**16

@@ -12,11 +12,11 @@ from trainwright.core.context import Context
 from trainwright.core.errors import located
 from trainwright.core.method import Method
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.planning.probe import Probes
 from trainwright.stages._memory import floor, refuse
 from trainwright.stages._training import stage_of
+from trainwright.storage.store import Store
 
 LARGEST = 6e8
 """Parameters up to which a plan makes the model and probes it."""

@@ -26,11 +26,11 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Method, Objective, Surgery, Tensors, Update, Weigh
 from trainwright.core.recipe import Recipe
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, jobs
 from trainwright.planning.synthetic import Synthetic
 from trainwright.planning.worker import Died, Worker
 from trainwright.stages._training import assemble, parameter_counts, stage_of, state_bytes
+from trainwright.storage.store import Store
 
 FIRST = 512
 """Tokens of the first and smallest micro-batch, about."""

@@ -1,10 +1,13 @@
 """Finished runs as rows of numbers, for a law to be fitted on: from a file, or from the manifests of a store.
 
-A row has ``parameters`` (entries of the matrices, without embeddings and head), ``tokens``, ``batch_tokens``, ``lr`` (the peak),
-``loss`` (at the end, on held-out documents), and whatever else a law asks for. Rows from a store also have ``run``, ``stage``,
-``optimizer``, ``data`` (the corpus' hash), every number of a method's settings as ``METHOD.SETTING`` and every number of the
-evaluation by its name (``loss/code``).
+A row has ``parameters`` (entries of the matrices, without embeddings and head), ``tokens``,
+``batch_tokens``, ``lr`` (the peak),
+``loss`` (at the end, on held-out documents), and whatever else a law asks for. Rows from a store also
+have ``run``, ``stage``,
+``optimizer``, ``data`` (the corpus' hash), every number of a method's settings as ``METHOD.SETTING`` and
+every number of the evaluation by its name (``loss/code``).
 """
+
 from __future__ import annotations
 
 import csv
@@ -20,12 +23,12 @@ import numpy as np
 
 from trainwright import families
 from trainwright.core import registry
-from trainwright.core.artifact import Artifact
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import expected
 from trainwright.core.method import Fit, Optimizer, ScalingLaw
-from trainwright.core.store import Store
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store
 
 Row = dict[str, Any]
 
@@ -34,15 +37,23 @@ def fitted(law: ScalingLaw, rows: Sequence[Row], ctx: Context, where: str) -> Fi
     """The law fitted on rows that have been looked at.
 
     Raises:
-        UserError: a row without a column that the law needs, or with one that is no positive number; rows that do not suffice.
+        UserError: a row without a column that the law needs, or with one that is no positive number; rows
+            that do not suffice.
     """
     for number, row in enumerate(rows, 1):
         at = f"{where}: row {number}" + (f" ({row['run']})" if "run" in row else "")
         for name in law.columns:
             if name not in row:
-                raise UserError(f"{at} has no {name!r}{suggest(name, row)}; {law.name} needs {', '.join(law.columns)}.")
+                raise UserError(
+                    f"{at} has no {name!r}{suggest(name, row)}; {law.name} needs {', '.join(law.columns)}."
+                )
             value = row[name]
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+            good = (
+                isinstance(value, (int, float))
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+                and value > 0
+            )
             if not good:
                 raise UserError(f"{at}: {name} must be a positive number, not {value!r}.")
     if not rows:
@@ -51,9 +62,14 @@ def fitted(law: ScalingLaw, rows: Sequence[Row], ctx: Context, where: str) -> Fi
 
 
 def intervals(fit: Fit) -> dict[str, tuple[float, float]]:
-    """Where 95 % of the draws have each of the law's constants: its settings that are numbers and differ between draws."""
+    """Where 95 % of the draws have each of the law's constants: its settings that are numbers and
+    differ between draws."""
     names = [f.name for f in dataclasses.fields(fit.law)]
-    return {n: _most([getattr(one, n) for one in fit.draws]) for n in names if _vary([getattr(one, n) for one in fit.draws])}
+    return {
+        n: _most([getattr(one, n) for one in fit.draws])
+        for n in names
+        if _vary([getattr(one, n) for one in fit.draws])
+    }
 
 
 def predicted(fit: Fit, known: dict[str, float]) -> dict[str, tuple[Any, tuple[float, float] | None]]:
@@ -78,7 +94,7 @@ def _most(values: list[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# ---- files --------------------------------------------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------------------------------
 
 
 def from_file(file: Path) -> list[Row]:
@@ -91,7 +107,9 @@ def from_file(file: Path) -> list[Row]:
     if not file.is_file():
         raise UserError(f"there is no file {file}.")
     if file.suffix not in readers:
-        raise UserError(f"{file}: rows come as {', '.join(readers)}, not as {file.suffix or 'a file without an ending'}.")
+        raise UserError(
+            f"{file}: rows come as {', '.join(readers)}, not as {file.suffix or 'a file without an ending'}."
+        )
     try:
         return readers[file.suffix](file)
     except UnicodeDecodeError:
@@ -108,7 +126,9 @@ def _jsonl(file: Path) -> list[Row]:
         except json.JSONDecodeError as error:
             raise UserError(f"{file}, line {number}: no JSON: {error.msg}.") from None
         if not isinstance(row, dict):
-            raise UserError(f"{file}, line {number}: a row is a table such as {{\"tokens\": 1e9}}, not {row!r}.")
+            raise UserError(
+                f"{file}, line {number}: a row is a table such as {{\"tokens\": 1e9}}, not {row!r}."
+            )
         rows.append({k: v for k, v in row.items() if v is not None})
     return rows
 
@@ -135,33 +155,24 @@ def _parquet(file: Path) -> list[Row]:
     return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
-# ---- a store ------------------------------------------------------------------------------------------------------------
+# ---- a store -----------------------------------------------------------------------------------------------
 
 
-def from_store(store: Store, scratch: bool, stage: str | None = None, loss: str | None = None) -> tuple[list[Row], list[str]]:
+def from_store(
+    store: Store, scratch: bool, stage: str | None = None, loss: str | None = None
+) -> tuple[list[Row], list[str]]:
     """A row for each finished training stage, and notes on what was left out.
 
     Args:
         scratch: only stages that made their model from scratch.
         stage: only stages of this name.
-        loss: number of the evaluation to take as the loss; default: the mean of ``loss/DOMAIN`` over the domains. Where no stage
-            was evaluated, the end of the training loss, smoothed.
+        loss: number of the evaluation to take as the loss; default: the mean of ``loss/DOMAIN`` over the
+            domains. Where no stage was evaluated, the end of the training loss, smoothed.
 
     Raises:
         UserError: no stage of this name, or none that measured this number.
     """
-    kept = [a for a in store.artifacts() if a.manifest["kind"] == "train"]
-    found = [a for a in kept if "model" in a.manifest["settings"] and "stopped" in a.figures
-             and isinstance(a.figures.get("evaluation"), dict)]
-    odd = len(kept) - len(found)
-    names = {a.manifest["stage"] for a in found}
-    if stage is not None and stage not in names:
-        raise UserError(f"{store.root}: there is no training stage {stage!r}{suggest(stage, names)}.")
-    found = [a for a in found if stage in (None, a.manifest["stage"])]
-    found = [a for a in found if a.manifest["settings"]["model"] is not None or not scratch]
-    whole = [a for a in found if not a.figures["stopped"]]
-    notes = [f"{len(found) - len(whole)} runs were stopped early and are left out"] if len(whole) < len(found) else []
-    notes += [f"{odd} manifests lack what a run leaves and are left out"] if odd else []
+    whole, notes = _finished(store, scratch, stage)
     measured = {n for a in whole for n in a.figures["evaluation"]}
     if loss is not None and loss not in measured:
         raise UserError(f"{store.root}: no stage measured {loss!r}{suggest(loss, measured)}.")
@@ -181,9 +192,31 @@ def from_store(store: Store, scratch: bool, stage: str | None = None, loss: str 
     return rows, notes
 
 
+def _finished(store: Store, scratch: bool, stage: str | None) -> tuple[list[Artifact], list[str]]:
+    """The training stages that ran to their end, and notes on the others."""
+    kept = [a for a in store.artifacts() if a.manifest["kind"] == "train"]
+    found = [a for a in kept if "model" in a.manifest["settings"] and "stopped" in a.figures
+             and isinstance(a.figures.get("evaluation"), dict)]
+    odd = len(kept) - len(found)
+    names = {a.manifest["stage"] for a in found}
+    if stage is not None and stage not in names:
+        raise UserError(f"{store.root}: there is no training stage {stage!r}{suggest(stage, names)}.")
+    found = [a for a in found if stage in (None, a.manifest["stage"])]
+    found = [a for a in found if a.manifest["settings"]["model"] is not None or not scratch]
+    whole = [a for a in found if not a.figures["stopped"]]
+    early = len(found) - len(whole)
+    notes = [f"{early} runs were stopped early and are left out"] if early else []
+    notes += [f"{odd} manifests lack what a run leaves and are left out"] if odd else []
+    return whole, notes
+
+
 def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
     manifest = artifact.manifest
-    settings, figures, evaluation = manifest["settings"], manifest["figures"], manifest["figures"]["evaluation"]
+    settings, figures, evaluation = (
+        manifest["settings"],
+        manifest["figures"],
+        manifest["figures"]["evaluation"],
+    )
     row: Row = {}
     rates = []
     for table in settings["methods"]:
@@ -195,10 +228,18 @@ def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
         return None
     data = manifest["inputs"].get("data", [{}])[0].get("hash", "")
     own: Row = {
-        "run": artifact.path.name, "stage": manifest["stage"], "data": data, "optimizer": rates[0][0], "lr": rates[0][1],
-        "parameters": _body(families.config_file(families.backbone(artifact.path)).read_text(encoding="utf-8")),
-        "tokens": settings["tokens"] or figures["tokens"], "batch_tokens": figures["tokens"] / figures["steps"],
-        "loss": sum(losses) / len(losses) if evaluated else smoothed([r["loss"] for r in artifact.metrics()])}
+        "run": artifact.path.name,
+        "stage": manifest["stage"],
+        "data": data,
+        "optimizer": rates[0][0],
+        "lr": rates[0][1],
+        "parameters": _body(
+            families.config_file(families.backbone(artifact.path)).read_text(encoding="utf-8")
+        ),
+        "tokens": settings["tokens"] or figures["tokens"],
+        "batch_tokens": figures["tokens"] / figures["steps"],
+        "loss": sum(losses) / len(losses) if evaluated else smoothed([r["loss"] for r in artifact.metrics()]),
+    }
     return row | dict(evaluation) | own
 
 
@@ -219,7 +260,8 @@ def _losses(artifact: Artifact, name: str | None) -> list[float]:
 
 
 def smoothed(losses: list[float], share: float = 0.01) -> float:
-    """The last value of a curve behind a Gaussian filter whose width is a share of its steps (at most 100)."""
+    """The last value of a curve behind a Gaussian filter whose width is a share of
+    its steps (at most 100)."""
     from scipy.ndimage import gaussian_filter1d
     width = min(100.0, max(1.0, share * len(losses)))
     return float(gaussian_filter1d(losses, sigma=width)[-1])

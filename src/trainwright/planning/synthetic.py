@@ -21,8 +21,8 @@ def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> Batch:
 
 
 class Synthetic(Data):
-    """Stands in for the data of a corpus that is not made yet: rows of two packed documents, in which the end of
-    each has no next token to learn."""
+    """Stands in for the data of a corpus that is not made yet: rows of two packed documents, in which the end
+    of each has no next token to learn."""
 
     tokens: int
     """Positions in a row."""

@@ -23,8 +23,8 @@ stops one pruning short of ``end`` and keeps one weight fewer than scheduled, it
 density only on average, a weight removed and chosen again in the same step keeps its value, and it clears
 only the momentum of SGD.
 
-Name it before ``clip_gradients`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices are
-multiplied as dense ones, so it saves no time here. Do not use it in a stage of few steps, which leaves no
+Name it before ``clip_gradients`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices
+are multiplied as dense ones, so it saves no time here. Do not use it in a stage of few steps, which leaves no
 time to replace what was pruned.
 
 Errors: settings out of range; ``params`` matches nothing; a stage too short for one pruning, or for

@@ -17,8 +17,8 @@ depends on the seed, the sparsity and the name of the matrix: one mask is one sa
 It lowers the FLOPs that hardware for sparse weights would need, per token and forward pass,
     (1 - sparsity) 24 d^2 layers + 4 seq d layers + 2 d V     (width d, vocabulary of V tokens);
 for GPT-3 XL at 75 % by a factor of 2.5, not 4. On a GPU or CPU masked matrices are multiplied as dense
-ones: time, memory and the FLOPs that a run logs stay the same. Name it before ``clip_gradients`` and the optimizer,
-so that the clipped norm is that of what trains. Embeddings, norms, biases and the head stay dense.
+ones: time, memory and the FLOPs that a run logs stay the same. Name it before ``clip_gradients`` and the
+optimizer, so that the clipped norm is that of what trains. Embeddings, norms, biases and the head stay dense.
 
 Do not use it on a trained model: it removes weights at random.
 

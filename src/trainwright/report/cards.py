@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from trainwright.core import registry
-from trainwright.core.artifact import Artifact
 from trainwright.core.card import Card, Setting, kinds
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import groups_of
 from trainwright.core.source import ROOT
-from trainwright.core.store import Store
 from trainwright.report.numbers import interval
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store
 
 
 def listing(

@@ -14,8 +14,8 @@ from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Fit, ScalingLaw
-from trainwright.core.store import Store
 from trainwright.planning import runs
+from trainwright.storage.store import Store
 
 
 def fit(settings: dict[str, Any], rows: Path | None, store: Path, stage: str | None, loss: str | None,

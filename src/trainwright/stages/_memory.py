@@ -13,9 +13,9 @@ from trainwright.core.claims import name_all
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job
 from trainwright.stages._training import stage_of
+from trainwright.storage.store import Store
 
 SMALL = 0.1
 """Part of the memory there is up to which 32 bytes a parameter need no closer look."""
@@ -25,9 +25,14 @@ def refuse(needed: float, where: str) -> None:
     """Raise a UserError where a stage needs more memory than there is."""
     available = hardware.memory_bytes()
     if needed > available:
-        sizes = f"about {needed / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB are there"
-        raise UserError(f"{where}: {sizes}: raise accumulate, set checkpointing = true, lower batch_tokens, or train fewer "
-                        "parameters (trainwright plan --fit proposes settings).")
+        sizes = (
+            f"about {needed / 2**30:.1f} GiB of memory are needed and {available / 2**30:.1f} GiB are there"
+        )
+        raise UserError(
+            f"{where}: {sizes}: raise accumulate, set checkpointing = true, lower batch_tokens, or train "
+            f"fewer "
+            "parameters (trainwright plan --fit proposes settings)."
+        )
 
 
 def check(job: Job, store: Store) -> None:
@@ -47,10 +52,10 @@ def check(job: Job, store: Store) -> None:
 def floor(job: Job, model: nn.Module, store: Store) -> float:
     """Bytes on this machine (on one GPU of it, where there are any) that the stage needs at the least.
 
-    They are the float32 weights, gradients and what the updates remember, found by letting surgeries and updates act on tensors
-    without data (``model`` is used up), the weights of reference and teacher, and ``kept``. Left out are all other activations,
-    the logits, copies, and the process itself. What cannot act without data counts as nothing. Ranks share all of it but the
-    model that each makes before it is sharded.
+    They are the float32 weights, gradients and what the updates remember, found by letting surgeries and
+    updates act on tensors without data (``model`` is used up), the weights of reference and teacher, and
+    ``kept``. Left out are all other activations, the logits, copies, and the process itself. What cannot act
+    without data counts as nothing. Ranks share all of it but the model that each makes before it is sharded.
     """
     config, whole = families.made_from(model), 4.0 * _count(model)
     asked = [s for role, sources in job.inputs.items() if role not in job.stage.roles for s in sources]
@@ -61,8 +66,10 @@ def floor(job: Job, model: nn.Module, store: Store) -> float:
 
 
 def kept(job: Job, config: object) -> float:
-    """Bytes of the blocks' inputs that a micro-batch keeps for the backward pass, with and without checkpointing: two for each
-    number of a hidden state. 0 where a surgery may freeze blocks, or where the config does not tell how many there are."""
+    """Bytes of the blocks' inputs that a micro-batch keeps for the backward pass, with and without
+    checkpointing: two for each number of a hidden state. 0 where a surgery may freeze blocks, or
+    where the config does not
+    tell how many there are."""
     stage = stage_of(job)
     tokens, (width, depth) = stage.row_tokens(job), families.blocks_of(config)
     if tokens is None or job.of(Surgery):
@@ -89,7 +96,8 @@ def _in_training(job: Job, model: nn.Module) -> float:
         states |= {k: m.init(model, ctx) for k, m in updates}
         with torch.no_grad():
             Chain(updates).step(dict(grads), params, states, ctx)
-    except Exception:                                          # it looked at numbers, which are not there: what is known counts
+    # it looked at numbers, which are not there: what is known counts
+    except Exception:
         pass
     return 4.0 * (_count(model) + sum(g.numel() for g in grads.values())) + _bytes_of(states)
 

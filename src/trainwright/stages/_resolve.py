@@ -1,4 +1,6 @@
-"""What scaling laws fill in where the recipe of a training stage leaves it out. What it says is never overwritten."""
+"""What scaling laws fill in where the recipe of a training stage leaves it out. What it says
+is never overwritten."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,16 +16,16 @@ from trainwright.core.settings import make
 from trainwright.stages.train import TrainStage
 
 if TYPE_CHECKING:
-    from trainwright.core.store import Store
     from trainwright.life.jobs import Job
+    from trainwright.storage.store import Store
 
 BATCH = "batch_tokens"
 """The setting of a stage that a law may suggest; all others belong to methods."""
 
 
 def fill(job: Job, store: Store) -> None:
-    """Let the laws of a training stage fill in what its recipe leaves out; ``job.told`` then says what. Where the recipe names no
-    law, the default one stands in for a model from scratch.
+    """Let the laws of a training stage fill in what its recipe leaves out; ``job.told`` then says what. Where
+    the recipe names no law, the default one stands in for a model from scratch.
 
     Raises:
         UserError: a law that is named and cannot speak of this stage, or two that suggest the same setting.
@@ -40,7 +42,9 @@ def fill(job: Job, store: Store) -> None:
         suggested = law.suggest(known)
         for name in suggested:
             if name in owner:
-                raise UserError(f"{job.where}: {owner[name]} and {law.name} both suggest {name}; keep one of them.")
+                raise UserError(
+                    f"{job.where}: {owner[name]} and {law.name} both suggest {name}; keep one of them."
+                )
             owner[name] = law.name
         done = _Filled(known)
         if named or _knows_the_optimizers(job, suggested):
@@ -65,7 +69,8 @@ def obstacle(law: ScalingLaw, job: Job) -> str:
 
 
 def _stand_in(job: Job) -> list[ScalingLaw]:
-    """The default law, for a model from scratch whose recipe leaves out the size of a step or a learning rate."""
+    """The default law, for a model from scratch whose recipe leaves out the size of a
+    step or a learning rate."""
     use, stage = registry.default_of("ScalingLaw"), job.stage
     assert isinstance(stage, TrainStage)
     rates = [i for i, m in enumerate(job.methods) if isinstance(m, Optimizer)]
@@ -89,7 +94,11 @@ def _known(job: Job, store: Store) -> dict[str, float]:
     if _batch_is_said(stage):
         known[BATCH] = stage.batch_tokens or (stage.batch_size or 0) * row
     for table in stage.methods:
-        known |= {f"{table['use']}.{k}": v for k, v in table.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+        known |= {
+            f"{table['use']}.{k}": v
+            for k, v in table.items()
+            if isinstance(v, (int, float)) and not isinstance(v, bool)
+        }
     return known
 
 
@@ -99,7 +108,11 @@ def _batch_is_said(stage: TrainStage) -> bool:
 
 def _knows_the_optimizers(job: Job, suggested: dict[str, Any]) -> bool:
     """Whether the suggestion is about every optimizer of the stage: a law of one says nothing of another."""
-    return all(f"{use}.lr" in suggested for use, m in zip(job.uses, job.methods, strict=True) if isinstance(m, Optimizer))
+    return all(
+        f"{use}.lr" in suggested
+        for use, m in zip(job.uses, job.methods, strict=True)
+        if isinstance(m, Optimizer)
+    )
 
 
 @dataclass
@@ -112,7 +125,10 @@ class _Filled:
 
     def line(self, law: ScalingLaw) -> str:
         done = f"fills in {', '.join(self.filled)}" if self.filled else "has nothing to fill in"
-        where = f"for {self.known['parameters']:,.0f} parameters without embeddings and {self.known['tokens']:,.0f} tokens"
+        where = (
+            f"for {self.known['parameters']:,.0f} parameters without embeddings and "
+            f"{self.known['tokens']:,.0f} tokens"
+        )
         doubts = law.doubts(self.known)
         return "; ".join([f"{law.name} {done}, {where}", *self.others, *([doubts] if doubts else [])])
 
@@ -130,7 +146,9 @@ def _set(job: Job, name: str, value: Any, done: _Filled) -> None:
     if not mine:
         done.others.append(f"there is no {use} here for its {name} = {value}")
     elif not left_out:
-        done.others.append(f"{name} = {stage.methods[mine[0]][setting]} stays as the recipe says it (the law: {value})")
+        done.others.append(
+            f"{name} = {stage.methods[mine[0]][setting]} stays as the recipe says it (the law: {value})"
+        )
     else:
         done.filled.append(f"{name} = {value}")
     for i in left_out:
@@ -141,7 +159,10 @@ def _set(job: Job, name: str, value: Any, done: _Filled) -> None:
 
 def _set_batch(job: Job, stage: TrainStage, tokens: float, done: _Filled) -> None:
     if _batch_is_said(stage):
-        done.others.append(f"the batch of {done.known[BATCH]:,.0f} tokens stays as the recipe says it (the law: {tokens:,.0f})")
+        done.others.append(
+            f"the batch of {done.known[BATCH]:,.0f} tokens stays as the recipe says it (the law: "
+            f"{tokens:,.0f})"
+        )
     elif stage.tokens is None:
         done.others.append("the batch stays as it is: with steps given, it decides how many tokens there are")
     else:
@@ -152,10 +173,11 @@ def _set_batch(job: Job, stage: TrainStage, tokens: float, done: _Filled) -> Non
 
 
 def whole_batch(tokens: float, row: int, parts: int) -> int:
-    """The tokens of a step as whole rows (of ``row`` tokens) that ``parts`` micro-batches of all ranks share evenly.
+    """The tokens of a step as whole rows (of ``row`` tokens) that ``parts`` micro-batches
+    of all ranks share evenly.
 
-    The number of rows keeps three binary digits, within an eighth of what was asked. From four rows a part on it is then the same
-    for 1, 2, 4 … parts: to accumulate, or to train on more ranks, changes no result.
+    The number of rows keeps three binary digits, within an eighth of what was asked. From four rows a part on
+    it is then the same for 1, 2, 4 … parts: to accumulate, or to train on more ranks, changes no result.
     """
     number = max(1, round(tokens / row))
     digit = 1 << max(0, number.bit_length() - 3)

@@ -1,4 +1,5 @@
-"""What a training stage does around the loop: its model made or loaded, checkpoints, snapshots, resume, export."""
+"""What a training stage does around the loop: model, checkpoints, snapshots, resume, export."""
+
 from __future__ import annotations
 
 import copy
@@ -21,11 +22,11 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError, located
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Decode, Evaluator, Method, Objective, Surgery, Weigh
-from trainwright.core.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
-from trainwright.core.store import Store
 from trainwright.life.jobs import Job, Source
+from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
 from trainwright.life.stage_run import StageRun
 from trainwright.stages.train import SNAPSHOTS, TrainStage
+from trainwright.storage.store import Store
 
 STATE = "state"
 """Folder of a snapshot with the checkpoint of the run."""
@@ -38,16 +39,21 @@ def stage_of(job: Job) -> TrainStage:
 
 
 def train(site: StageRun) -> dict[str, Any]:
-    """Train from the start or from the newest whole checkpoint, and fill ``site.out`` with a Hugging Face checkpoint."""
+    """Train from the start or from the newest whole checkpoint, and fill ``site.out`` with a
+    Hugging Face checkpoint."""
     job, stage = site.job, stage_of(site.job)
     began = time.perf_counter()
     own, damaged = checkpoint.newest(site.work / CHECKPOINTS)
     for bad in damaged:
-        site.listener.say(f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it")
+        site.listener.say(
+            f"{stage.name}: the checkpoint {bad.name} is damaged; going on from the one before it"
+        )
     run = assemble(job, site.store, site.context(), own or _continued(site), same=own is not None)
     if own is None and run.ctx.step >= run.steps:
-        raise UserError(f"{job.where}: the state of step {run.ctx.step} is beyond its {run.steps} steps, which count "
-                        "from the start of the run that it goes on with.")
+        raise UserError(
+            f"{job.where}: the state of step {run.ctx.step} is beyond its {run.steps} steps, which count "
+            "from the start of the run that it goes on with."
+        )
     row = stage.row_tokens(job) or 0
     info = {"steps": run.steps, "tokens": run.steps * run.ctx.batch_rows * row, **parameter_counts(run)}
     site.started(info, resumed=own is not None)
@@ -63,7 +69,9 @@ def train(site: StageRun) -> dict[str, Any]:
         _export_snapshot(site, label)
     if sharding.main():
         (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
-        figures["stored_bytes"] = sum(f.stat().st_size for f in families.weight_files(families.backbone(site.out)))
+        figures["stored_bytes"] = sum(
+            f.stat().st_size for f in families.weight_files(families.backbone(site.out))
+        )
         figures["delta_bytes"] = sum(f.stat().st_size for f in site.out.glob("adapter*/*.safetensors"))
     site.keep(run.ctx)
     return figures
@@ -98,7 +106,9 @@ class Snapshots:
 
     def __init__(self, run: Train, stage: TrainStage, folder: Path) -> None:
         self.run, self.folder = run, folder
-        self.labels = {str(at): round(at * run.steps) if isinstance(at, float) else at for at in stage.snapshots}
+        self.labels = {
+            str(at): round(at * run.steps) if isinstance(at, float) else at for at in stage.snapshots
+        }
         for label, step in self.labels.items():
             if not 1 <= step <= run.steps:
                 raise UserError(f"snapshots: {label} is step {step}, and the stage has {run.steps}.")
@@ -124,19 +134,34 @@ def _continued(site: StageRun) -> Path | None:
         return None
     before = stage_of(site.job).continued(site.job)
     assert before is not None
-    if [m for m in before.methods if isinstance(m, Surgery)] != [m for m in site.job.methods if isinstance(m, Surgery)]:
-        raise UserError(f"{site.job.where}: a run that goes on with {site.job.inputs['state'][0].name} has the same surgeries as "
-                        f"{before.stage.name!r}: {', '.join(m.name for m in before.of(Surgery)) or 'none'}.")
+    if [m for m in before.methods if isinstance(m, Surgery)] != [
+        m for m in site.job.methods if isinstance(m, Surgery)
+    ]:
+        raise UserError(
+            f"{site.job.where}: a run that goes on with {site.job.inputs['state'][0].name} has the same "
+            f"surgeries as {before.stage.name!r}: {', '.join(m.name for m in before.of(Surgery)) or 'none'}."
+        )
     if not checkpoint.whole(folder / STATE):
-        raise UserError(f"{site.job.where}: the state in {folder} is not whole; remove its artifact and run its stage again.")
+        raise UserError(
+            f"{site.job.where}: the state in {folder} is not whole; remove its artifact and run its stage "
+            f"again."
+        )
     return folder / STATE
 
 
-def assemble(job: Job, store: Store, ctx: Context, saved: Path | None = None, steps: int | None = None, same: bool = True,
-             methods: Callable[[nn.Module], list[Method]] | None = None) -> Train:
+def assemble(
+    job: Job,
+    store: Store,
+    ctx: Context,
+    saved: Path | None = None,
+    steps: int | None = None,
+    same: bool = True,
+    methods: Callable[[nn.Module], list[Method]] | None = None,
+) -> Train:
     """The stage's loop, built; the same for a run and for those that try one.
 
-    What the stage is made from is taken where it is there; a model that is not yet made has fresh weights of its config.
+    What the stage is made from is taken where it is there; a model that is not yet made has
+    fresh weights of its config.
 
     Args:
         ctx: with ``inputs`` as far as they are there.
@@ -168,13 +193,17 @@ def _tokenizer(job: Job, ctx: Context) -> Any:
     found = [families.load_tokenizer(folder, job.where) for folder in folders]
     for name, other in zip(ctx.names.get("data", ())[1:], found[1:], strict=False):
         if other is not None and found[0] is not None and other.get_vocab() != found[0].get_vocab():
-            raise UserError(f"{job.where}: from.data: {ctx.names['data'][0]} and {name} were tokenized by different tokenizers; "
-                            "make both with one (from.tokenizer).")
+            raise UserError(
+                f"{job.where}: from.data: {ctx.names['data'][0]} and {name} were tokenized by different "
+                f"tokenizers; "
+                "make both with one (from.tokenizer)."
+            )
     return found[0] if found else None
 
 
 def start(job: Job, store: Store, ctx: Context) -> nn.Module:
-    """The stage's model before any method acts, with its starting weights, and a tokenizer that is known to be its own."""
+    """The stage's model before any method acts, with its starting weights, and a tokenizer that
+    is known to be its own."""
     stage = stage_of(job)
     source = stage.origin(job)
     if source is None:
@@ -184,19 +213,29 @@ def start(job: Job, store: Store, ctx: Context) -> nn.Module:
         table = stage_of(run).model
         assert table is not None
         known = ctx.tokenizer is not None
-        config = families.from_table(table, ctx.tokenizer, job.where, job.root) if known else stage.start_config(job, store)
+        config = (
+            families.from_table(table, ctx.tokenizer, job.where, job.root)
+            if known
+            else stage.start_config(job, store)
+        )
         model = families.create(config, run.seed, job.where)
         families.stop_at(model, ctx.tokenizer)
         return model.to(ctx.device)
     model = _weights(source, job, store)
     own = families.load_tokenizer(source.path(store, job.where), job.where) if source.ready(store) else None
     if own is not None and ctx.tokenizer is not None and own.get_vocab() != ctx.tokenizer.get_vocab():
-        raise UserError(f"{job.where}: the corpus was tokenized by another tokenizer than the model's own: make the corpus with "
-                        "from = { tokenizer = … } of the model's stage, or tokenizer = the model's path.")
+        raise UserError(
+            f"{job.where}: the corpus was tokenized by another tokenizer than the model's own: make the "
+            f"corpus with "
+            "from = { tokenizer = … } of the model's stage, or tokenizer = the model's path."
+        )
     ctx.tokenizer = ctx.tokenizer or own
     size = families.vocabulary_of(model)
     if ctx.tokenizer is not None and size is not None and len(ctx.tokenizer) > size:
-        raise UserError(f"{job.where}: the vocabulary of {len(ctx.tokenizer)} tokens does not fit the model's {size} embeddings.")
+        raise UserError(
+            f"{job.where}: the vocabulary of {len(ctx.tokenizer)} tokens does not fit the model's {size} "
+            f"embeddings."
+        )
     families.stop_at(model, ctx.tokenizer)
     return model.to(ctx.device)
 
@@ -209,7 +248,8 @@ def _weights(source: Source, job: Job, store: Store) -> nn.Module:
 
 
 def examine(job: Job, store: Store) -> None:
-    """Everything that can be checked of a training stage before it runs, where its model's config is known."""
+    """Everything that can be checked of a training stage before it runs, where its
+    model's config is known."""
     config = stage_of(job).start_config(job, store)
     if config is not None:
         check_model(job, config)
@@ -230,7 +270,8 @@ def check_model(job: Job, config: Any) -> nn.Module:
     with located(job.where):
         families.check_objectives([*job.of(Objective), *job.of(Evaluator)], model)
         check_claims(job.methods, model)
-        if not job.of(Surgery):                            # which decides what is trainable, and may need weights to do so
+        # which decides what is trainable, and may need weights to do so
+        if not job.of(Surgery):
             check_steps(job.methods, [n for n, p in model.named_parameters() if p.requires_grad])
     return model
 
@@ -244,9 +285,18 @@ def state_bytes(run: Train) -> int:
 def _rounded(run: Train) -> list[str]:
     """A line where weights are trained whose type is too coarse for small steps."""
     trained = [p for p in run.params.values() if p.requires_grad]
-    coarse, whole = (sum(p.numel() for p in of) for of in ([p for p in trained if p.dtype == torch.bfloat16], trained))
-    return [f"{coarse:,} of {whole:,} trained parameters are bfloat16, which keeps no change below about a 256th of a weight: "
-            'small steps are lost. Train an adapter (its own weights are float32), or say precision = "bf16"'] if coarse else []
+    coarse, whole = (
+        sum(p.numel() for p in of) for of in ([p for p in trained if p.dtype == torch.bfloat16], trained)
+    )
+    return (
+        [
+            f"{coarse:,} of {whole:,} trained parameters are bfloat16, which keeps no change below about a "
+            f"256th of a weight: "
+            'small steps are lost. Train an adapter (its own weights are float32), or say precision = "bf16"'
+        ]
+        if coarse
+        else []
+    )
 
 
 def parameter_counts(run: Train) -> dict[str, int]:
@@ -256,8 +306,8 @@ def parameter_counts(run: Train) -> dict[str, int]:
 
 
 def _rehearse(run: Train, say: Callable[[str], None]) -> None:
-    """Before the first step: show an example; where steps are compiled, count the FLOPs of a micro-batch that is not.
-    It leaves no trace in the run."""
+    """Before the first step: show an example; where steps are compiled, count the FLOPs of a micro-batch that
+    is not. It leaves no trace in the run."""
     ctx, data = run.ctx, run.of(Data)
     asked = [*data, *run.of(Objective), *run.of(Weigh)]
     kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in asked}, ctx.compile
@@ -277,18 +327,22 @@ def _rehearse(run: Train, say: Callable[[str], None]) -> None:
     ctx.compile = compiled
 
 
-# ---- what is left ---------------------------------------------------------------------------------------------
+# ---- what is left ------------------------------------------------------------------------------------------
 
 
 def _export(run: Train, site: StageRun, out: Path) -> None:
-    """Write the model as a plain checkpoint; adapters are saved beside it and folded in where they can. The live run is over."""
+    """Write the model as a plain checkpoint; adapters are saved beside it and folded in where they can.
+    The live run is over."""
     with run.viewed(), torch.no_grad():
         weights = _whole(run)
         if sharding.main():
             model = run.model if weights is None else _unsharded(run, site, weights)
             for name in families.write(model, run.performed, site.job.seed, out, run.ctx.tokenizer):
-                site.listener.say(f"{site.job.stage.name}: {name} cannot be folded into the weights: the model is backbone/ "
-                                  "and adapter/ together, which only trainwright loads as one")
+                site.listener.say(
+                    f"{site.job.stage.name}: {name} cannot be folded into the weights: the model is "
+                    f"backbone/ "
+                    "and adapter/ together, which only trainwright loads as one"
+                )
     sharding.barrier()
 
 
@@ -324,10 +378,21 @@ def _unsharded(run: Train, site: StageRun, weights: dict[str, Any]) -> nn.Module
 
 def _figures(run: Train, began: float, resumed: bool) -> dict[str, Any]:
     counts, ledger = parameter_counts(run), run.ledger
-    return {"steps": run.ctx.step, "tokens": int(ledger.tokens), "trained_tokens": int(ledger.trained_tokens),
-            "flops": ledger.flops, "seconds": round(ledger.seconds, 3), "peak_memory_bytes": int(ledger.peak_memory),
-            "parameters": counts["parameters"], "trainable_parameters": counts["trainable"], "state_bytes": state_bytes(run),
-            "loss": run.row.get("loss"), "evaluation": run.evaluation, "stopped": run.stopped or None, "precision": run.precision,
-            "compiled": run.ctx.compile, "resumed": resumed, "wall_seconds": round(time.perf_counter() - began, 3)}
-
-
+    return {
+        "steps": run.ctx.step,
+        "tokens": int(ledger.tokens),
+        "trained_tokens": int(ledger.trained_tokens),
+        "flops": ledger.flops,
+        "seconds": round(ledger.seconds, 3),
+        "peak_memory_bytes": int(ledger.peak_memory),
+        "parameters": counts["parameters"],
+        "trainable_parameters": counts["trainable"],
+        "state_bytes": state_bytes(run),
+        "loss": run.row.get("loss"),
+        "evaluation": run.evaluation,
+        "stopped": run.stopped or None,
+        "precision": run.precision,
+        "compiled": run.ctx.compile,
+        "resumed": resumed,
+        "wall_seconds": round(time.perf_counter() - began, 3),
+    }

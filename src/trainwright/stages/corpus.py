@@ -29,21 +29,23 @@ class CorpusStage(Stage):
     doing = "reading and tokenizing"
 
     tokenizer: str | None = None
-    """Whose tokenizer to use: a checkpoint's path, or ``package://NAME`` (an earlier stage's is ``from.tokenizer``); ``none``:
-    documents alone, without tokens; default: that of ``from.data``, or of ``from.model``."""
+    """Whose tokenizer to use: a checkpoint's path, or ``package://NAME`` (an earlier stage's is
+    ``from.tokenizer``); ``none``: documents alone, without tokens; default: that of ``from.data``,
+    or of ``from.model``."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size on the corpus instead."""
     mask_token: bool = False
     """Give that tokenizer a token ``<|mask|>``, which stands for a gap, and one of its own for padding,
     ``<|padding|>``: for models that fill gaps."""
     tune: float | None = None
-    """Share of the documents (by hash of their id) kept for tuning; default: 0.01. Of an earlier corpus (``from.data``) the
-    documents for training are worked on, and those kept back stay what they are."""
+    """Share of the documents (by hash of their id) kept for tuning; default: 0.01. Of an earlier corpus
+    (``from.data``) the documents for training are worked on, and those kept back stay what they are."""
     test: float | None = None
     """Share of the documents kept for evaluation; default: 0.02."""
     chat_template: str | None = None
-    """Template for documents with ``messages``: ``chatml``, ``by_turn`` (the tokenizer's own, the answers found by rendering turn
-    by turn) or a file; default: the tokenizer's own, which must mark what the assistant says."""
+    """Template for documents with ``messages``: ``chatml``, ``by_turn`` (the tokenizer's own, the
+    answers found by rendering turn by turn) or a file; default: the tokenizer's own, which must mark
+    what the assistant says."""
     engine: Literal["native", "ray"] = "native"
     """What runs the table: this machine, or a Ray cluster."""
     seed: Seed | None = None
@@ -54,16 +56,24 @@ class CorpusStage(Stage):
         if sum(given) > 1 or not (any(given) or {"data", "model"} & set(self.inputs)):
             raise UserError(f"{where}: say either vocab_size (train a tokenizer) or tokenizer (use one).")
         if self.vocab_size is not None and self.vocab_size < 258:
-            raise UserError(f"{where}: vocab_size must be at least 258 (256 bytes and two more), not {self.vocab_size}.")
+            raise UserError(
+                f"{where}: vocab_size must be at least 258 (256 bytes and two more), not {self.vocab_size}."
+            )
         if self.mask_token and self.vocab_size is None:
-            raise UserError(f"{where}: mask_token is given to the tokenizer that vocab_size trains; it has no vocab_size.")
+            raise UserError(
+                f"{where}: mask_token is given to the tokenizer that vocab_size trains; it has no vocab_size."
+            )
         if "data" in self.inputs and (self.tune is not None or self.test is not None):
-            raise UserError(f"{where}: tune and test are those of from.data, whose documents kept back stay kept back: "
-                            "leave them out.")
+            raise UserError(
+                f"{where}: tune and test are those of from.data, whose documents kept back stay kept back: "
+                "leave them out."
+            )
         tune, test = self.shares()
         if not (0 <= tune < 1 and 0 <= test < 1 and tune + test < 1):
-            raise UserError(f"{where}: tune and test are shares between 0 and 1 that leave some for training, "
-                            f"not {tune} and {test}.")
+            raise UserError(
+                f"{where}: tune and test are shares between 0 and 1 that leave some for training, "
+                f"not {tune} and {test}."
+            )
         check_seed(self.seed, where)
         if not self.methods and "data" not in self.inputs:
             raise UserError(f"{where}: methods names no source of documents, for example "
@@ -108,7 +118,10 @@ class CorpusStage(Stage):
         from trainwright.core.method import Curate, Decode
         from trainwright.core.recipe import place_of
         from trainwright.corpus import building
-        tokenizer = run.folder("tokenizer") or (None if self.vocab_size else run.folder("data") or run.folder("model"))
+
+        tokenizer = run.folder("tokenizer") or (
+            None if self.vocab_size else run.folder("data") or run.folder("model")
+        )
         if self.tokenizer is not None:
             tokenizer = self._tokenizer_folder(run)
         template = self.template(run.job)
@@ -116,11 +129,20 @@ class CorpusStage(Stage):
             template = str(file.resolve())
         tune, test = self.shares()
         settings = building.CorpusSettings(
-            data=run.folder("data"), tokenizer=str(tokenizer) if tokenizer else None, vocab_size=self.vocab_size,
-            mask_token=self.mask_token, tune=tune, test=test, chat_template=template, engine=self.engine)
+            data=run.folder("data"),
+            tokenizer=str(tokenizer) if tokenizer else None,
+            vocab_size=self.vocab_size,
+            mask_token=self.mask_token,
+            tune=tune,
+            test=test,
+            chat_template=template,
+            engine=self.engine,
+        )
         ctx = run.context()
         ctx.decode = run.job.of(Decode)
-        figures = building.build(run.out, run.job.of(Curate), settings, ctx, run.store.root / "cache", run.listener.say)
+        figures = building.build(
+            run.out, run.job.of(Curate), settings, ctx, run.store.root / "cache", run.listener.say
+        )
         run.keep(ctx)
         return figures
 
@@ -134,5 +156,8 @@ class CorpusStage(Stage):
             return families.unpack(name, run.store.root / "cache", run.job.where)
         folder = place_of(run.job.root, name)
         if not folder.is_dir():
-            raise UserError(f"{run.job.where}: tokenizer = {name!r} is no folder; an earlier stage is named as from.tokenizer.")
+            raise UserError(
+                f"{run.job.where}: tokenizer = {name!r} is no folder; an earlier stage is named as "
+                f"from.tokenizer."
+            )
         return folder

@@ -9,9 +9,9 @@ from trainwright.core.settings import Seed
 from trainwright.core.stage import CORPORA, MODELS, Stage, check_seed
 
 if TYPE_CHECKING:
-    from trainwright.core.store import Store
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
+    from trainwright.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +31,19 @@ class EvaluateStage(Stage):
     new: tuple[str, ...] = ()
     """Domains on which a fall of the loss is gain."""
     precision: Literal["auto", "bf16", "fp32"] = "fp32"
-    """``bf16`` measures under autocast: faster where the hardware is fast at it, which is where ``auto`` takes it. Losses then
-    differ in the third digit, and from machine to machine; ``fp32`` computes in the weights' own type."""
+    """``bf16`` measures under autocast: faster where the hardware is fast at it, which is where
+    ``auto`` takes it. Losses then differ in the third digit, and from machine to machine; ``fp32``
+    computes in the weights' own type."""
     seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
     def check(self, where: str) -> None:
         models = self.inputs.get("models", ())
         if self.baseline is not None and self.baseline not in models:
-            raise UserError(f"{where}: baseline {self.baseline!r} is not one of from.models{suggest(self.baseline, models)}.")
+            raise UserError(
+                f"{where}: baseline {self.baseline!r} is not one of "
+                f"from.models{suggest(self.baseline, models)}."
+            )
         check_seed(self.seed, where)
         if not self.methods:
             raise UserError(f"{where}: methods names no evaluator, for example {{ use = \"held_out\" }}.")
@@ -66,20 +70,35 @@ class EvaluateStage(Stage):
             ctx.tokenizer, ctx.policy = families.load_tokenizer(folder, run.job.where), model
             ctx.decode = run.job.of(Decode)
             found[source.name] = {}
-            with torch.no_grad(), hardware.autocast(ctx.device, hardware.set_precision(model, self.precision)):
+            with (
+                torch.no_grad(),
+                hardware.autocast(ctx.device, hardware.set_precision(model, self.precision)),
+            ):
                 for m in run.job.of(Evaluator):
                     found[source.name] |= m.measure(model, ctx)
             run.keep(ctx, f"{source.name}/")
             run.listener.say(f"{self.name}: measured {source.name}")
         self._check_domains(found, run.job.where)
-        return {"numbers": found, "baseline": self.baseline or next(iter(found)), "old": list(self.old), "new": list(self.new)}
+        return {
+            "numbers": found,
+            "baseline": self.baseline or next(iter(found)),
+            "old": list(self.old),
+            "new": list(self.new),
+        }
 
     def _check_domains(self, numbers: dict[str, dict[str, float]], where: str) -> None:
-        measured = {name.partition("/")[2] for values in numbers.values() for name in values if name.startswith("loss/")}
+        measured = {
+            name.partition("/")[2]
+            for values in numbers.values()
+            for name in values
+            if name.startswith("loss/")
+        }
         for domain in (*self.old, *self.new):
             if measured and domain not in measured:
-                raise UserError(f"{where}: old and new name the domain {domain!r}, which no evaluator measured"
-                                f"{suggest(domain, measured)}.")
+                raise UserError(
+                    f"{where}: old and new name the domain {domain!r}, which no evaluator measured"
+                    f"{suggest(domain, measured)}."
+                )
 
     def numbers(self, figures: dict[str, Any]) -> dict[str, float]:
         return dict(list(figures["numbers"].values())[-1])

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
     from trainwright.core.context import Context
     from trainwright.core.method import Arithmetic
-    from trainwright.core.store import Store
     from trainwright.families import alike
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
+    from trainwright.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class MergeStage(Stage):
     doing = "merging"
 
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """The type of the merged weights, which are computed in float32; default: that of the base, or of the first model. In
-    bfloat16 about a fifth of a small move is lost."""
+    """The type of the merged weights, which are computed in float32; default: that of the base, or of the
+    first model. In bfloat16 about a fifth of a small move is lost."""
     seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
@@ -46,15 +46,25 @@ class MergeStage(Stage):
         from trainwright.families import alike, tensors
         for source in (s for s in job.sources if "corpus" not in (s.job.stage.makes if s.job else "")):
             if source.unfolded(store, job.where):
-                raise UserError(f"{job.where}: {source.name} has a part that cannot be folded into its weights, and only plain "
-                                "checkpoints can be merged.")
+                raise UserError(
+                    f"{job.where}: {source.name} has a part that cannot be folded into its weights, and only "
+                    f"plain "
+                    "checkpoints can be merged."
+                )
         with located(job.where):
             alike.check_alike(self._sides(job, store))
         like = job.source("base") or job.inputs["models"][0]
         if self.dtype is None and like.ready(store) and not like.location.startswith("hf://"):
             coarse = tensors.Reader(like.path(store, job.where), job.where).coarse()
-            job.told += [f"{like.name} is {coarse.lower()}, in which about a fifth of a small move of its weights is lost; "
-                         "dtype = \"float32\" keeps it"] if coarse else []
+            job.told += (
+                [
+                    f"{like.name} is {coarse.lower()}, in which about a fifth of a small move of its weights "
+                    f"is lost; "
+                    "dtype = \"float32\" keeps it"
+                ]
+                if coarse
+                else []
+            )
 
     @staticmethod
     def _sides(job: Job, store: Store) -> list[alike.Side]:
@@ -111,10 +121,16 @@ class MergeStage(Stage):
         return {"models": names, "parameters": writer.parameters, "stored_bytes": size}
 
 
-def combined(name: str, tensors: Sequence[Tensor], base: Tensor | None, methods: Sequence[Arithmetic], ctx: Context,
-             dtype: torch.dtype | None = None) -> Tensor:
-    """What a chain of methods makes of the tensors of one name, in this type, or else in that of the base, or of the
-    first model.
+def combined(
+    name: str,
+    tensors: Sequence[Tensor],
+    base: Tensor | None,
+    methods: Sequence[Arithmetic],
+    ctx: Context,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """What a chain of methods makes of the tensors of one name, in this type, or else in that of the
+    base, or of the first model.
 
     Tensors that are not floating point are the base's, or the first model's.
     """

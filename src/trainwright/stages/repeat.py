@@ -12,8 +12,8 @@ from trainwright.core.stage import Made, Stage, label_of
 
 if TYPE_CHECKING:
     from trainwright.core.recipe import Names
-    from trainwright.core.store import Store
     from trainwright.life.jobs import Job
+    from trainwright.storage.store import Store
 
 PREVIOUS = "previous."
 
@@ -34,8 +34,10 @@ class Until:
 
 @dataclass(frozen=True, kw_only=True)
 class RepeatStage(Stage):
-    """Rounds of a list of stages, ``[[stage.stage]]``. Stage X of round 2 of NAME is ``NAME.2.X``, that of the last round
-    ``NAME.X``; within a round, ``previous.X`` is that of the round before. The seed of a round is one above that of the last."""
+    """Rounds of a list of stages, ``[[stage.stage]]``. Stage X of round 2 of NAME is
+    ``NAME.2.X``, that of the last round
+    ``NAME.X``; within a round, ``previous.X`` is that of the round before. The seed of a round is one
+    above that of the last."""
 
     rounds: int = 2
     """How many rounds at the most."""
@@ -63,13 +65,18 @@ class RepeatStage(Stage):
             raise UserError(f"{where}: a repetition needs stages: write [[stage.stage]].")
         inner = [t.get("name") for t in tables if isinstance(t, dict)]
         given = dict(names.known)
-        for t in tables:                                           # the round before has all of them, later ones too
+        # the round before has all of them, later ones too
+        for t in tables:
             if isinstance(t, dict) and isinstance(t.get("name"), str) and t.get("kind") in stages():
                 given[f"{PREVIOUS}{t['name']}"] = (stages()[t["kind"]].makes,)
         read: list[Stage] = []
         for number, t in enumerate(tables, 1):
-            read.append(read_stage(t, f"{where}, stage {number}", where, Names(read, inner, names.root, given)))
-        for name, given_name in (settings.get("start") or {}).items() if isinstance(settings.get("start"), dict) else ():
+            read.append(
+                read_stage(t, f"{where}, stage {number}", where, Names(read, inner, names.root, given))
+            )
+        for name, given_name in (
+            (settings.get("start") or {}).items() if isinstance(settings.get("start"), dict) else ()
+        ):
             names.check(str(given_name), f"start.{name}", where)
         return settings | {"stage": tuple(read)}
 
@@ -81,22 +88,38 @@ class RepeatStage(Stage):
         mine = [s.name for s in self.stage]
         for stage in self.stage:
             if isinstance(stage, RepeatStage):
-                raise UserError(f"{where}: {stage.name!r}: a repetition within a repetition cannot be run; unroll one of them.")
+                raise UserError(
+                    f"{where}: {stage.name!r}: a repetition within a repetition cannot be run; unroll one of "
+                    f"them."
+                )
         if self.until.stage and not self.until.metric:
-            raise UserError(f"{where}: until names the stage {self.until.stage!r} and no metric: say which of its numbers "
-                            "no longer improves.")
+            raise UserError(
+                f"{where}: until names the stage {self.until.stage!r} and no metric: say which of its "
+                f"numbers "
+                "no longer improves."
+            )
         if self.open_ended and self.until.stage not in mine:
-            raise UserError(f"{where}: until.stage {self.until.stage!r} is no stage of a round{suggest(self.until.stage, mine)}.")
-        for name in {n for s in self.stage for names in s.inputs.values() for n in names if n.startswith(PREVIOUS)}:
+            raise UserError(
+                f"{where}: until.stage {self.until.stage!r} is no stage of a "
+                f"round{suggest(self.until.stage, mine)}."
+            )
+        for name in {
+            n for s in self.stage for names in s.inputs.values() for n in names if n.startswith(PREVIOUS)
+        }:
             asked = label_of(name.removeprefix(PREVIOUS))[0]
             if asked not in self.start:
-                raise UserError(f"{where}: {name!r} has no meaning in the first round: say start = {{ {asked} = \"NAME\" }}.")
+                raise UserError(
+                    f"{where}: {name!r} has no meaning in the first round: say start = "
+                    f"{{ {asked} = \"NAME\" }}."
+                )
 
     def children(self) -> dict[str, tuple[Made, ...]]:
         out: dict[str, tuple[Made, ...]] = {}
         for stage in self.stage:
             for name, made in ({stage.name: (stage.makes,)} | stage.children()).items():
-                out |= {f"{self.name}.{name}": made} | {f"{self.name}.{r}.{name}": made for r in range(1, self.rounds + 1)}
+                out |= {f"{self.name}.{name}": made} | {
+                    f"{self.name}.{r}.{name}": made for r in range(1, self.rounds + 1)
+                }
         return out
 
     def unfold(self, done: dict[str, Job], store: Store, seed: int) -> Iterator[Stage]:

@@ -13,17 +13,22 @@ from trainwright.core.stage import CORPORA, MODEL, TOKENIZER, Made, Role, Stage,
 if TYPE_CHECKING:
     from trainwright.core.context import Context
     from trainwright.core.method import Method
-    from trainwright.core.store import Store
     from trainwright.life.jobs import Job, Source
     from trainwright.life.stage_run import StageRun
+    from trainwright.storage.store import Store
 
 STEP_TOKENS = 8192
 """Tokens of a step where the recipe says nothing."""
 SNAPSHOTS = "snapshots"
 """Folder of an artifact with a folder for each state that was kept on the way, under its label."""
 PLACES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("1 surgery", ("Surgery",)), ("2 control", ("Controller",)), ("3 data", ("Data",)), ("4 objective", ("Objective", "Weigh")),
-    ("5-6 update", ("Update",)), ("7 measure", ("Evaluator", "Decode")))
+    ("1 surgery", ("Surgery",)),
+    ("2 control", ("Controller",)),
+    ("3 data", ("Data",)),
+    ("4 objective", ("Objective", "Weigh")),
+    ("5-6 update", ("Update",)),
+    ("7 measure", ("Evaluator", "Decode")),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,28 +36,42 @@ class TrainStage(Stage):
     """One training loop."""
 
     roles = {"model": MODEL, "data": CORPORA, "tokenizer": TOKENIZER, "state": Role(("state",))}
-    acting = ("Data", "Surgery", "Objective", "Weigh", "Update", "Controller", "Evaluator", "Decode", "ScalingLaw")
+    acting = (
+        "Data",
+        "Surgery",
+        "Objective",
+        "Weigh",
+        "Update",
+        "Controller",
+        "Evaluator",
+        "Decode",
+        "ScalingLaw",
+    )
     idle = ("name", "save_every")
     trains = True
     doing = "getting ready"
 
     model: dict[str, Any] | None = None
-    """A model from scratch: ``type`` and the fields of its transformers config; or ``family``, or a ``factory``."""
+    """A model from scratch: ``type`` and the fields of its transformers config; or
+    ``family``, or a ``factory``."""
     tokens: Large | None = None
-    """How far to train, in tokens; or ``steps``, or ``epochs``. With ``from.state`` it counts from the start of that run."""
+    """How far to train, in tokens; or ``steps``, or ``epochs``. With ``from.state`` it counts from
+    the start of that run."""
     steps: int | None = None
     """How far to train, in steps."""
     epochs: float | None = None
     """How far to train, in passes over the data."""
     batch_tokens: int | None = None
-    """Tokens of one step, over all ranks and micro-batches (if nothing is said: what a scaling law suggests, else 8192)."""
+    """Tokens of one step, over all ranks and micro-batches (if nothing is said: what a scaling law
+    suggests, else 8192)."""
     batch_size: int | None = None
     """Rows of one step, over all ranks and micro-batches, instead of ``batch_tokens``."""
     accumulate: int = 1
     """Micro-batches that a step is cut into on each rank; it never changes the loss."""
     precision: Literal["auto", "bf16", "bf16-true", "fp32"] = "auto"
-    """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it. ``bf16-true``: the weights
-    are bfloat16, half as large, for adapters on a model that is frozen; what an adapter adds stays float32."""
+    """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it.
+    ``bf16-true``: the weights are bfloat16, half as large, for adapters on a model that is frozen; what an
+    adapter adds stays float32."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; ``auto`` where the stage is long enough to earn it back."""
     checkpointing: bool = False
@@ -62,8 +81,10 @@ class TrainStage(Stage):
     save_every: int = 0
     """Steps between checkpoints; 0: about one a minute."""
     snapshots: tuple[Any, ...] = ()
-    """States to keep on the way, in steps (``500``) or shares of the run (``0.5``, ``1.0``): each is ``NAME@500``, which later
-    stages take as ``from.model`` (its weights) or ``from.state`` (the optimizer and the place in the data too)."""
+    """States to keep on the way, in steps (``500``) or shares of the run (``0.5``, ``1.0``):
+    each is ``NAME@500``, which later stages take as ``from.model`` (its weights) or
+    ``from.state`` (the optimizer and the
+    place in the data too)."""
     seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
@@ -83,19 +104,30 @@ class TrainStage(Stage):
                 raise UserError(f"{where}: {key} must not be negative, not {getattr(self, key)}.")
         check_seed(self.seed, where)
         self._check_snapshots(where)
-        starts = [f"from.{role}" for role in ("model", "state") if role in self.inputs] + ["model"] * (self.model is not None)
+        starts = [f"from.{role}" for role in ("model", "state") if role in self.inputs] + ["model"] * (
+            self.model is not None
+        )
         if len(starts) != 1:
-            raise UserError(f"{where}: say one of from.model (go on with a model), from.state (go on with a run) and model (make "
-                            f"one from scratch); it has {' and '.join(starts) or 'none'}.")
-        if self.model is not None and not any(isinstance(self.model.get(k), str) for k in ("type", "factory")):
-            raise UserError(f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}.")
+            raise UserError(
+                f"{where}: say one of from.model (go on with a model), from.state (go on with a run) and "
+                f"model (make "
+                f"one from scratch); it has {' and '.join(starts) or 'none'}."
+            )
+        if self.model is not None and not any(
+            isinstance(self.model.get(k), str) for k in ("type", "factory")
+        ):
+            raise UserError(
+                f"{where}: model needs a type, for example {{ type = \"llama\", hidden_size = 128 }}."
+            )
 
     def _check_snapshots(self, where: str) -> None:
         for at in self.snapshots:
             if not (type(at) is int and at >= 1) and not (type(at) is float and 0 < at <= 1):
-                raise UserError(f"{where}: snapshots are steps (whole numbers from 1 on) or shares of the run "
-                                "(above 0, up to 1.0), "
-                                f"not {at!r}.")
+                raise UserError(
+                    f"{where}: snapshots are steps (whole numbers from 1 on) or shares of the run "
+                    "(above 0, up to 1.0), "
+                    f"not {at!r}."
+                )
         if len(set(map(str, self.snapshots))) < len(self.snapshots):
             raise UserError(f"{where}: snapshots names a state twice.")
 
@@ -105,7 +137,9 @@ class TrainStage(Stage):
     def subfolder(self, label: str, where: str) -> str:
         kept = [str(at) for at in self.snapshots]
         if label not in kept:
-            raise UserError(f"{where}: {self.name!r} keeps no snapshot {label!r}; it keeps {', '.join(kept) or 'none'}.")
+            raise UserError(
+                f"{where}: {self.name!r} keeps no snapshot {label!r}; it keeps {', '.join(kept) or 'none'}."
+            )
         return f"{SNAPSHOTS}/{label}"
 
     # ---- when it becomes a job -------------------------------------------------------------------------
@@ -119,7 +153,9 @@ class TrainStage(Stage):
                 continue
             use = registry.default_of(kind.__name__)
             if kind is Data and "data" not in self.inputs:
-                raise UserError(f"{where}: nothing to train on: name a corpus as from.data, or a data method.")
+                raise UserError(
+                    f"{where}: nothing to train on: name a corpus as from.data, or a data method."
+                )
             if use is not None:
                 out.append(registry.create({"use": use}, Path(), where))
         return out
@@ -147,7 +183,9 @@ class TrainStage(Stage):
         """The config of the model that it starts from, or None while it cannot be known."""
         from trainwright import families
         if self.model is not None:
-            return families.from_table(self.model, None, job.where, job.root, job.vocabulary("data", "tokenizer"))
+            return families.from_table(
+                self.model, None, job.where, job.root, job.vocabulary("data", "tokenizer")
+            )
         if (run := self.continued(job)) is not None:
             return run.stage.start_config(run, store)  # type: ignore[attr-defined]
         return job.inputs["model"][0].config(store, job.where)
@@ -189,9 +227,11 @@ class TrainStage(Stage):
     def unfolded(self, job: Job, store: Store) -> bool:
         from trainwright.core.method import Surgery
         before = self.origin(job)
-        return any(not s.folds for s in job.of(Surgery)) or (before is not None and before.unfolded(store, job.where))
+        return any(not s.folds for s in job.of(Surgery)) or (
+            before is not None and before.unfolded(store, job.where)
+        )
 
-    # ---- sizes -----------------------------------------------------------------------------------------------
+    # ---- sizes ---------------------------------------------------------------------------------------------
 
     @staticmethod
     def row_tokens(job: Job) -> int | None:
@@ -207,21 +247,31 @@ class TrainStage(Stage):
         if self.batch_size is not None:
             rows = self.batch_size
         elif tokens is None:
-            raise UserError(f"{job.where}: its data has no fixed row length: say batch_size (rows a step) instead of "
-                            "batch_tokens.")
+            raise UserError(
+                f"{job.where}: its data has no fixed row length: say batch_size (rows a step) instead of "
+                "batch_tokens."
+            )
         else:
             rows = (self.batch_tokens or max(STEP_TOKENS, tokens)) // tokens
             if not rows:
-                raise UserError(f"{job.where}: batch_tokens = {self.batch_tokens} is less than one row of {tokens} tokens.")
+                raise UserError(
+                    f"{job.where}: batch_tokens = {self.batch_tokens} is less than one row of {tokens} "
+                    f"tokens."
+                )
         parts = sharding.world() * self.accumulate
         if rows % parts:
             ranks = f"{sharding.world()} ranks and " if sharding.world() > 1 else ""
-            raise UserError(f"{job.where}: a step of {rows} rows does not divide over {ranks}{self.accumulate} micro-batches "
-                            f"(accumulate); take a multiple of {parts} rows" + (f" of {tokens} tokens each." if tokens else "."))
+            raise UserError(
+                f"{job.where}: a step of {rows} rows does not divide over {ranks}{self.accumulate} "
+                f"micro-batches "
+                f"(accumulate); take a multiple of {parts} rows"
+                + (f" of {tokens} tokens each." if tokens else ".")
+            )
         return rows
 
     def steps_of(self, job: Job, ctx: Context) -> int:
-        """Optimizer steps of the whole stage; ``ctx`` tells where the data lie and how many rows a step has."""
+        """Optimizer steps of the whole stage; ``ctx`` tells where the data lie and how
+        many rows a step has."""
         from trainwright.core.method import Data
         if self.steps is not None:
             return self.steps
@@ -236,14 +286,21 @@ class TrainStage(Stage):
         assert self.tokens is not None
         steps = self.tokens // (ctx.batch_rows * tokens)
         if not steps:
-            raise UserError(f"{job.where}: tokens = {self.tokens} is less than one step of {ctx.batch_rows * tokens} tokens.")
+            raise UserError(
+                f"{job.where}: tokens = {self.tokens} is less than one step of {ctx.batch_rows * tokens} "
+                f"tokens."
+            )
         return steps
 
-    # ---- running -----------------------------------------------------------------------------------------------
+    # ---- running -------------------------------------------------------------------------------------------
 
     def places(self, job: Job) -> list[tuple[str, list[Method]]]:
         from trainwright.core.method import KINDS
-        acting = [(place, [m for m in job.methods if isinstance(m, tuple(KINDS[k] for k in kinds))]) for place, kinds in PLACES]
+
+        acting = [
+            (place, [m for m in job.methods if isinstance(m, tuple(KINDS[k] for k in kinds))])
+            for place, kinds in PLACES
+        ]
         return [(place, methods) for place, methods in acting if methods]
 
     def run(self, run: StageRun) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""A transformation: one model made of one, without the loop: pruned, quantized, grown, given another vocabulary."""
+"""A transformation: one model made of one, without the loop: pruned, quantized, grown,
+given another vocabulary."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,9 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainwright.core.method import Data
-    from trainwright.core.store import Store
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
+    from trainwright.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,9 @@ class TransformStage(Stage):
     def check(self, where: str) -> None:
         check_seed(self.seed, where)
         if not self.methods:
-            raise UserError(f"{where}: a transformation needs a method, for example {{ use = \"magnitude\" }}.")
+            raise UserError(
+                f"{where}: a transformation needs a method, for example {{ use = \"magnitude\" }}."
+            )
         for key in ("calibration", "batch_size"):
             if not 0 < getattr(self, key) < 2**31:
                 raise UserError(f"{where}: {key} must be a positive number, not {getattr(self, key)}.")
@@ -105,8 +109,10 @@ class TransformStage(Stage):
         peak = ledger.peak_memory()
         counts = _counts(model)
         for name in families.write(model, job.of(Surgery), job.seed, run.out, ctx.tokenizer):
-            run.listener.say(f"{self.name}: {name} cannot be folded into the weights: the model is backbone/ and adapter/ "
-                             "together, which only trainwright loads as one")
+            run.listener.say(
+                f"{self.name}: {name} cannot be folded into the weights: the model is backbone/ and adapter/ "
+                "together, which only trainwright loads as one"
+            )
         run.keep(ctx)
         return counts | {"peak_memory_bytes": int(peak), "stored_bytes": _bytes(run.out)}
 

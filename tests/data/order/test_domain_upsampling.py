@@ -15,10 +15,10 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import Set
 from trainwright.core.recipe import parse, read
 from trainwright.core.settings import make
-from trainwright.core.store import Store
 from trainwright.data.order.domain_upsampling import DomainUpsampling
 from trainwright.life import jobs
 from trainwright.life.run import run
+from trainwright.storage.store import Store
 
 LAST, BASE = {"prose": 1.0, "code": 3.0}, {"prose": 1.0}
 

@@ -15,7 +15,9 @@ def test_it_sets_its_knob_where_it_is_not_set():
     assert list(method.tick(View(0, 9, {}, {}), {})) == [Set("mixture", {"a": 1.0, "b": 2.0})]
     assert list(method.tick(View(1, 9, {}, {"mixture": {"a": 1.0, "b": 2.0}}), {})) == []
     on = method.tick(View(5, 9, {}, {"mixture": {"a": 1.0}}), {})
-    assert list(on) == [Set("mixture", {"a": 1.0, "b": 2.0})], "a run that goes on with a state of another mixture"
+    assert list(on) == [Set("mixture", {"a": 1.0, "b": 2.0})], (
+        "a run that goes on with a state of another mixture"
+    )
     assert method.claims(nn.Module()) == {"knob:mixture"}
 
 

@@ -15,7 +15,9 @@ def moved(step: int, pad: int = 2, rows: int = 64) -> torch.Tensor:
     y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     batch = {"pixel_values": torch.stack([y, x]).expand(rows, -1, -1, -1), "label": torch.arange(rows)}
     out = RandomCrop(pad=pad).next(lambda: batch, {}, Context(seed=3, step=step, batch_rows=rows))
-    assert torch.equal(out["label"], batch["label"]) and out["pixel_values"].shape == batch["pixel_values"].shape
+    assert (
+        torch.equal(out["label"], batch["label"]) and out["pixel_values"].shape == batch["pixel_values"].shape
+    )
     return out["pixel_values"]
 
 

@@ -35,7 +35,9 @@ def by_hand(score: np.ndarray, units: np.ndarray, similarity: float, most: int) 
     return chosen
 
 
-def test_no_two_are_near_and_none_is_passed_over_for_a_worse_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_two_are_near_and_none_is_passed_over_for_a_worse_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against the rule by hand, on 300 points in clusters; blocks make no difference."""
     draw = np.random.default_rng(0)
     points = draw.normal(size=(20, 8)).repeat(15, 0) + 0.15 * draw.normal(size=(300, 8))

@@ -13,7 +13,6 @@ from tests.data.unigrams import checkpoint, context, kept, written
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe, parse, read
-from trainwright.core.store import Store
 from trainwright.corpus import documents
 from trainwright.corpus.selecting import amount, keep
 from trainwright.corpus.tokens import open_corpus
@@ -21,6 +20,7 @@ from trainwright.data.select._panel import panel
 from trainwright.data.select.s2l import S2l, quotas
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
+from trainwright.storage.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,10 @@ def test_the_trajectories_are_those_of_one_run(life: Path, tmp_path: Path) -> No
     mine = context(tmp_path / "t", models=folders)
     mine.seed = 3
     assert set(kept(by_hand.apply(keep(rows, sorted(there)), mine))) == ids
-    for models, sentence in (((*names, "proxy@0.3"), "'proxy' keeps the snapshots proxy@0.25, proxy@0.5"),
-                             ((*names, "corpus"), r"from\.models must be a model; 'corpus' is of kind corpus")):
+    for models, sentence in (
+        ((*names, "proxy@0.3"), "'proxy' keeps the snapshots proxy@0.25, proxy@0.5"),
+        ((*names, "corpus"), r"from\.models must be a model; 'corpus' is of kind corpus"),
+    ):
         with pytest.raises(UserError, match=sentence):
             jobs(proxy(life, *models), store)
 

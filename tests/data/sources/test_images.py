@@ -1,4 +1,6 @@
-"""Pictures from folders: captions beside them, in a table or in their names; none transparent or too large."""
+"""Pictures from folders: captions beside them, in a table or in their names; none
+transparent or too large."""
+
 from __future__ import annotations
 
 import io

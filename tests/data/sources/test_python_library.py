@@ -15,8 +15,11 @@ from trainwright.corpus import documents
 from trainwright.data.sources import _python_sources as sources
 from trainwright.data.sources.python_library import PythonLibrary
 
-LONG = ("This is a sentence of many plain words that says what a thing does. And here is one more of them, so "
-        "that the whole is long enough to be counted as prose by anybody who cares to read it to its end, which some people do.")
+LONG = (
+    "This is a sentence of many plain words that says what a thing does. And here is one more of them, so "
+    "that the whole is long enough to be counted as prose by anybody who cares to read it to its end, which "
+    "some people do."
+)
 SOURCE = f'''"""{LONG} one."""
 import os
 
@@ -113,8 +116,9 @@ def test_packages_take_turns() -> None:
     file = {n: [sources.File(n, f"{n}{i}.py", Path()) for i in range(k)] for n, k in (("a 1", 3), ("b 1", 1))}
     found = [f.release for f in sources.ordered(file)]
     assert found == ["a 1", "b 1", "a 1", "a 1"]
-    assert [f.name for f in sources.ordered(file)] == [f.name
-                                                       for f in sources.ordered({n: fs[::-1] for n, fs in file.items()})]
+    assert [f.name for f in sources.ordered(file)] == [
+        f.name for f in sources.ordered({n: fs[::-1] for n, fs in file.items()})
+    ]
 
 
 def test_requirements_are_those_of_the_distribution(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Training in a random subspace: what P is, the paper's toy problem of known dimension, and the search of d_int90."""
+"""Training in a random subspace: what P is, the paper's toy problem of known dimension, and
+the search of d_int90."""
+
 from __future__ import annotations
 
 import math
@@ -30,7 +32,7 @@ def columns(projection: str, dimension: int, sizes: dict[str, int] = SIZES) -> d
     return {n: torch.stack([m(e) for e in torch.eye(dimension)], 1) for n, m in maps.items()}
 
 
-# ---- P --------------------------------------------------------------------------------------------------------------
+# ---- P -----------------------------------------------------------------------------------------------------
 
 
 @PROJECTIONS
@@ -41,8 +43,13 @@ def test_columns_have_length_one_over_all_parameters_together(projection: str) -
     close = 1e-4 if projection != "fastfood" else 0.15
     assert torch.allclose(whole.norm(dim=0), torch.ones(24), atol=close)
     share = P["weight"].square().sum() / 24
-    expected = {"dense": 1536 / 5542, "fastfood": 1536 / 5542, "sparse": 1536**0.5 / sum(s**0.5 for s in SIZES.values())}
-    assert abs(share - expected[projection]) < 0.05                                # by parameter it would be 1 each
+    expected = {
+        "dense": 1536 / 5542,
+        "fastfood": 1536 / 5542,
+        "sparse": 1536**0.5 / sum(s**0.5 for s in SIZES.values()),
+    }
+    # by parameter it would be 1 each
+    assert abs(share - expected[projection]) < 0.05
     assert abs((whole.T @ whole - torch.eye(24)).fill_diagonal_(0)).max() < 0.1
 
 
@@ -52,7 +59,9 @@ def test_the_gradient_is_the_transpose(projection: str) -> None:
     for name, P in {n: torch.stack([m(e) for e in torch.eye(24)], 1) for n, m in maps.items()}.items():
         theta, grad = torch.randn(24, requires_grad=True), torch.randn(SIZES[name])
         found, = torch.autograd.grad(maps[name](theta), theta, grad)
-        assert torch.allclose(found, P.T @ grad, atol=1e-4) and torch.allclose(maps[name](theta), P @ theta, atol=1e-4)
+        assert torch.allclose(found, P.T @ grad, atol=1e-4) and torch.allclose(
+            maps[name](theta), P @ theta, atol=1e-4
+        )
 
 
 def test_fast_transform_is_the_matrix() -> None:
@@ -84,15 +93,18 @@ def test_sparse_entries_have_the_density_and_both_signs() -> None:
 
 
 def test_no_dense_matrix_that_does_not_fit() -> None:
-    with pytest.raises(UserError, match=r"dense projection would take 37252\.9 GiB: set projection = \"fastfood\""):
+    with pytest.raises(
+        UserError, match=r"dense projection would take 37252\.9 GiB: set projection = \"fastfood\""
+    ):
         KINDS["dense"]({"w": 10**9}, 10**4, lambda n: Context().rng(n), CPU)
 
 
-# ---- the paper's toy problem ------------------------------------------------------------------------------------------
+# ---- the paper's toy problem -------------------------------------------------------------------------------
 
 
 class Toy(nn.Module):
-    """1000 parameters; the first hundred should add up to 1, the second to 2, and so on. Its dimension is 10."""
+    """1000 parameters; the first hundred should add up to 1, the second to 2, and so
+    on. Its dimension is 10."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +146,11 @@ def test_the_search_gives_both_sides_the_same_learning_rates() -> None:
         asked.append((dimension, rate))
         return {None: 0.8, 5: 0.2, 50: 0.71, 100: 0.73}[dimension] + rate
     found = d90(measure, [50, 5, 100], [0.0, 0.01])
-    assert found.dimension == 100 and found.baseline == 0.81 and found.tried == pytest.approx({5: 0.21, 50: 0.72, 100: 0.74})
+    assert (
+        found.dimension == 100
+        and found.baseline == 0.81
+        and found.tried == pytest.approx({5: 0.21, 50: 0.72, 100: 0.74})
+    )
     assert asked == [(d, r) for d in (None, 5, 50, 100) for r in (0.0, 0.01)]
     losses = d90(lambda d, r: {None: -2.0, 5: -3.9, 50: -2.19}[d], [5, 50], [1.0], start=-4.0)
     assert losses.dimension == 50 and losses.threshold == pytest.approx(-2.2)
@@ -143,13 +159,19 @@ def test_the_search_gives_both_sides_the_same_learning_rates() -> None:
         d90(measure, [5], [])
 
 
-# ---- a language model ---------------------------------------------------------------------------------------------------
+# ---- a language model --------------------------------------------------------------------------------------
 
 
 @PROJECTIONS
-@pytest.mark.parametrize(("kind", "given"), [("llama", {}), ("gpt2", {}), ("qwen3", {"tie_word_embeddings": True})])
+@pytest.mark.parametrize(
+    ("kind", "given"), [("llama", {}), ("gpt2", {}), ("qwen3", {"tie_word_embeddings": True})]
+)
 def test_seed_and_d_numbers_are_the_model(kind: str, given: dict, projection: str, tmp_path: Path) -> None:
-    method, model, before = IntrinsicDimension(dimension=30, projection=projection), make(kind, **given), make(kind, **given)
+    method, model, before = (
+        IntrinsicDimension(dimension=30, projection=projection),
+        make(kind, **given),
+        make(kind, **given),
+    )
     start = model(input_ids=IDS).logits
     method.operate(model, Context(seed=5))
     assert torch.equal(model(input_ids=IDS).logits, start)
@@ -169,7 +191,11 @@ def test_seed_and_d_numbers_are_the_model(kind: str, given: dict, projection: st
 
 
 def test_every_parameter_moves_and_a_tied_one_once() -> None:
-    method, model, before = IntrinsicDimension(dimension=30), make("gpt2"), dict(make("gpt2").named_parameters())
+    method, model, before = (
+        IntrinsicDimension(dimension=30),
+        make("gpt2"),
+        dict(make("gpt2").named_parameters()),
+    )
     method.operate(model, Context())
     moved(model, size=1.0)
     table = model.subspace.offset("transformer.wte.weight", before["transformer.wte.weight"].shape).detach()

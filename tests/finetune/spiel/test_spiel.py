@@ -1,4 +1,6 @@
-"""SpIEL: k places a layer for ever, dropped and regrown by both criteria, each entry of its own age, and nothing dense kept."""
+"""SpIEL: k places a layer for ever, dropped and regrown by both criteria, each entry of its own age,
+and nothing dense kept."""
+
 from __future__ import annotations
 
 import copy
@@ -34,7 +36,7 @@ def operated(kind: str, method: Spiel):
     return model
 
 
-# ---- the product ------------------------------------------------------------------------------------------------------
+# ---- the product -------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -48,7 +50,9 @@ def test_gradients_are_the_dense_ones_at_the_places(kind: str) -> None:
     assert list(method.mine(model)) == list(linear_layers(dense, "all-linear"))
     for name, layer in method.mine(model).items():
         other = dense.get_submodule(name)
-        grad = (other.weight.grad if isinstance(other, nn.Linear) else other.weight.grad.T).reshape(-1)[layer.places.long()]
+        grad = (other.weight.grad if isinstance(other, nn.Linear) else other.weight.grad.T).reshape(-1)[
+            layer.places.long()
+        ]
         assert torch.allclose(layer.spiel_deltas.grad, grad, rtol=1e-4, atol=1e-7)
         assert torch.allclose(layer.spiel_candidates.grad / QUIET, grad.flip(0), rtol=1e-4, atol=1e-7)
         assert layer.weight.grad is None
@@ -60,20 +64,22 @@ def test_no_dense_gradient_or_moment_is_kept() -> None:
     trained = sum(len(m.places) for m in run.methods[2].mine(run.model).values())
     assert trained <= 0.05 * sum(p.numel() for p in build().parameters())
     kept = sum(t.numel() for leaves in run.states["spiel.1"]["param"].values() for t in leaves.values())
-    assert kept == 5 * trained                                               # m, v, age; two sums of the candidates
+    # m, v, age; two sums of the candidates
+    assert kept == 5 * trained
     grads = run.gradients([run.pull()])
     assert {n.rpartition(".")[2] for n in grads} == {"spiel_deltas", "spiel_candidates"}
     assert sum(g.numel() for g in grads.values()) == 2 * trained
 
 
-# ---- drop and grow ------------------------------------------------------------------------------------------------------
+# ---- drop and grow -----------------------------------------------------------------------------------------
 
 
 def test_exchange_by_hand() -> None:
     places, deltas = torch.tensor([5, 9, 2, 7]), torch.tensor([0.4, -0.1, 0.2, -0.3])
     candidates, scores = torch.tensor([9, 5, 1, 8]), torch.tensor([3., 9, 2, 1])
     slots, grown = by_gradient(places, deltas, 2, candidates, scores)
-    assert slots.tolist() == [2] and grown.tolist() == [2]     # 9 is dropped and grown: it stays; 5 is active still; 1 takes 2's
+    # 9 is dropped and grown: it stays; 5 is active still; 1 takes 2's
+    assert slots.tolist() == [2] and grown.tolist() == [2]
     slots, new = by_momentum(torch.tensor([0, 5]), torch.tensor([0.1, 0.2]), 1, torch.tensor([[1.], [3]]),
                                     torch.tensor([[5.], [1], [2]]))
     assert slots.tolist() == [0] and new.tolist() == [3]       # of 5 1 2 / 15 3 6 without 0 and 5
@@ -91,14 +97,16 @@ def test_the_number_of_places_never_changes_and_the_first_exchange_is_of_all(gro
         old = {n: set(m.places.tolist()) for n, m in layers.items()}
         run.run(until=step)
         new = {n: set(m.places.tolist()) for n, m in layers.items()}
-        assert all(len(new[n]) == len(before[n]) for n in new)                         # as many, and no place twice
+        # as many, and no place twice
+        assert all(len(new[n]) == len(before[n]) for n in new)
         share[step] = sum(len(new[n] - old[n]) for n in new) / total
     assert {s for s, moved in share.items() if moved} <= {2, 6, 10}
     assert share[2] > 0.8 and 0 < share[6] <= 0.2 * 0.5 and share[10] <= 0.2 * 2 / 12
 
 
 def test_grown_are_the_largest_sums_and_begin_with_the_moments_and_age_of_what_was_seen() -> None:
-    """Against dense gradients taken beside the run: candidates of step 4's first row, summed over steps 5 and 6."""
+    """Against dense gradients taken beside the run: candidates of step 4's first row,
+    summed over steps 5 and 6."""
     method = Spiel(**SHORT, layers="*.0.mlp.up_proj")
     run = train(build(), method, ClipGradients(norm=1e30), steps=12)
     (name, layer), = method.mine(run.model).items()
@@ -127,7 +135,8 @@ def test_grown_are_the_largest_sums_and_begin_with_the_moments_and_age_of_what_w
 
 
 def of_the_whole(run, name: str, rows: int = 8) -> Tensor:
-    """The dense gradient of a layer for the batch of the step to come, flat, from the weights that the sparse model has now."""
+    """The dense gradient of a layer for the batch of the step to come, flat, from the weights that the
+    sparse model has now."""
     method, batch = run.methods[2], run.pull()
     plain = copy.deepcopy(run.model)
     method.fold(plain)
@@ -138,11 +147,12 @@ def of_the_whole(run, name: str, rows: int = 8) -> Tensor:
     return plain.get_submodule(name).weight.grad.reshape(-1)
 
 
-# ---- steps ------------------------------------------------------------------------------------------------------------------
+# ---- steps -------------------------------------------------------------------------------------------------
 
 
 def test_each_entry_has_an_age_of_its_own() -> None:
-    """An entry of age n takes the step that torch's Adam takes after n gradients; neighbours are of another age."""
+    """An entry of age n takes the step that torch's Adam takes after n gradients;
+    neighbours are of another age."""
     draw = torch.Generator().manual_seed(0)
     grads, leaf = torch.randn(6, 3, generator=draw), torch.zeros(3, 3)
     seen, alone = torch.zeros(3), [nn.Parameter(torch.zeros(1)) for _ in range(3)]
@@ -160,12 +170,21 @@ def test_each_entry_has_an_age_of_its_own() -> None:
 
 
 def test_sm3_by_hand() -> None:
-    """2 x 3, places (0, 1) and (1, 1): they share a column, whose largest sum both would have, but not their rows'."""
+    """2 x 3, places (0, 1) and (1, 1): they share a column, whose largest sum both would
+    have, but not their rows'."""
     places, rows, columns = torch.tensor([1, 4]), torch.zeros(2, 1), torch.zeros(3, 1)
     step = sm3(torch.tensor([3., 1]), places, rows, columns, 0.0)
-    assert torch.allclose(step, torch.tensor([1., 1])) and rows[:, 0].tolist() == [9, 1] and columns[:, 0].tolist() == [0, 9, 0]
+    assert (
+        torch.allclose(step, torch.tensor([1.0, 1]))
+        and rows[:, 0].tolist() == [9, 1]
+        and columns[:, 0].tolist() == [0, 9, 0]
+    )
     step = sm3(torch.tensor([4., 2]), places, rows, columns, 0.0)
-    assert torch.allclose(step, torch.tensor([4 / 5, 2 / 5**0.5])) and rows[:, 0].tolist() == [25, 5] and columns[1, 0] == 25
+    assert (
+        torch.allclose(step, torch.tensor([4 / 5, 2 / 5**0.5]))
+        and rows[:, 0].tolist() == [25, 5]
+        and columns[1, 0] == 25
+    )
 
 
 def test_it_learns_and_others_forget_what_was_dropped() -> None:
@@ -205,7 +224,7 @@ def test_compiled_and_checkpointed_it_is_the_same() -> None:
     assert all(set(m.chosen.tolist()) == set(chosen[n].tolist()) for n, m in method.mine(model).items())
 
 
-# ---- export -----------------------------------------------------------------------------------------------------------------
+# ---- export ------------------------------------------------------------------------------------------------
 
 
 @KINDS
@@ -225,8 +244,15 @@ def test_fold_and_delta(kind: str, growth: str, tmp_path: Path) -> None:
         assert int((weight != 0).sum()) <= len(layer.places) < weight.numel()
 
 
-@pytest.mark.parametrize(("given", "words"), [({"density": 0.0}, "density must be"), ({"capture": 1}, "capture at least 2"),
-                                              ({"capture": 5, "every": 5}, "below every"), ({"drop": 1.5}, "drop between")])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"density": 0.0}, "density must be"),
+        ({"capture": 1}, "capture at least 2"),
+        ({"capture": 5, "every": 5}, "below every"),
+        ({"drop": 1.5}, "drop between"),
+    ],
+)
 def test_bad_settings(given: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         settings(Spiel, given, "adapt")

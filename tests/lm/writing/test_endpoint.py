@@ -43,12 +43,15 @@ def completion(content: Any) -> bytes:
 
 
 def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
-    return "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]).encode() + body
+    return (
+        "\r\n".join([f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", *headers, "", ""]).encode() + body
+    )
 
 
 @contextmanager
 def answering(sent: bytes, drip: float = 0.0) -> Iterator[str]:
-    """A server that reads a request and sends these bytes whatever it was, or one byte each ``drip`` seconds."""
+    """A server that reads a request and sends these bytes whatever it was, or one byte
+    each ``drip`` seconds."""
     server, over = socket.create_server(("127.0.0.1", 0)), threading.Event()
 
     def serve(client: socket.socket) -> None:
@@ -126,10 +129,15 @@ def test_what_a_server_may_send(ask: Callable[..., str], sent: bytes, told: str)
 
 
 @pytest.mark.parametrize("sent", [http(completion("a")), b"HTTP/1.1 200 OK\r\nX: " + b"a" * 1000])
-def test_an_answer_has_a_time_as_a_whole(ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+def test_an_answer_has_a_time_as_a_whole(
+    ask: Callable[..., str], monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
     monkeypatch.setattr(endpoint, "TIMEOUT", 0.3)
     monkeypatch.setattr(endpoint, "TRIES", 1)
-    with answering(sent, drip=0.05) as url, pytest.raises(UserError, match=r"no whole answer within 0\.3 seconds"):
+    with (
+        answering(sent, drip=0.05) as url,
+        pytest.raises(UserError, match=r"no whole answer within 0\.3 seconds"),
+    ):
         ask(url)
 
 
@@ -139,24 +147,41 @@ def test_a_host_that_cannot_be(ask: Callable[..., str], host: str) -> None:
         ask(f"http://{host}/v1")
 
 
-@pytest.mark.parametrize(("said", "seconds"), [("3", 3.0), (" 0.5 ", 0.5), ("\u00b2", 0.0), ("nan", 0.0), ("inf", 0.0),
-                                               ("-1", 0.0), ("9" * 400, 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)])
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        ("3", 3.0),
+        (" 0.5 ", 0.5),
+        ("\u00b2", 0.0),
+        ("nan", 0.0),
+        ("inf", 0.0),
+        ("-1", 0.0),
+        ("9" * 400, 0.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+    ],
+)
 def test_how_long_a_server_asks_to_wait(said: str, seconds: float) -> None:
     assert endpoint.asked(said) == seconds
 
 
-@pytest.mark.parametrize(("settings", "told"), [
-    ({"key_variable": "AWS_SECRET_ACCESS_KEY"}, "begins with TRAINWRIGHT_, not 'AWS_SECRET_ACCESS_KEY'"),
-    ({"key_variable": "trainwright_key"}, "begins with TRAINWRIGHT_"),
-    ({"key_variable": "TRAINWRIGHT_KEY", "endpoint": "http://example.org/v1"}, "take https, or an address of this machine"),
-    ({"key_variable": "TRAINWRIGHT_KEY", "endpoint": "http://localhost.example.org/v1"}, "take https"),
-    ({"key_variable": "TRAINWRIGHT_KEY", "endpoint": "http://127.0.0.1.example.org/v1"}, "take https"),
-    ({"endpoint": "https://example.org/v1?key=sesame"}, "without user, password or query"),
-    ({"endpoint": "https://example.org/v1#sesame"}, "without user, password or query"),
-    ({"endpoint": "https://sesame@example.org/v1"}, "without user, password or query"),
-    ({"endpoint": "https://example.org\\@127.0.0.1/v1"}, "without user, password or query"),
-    ({"endpoint": "https://example.org/sesame@v1"}, "without user, password or query"),
-])
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"key_variable": "AWS_SECRET_ACCESS_KEY"}, "begins with TRAINWRIGHT_, not 'AWS_SECRET_ACCESS_KEY'"),
+        ({"key_variable": "trainwright_key"}, "begins with TRAINWRIGHT_"),
+        (
+            {"key_variable": "TRAINWRIGHT_KEY", "endpoint": "http://example.org/v1"},
+            "take https, or an address of this machine",
+        ),
+        ({"key_variable": "TRAINWRIGHT_KEY", "endpoint": "http://localhost.example.org/v1"}, "take https"),
+        ({"key_variable": "TRAINWRIGHT_KEY", "endpoint": "http://127.0.0.1.example.org/v1"}, "take https"),
+        ({"endpoint": "https://example.org/v1?key=sesame"}, "without user, password or query"),
+        ({"endpoint": "https://example.org/v1#sesame"}, "without user, password or query"),
+        ({"endpoint": "https://sesame@example.org/v1"}, "without user, password or query"),
+        ({"endpoint": "https://example.org\\@127.0.0.1/v1"}, "without user, password or query"),
+        ({"endpoint": "https://example.org/sesame@v1"}, "without user, password or query"),
+    ],
+)
 def test_where_no_key_goes(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told) as refused:
         make(Writer, {"endpoint": "https://example.org/v1", "model": "m", **settings}, "asking")

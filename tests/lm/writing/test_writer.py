@@ -61,8 +61,9 @@ def test_a_failure_that_passes_is_not_noticed(tmp_path: Path) -> None:
 def test_a_dead_endpoint_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     with serving(lambda prompt, body: prompt) as stub:
         stub.failing = lambda turn: 200 if turn < 40 else 500
-        with pytest.raises(UserError,
-                           match=r"asking: the endpoint .* in 5 tries \(status 500\)\. 40 answers are written"):
+        with pytest.raises(
+            UserError, match=r"asking: the endpoint .* in 5 tries \(status 500\)\. 40 answers are written"
+        ):
             ask(stub, tmp_path)
         stub.failing, before = lambda turn: 200, len(stub.bodies)
         assert ask(stub, tmp_path) == [f"say {i}" for i in range(70)] and len(stub.bodies) - before == 30
@@ -123,7 +124,9 @@ def test_a_local_answer_depends_on_its_own_request_alone(tmp_path: Path) -> None
     ctx.decode = (MinP(p=1.0),)
     likeliest = [r._replace(temperature=0.0) for r in requests]
     assert written(asking(), ctx, requests) == written(asking(), tiny.curating(tmp_path), likeliest)
-    assert written(asking(), tiny.curating(tmp_path), requests) == list(found[0].values()), "none of it was kept"
+    assert written(asking(), tiny.curating(tmp_path), requests) == list(found[0].values()), (
+        "none of it was kept"
+    )
     with pytest.raises(UserError, match=r"'long' has \d+ tokens, which with max_tokens = 4 .* 64 positions"):
         written(asking(), tiny.curating(tmp_path), [Request("long", "a b c " * 40)])
     with pytest.raises(UserError, match="asking has nobody to write"):

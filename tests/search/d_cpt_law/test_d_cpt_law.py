@@ -19,11 +19,11 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import Fit
 from trainwright.core.recipe import parse
 from trainwright.core.settings import make
-from trainwright.core.store import Store
 from trainwright.life.jobs import jobs
 from trainwright.planning import runs
 from trainwright.search.d_cpt_law._shares import Constants, names
 from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
+from trainwright.storage.store import Store
 
 SETTINGS: dict[str, Any] = {"domain": "code", "general": "prose", "rise": 0.03, "draws": 60}
 DOMAIN = Constants(1.2, 50.0, 0.28, 90.0, 0.35, 0.5, 0.5, 0.45)

@@ -65,7 +65,9 @@ class Decontaminate(Curate):
     """Column for the most places that a document shares with one benchmark, if nothing is dropped."""
     roles: ClassVar[dict[str, Role]] = {"target": CORPUS}
     expected_failures: ClassVar[dict[str, str]] = {
-        "rows_stream_through_it": "what all documents share with each benchmark is known before any is dropped"}
+        "rows_stream_through_it": "what all documents share with each benchmark is known before any is "
+        "dropped"
+    }
     example: ClassVar[dict[str, Any]] = {"ngram": 6, "shortest": 4}
 
     def __post_init__(self) -> None:

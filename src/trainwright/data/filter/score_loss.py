@@ -37,7 +37,9 @@ class ScoreLoss(Curate):
     """Tokens of a forward pass, roughly."""
     roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True)}
     expected_failures: ClassVar[dict[str, str]] = {
-        "rows_stream_through_it": "texts are read sorted by length; what a model made of them is not made again for each look"}
+        "rows_stream_through_it": "texts are read sorted by length; what a model made of them is not made "
+        "again for each look"
+    }
     example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
 
     def __post_init__(self) -> None:

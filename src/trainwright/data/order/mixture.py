@@ -22,7 +22,8 @@ from trainwright.core.method import Command, Controller, Set, State
 
 
 class Mixture(Controller):
-    """Sets the knob ``mixture`` before the first step, of a run that goes on with a state too, and owns it."""
+    """Sets the knob ``mixture`` before the first step, of a run that goes on with a
+    state too, and owns it."""
 
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each domain; domains without one give nothing. None where a law fills them in."""

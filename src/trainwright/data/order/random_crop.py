@@ -1,8 +1,9 @@
 """Random crops: a picture is seen somewhere else each time that it comes by.
 
-Each side of a picture is extended by ``pad`` pixels, which repeat its edge, and a part as large as the picture
-was is cut out anywhere, as in "Deep Residual Learning for Image Recognition" (arXiv 1512.03385). A crop is all
-the augmentation of "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020).
+Each side of a picture is extended by ``pad`` pixels, which repeat its edge, and a part as large as the
+picture was is cut out anywhere, as in "Deep Residual Learning for Image Recognition" (arXiv
+1512.03385). A crop is all the augmentation of "Learning Transferable Visual Models From Natural
+Language Supervision" (arXiv 2103.00020).
 
 It pulls batches with ``pixel_values`` (float [R, channels, height, width]) and changes these alone. Where a
 picture is cut depends on the seed, the step and the row, not on ranks or micro-batches.
@@ -11,6 +12,7 @@ Not for pictures in which the place says something, such as a page of text.
 
 Errors: a batch without pictures; pad that is not positive.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -41,7 +41,16 @@ from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Curate
 from trainwright.core.stage import CORPUS, Role
-from trainwright.corpus.selecting import amount, attach, check_amount, columns, keep, keep_first, scores, settled
+from trainwright.corpus.selecting import (
+    amount,
+    attach,
+    check_amount,
+    columns,
+    keep,
+    keep_first,
+    scores,
+    settled,
+)
 from trainwright.corpus.tokens import Document
 from trainwright.lm.losses import evaluating, token_losses
 from trainwright.lm.scoring import Reader

@@ -117,9 +117,15 @@ def _read(how: Images, root: Path, written: str, keep: Keep | None) -> Iterator[
             continue
         data, size = _picture(file, how)
         domain = how.domain or (place.parts[0] if len(place.parts) > 1 else folder.resolve().name)
-        yield document(id=f"{domain}/{place.as_posix()}", domain=domain,
-                       source=(Path(written) / place).as_posix(), text=caption,
-                       metadata=more | {"width": size[0], "height": size[1]}, columns={"image": data}, keep=keep)
+        yield document(
+            id=f"{domain}/{place.as_posix()}",
+            domain=domain,
+            source=(Path(written) / place).as_posix(),
+            text=caption,
+            metadata=more | {"width": size[0], "height": size[1]},
+            columns={"image": data},
+            keep=keep,
+        )
 
 
 def _told(tables: list[Path]) -> dict[Path, dict[str, Any]]:

@@ -87,10 +87,17 @@ class Entigraph(Curate):
               "their paraphrases")
     roles: ClassVar[dict[str, Role]] = {"model": Role()}
     expected_failures: ClassVar[dict[str, str]] = {
-        "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing twice"}
+        "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing "
+        "twice"
+    }
     example: ClassVar[dict[str, Any]] = {
-        "keep_originals": True, "domains": ["prose"], "piece": 10, "tries": 2, "prompts": {"entities": "{text}"},
-        "writer": {"max_tokens": 2, "at_once": 64}}
+        "keep_originals": True,
+        "domains": ["prose"],
+        "piece": 10,
+        "tries": 2,
+        "prompts": {"entities": "{text}"},
+        "writer": {"max_tokens": 2, "at_once": 64},
+    }
 
     def __post_init__(self) -> None:
         if not self.sizes or min(self.sizes) < 1 or len(set(self.sizes)) < len(self.sizes):

@@ -80,7 +80,9 @@ class Wrap(Curate):
               "questions", scale="the paper's writer has 7 B parameters, not 135 M")
     roles: ClassVar[dict[str, Role]] = {"model": Role()}
     expected_failures: ClassVar[dict[str, str]] = {
-        "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing twice"}
+        "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing "
+        "twice"
+    }
     example: ClassVar[dict[str, Any]] = {
         "styles": ["plain"], "prompts": {"plain": "{text}"}, "piece": 10, "domain": "new",
         "domains": ["prose", "odd"],
@@ -90,8 +92,10 @@ class Wrap(Curate):
         known = PROMPTS | self.prompts
         for style in self.styles:
             if style not in known:
-                raise ValueError(f"styles: there is no style {style!r}{suggest(style, known)}; a new one needs a "
-                                 "prompt in prompts")
+                raise ValueError(
+                    f"styles: there is no style {style!r}{suggest(style, known)}; a new one needs a "
+                    "prompt in prompts"
+                )
         for style, prompt in self.prompts.items():
             if "{text}" not in prompt:
                 raise ValueError(f"the prompt of the style {style!r} has no {{text}}, where the passage goes")

@@ -146,8 +146,7 @@ def d90(
         measure: trains in so many dimensions, or directly (None), at a learning rate, and gives a score;
         larger is better. rates: tried for the baseline and for every dimension alike; the best score counts.
         start: score without training, from which the share is taken: 0 for an accuracy, as in the paper. For
-        a loss give
-            ``measure`` as minus the loss, and minus the untrained loss here.
+            a loss give ``measure`` as minus the loss, and minus the untrained loss here.
     """
     if not dimensions or not rates:
         raise ValueError("d90 needs dimensions and learning rates to try.")

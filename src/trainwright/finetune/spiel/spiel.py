@@ -114,7 +114,11 @@ class Spiel(Surgery, Optimizer):
         count = counts(model, layers, self.density)
         freeze(model)
         for name, layer in layers.items():
-            put(model, name, SpielLinear(layer, self, self.by_gradient, count[name], ctx.rng(f"spiel/{name}", at=0)))
+            put(
+                model,
+                name,
+                SpielLinear(layer, self, self.by_gradient, count[name], ctx.rng(f"spiel/{name}", at=0)),
+            )
 
     def mine(self, model: nn.Module) -> dict[str, SpielLinear]:
         """The layers that this method has put in, by name."""

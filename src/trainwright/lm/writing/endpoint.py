@@ -126,7 +126,9 @@ class Endpoint:
                 reply = self._ask(body)
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, zlib.error, Unusable) as error:
                 why = self._hidden(f"{type(error).__name__}: {error}".rstrip(": "))
-                why = f"no whole answer within {TIMEOUT:g} seconds" if isinstance(error, TimeoutError) else why
+                why = (
+                    f"no whole answer within {TIMEOUT:g} seconds" if isinstance(error, TimeoutError) else why
+                )
             else:
                 if reply.status == 200 and (text := content(reply.body)) is not None:
                     return text
@@ -145,10 +147,15 @@ class Endpoint:
 
     async def _post(self, body: dict[str, Any]) -> Reply:
         import httpx2
-        headers = {"Accept-Encoding": "gzip, deflate"} | ({"Authorization": f"Bearer {self.key}"} if self.key else {})
+
+        headers = {"Accept-Encoding": "gzip, deflate"} | (
+            {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        )
         patience = httpx2.Timeout(TIMEOUT, connect=10.0)
-        async with (httpx2.AsyncClient(timeout=patience, trust_env=not self.here, verify=self.secure) as client,
-                    client.stream("POST", f"{self.url}/chat/completions", json=body, headers=headers) as reply):
+        async with (
+            httpx2.AsyncClient(timeout=patience, trust_env=not self.here, verify=self.secure) as client,
+            client.stream("POST", f"{self.url}/chat/completions", json=body, headers=headers) as reply,
+        ):
             packed = reply.headers.get("content-encoding", "").strip().lower()
             if packed not in PACKED:
                 raise Unusable(f"the answer is packed as {brief(packed)}, which was not asked for")
@@ -195,7 +202,8 @@ class Pace:
 
 
 def content(body: bytes) -> str | None:
-    """The text of a chat completion, or None where it is none. A refusal has no text; parts of text are joined."""
+    """The text of a chat completion, or None where it is none. A refusal has no text;
+    parts of text are joined."""
     try:
         said = json.loads(body)["choices"][0]["message"].get("content")
         if isinstance(said, list):

@@ -8,11 +8,11 @@ from typing import Any
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.store import key_of, stamp
 from trainwright.corpus.chat import own_template
 from trainwright.lm.generation import Prompt, encoded, written
 from trainwright.lm.losses import most_positions
 from trainwright.lm.writing.writer import Request, Stopped, Writer
+from trainwright.storage.store import key_of, stamp
 
 
 class LocalWriter:

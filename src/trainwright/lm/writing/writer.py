@@ -42,8 +42,9 @@ class Writer:
     model: str = ""
     """Name of the model at the endpoint."""
     key_variable: str = ""
-    """Environment variable that holds the endpoint's key; its name begins with ``TRAINWRIGHT_``, so that no recipe
-    can send away another secret. It is sent over https, or to this machine. Without it none is sent."""
+    """Environment variable that holds the endpoint's key; its name begins with ``TRAINWRIGHT_``,
+    so that no recipe can send away another secret. It is sent over https, or to this machine.
+    Without it none is sent."""
     at_once: int = 8
     """Concurrent requests; for a local model, rows of a batch."""
     requests_per_minute: int = 0
@@ -58,15 +59,21 @@ class Writer:
     def __post_init__(self) -> None:
         if self.endpoint and not re.fullmatch(r"https?://[^/@\s?#\\]+(/[^@\s?#\\]*)?", self.endpoint):
             shown = re.sub(r"[?#].*", "", self.endpoint.rpartition("@")[2])
-            raise ValueError("endpoint is an address such as http://127.0.0.1:8000/v1, without user, password "
-                             f"or query in it, not {brief(shown)}")
+            raise ValueError(
+                "endpoint is an address such as http://127.0.0.1:8000/v1, without user, password "
+                f"or query in it, not {brief(shown)}"
+            )
         if self.key_variable and not re.fullmatch(KEYS, self.key_variable):
-            raise ValueError(f"key_variable names a variable that begins with TRAINWRIGHT_, not "
-                             f"{brief(self.key_variable)}: no recipe may send away another secret of yours; put "
-                             "the key into such a variable, as TRAINWRIGHT_KEY")
+            raise ValueError(
+                f"key_variable names a variable that begins with TRAINWRIGHT_, not "
+                f"{brief(self.key_variable)}: no recipe may send away another secret of yours; put "
+                "the key into such a variable, as TRAINWRIGHT_KEY"
+            )
         if self.key_variable and self.endpoint and not _private(self.endpoint):
-            raise ValueError("endpoint would be sent a key that everybody on the way can read: take https, or an "
-                             "address of this machine")
+            raise ValueError(
+                "endpoint would be sent a key that everybody on the way can read: take https, or an "
+                "address of this machine"
+            )
         if bool(self.endpoint) != bool(self.model):
             raise ValueError("endpoint and model go together: where to ask, and for which of its models")
         least = {"at_once": 1, "max_tokens": 1, "requests_per_minute": 0, "top_k": 0, "temperature": 0}
@@ -178,8 +185,10 @@ def _backend(writer: Writer, method: str, ctx: Context) -> Backend:
     if writer.endpoint:
         from trainwright.lm.writing.endpoint import Endpoint
         if ctx.decode:
-            raise UserError(f"{method}: {ctx.decode[0].name} shapes what a local model writes (from.model), and the "
-                            "writer is an endpoint, which samples by itself.")
+            raise UserError(
+                f"{method}: {ctx.decode[0].name} shapes what a local model writes (from.model), and the "
+                "writer is an endpoint, which samples by itself."
+            )
         return Endpoint(writer, method)
     if "model" not in ctx.inputs:
         raise UserError(f"{method} has nobody to write: give the stage a model (from = "

@@ -166,7 +166,7 @@ def parts_of(rows: Sequence[Row], domain: str, general: str, law: str) -> tuple[
 
     Raises:
         UserError: a row without one of the losses or without a mixture of the two; too few sizes, budgets or
-        shares.
+            shares.
     """
     found = []
     for number, row in enumerate(rows, 1):

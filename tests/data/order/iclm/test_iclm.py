@@ -39,7 +39,9 @@ class Embedded(Curate):
             draw = torch.Generator().manual_seed(int(name[2:]))
             made.append((np.eye(TOPICS)[int(name[0])]
                          + 0.1 * torch.randn(TOPICS, generator=draw).numpy()).tolist())
-        made[3] = None if not self.bad else made[3] + [0.0] if self.bad == "length" else [float("nan")] * TOPICS
+        made[3] = (
+            None if not self.bad else made[3] + [0.0] if self.bad == "length" else [float("nan")] * TOPICS
+        )
         told = pa.table({"id": pa.array(sorted(ids), pa.large_string()),
                          "embedding": pa.array(made, pa.list_(pa.float32()))})
         return attach(documents, told)

@@ -200,8 +200,9 @@ def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
         Quad().apply(made_up.table(), ctx)
     with pytest.raises(UserError, match="count = 1,000 is more than the 120 documents"):
         Quad(count=1000).apply(made_up.scored(made_up.table()), replace(ctx, folder=tmp_path / "again"))
-    with pytest.raises(UserError,
-                       match=r"the largest of the 100 clusters has \d documents, and it takes 10 to measure one"):
+    with pytest.raises(
+        UserError, match=r"the largest of the 100 clusters has \d documents, and it takes 10 to measure one"
+    ):
         Quad().apply(made_up.scored(made_up.table()), replace(ctx, folder=tmp_path / "small"))
     with pytest.raises(ValueError, match=r"at most 0\.2"):
         Quad(scored=0.5)

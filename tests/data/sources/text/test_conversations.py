@@ -46,15 +46,27 @@ SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "arr"}]
     {"system": "", "messages": [PIRATE, ASK, SAY]}])
 def test_a_system_prompt_beside_the_turns_is_the_first_message(tmp_path: Path, row: dict[str, Any]) -> None:
     found = one(tmp_path, row)
-    assert json.loads(found["messages"]) == [PIRATE, ASK, SAY] and found["text"] == "you are a pirate\n\nhi\n\narr"
+    assert (
+        json.loads(found["messages"]) == [PIRATE, ASK, SAY]
+        and found["text"] == "you are a pirate\n\nhi\n\narr"
+    )
     assert found["metadata"] == "{}"
 
 
-@pytest.mark.parametrize("row", [
-    {"tools": [TOOL]}, {"tools": json.dumps([TOOL])}, {"tools": [json.dumps(TOOL)]}, {"functions": [TOOL["function"]]}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"tools": [TOOL]},
+        {"tools": json.dumps([TOOL])},
+        {"tools": [json.dumps(TOOL)]},
+        {"functions": [TOOL["function"]]},
+    ],
+)
 def test_tools_beside_the_turns_lie_on_the_first_message(tmp_path: Path, row: dict[str, Any]) -> None:
     assert talk(tmp_path, row | {"messages": [ASK, SAY]}) == [ASK | {"tools": [TOOL]}, SAY]
-    assert talk(tmp_path, row | {"system": PIRATE["content"], "messages": [ASK, SAY]})[0] == PIRATE | {"tools": [TOOL]}
+    assert talk(tmp_path, row | {"system": PIRATE["content"], "messages": [ASK, SAY]})[0] == PIRATE | {
+        "tools": [TOOL]
+    }
     assert talk(tmp_path, {"tools": [], "messages": [ASK, SAY]}) == [ASK, SAY]
 
 
@@ -72,7 +84,11 @@ def test_pairs_take_up_what_stands_beside_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"training": False}, {"loss": 0.0},
                                  {"weight": 1, "train": False}])
 def test_an_answer_that_is_not_to_be_learned_has_weight_0(tmp_path: Path, key: dict[str, Any]) -> None:
-    assert said(tmp_path, SAY | key, SAY | {"weight": 1}, SAY | {"train": None}) == [SAY | {"weight": 0}, SAY, SAY]
+    assert said(tmp_path, SAY | key, SAY | {"weight": 1}, SAY | {"train": None}) == [
+        SAY | {"weight": 0},
+        SAY,
+        SAY,
+    ]
     turns = [{"from": "human", "value": "hi", "weight": 0}, {"from": "gpt", "value": "arr"} | key]
     assert talk(tmp_path, {"conversations": turns}) == [ASK, SAY | {"weight": 0}]
 
@@ -94,7 +110,9 @@ def test_contents_that_are_null_or_parts(tmp_path: Path) -> None:
 def test_calls_of_tools_have_one_form(tmp_path: Path, call: Any) -> None:
     assert said(tmp_path, SAY | {"tool_calls": [call]})[0]["tool_calls"] == [CALL]
     if isinstance(call, dict) and "name" in call:
-        assert said(tmp_path, {"role": "assistant", "content": None, "function_call": call})[0]["tool_calls"] == [CALL]
+        assert said(tmp_path, {"role": "assistant", "content": None, "function_call": call})[0][
+            "tool_calls"
+        ] == [CALL]
 
 
 def test_a_null_argument_is_one_in_json(tmp_path: Path) -> None:
@@ -106,33 +124,66 @@ def test_keys_that_only_other_rows_have_are_no_arguments_in_parquet(tmp_path: Pa
     def asked(name: str, arguments: dict[str, Any]) -> list[dict[str, Any]]:
         calls = [{"type": "function", "function": {"name": name, "arguments": arguments}}]
         return [ASK, {"role": "assistant", "content": None, "tool_calls": calls}]
-    table = [{"messages": asked("weather", {"city": "Paris"})}, {"messages": asked("add", {"a": {"x": 1}, "b": 2})}]
+
+    table = [
+        {"messages": asked("weather", {"city": "Paris"})},
+        {"messages": asked("add", {"a": {"x": 1}, "b": 2})},
+    ]
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "t.parquet")
     found = [json.loads(row["messages"]) for row in rows(tmp_path, paths=["t.parquet"])]
-    assert [f[1]["tool_calls"][0]["function"]["arguments"] for f in found] == [{"city": "Paris"}, {"a": {"x": 1}, "b": 2}]
+    assert [f[1]["tool_calls"][0]["function"]["arguments"] for f in found] == [
+        {"city": "Paris"},
+        {"a": {"x": 1}, "b": 2},
+    ]
     assert found[0][0] == ASK and found[0][1]["content"] == ""
 
 
-@pytest.mark.parametrize(("row", "told"), [
-    ({"system": "a", "messages": [PIRATE, SAY]}, "begins with a system message, and a column beside it"),
-    ({"system": "a", "system_prompt": "b", "messages": [ASK, SAY]}, "two system prompts"),
-    ({"system": 5, "messages": [ASK, SAY]}, "column system beside a conversation is its system prompt, a text, not 5"),
-    ({"tools": "fork", "messages": [ASK, SAY]}, "tools is a list of objects that describe tools.* not 'fork'"),
-    ({"tools": [TOOL], "functions": [{}], "messages": [ASK, SAY]}, "both name tools"),
-    ({"chat_template_kwargs": {"enable_thinking": False}, "messages": [ASK, SAY]}, "chat_template_kwargs changes"),
-    ({"messages": [ASK, SAY | {"tools": [TOOL]}]}, "message 2 has tools, which belong to the first message"),
-    ({"messages": [ASK, SAY | {"weight": 0.5}]}, "weight of a message is 0 or 1.* not 0.5"),
-    ({"messages": [ASK, SAY | {"weight": "0"}]}, "weight of a message is 0 or 1.* not '0'"),
-    ({"messages": [ASK | {"train": True}, SAY]}, "train of a message from 'user' is True, but only what the assistant"),
-    ({"messages": [ASK | {"content": None}, SAY]}, "content of a message must be text, not 'None'"),
-    ({"messages": [ASK, {"role": "assistant", "text": "arr"}]}, "content of a message must be text"),
-    ({"messages": [ASK | {"content": [{"type": "image_url", "image_url": "x"}]}]}, "an image or a sound stands in"),
-    ({"messages": [ASK, SAY | {"tool_calls": [{"function": {"name": "f", "arguments": "{bad"}}]}]},
-     "arguments of the call of 'f' must be an object"),
-    ({"messages": [ASK, SAY | {"tool_calls": [{"function": {"arguments": {}}}]}]}, "a tool call is {type"),
-    ({"messages": [ASK, SAY | {"tool_calls": {"a": 1}}]}, "tool_calls must be a list"),
-    ({"conversations": [{"from": ["a"], "value": "b"}]}, "conversations are from"),
-])
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"system": "a", "messages": [PIRATE, SAY]}, "begins with a system message, and a column beside it"),
+        ({"system": "a", "system_prompt": "b", "messages": [ASK, SAY]}, "two system prompts"),
+        (
+            {"system": 5, "messages": [ASK, SAY]},
+            "column system beside a conversation is its system prompt, a text, not 5",
+        ),
+        (
+            {"tools": "fork", "messages": [ASK, SAY]},
+            "tools is a list of objects that describe tools.* not 'fork'",
+        ),
+        ({"tools": [TOOL], "functions": [{}], "messages": [ASK, SAY]}, "both name tools"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": False}, "messages": [ASK, SAY]},
+            "chat_template_kwargs changes",
+        ),
+        (
+            {"messages": [ASK, SAY | {"tools": [TOOL]}]},
+            "message 2 has tools, which belong to the first message",
+        ),
+        ({"messages": [ASK, SAY | {"weight": 0.5}]}, "weight of a message is 0 or 1.* not 0.5"),
+        ({"messages": [ASK, SAY | {"weight": "0"}]}, "weight of a message is 0 or 1.* not '0'"),
+        (
+            {"messages": [ASK | {"train": True}, SAY]},
+            "train of a message from 'user' is True, but only what the assistant",
+        ),
+        ({"messages": [ASK | {"content": None}, SAY]}, "content of a message must be text, not 'None'"),
+        ({"messages": [ASK, {"role": "assistant", "text": "arr"}]}, "content of a message must be text"),
+        (
+            {"messages": [ASK | {"content": [{"type": "image_url", "image_url": "x"}]}]},
+            "an image or a sound stands in",
+        ),
+        (
+            {"messages": [ASK, SAY | {"tool_calls": [{"function": {"name": "f", "arguments": "{bad"}}]}]},
+            "arguments of the call of 'f' must be an object",
+        ),
+        (
+            {"messages": [ASK, SAY | {"tool_calls": [{"function": {"arguments": {}}}]}]},
+            "a tool call is {type",
+        ),
+        ({"messages": [ASK, SAY | {"tool_calls": {"a": 1}}]}, "tool_calls must be a list"),
+        ({"conversations": [{"from": ["a"], "value": "b"}]}, "conversations are from"),
+    ],
+)
 def test_what_cannot_be_used_is_refused(tmp_path: Path, row: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=rf"^t\.jsonl, row 1: .*{told}"):
         one(tmp_path, row)

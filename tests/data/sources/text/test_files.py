@@ -26,24 +26,51 @@ def damaged() -> bytes:
     return bytes(packed)
 
 
-@pytest.mark.parametrize(("name", "content", "told"), [
-    ("t.jsonl.gz", damaged(), r"cannot read t\.jsonl\.gz, after line [\d,]+ \(.*damaged or cut short, so fetch"),
-    ("t.jsonl.gz", gzip.compress(LINES)[:-400], r"cannot read t\.jsonl\.gz, .*damaged or cut short"),
-    ("t.txt.gz", damaged(), r"cannot read t\.txt\.gz \(.*damaged or cut short"),
-    ("t.jsonl", '{"text": "a"}\n' + DEEP, r"t\.jsonl, line 2: this is no JSON object: values are nested too deeply"),
-    ("t.json", f"[{DEEP}]", r"t\.json is no JSON: values are nested too deeply"),
-    ("t.json", DEEP, r"t\.json, line 1: values are nested too deeply"),
-    ("t.jsonl", '{\n "text": "a"\n}\n', r"t\.jsonl, line 1: .*an object stands on one line, else name the file \.json"),
-    ("t.json", '{"text": "a"}\n{\n"text" "b"}\n', r"t\.json, line 2: this is no JSON object"),
-    ("t.json", '{\n"text": "a"}\n\n{\n"text" "b"}', r"t\.json, line 4: the object that begins here is no JSON"),
-    ("t.json", b'{\n"text": "\xff"}', r"t\.json, line 2: this is not UTF-8"),
-    ("t.jsonl", '{"text": "a", "text": "b"}\n', r"t\.jsonl, line 1: .*the key 'text' stands twice"),
-    ("t.jsonl", '{"text": "a", "n": ' + "9" * 5000 + "}\n", r"t\.jsonl, line 1: this is no JSON object: Exceeds"),
-    ("t.json", "5", r"t\.json, row 1: a row is an object with columns, not 5"),
-    ("t.csv", 'id,text\n1,one\n2,"two\n3,three\n4,four\n', r"t\.csv, line 3: in the row that begins here a quote is opened"),
-    ("t.csv", 'id,text\n1,"a\nb\nc"\n2\n', r"t\.csv, line 5: this row has not the 2 columns .*, but 1"),
-    ("t.csv", "text,text\na,b\n", r"t\.csv has two columns 'text': rename or drop one"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (
+            "t.jsonl.gz",
+            damaged(),
+            r"cannot read t\.jsonl\.gz, after line [\d,]+ \(.*damaged or cut short, so fetch",
+        ),
+        ("t.jsonl.gz", gzip.compress(LINES)[:-400], r"cannot read t\.jsonl\.gz, .*damaged or cut short"),
+        ("t.txt.gz", damaged(), r"cannot read t\.txt\.gz \(.*damaged or cut short"),
+        (
+            "t.jsonl",
+            '{"text": "a"}\n' + DEEP,
+            r"t\.jsonl, line 2: this is no JSON object: values are nested too deeply",
+        ),
+        ("t.json", f"[{DEEP}]", r"t\.json is no JSON: values are nested too deeply"),
+        ("t.json", DEEP, r"t\.json, line 1: values are nested too deeply"),
+        (
+            "t.jsonl",
+            '{\n "text": "a"\n}\n',
+            r"t\.jsonl, line 1: .*an object stands on one line, else name the file \.json",
+        ),
+        ("t.json", '{"text": "a"}\n{\n"text" "b"}\n', r"t\.json, line 2: this is no JSON object"),
+        (
+            "t.json",
+            '{\n"text": "a"}\n\n{\n"text" "b"}',
+            r"t\.json, line 4: the object that begins here is no JSON",
+        ),
+        ("t.json", b'{\n"text": "\xff"}', r"t\.json, line 2: this is not UTF-8"),
+        ("t.jsonl", '{"text": "a", "text": "b"}\n', r"t\.jsonl, line 1: .*the key 'text' stands twice"),
+        (
+            "t.jsonl",
+            '{"text": "a", "n": ' + "9" * 5000 + "}\n",
+            r"t\.jsonl, line 1: this is no JSON object: Exceeds",
+        ),
+        ("t.json", "5", r"t\.json, row 1: a row is an object with columns, not 5"),
+        (
+            "t.csv",
+            'id,text\n1,one\n2,"two\n3,three\n4,four\n',
+            r"t\.csv, line 3: in the row that begins here a quote is opened",
+        ),
+        ("t.csv", 'id,text\n1,"a\nb\nc"\n2\n', r"t\.csv, line 5: this row has not the 2 columns .*, but 1"),
+        ("t.csv", "text,text\na,b\n", r"t\.csv has two columns 'text': rename or drop one"),
+    ],
+)
 def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: Any, told: str) -> None:
     written(tmp_path, {name: content})
     with pytest.raises(UserError, match=told) as refused:

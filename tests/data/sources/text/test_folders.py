@@ -27,7 +27,9 @@ def test_what_is_not_read_is_counted_and_said(tmp_path: Path) -> None:
                          "hidden folders: 1; images and sounds, read where a table names them: 1; "
                          "links to nothing: 1; no regular files: 1"}
     assert found("w", tmp_path).names == ["w/a.txt"]
-    with pytest.raises(UserError, match=r"w/deep holds no file that can be read \(1 of unknown type \(\.pdf\)\)"):
+    with pytest.raises(
+        UserError, match=r"w/deep holds no file that can be read \(1 of unknown type \(\.pdf\)\)"
+    ):
         found("w/deep", tmp_path)
 
 
@@ -39,11 +41,19 @@ def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "elsewhere/back").symlink_to("../w")
     assert found("w", tmp_path).names == ["w/far/b.txt", "w/real/a.txt"]
     assert [r["text"] for r in rows(tmp_path, paths=["w"])] == ["b", "a"]
-    assert [r["text"] for r in rows(tmp_path, paths=["w/far"])] == ["b", "a"], "the folder itself may be a link"
+    assert [r["text"] for r in rows(tmp_path, paths=["w/far"])] == ["b", "a"], (
+        "the folder itself may be a link"
+    )
 
 
-@pytest.mark.parametrize("store", [
-    {f"base-{KEY}/manifest.json": "{}"}, {f"work/corpus-{KEY}/lock": ""}, {"cache/tokens/x.json": '{"text": "no"}'}])
+@pytest.mark.parametrize(
+    "store",
+    [
+        {f"base-{KEY}/manifest.json": "{}"},
+        {f"work/corpus-{KEY}/lock": ""},
+        {"cache/tokens/x.json": '{"text": "no"}'},
+    ],
+)
 def test_a_store_below_is_left_out(tmp_path: Path, store: dict[str, str]) -> None:
     written(tmp_path, {"a.md": "a"})
     before = Text(paths=["."]).depends(tmp_path)
@@ -61,7 +71,9 @@ def test_a_folder_that_looks_a_little_like_a_store_is_read(tmp_path: Path) -> No
 
 def test_the_card_of_a_repository_of_the_hub_is_no_document(tmp_path: Path) -> None:
     card = "---\nlicense: mit\nconfigs:\n- config_name: default\n---\n# A data set\n"
-    written(tmp_path, {"hub/README.md": card, "hub/data/t.jsonl": '{"text": "a"}\n', "own/README.md": "# Mine\n"})
+    written(
+        tmp_path, {"hub/README.md": card, "hub/data/t.jsonl": '{"text": "a"}\n', "own/README.md": "# Mine\n"}
+    )
     assert found("hub", tmp_path).names == ["hub/data/t.jsonl"]
     assert found("hub", tmp_path).said() == "README.md that describe a repository of the Hub: 1"
     assert found("own", tmp_path).names == ["own/README.md"]

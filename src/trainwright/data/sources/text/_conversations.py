@@ -1,10 +1,12 @@
-"""Conversations and preference pairs in rows of tables: turns of every convention, and what stands beside them.
+"""Conversations and preference pairs in rows of tables: turns of every convention, and
+what stands beside them.
 
-What changes the meaning of a conversation is made into its messages, or refused: a system prompt in a column of
-its own becomes the first message, tools lie on the first message under ``tools``, and an answer that is not to
-be learned has ``weight`` 0. Calls of tools have the form that chat templates read: ``{type, function: {name,
-arguments}}`` with arguments as an object.
+What changes the meaning of a conversation is made into its messages, or refused: a system prompt in a column
+of its own becomes the first message, tools lie on the first message under ``tools``, and an answer that is
+not to be learned has ``weight`` 0. Calls of tools have the form that chat templates read: ``{type, function:
+{name, arguments}}`` with arguments as an object.
 """
+
 from __future__ import annotations
 
 import json
@@ -60,10 +62,12 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, set[st
     return None, set()
 
 
-def preference(row: Mapping[str, Any], pair: Mapping[str, Any], where: str) -> tuple[dict[str, Any], set[str]]:
+def preference(
+    row: Mapping[str, Any], pair: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], set[str]]:
     """Prompt, chosen and rejected of a pair, and the columns beside it that went in. Those that are strings
-    stay text, where no system prompt makes a conversation of them. Of lists of messages the prompt is what both
-    answers begin with, behind the column ``prompt`` where they do not repeat that."""
+    stay text, where no system prompt makes a conversation of them. Of lists of messages the prompt is what
+    both answers begin with, behind the column ``prompt`` where they do not repeat that."""
     answers = [pair["chosen"], pair["rejected"]]
     added, used = _beside(row, where)
     if all(isinstance(one, str) for one in answers) and isinstance(pair.get("prompt"), str | None):
@@ -171,8 +175,10 @@ def _content(turn: Mapping[str, Any], calls: bool, where: str) -> str:
     texts = [part for part in parts if isinstance(part, str)]
     if len(texts) == len(parts):
         return "".join(texts)
-    raise UserError(f"{where}: the content of a message must be text, not {brief(str(content))}: text, or a list "
-                    "of parts {type = \"text\", text}; an image or a sound stands in a column of its own.")
+    raise UserError(
+        f"{where}: the content of a message must be text, not {brief(str(content))}: text, or a list "
+        "of parts {type = \"text\", text}; an image or a sound stands in a column of its own."
+    )
 
 
 def _part(part: Any) -> Any:
@@ -196,7 +202,9 @@ def _call(call: Any, where: str) -> Any:
     if function is None:
         function, rest = rest, {"id": rest["id"]} if "id" in rest else {}
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise UserError(f"{where}: a tool call is {{type, function: {{name, arguments}}}}, not {brief(call)}.")
+        raise UserError(
+            f"{where}: a tool call is {{type, function: {{name, arguments}}}}, not {brief(call)}."
+        )
     given = function.get("arguments", function.get("parameters"))
     arguments = {} if given in (None, "") else _parsed(given)
     if not isinstance(arguments, Mapping):
@@ -210,11 +218,15 @@ def _weighed(message: Message, where: str) -> Message:
     said = {name: message.pop(name) for name in WEIGHTS if name in message}
     for name, value in said.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
-            raise UserError(f"{where}: {name} of a message is 0 or 1, or false or true, not {brief(value)}: a "
-                            "message is learned or not.")
+            raise UserError(
+                f"{where}: {name} of a message is 0 or 1, or false or true, not {brief(value)}: a "
+                "message is learned or not."
+            )
         if value and name != "weight" and message["role"] != "assistant":
-            raise UserError(f"{where}: {name} of a message from {brief(message['role'])} is {brief(value)}, but "
-                            "only what the assistant says is learned.")
+            raise UserError(
+                f"{where}: {name} of a message from {brief(message['role'])} is {brief(value)}, but "
+                "only what the assistant says is learned."
+            )
     unlearned = message["role"] == "assistant" and not all(said.values())
     return message | ({"weight": 0} if unlearned else {})
 
@@ -227,7 +239,9 @@ def _sharegpt(turn: Any, where: str) -> Any:
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn
     if not isinstance(turn["from"], str) or turn["from"] not in ROLES:
-        raise UserError(f"{where}: conversations are from {', '.join(sorted(ROLES))}, not {brief(turn['from'])}.")
+        raise UserError(
+            f"{where}: conversations are from {', '.join(sorted(ROLES))}, not {brief(turn['from'])}."
+        )
     rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
     return {"role": ROLES[turn["from"]], "content": turn.get("value")} | rest
 

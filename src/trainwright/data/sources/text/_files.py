@@ -1,7 +1,9 @@
 """Reading files into rows: plain text, JSON, Parquet and CSV, with the place of every mistake.
 
-Whatever is wrong with a file, the error names the file, the line or row, what is wrong and what would be right.
+Whatever is wrong with a file, the error names the file, the line or row, what is wrong
+and what would be right.
 """
+
 from __future__ import annotations
 
 import csv
@@ -176,7 +178,9 @@ def _objects(data: bytes, written: str) -> Numbered:
         except RecursionError:
             raise UserError(f"{written}, line {line}: values are nested too deeply.") from None
         except ValueError as error:
-            raise UserError(f"{written}, line {line}: the object that begins here is no JSON ({error}).") from None
+            raise UserError(
+                f"{written}, line {line}: the object that begins here is no JSON ({error})."
+            ) from None
         yield line, value
         line += text.count("\n", begins, at)
 
@@ -245,7 +249,9 @@ def _csv(file: IO[bytes], written: str) -> Numbered:
             what = "a quote is opened and never closed" if "end of data" in str(error) else str(error)
             raise UserError(f"{written}, line {begins}: in the row that begins here {what}.") from None
         except UnicodeDecodeError as error:
-            raise UserError(f"{written}, line {begins}: here or below something is not UTF-8 ({error}).") from None
+            raise UserError(
+                f"{written}, line {begins}: here or below something is not UTF-8 ({error})."
+            ) from None
 
 
 def _parquet(file: IO[bytes], written: str) -> Numbered:
@@ -262,7 +268,9 @@ def _parquet(file: IO[bytes], written: str) -> Numbered:
                 yield (number := number + 1), dict(zip(names, row, strict=True))
     except pa.ArrowException as error:
         where = f" after row {number:,}" if number else ""
-        raise UserError(f"{written} is no Parquet file that can be read{where}: {str(error).rstrip('.')}.") from None
+        raise UserError(
+            f"{written} is no Parquet file that can be read{where}: {str(error).rstrip('.')}."
+        ) from None
 
 
 def _values(column: Any) -> list[Any]:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainwright.core.errors import UserError
-from trainwright.core.store import is_store
 from trainwright.data.sources.text._files import ENDINGS, known, suffix
+from trainwright.storage.store import is_store
 
 HUB = "hf://"
-CARD = re.compile(r"---\s*\n(?:[^\n]*\n)*?(?:license|dataset_info|configs|task_categories|language|tags|pretty_name|"
-                  r"size_categories|annotations_creators|base_model|library_name|pipeline_tag):")
+CARD = re.compile(
+    r"---\s*\n(?:[^\n]*\n)*?(?:license|dataset_info|configs|task_categories|language|tags|pretty_name|"
+    r"size_categories|annotations_creators|base_model|library_name|pipeline_tag):"
+)
 """How the card of a data set or a model begins, the README.md of its repository on the Hub."""
 CARD_BYTES = 1 << 14
 KINDS = 8
@@ -32,7 +34,9 @@ class Found(NamedTuple):
     def said(self) -> str:
         """What is not read, in words."""
         kinds = {r: n for r, n in self.left_out.items() if r.startswith(".") or not r}
-        reasons = [f"{reason}: {number:,}" for reason, number in sorted(self.left_out.items()) if reason not in kinds]
+        reasons = [
+            f"{reason}: {number:,}" for reason, number in sorted(self.left_out.items()) if reason not in kinds
+        ]
         if kinds:
             shown = [kind or "no ending" for kind in sorted(kinds)]
             named = ", ".join(shown[:KINDS]) + (" …" if len(shown) > KINDS else "")
@@ -54,8 +58,10 @@ def found(written: str, root: Path) -> Found:
         return _readable([written])
     if not glob.has_magic(written):
         what = "is no regular file" if os.path.lexists(place) else "is not there"
-        raise UserError(f"there is no file or folder {written} (in {root.resolve()}; it {what}); a data set of "
-                        f"the Hub is {HUB}OWNER/NAME.")
+        raise UserError(
+            f"there is no file or folder {written} (in {root.resolve()}; it {what}); a data set of "
+            f"the Hub is {HUB}OWNER/NAME."
+        )
     matched = (n for n in glob.glob(written, root_dir=root, recursive=True) if os.path.isfile(root / n))
     stores: dict[Path, bool] = {}
     names = sorted(n for n in matched if not _in_a_store(Path(n), root, stores))

@@ -1,5 +1,6 @@
-"""Rows of tables as documents: which columns are text, a conversation, a pair, a label or a medium, and which are
-kept as metadata."""
+"""Rows of tables as documents: which columns are text, a conversation, a pair, a label or a medium, and which
+are kept as metadata."""
+
 from __future__ import annotations
 
 import dataclasses

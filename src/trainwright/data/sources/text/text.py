@@ -7,17 +7,18 @@ A text file (``.txt .md .rst .py``) is one document, as is each row of a table
 messages where they are lists. Beside the turns, ``system`` or ``system_prompt`` becomes the first message and
 ``tools`` reaches the chat template; an answer whose ``weight`` is 0, or ``train`` false, is not learned. A
 ``label``, and an ``image`` or ``audio`` (a path from the file's folder on, or bytes), become columns of their
-own; a row with an image needs no text. Other columns become metadata, and are named once. An id is the domain,
-the path as the recipe writes it, and the row.
+own; a row with an image needs no text. Other columns become metadata, and are named once. An id is the
+domain, the path as the recipe writes it, and the row.
 
 Of a folder every file below is read, links to folders once, or counted under the reason why it is not: a type
 that is not known, hidden, a store of runs, a ``README.md`` that describes a repository of the Hub.
 
 Not for text that needs cleaning (HTML, PDF): convert it to text first.
 
-Errors: nothing matches a path, an unknown ending, a damaged file, a broken line, a missing column or two of one
-name, bytes that are not UTF-8, a message of which something would be lost.
+Errors: nothing matches a path, an unknown ending, a damaged file, a broken line, a missing column or two of
+one name, bytes that are not UTF-8, a message of which something would be lost.
 """
+
 from __future__ import annotations
 
 import dataclasses

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from trainwright.core import files
-from trainwright.core.artifact import MANIFEST, Artifact, sources_of
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import Damaged
+from trainwright.storage.artifact import MANIFEST, Artifact, sources_of
 
 MOST_FILES = 100_000
 """Files below a folder beyond which it is neither a checkpoint nor a corpus."""

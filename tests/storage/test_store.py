@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from trainwright.core import files
-from trainwright.core import store as store_module
-from trainwright.core.artifact import Artifact
 from trainwright.core.errors import UserError
 from trainwright.core.files import sweep
-from trainwright.core.store import Store, key_of, stamp
 from trainwright.life import run
+from trainwright.storage import store as store_module
+from trainwright.storage.artifact import Artifact
+from trainwright.storage.store import Store, key_of, stamp
 
 
 def add(store: Store, stage: str, key: str, finished: str = "2026-01-01", inputs: Any = None) -> Artifact:

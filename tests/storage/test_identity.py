@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from trainwright.core import identity, registry
+from trainwright.core import registry
 from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator
 from trainwright.core.settings import FilePath
+from trainwright.storage import identity
 
 METHOD = '''"""Halves every update."""
 from typing import Any, ClassVar

@@ -64,7 +64,7 @@ def _of_core(file: Path) -> bool:
     """Whether a file is of this package's core, whose results have a number instead."""
     parts = file.parent.parts
     name = source.ROOT.name
-    return parts[-1] == name or parts[-2:] == (name, "core")
+    return parts[-1] == name or parts[-2:] in ((name, "core"), (name, "storage"))
 
 
 class _Syntax(typing.NamedTuple):

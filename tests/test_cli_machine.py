@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 
-from trainwright.core.machine import refused
+from trainwright.cli_machine import refused
 
 KEPT = "what was saved before is kept."
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainwright.core.versions import git_commit
+from trainwright.storage.versions import git_commit
 
 ONE, TWO = "1" * 40, "2" * 40
 
