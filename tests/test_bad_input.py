@@ -730,7 +730,7 @@ RUN: dict[str, tuple[list[Change], dict[str, str], tuple[str, ...]]] = {
             ),
         ],
         {},
-        (MERGED, "base and wide are not of one architecture: ", "has the shapes"),
+        (MERGED, "base and wide compute different functions of their weights: ", "hidden_size (16, 8)"),
     ),
     "another tokenizer than the model's": (
         [

@@ -95,9 +95,10 @@ def test_who_cleans_up_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nobody_asked() -> None:
+    before = signal.getsignal(signal.SIGTERM)
     with ending.heard(), ending.patient(Patience("finishing")) as nothing:
         assert nothing is None
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_what_we_are_to_ignore_is_ignored() -> None:
@@ -115,7 +116,7 @@ def test_what_we_are_to_ignore_is_ignored() -> None:
 
 
 def test_in_another_thread_nothing_is_heard() -> None:
-    heard = []
+    before, heard = signal.getsignal(signal.SIGTERM), []
 
     def work() -> None:
         with ending.heard():
@@ -124,7 +125,7 @@ def test_in_another_thread_nothing_is_heard() -> None:
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert heard == [signal.SIG_DFL]
+    assert heard == [before]
 
 
 def test_a_plain_interruption_has_its_sentence_and_code() -> None:

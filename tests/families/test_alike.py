@@ -40,7 +40,7 @@ def side(name: str, folder: Path | None = None, **changes: Any) -> Side:
         ({"hidden_act": "gelu"}, "hidden_act ('silu', 'gelu')"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings (False, True)"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"num_attention_heads": 8, "num_key_value_heads": 4}, "head_dim (16, 8) and 2 more"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 4}, "head_dim (16, 8), num_attention_heads (4, 8), num_key"),
         ({"mlp_bias": True}, "mlp_bias (False, True)"),
     ],
 )
@@ -61,12 +61,15 @@ def test_what_does_not_act_on_a_short_text_is_said() -> None:
     assert check_alike([side("one"), side("two", eos_token_id=7), side("three")]) == []
 
 
-def test_other_types_and_special_tokens_are_refused() -> None:
+def test_other_types_and_special_tokens_are_refused(tmp_path: Path) -> None:
     mistral = families.from_table(TINY | {"type": "mistral"}, None, "some.toml")
     with pytest.raises(UserError, match="one and two compute different functions"):
         check_alike([side("one"), Side("two", mistral, None)])
     with pytest.raises(UserError, match=r"one and two cannot be put together: bos_token_id \(1, 5\)"):
-        check_alike([side("one"), side("two", bos_token_id=5)])
+        check_alike([side("one", tmp_path), side("two", tmp_path, bos_token_id=5)])
+    assert check_alike([side("one", tmp_path), side("two", bos_token_id=5)]) == [], (
+        "before it is made, nobody knows its tokenizer's tokens"
+    )
 
 
 def test_where_no_small_model_can_be_made_every_field_counts(monkeypatch: pytest.MonkeyPatch) -> None:

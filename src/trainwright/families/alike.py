@@ -94,10 +94,12 @@ def _configs(first: Side, other: Side) -> list[str]:
         if mine.get(n) != theirs.get(n)
     }
     roles = {n: pair for n, pair in apart.items() if n.rpartition(".")[2] in ROLES}
+    made = first.folder is not None and other.folder is not None
     for name, pair in roles.items():
-        if None not in pair:
+        # before a model is made, nobody knows its tokenizer's tokens, nor what its config then says beside
+        if made and None not in pair:
             raise UserError(f"{first.name} and {other.name} cannot be put together: {_words(name, pair)}.")
-    apart = {n: pair for n, pair in apart.items() if n not in roles}
+    apart = {n: pair for n, pair in apart.items() if n not in roles and (made or None not in pair)}
     if not apart:
         return []
     alike = (
@@ -107,10 +109,11 @@ def _configs(first: Side, other: Side) -> list[str]:
     if alike is None:
         layers += [n for n in apart if "drop" not in n]
     if alike is False or layers:
-        name = (layers or list(apart))[0]
+        named = (layers or list(apart))[:3]
+        more = f" and {len(apart) - len(named)} more" if len(apart) > len(named) else ""
         raise UserError(
             f"{first.name} and {other.name} compute different functions of their weights: "
-            f"{_words(name, apart[name])}{f' and {len(apart) - 1} more' if len(apart) > 1 else ''}."
+            f"{', '.join(_words(n, apart[n]) for n in named)}{more}."
         )
     return [f"{first.name} and {other.name} differ in what does not act on a short text: "
             f"{', '.join(_words(n, pair) for n, pair in apart.items())}; that of {first.name} is kept"]
