@@ -24,9 +24,9 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = 1e-5
 """Largest difference of a weight after twelve steps: sums over two halves of a batch round otherwise than
-over the whole (7e-7 and 3.4e-6 measured, on two machines). Adam divides by the gradient's own size, so that where it is nearly 0
-rounding counts fully; hence an ``eps`` of 1e-6 here (with 1e-8, 1e-5 was measured; half of all weights are
-equal to the last bit)."""
+over the whole (7e-7 and 3.4e-6 measured, on two machines). Adam divides by the gradient's own size, so that
+where it is nearly 0 rounding counts fully; hence an ``eps`` of 1e-6 here (with 1e-8, 1e-5 was measured; half
+of all weights are equal to the last bit)."""
 STEPS = 12
 RECIPE = LIFE.split('[[stage]]\nname = "merged"')[0]
 for _old, _new in (
