@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tests.lm.architectures import IDS, make
 from trainwright import families
@@ -120,17 +120,21 @@ def test_what_saves_nothing_leaves_nothing(tmp_path: Path) -> None:
         deltas.write(model, [Beside()], 0, tmp_path, None)
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("method", [MixLn(post_ln=0.5), Polycom()], ids=lambda m: m.name)
-def test_what_is_no_model_by_itself_is_no_checkpoint_for_others(method: Surgery, tmp_path: Path) -> None:
+def test_what_is_no_model_by_itself_is_no_checkpoint_for_others(
+    method: Surgery, kind: str, tmp_path: Path
+) -> None:
     """Its weights would load, and compute something else."""
-    model, ctx = make("llama"), Context(seed=0)
+    model, ctx = make(kind), Context(seed=0)
     method.operate(model, ctx)
     logits = model.eval()(input_ids=IDS).logits
     deltas.write(model, [method], 0, tmp_path, None)
     assert families.weight_files(tmp_path / "backbone")
     for place in (tmp_path, tmp_path / "backbone"):
-        with pytest.raises((OSError, ValueError)):
-            AutoModelForCausalLM.from_pretrained(place)
+        for reader in (AutoConfig, AutoModel, AutoModelForCausalLM):
+            with pytest.raises((OSError, ValueError)):
+                reader.from_pretrained(place)
     again = families.load(tmp_path, "test").eval()
     assert torch.allclose(again(input_ids=IDS).logits, logits, atol=1e-5)
     assert families.load_config(tmp_path, "test").hidden_size == model.config.hidden_size

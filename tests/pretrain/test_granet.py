@@ -1,5 +1,5 @@
 """GraNet: the density is the cubic schedule's to the weight; pruning is global, regrowth by matrix, from
-zero, to the end."""
+zero where a weight was hidden, to the end."""
 
 from __future__ import annotations
 
@@ -110,8 +110,8 @@ def test_the_threshold_is_the_one_that_sorting_finds() -> None:
 
 def test_regrowth_by_hand() -> None:
     """Six visible weights and a share of a half: the three smallest go; of the six now hidden the three
-    steepest come, from 0."""
-    w = torch.tensor([[5.0, -1.0, 0.0], [2.0, 0.0, -6.0], [7.0, 0.0, 3.0]])
+    steepest come: two of those just removed, which keep their values, and one from 0."""
+    w = torch.tensor([[5.0, -0.628, 0.0], [0.5, 0.0, -6.0], [7.0, 0.0, 0.747]])
     g = torch.tensor([[9.0, -8.0, 1.0], [0.1, -4.0, 9.0], [9.0, 0.2, -3.0]])
     hidden = torch.tensor([[False, False, True], [False, True, False], [False, True, False]])
     other = torch.arange(1.0, 5).view(2, 2)
@@ -130,11 +130,24 @@ def test_regrowth_by_hand() -> None:
         [True, False, False],
         [False, True, False],
     ]
-    assert params["w"].tolist() == [[5, 0, 0], [0, 0, -6], [7, 0, 0]], (
-        "-1 is removed and comes back from 0, and so does 3"
-    )
-    assert ctx.forgotten["w"].tolist() == [[False, True, True], [True, True, False], [False, True, True]]
+    expected = torch.tensor([[5.0, -0.628, 0.0], [0.0, 0.0, -6.0], [7.0, 0.0, 0.747]])
+    assert torch.equal(params["w"], expected), "0.628 and 0.747 are chosen again and keep their values"
+    assert torch.equal(ctx.forgotten["w"], state["param"]["w"]["hidden"]), "and what is remembered of them"
     assert torch.equal(params["other"], other) and "other" not in ctx.forgotten
+
+
+@pytest.mark.parametrize("regeneration", [0.0, 0.5])
+def test_a_dense_start_loses_what_is_pruned_and_no_more_than_is_regrown(regeneration: float) -> None:
+    """With half of all weights exchanged at the first event, most removed ones are chosen again: before the
+    event and after it a visible weight is the same unless it was hidden in between."""
+    method = Granet(density=0.1, every=2, begin=0, end=150, regeneration=regeneration)
+    run = train(build(), method, Adamw(lr=1e-2), steps=160)
+    run.run(until=2)
+    total = sum(h.numel() for h in masks(run).values())
+    hidden = sum(int(h.sum()) for h in masks(run).values())
+    zeros = sum(int((run.params[n] == 0).sum()) for n in masks(run))
+    assert hidden == total - round((0.1 + 0.9 * (1 - 1 / 75) ** 3) * total)
+    assert hidden <= zeros <= 2 * hidden, "visible zeros are those that were pruned and chosen again"
 
 
 class Spy(Update):
@@ -168,18 +181,18 @@ def test_each_matrix_exchanges_its_smallest_for_the_steepest_of_the_dense_gradie
             )
             assert int(gained.sum()) == int(lost.sum()) <= count, "regrowth keeps the number of each matrix"
             assert (seen[n][before[n]] != 0).float().mean() > 0.99, "hidden weights have a gradient"
-            fresh = ~after & (run.params[n] == 0)
-            assert int(fresh.sum()) == count and not (gained & ~fresh).any()
-            assert seen[n].abs()[fresh].min() >= seen[n].abs()[after].max(), "the steepest come back"
-            moved = (run.params[n] - dense[n]).abs().max()
-            stayed = ~before[n] & ~after & ~fresh
-            assert dense[n].abs()[lost].max() <= dense[n].abs()[stayed].min() + 2 * moved, "the smallest go"
+            assert not run.params[n][gained].any(), "what was hidden returns from 0"
+            assert seen[n].abs()[gained].min() >= seen[n].abs()[after].max(), "the steepest come back"
+            stayed = ~before[n] & ~after
+            moved = (run.params[n] - dense[n])[stayed].abs().max()  # in this step, before the event
+            smaller = dense[n].abs()[~before[n]] < dense[n].abs()[lost].max() - 2 * moved
+            assert int(smaller.sum()) < count, "those that go are among the smallest"
             for leaf in (
                 moments[n]["exp_avg"],
                 moments[n]["exp_avg_sq"],
                 run.states["ema.1"]["param"][n]["mean"],
             ):
-                assert not leaf[after | fresh].any() and leaf[stayed].all()
+                assert not leaf[after | gained].any() and leaf[stayed].all()
     assert visible(run) == round(0.3 * sum(h.numel() for h in masks(run).values()))
 
 

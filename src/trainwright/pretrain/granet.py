@@ -12,16 +12,18 @@ i = 1, 2 … counting these events, and i0 and i1 those of ``begin`` and ``end``
     of its visible weights, the smallest, is removed (rounded up), and as many hidden weights, including those
     just removed, become visible: the ones with the largest gradients of this step's batch. Hidden weights are
     zeros that the model computes with, so that their gradients come with the dense backward pass at no cost.
-What is hidden is zero, and so is what any method remembers of it (moments, averages). A weight that returns
-starts at zero.
+What is hidden is zero, and so is what any method remembers of it (moments, averages). A weight that was
+hidden returns at zero; one that step 2 removes and chooses again at once keeps its value and its moments, as
+in the authors' code. After a dense start most of those removed are chosen again, since hardly anything else
+is hidden.
 
 With ``initial_density`` below 1 training is sparse from the start: random masks with the density of each
 matrix proportional to the sum of its dimensions over their product (ERK). ``regeneration = 0`` is gradual
 magnitude pruning, the baseline; ``initial_density = density`` is RigL with this schedule. Logs
 ``density``. Where the authors' code seems to differ from its intention this follows the paper: the code
 stops one pruning short of ``end`` and keeps one weight fewer than scheduled, its ERK masks have their
-density only on average, a weight removed and chosen again in the same step keeps its value, and it clears
-only the momentum of SGD.
+density only on average, and it clears only the momentum of SGD. Left out: masks on layers outside the blocks,
+pruning by layer (GraNet_uniform), and the study of pruning plasticity.
 
 Name it before ``clip_gradients`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices
 are multiplied as dense ones, so it saves no time here. Do not use it in a stage of few steps, which leaves no
@@ -158,11 +160,10 @@ class Granet(Update):
         removed = hidden.index_fill(0, sizes.topk(count, largest=False).indices, True)
         slopes = sharding.full(ctx.grads[name]).abs().flatten().masked_fill(~removed, -1)
         grown = removed.index_fill(0, slopes.topk(count).indices, False)
-        shape, like = params[name].shape, params[name]
-        bare = sharding.like(removed.view(shape), like)
-        zero(params[name], bare)
-        ctx.forget(name, bare)
-        state["param"][name]["hidden"] = sharding.like(grown.view(shape), like)
+        now = sharding.like(grown.view(params[name].shape), params[name])
+        zero(params[name], now)
+        ctx.forget(name, now)                                  # what was hidden before is forgotten already
+        state["param"][name]["hidden"] = now
 
 
 def densities(shapes: dict[str, Size], density: float) -> dict[str, float]:
