@@ -40,7 +40,7 @@ def side(name: str, folder: Path | None = None, **changes: Any) -> Side:
         ({"hidden_act": "gelu"}, "hidden_act ('silu', 'gelu')"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings (False, True)"),
         ({"attention_bias": True}, "attention_bias"),
-        ({"num_attention_heads": 8, "num_key_value_heads": 4}, "head_dim (16, 8), num_attention_heads (4, 8)"),
+        ({"num_attention_heads": 8, "num_key_value_heads": 4}, "head_dim (16, 8), num_attention_heads"),
         ({"mlp_bias": True}, "mlp_bias (False, True)"),
     ],
 )

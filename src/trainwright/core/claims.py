@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from trainwright.core.errors import UserError
-from trainwright.core.method import Method, Optimizer
+from trainwright.core.method import Method, Optimizer, Update
 
 
 def name_all(methods: Sequence[Method]) -> list[tuple[str, Method]]:
@@ -87,7 +87,8 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
     """Every trainable parameter has exactly one optimizer, and every optimizer at least one parameter.
 
     Raises:
-        UserError: none, two, or an optimizer whose ``params`` matches nothing.
+        UserError: none, two, an optimizer whose ``params`` matches nothing, or an update that must come after
+            the optimizer and comes before it.
     """
     owner: dict[str, str] = {}
     for key, m in name_all(methods):
@@ -97,6 +98,11 @@ def check_steps(methods: Sequence[Method], trainable: list[str]) -> None:
                 raise UserError(f"{key}: params = {m.params!r} matches no trainable parameter; "
                                 f"there are {_some(trainable)}.")
             _own(owner, hit, key)
+        elif isinstance(m, Update) and m.after:
+            early = [n for n in match(m.params, trainable) if n not in owner]
+            if early:
+                raise UserError(f"{key} changes the step of {_some(early)}, which no optimizer before it "
+                                f"takes: name {m.name} after the optimizer.")
     without = [n for n in trainable if n not in owner]
     if without:
         raise UserError(f"no optimizer takes the step of {_some(without)}: add one, for example "

@@ -203,6 +203,7 @@ class Train:
         if note:
             ctx.note("loss", torch.stack(loss_sum).sum())
         grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
+        sharding.average(self.params, grads)
         model.zero_grad(set_to_none=True)
         return grads
 

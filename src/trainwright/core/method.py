@@ -211,6 +211,8 @@ class Update(Method):
     """Glob of the parameters it acts on; ``!GLOB`` is all the others."""
     whole: ClassVar[bool] = False
     """Whether it must see unsharded tensors (a matrix norm, a top-k, a QR)."""
+    after: ClassVar[bool] = False
+    """Whether it changes the step that an optimizer has made, and so is named after that optimizer."""
     reads_grads: ClassVar[bool] = True
     """Whether it reads ``ctx.grads`` or hands on a tensor that it keeps. Where no update of a stage
     does, ``ctx.grads`` is empty and the gradients may be overwritten (a clip in place, without a

@@ -153,6 +153,19 @@ def _mean(parameter: Tensor) -> None:
 
 
 @torch.no_grad()
+def average(params: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
+    """Let the gradients of parameters that came after sharding, which every rank has whole, be the mean of
+    all ranks', as those of shards are."""
+    own = [g for n, g in grads.items() if params[n].ndim and not isinstance(params[n], DTensor)]
+    if world() == 1 or not own:
+        return
+    flat = torch.cat([g.reshape(-1) for g in own])
+    dist.all_reduce(flat)
+    for g, mean in zip(own, (flat / world()).split([g.numel() for g in own]), strict=True):
+        g.copy_(mean.view_as(g))
+
+
+@torch.no_grad()
 def write(model: nn.Module, params: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
     """Copy tensors into a model's parameters, and let go of what ranks hold of each other's shards.
 

@@ -95,17 +95,14 @@ def dims_of(model: nn.Module) -> dict[str, Dims]:
     Raises:
         UserError: an unknown type of model or parameter (an adapter's), or a sharded one.
     """
-    layout = LAYOUTS.get(model.config.model_type)
-    if layout is None:
+    if model.config.model_type not in LAYOUTS:
         raise UserError(
             f"the width of a {type(model).__name__} cannot be changed; known are the models "
             f"{', '.join(LAYOUTS)}."
         )
-    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    out: dict[str, Dims] = {}
+    out = plain_dims(model)
     for name, parameter in model.named_parameters():
-        dims = next((d for suffix, d in layout.items() if f".{name}".endswith(f".{suffix}")), None)
-        if dims is None or len(dims) != parameter.ndim:
+        if name not in out:
             raise UserError(
                 f"the parameter {name} is none of a plain {model.config.model_type}: change its size before "
                 "other surgeries, and in another stage."
@@ -115,7 +112,18 @@ def dims_of(model: nn.Module) -> dict[str, Dims]:
                 "the size of a model cannot be changed while it is sharded over several ranks: do it at the "
                 "start of a stage."
             )
-        out[name] = tuple(f"<{d}" for d in dims) if tied and name.split(".")[-2] in LAST_NORM else dims
+    return out
+
+
+def plain_dims(model: nn.Module) -> dict[str, Dims]:
+    """The same, without those parameters that a plain model of its type does not have, sharded or not."""
+    layout = LAYOUTS[model.config.model_type]
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    out: dict[str, Dims] = {}
+    for name, parameter in model.named_parameters():
+        dims = next((d for suffix, d in layout.items() if f".{name}".endswith(f".{suffix}")), None)
+        if dims is not None and len(dims) == parameter.ndim:
+            out[name] = tuple(f"<{d}" for d in dims) if tied and name.split(".")[-2] in LAST_NORM else dims
     return out
 
 
