@@ -8,8 +8,9 @@ Tuning" (DEITA, arXiv 2312.15685). With scores s_i and embeddings e_i, from the 
 
 ``scores`` names the columns that are multiplied; ``similarity`` is tau, a cosine similarity and not a
 distance. Each document is compared with the kept ones alone; the authors' code, which works in batches,
-also drops what is near a dropped document. The paper's scorers, models fine-tuned on an LLM's rankings, are
-the task of other methods; so is the embedding (``embed``).
+also drops what is near a dropped document. The paper's scores are the column ``evol`` that ``score_evol``
+writes (in a conversation, the products of its turns are summed), from scorers that ``evol_grades`` makes
+the training data for; the embedding is that of ``embed``.
 
 Among equal scores the first id comes first. A document without a score or an embedding (null, or zeros: an
 empty document) is never kept. If fewer than ``count`` are different enough, fewer are kept, and the log
