@@ -68,3 +68,7 @@ def test_mistakes_are_said(tmp_path: Path) -> None:
         (other := tmp_path / "o").mkdir()
         with pytest.raises(UserError, match="no conversation came in"):
             stub.method(EvolGrades, what="quality").apply(frame([{"id": "x"}]), Context(folder=other))
+    for prompts, why in (({"ask": "x"}, "no prompt 'ask'"), ({"grade": "{instruction}"}, "lacks {response}"),
+                         ({"rank": "x"}, "lacks {texts}")):
+        with pytest.raises(ValueError, match=re.escape(why) if "{" in why else why):
+            EvolGrades(what="quality", prompts=prompts)

@@ -32,12 +32,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
 from trainwright.core.settings import Count
 from trainwright.core.stage import MODEL, Role
 from trainwright.corpus.turns import Turn, turns
-from trainwright.data.filter.score_evol import GRADES, PROMPTS, asked, check_prompts
+from trainwright.data.filter.score_evol import GRADES, PROMPTS, asked
 from trainwright.lm.writing.documents import kept_table
 from trainwright.lm.writing.prompts import cleaned, filled
 from trainwright.lm.writing.writer import Request, Writer, Writing
@@ -62,13 +62,13 @@ EVOLVE = {
                   "that can be answered. Reply with the new request alone.\n\nRequest:\n{instruction}",
     "quality": "Below are a request and an answer to it. Improve the answer: {way}. Reply with the new "
                "answer alone.\n\nRequest:\n{instruction}\n\nAnswer:\n{response}"}
+VERDICT = ("\n\n{texts}\n\nThen give each a grade from 1 (lowest) to 6 (highest). Reply with one JSON object "
+           "and nothing else, from the number of each to its grade, such as {\"1\": 2, \"2\": 5}.")
 RANK = {
     "complexity": "Compare the {many} requests below, and rank them by how complex the tasks are that they "
-                  "set.",
+                  "set." + VERDICT,
     "quality": "Compare the {many} answers below to one request, and rank them by how good they are.\n\n"
-               "Request:\n{instruction}"}
-VERDICT = (" Then give each a grade from 1 (lowest) to 6 (highest). Reply with one JSON object and nothing "
-           "else, from the number of each to its grade, such as {\"1\": 2, \"2\": 5}.")
+               "Request:\n{instruction}" + VERDICT}
 
 
 class EvolGrades(Curate):
@@ -79,7 +79,8 @@ class EvolGrades(Curate):
     variants: Count = 5
     """Variants beside the original."""
     prompts: dict[str, str] = field(default_factory=dict)
-    """Wordings in which grades are asked for, as those of ``score_evol``."""
+    """Wordings of your own: ``grade``, in which a scorer is asked (as in ``score_evol``), ``evolve``
+    (``{way}``, ``{instruction}``, ``{response}``), ``rank`` (``{many}``, ``{instruction}``, ``{texts}``)."""
     domain: str = ""
     """Domain of the examples; default: that of the conversation."""
     keep_originals: bool = False
@@ -92,10 +93,17 @@ class EvolGrades(Curate):
         "twice"
     }
     example: ClassVar[dict[str, Any]] = {"what": "complexity", "variants": 1, "keep_originals": True,
+                                         "prompts": {"evolve": "{instruction}", "rank": "{texts}"},
                                          "writer": {"max_tokens": 2, "at_once": 64}}
 
     def __post_init__(self) -> None:
-        check_prompts(self.prompts)
+        needed = {"grade": "{instruction}", "evolve": "{instruction}", "rank": "{texts}"}
+        for name, prompt in self.prompts.items():
+            if name not in needed:
+                raise ValueError(f"there is no prompt {name!r}{suggest(name, needed)}")
+            part = "{response}" if name != "rank" and self.what == "quality" else needed[name]
+            if part not in prompt:
+                raise ValueError(f"the prompt {name!r} lacks {part}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.corpus.selecting import columns, keep, settled
@@ -120,7 +128,7 @@ class EvolGrades(Curate):
                   for one, variants in zip(seeds, evolved, strict=True)]
         requests = (Request(f"{one['id']}#rank", self._ranking([variants[i] for i in order]), 0.0)
                     for one, variants, order in zip(seeds, evolved, orders, strict=True))
-        template, good = (PROMPTS | self.prompts)[self.what], 0
+        template, good = self.prompts.get("grade", PROMPTS[self.what]), 0
         for at, (_, answer) in enumerate(writing.write(requests)):
             one, variants, shown = seeds[at], evolved[at], ranked(answer, len(orders[at]))
             if not shown or not all(turn.instruction and turn.response for turn in variants):
@@ -147,7 +155,8 @@ class EvolGrades(Curate):
             requests = []
             for one, variants in zip(seeds, found, strict=True):
                 way = random.Random(f"{self.name}/{seed}/{one['id']}/{m}").choice(WAYS[self.what])
-                prompt = filled(EVOLVE[self.what], way=way, **variants[-1]._asdict())
+                wording = self.prompts.get("evolve", EVOLVE[self.what])
+                prompt = filled(wording, way=way, **variants[-1]._asdict())
                 requests.append(Request(f"{one['id']}#evolve/{m}", prompt))
             for variants, (_, answer) in zip(found, writing.write(requests), strict=True):
                 variants.append(variants[-1]._replace(**{changed: cleaned(answer)}))
@@ -156,9 +165,9 @@ class EvolGrades(Curate):
     def _ranking(self, variants: Sequence[Turn]) -> str:
         """The prompt that shows all variants at once."""
         changed = [v.instruction if self.what == "complexity" else v.response for v in variants]
-        first = filled(RANK[self.what], many=str(len(variants)), instruction=variants[0].instruction)
         shown = "\n\n".join(f"[{number}]\n{text}" for number, text in enumerate(changed, 1))
-        return f"{first}\n\n{shown}\n\n{VERDICT.strip()}"
+        return filled(self.prompts.get("rank", RANK[self.what]), many=str(len(variants)),
+                      instruction=variants[0].instruction, texts=shown)
 
 
 def ranked(answer: str, many: int) -> list[int]:
