@@ -219,8 +219,8 @@ def test_each_component_has_an_age_of_its_own() -> None:
         E = layer.increlora_E[-1].detach()
         assert (E - WAITING).abs().item() == pytest.approx(1e-2, rel=1e-2)
         ages = {p: run.states["adamw.1"]["param"][f"{name}.increlora_{p}"]["step"].item()
-                for p in ("E.0", "E.1", "A.0", "A.1", "B.1")}
-        assert ages == {"E.0": 5, "E.1": 1, "A.0": 5, "A.1": 1, "B.1": 1} and layer.made == made + 1
+                for p in ("E.0", "E.1", "A.0", "A.2", "B.2")}
+        assert ages == {"E.0": 5, "E.1": 1, "A.0": 5, "A.2": 1, "B.2": 1} and layer.made == made + 1
     assert seen == round(2 * 14 / 3)
 
 
@@ -229,7 +229,7 @@ def test_new_components_move() -> None:
     run = train(build(), method, ADAM, steps=12)
     run.run(until=5)
     before = {n: p.detach().clone() for n, p in run.params.items() if "increlora" in n}
-    assert any(".increlora_A.1" in n for n in before)
+    assert any(".increlora_A.2" in n for n in before)
     run.run(until=6)
     after = dict(run.model.named_parameters())
     for name, p in before.items():

@@ -161,7 +161,8 @@ def average(params: dict[str, Tensor], grads: dict[str, Tensor]) -> None:
         return
     flat = torch.cat([g.reshape(-1) for g in own])
     dist.all_reduce(flat)
-    for g, mean in zip(own, (flat / world()).split([g.numel() for g in own]), strict=True):
+    means = torch.split(flat / world(), [g.numel() for g in own])
+    for g, mean in zip(own, means, strict=True):
         g.copy_(mean.view_as(g))
 
 
