@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from trainwright.check import tiny
@@ -14,6 +15,8 @@ from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Set
 from trainwright.core.settings import make
+from trainwright.optim.adamw import Adamw
+from trainwright.optim.mup import Mup
 from trainwright.optim.power_scheduler import PowerScheduler
 
 
@@ -75,6 +78,25 @@ def test_in_a_stage_it_counts_the_tokens_of_the_step(tmp_path: Path) -> None:
     step, lr = tiny.ROWS * 32, run.ctx.peak_lr
     expected = [lr] + [min(lr, step / 4096 * 0.001 * (step * i) ** -0.51) for i in range(1, len(rows))]
     assert [row["lr"] for row in rows] == pytest.approx(expected) and expected[-1] < lr
+
+
+def test_with_mup_each_matrix_has_its_share_of_the_rate(tmp_path: Path) -> None:
+    """Of a Llama 16 wide over a base of 4: the rate of the step, a quarter of it in the matrices."""
+    method, mup = PowerScheduler(a=0.001, warmup=0, decay=0), Mup(base=4)
+    run = tiny.stage(method, tmp_path, more=[mup])
+    run.run(until=3)
+    matrix, gain = "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"
+    before = {n: run.params[n].detach().clone() for n in (matrix, gain)}
+    moments = run.states["adamw.1"]["param"]
+    run.run(until=4)
+    lr = run.row["lr"]
+    assert lr < run.ctx.peak_lr, "the rate has begun to fall"
+    for name, share in ((matrix, 0.25), (gain, 1.0)):
+        m = moments[name]["exp_avg"] / (1 - 0.9**4)
+        step = m / ((moments[name]["exp_avg_sq"] / (1 - 0.95**4)).sqrt() + 1e-8)
+        decay = run.of(Adamw)[0][1].decay_of(run.params[name]) * before[name]
+        moved = before[name] - run.params[name]
+        torch.testing.assert_close(moved, share * lr * (step + decay), rtol=1e-3, atol=1e-7)
 
 
 def test_it_wants_to_know_how_many_tokens_a_step_has() -> None:

@@ -13,14 +13,14 @@ does not fall below lr the rate is constant. To fit a and b anew, find the best 
 several lengths T and batches B and plot log(rate / B) against log T: b is the slope, log a the intercept.
 n counts the tokens seen so far; the planned total in its place would be a different method.
 
-The method includes muP, under which lr is the base rate and holds for every width: a matrix of width d
-gets lr / (d / 256). In transformers Granite has the multipliers of muP (``type = "granite"``:
-``embedding_multiplier = 12``, ``residual_multiplier = 0.22``, ``attention_multiplier`` = 1 over the width
-of a head, ``logits_scaling`` = d / 256); the rate of the matrices is an optimizer of its own, at d = 1024:
-    { use = "adamw", lr = 0.005, params = "*_proj.weight" },
-    { use = "adamw", lr = 0.02, params = "!*_proj.weight" }
-lr is the largest rate among the optimizers; all of them are scaled by the same factor. Without muP choose
-lr to suit the model, as usual.
+The method includes muP (``mup``), under which lr is that of a model 256 wide and holds for every width: a
+matrix of width d has the rate lr / (d / 256). The paper's stage is
+    { use = "adamw", lr = 0.02, weight_decay = 0.1 },
+    { use = "mup", base = 256, embedding = 12.0, residual = 0.22 },
+    { use = "power_scheduler" },
+lr is the largest rate among the optimizers; all of them are scaled by the same factor. Without ``mup`` choose
+lr to suit the model, as usual: 0.02 is far too high for a wide one. Left out: the paper's comparison over
+architectures (mixtures of experts), whose widths ``mup`` does not know.
 
 Errors: settings out of range; parts longer than the stage; rows without a fixed number of tokens.
 State: ``shared``: tokens of a step, and lr.
@@ -59,13 +59,17 @@ class PowerScheduler(Controller):
     bench: ClassVar[Bench | None] = Bench(
         suite="pretrain",
         claim="with constants for any number of tokens and any batch, as good as a schedule tuned to the run",
-        add=({"use": "adamw", "lr": 1.2e-2, "weight_decay": 0.1}, {"use": "power_scheduler", "decay": 0.2}),
+        add=(
+            {"use": "adamw", "lr": 1.2e-2, "weight_decay": 0.1},
+            {"use": "mup", "base": 48},
+            {"use": "power_scheduler", "decay": 0.2},
+        ),
         drop=("cosine",),
         baseline=({"use": "wsd", "warmup": 0.05, "decay": 0.2},),
         baseline_drop=("cosine",),
         versus="wsd",
         search={"adamw.lr": [4e-3, 1.2e-2, 3.6e-2]},
-        scale="the constants come from runs of ten thousand times as many tokens, with muP",
+        scale="the constants come from runs of ten thousand times as many tokens",
     )
     example: ClassVar[dict[str, Any]] = {"a": 1e-3, "warmup": 2, "decay": 0.3}
     off: ClassVar[dict[str, Any] | None] = {"a": 1e12, "warmup": 0.0, "decay": 0.0}
