@@ -18,7 +18,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
 from trainwright.families import deltas
-from trainwright.finetune.increlora import QUIET, WAITING, Increlora, allocate, orthonormal, remember
+from trainwright.finetune.increlora import QUIET, WAITING, Increlora, allocate, remember
 from trainwright.finetune.lora import Lora
 from trainwright.lm.layers import as_linear_weight
 from trainwright.optim.adamw import Adamw
@@ -110,13 +110,6 @@ def test_importance_by_hand() -> None:
     assert shared["sensitivity"]["a"] == 2.0 and shared["uncertainty"]["a"] == pytest.approx(
         0.8 * 0.5 + 0.2 * 1.0
     )
-
-
-def test_gradient_of_the_orthogonality_is_autograds() -> None:
-    matrix = torch.randn(3, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    (matrix @ matrix.T - torch.eye(3)).norm().backward()
-    assert torch.allclose(orthonormal(matrix.detach()), matrix.grad, atol=1e-6)
-    assert orthonormal(torch.eye(3, 7)).abs().max() == 0
 
 
 # ---- who gets more -----------------------------------------------------------------------------------------

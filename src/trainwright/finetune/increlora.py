@@ -69,6 +69,7 @@ from trainwright.lm.layers import (
     put,
 )
 from trainwright.lm.schedules import check_parts, steps_of
+from trainwright.lm.stacked import joined, orthogonal
 
 FILE = "increlora.safetensors"
 PARTS = ("increlora_A", "increlora_B", "increlora_E")
@@ -173,7 +174,7 @@ class Increlora(Surgery, Controller, Update):
                 layer.promote(more[name], WAITING)
             if not left:
                 kept -= {f"{name}.{part}" for part in layer.close()}
-        return ParamMap({n: (n, _same) for n in kept})
+        return ParamMap({n: (n, lambda t: t) for n in kept})
 
     def reserve(self, model: nn.Module, name: str, components: int, ctx: Context) -> None:
         """Let a layer have so many components, in use and waiting."""
@@ -192,9 +193,7 @@ class Increlora(Surgery, Controller, Update):
                 f"end = {self.end}, every = {self.every}."
             )
         none = dict.fromkeys(self.mine(model), 0.0)
-        return {
-            "shared": {"ranks": dict.fromkeys(none, 1), "sensitivity": none, "uncertainty": dict(none)}
-        }
+        return {"shared": {"ranks": dict.fromkeys(none, 1), "sensitivity": none, "uncertainty": dict(none)}}
 
     def turn(self, step: int, steps: int) -> tuple[int, int]:
         """Number of the growth after this step, from 1 (0: there is none), and how many there are in all."""
@@ -248,10 +247,6 @@ class Increlora(Surgery, Controller, Update):
             if all(f"{name}.{part}" in found for part in PARTS):
                 layer.fit(found[f"{name}.increlora_A"], found[f"{name}.increlora_E"])
         deltas.read(self.learned(model), folder / FILE)
-
-
-def _same(t: Tensor) -> Tensor:
-    return t
 
 
 class IncreloraLinear(Adapter):
@@ -340,9 +335,7 @@ class IncreloraLinear(Adapter):
         low = F.linear(x, A.to(kind)) * values.to(kind)
         y = self.linear(x) + F.linear(low, B.to(kind))
         if self.scored and torch.is_grad_enabled():
-            y = Scored.apply(
-                y, x.detach(), A.detach(), B.detach(), values.detach(), self.increlora_score
-            )
+            y = Scored.apply(y, x.detach(), A.detach(), B.detach(), values.detach(), self.increlora_score)
         return y
 
     @torch.no_grad()
@@ -351,11 +344,6 @@ class IncreloraLinear(Adapter):
         weight, (A, B) = as_linear_weight(self), self.factors()
         weight.copy_(weight.float() + (B * self.values()) @ A)
         return self.plain()
-
-
-def joined(blocks: list[Tensor], dim: int) -> Tensor:
-    """The blocks as one tensor: a copy, where there are several."""
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim)
 
 
 class Scored(torch.autograd.Function):
@@ -392,22 +380,6 @@ def remember(scores: dict[str, Tensor], shared: State, beta1: float, beta2: floa
     for name, score in zip(scores, now, strict=True):
         known = shared["sensitivity"][name] = beta1 * shared["sensitivity"][name] + (1 - beta1) * score
         shared["uncertainty"][name] = beta2 * shared["uncertainty"][name] + (1 - beta2) * abs(score - known)
-
-
-def orthogonal(blocks: Tensors, used: int, dim: int) -> Tensors:
-    """The gradient of ||M M' - I||_F by block, where the blocks, joined along ``dim``, hold the rows of M
-    (``dim`` 0) or its columns (1), of which the first are used."""
-    whole = joined([*blocks.values()], dim)
-    gradient, held = torch.zeros_like(whole), whole.narrow(dim, 0, used)
-    gradient.narrow(dim, 0, used).copy_(orthonormal(held) if dim == 0 else orthonormal(held.T).T)
-    sizes = [block.shape[dim] for block in blocks.values()]
-    return dict(zip(blocks, gradient.split(sizes, dim), strict=True))
-
-
-def orthonormal(matrix: Tensor) -> Tensor:
-    """The gradient of ||M M' - I||_F, whose rows are to be orthonormal."""
-    off = matrix @ matrix.T - torch.eye(len(matrix), device=matrix.device)
-    return 2 * off @ matrix / off.norm().clamp(min=1e-12)
 
 
 def allocate(shared: State, total: int, grow: int, most: int) -> dict[str, int]:
