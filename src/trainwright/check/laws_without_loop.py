@@ -58,6 +58,19 @@ def a_merge_is_the_same_twice(it: Subject) -> None:
     expect(torch.equal(*found), "two merges of the same models differ: draw with ctx.rng only")
 
 
+@law(Arithmetic)
+def pieces_make_the_whole(it: Subject) -> None:
+    """One that says it works entry by entry makes of the pieces of tensors the pieces of the result."""
+    method, ctx = it.make(), tiny.merging(it.place())
+    method.prepare(ctx)
+    draw = torch.Generator().manual_seed(2)
+    *tensors, base = (torch.randn(12, generator=draw) for _ in range(3))
+    for part in (slice(0, 5), slice(5, 12)) if method.entrywise else ():
+        made = method.combine("layer.weight", [t[part] for t in tensors], base[part], ctx)
+        whole = method.combine("layer.weight", tensors, base, ctx)
+        expect(torch.equal(made, whole[part]), "it makes something else of a piece than of the whole tensor")
+
+
 @law(Decode)
 def scores_stay_scores(it: Subject) -> None:
     """Of the scores of the next token it makes scores, the same twice, and leaves a token to choose."""

@@ -266,6 +266,10 @@ class Arithmetic(Method):
     chain, in recipe order: the first makes one tensor of those of all models, each further one is
     given that tensor alone."""
 
+    entrywise: ClassVar[bool] = False
+    """Whether an entry of what it makes depends on the entries at its place alone, and on what ``prepare``
+    found out: large tensors then come in pieces, as vectors."""
+
     def prepare(self, ctx: Context) -> None:
         """Called once before the first tensor, where it needs data, whole models or figures of all tensors.
         What it finds out it keeps in ``ctx.memory``."""

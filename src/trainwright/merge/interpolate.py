@@ -27,6 +27,7 @@ class Interpolate(Arithmetic):
 
     weights: tuple[float, ...] = ()
     """Share of each model, in the order of from.models; equal by default."""
+    entrywise: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:

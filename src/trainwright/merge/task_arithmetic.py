@@ -36,6 +36,7 @@ class TaskArithmetic(Arithmetic):
         "accuracy)",
         search={"weights": [[0.5, 0.5], [0.35, 0.35], [0.75, 0.75]]},
     )
+    entrywise: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"weights": (0.4, 0.4)}
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:

@@ -1,9 +1,10 @@
 """A merge: one model made of several, tensor by tensor."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError, located
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from trainwright.core.context import Context
     from trainwright.core.method import Arithmetic
-    from trainwright.families import alike
+    from trainwright.families import alike, tensors
     from trainwright.life.jobs import Job
     from trainwright.life.stage_run import StageRun
     from trainwright.storage.store import Store
@@ -43,7 +44,7 @@ class MergeStage(Stage):
             raise UserError(f"{where}: a merge needs a method, for example {{ use = \"interpolate\" }}.")
 
     def examine(self, job: Job, store: Store) -> None:
-        from trainwright.families import alike, tensors
+        from trainwright.families import tensors
         for source in (s for s in job.sources if "corpus" not in (s.job.stage.makes if s.job else "")):
             if source.unfolded(store, job.where):
                 raise UserError(
@@ -51,8 +52,10 @@ class MergeStage(Stage):
                     f"plain "
                     "checkpoints can be merged."
                 )
-        with located(job.where):
-            alike.check_alike(self._sides(job, store))
+        if not self._twins(job, store):
+            from trainwright.families import alike
+            with located(job.where):
+                alike.check_alike(self._sides(job, store))
         like = job.source("base") or job.inputs["models"][0]
         if self.dtype is None and like.ready(store) and not like.location.startswith("hf://"):
             coarse = tensors.Reader(like.path(store, job.where), job.where).coarse()
@@ -65,6 +68,15 @@ class MergeStage(Stage):
                 if coarse
                 else []
             )
+
+    @staticmethod
+    def _twins(job: Job, store: Store) -> bool:
+        """Whether the models and the base are there and differ in nothing but their weights."""
+        from trainwright.families import tensors
+        sources = (*job.inputs["models"], *job.inputs.get("base", ()))
+        here = [s for s in sources if not s.location.startswith("hf://") and s.ready(store)]
+        folders = [s.path(store, job.where) for s in here]
+        return len(here) == len(sources) and all(map(Path.is_dir, folders)) and tensors.same_rest(folders)
 
     @staticmethod
     def _sides(job: Job, store: Store) -> list[alike.Side]:
@@ -92,14 +104,12 @@ class MergeStage(Stage):
         return sharding.led(partial(self._merge, run)) or {}
 
     def _merge(self, run: StageRun) -> dict[str, Any]:
-        import torch
-
         from trainwright.core.method import Arithmetic
-        from trainwright.families import alike, tensors
+        from trainwright.families import tensors
         job, ctx = run.job, run.context()
         folders, names = run.inputs["models"], ctx.names["models"]
-        base, sides = run.folder("base"), self._sides(job, run.store)
-        for line in (*job.told, *alike.check_alike(sides)):
+        base, twins = run.folder("base"), self._twins(job, run.store)
+        for line in job.told if twins else (*job.told, *self._differences(run)):
             run.listener.say(f"{self.name}: {line}")
         sources = [tensors.Reader(f, job.where) for f in folders]
         before = tensors.Reader(base, job.where) if base else None
@@ -110,15 +120,57 @@ class MergeStage(Stage):
         methods: list[Arithmetic] = job.of(Arithmetic)
         for method in methods:
             method.prepare(ctx)
-        writer, dtype = tensors.Writer(run.out), getattr(torch, self.dtype) if self.dtype else None
-        for name in sources[0].names:
-            old = before.get(name) if before else None
-            writer.add(name, combined(name, [s.get(name) for s in sources], old, methods, ctx, dtype))
+        writer = tensors.Writer(run.out, made := self._made(before or sources[0]))
+        kinds = {entry.name: entry.dtype for entry in made}
+        for name in writer.order:
+            writer.add(name, streamed(name, sources, before, methods, ctx, kinds[name]))
         size = writer.close()
         tensors.copy_rest(folders[0], run.out)
-        alike.write_ends(run.out, alike.all_ends(sides), self.dtype)
+        if self.dtype is not None or not twins:
+            self._say(run)
         run.keep(ctx)
         return {"models": names, "parameters": writer.parameters, "stored_bytes": size}
+
+    def _differences(self, run: StageRun) -> list[str]:
+        """Lines about what the models differ in and what does not matter."""
+        from trainwright.families import alike
+        return alike.check_alike(self._sides(run.job, run.store))
+
+    def _say(self, run: StageRun) -> None:
+        """Let the configs say at which tokens the model ends, and what type its numbers have."""
+        from trainwright.families import alike
+        alike.write_ends(run.out, alike.all_ends(self._sides(run.job, run.store)), self.dtype)
+
+    def _made(self, like: tensors.Reader) -> list[tensors.Entry]:
+        """The tensors that will be written."""
+        import torch
+        dtype = getattr(torch, self.dtype) if self.dtype else None
+        entries = [like.entry(name) for name in like.names]
+        return [e._replace(dtype=dtype) if dtype and e.dtype.is_floating_point else e for e in entries]
+
+
+PIECE = 1 << 20
+"""Entries that are combined at once, where a method can do with a part of a tensor."""
+
+
+def streamed(
+    name: str,
+    sources: Sequence[tensors.Reader],
+    before: tensors.Reader | None,
+    methods: Sequence[Arithmetic],
+    ctx: Context,
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """The tensor of this name of the merged model, in pieces where all methods work entry by entry."""
+    whole = sources[0].entry(name).numel
+    if not all(method.entrywise for method in methods):
+        old = None if before is None else before.get(name)
+        yield combined(name, [s.get(name) for s in sources], old, methods, ctx, dtype)
+        return
+    for start in range(0, whole, PIECE):
+        old = None if before is None else before.piece(name, start, start + PIECE)
+        held = [s.piece(name, start, start + PIECE) for s in sources]
+        yield combined(name, held, old, methods, ctx, dtype)
 
 
 def combined(
