@@ -81,8 +81,8 @@ def test_a_frozen_head_makes_each_tile_once(monkeypatch: pytest.MonkeyPatch):
         nonlocal made
         made += 1
         return plain(*given)
-    plain = cross_entropy._logits
-    monkeypatch.setattr(cross_entropy, "_logits", logits)
+    plain = cross_entropy.logits_of
+    monkeypatch.setattr(cross_entropy, "logits_of", logits)
     monkeypatch.setattr(cross_entropy, "CPU_TILE", 16)
     targets, counts = torch.arange(32), []
     for frozen in (False, True):

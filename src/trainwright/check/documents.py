@@ -30,7 +30,7 @@ def rows() -> Iterator[dict[str, str | None]]:
     """Plain documents of two domains, and conversations as a third, so that every objective finds something.
 
     They are short: in rows of 32 tokens several meet, and an answer is not cut away. The label of each is its
-    domain.
+    domain. A conversation is a preference pair as well, of what it says and the same words turned around.
     """
     draw = random.Random(0)
     for number in range(120):
@@ -41,7 +41,10 @@ def rows() -> Iterator[dict[str, str | None]]:
         text, messages = (
             (BETWEEN.join(said), json.dumps(turns)) if domain == "chat" else (". ".join(said), None)
         )
-        yield {
+        pair = {} if messages is None else {
+            "prompt": json.dumps(turns[:1]), "chosen": json.dumps(turns[1:]),
+            "rejected": json.dumps([turns[1] | {"content": f"not {said[1][::-1]}"}])}
+        yield pair | {
             "id": f"{domain}/{number}",
             "text": text,
             "domain": domain,

@@ -43,6 +43,9 @@ class Ledger:
             if isinstance(t, Tensor):
                 tokens += t.numel()
                 trained += int((t != UNTRAINED).sum())
+            for name in (n for n in b if n.endswith("_targets")):    # of several texts in a row: no padding
+                tokens += int(b[name.removesuffix("targets") + "attention_mask"].sum())
+                trained += int((b[name] != UNTRAINED).sum())
         tokens, trained = (
             (int(sharding.total(x)) for x in (tokens, trained)) if sharding.world() > 1 else (tokens, trained)
         )

@@ -73,6 +73,10 @@ class Method:
         """The name a recipe uses: the class name in snake case, which is also the file's."""
         return snake(type(self).__name__)
 
+    def asks(self) -> dict[str, Role]:
+        """The roles that it asks for with these settings: those of ``roles`` that they have a use for."""
+        return self.roles
+
     def claims(self, model: nn.Module) -> set[str]:
         """What it alone may change: parameter globs, or knobs such as ``knob:mixture``."""
         return set()

@@ -37,6 +37,8 @@ class Role(NamedTuple):
     """Kinds of artifact that fit: ``corpus``, ``model``, ``state`` (a snapshot of a training stage)."""
     many: bool = False
     needed: bool = False
+    instead: str = ""
+    """The role whose artifact it takes where ``from`` does not name it."""
 
 
 MODEL, MODELS = Role(), Role(many=True)

@@ -5,6 +5,7 @@ Of R documents and rows of at most L tokens:
     text       input_ids, attention_mask, targets, position_ids [R, L]    the tokens of the corpus' shards
     chosen     chosen_ids, chosen_attention_mask, chosen_targets [R, L]   prompt and this answer of a pair
     rejected   rejected_ids, rejected_attention_mask, rejected_targets    the prompt and that one
+    reference  chosen_reference, rejected_reference [R] float32           what a frozen model makes of them
     image      pixel_values [R, 3, H, W] float32                          resized, cropped, normalized
     label      labels [R] int64                                           a number, or the class' place
     number     numbers [R] float32
@@ -18,9 +19,10 @@ from __future__ import annotations
 
 import io
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +41,27 @@ Arrays = dict[str, NDArray[Any]]
 Row = dict[str, Any]
 Said = tuple[NDArray[np.int64], NDArray[np.bool_]]
 """Tokens of a document, and which of them are learned."""
-IMAGE, NUMBER = "image", "number"
+IMAGE, NUMBER, REFERENCE = "image", "number", "reference"
 NEEDS: dict[str, tuple[str, ...]] = {
     TEXT: (TEXT, MESSAGES), CHOSEN: (PROMPT, CHOSEN), REJECTED: (PROMPT, REJECTED), IMAGE: (IMAGE,),
-    LABEL: (LABEL,), NUMBER: (NUMBER,)}
+    LABEL: (LABEL,), NUMBER: (NUMBER,), REFERENCE: (REFERENCE,)}
 """The fields that can become inputs, and the columns that each is made of."""
+
+
+class Pairs(NamedTuple):
+    """What of preference pairs a person should hear of."""
+
+    many: int
+    equal: int
+    """Pairs of which both answers are the same tokens, within the length of a row."""
+    empty: int
+    """Pairs with an answer that says nothing: at most the token that ends it is learned."""
+    cut: int
+    """Pairs that lose tokens, since prompt and answer are longer than a row."""
+
+    def __str__(self) -> str:
+        return (f"of {self.many:,} pairs {self.equal:,} have two equal answers, {self.empty:,} an answer that "
+                f"says nothing, and {self.cut:,} are cut to the length of a row")
 
 
 class Inputs:
@@ -71,6 +89,8 @@ class Inputs:
                 have = ", ".join(name for name in corpus.columns if name in NEEDS)
                 raise UserError(f"no document of the corpus {corpus.folder.name} has a {field}; it has "
                                 f"{have}.")
+        if REFERENCE in fields and not {CHOSEN, REJECTED} <= set(fields):
+            raise UserError("the field reference belongs to a pair: name chosen and rejected, too.")
         if IMAGE in fields and pictures is None:
             raise UserError("images need a size: say image_size, or train a model that reads images.")
         spoken = {TEXT, CHOSEN, REJECTED} & set(fields)
@@ -101,8 +121,10 @@ class Inputs:
         for field in self.fields:
             if field not in (TEXT, CHOSEN, REJECTED):
                 _check(rows, field)
+            if field == REFERENCE:
+                continue
             made |= self._answers(rows, field) if field in (CHOSEN, REJECTED) else makers[field](rows)
-        return made
+        return made | self._references(rows, made) if REFERENCE in self.fields else made
 
     # ---- tokens ----------------------------------------------------------------------------------------
 
@@ -121,6 +143,17 @@ class Inputs:
         ids, seen, targets = self._padded(said)
         return {f"{field}_ids": ids, f"{field}_attention_mask": seen, f"{field}_targets": targets}
 
+    def _references(self, rows: Sequence[Row], made: Arrays) -> Arrays:
+        """What ``reference_log_probs`` has written of pairs, which must be these tokens."""
+        told = [json.loads(row[REFERENCE]) for row in rows]
+        for row, one, of in zip(rows, told, fingerprints(made), strict=True):
+            if one["of"] != of:
+                raise UserError(f"the log-probabilities of the document {row[ID]!r} are those of other tokens: "
+                                f"reference_log_probs needs the same length ({self.length}), tokenizer and "
+                                "chat template as the stage that reads them.")
+        return {f"{field}_{REFERENCE}": np.array([one[field] for one in told], dtype=np.float32)
+                for field in (CHOSEN, REJECTED)}
+
     def answer(self, row: Row, field: str) -> Said:
         """The tokens of a pair's prompt and one of its answers, of which the answer is learned."""
         assert self.encoder is not None
@@ -134,6 +167,17 @@ class Inputs:
         whole = json.dumps([*before, *answer])
         ids, mask, _ = self.encoder.chat.encode([row[ID]], [whole], [len(before)])[0]
         return ids, mask
+
+    def survey(self, rows: Sequence[Row]) -> Pairs:
+        """What there is to say of pairs."""
+        equal = empty = cut = 0
+        for row in rows:
+            whole = [self.answer(row, field) for field in (CHOSEN, REJECTED)]
+            kept = [self._cut(*one, keep_end=True) for one in whole]
+            equal += all(np.array_equal(a, b) for a, b in zip(*kept, strict=True))
+            empty += any(learned.sum() <= 1 for _, learned in whole)
+            cut += any(len(ids) > self.length for ids, _ in whole)
+        return Pairs(len(rows), equal, empty, cut)
 
     def _cut(self, ids: NDArray[np.int64], learned: NDArray[np.bool_], *, keep_end: bool) -> Said:
         """At most ``length`` tokens: with ``keep_end`` as much is taken off in front as is not learned."""
@@ -171,6 +215,13 @@ def _check(rows: Sequence[Row], field: str) -> None:
     if bare := [row[ID] for row in rows if row[field] is None]:
         raise UserError(f"the document {bare[0]!r} has no {field}: name the domains whose documents have "
                         "one.")
+
+
+def fingerprints(made: Arrays) -> list[int]:
+    """A checksum of each pair's tokens and of which of them are learned."""
+    names = [f"{field}_{part}" for field in (CHOSEN, REJECTED) for part in ("ids", "targets")]
+    return [zlib.crc32(b"".join(made[name][row].astype("<i8").tobytes() for name in names))
+            for row in range(len(made[names[0]]))]
 
 
 def pixels(file: Path | bytes, how: Pictures) -> NDArray[np.float32]:

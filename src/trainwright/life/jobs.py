@@ -148,9 +148,12 @@ def _job(stage: Stage, recipe: Recipe, done: dict[str, Job], store: Store) -> Jo
     methods += stage.stand_ins(methods, where)
     _check_kinds(stage, methods, where)
     inputs = {
-        role: [_source(name, recipe.root, done, where) for name in names]
+        role: [source_of(name, recipe.root, done, where) for name in names]
         for role, names in stage.inputs.items()
     }
+    for role, how in (one for m in methods for one in m.asks().items()):
+        if how.instead in inputs:
+            inputs.setdefault(role, inputs[how.instead])
     _check_roles(stage, methods, inputs, where)
     seed = getattr(stage, "seed", None)
     job = Job(stage, methods, inputs, "", recipe.seed if seed is None else seed, where, recipe.root)
@@ -197,7 +200,7 @@ def _check_roles(
         role: (f"a stage of kind {stage.kind}", how) for role, how in stage.roles.items()
     }
     for m in methods:
-        for role, how in m.roles.items():
+        for role, how in m.asks().items():
             if how.needed or role not in asked:
                 asked[role] = (m.name, how._replace(many=how.many or (role in asked and asked[role][1].many)))
     for role, sources in inputs.items():
@@ -224,7 +227,8 @@ def _check_role(role: str, how: Role, sources: Sequence[Source], where: str) -> 
             )
 
 
-def _source(name: str, root: Path, done: dict[str, Job], where: str) -> Source:
+def source_of(name: str, root: Path, done: dict[str, Job], where: str) -> Source:
+    """What a name in ``from`` means: one of the jobs before, a package, an address or a folder."""
     stage, label = label_of(name)
     if name in done:
         return Source(name, done[name].key, done[name], "")

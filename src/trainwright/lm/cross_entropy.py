@@ -58,7 +58,7 @@ class _Frozen(torch.autograd.Function):
         compiled: bool,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w, b = _cast(hidden, weight, bias, dtype)
+            h, w, b = cast(hidden, weight, bias, dtype)
             top = torch.full_like(targets, LEAST, dtype=torch.float32)
             norm, right, slope = (
                 torch.zeros_like(top),
@@ -66,13 +66,13 @@ class _Frozen(torch.autograd.Function):
                 torch.zeros_like(hidden, dtype=torch.float32),
             )
             part = _kernels(compiled).part
-            for rows, words in _tiles(h, w):
+            for rows, words in tiles(h, w):
                 p, top[rows], shrink, total, hit = part(
-                    _logits(h, w, b, rows, words), top[rows], targets[rows] - words.start
+                    logits_of(h, w, b, rows, words), top[rows], targets[rows] - words.start
                 )
                 norm[rows] = norm[rows] * shrink + total
                 right[rows] += hit
-                _add_product(slope[rows].mul_(shrink[:, None]), p, w[words])
+                add_product(slope[rows].mul_(shrink[:, None]), p, w[words])
             slope.div_(norm[:, None]).sub_(w[targets])
         ctx.save_for_backward(slope.to(hidden.dtype))
         return top + norm.log() - right
@@ -96,12 +96,12 @@ class _Tiled(torch.autograd.Function):
         compiled: bool,
     ) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w, b = _cast(hidden, weight, bias, dtype)
+            h, w, b = cast(hidden, weight, bias, dtype)
             score = _kernels(compiled).score
             total = torch.full_like(targets, float("-inf"), dtype=torch.float32)
             right = torch.zeros_like(total)
-            for rows, words in _tiles(h, w):
-                partial, hit = score(_logits(h, w, b, rows, words), targets[rows] - words.start)
+            for rows, words in tiles(h, w):
+                partial, hit = score(logits_of(h, w, b, rows, words), targets[rows] - words.start)
                 total[rows] = torch.logaddexp(total[rows], partial)
                 right[rows] += hit
         ctx.save_for_backward(hidden, weight, bias, targets, total)
@@ -118,16 +118,16 @@ class _Tiled(torch.autograd.Function):
         grad_b = torch.zeros_like(bias, dtype=torch.float32) if needs_b else None
         upstream = upstream.float()
         with torch.autocast(hidden.device.type, enabled=False):
-            h, w, b = _cast(hidden, weight, bias, ctx.dtype)
+            h, w, b = cast(hidden, weight, bias, ctx.dtype)
             slope = _kernels(ctx.compiled).slope
-            for rows, words in _tiles(h, w):
+            for rows, words in tiles(h, w):
                 g = slope(
-                    _logits(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start
+                    logits_of(h, w, b, rows, words), total[rows], upstream[rows], targets[rows] - words.start
                 )
                 if grad_h is not None:
-                    _add_product(grad_h[rows], g, w[words])
+                    add_product(grad_h[rows], g, w[words])
                 if grad_w is not None:
-                    _add_product(grad_w[words], g.T, h[rows])
+                    add_product(grad_w[words], g.T, h[rows])
                 if grad_b is not None:
                     grad_b[words] += g.sum(0, dtype=torch.float32)
         return (
@@ -140,13 +140,13 @@ class _Tiled(torch.autograd.Function):
         )
 
 
-def _cast(
+def cast(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     return hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
+def tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of positions and words; the words' loop is the outer one, so that a part of the
     head stays in the cache."""
     size = CPU_TILE if h.device.type == "cpu" else GPU_TILE
@@ -154,11 +154,11 @@ def _tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
         yield slice(row, min(row + size, len(h))), slice(word, min(word + size, len(w)))
 
 
-def _logits(h: Tensor, w: Tensor, b: Tensor | None, rows: slice, words: slice) -> Tensor:
+def logits_of(h: Tensor, w: Tensor, b: Tensor | None, rows: slice, words: slice) -> Tensor:
     return h[rows] @ w[words].T if b is None else torch.addmm(b[words], h[rows], w[words].T)
 
 
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """``total += a @ b`` where the sum is float32 and the product may be less."""
     if a.dtype == total.dtype:
         total.addmm_(a, b)
@@ -167,13 +167,13 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _score(z: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a tile: its logsumexp, and what ``_hit`` finds. Works in place, since the tile is nobody else's."""
+    """Of a tile: its logsumexp, and what ``hit_of`` finds. Works in place, since the tile is nobody else's."""
     z = z.float()
-    hit, top = _hit(z, place), z.amax(1).clamp_(min=LEAST)
+    hit, top = hit_of(z, place), z.amax(1).clamp_(min=LEAST)
     return z.sub_(top[:, None]).exp_().sum(1).log_().add_(top), hit
 
 
-def _hit(z: Tensor, place: Tensor) -> Tensor:
+def hit_of(z: Tensor, place: Tensor) -> Tensor:
     """The logit of each target that lies in a tile (else 0). ``place`` is the target's column."""
     inside = (place >= 0) & (place < z.shape[1])
     return torch.where(inside, z.gather(1, place.clamp(0, z.shape[1] - 1)[:, None])[:, 0], 0)
@@ -181,9 +181,9 @@ def _hit(z: Tensor, place: Tensor) -> Tensor:
 
 def _part(z: Tensor, top: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Of a tile: exp(z - the largest logit so far) in its dtype, that largest, the factor for sums that were
-    relative to the one before (``top``), their sum, and what ``_hit`` finds. In place, too."""
+    relative to the one before (``top``), their sum, and what ``hit_of`` finds. In place, too."""
     kind, z = z.dtype, z.float()
-    hit, new = _hit(z, place), torch.maximum(top, z.amax(1))
+    hit, new = hit_of(z, place), torch.maximum(top, z.amax(1))
     p = z.sub_(new[:, None]).exp_()
     return p.to(kind), new, torch.exp(top - new), p.sum(1), hit
 

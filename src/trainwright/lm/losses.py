@@ -64,6 +64,11 @@ def _scored(model: nn.Module, batch: Batch, ctx: Context) -> tuple[Tensor, Tenso
     return losses.view_as(targets), None
 
 
+def cross_entropies(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
+    """``token_losses`` of a model that is a decoder alone, without what the balance of experts adds."""
+    return _scored(model, batch, ctx)[0]
+
+
 def positions(model: nn.Module, batch: Batch) -> Tensor | None:
     """The position of each token in its document as the model counts (RoBERTa from behind its padding token
     on), or None where it takes none."""

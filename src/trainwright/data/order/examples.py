@@ -4,6 +4,7 @@
     fields = ["text", "label"]         the same, and labels [R]
     fields = ["image", "text"]         the same, and pixel_values [R, 3, H, W]
     fields = ["chosen", "rejected"]    chosen_ids, chosen_attention_mask, chosen_targets [R, L]; so rejected
+    fields = [… , "reference"]         and chosen_reference, rejected_reference [R] (``reference_log_probs``)
 
 R are the rows of this rank, L is ``length``; ``corpus/inputs.py`` says what stands where. Each epoch has
 every document once, in an order that follows from seed and epoch alone. ``domain`` [R, L] (or [R] without
@@ -36,12 +37,15 @@ from trainwright.corpus.inputs import IMAGE, Inputs
 from trainwright.corpus.tokens import open_corpus
 from trainwright.lm.losses import most_positions
 
+SURVEYED = 1000
+"""Pairs that are looked at before training, for what a person should hear of them."""
+
 
 class Examples(Data):
     """Rows of single documents with their fields as inputs."""
 
     fields: tuple[str, ...] = ("text",)
-    """Any of text, label, number, image, chosen, rejected."""
+    """Any of text, label, number, image, chosen, rejected, reference."""
     length: int = 512
     """Tokens of a row at most; what is longer is cut."""
     split: Literal["train", "tune", "test"] = "train"
@@ -96,6 +100,9 @@ class Examples(Data):
                 for name in ("input_ids", "chosen_ids", "rejected_ids") if name in batch]
         told += [f"{name}: {batch[name][0].tolist()}" for name in ("labels", "numbers") if name in batch]
         told += [f"pixel_values: {tuple(batch['pixel_values'].shape[1:])}"] if "pixel_values" in batch else []
+        if {"chosen", "rejected"} <= set(self.fields):
+            found, inputs = self.documents(ctx), self.inputs(ctx.policy, ctx)
+            told.append(str(inputs.survey(found.rows(range(min(SURVEYED, len(found))), inputs.columns))))
         return "an example, what is trained between ⟦ ⟧: " + "; ".join(told)
 
     def documents(self, ctx: Context) -> Documents:
