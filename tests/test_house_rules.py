@@ -39,8 +39,9 @@ BELOW["stages"] = {"core", "families", "corpus", "life", "storage"}
 BELOW["planning"] = BELOW["stages"] | {"stages"}
 BELOW["check"] = BELOW["planning"] | {"planning", "lm"}
 BELOW |= {folder: METHOD_FOLDERS | BELOW["lm"] | {"lm"} for folder in METHOD_FOLDERS}
-BELOW["compare"] = BELOW["check"]
-BELOW["report"] = BELOW["check"] | {"compare"}
+BELOW["papers"] = {"core"}
+BELOW["compare"] = BELOW["check"] | {"papers"}
+BELOW["report"] = BELOW["compare"] | {"compare"}
 
 
 def rel(file: Path) -> str:
