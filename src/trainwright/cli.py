@@ -116,6 +116,36 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
         Terminal().print(planned.proposals(propose(loaded, Store(store), limit), fit.strip()), soft_wrap=True)
 
 
+@app.command()
+def init(template: Annotated[str | None, typer.Argument(
+             show_default=False, help="What to do; without it, the templates are listed.")] = None,
+         data: Annotated[str | None, typer.Option(
+             show_default=False, help="A file, a folder, or a data set as hf://OWNER/NAME.")] = None,
+         model: Annotated[str | None, typer.Option(
+             show_default=False,
+             help="A checkpoint's folder, package://NAME, or hf://OWNER/NAME.")] = None,
+         out: Annotated[Path | None, typer.Option(
+             show_default=False, help="The recipe to write; default: the template's name.")] = None,
+         store: StoreDir = Path("store")) -> None:
+    """Write a commented recipe for a model and data of yours, which it looks at first. It runs as it is."""
+    from trainwright.planning import start
+    console = Terminal()
+    if template is None or data is None:
+        for name, what in start.templates().items():
+            console.print(styled("[bold]{}[/] {}", f"{name:<9}", what), soft_wrap=True)
+        console.print("such as: trainwright init chat --data chats.jsonl --model hf://OWNER/NAME")
+        if template is not None:
+            raise UserError(f"init {template} needs data: --data FILE.")
+        return
+    from trainwright.storage.store import Store
+    file = out or Path(f"{template}.toml")
+    for line in start.write(template, model, data, file, Store(store)):
+        console.print(line, soft_wrap=True)
+    console.print(f"wrote {file}: look at it, then", soft_wrap=True)
+    how = "compare" if template == "compare" else "run"
+    console.print(f"  trainwright plan {file}\n  trainwright {how} {file}", soft_wrap=True)
+
+
 app.command()(cli_compare.compare)
 app.command()(cli_compare.bench)
 app.command("fit-law")(cli_compare.fit_law)
