@@ -11,13 +11,21 @@ import numpy as np
 import pytest
 
 from tests.corpus.corpora import Given, build
+from tests.data.filter.test_score_evol import talk
+from tests.data.frames import frame
 from tests.data.unigrams import context, kept, written
 from trainwright.check import tiny
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus import documents
+from trainwright.data.filter.embed import Embed
+from trainwright.data.filter.score_answers import ScoreAnswers
+from trainwright.data.filter.score_neighbors import ScoreNeighbors
+from trainwright.data.filter.score_perplexity import ScorePerplexity
+from trainwright.data.filter.score_reward import ScoreReward
+from trainwright.data.filter.score_wording import ScoreWording
 from trainwright.data.select import instructmining
-from trainwright.data.select.instructmining import Instructmining, draw, fit
+from trainwright.data.select.instructmining import Instructmining, between, draw, fit, grid
 
 RULE = {"reward": -0.15, "near": 0.9}
 
@@ -91,6 +99,50 @@ def test_the_method_finds_the_rule_and_keeps_what_it_favours(tmp_path: Path,
         {r["id"]: r["instructmining"] for r in made.to_pylist()}
 
 
+@pytest.mark.parametrize("best", [60, 8, 11, 100])
+def test_the_number_of_documents_is_searched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                 best: int) -> None:
+    """Where the loss has one minimum in the size, half the trials find its neighbourhood and the rest it."""
+    columns, calls = planted(), []
+
+    def loss(reader: Any, training: Sequence[Any], *rest: Any) -> float:
+        calls.append(sorted(d.id for d in training))
+        return 1.0 + abs(math.log(len(training) / best))
+
+    monkeypatch.setattr(instructmining, "tuned_loss", loss)
+    ctx = tiny.curating(tmp_path)
+    made = kept(Instructmining(rule=RULE, trials=12, smallest=8).apply(rows(**columns), ctx))
+    assert len(calls) <= 12 and abs(math.log(len(made) / best)) < 0.1
+    assert ctx.notes["instructmining/size"] == [(float(len(made)), 1.0)]
+    order = [f"x/{i:03d}" for i in np.argsort(predicted(columns))]
+    assert all(one == sorted(order[:len(one)]) for one in calls) and made == sorted(order[:len(made)])
+
+
+def test_sizes_by_hand() -> None:
+    assert grid(1, 100, 3) == (1, 10, 100) and grid(50, 20, 3) == (20,)
+    assert between({1: 3.0, 10: 1.0, 100: 2.0}, 2) == (3, 32)
+    assert between({1: 1.0, 4: 2.0}, 1) == (2,) and between({4: 2.0}, 3) == ()
+
+
+def test_a_model_scores_and_the_rule_selects(tmp_path: Path) -> None:
+    """The paper's indicators, written by the methods that this one names, are columns that it reads."""
+    ctx = tiny.curating(tmp_path)
+    names = ("instruction_length", "response_length", "mtld", "knn", "reward", "naturalness", "perplexity")
+    made = [{"id": str(i), "messages": talk(f"apples {i}", "two and rain " * (1 + i % 3))} for i in range(12)]
+    table = frame(made)
+    for number, how in enumerate((ScoreWording(), Embed(length=32), ScoreNeighbors(),
+                                  ScoreReward(question="{response}", length=48),
+                                  ScoreAnswers(questions={"naturalness": "{response}"}, length=48),
+                                  ScorePerplexity(length=32))):
+        ctx.folder = tmp_path / str(number)
+        ctx.folder.mkdir()
+        table = how.apply(table, ctx)
+    ctx.folder = tmp_path / "last"
+    ctx.folder.mkdir()
+    chosen = Instructmining(rule=dict.fromkeys(names, 1.0), count=5).apply(table, ctx)
+    assert len(kept(chosen)) == 5 and {"mtld", "knn", "instructmining"} <= set(chosen.column_names)
+
+
 @pytest.mark.slow
 def test_models_that_are_tuned_tell_good_documents_from_bad_ones(tmp_path: Path) -> None:
     build(tmp_path / "target", written("target", "abcde", 12), tune=0.5)
@@ -130,7 +182,9 @@ def test_mistakes_get_a_sentence(tmp_path: Path) -> None:
         Instructmining(indicators=("near",), size=41).apply(table, ctx)
     for wrong, told in (({}, "either indicators"),
                         ({"rule": RULE, "indicators": ("near",)}, "either indicators"),
-                        ({"indicators": ("a", "b"), "subsets": 3}, "subsets must be 4")):
+                        ({"indicators": ("a", "b"), "subsets": 3}, "subsets must be 4"),
+                        ({"rule": RULE, "trials": 4, "count": 3}, "trials"),
+                        ({"rule": RULE, "trials": 1}, "2 and more")):
         with pytest.raises(ValueError, match=told):
             Instructmining(**wrong)
 

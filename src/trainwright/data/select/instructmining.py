@@ -11,7 +11,17 @@ high in a random combination of the (standardized) indicators. A copy of ``from.
 its loss on the target measured, and b found by least squares. Documents are then ranked by the log loss
 that the rule predicts from their own indicators, which the column ``column`` holds, and the lowest are
 kept. Indicators are columns that earlier methods have written, or ``length``, the characters of the text;
-fit and ranking read the same numbers, unscaled.
+fit and ranking read the same numbers, unscaled. Those of the paper's first version are
+``instruction_length``, ``response_length`` and ``mtld`` (``score_wording``), ``perplexity``
+(``score_perplexity``), ``knn`` (``embed``, ``score_neighbors``), ``reward`` (``score_reward``),
+``naturalness``, ``coherence`` and ``understandability`` (``score_answers``); its later version keeps the
+reward and the last three.
+
+How many documents to keep is searched for with ``trials`` (the paper's later version: BlendSearch over the
+size): models are tuned on the best n documents for half of the trials with n between ``smallest`` and all,
+evenly on a scale of logarithms, and for the rest between the neighbours of the best n so far; the n with
+the lowest loss on the target is kept. BlendSearch draws its points at random and prices them by their cost;
+in one dimension a grid that is refined does the same with fewer surprises.
 
 The rule is noted as ``instructmining/INDICATOR``, and as ``instructmining/r2`` the variance it explains of
 models left out of the fit. Give it as ``rule`` to rank others without tuning anything; coefficients of a
@@ -88,6 +98,11 @@ class Instructmining(Curate):
     """Documents to keep; or ``share``."""
     share: float | None = None
     """Documents to keep, as a share of those that have all indicators; a tenth by default."""
+    trials: int = 0
+    """Sizes to try, each for the price of a tuning on so many documents, in place of ``count`` and
+    ``share``; 0: none."""
+    smallest: int = 50
+    """With ``trials``: the fewest documents that are tried."""
     column: str = "instructmining"
     """Name of the column with the predicted log loss, but for its constant part."""
     length: int = 512
@@ -116,7 +131,11 @@ class Instructmining(Curate):
             raise ValueError("say either indicators (fit a rule) or rule (use one)")
         if len(set(self.indicators)) < len(self.indicators):
             raise ValueError(f"indicators names one twice: {', '.join(self.indicators)}")
-        for name in ("size", "epochs", "target", "length", "batch_tokens"):
+        if self.trials and (self.count is not None or self.share is not None):
+            raise ValueError("say trials (search for the number of documents), or count or share")
+        if self.trials < 0 or self.trials == 1:
+            raise ValueError(f"trials must be 0, or 2 and more, not {self.trials}")
+        for name in ("size", "epochs", "target", "length", "batch_tokens", "smallest"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.lr <= 0:
@@ -131,10 +150,11 @@ class Instructmining(Curate):
         rows = settled(documents, ctx)
         names = tuple(self.rule or self.indicators)
         ids, values = indicators(rows, names, self.name)
-        many = amount(len(ids), self.count, self.share, self.name)
+        many = 0 if self.trials else amount(len(ids), self.count, self.share, self.name)
         rule = np.array(list(self.rule.values())) if self.rule else self._fitted(rows, ids, values, ctx)
         predicted = values @ rule
         order = np.lexsort((ids.astype(str), predicted))
+        many = many or self._searched(rows, ids[order], ctx)
         told = pa.table({"id": pa.array(ids, pa.large_string()), self.column: predicted})
         return attach(keep_first(rows, ids, order, many, ctx, self.column, predicted), told)
 
@@ -144,7 +164,7 @@ class Instructmining(Curate):
             raise UserError(f"{self.name}: size = {self.size:,} is more than the {len(ids):,} documents with "
                             "all indicators.")
         drawn = [draw(values, self.size, ctx.rng(f"instructmining/{i}", at=0)) for i in range(self.subsets)]
-        losses = self._losses(rows, [ids[one] for one in drawn], ctx)
+        losses = self._losses(rows, [ids[one] for one in drawn], "loss", ctx)
         means = np.stack([values[one].mean(0) for one in drawn])
         rule, r2 = fit(self.indicators, means, np.log(losses), self.name)
         ctx.note(f"{self.name}/r2", r2)
@@ -155,7 +175,23 @@ class Instructmining(Curate):
             ctx.note(f"{self.name}/{name}", float(slope))
         return rule
 
-    def _losses(self, rows: DataFrame, subsets: list[NDArray[np.object_]],
+    def _searched(self, rows: DataFrame, ranked: NDArray[np.object_], ctx: Context) -> int:
+        """How many of the ranked documents make the best model, of the sizes that are tried."""
+        if not len(ranked):
+            raise UserError(f"{self.name} has nothing to choose from: no document has all indicators.")
+        losses: dict[int, float] = {}
+        for _ in range(2):
+            sizes = between(losses, self.trials - len(losses)) if losses \
+                else grid(self.smallest, len(ranked), -(-self.trials // 2))
+            found = self._losses(rows, [ranked[:n] for n in sizes], "size", ctx) if sizes else np.zeros(0)
+            losses |= dict(zip(sizes, found.tolist(), strict=True))
+        best = min(losses, key=lambda n: (losses[n], n))
+        ctx.note(f"{self.name}/size", float(best))
+        ctx.show(f"{self.name}/sizes", "loss on the target: "
+                 + ", ".join(f"{n:,}: {losses[n]:.4f}" for n in sorted(losses)))
+        return best
+
+    def _losses(self, rows: DataFrame, subsets: list[NDArray[np.object_]], what: str,
                 ctx: Context) -> NDArray[np.float64]:
         """The loss on the target of a model tuned on each subset; from the scratch where it was tuned
         before."""
@@ -170,9 +206,10 @@ class Instructmining(Curate):
         texts = {r["id"]: Document(r["id"], r["text"] or "", r["messages"]) for r in table}
         found = []
         for number, subset in enumerate(subsets):
-            file = ctx.folder / f"loss-{reader.key}-{number:04d}"
+            place = number if what == "loss" else len(subset)
+            file = ctx.folder / f"{what}-{reader.key}-{place:04d}"
             if not file.is_file():
-                draw = ctx.rng(f"instructmining/tuning/{number}", at=0)
+                draw = ctx.rng(f"instructmining/tuning/{place if what == 'loss' else what}", at=0)
                 loss = tuned_loss(reader, [texts[name] for name in sorted(subset)], target, self.lr,
                                   self.epochs, draw)
                 new = file.with_suffix(f".{os.getpid()}")
@@ -196,6 +233,20 @@ def draw(values: NDArray[np.float64], size: int, generator: torch.Generator) -> 
     uniform = torch.rand(len(values), generator=generator, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     key = TILT * (z @ (w / np.linalg.norm(w))) - np.log(-np.log(uniform.numpy()))
     return np.argsort(-key, kind="stable")[:size]
+
+
+def grid(fewest: int, most: int, many: int) -> tuple[int, ...]:
+    """So many sizes from ``fewest`` to ``most``, evenly on a scale of logarithms; fewer where they agree."""
+    return tuple(sorted({round(n) for n in np.geomspace(min(fewest, most), most, max(2, many))}))
+
+
+def between(losses: dict[int, float], many: int) -> tuple[int, ...]:
+    """So many sizes between the neighbours of the best size so far, none of them tried before."""
+    sizes = sorted(losses)
+    at = sizes.index(min(sizes, key=lambda n: (losses[n], n)))
+    low, high = sizes[max(0, at - 1)], sizes[min(len(sizes) - 1, at + 1)]
+    fine = np.geomspace(low, high, many + 3 if at not in (0, len(sizes) - 1) else many + 2)
+    return tuple(sorted({round(n) for n in fine} - set(sizes)))[:max(0, many)]
 
 
 def fit(names: Sequence[str], means: NDArray[np.float64], log_losses: NDArray[np.float64],
