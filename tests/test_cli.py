@@ -56,7 +56,7 @@ def invoke(*words: Any, cwd: Path | None = None) -> Result:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = {"run", "plan", "compare", "bench", "list", "show", "new", "check", "export", "generate",
+    promised = {"init", "run", "plan", "compare", "bench", "list", "show", "new", "check", "export", "generate",
                 "fit-law",
                 "store ls", "store show", "store rm", "store verify"}
     assert set(commands()) == promised
@@ -89,7 +89,7 @@ print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "words", ["--help", "list", "list --search adam", "show adamw", "store ls", "run --help"])
+    "words", ["--help", "list", "list --search adam", "show adamw", "store ls", "run --help", "init"])
 def test_what_is_light_imports_nothing_heavy(words: str, command: Command, tmp_path: Path) -> None:
     done = command(*words.split(), cwd=tmp_path, python=("-c", LIGHT))
     assert done.returncode == 0 and done.stderr.strip().endswith("[]"), done.stderr

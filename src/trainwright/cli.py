@@ -128,15 +128,16 @@ def init(template: Annotated[str | None, typer.Argument(
              show_default=False, help="The recipe to write; default: the template's name.")] = None,
          store: StoreDir = Path("store")) -> None:
     """Write a commented recipe for a model and data of yours, which it looks at first. It runs as it is."""
-    from trainwright.planning import start
+    from trainwright.planning.templates import templates
     console = Terminal()
     if template is None or data is None:
-        for name, what in start.templates().items():
+        for name, what in templates().items():
             console.print(styled("[bold]{}[/] {}", f"{name:<9}", what), soft_wrap=True)
         console.print("such as: trainwright init chat --data chats.jsonl --model hf://OWNER/NAME")
         if template is not None:
             raise UserError(f"init {template} needs data: --data FILE.")
         return
+    from trainwright.planning import start
     from trainwright.storage.store import Store
     file = out or Path(f"{template}.toml")
     for line in start.write(template, model, data, file, Store(store)):

@@ -16,6 +16,7 @@ from trainwright.core.recipe import load
 from trainwright.corpus import bpe
 from trainwright.life.run import run
 from trainwright.planning import start
+from trainwright.planning.templates import templates
 from trainwright.storage.store import Store
 
 TINY = {"type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -134,6 +135,6 @@ def test_chats_and_documents_in_one_file_are_refused(tmp_path: Path, model: str)
 
 
 def test_each_template_says_what_it_does() -> None:
-    told = start.templates()
+    told = templates()
     assert sorted(told) == ["chat", "compare", "continue", "curate", "prefer"]
     assert all(20 < len(what) < 90 for what in told.values()), told

@@ -21,7 +21,7 @@ from torch import nn
 
 from trainwright import families
 from trainwright.core import flops, hardware, ledger, sharding
-from trainwright.core.context import Context
+from trainwright.core.context import ENDLESS, Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Method, Objective, Surgery, Tensors, Update, Weigh
@@ -186,7 +186,7 @@ def build(job: Job, store: Store) -> tuple[Train, bool]:
         rows = Synthetic(tokens=tokens, vocabulary=families.vocabulary_of(model) or 2)
         return [rows, *(m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update)))]
 
-    run = assemble(job, store, ctx, steps=2**62, methods=None if job.ready(store) else made_up)
+    run = assemble(job, store, ctx, steps=ENDLESS, methods=None if job.ready(store) else made_up)
     run.accumulate, run.eval_every, run.count_flops = 1, 0, False
     compiled, run.ctx.compile = run.ctx.compile, False
     return run, compiled

@@ -8,7 +8,6 @@ fit into memory. The recipe is read as ``run`` reads it before it is written.
 from __future__ import annotations
 
 import json
-import re
 import string
 import tomllib
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from trainwright.corpus.chat import BY_TURN, MARKS, Chat
 from trainwright.corpus.documents import empty
 from trainwright.corpus.ends import give_end
 from trainwright.life.jobs import Source, source_of
+from trainwright.planning.templates import FOLDER, templates
 from trainwright.storage.store import Store
 
-TEMPLATES = Path(__file__).with_name("templates")
 NEEDS = {"chat": "conversation", "prefer": "pair"}
 """What the data must be for a template."""
 KINDS = {"conversation": "conversations", "pair": "pairs of a better and a worse answer", "text": "documents"}
@@ -65,16 +64,6 @@ class Seen:
     notes: tuple[str, ...]
 
 
-def templates() -> dict[str, str]:
-    """The templates, each with its first sentence."""
-    return {f.stem: _sentence(f.read_text(encoding="utf-8")) for f in sorted(TEMPLATES.glob("*.toml"))}
-
-
-def _sentence(text: str) -> str:
-    words = " ".join(line.removeprefix("#").strip() for line in text.split("#\n")[0].splitlines())
-    return re.split(r"(?<=\?)\s|[:.]\s", words)[0]
-
-
 def write(name: str, model: str | None, data: str, out: Path, store: Store) -> list[str]:
     """Write the recipe and return what was seen, a line each.
 
@@ -98,7 +87,7 @@ def write(name: str, model: str | None, data: str, out: Path, store: Store) -> l
                         f"{'try continue' if seen.kind == 'text' else 'see trainwright show text'}.")
     config = source.config(store, "--model") if source else None
     fields = _fields(name, model, data, out, seen, config)
-    made = string.Template((TEMPLATES / f"{name}.toml").read_text(encoding="utf-8")).substitute(fields)
+    made = string.Template((FOLDER / f"{name}.toml").read_text(encoding="utf-8")).substitute(fields)
     made = "\n".join(line.rstrip() for line in made.split("\n") if line != "\0")
     stages = {k: v for k, v in tomllib.loads(made).items() if k not in ("compare", "arm")}
     parse(stages, out.resolve(), made)
