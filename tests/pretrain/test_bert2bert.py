@@ -18,7 +18,7 @@ from tests.lm.architectures import make as architecture
 from tests.pretrain.small import Counting, Next, build
 from trainwright import families
 from trainwright.core import checkpoint, sharding
-from trainwright.core.context import Context, View
+from trainwright.core.context import ENDLESS, Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Command, Controller, Operate, State
@@ -28,6 +28,7 @@ from trainwright.finetune.lora import Lora
 from trainwright.lm.resizing import dims_of, expand
 from trainwright.optim.adamw import Adamw
 from trainwright.optim.ema import Ema
+from trainwright.pretrain._sub_models import ranges
 from trainwright.pretrain.bert2bert import Bert2bert, drawn, repeats
 
 KINDS = ("llama", "qwen2", "qwen3", "mistral", "gpt2")
@@ -257,3 +258,90 @@ def test_mistakes_are_told() -> None:
     Lora().operate(adapted, Context())
     with pytest.raises(UserError, match="is none of a plain llama"):
         grown(adapted)
+
+
+# ---- the first of two stages ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("depth", "layers", "expected"),
+    [(12, 3, [(0, 3), (3, 6), (6, 9), (9, 12)]), (4, 3, [(0, 3), (3, 4)]), (2, 3, [(0, 2)])],
+)
+def test_sub_models_are_the_bottom_layers_up_to_a_multiple(depth: int, layers: int, expected: list) -> None:
+    assert ranges(depth, layers) == expected
+
+
+def two_stages(kind: str, part: float = 0.75) -> Train:
+    """Four layers, two of which each sub-model trains; six steps of eight are of the first stage."""
+    growth = Bert2bert(depth=2.0, width=1.0, sub_models=part, sub_model_layers=2)
+    run = Train(build(kind), [Counting(), Next(), growth, Adamw(lr=1e-2)], 8, ctx=Context(seed=0))
+    run.build()
+    return run
+
+
+def moved(run: Train) -> set[str]:
+    """Parameters that the next step changes."""
+    before = {n: p.detach().clone() for n, p in run.params.items()}
+    run.run(until=run.ctx.step + 1)
+    return {n for n, p in run.params.items() if not torch.equal(p, before[n])}
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2"])
+def test_each_step_trains_the_top_layers_of_a_sub_model_as_a_model_of_its_own(kind: str) -> None:
+    """The step's loss and gradients are those of a plain model of two or four layers; the head is shared, and
+    the lowest sub-model has the embeddings. After the stage all layers train."""
+    run, parent = two_stages(kind), "transformer.h" if kind == "gpt2" else "model.layers"
+    drawn = set()
+    for step in range(8):
+        weights = {n: p.detach().clone() for n, p in run.params.items()}
+        changed = moved(run)
+        layers = {int(n.removeprefix(f"{parent}.").split(".")[0]) for n in changed if n.startswith(parent)}
+        top, low = max(layers) + 1, min(layers)
+        assert layers == set(range(low, top)) and (low, top) in ([(0, 2), (2, 4)] if step < 6 else [(0, 4)])
+        alone = build(kind, layers=top)
+        alone.load_state_dict({n: weights[n] for n in dict(alone.named_parameters())}, strict=False)
+        alone.tie_weights()
+        batch = Counting().next(dict, {}, Context(seed=0, step=step))
+        loss = Next().loss(alone, batch, {}, Context()).mean()
+        assert run.row["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        outside = {n for n in changed if not n.startswith(parent)}
+        tops = {n for n in run.params if n.split(".")[-2] in ("norm", "ln_f", "lm_head")}
+        below = {n for n in run.params if n.split(".")[-2] in ("embed_tokens", "wte", "wpe")}
+        tied = {"transformer.wte.weight"} & below
+        assert outside == (tops | below if low == 0 else tops | tied)
+        drawn.add((low, top))
+    assert drawn == {(0, 2), (2, 4), (0, 4)}
+
+
+def test_in_the_first_stage_the_whole_model_is_measured_and_left_whole() -> None:
+    run = two_stages("llama", part=1.0)
+    run.run(until=4)
+    plain = build("llama", layers=4)
+    plain.load_state_dict({n: p.detach() for n, p in run.params.items()})
+    with run.viewed(), torch.no_grad():
+        torch.testing.assert_close(run.model(IDS).logits, plain.eval()(IDS).logits)
+    run.model.train()
+    with pytest.raises(ValueError, match="input_ids"):
+        run.model()
+    assert len(run.model.model.layers) == 4, "a step that fails leaves all layers"
+    Bert2bert(sub_model_layers=2).fold(run.model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in run.model.modules())
+
+
+def test_gradients_below_are_not_computed() -> None:
+    """A step of the upper sub-model costs the FLOPs of two layers' backward less than one of the whole."""
+    run, cost = two_stages("llama"), {}
+    for step in range(8):
+        changed = moved(run)
+        upper = not any("layers.0." in n for n in changed)
+        cost["upper" if upper else "whole" if step >= 6 else "lower"] = run.row["flops"] - cost.get("all", 0)
+        cost["all"] = run.row["flops"]
+    assert cost["lower"] < cost["upper"] < cost["whole"]
+    layer = (cost["whole"] - cost["lower"]) / 2            # forward and backward of one layer
+    assert cost["whole"] - cost["upper"] == pytest.approx(2 * layer * 2 / 3, rel=0.1)
+
+
+def test_a_probe_is_of_the_whole_model() -> None:
+    model = build()
+    Bert2bert().operate(model, Context(steps=ENDLESS))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

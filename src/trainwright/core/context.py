@@ -16,6 +16,9 @@ from trainwright.core.errors import UserError, suggest
 if TYPE_CHECKING:
     from trainwright.core.method import Batch, Decode
 
+ENDLESS = 2**62
+"""Steps of a stage that is only probed: a plan takes a few of them, of the kind that costs the most."""
+
 
 @dataclass
 class Context:
