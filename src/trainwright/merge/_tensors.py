@@ -1,7 +1,8 @@
-"""Shared by the arithmetic of weights: weighted sums and one weight per model."""
+"""Shared by the arithmetic of weights: sums, task vectors, and the election of a sign."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from trainwright.core.errors import UserError
@@ -27,3 +28,40 @@ def one_each(weights: tuple[float, ...], models: int, name: str) -> list[float]:
             "or none."
         )
     return list(weights) or [1 / models] * models
+
+
+def the_base(base: Tensor | None, name: str) -> Tensor:
+    """The tensor of the model that the others were trained from.
+
+    Raises:
+        UserError: the recipe names none.
+    """
+    if base is None:
+        raise UserError(
+            f"{name} needs the model that the others were trained from: write "
+            'from = { models = […], base = "NAME" }.'
+        )
+    return base
+
+
+def together(vectors: list[Tensor], weights: list[float], elect: bool) -> Tensor:
+    """The weighted sum of task vectors; or, after TIES, of each entry the weighted mean over those of them
+    that have the elected sign there, 0 where none has.
+
+    The elected sign is that of the weighted sum; where that is exactly zero, it is plus. ``vectors`` are
+    overwritten in an election.
+    """
+    if not elect:
+        return weighted_sum(vectors, weights)
+    up = weighted_sum(vectors, weights) >= 0
+    total, share = torch.zeros_like(vectors[0]), torch.zeros_like(vectors[0])
+    for vector, weight in zip(vectors, weights, strict=True):
+        agrees = (vector > 0) == up
+        agrees &= vector != 0
+        total.add_(vector.mul_(agrees), alpha=weight)
+        share.add_(agrees, alpha=weight)
+    return total.div_(share.masked_fill_(share.abs() < SHARE, 1))
+
+
+SHARE = 1e-8
+"""Sum of weights below which nothing is divided by it."""

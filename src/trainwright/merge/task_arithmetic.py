@@ -20,9 +20,8 @@ from torch import Tensor
 
 from trainwright.core.bench import Bench
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError
 from trainwright.core.method import Arithmetic
-from trainwright.merge._tensors import one_each, weighted_sum
+from trainwright.merge._tensors import one_each, the_base, weighted_sum
 
 
 class TaskArithmetic(Arithmetic):
@@ -40,10 +39,5 @@ class TaskArithmetic(Arithmetic):
     example: ClassVar[dict[str, Any]] = {"weights": (0.4, 0.4)}
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
-        if base is None:
-            raise UserError(
-                "task_arithmetic needs the model that the others were trained from: write "
-                'from = { models = […], base = "NAME" }.'
-            )
-        weights = one_each(self.weights, len(tensors), self.name)
+        base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
         return base.add(weighted_sum([t - base for t in tensors], weights))

@@ -1,0 +1,86 @@
+"""DELLA: drop entries of task vectors at random, small ones more often, then merge as TIES does.
+
+"DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling" (arXiv 2406.11617).
+Of the n entries of a row of tau_i = W_i - W_base (what enters one output), the one of rank r (0 is the
+smallest magnitude) is kept with the probability
+
+    k_r = density + window (r / (n - 1) - 1/2),    tau'_ij = tau_ij / k_r if it is kept, else 0
+
+so that expectations stay. Then for each entry a sign is elected and the models that have it are averaged:
+W = W_base + scale tau_m (``elect = false`` adds them up instead). Vectors are one row. Entries are drawn by
+tensor name, model and seed.
+
+mergekit's ``epsilon`` is half of ``window``. Where ``window`` is 0, it is DARE with an election. Not where
+DARE is not. Errors: no base; a probability outside 0 to 1; weights that are not one each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from trainwright.core.bench import Bench
+from trainwright.core.context import Context
+from trainwright.core.method import Arithmetic
+from trainwright.merge._drop import drawn
+from trainwright.merge._ranks import PIECE
+from trainwright.merge._tensors import one_each, the_base, together
+
+
+class Della(Arithmetic):
+    """Drops entries of task vectors, small ones more often, and merges with elected signs."""
+
+    density: float = 0.5
+    """Share of the entries that is kept, on average."""
+    window: float = 0.2
+    """By how much the chance of the largest entry of a row exceeds that of the smallest."""
+    elect: bool = True
+    """Merge with the sign election of TIES, instead of a sum."""
+    scale: float = 1.0
+    """Factor of the merged task vector."""
+    weights: tuple[float, ...] = ()
+    """Weight of each model's task vector, in the order of from.models; 1/n each by default."""
+    bench: ClassVar[Bench | None] = Bench(
+        suite="merge",
+        claim="dropping by magnitude beats dropping blindly (1.2 points on average over DARE)",
+        versus="DARE",
+        baseline=({"use": "dare", "elect": True},),
+        search={"scale": [0.75, 1.0, 1.5]},
+    )
+    example: ClassVar[dict[str, Any]] = {"density": 0.6, "window": 0.4}
+
+    def __post_init__(self) -> None:
+        if not self.density - self.window / 2 > 0 or not self.density + abs(self.window) / 2 <= 1:
+            raise ValueError(
+                f"density = {self.density} and window = {self.window} make chances from "
+                f"{self.density - self.window / 2:g} to {self.density + self.window / 2:g}: they must be "
+                "above 0 and at most 1."
+            )
+
+    def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
+        base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
+        vectors = [t - base for t in tensors]
+        for i, vector in enumerate(vectors):
+            draws = drawn(vector.shape, name, i, ctx)
+            for rows, chance in zip(_rows(vector), _rows(draws), strict=True):
+                kept = self.chances(rows)
+                rows.mul_(chance < kept).div_(kept)
+        return together(vectors, weights, self.elect).mul_(self.scale).add_(base)
+
+    def chances(self, rows: Tensor) -> Tensor:
+        """How likely each entry [rows, n] is kept."""
+        n = rows.shape[1]
+        order = rows.abs().argsort(dim=1, stable=True)
+        places = torch.linspace(-0.5, 0.5, n) if n > 1 else torch.zeros(1)
+        chances = torch.empty_like(rows)
+        return chances.scatter_(1, order, (self.density + self.window * places).expand_as(rows))
+
+
+def _rows(tensor: Tensor) -> list[Tensor]:
+    """Views of a tensor's rows, some at a time."""
+    if not tensor.numel():
+        return []
+    flat = tensor.view(-1, tensor.shape[-1] if tensor.ndim > 1 else tensor.numel())
+    return list(flat.split(max(1, PIECE // max(1, flat.shape[1]))))
