@@ -4,6 +4,7 @@ place in the whole one."""
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import peft
@@ -14,27 +15,22 @@ from torch import Tensor, nn
 
 from tests.lm.architectures import IDS, make, moved
 from trainwright import families
+from trainwright.compress.magnitude import Magnitude
+from trainwright.core import masks
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make as settings
 from trainwright.families import deltas
-from trainwright.finetune.loram import Loram, Part, on_disk, places, sizes
+from trainwright.finetune.loram import Loram, on_disk
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2", "qwen3"])
-ALL = Loram(rank=4, alpha=8.0, ratio=0.5, first=0, last=0)
+ALL = Loram(rank=4, alpha=8.0, ratio=0.5, first=0, last=0, head=False)
 
 
 def operated(kind: str, method: Loram = ALL, **given) -> nn.Module:
     model = make(kind, **given)
     method.operate(model, Context(seed=1))
     return model
-
-
-def test_places_by_hand() -> None:
-    kept = torch.tensor([1, 3])
-    assert places(kept, 4, 4).tolist() == [1, 3]
-    assert places(kept, 4, 12).tolist() == [3, 4, 5, 9, 10, 11]               # units of three rows
-    assert places(kept, 4, 8, layers=2).tolist() == [1, 3, 5, 7]              # a gate and its layer in one
 
 
 def test_units_of_the_largest_weights_stay() -> None:
@@ -46,12 +42,6 @@ def test_units_of_the_largest_weights_stay() -> None:
         block.mlp.down_proj.weight[:, 9] *= 100
         # the second of two key-value heads
         block.self_attn.k_proj.weight[8:16] *= 10
-    mlp = Part(48, {"g": 1, "u": 1}, "d")
-    layers = {"g": block.mlp.gate_proj, "u": block.mlp.up_proj, "d": block.mlp.down_proj}
-    by_hand = sum((w**2).sum(1) for w in (layers["g"].weight, layers["u"].weight)) + (
-        layers["d"].weight ** 2
-    ).sum(0)
-    assert torch.allclose(sizes(mlp, layers), by_hand.detach(), rtol=1e-5)
     ALL.operate(model, Context())
     down, keys, queries = (
         model.get_submodule(f"model.layers.0.{n}")
@@ -189,9 +179,135 @@ def test_only_additions_train_and_bf16_agrees() -> None:
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*grads, strict=True))
 
 
+# ---- the stage before -------------------------------------------------------------------------------------
+
+
+def aligned(kind: str, method: Loram) -> nn.Module:
+    """The model as a stage with ``align = true`` leaves it: all that trains has moved, the masks hold."""
+    model = operated(kind, dataclasses.replace(method, align=True))
+    with torch.no_grad():
+        for i, parameter in enumerate(p for p in model.parameters() if p.requires_grad):
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(i))
+    masks.enforce(model)
+    return model.eval()
+
+
+@KINDS
+def test_the_pruned_model_is_aligned_and_the_adapter_trains_on_what_came_of_it(kind: str) -> None:
+    """In training the layers are those of the aligned model, cut; elsewhere they are the original ones."""
+    pruned, model, before = aligned(kind, ALL), make(kind), make(kind)
+    ALL.operate(model, Context(seed=1, frozen={"pruned": pruned}))
+    logits = pruned(input_ids=IDS).logits
+    assert not torch.allclose(logits, before(input_ids=IDS).logits, atol=1e-3)
+    for layer in ALL.mine(model).values():                                    # and no dropout
+        layer.train()
+    assert torch.allclose(model(input_ids=IDS).logits, logits, atol=1e-5)
+    assert torch.allclose(model.eval()(input_ids=IDS).logits, before(input_ids=IDS).logits, atol=1e-6)
+    small = sum(len(m.rows) * len(m.columns) for m in ALL.mine(model).values())
+    assert small < 0.8 * sum(m.whole.numel() for m in ALL.mine(model).values())
+
+
+def test_alignment_trains_the_layers_alone_and_prunes_what_the_adapter_leaves_out() -> None:
+    model, twin = operated("llama", dataclasses.replace(ALL, align=True)), operated("llama")
+    trained = {n.rpartition(".")[0] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == set(ALL.mine(twin))
+    for name, layer in ALL.mine(twin).items():
+        mask = torch.zeros(layer.whole.shape, dtype=torch.bool)
+        mask[layer.rows[:, None], layer.columns] = True
+        assert torch.equal(masks.of(model)[f"{name}.weight"], mask)
+    # what a mask has removed already is not removed twice: another method may prune
+    kept = {n: m.clone() for n, m in masks.of(model).items()}
+    Loram(ratio=0.9, first=0, last=0, align=True).operate(model, Context(seed=1))
+    assert all(torch.equal(m, kept[n]) for n, m in masks.of(model).items())
+
+
+@pytest.mark.parametrize("choose", ["magnitude", "random"])
+@pytest.mark.parametrize(("prune", "share"), [("unstructured", 0.75), ("1:4", 0.75), ("4:8", 0.5)])
+def test_single_weights_are_left_out_in_training_and_recovery_is_the_identity(
+    prune: str, share: float, choose: str
+) -> None:
+    method = Loram(rank=4, alpha=8.0, ratio=0.75, first=0, last=1, prune=prune, choose=choose)
+    model, before = operated("llama", method), make("llama")
+    for name, layer in method.mine(model).items():
+        whole = before.get_submodule(name).weight
+        assert layer.weight.shape == whole.shape == layer.whole.shape
+        zero = layer.weight == 0
+        assert float(zero.float().mean()) == (share if ".0." in name else 0.0)
+        assert torch.equal(layer.weight[~zero], whole[~zero])
+        if choose == "magnitude" and prune == "unstructured" and ".0." in name:
+            assert whole[zero].abs().max() <= whole[~zero].abs().min()
+    logits = moved(model)
+    for name, layer in method.mine(model).items():
+        before.get_submodule(name).weight.data += 2.0 * layer.lora_B.detach() @ layer.lora_A.detach()
+    assert torch.allclose(before(input_ids=IDS).logits, logits, atol=1e-5)
+
+
+def test_masks_of_another_method_say_what_is_left_out() -> None:
+    """Magnitude pruning 2:4, then the adapter on that; and a mask that leaves nothing of a neuron cuts it."""
+    sparse, model = make("llama"), make("llama")
+    Magnitude(pattern="2:4").operate(sparse, Context())
+    down = "model.layers.1.mlp.down_proj"
+    mask = torch.ones_like(sparse.get_submodule(down).weight, dtype=torch.bool)
+    mask[:, 10:] = False
+    masks.keep(sparse, f"{down}.weight", mask)
+    sparse.eval()
+    logits = sparse(input_ids=IDS).logits
+    ALL.operate(model, Context(seed=1, frozen={"pruned": sparse}))
+    assert torch.allclose(model.train()(input_ids=IDS).logits, logits, atol=1e-5)
+    layers = ALL.mine(model)
+    assert layers[down].columns.tolist() == list(range(10))
+    assert layers[down.replace("down", "up")].rows.tolist() == list(range(10))
+    assert layers["model.layers.0.mlp.down_proj"].weight.shape == (32, 48)
+
+
+def test_the_model_named_is_let_go_of_and_must_fit() -> None:
+    ctx = Context(seed=1, frozen={"pruned": aligned("llama", ALL)})
+    ALL.operate(make("llama"), ctx)
+    assert not ctx.frozen
+    other = make("llama", intermediate_size=24)
+    with pytest.raises(UserError, match=r"another shape: model.layers.0.mlp"):
+        ALL.operate(make("llama"), Context(frozen={"pruned": other}))
+    other = make("llama")
+    other.model.norm.weight.data += 1
+    with pytest.raises(UserError, match=r"another model.norm.weight than the model"):
+        ALL.operate(make("llama"), Context(frozen={"pruned": other}))
+
+
+def test_the_delta_of_an_aligned_run_comes_back_without_the_aligned_model(tmp_path: Path) -> None:
+    pruned = aligned("llama", dataclasses.replace(ALL, ratio=0.75))
+    model, again = make("llama"), make("llama")
+    ALL.operate(model, Context(seed=1, frozen={"pruned": pruned}))
+    logits = moved(model)
+    shapes = {n: m.weight.shape for n, m in ALL.mine(model).items()}
+    deltas.write(model, [ALL], 1, tmp_path, None)
+    deltas.put(again, tmp_path / "adapter")
+    assert torch.allclose(again.eval()(input_ids=IDS).logits, logits, atol=1e-6)
+    assert {n: m.weight.shape for n, m in ALL.mine(again).items()} == shapes
+
+
+def test_the_head_has_an_addition_where_it_is_not_tied(tmp_path: Path) -> None:
+    method = dataclasses.replace(ALL, head=True)
+    model = operated("llama", method, tie_word_embeddings=False)
+    assert {n for n in method.mine(model) if ".layers." not in n} == {"lm_head"}
+    assert method.claims(make("llama", tie_word_embeddings=False)) >= {"lm_head.weight"}
+    logits = moved(model)
+    without = model.lm_head.lora_B.detach().clone()
+    model.lm_head.lora_B.data.zero_()
+    assert not torch.allclose(model(input_ids=IDS).logits, logits, atol=1e-4)
+    model.lm_head.lora_B.data.copy_(without)
+    deltas.write(model, [method], 1, tmp_path, None)
+    plain = make("llama", tie_word_embeddings=False)
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    assert torch.allclose(theirs(input_ids=IDS).logits, logits, atol=1e-5)
+    tied = operated("llama", method, tie_word_embeddings=True)
+    assert "lm_head" not in method.mine(tied) and tied.lm_head.weight is tied.model.embed_tokens.weight
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"prune": "most"}, "pattern must be such as"),
+        ({"prune": "4:4"}, "must keep some"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"ratio": 1.0}, "ratio above 0 and less"),
         ({"choose": "largest"}, "must be one"),
