@@ -543,7 +543,7 @@ CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "a column that is not there": (
         TALK.format("columns.jsonl", "", ""),
-        ("columns.jsonl, row 1: there is no column 'text'; it has body: set field",),
+        ("columns.jsonl, row 1: there is no column 'text'; it has body: name",),
     ),
     "a column of numbers": (
         TALK.format("number.jsonl", "", ""),

@@ -38,6 +38,54 @@ def said(root: Path, *answers: dict[str, Any]) -> Any:
 SHAREGPT = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "arr"}]
 
 
+@pytest.mark.parametrize(("row", "asked"), [
+    ({"instruction": "hi", "output": "arr"}, "hi"),
+    ({"instruction": "translate", "input": "hi", "output": "arr"}, "translate\n\nhi"),
+    ({"instruction": "translate", "input": "", "output": "arr"}, "translate"),
+    ({"instruction": "who", "context": "a ship", "response": "arr", "category": "qa"}, "who\n\na ship"),
+    ({"prompt": "hi", "response": "arr"}, "hi"),
+    ({"question": "hi", "answer": "arr"}, "hi"),
+    ({"query": "hi", "response": "arr"}, "hi"),
+    ({"input": "hi", "output": "arr"}, "hi"),
+])
+def test_a_question_and_its_answer_are_a_conversation(
+    tmp_path: Path, row: dict[str, Any], asked: str
+) -> None:
+    assert talk(tmp_path, row) == [{"role": "user", "content": asked}, SAY]
+    found = talk(tmp_path, row | {"system": "you are a pirate"})
+    assert found == [PIRATE, {"role": "user", "content": asked}, SAY]
+
+
+def test_columns_of_a_conversation_are_named_as_the_table_has_them(tmp_path: Path) -> None:
+    row = {"Frage": "hi", "reply": "arr", "text": "beside", "n": 1}
+    found, = rows(written(tmp_path, {"t.jsonl": jsonl([row])}), paths=["t.jsonl"],
+                  columns={"prompt": "Frage", "answer": "reply"})
+    assert json.loads(found["messages"]) == [ASK, SAY]
+    assert json.loads(found["metadata"]) == {"text": "beside", "n": 1}, "nothing of it is lost"
+    with pytest.raises(UserError, match="row 1: the column 'reply' must hold text, not 7"):
+        rows(written(tmp_path, {"t.jsonl": jsonl([row | {"reply": 7}])}), paths=["t.jsonl"],
+             columns={"prompt": "Frage", "answer": "reply"})
+    with pytest.raises(ValueError, match="an answer without the prompt"):
+        Text(paths=["t.jsonl"], columns={"answer": "reply"})
+
+
+def test_a_text_is_not_taken_for_a_conversation(tmp_path: Path) -> None:
+    found = one(tmp_path, {"text": "a story", "question": "hi", "answer": "arr"})
+    assert found["messages"] is None and found["text"] == "a story"
+    assert json.loads(found["metadata"]) == {"question": "hi", "answer": "arr"}
+
+
+@pytest.mark.parametrize(("row", "told"), [
+    ({"question": "hi", "answer": "a", "response": "b"}, "response and answer may both be the answer"),
+    ({"question": "hi", "prompt": "ho", "answer": "a"}, "prompt and question may both be what is asked"),
+])
+def test_two_columns_for_one_thing_are_told_apart_by_the_user(
+    tmp_path: Path, row: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        one(tmp_path, row)
+
+
 @pytest.mark.parametrize("row", [
     {"system": "you are a pirate", "conversations": SHAREGPT},
     {"system_prompt": "you are a pirate", "messages": [ASK, SAY], "system": None},

@@ -143,7 +143,7 @@ def test_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     ("t.jsonl", '["a"]\n', {}, r"t\.jsonl, row 1: a row is an object with columns"),
     ("t.json", '[{"text": 1', {}, r"t\.json is no JSON"),
     ("t.jsonl", '{"body": "a", "n": 1}\n', {},
-     r"row 1: there is no column 'text'; it has body, n: set field"),
+     r"row 1: there is no column 'text'; it has body, n: name that of the documents with field"),
     ("t.jsonl", '{"text": 5}\n', {}, r"row 1: the column 'text' must hold text, not '5'"),
     ("t.jsonl", '{"text": "a"}\n', {"id": "key"},
      r"the column 'key' \(the setting id\) must hold .*; it has text"),

@@ -21,6 +21,8 @@ ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "a
          "user": "user", "assistant": "assistant", "system": "system", "tool": "tool", "function": "tool",
          "observation": "tool"}
 """Who speaks in ``conversations`` (the ShareGPT convention), and the role that chat templates know."""
+ANSWER = "answer"
+"""The name under which a recipe names the column of the answer."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 """Columns beside the turns that the first message takes up."""
@@ -31,24 +33,38 @@ WEIGHTS = ("weight", "train", "training", "loss")
 SILENT = ("assistant", "tool")
 """Roles that may say nothing: null is an empty text."""
 
+ASKED = ("instruction", "prompt", "question", "query", "input")
+"""Columns of what is asked, in the conventions of tables with one question and one answer a row."""
+GIVEN = ("input", "context")
+"""Columns of what a question is about, behind it (Alpaca, Dolly)."""
+ANSWERED = ("output", "response", "answer", "completion", "reply")
+"""Columns of the answer."""
+
 Message = dict[str, Any]
 
 
-def conversation(row: Mapping[str, Any], where: str) -> tuple[list[Message] | None, set[str]]:
-    """Messages of a row and the columns they stood in: ``messages``, ``conversations``, or ``prompt`` and
-    ``completion``, with a system prompt and tools beside them. None where the row is no conversation.
+def conversation(
+    row: Mapping[str, Any], where: str, named: Mapping[str, str], field: str
+) -> tuple[list[Message] | None, set[str]]:
+    """Messages of a row and the columns they stood in: ``messages``, ``conversations``, or a question and its
+    answer, with a system prompt and tools beside them. None where the row is no conversation: a question and
+    an answer are taken for one only where the recipe names their columns, or no column ``field`` has a text.
 
     Raises:
         UserError: something that is no message, or that would be lost.
     """
-    turns, used = _turns(row, where)
+    turns, used = _turns(row, where, named, field)
     if turns is None:
         return None, set()
     asked, beside = _beside(row, where)
     return _together(asked, messages(turns, where), where), used | beside
 
 
-def _turns(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, set[str]]:
+def _turns(
+    row: Mapping[str, Any], where: str, named: Mapping[str, str], field: str
+) -> tuple[list[Any] | None, set[str]]:
+    if ANSWER in named:
+        return _question(row, [named["prompt"]], named[ANSWER], where)
     if row.get("messages") is not None:
         return _list(row["messages"], where, "messages"), {"messages"}
     if row.get("conversations") is not None:
@@ -59,7 +75,29 @@ def _turns(row: Mapping[str, Any], where: str) -> tuple[list[Any] | None, set[st
         return [_user(prompt), {"role": "assistant", "content": completion}], {"prompt", "completion"}
     if isinstance(prompt, list) and isinstance(completion, list):
         return [*prompt, *completion], {"prompt", "completion"}
-    return None, set()
+    asked = [n for n in ASKED if isinstance(row.get(n), str) and row[n]]
+    answered = [n for n in ANSWERED if isinstance(row.get(n), str)]
+    if field in row or not asked or not answered:
+        return None, set()
+    if len(answered) > 1:
+        raise UserError(f"{where}: the columns {' and '.join(answered)} may both be the answer: say which "
+                        f"with columns = {{ prompt = {asked[0]!r}, answer = {answered[0]!r} }}.")
+    about = [n for n in GIVEN if n not in asked[:1] and isinstance(row.get(n), str)]
+    if others := [n for n in asked[1:] if n not in about]:
+        raise UserError(f"{where}: the columns {asked[0]} and {others[0]} may both be what is asked: say "
+                        f"which with columns = {{ prompt = {asked[0]!r}, answer = {answered[0]!r} }}.")
+    return _question(row, [asked[0], *about], answered[0], where)
+
+
+def _question(
+    row: Mapping[str, Any], asked: list[str], answered: str, where: str
+) -> tuple[list[Message], set[str]]:
+    """A question, of several columns a paragraph each, and its answer."""
+    for name in (*asked, answered):
+        if not isinstance(row.get(name), str):
+            raise UserError(f"{where}: the column {name!r} must hold text, not {brief(row.get(name))}.")
+    question = "\n\n".join(row[name] for name in asked if row[name])
+    return [_user(question), {"role": "assistant", "content": row[answered]}], {*asked, answered}
 
 
 def preference(

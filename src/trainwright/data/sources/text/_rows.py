@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.core.errors import UserError
 from trainwright.core.shown import brief
-from trainwright.data.sources.text._conversations import conversation, preference
+from trainwright.data.sources.text._conversations import ANSWER, conversation, preference
 
 if TYPE_CHECKING:
     from trainwright.corpus.columns import Keep
@@ -41,6 +41,11 @@ class Reading:
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
     """What the stage says: the columns that became metadata are named there, once."""
 
+    @property
+    def spoken(self) -> dict[str, str]:
+        """The columns of a question and its answer, where the recipe names them."""
+        return {k: self.columns[k] for k in ("prompt", ANSWER)} if ANSWER in self.columns else {}
+
     def unknown(self, columns: set[str]) -> None:
         """Name columns that nothing was made of."""
         named = self.texts.get(UNKNOWN, "").split(", ") if UNKNOWN in self.texts else []
@@ -58,11 +63,15 @@ def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
         raise UserError(f"{where}: the column {how.id!r} (the setting id) must hold a string or a whole "
                         f"number; {_columns(row)}.")
     name = str(row[how.id]) if how.id else f"{how.domain}/{written}:{line}"
-    columns, used = typed(row, how.columns, where)
-    messages, spoken = (None, set()) if "chosen" in columns else conversation(row, where)
+    columns, used = typed(row, {k: v for k, v in how.columns.items() if k not in how.spoken}, where)
+    messages, spoken = None, set[str]()
+    if "chosen" not in columns:
+        messages, spoken = conversation(row, where, how.spoken, how.field)
     viewed = messages is not None or "chosen" in columns
     text = "" if viewed or (how.field not in row and "image" in columns) else _text(row, how.field, where)
-    used |= spoken | {"text" if viewed else how.field}
+    if not how.spoken:
+        used.add("text" if viewed else how.field)
+    used |= spoken
     rest = {key: value for key, value in row.items() if key not in used}
     if rest:
         how.unknown({str(key) for key in rest} - {how.id})
@@ -105,7 +114,8 @@ def _fits(name: str, value: Any) -> bool:
 
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     if field not in row:
-        raise UserError(f"{where}: there is no column {field!r}; {_columns(row)}: set field.")
+        raise UserError(f"{where}: there is no column {field!r}; {_columns(row)}: name that of the documents "
+                        "with field, or those of a conversation with columns = { prompt = …, answer = … }.")
     if row[field] is not None and not isinstance(row[field], str):
         raise UserError(f"{where}: the column {field!r} must hold text, not {brief(str(row[field]))}.")
     return row[field] or ""

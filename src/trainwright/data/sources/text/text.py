@@ -1,14 +1,16 @@
 """Reads documents from files and folders, and from data sets on the Hugging Face Hub.
 
-A text file (``.txt .md .rst .py``) is one document, as is each row of a table
-(``.jsonl .json .parquet .csv``); each ending also as ``.gz``. A row with ``messages``, with
-``conversations`` (ShareGPT: from, value) or with ``prompt`` and ``completion`` is a conversation; one with
-``chosen`` and ``rejected`` (and ``prompt``) is a preference pair, of plain text where they are strings and of
-messages where they are lists. Beside the turns, ``system`` or ``system_prompt`` becomes the first message and
-``tools`` reaches the chat template; an answer whose ``weight`` is 0, or ``train`` false, is not learned. A
-``label``, and an ``image`` or ``audio`` (a path from the file's folder on, or bytes), become columns of their
-own; a row with an image needs no text. Other columns become metadata, and are named once. An id is the
-domain, the path as the recipe writes it, and the row.
+A text file (``.txt .md .rst .py``) is one document, as is each row of a table (``.jsonl .json .parquet
+.csv``); each ending also as ``.gz``. A row with ``messages``, with ``conversations`` (ShareGPT: from, value)
+is a conversation, and so is one with a question and its answer in columns of the usual names (Alpaca's
+``instruction``, ``input`` and ``output``; ``prompt``, ``question`` or ``query`` with ``completion``,
+``response`` or ``answer``), where it has no ``text``; one with ``chosen`` and ``rejected`` (and ``prompt``)
+is a preference pair, of plain text where they are strings and of messages where they are lists. Beside the
+turns, ``system`` or ``system_prompt`` becomes the first message and ``tools`` reaches the chat template; an
+answer whose ``weight`` is 0, or ``train`` false, is not learned. A ``label``, and an ``image`` or ``audio``
+(a path from the file's folder on, or bytes), become columns of their own; a row with an image needs no text.
+Other columns become metadata, and are named once. An id is the domain, the path as the recipe writes it, and
+the row.
 
 Of a folder every file below is read, links to folders once, or counted under the reason why it is not: a type
 that is not known, hidden, a store of runs, a ``README.md`` that describes a repository of the Hub.
@@ -31,6 +33,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
+from trainwright.data.sources.text._conversations import ANSWER
 from trainwright.data.sources.text._folders import HUB, found
 
 if TYPE_CHECKING:
@@ -55,7 +58,8 @@ class Text(Curate):
     """Column that holds the text, in tables without conversations."""
     columns: dict[str, str] = dataclasses.field(default_factory=dict)
     """Typed columns (prompt, chosen, rejected, label, number, image, audio) that have another name in the
-    table, such as ``{ label = "stars" }``; ``number`` is read only where it is named here."""
+    table, such as ``{ label = "stars" }``; ``number`` is read only where it is named here. With ``answer``
+    rows are conversations: ``{ prompt = "question", answer = "reply" }``."""
     id: str = ""
     """Column that names a document; default: domain, path and row."""
     split: str = "train"
@@ -73,8 +77,10 @@ class Text(Curate):
         if self.piece < 0:
             raise ValueError(f"piece must not be negative, not {self.piece}.")
         from trainwright.corpus.columns import TYPED
+        if ANSWER in self.columns and "prompt" not in self.columns:
+            raise ValueError("columns names an answer without the prompt that it answers.")
         for name in self.columns:
-            if name not in TYPED:
+            if name not in (*TYPED, ANSWER):
                 raise ValueError(f"columns names {name!r}, which is no typed column{suggest(name, TYPED)}.")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
