@@ -13,9 +13,10 @@ from trainwright.core.errors import UserError
 from trainwright.merge._ranks import TaskVectors, at_ranks, check_first, cut_off, slices
 
 DRAWN = torch.randn(5000, generator=torch.Generator().manual_seed(0)).abs()
+SIGNED = torch.randn(5000, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("numbers", [DRAWN, DRAWN * 1e-30, (DRAWN * 4).round() / 4, torch.zeros(5)])
+@pytest.mark.parametrize("numbers", [DRAWN, SIGNED, DRAWN * 1e-30, (DRAWN * 4).round() / 4, torch.zeros(5)])
 def test_every_rank_is_that_of_sorting(numbers: torch.Tensor) -> None:
     ordered, n = numbers.sort().values, len(numbers)
     ranks = sorted({0, 1, n // 3, n // 2, n - 2, n - 1})
@@ -35,13 +36,20 @@ def test_task_vectors_are_differences_from_the_base(tmp_path: Path) -> None:
     assert vectors.numel == len(flat(base))
     for i, model in enumerate(models):
         wanted = flat(model) - flat(base)
-        assert torch.equal(torch.cat(list(vectors.one(i))), wanted)
+        assert torch.equal(torch.cat([pieces[i] for pieces in vectors.magnitudes()]), wanted.abs())
         assert torch.equal(torch.cat([pieces[i] for pieces in vectors.pieces()]), wanted)
         kept = wanted.abs().sort(descending=True).values[int(0.3 * len(wanted)) - 1].item()
         assert vectors.cuts(0.3, by_tensor=False)["*"][i] == kept
     assert vectors.cuts(0.5, by_tensor=True)["norm"][1] == (
         (models[1]["norm"] - base["norm"]).abs().sort(descending=True).values[5].item()
     )
+
+
+def test_the_angle_between_two_task_vectors(tmp_path: Path) -> None:
+    models, base = tuned(2)
+    a, b = (flat(m) - flat(base) for m in models)
+    vectors = TaskVectors(context(tmp_path, models, base), "mine")
+    assert vectors.cosine() == pytest.approx(torch.cosine_similarity(a, b, dim=0).item(), abs=1e-6)
 
 
 def test_mistakes() -> None:

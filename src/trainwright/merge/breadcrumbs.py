@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._ranks import at_ranks, slices
@@ -38,13 +37,6 @@ class Breadcrumbs(Arithmetic):
     """Factor of the merged task vector."""
     weights: tuple[float, ...] = ()
     """Weight of each model's task vector, in the order of from.models; 1/n each by default."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="masking outliers and small changes beats adding whole task vectors, more so with more tasks",
-        versus="task arithmetic",
-        baseline=({"use": "task_arithmetic"},),
-        search={"scale": [1.0, 1.5, 2.0]},
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.5, "outliers": 0.1}
 
     def __post_init__(self) -> None:

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._drop import drawn
@@ -40,14 +39,6 @@ class Dare(Arithmetic):
     """Factor of the merged task vector."""
     weights: tuple[float, ...] = ()
     """Weight of each model's task vector, in the order of from.models; 1/n each by default."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="with 90 % of the changes dropped, the merge is as good as with all of them, or better",
-        add=({"use": "dare", "density": 0.1},),
-        versus="task arithmetic",
-        baseline=({"use": "task_arithmetic"},),
-        search={"scale": [0.75, 1.0, 1.5]},
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.5, "elect": True}
 
     def __post_init__(self) -> None:

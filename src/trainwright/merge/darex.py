@@ -24,7 +24,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._drop import drawn
@@ -42,14 +41,6 @@ class Darex(Arithmetic):
     """Globs of the tensors that entries are dropped from."""
     weights: tuple[float, ...] = ()
     """Weight of each model's task vector, in the order of from.models; 1/n each by default."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="at high drop rates a tuned q keeps far more than DARE's 1 - p (over 30 % on CoLA and SST-2)",
-        add=({"use": "darex", "density": 0.01, "q": 0.06},),
-        versus="DARE",
-        baseline=({"use": "darex", "density": 0.01},),
-        search={"q": [0.03, 0.06, 0.2]},
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.2, "q": 0.4, "only": ("*",)}
 
     def __post_init__(self) -> None:

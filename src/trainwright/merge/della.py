@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._drop import drawn
@@ -42,13 +41,6 @@ class Della(Arithmetic):
     """Factor of the merged task vector."""
     weights: tuple[float, ...] = ()
     """Weight of each model's task vector, in the order of from.models; 1/n each by default."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="dropping by magnitude beats dropping blindly (1.2 points on average over DARE)",
-        versus="DARE",
-        baseline=({"use": "dare", "elect": True},),
-        search={"scale": [0.75, 1.0, 1.5]},
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.6, "window": 0.4}
 
     def __post_init__(self) -> None:

@@ -21,7 +21,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Arithmetic
@@ -33,12 +32,6 @@ class ModelStock(Arithmetic):
 
     scale: float = 1.0
     """Factor of t, the share of the average; 1 is the paper's."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="the average weighed by angles beats the plain average of as many models of one task",
-        search={"scale": [0.75, 1.0, 1.25]},
-        scale="The paper merges models of one task that differ in their seeds; these two have other tasks.",
-    )
     example: ClassVar[dict[str, Any]] = {"scale": 0.9}
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:

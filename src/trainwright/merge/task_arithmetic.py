@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._tensors import one_each, the_base, weighted_sum
@@ -29,12 +28,6 @@ class TaskArithmetic(Arithmetic):
 
     weights: tuple[float, ...] = ()
     """Scale of each model's task vector, in the order of from.models; 1/n each by default."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="adding task vectors gives one model all of their skills (two tasks keep 98.9 % of the "
-        "accuracy)",
-        search={"weights": [[0.5, 0.5], [0.35, 0.35], [0.75, 0.75]]},
-    )
     entrywise: ClassVar[bool] = True
     example: ClassVar[dict[str, Any]] = {"weights": (0.4, 0.4)}
 

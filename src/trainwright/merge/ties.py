@@ -24,7 +24,6 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._ranks import TaskVectors, check_first, cut_off, slices
@@ -43,13 +42,6 @@ class Ties(Arithmetic):
     over: Literal["model", "tensor"] = "model"
     """Within what the largest entries are chosen."""
     entrywise: ClassVar[bool] = True
-    bench: ClassVar[Bench | None] = Bench(
-        suite="merge",
-        claim="trimming and electing signs keeps more of each task than adding whole task vectors does",
-        search={"scale": [0.6, 1.0, 1.4]},
-        versus="task arithmetic",
-        baseline=({"use": "task_arithmetic"},),
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.5, "over": "tensor"}
 
     def __post_init__(self) -> None:
