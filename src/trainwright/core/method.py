@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, dataclass_transform
 
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.settings import Rate
 from trainwright.core.stage import Role
@@ -51,8 +50,6 @@ class Method:
     off: ClassVar[dict[str, Any] | None] = None
     """Settings under which it changes no trained weight, where there are such: the battery holds it
     to that, bit for bit."""
-    bench: ClassVar[Bench | None] = None
-    """How the claim of its paper is put to the test; a method that comes from no paper has none."""
     roles: ClassVar[dict[str, Role]] = {}
     """Roles of ``from`` that it asks for beside those of the stage, such as ``{"teacher":
     Role(needed=True)}``. In a training stage the models among them are ``ctx.frozen``; the folders of
@@ -349,6 +346,10 @@ class ScalingLaw(Method):
         ``parameters`` (matrices, without embeddings and head), ``tokens``, and the numbers that the recipe
         says, by the same names."""
         raise NotImplementedError
+
+    def needs_a_place(self) -> bool:
+        """Whether it must know parameters and tokens before it suggests anything."""
+        return True
 
     def doubts(self, known: dict[str, float]) -> str:
         """Why the suggestion may be wrong there (far from what was fitted), in words; empty where

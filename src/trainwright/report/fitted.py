@@ -56,7 +56,7 @@ def render(fit: Fit, before: ScalingLaw, known: dict[str, float], rows: int, not
     else:
         why = "Its error is not known: there are too few runs to hold any out."
         parts += [Text(why, style="yellow"), Text()]
-    if known:
+    if known or not fit.law.needs_a_place():
         parts += [_predictions(fit, before, known), *_doubts(fit.law, known), Text()]
     parts += [Text(f"note: {note}", style="yellow") for note in [*notes, *fit.notes]]
     return Group(*parts, Text("As a method of a recipe:", style="dim"), Text(recipe_line(fit.law)))
@@ -64,7 +64,7 @@ def render(fit: Fit, before: ScalingLaw, known: dict[str, float], rows: int, not
 
 def _predictions(fit: Fit, before: ScalingLaw, known: dict[str, float]) -> Table:
     at = ", ".join(f"{value:,.6g} {name}" for name, value in known.items())
-    table = _table(f"at {at}", "fitted", "95 % interval", "before")
+    table = _table(f"at {at}" if at else "what it chooses", "fitted", "95 % interval", "before")
     suggested = runs.suggested(before, known)
     for name, (value, pair) in runs.predicted(fit, known).items():
         then = _number(suggested[name]) if name in suggested else ""

@@ -141,6 +141,9 @@ def _set(job: Job, name: str, value: Any, done: _Filled) -> None:
         _set_batch(job, stage, float(value), done)
         return
     use, _, setting = name.rpartition(".")
+    if not use:
+        done.others.append(f"it would take {name} = {value:,.4g}")
+        return
     mine = [i for i, one in enumerate(job.uses) if one == use]
     left_out = [i for i in mine if i >= len(stage.methods) or setting not in stage.methods[i]]
     if not mine:

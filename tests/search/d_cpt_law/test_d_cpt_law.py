@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tomllib
 from functools import cache
@@ -110,6 +111,104 @@ def test_little_domain_data_makes_a_small_share_a_long_run() -> None:
         loss = [told.losses(1e9, tokens / r, r)[0] for r in grid]
         assert told.share(LARGE) == pytest.approx(grid[int(np.argmin(loss))], abs=1e-9)
     assert "rises" not in told.doubts(LARGE)
+
+
+def test_compute_is_divided_among_parameters_and_tokens() -> None:
+    """6 N D = C to the digit, and no other N has a lower domain loss at that share; by brute force."""
+    compute = 6 * 1e9 * 1e10
+    law = dataclasses.replace(PLANTED, compute=compute, rise=9.0)
+    told = law.suggest({})
+    n, d, share = told["parameters"], told["tokens"], told["mixture.weights"]["code"]
+    assert 6 * n * d == pytest.approx(compute, rel=1e-12)
+    grid = np.geomspace(1e7, 1e12, 4000)
+    losses = [[PLANTED.losses(size, compute / 6 / size, r)[0] for size in grid] for r in (0.2, share, 0.9)]
+    for r, row in zip((0.2, share, 0.9), losses, strict=True):
+        assert float(law.allocation(r)[0]) == pytest.approx(grid[int(np.argmin(row))], rel=5e-3)
+    assert PLANTED.losses(n, d, share)[0] <= min(map(min, losses)) + 1e-9
+    assert not law.needs_a_place() and "widen" not in law.doubts({})
+    assert "widen" in dataclasses.replace(law, sizes=(1e7, 1e8)).doubts({})
+
+
+def test_compute_with_a_limit_on_the_general_loss_and_on_the_data() -> None:
+    law = dataclasses.replace(PLANTED, compute=6e19)
+    n, d = law.allocation(law.share({}))
+    share = law.share({})
+    before = PLANTED.losses(n, d, 0.0)[1]
+    assert PLANTED.losses(n, d, share)[1] <= 1.03 * before < PLANTED.losses(n, d, share + 0.01)[1]
+    few = dataclasses.replace(law, rise=9.0, domain_tokens=1e9)
+    share = few.share({})
+    assert share * float(few.allocation(share)[1]) <= 1e9
+    assert share < dataclasses.replace(law, rise=9.0).share({})
+
+
+SHORT = {"code": (2.5, 1.9), "math": (3.0, 2.0), "law": (2.8, 1.6), "music": (3.4, 2.9),
+         "medicine": (3.1, 1.6)}
+ACROSS = dataclasses.replace(PLANTED, short_runs=SHORT, domain_f=0.4, domain_mu=0.7, draws=3)
+
+
+def runs_across(domains: tuple[str, ...], noise: float = 0.0) -> list[dict[str, Any]]:
+    """Runs of several domains that follow the law, each of them mixed with prose."""
+    draw, rows = np.random.default_rng(0), []
+    for name in domains:
+        law = dataclasses.replace(ACROSS, domain=name)
+        for i, j, k in np.ndindex(3, 3, 7):
+            n, d, r = 1e6 * 4.0**i, 2e7 * 4.0**j, (0, 0.1, 0.25, 0.5, 0.75, 0.9, 1)[k]
+            seen = np.array(law.losses(n, d, r)) * np.exp(noise * draw.normal(size=2))
+            rows.append({"parameters": n, "tokens": d, f"mixture.weights.{name}": r, f"loss/{name}": seen[0],
+                         "mixture.weights.prose": 1 - r, "loss/prose": seen[1]})
+    return rows
+
+
+def test_a_larger_learnability_means_a_lower_loss() -> None:
+    """K = 1 / before + early (before - after), by hand; the loss has F / K^mu more."""
+    assert ACROSS.learnability("code") == pytest.approx(1 / 2.5 + 0.6)
+    assert dataclasses.replace(ACROSS, early=2.0).learnability("code") == pytest.approx(1 / 2.5 + 1.2)
+    plain = PLANTED.losses(1e7, 1e8, 0.3)
+    with_k = ACROSS.losses(1e7, 1e8, 0.3)
+    assert with_k[0] - plain[0] == pytest.approx(0.4 / 1.0**0.7) and with_k[1] == plain[1]
+    hard = dataclasses.replace(ACROSS, domain="music").losses(1e7, 1e8, 0.3)[0]
+    easy = dataclasses.replace(ACROSS, domain="medicine").losses(1e7, 1e8, 0.3)[0]
+    assert ACROSS.learnability("music") < ACROSS.learnability("medicine") and easy < with_k[0] < hard
+
+
+def test_a_domain_without_runs_is_predicted_from_its_short_run() -> None:
+    """Fitted on four domains, the law gives the losses on the fifth, of which there is a short run."""
+    rows = runs_across(("math", "law", "music", "medicine"), noise=1e-3)
+    told = runs.fitted(dataclasses.replace(ACROSS, domain_f=1.0, domain_mu=1.0), rows, Context(), "rows")
+    law = told.law
+    assert isinstance(law, DCptLaw)
+    for n, d, r in ((1e7, 1e8, 0.2), (2e8, 3e9, 0.6), (1e6, 2e7, 0.9)):
+        np.testing.assert_allclose(law.losses(n, d, r), ACROSS.losses(n, d, r), rtol=0.02)
+    blind = dataclasses.replace(law, short_runs={})
+    assert abs(blind.losses(1e7, 1e8, 0.2)[0] / ACROSS.losses(1e7, 1e8, 0.2)[0] - 1) > 0.05
+    assert abs(law.share(LARGE) - ACROSS.share(LARGE)) < 0.05
+    assert told.errors["percent error of the loss, a domain left out"] < 2 and len(told.draws) == 3
+
+
+def test_mistakes_across_domains_are_said() -> None:
+    with pytest.raises(UserError, match="of 2 learnabilities"):
+        runs.fitted(ACROSS, runs_across(("math", "law")), Context(), "rows")
+    with pytest.raises(UserError, match="row 1 is a run of 0 of the domains"):
+        runs.fitted(dataclasses.replace(ACROSS, short_runs={"code": (2.5, 1.9)}), runs_across(("math",)),
+                    Context(), "rows")
+    for told, setting in (("must have one of 'code'", {"short_runs": {"math": [3.0, 2.0]}}),
+                          ("no learnability", {"short_runs": {"code": [2.0, 9.0]}}),
+                          ("sizes", {"sizes": [3.0, 2.0]}), ("compute", {"compute": 0.0})):
+        with pytest.raises(UserError, match=told):
+            make(DCptLaw, SETTINGS | setting, "here")
+
+
+def test_the_command_divides_compute(tmp_path: Path) -> None:
+    """Without parameters and tokens, which it chooses."""
+    file = tmp_path / "rows.jsonl"
+    rows = [r for r in PLANTED.made_up(Context()) if r["parameters"] < 6e7 and r["tokens"] < 1e9]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    settings = SETTINGS | {"compute": 6e19, "draws": 2}
+    changes = [a for k, v in settings.items() for a in ("--set", f"{k}={json.dumps(v)}")]
+    said = CliRunner().invoke(app, ["fit-law", "d_cpt_law", "--rows", str(file), *changes])
+    assert said.exit_code == 0, said.output
+    assert "what it chooses" in said.output and "compute = 6e+19" in said.output
+    assert "parameters" in said.output and "mixture.weights.code" in said.output
 
 
 def test_a_law_that_is_no_guide_says_so() -> None:

@@ -15,6 +15,8 @@ from trainwright.lm.fitting import SAME, Row
 
 Floats = NDArray[np.float64]
 Function = Callable[[Floats], Floats]
+Terms = Callable[[Floats], tuple[Floats, Floats]]
+"""From the constants to the losses of all runs, and their derivatives by the logarithm of each constant."""
 HUBER = 1e-3
 """Residual of the logarithm above which a run counts less."""
 STARTS = 8
@@ -71,11 +73,30 @@ class Runs(NamedTuple):
 
 def solve(runs: Runs, epsilon: float, start: Constants | None = None) -> Constants:
     """The constants with the least Huber loss of logarithms, from ``start`` or else from several points."""
+    middle = center(runs)
+    begins = [moved(start, middle, 1)] if start is not None else starts(float(runs.loss.min()))
+    best = least(terms_of(runs, epsilon, middle), runs.loss, begins)
+    return Constants(*moved(Constants(*best.tolist()), middle, -1).tolist())
+
+
+def center(runs: Runs) -> tuple[float, float]:
+    """Parameters and tokens in the middle of the runs, on a scale of logarithms."""
+    return float(np.exp(np.log(runs.n).mean())), float(np.exp(np.log(runs.d).mean()))
+
+
+def least(terms: Terms, losses: Floats, begins: Sequence[Floats]) -> Floats:
+    """The constants with the least Huber loss of logarithms, the best from several starting points."""
     from scipy.optimize import least_squares
 
-    middle = float(np.exp(np.log(runs.n).mean())), float(np.exp(np.log(runs.d).mean()))
-    residual, jacobian = _problem(runs, epsilon, middle)
-    begins = [_moved(start, middle, 1)] if start is not None else _starts(float(runs.loss.min()))
+    wanted = np.log(losses)
+
+    def residual(logs: Floats) -> Floats:
+        return np.log(terms(np.exp(logs))[0]) - wanted
+
+    def jacobian(logs: Floats) -> Floats:
+        made, columns = terms(np.exp(logs))
+        return columns / made[:, None]
+
     found = [
         least_squares(
             residual,
@@ -89,45 +110,36 @@ def solve(runs: Runs, epsilon: float, start: Constants | None = None) -> Constan
         )
         for x in begins
     ]
-    best = min(found, key=lambda one: float(one.cost))
-    return Constants(*_moved(Constants(*np.exp(best.x).tolist()), middle, -1).tolist())
+    return np.exp(min(found, key=lambda one: float(one.cost)).x)  # type: ignore[no-any-return]
 
 
-def _problem(runs: Runs, epsilon: float, middle: tuple[float, float]) -> tuple[Function, Function]:
-    """The residuals of the logarithms as a function of the constants' logarithms, and their Jacobian."""
+def terms_of(runs: Runs, epsilon: float, middle: tuple[float, float]) -> Terms:
+    """The law on these runs, with ``a`` and ``b`` at their center."""
     x_n, x_d = np.log(runs.n / middle[0]), np.log(runs.d / middle[1])
-    log_r, log_s, wanted = np.log(np.maximum(runs.r, 1e-12)), np.log(runs.r + epsilon), np.log(runs.loss)
+    log_r, log_s = np.log(np.maximum(runs.r, 1e-12)), np.log(runs.r + epsilon)
 
-    def terms(x: Floats) -> tuple[Floats, Floats, Floats]:
+    def terms(x: Floats) -> tuple[Floats, Floats]:
         size = x[1] * np.exp(-x[2] * x_n)
         data = x[3] * np.exp(x[5] * log_r - x[4] * x_d)
-        return size, data, x[6] * np.exp(-x[7] * log_s)
-
-    def residual(logs: Floats) -> Floats:
-        x = np.exp(logs)
-        return np.log(x[0] + sum(terms(x))) - wanted
-
-    def jacobian(logs: Floats) -> Floats:
-        x = np.exp(logs)
-        size, data, share = terms(x)
+        share = x[6] * np.exp(-x[7] * log_s)
         columns = [
-            np.full(len(wanted), x[0]),
+            np.full(len(x_n), x[0]),
             *(size, -x[2] * x_n * size),
             *(data, -x[4] * x_d * data, x[5] * log_r * data),
             *(share, -x[7] * log_s * share),
         ]
-        return np.stack(columns, 1) / (x[0] + size + data + share)[:, None]
+        return x[0] + size + data + share, np.stack(columns, 1)
 
-    return residual, jacobian
+    return terms
 
 
-def _moved(constants: Constants, middle: tuple[float, float], way: int) -> Floats:
+def moved(constants: Constants, middle: tuple[float, float], way: int) -> Floats:
     """``a`` and ``b`` at one parameter and one token (way -1), or at the center of the runs (way 1)."""
     c = constants
     return np.array(c._replace(a=c.a * middle[0] ** (-way * c.alpha), b=c.b * middle[1] ** (-way * c.beta)))
 
 
-def _starts(lowest: float) -> list[Floats]:
+def starts(lowest: float) -> list[Floats]:
     """Starting points at the center of the runs: the lowest loss divided among the four terms in several
     ways."""
     made = []
@@ -168,25 +180,37 @@ def parts_of(rows: Sequence[Row], domain: str, general: str, law: str) -> tuple[
         UserError: a row without one of the losses or without a mixture of the two; too few sizes, budgets or
             shares.
     """
-    found = []
-    for number, row in enumerate(rows, 1):
-        weights = [float(row.get(f"mixture.weights.{name}", 0.0)) for name in (domain, general)]
-        whole = sum(float(v) for k, v in row.items() if k.startswith("mixture.weights."))
-        if sum(weights) <= 0 or whole > sum(weights):
-            raise UserError(
-                f"{law}: row {number} is of no mixture of {domain} and {general} alone: it needs "
-                f"mixture.weights.{domain} and mixture.weights.{general}, and no other weight."
-            )
-        losses = [row.get(f"loss/{name}") for name in (domain, general)]
-        for name, value in zip((domain, general), losses, strict=True):
-            if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-                raise UserError(f"{law}: row {number}: loss/{name} must be a positive number, not {value!r}.")
-        found.append([row["parameters"], row["tokens"], weights[0] / sum(weights), *losses])
+    found = [numbers_of(row, number, domain, general, law) for number, row in enumerate(rows, 1)]
+    return parted(found, law)
+
+
+def numbers_of(row: Row, number: int, domain: str, general: str, law: str) -> list[float]:
+    """Parameters, tokens, the domain's share, and the losses on both parts of a run."""
+    weights = [float(row.get(f"mixture.weights.{name}", 0.0)) for name in (domain, general)]
+    whole = sum(float(v) for k, v in row.items() if k.startswith("mixture.weights."))
+    if sum(weights) <= 0 or whole > sum(weights):
+        raise UserError(
+            f"{law}: row {number} is of no mixture of {domain} and {general} alone: it needs "
+            f"mixture.weights.{domain} and mixture.weights.{general}, and no other weight."
+        )
+    losses = [row.get(f"loss/{name}") for name in (domain, general)]
+    for name, value in zip((domain, general), losses, strict=True):
+        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+            raise UserError(f"{law}: row {number}: loss/{name} must be a positive number, not {value!r}.")
+    return [row["parameters"], row["tokens"], weights[0] / sum(weights), *losses]  # type: ignore[list-item]
+
+
+def parted(found: Sequence[Sequence[float]], law: str) -> tuple[Runs, Runs]:
+    """The runs of the two parts, of numbers as ``numbers_of`` gives them.
+
+    Raises:
+        UserError: too few sizes, budgets or shares.
+    """
     n, d, r, *loss = np.array(found, dtype=np.float64).T
     for what, values in (("parameters", n), ("tokens", d), ("shares", r)):
         if len(groups(values)) < 3:
             raise UserError(
-                f"{law}: these {len(rows)} runs do not tell its constants apart: it needs three numbers of "
+                f"{law}: these {len(found)} runs do not tell its constants apart: it needs three numbers of "
                 f"parameters at least, three of tokens, three shares, and they have {len(groups(values))} of "
                 f"{what}."
             )
