@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainwright import cli_compare, cli_ends
+from trainwright import cli_compare, cli_ends, cli_papers
 from trainwright.cli_compare import Changes, StoreDir
 from trainwright.core import ending
 from trainwright.core.card import kinds
@@ -148,7 +148,10 @@ def init(template: Annotated[str | None, typer.Argument(
 
 
 app.command()(cli_compare.compare)
-app.command()(cli_compare.bench)
+app.command()(cli_compare.smallest)
+app.command()(cli_papers.papers)
+app.command()(cli_papers.reproduce)
+app.command("map")(cli_papers.field_map)
 app.command("fit-law")(cli_compare.fit_law)
 
 
@@ -169,9 +172,10 @@ def list_methods(kind: Annotated[str | None, typer.Option(
 
 @app.command()
 def show(method: Annotated[str, typer.Argument(
-             help="A method's name, or an artifact's in the store.", show_default=False)],
+             help="A method's name, a paper's id, or an artifact's in the store.", show_default=False)],
          store: StoreDir = Path("store")) -> None:
-    """Show a method's card (what it does, paper, settings, evidence), or what an artifact came from."""
+    """Show a method's card (what it does, settings, evidence), a paper's (its claims and what became of
+    them), or what an artifact came from."""
     from trainwright.core import card, registry
     from trainwright.report import cards
     from trainwright.storage.store import Store

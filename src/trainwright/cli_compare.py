@@ -1,4 +1,4 @@
-"""Commands that answer questions over many runs: compare, bench, fit-law. Heavy imports wait."""
+"""Commands that answer questions over many runs: compare, smallest, fit-law. Heavy imports wait."""
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from trainwright.core.errors import UserError
-from trainwright.report.terminal import Terminal, styled
+from trainwright.report.terminal import Terminal
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
@@ -42,6 +42,13 @@ AA = Annotated[bool, typer.Option(
     "--aa", help="Compare the baseline with itself, other seeds on the other side: its spread is the noise.")]
 EarlyStop = Annotated[bool, typer.Option(
     "--early-stop", help="End hopeless tuning trials early (successive halving), never the runs that count.")]
+UntilDecided = Annotated[bool, typer.Option(
+    "--until-decided", help="Add seeds until every verdict is decided, by intervals that allow to look.")]
+MostSeeds = Annotated[int | None, typer.Option(
+    help="Seeds at which [cyan]--until-decided[/] ends.", show_default="20")]
+Margin = Annotated[float | None, typer.Option(
+    show_default=False, help="The largest difference in the metric that does not matter, for "
+                             "[cyan]--until-decided[/].")]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the weights of all runs in the store.")]
 DryRun = Annotated[bool, typer.Option(
     "--dry-run", help="Print what would run and what it is estimated to take; then stop.")]
@@ -54,6 +61,7 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
             seeds: Seeds = None, metric: Metric = None, baseline: Baseline = None, tune: Tune = None,
             trials: Trials = None,
             changes: Changes = None, jobs: Jobs = 1, engine: Engine = "native", aa: AA = False,
+            until_decided: UntilDecided = False, most_seeds: MostSeeds = None, margin: Margin = None,
             early_stop: EarlyStop = False, keep: Keep = False, dry_run: DryRun = False,
             store: StoreDir = Path("store")) -> None:
     """Is X better than Y, for me, at this budget? Arms over paired seeds, the same tuning for each,
@@ -65,6 +73,7 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     from trainwright.core.files import without_links
     from trainwright.core.recipe import own_code, parse_change
     given = {"stage": stage, "metric": metric, "seeds": seeds, "baseline": baseline, "trials": trials,
+             "until_decided": until_decided or None, "most_seeds": most_seeds, "margin": margin,
              "budget": specs.parse_budget(budget) if budget else None,
              "tune": specs.parse_tune(tune) if tune else None}
     spec = specs.load(recipe, {k: v for k, v in given.items() if v is not None},
@@ -76,7 +85,7 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     from trainwright.report.comparison.progress import ComparisonProgress
     from trainwright.storage.store import Store
     progress = ComparisonProgress(spec.settings.metric)
-    for file in own_code(spec.table, *map(asdict, (spec.settings, *spec.arms))):
+    for file in own_code(spec.table, asdict(spec.settings), *map(asdict, spec.arms)):
         Terminal().print(f"compare runs {file}, since the recipe names it", soft_wrap=True)
     c = Comparison(spec, Store(store), progress, jobs, engine, early_stop, keep)
     Terminal().print(table.estimate(estimate(c)))
@@ -98,29 +107,32 @@ def _answer(c: Comparison, folder: Path) -> None:
     Terminal().print(f"page: {page.write(folder, result)}", soft_wrap=True)
 
 
-def bench(method: Annotated[list[str] | None, typer.Argument(
-              help="Methods whose paper's claim is put to the test.", show_default=False)] = None,
-          every: Annotated[bool, typer.Option("--all", help="Every method that states a claim.")] = False,
-          evidence: Annotated[Path, typer.Option(help="Folder for METHOD.json.")] = Path("evidence"),
-          jobs: Annotated[int, typer.Option(
-              min=0, help="Runs at a time, in processes; 0: one for each core, or one on a GPU.")] = 0,
-          store: StoreDir = Path("store")) -> None:
-    """Measure a method against its baseline in a shared suite, and write the result beside its paper's
-    claim."""
-    from trainwright.compare import bench as benches
-    from trainwright.report import cards
-    from trainwright.report.comparison.progress import ComparisonProgress
-    from trainwright.storage.store import Store
-    if bool(method) == every:
-        raise UserError("name the methods to measure, or say --all.")
-    for name in benches.claimed() if every else method or ():
-        cards.known(name)
-        watch = ComparisonProgress("")
-        try:
-            found = benches.run(name, Store(store), evidence, watch, jobs or benches.at_a_time())
-        finally:
-            watch.close()
-        Terminal().print(styled("[cyan]{}[/] {}", name, cards.evidence_sentence(found)), soft_wrap=True)
+def smallest(result: Annotated[Path, typer.Argument(
+                 help="The [cyan]result.json[/] of a comparison.", show_default=False)],
+             setting: Annotated[str, typer.Argument(
+                 help="METHOD.SETTING, a number that differs between the arms.", show_default=False)],
+             share: Annotated[float, typer.Option(help="Share of the baseline's score to reach.")] = 0.9,
+             ) -> None:
+    """Which arm is the smallest that is nearly as good as the baseline? With
+    [cyan]intrinsic_dimension.dimension[/] and a share of 0.9 the answer is the intrinsic dimension."""
+    from trainwright.compare.smallest import smallest as search
+    from trainwright.core.files import expected, read_json
+    if not result.is_file():
+        raise UserError(f"there is no file {result}: name the result.json of a comparison.")
+    with expected(result):
+        found = search(read_json(result), setting, share)
+    for number, score in found.scores.items():
+        Terminal().print(f"{number:>12,g}  {score:.4g}{'' if score < found.threshold else '  reaches it'}")
+    *some, last = (f"{n:g}" for n in found.scores)
+    tried = f"{', '.join(some)} and {last}" if some else last
+    answer = f"none of {tried} reaches"
+    if found.number is not None:
+        answer = f"{found.number:g} is the smallest of {tried} that reaches"
+    where = "" if found.number is None or found.below is None else (
+        f"; the true one lies between {found.below:g} and {found.number:g}")
+    seeds = ", ".join("none" if n is None else f"{n:g}" for n in found.by_seed)
+    Terminal().print(f"{setting}: {answer} {share * 100:g} % of the baseline's {found.baseline:.4g}{where}. "
+                     f"By seed: {seeds}.", soft_wrap=True)
 
 
 def fit_law(law: Annotated[str, typer.Argument(

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from typer.main import get_command
+
 from tests.conftest import LIFE
 from tests.hostile.values import VALUES
+from trainwright import cli
 
 Draw = random.Random
 
@@ -200,20 +203,16 @@ def toml(value: Any, top: bool = True) -> str:
 
 # ---- commands ----------------------------------------------------------------------------------------
 
-COMMANDS = [
-    "run", "plan", "compare", "bench", "fit-law", "list", "show", "new", "check", "export", "generate",
-    "store",
-]
+PROGRAM: Any = get_command(cli.app)
+COMMANDS = tuple(PROGRAM.commands)
+OPTIONS = sorted({
+    name for one in PROGRAM.commands.values() for p in one.params for name in p.opts if name[:2] == "--"
+} | {"--help", "--nope"})  # fmt: skip
 STRANGE = [
     "", " ", "~", "..", "a/b", "../x", "/", ".", "-", "--", "-1", "class", "x" * 5000, "\x1b[31mx",
     "[/red]", "[bold", "é", "\udcff", "\u202eabc", "C:\\data", "hf://", "hf://x/y", "package://a.b",
     "package://.x", "package://../x", "a\nb", "%s", "{0}", "$HOME", "`id`", "None", "nan", "1e999", "*",
     "**", "?", "'", '"', "a: 'lora", "=", "a=", "=1", "a.b=", "stage=1", "a..b=1", "9" * 5000, "[" * 2000,
-]
-OPTIONS = [
-    "--set", "--store", "--stage", "--arm", "--budget", "--seeds", "--metric", "--tune", "--kind",
-    "--search", "--prompt", "--tokens", "--temperature", "--decode", "--dtype", "--seed", "--root",
-    "--folder", "--fit", "--rows", "--jobs", "--aa", "--dry-run", "--help", "--force", "--chat", "--nope",
 ]
 
 
@@ -225,7 +224,7 @@ def command(draw: Draw) -> Input:
     for _ in range(draw.randrange(0, 4)):
         words += [draw.choice(OPTIONS)] if draw.random() < 0.4 else []
         words.append(draw.choice([*STRANGE, "r.toml", "c.toml"]))
-    if words[0] in ("check", "bench") and not any(w for w in words[1:] if not w.startswith("-")):
+    if words[0] in ("check", "reproduce") and not any(w for w in words[1:] if not w.startswith("-")):
         words.append("no such method")  # alone they take hours
     if words[0] == "run" and "r.toml" in words:
         words[0] = "plan"  # that recipe is right

@@ -13,10 +13,15 @@ G Pi H B of Walsh-Hadamard transforms (time D log D, 9 to 18 bytes a parameter).
 Fastfood transform to all parameters; here each parameter has its own, weighted so that columns keep length 1
 (in expectation, as there), and no vector of the whole model's size is needed.
 
-d_int90 is the smallest d that reaches 90 % of what direct training of the same network reaches; ``d90``
-searches for it. theta_d is one 1-D parameter: ``adamw`` does not decay it, and a decay that is set pulls to
-theta_0, not to 0. Learning rates are on another scale than those of direct training (a step moves all
-weights): tune them for each d.
+d_int90 is the smallest d that reaches 90 % of what direct training of the same network reaches. Arms of a
+comparison that differ in ``dimension``, each with its own learning rate, against direct training measure it::
+
+    trainwright compare recipes/intrinsic_dimension.toml
+    trainwright smallest store/comparisons/intrinsic_dimension/result.json intrinsic_dimension.dimension
+
+and ``d90`` searches in Python. theta_d is one 1-D parameter: ``adamw`` does not decay it, and a decay that is
+set pulls to theta_0, not to 0. Learning rates are on another scale than those of direct training (a step
+moves all weights): tune them for each d.
 
 P theta_d is added to the weights in each pass, so that a step costs more than in full training; once folded
 in, it costs nothing.
@@ -36,7 +41,6 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
 from trainwright.finetune.intrinsic_dimension._projections import KINDS, Subspace
@@ -56,13 +60,6 @@ class IntrinsicDimension(Surgery):
     """d: how many numbers are trained."""
     projection: Literal["dense", "sparse", "fastfood"] = "fastfood"
     """What random matrix maps them to the parameters."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="90 % of the quality in a subspace of far fewer dimensions, models compressed more than "
-              "100 times",
-        metric="trainable_parameters",
-        add=({"use": "intrinsic_dimension", "dimension": 2000},),
-    )
     example: ClassVar[dict[str, Any]] = {"dimension": 20}
 
     def __post_init__(self) -> None:
