@@ -1,20 +1,20 @@
 """Claims of papers that no training of one stage can show, put to a test on real text: five seeds,
 paired with a baseline each.
 
-    python benchmarks/claims.py [METHOD ...] [--seeds 5] [--store DIR] [--out evidence]
+    python benchmarks/claims.py PAPER [--seeds 5] [--store DIR] --out FILE
 
-d_cpt_law              the law, fitted on runs of three sizes, three lengths and four shares of code, tells
+d-cpt-law              the law, fitted on runs of three sizes, three lengths and four shares of code, tells
                        the losses of the largest and longest ones, which it has not seen; beside it a straight
                        line in the logarithms of size and length for each share
-modular_data_ablation  averages of models of one part each rank the mixtures of two parts; beside them the
+modular-data-ablation  averages of models of one part each rank the mixtures of two parts; beside them the
                        mean of the parts' losses
-perplexed_by_quality   a language model of an unwanted kind of documents finds the others of that kind; beside
+perplexed-by-quality   a language model of an unwanted kind of documents finds the others of that kind; beside
                        it a classifier, which is shown documents of both kinds
-self_guide             SmolLM2, tuned on solved examples that it wrote itself, tells code from English; beside
+self-guide             SmolLM2, tuned on solved examples that it wrote itself, tells code from English; beside
                        it the same prompt, with its four demonstrations, without tuning
 
-A baseline is given the same runs and documents. Writes what ``trainwright bench`` writes. About twenty
-minutes on two CPU cores.
+A baseline is given the same runs and documents. ``trainwright reproduce PAPER`` calls it and judges the pairs
+of numbers that it writes. About twenty minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -23,19 +23,15 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable
-from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 
 import trainwright as tw
-from trainwright.compare import bench
-from trainwright.compare.statistics import paired, verdict
-from trainwright.core import hardware, registry
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.corpus import documents
 from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
@@ -44,10 +40,8 @@ from trainwright.data.select.preselect import Classifier
 from trainwright.data.sources.python_library import PythonLibrary
 from trainwright.data.write import self_guide as demonstrations
 from trainwright.planning import runs
-from trainwright.report.cards import evidence_sentence
 from trainwright.search.d_cpt_law.d_cpt_law import DCptLaw
 from trainwright.storage.store import Store
-from trainwright.storage.versions import versions
 
 SUITE = "benchmarks/claims.py"
 CORPUS = {"name": "corpus", "kind": "corpus", "vocab_size": 2048, "tune": 0.03, "test": 0.04, "seed": 0,
@@ -61,18 +55,6 @@ INSTRUCTION = "Tell whether the line is Python code or English. Answer with one 
 LABELS = ("code", "English")
 UNWANTED, SHOWN = "matplotlib", 150
 """Whose documentation is unwanted, and how many documents of a kind are shown."""
-
-
-class Claim(NamedTuple):
-    """What is measured of a method and of its baseline, for a seed."""
-
-    says: str
-    metric: str
-    better: Literal["lower", "higher"]
-    baseline: str
-    measure: Callable[[int, Path], tuple[float, float]]
-    """The baseline's number and the method's."""
-    scale: str = ""
 
 
 def train(
@@ -266,108 +248,40 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
     return told[SMALL]["exact_match/mean"], told["tuned"]["exact_match/mean"]
 
 
-CLAIMS = {
-    "d_cpt_law": Claim(
-        "losses at any mixture, model size and number of tokens are predicted from small runs, in six "
-        "domains",
-        "extrapolation_error",
-        "lower",
-        "a line in the logarithms for each share",
-        d_cpt_law,
-        "the paper's smallest model has 0.5 B parameters",
-    ),
-    "modular_data_ablation": Claim(
-        "averages of models of the parts correlate strongly with training on mixtures",
-        "rank_correlation",
-        "higher",
-        "mean of the parts' losses",
-        modular_data_ablation,
-    ),
-    "perplexed_by_quality": Claim(
-        "a model of harmful text alone finds it with a higher precision than a classifier",
-        "average_precision",
-        "higher",
-        "linear classifier of words and pairs",
-        perplexed_by_quality,
-    ),
-    "self_guide": Claim(
-        "15 % more of the answers in classification and 18 % in generation are right than with the prompt "
-        "alone",
-        "exact_match",
-        "higher",
-        "demonstrations in the prompt",
-        self_guide,
-        "the paper's model has 7 B parameters, this one 135 M",
-    ),
+CLAIMS: dict[str, Callable[[int, Path], tuple[float, float]]] = {
+    "d-cpt-law": d_cpt_law,
+    "modular-data-ablation": modular_data_ablation,
+    "perplexed-by-quality": perplexed_by_quality,
+    "self-guide": self_guide,
 }
+"""By paper: the baseline's number and the method's, for a seed."""
 
 
-def tested(method: str, seeds: int, store: Path) -> dict[str, Any]:
-    """The evidence: the method beside its baseline over the seeds, or why there is none where a
-    model of this size fails."""
-    claim = CLAIMS[method]
-    own = {"command": f"python benchmarks/claims.py {method}"}
-    try:
-        pairs = [claim.measure(seed, store / method) for seed in range(seeds)]
-    except tw.UserError as error:
-        if not claim.scale:
-            raise
-        stated = {
-            "method": method,
-            "paper": bench.paper(registry.cards()[method].doc),
-            "claim": claim.says,
-            "suite": SUITE,
-            "baseline": claim.baseline,
-            "metric": claim.metric,
-        }
-        return (
-            stated
-            | {
-                "verdict": "needs scale",
-                "reason": f"{claim.scale}; {error}",
-                "date": date.today().isoformat(),
-                "hardware": hardware.describe(),
-                "versions": versions(),
-            }
-            | own
-        )
-    for number, pair in enumerate(pairs):
-        print(f"{method}, seed {number}: {claim.baseline} {pair[0]:.4g}, {method} {pair[1]:.4g}")
-    told = paired([ours - theirs for theirs, ours in pairs])
-    row = {
-        "arm": method,
-        "metric": claim.metric,
-        "better": claim.better,
-        "difference": told.difference,
-        "low": told.low,
-        "high": told.high,
-        "baseline_mean": float(np.mean([p[0] for p in pairs])),
-        "detectable": told.detectable,
-        "verdict": verdict(told.difference, told.p, claim.better),
-    }
-    result = {"comparisons": [row], "baseline": claim.baseline, "seeds": list(range(seeds)), "tuning": None,
-              "hardware": hardware.describe()}
-    return (
-        bench.evidence(method, Bench(SUITE, claim.says, scale=claim.scale), result, row, claim.metric) | own
-    )
+def measure(paper: str, seeds: int, store: Path) -> dict[str, Any]:
+    """The pairs of numbers over the seeds, and the seconds that they took."""
+    began = time.perf_counter()
+    pairs = [CLAIMS[paper](seed, store / paper) for seed in range(seeds)]
+    for number, (theirs, ours) in enumerate(pairs):
+        print(f"{paper}, seed {number}: baseline {theirs:.4g}, method {ours:.4g}")
+    return {"arm": [ours for _, ours in pairs], "baseline": [theirs for theirs, _ in pairs],
+            "seconds": time.perf_counter() - began}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("methods", nargs="*", metavar="METHOD")
+    parser.add_argument("paper", choices=sorted(CLAIMS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--store", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("evidence"))
+    parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    if wrong := [m for m in given.methods if m not in CLAIMS]:
-        sys.exit(f"no claim of {wrong[0]} is tested here: there are {', '.join(CLAIMS)}.")
     if given.seeds < 2:
         sys.exit("--seeds: an interval takes two seeds or more.")
     with tempfile.TemporaryDirectory() as scratch:
-        for method in given.methods or CLAIMS:
-            told = tested(method, given.seeds, given.store or Path(scratch))
-            bench.write(given.out / f"{method}.json", told)
-            print(evidence_sentence(told))
+        try:
+            told = measure(given.paper, given.seeds, given.store or Path(scratch))
+        except tw.UserError as error:
+            sys.exit(str(error))
+    given.out.write_text(json.dumps(told), encoding="utf-8")
 
 
 if __name__ == "__main__":

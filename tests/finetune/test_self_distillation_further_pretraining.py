@@ -8,10 +8,11 @@ import torch
 
 from tests.lm.architectures import make as build
 from trainwright.check import tiny
-from trainwright.compare import bench
+from trainwright.compare import reproduce
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.finetune.self_distillation_further_pretraining import SelfDistillationFurtherPretraining
+from trainwright.papers import library
 from trainwright.planning.synthetic import synthetic
 
 
@@ -69,8 +70,7 @@ def test_a_stage_without_a_teacher_or_with_another_width_is_refused() -> None:
 
 def test_its_claim_is_tested_at_equal_training() -> None:
     """The teacher's stage stands before both arms: one distils from it, the other goes on from it."""
-    claim = SelfDistillationFurtherPretraining.bench
-    assert claim is not None
-    baseline, arm = bench.spec_of("self_distillation_further_pretraining", claim).arms
+    paper = library.papers()["self-distillation-further-pretraining"]
+    baseline, arm = reproduce.spec_of(paper, paper.claims[0]).arms
     assert baseline.stage == arm.stage and arm.stage[0]["name"] == "teacher"
     assert baseline.set == {"from.model": "teacher"} and arm.set == {"from.teacher": "teacher"}

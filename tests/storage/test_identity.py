@@ -22,7 +22,6 @@ import helper
 from helper import by as factor
 from parts import shape
 from parts.inner import deep
-from trainwright.core.bench import Bench
 from trainwright.core.method import Update
 
 import claims
@@ -35,7 +34,7 @@ class Halve(Update):
     """Factor of every update."""
     example: ClassVar[dict[str, Any]] = {"strength": 0.5}
     needs: ClassVar[tuple[str, ...]] = ()
-    bench: ClassVar[Bench | None] = None
+    beside: ClassVar[dict[str, Any]] = {}
 
     def update(self, updates, params, state, ctx):
         """New updates."""
@@ -78,8 +77,7 @@ def changed(file: Path, old: str, new: str) -> None:
     ("updates, params, state, ctx", "updates,  params,\n               state, ctx"),
     ("0.5}", "0.25}"),
     ("needs: ClassVar[tuple[str, ...]] = ()", 'needs: ClassVar[tuple[str, ...]] = ("peft",)'),
-    ("ClassVar[Bench | None] = None", 'ClassVar[Bench | None] = Bench(claim="less", arms=claims.arms)'),
-    ("from trainwright.core.bench import Bench\n", ""),
+    ("beside: ClassVar[dict[str, Any]] = {}", 'beside: ClassVar[dict[str, Any]] = {"arms": claims.arms}'),
 ])
 def test_what_computes_nothing_is_not_in_the_hash(old: str, new: str, mine: Path) -> None:
     before = identity.code(mine)
@@ -104,7 +102,8 @@ def test_what_computes_is_in_the_hash_wherever_it_stands(name: str, old: str, ne
 
 def test_a_helper_that_only_a_claim_uses_is_part_of_the_claim(mine: Path) -> None:
     changed(mine, "import claims\n", "from claims import arms\n")
-    changed(mine, "Bench | None] = None", "Bench | None] = Bench(arms=arms)")
+    changed(mine, "beside: ClassVar[dict[str, Any]] = {}",
+            'beside: ClassVar[dict[str, Any]] = {"arms": arms}')
     before = identity.code(mine)
     (mine.parent / "claims.py").write_text("arms = 7\n")
     assert identity.code(mine) == before

@@ -40,7 +40,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -82,25 +81,6 @@ class Corda(Surgery):
     """Tokens of such a row, at most as many as the model has positions."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        metric="forgetting/prose",
-        search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
-        claim="knowledge-preserved, it forgets less than LoRA and learns more (LLaMA-2-7B: NQ open 10.4 % "
-              "against 1.9 %, GSM8k 45.6 % against 42.7 %)",
-        add=(
-            {
-                "use": "corda",
-                "mode": "knowledge_preserved",
-                "domains": ["prose"],
-                "samples": 64,
-                "length": 256,
-            },
-            {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0},
-        ),
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
-        versus="LoRA",
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "samples": 4, "length": 24}
 
     def claims(self, model: nn.Module) -> set[str]:

@@ -34,7 +34,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery
@@ -53,11 +52,6 @@ class Hft(Surgery, Controller):
     """Rounds of equal length that the stage is cut into."""
     outside: bool = True
     """Whether what is outside of the blocks (embeddings, head, final norm) is trained."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="less is forgotten than by full fine-tuning, in about 30 % less time",
-        metric="forgetting/prose",
-    )
     example: ClassVar[dict[str, Any]] = {"rounds": 5}
 
     def claims(self, model: nn.Module) -> set[str]:

@@ -53,7 +53,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery, Tensors, Update
@@ -109,16 +108,6 @@ class Increlora(Surgery, Controller, Update):
     journal of a run. Empty in a recipe."""
     params: ClassVar[str] = "*.increlora_*"  # type: ignore[misc]
     whole: ClassVar[bool] = True
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="better than LoRA and AdaLoRA with as many trained numbers, above all where data are few "
-              "(GLUE)",
-        drop=("adamw",),
-        add=({"use": "increlora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
-        search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
-        versus="LoRA",
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "begin": 1, "end": 0.8, "every": 1}
 
     def __post_init__(self) -> None:

@@ -28,7 +28,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
 from trainwright.core.settings import Count, Part
@@ -57,13 +56,6 @@ class Lora(Surgery):
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     rslora: bool = False
     """Divide alpha by the square root of the rank, for high ranks."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="sft",
-        claim="a third of the GPU memory of full fine-tuning (GPT-3: 350 GB against 1.2 TB), at no loss "
-              "of quality",
-        metric="peak_memory_bytes",
-        add=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.0}),
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
 
     @property

@@ -60,7 +60,6 @@ from transformers.pytorch_utils import Conv1D
 
 from trainwright import families
 from trainwright.core import masks
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery, Tensors
@@ -111,20 +110,6 @@ class Loram(Surgery):
     head: bool = True
     """Whether the output head has an addition, where it has weights of its own."""
     roles: ClassVar[dict[str, Role]] = {"pruned": Role()}
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="15.81 times less storage for base weights in training (70 B), better than LoRA on a "
-              "smaller model",
-        metric="peak_memory_bytes",
-        add=(
-            {"use": "loram", "ratio": 0.5, "first": 0, "last": 0},
-            {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0},
-        ),
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0}),
-        versus="LoRA",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        scale="of a small model the weights are a small part of what training holds",
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0, "ratio": 0.5, "first": 0, "last": 0}
 
     def __post_init__(self) -> None:
@@ -134,7 +119,7 @@ class Loram(Surgery):
                 f"{self.last}."
             )
         if self.prune not in ("structured", "unstructured"):
-            sparsity.check(0.0, self.prune)
+            sparsity.check(0.0, self.prune, "prune")
         if not 0 <= self.dropout < 1 or not 0 < self.ratio < 1:
             raise ValueError(
                 "dropout must be at least 0 and less than 1, and ratio above 0 and less than 1, not "

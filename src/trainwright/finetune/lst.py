@@ -44,7 +44,6 @@ from torch.utils.hooks import RemovableHandle
 from transformers.cache_utils import DynamicCache
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -76,15 +75,6 @@ class Lst(Surgery):
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
     stands_alone: ClassVar[bool] = True
-    bench: ClassVar[Bench | None] = Bench(
-        suite="sft",
-        claim="saves 69 % of the memory of fine-tuning, where LoRA and adapters save 26 %",
-        metric="peak_memory_bytes",
-        add=({"use": "lst", "samples": 2},),
-        baseline=({"use": "lora", "rank": 8},),
-        versus="LoRA",
-        scale="a side network has to learn to speak first, for which four steps of 256 tokens are too few",
-    )
     example: ClassVar[dict[str, Any]] = {"reduction": 4, "samples": 4}
 
     def __post_init__(self) -> None:

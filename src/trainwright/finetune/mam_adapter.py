@@ -43,7 +43,6 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from trainwright import families
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -72,17 +71,6 @@ class MamAdapter(Surgery):
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
     stands_alone: ClassVar[bool] = True
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="as good as full fine-tuning with 6.7 % of the parameters, better than LoRA of as many",
-        add=(
-            {"use": "mam_adapter", "prefix": 6, "bottleneck": 32},
-            {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0},
-        ),
-        baseline=({"use": "lora", "rank": 4}, {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0}),
-        versus="LoRA of rank 4",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-    )
     example: ClassVar[dict[str, Any]] = {"prefix": 3, "bottleneck": 4}
 
     def __post_init__(self) -> None:

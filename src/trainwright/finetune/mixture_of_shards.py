@@ -33,7 +33,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -73,18 +72,6 @@ class MixtureOfShards(Surgery):
     """Share of the inputs of A that are dropped in training."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="better than LoRA of as many trained numbers: as good as LoRA of about 8 times as many",
-        add=(
-            {"use": "mixture_of_shards", "rank": 4, "budget": 2, "private": 1, "shards": 4},
-            {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0},
-        ),
-        baseline=({"use": "lora", "rank": 2}, {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0}),
-        versus="LoRA of rank 2",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        scale="the paper's models have 28 layers or more that share, the suite's four",
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 3, "alpha": 6.0}
 
     def __post_init__(self) -> None:

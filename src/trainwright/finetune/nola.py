@@ -35,7 +35,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Surgery
 from trainwright.core.settings import Count
@@ -71,14 +70,6 @@ class Nola(Surgery):
     """Scale of the addition, divided by the rank."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.[qv]_proj."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="half the trained numbers of LoRA of rank 1, or fewer, with no loss of quality",
-        metric="trainable_parameters",
-        add=({"use": "nola", "bases": 64},),
-        baseline=({"use": "lora", "rank": 1},),
-        versus="LoRA of rank 1",
-    )
     example: ClassVar[dict[str, Any]] = {"bases": 8, "rank": 2, "alpha": 4.0}
 
     def claims(self, model: nn.Module) -> set[str]:

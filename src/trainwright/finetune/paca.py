@@ -33,7 +33,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -61,16 +60,6 @@ class Paca(Surgery):
     """Scale of the trained columns, divided by the rank: how far a step of the optimizer moves them."""
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="sft",
-        claim="22 % less time and 16 % less memory than LoRA of the same rank, at a comparable accuracy",
-        metric="seconds_per_step",
-        add=({"use": "paca", "rank": 8},),
-        set={"precision": "bf16-true"},
-        baseline=({"use": "lora", "rank": 8},),
-        baseline_set={"precision": "bf16-true"},
-        versus="LoRA",
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
 
     def __post_init__(self) -> None:

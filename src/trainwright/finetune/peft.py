@@ -23,7 +23,6 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import GenerationMixin
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Surgery
@@ -42,14 +41,6 @@ class Peft(Surgery):
     """Name of PEFT's configuration class, such as LoraConfig, IA3Config or VeraConfig."""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of that class, such as { r = 8, use_dora = true }."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="DoRA does better than LoRA of the same rank (LLaMA-7B on commonsense reasoning: +3.7 points)",
-        paper="DoRA: Weight-Decomposed Low-Rank Adaptation (arXiv 2402.09353)",
-        baseline=({"use": "lora", "rank": 8},),
-        add=({"use": "peft", "config": "LoraConfig", "options": {"r": 8, "use_dora": True}},),
-        versus="LoRA",
-    )
     example: ClassVar[dict[str, Any]] = {"config": "LoraConfig", "options": {"r": 2, "use_dora": True}}
     needs: ClassVar[tuple[str, ...]] = ("peft",)
 

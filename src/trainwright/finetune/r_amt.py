@@ -37,7 +37,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Objective, State, Surgery, Tensors, Update
@@ -75,20 +74,6 @@ class RAmt(Surgery, Objective, Update):
     """Glob of the scores whose gradients are changed: all of them."""
     weight: float = 1.0
     """Factor of the loss."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="18.73 points over the untouched model with 2.56 % of the weights masked, above earlier tuning",
-        add=(
-            {"use": "r_amt"},
-            {"use": "clip_gradients", "norm": 1.0},
-            {"use": "adamw", "lr": 9e-4, "weight_decay": 0.0},
-        ),
-        drop=("next_token", "clip_gradients", "adamw"),
-        versus="LoRA",
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 6e-3, "weight_decay": 0.0}),
-        search={"adamw.lr": [3e-4, 9e-4, 2.7e-3]},
-        scale="a mask finds only what a large pretrained model knows already",
-    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.gradient_dropout <= 1:

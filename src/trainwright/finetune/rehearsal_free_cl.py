@@ -34,7 +34,6 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -58,14 +57,6 @@ class RehearsalFreeCl(Update):
     length: Row = 256
     """For EWC: tokens of such a row; fewer where the model has fewer positions."""
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        metric="forgetting/prose",
-        claim="L2 to the start forgets less than plain fine-tuning without old data (and less than EWC "
-              "and feature distillation)",
-        add=({"use": "rehearsal_free_cl"}, {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1}),
-        drop=("adamw",),
-    )
     example: ClassVar[dict[str, Any]] = {
         "how": "ewc",
         "strength": 10.0,

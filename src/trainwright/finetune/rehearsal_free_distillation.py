@@ -25,7 +25,6 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
@@ -39,9 +38,6 @@ class RehearsalFreeDistillation(Objective):
 
     how: Literal["prediction", "features"] = "prediction"
     """Compare the probabilities of the next token, or the final hidden states."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", metric="forgetting/prose", set={"from.reference": "base"},
-        claim="prediction distillation to the start forgets less than plain fine-tuning, without old data")
     roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {}
 

@@ -41,7 +41,6 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Surgery, Tensors, Update
@@ -80,19 +79,6 @@ class Sara(Surgery, Update):
     params: ClassVar[str] = "*.sara_values"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="keeps what the model could do better than LoRA of as many trained numbers does",
-        metric="forgetting/prose",
-        drop=("adamw",),
-        search={"adamw.lr": [3e-3, 9e-3, 2.7e-2]},
-        add=(
-            {"use": "sara", "share": 0.14},
-            {"use": "adamw", "lr": 9e-3, "weight_decay": 0.01, "decay_1d": True},
-        ),
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
-        versus="LoRA",
-    )
     example: ClassVar[dict[str, Any]] = {"progress": 0.2}
 
     def __post_init__(self) -> None:

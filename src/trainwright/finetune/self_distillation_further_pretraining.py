@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Objective, State
@@ -41,32 +40,6 @@ from trainwright.lm.losses import trained_tokens
 class SelfDistillationFurtherPretraining(Objective):
     """Squared distance from a teacher's hidden states, a number a position; 0 where nothing is learned."""
 
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="generalizes better than further pretraining alone, also when that is as long as both of "
-              "its stages",
-        add=({"use": "self_distillation_further_pretraining"},),
-        set={"from.teacher": "teacher"},
-        baseline_set={"from.model": "teacher"},
-        versus="further pretraining, twice as long",
-        stages=(
-            {
-                "name": "teacher",
-                "kind": "train",
-                "from": {"model": "base", "data": "corpus"},
-                "tokens": 120_000,
-                "batch_tokens": 2048,
-                "methods": [
-                    {"use": "pack", "length": 256, "domains": ["code"]},
-                    {"use": "next_token"},
-                    {"use": "clip_gradients", "norm": 1.0},
-                    {"use": "adamw", "lr": 3e-3, "weight_decay": 0.1},
-                    {"use": "cosine", "warmup": 0.05},
-                ],
-            },
-        ),
-        scale="it counters overfitting to few target texts, which the suite's are not",
-    )
     roles: ClassVar[dict[str, Role]] = {"teacher": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {}
 

@@ -37,7 +37,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainwright import families
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -69,11 +68,6 @@ class Ssf(Surgery):
     """Which linear layers are shifted too: all, those that have a bias, or none."""
     std: float = 0.02
     """Standard deviation of gamma around 1 and of beta around 0 at the start."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="better than full fine-tuning with 0.3 M trained numbers (VTAB-1k: 73.1 % against 65.6 %)",
-        scale="the paper adapts a large pretrained network to a thousand examples",
-    )
     neutral: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
 from trainwright.core.settings import Positive
@@ -28,13 +27,6 @@ class ClipGradients(Update):
     norm: Positive = 1.0
     """The largest 2-norm of all gradients together."""
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="clipping keeps exploding gradients from spoiling the training",
-        baseline_drop=("clip_gradients",),
-        versus="no clipping",
-        scale="gradients of so small a model do not explode",
-    )
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"norm": 1e30}
 

@@ -31,7 +31,6 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Set, State
 from trainwright.lm.schedules import (
@@ -70,20 +69,6 @@ class ContinualRewarm(Controller):
     """In the infinite schedule: the curve of the cooldown."""
     anneal: int | float = 0.0
     """In the infinite schedule: steps of the fall at the end, as a share or a number."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        metric="forgetting/prose",
-        versus="the same without replay",
-        claim="25 % of replay keeps the loss on the old texts (strong shift: mean loss 1.75 against 2.34 "
-        "without)",
-        add=(
-            {"use": "pack", "length": 256, "domains": ["prose", "code"]},
-            {"use": "continual_rewarm", "replay": 0.25, "old": ["prose"], "new": ["code"], "warmup": 0.05},
-        ),
-        drop=("cosine",),
-        baseline=({"use": "continual_rewarm", "replay": 0.0, "warmup": 0.05},),
-        baseline_drop=("cosine",),
-    )
     example: ClassVar[dict[str, Any]] = {
         "replay": 0.25,
         "old": ["prose"],

@@ -20,7 +20,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
 from trainwright.lm.schedules import (
@@ -41,14 +40,6 @@ class Cosine(Controller):
     """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     final: float = 0.1
     """Factor of the peak rate at the end, reached one step after the last."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="annealing along a cosine ends better than a constant rate",
-        add=({"use": "cosine", "warmup": 0.05},),
-        baseline=({"use": "constant", "warmup": 0.05},),
-        baseline_drop=("cosine",),
-        versus="constant rate",
-    )
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "final": 1.0}
 

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
@@ -35,15 +34,6 @@ class Ema(Update):
     warmup: bool = True
     """Whether early averages look back less far, as long as the run is younger than that."""
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="the averaged weights do better than the last ones (4.35 % against 6.28 % error on CIFAR-10)",
-        add=({"use": "constant", "warmup": 0.05}, {"use": "ema", "decay": 0.95}),
-        drop=("cosine",),
-        baseline=({"use": "constant", "warmup": 0.05},),
-        baseline_drop=("cosine",),
-        versus="last weights",
-    )
     example: ClassVar[dict[str, Any]] = {"decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {}
 

@@ -19,7 +19,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
 from trainwright.lm.schedules import (
@@ -40,13 +39,6 @@ class Linear(Controller):
     """Warm-up: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     final: float = 0.0
     """Factor of the peak rate at the end, reached one step after the last."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="linear decay does as well as any schedule, the cosine included, on nearly all problems",
-        add=({"use": "linear", "warmup": 0.05},),
-        drop=("cosine",),
-        versus="cosine",
-    )
     example: ClassVar[dict[str, Any]] = {"warmup": 2}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "final": 1.0}
 

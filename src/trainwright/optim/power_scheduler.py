@@ -34,7 +34,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Command, Controller, State
@@ -56,21 +55,6 @@ class PowerScheduler(Controller):
     """Tokens of one of the sequences in which the batch is counted."""
     before: float = 0.0
     """Tokens that the model has been trained on before this stage."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="with constants for any number of tokens and any batch, as good as a schedule tuned to the run",
-        add=(
-            {"use": "adamw", "lr": 1.2e-2, "weight_decay": 0.1},
-            {"use": "mup", "base": 48},
-            {"use": "power_scheduler", "decay": 0.2},
-        ),
-        drop=("cosine",),
-        baseline=({"use": "wsd", "warmup": 0.05, "decay": 0.2},),
-        baseline_drop=("cosine",),
-        versus="wsd",
-        search={"adamw.lr": [4e-3, 1.2e-2, 3.6e-2]},
-        scale="the constants come from runs of ten thousand times as many tokens",
-    )
     example: ClassVar[dict[str, Any]] = {"a": 1e-3, "warmup": 2, "decay": 0.3}
     off: ClassVar[dict[str, Any] | None] = {"a": 1e12, "warmup": 0.0, "decay": 0.0}
 

@@ -29,7 +29,6 @@ import torch
 from torch import Tensor
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors
 from trainwright.core.settings import Part, Rate
@@ -49,12 +48,6 @@ class SgdSai(Optimizer):
     decay_1d: bool = False
     """Whether biases and norms (parameters of one dimension) decay too."""
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="half of AdamW's optimizer memory (Llama2-7B: 25 GB less), with a loss as low or lower",
-        metric="state_bytes",
-        add=({"use": "sgd_sai", "lr": 0.01},),
-    )
     example: ClassVar[dict[str, Any]] = {"lr": 1e-3}
 
     def update(self, updates: Tensors, params: Tensors, state: State, ctx: Context) -> Tensors:

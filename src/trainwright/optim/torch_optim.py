@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.claims import match
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Tensors
@@ -35,17 +34,6 @@ class TorchOptim(Optimizer):
     """Arguments of that class, under its own names; lists stand for tuples."""
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="Muon needs about half of AdamW's compute (52 % of the FLOPs) for the same loss",
-        add=(
-            {"use": "torch_optim", "optimizer": "Muon", "params": "model.layers.*_proj.weight", "lr": 6e-3},
-            {"use": "adamw", "lr": 6e-3, "params": "!model.layers.*_proj.weight"},
-        ),
-        drop=("adamw",),
-        search={"torch_optim.lr": "around"},
-        paper="Muon is Scalable for LLM Training (arXiv 2502.16982)",
-    )
     example: ClassVar[dict[str, Any]] = {"optimizer": "SGD", "options": {"momentum": 0.9}}
 
     def __post_init__(self) -> None:

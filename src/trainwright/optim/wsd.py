@@ -21,7 +21,6 @@ from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, State
 from trainwright.lm.schedules import (
@@ -46,13 +45,6 @@ class Wsd(Controller):
     """Factor of the peak rate at the end, reached one step after the last."""
     shape: Literal["sqrt", "linear"] = "sqrt"
     """The decay: one minus the square root of its progress, or a straight line."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="a loss as low as the cosine's, with a length that need not be known beforehand",
-        add=({"use": "wsd", "warmup": 0.05, "decay": 0.2},),
-        drop=("cosine",),
-        versus="cosine",
-    )
     example: ClassVar[dict[str, Any]] = {"warmup": 2, "decay": 0.5}
     off: ClassVar[dict[str, Any] | None] = {"warmup": 0.0, "decay": 0.0}
 

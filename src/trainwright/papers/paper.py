@@ -1,7 +1,7 @@
 """A paper and its claims, as its TOML file has them; unknown keys and loose ends are errors."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainwright.core.errors import UserError, suggest
@@ -123,7 +123,7 @@ def parse(table: dict[str, Any], name: str, where: str) -> Paper:
     for i, says in enumerate(seen):
         if says in seen[:i]:
             raise UserError(f"{where}: claim {i + 1} says what claim {seen.index(says) + 1} says.")
-    return make(Paper, table | {"id": name, "claims": claims}, where)  # type: ignore[no-any-return]
+    return replace(found, claims=claims)
 
 
 def _claim(given: dict[str, Any], paper: Paper, where: str) -> Claim:
@@ -148,4 +148,4 @@ def _claim(given: dict[str, Any], paper: Paper, where: str) -> Claim:
         for name in (claim.arm, claim.baseline):
             if name not in arms:
                 raise UserError(f"{where}: {name!r} is no arm{suggest(name, arms)}.")
-    return make(Claim, given | {"arms": arms}, where)  # type: ignore[no-any-return]
+    return replace(claim, arms=arms)

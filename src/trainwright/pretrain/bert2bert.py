@@ -42,7 +42,6 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import ENDLESS, Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery
@@ -63,7 +62,6 @@ from trainwright.lm.resizing import (
 )
 from trainwright.lm.schedules import check_parts, steps_of
 from trainwright.pretrain import _sub_models
-from trainwright.pretrain._bench_phases import NARROW, phase
 
 Times = Annotated[float, Between(-100, 100)]
 """How many times as large."""
@@ -83,15 +81,6 @@ class Bert2bert(Surgery):
     sub_model_layers: Count = 3
     """Layers that one sub-model has more than the one below it, and that it trains."""
     neutral: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="45 % (BERT base) and 47 % (GPT base) fewer FLOPs than from scratch, without those of the "
-        "small model, of half the size",
-        stages=(phase("small", 150_000, {"use": "cosine", "warmup": 0.05}, model=NARROW),),
-        set={"from.model": "small", "model": None},
-        versus="training from scratch",
-        search={"adamw.lr": [1e-3, 3e-3, 9e-3]},
-    )
     example: ClassVar[dict[str, Any]] = {"sub_models": 0.5, "sub_model_layers": 1}
     off: ClassVar[dict[str, Any] | None] = {"width": 1.0, "depth": 1.0, "sub_models": 0.0}
 

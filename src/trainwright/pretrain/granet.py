@@ -42,7 +42,6 @@ from typing import Any, ClassVar
 from torch import Size, nn
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import State, Tensors, Update
@@ -67,14 +66,6 @@ class Granet(Update):
     """Start of pruning: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
     end: int | float = 0.6875
     """End of pruning, at the final density: a share of the stage's steps (0.2, 1.0) or a number (20)."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="better than any other sparse training at the same density, static masks by far",
-        add=({"use": "granet", "density": 0.2, "every": 0.1},),
-        baseline=({"use": "spdf", "sparsity": 0.8},),
-        versus="static random mask",
-        scale="the paper exchanges weights every 1,000 steps of 80,000; here are 146 steps in all",
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.3, "every": 2, "end": 0.5}
     off: ClassVar[dict[str, Any] | None] = {"density": 1.0, "regeneration": 0.0}
 

@@ -39,7 +39,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -58,13 +57,6 @@ class MixLn(Surgery):
     """Share of the blocks, from the first, that are Post-LN."""
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="a perplexity of 26.07 where Pre-LN has 26.73 (130 M parameters), 21.39 for 21.92 (250 M)",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        versus="Pre-LN",
-        scale="its gain comes from deep blocks: the paper has 12 to 32 of them, the suite 4",
-    )
     example: ClassVar[dict[str, Any]] = {"post_ln": 0.5}
     off: ClassVar[dict[str, Any] | None] = {"post_ln": 0.0}
 

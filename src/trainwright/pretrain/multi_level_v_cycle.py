@@ -39,7 +39,6 @@ import torch
 from torch import Tensor, nn
 
 from trainwright import families
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery, Tensors
@@ -56,9 +55,6 @@ from trainwright.lm.resizing import (
     shrink,
     spaces,
 )
-from trainwright.pretrain._bench_phases import LARGE, phase
-
-DOWN = {"use": "multi_level_v_cycle"}
 
 
 class MultiLevelVCycle(Surgery):
@@ -74,22 +70,6 @@ class MultiLevelVCycle(Surgery):
     """On the way up, the share of the de-coalesced model."""
     neutral: ClassVar[bool] = False
     roles: ClassVar[dict[str, Role]] = {"reference": Role()}
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="20 % (GPT base) to 51.6 % (BERT large) less compute for the same loss",
-        versus="as many FLOPs of plain training, in two runs",
-        stages=(
-            phase("large", 20_000, {"use": "constant", "warmup": 0.5}, model=LARGE),
-            phase("small", 160_000, {"use": "cosine"}, source="large", surgery=DOWN),
-            # 20_000 and a quarter of 160_000
-            phase("longer", 60_000, {"use": "constant", "warmup": 0.1}, model=LARGE),
-        ),
-        set={"from.model": "large", "from.reference": "small", "model": None},
-        baseline_set={"from.model": "longer", "model": None},
-        add=({"use": "multi_level_v_cycle", "go": "up"},),
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        scale="the saving grows with the model: the paper's have 110 M parameters and more",
-    )
     example: ClassVar[dict[str, Any]] = {"width": 1}
 
     def __post_init__(self) -> None:

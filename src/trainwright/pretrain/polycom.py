@@ -38,7 +38,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2CLS
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -58,13 +57,6 @@ class Polycom(Surgery):
     """Highest power."""
     neutral: ClassVar[bool] = False
     folds: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="1 B parameters, as many in both: a training loss of 2.17 where SwiGLU comes to 2.19",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        versus="SwiGLU of as many parameters",
-        scale="the difference of 0.02 was measured at 1 B parameters",
-    )
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:

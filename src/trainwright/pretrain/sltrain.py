@@ -35,7 +35,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
@@ -55,12 +54,6 @@ class Sltrain(Surgery):
     layers: str = "all-linear"
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     neutral: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="up to 73 % less memory than full-rank pretraining, with a comparable perplexity",
-        metric="state_bytes",
-        add=({"use": "sltrain", "rank": 24, "density": 0.05},),
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 1.0, "density": 0.1}
 
     def __post_init__(self) -> None:

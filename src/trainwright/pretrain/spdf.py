@@ -32,7 +32,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import State, Tensors, Update
 from trainwright.lm.masks import drawn, hide, maskable, masked
@@ -44,15 +43,6 @@ class Spdf(Update):
     sparsity: float = 0.75
     """Share of each matrix' weights held at zero."""
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="at 75 % sparsity pretraining takes 2.5 times fewer FLOPs (1.3 B), and fine-tuning loses "
-        "little",
-        add=({"use": "spdf", "sparsity": 0.75},),
-        at="base",
-        versus="dense pretraining",
-        scale="small models have less to spare: the paper loses little from 1.3 B on, more at 125 M",
-    )
     example: ClassVar[dict[str, Any]] = {}
     off: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
 

@@ -43,7 +43,6 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainwright.core import sharding
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Operate, ParamMap, State, Surgery, Tensors, Update
 from trainwright.lm.factored import FactoredLinear
@@ -69,17 +68,6 @@ class Sst(Surgery, Controller, Update):
     """Layers: all-linear, attention, mlp, or a glob of module names such as *.q_proj."""
     params: ClassVar[str] = "*.[USV]"  # type: ignore[misc]
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="the gap in perplexity between low-rank and full-rank training is reduced by 67.6 % "
-        "(OPT-125M at 8.3 % of the width)",
-        add=({"use": "sst", "rank": 8, "interval": 4, "warmup_steps": 2},),
-        baseline=({"use": "sst", "rank": 8, "interval": 1_000_000, "warmup_steps": 0},),
-        versus="one draw for the whole stage",
-        search={"adamw.lr": [2e-3, 6e-3, 1.8e-2]},
-        scale="the suite has two rounds of draws of a few steps each; the paper has rounds of thousands of "
-        "steps",
-    )
     example: ClassVar[dict[str, Any]] = {"rank": 8, "interval": 2, "warmup_steps": 2}
 
     def __post_init__(self) -> None:

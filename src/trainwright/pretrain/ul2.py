@@ -1,6 +1,7 @@
 """UL2, a mixture of denoisers: parts of each text are hidden in one of several ways; the model predicts them.
 
-"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). Each text starts with the token of its mode.
+"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). Each text starts with the token of its mode,
+in place of what its tokenizer puts in front.
 A denoiser (mean, rate) hides, of a text of L tokens,
     N = round(rate L) tokens, between 1 and L - 1, in n = max(1, round(N / mean)) spans.
 N and L - N are each cut into n parts, all cuts equally likely, and the parts alternate, so that a text
@@ -15,18 +16,28 @@ them; in a model with an encoder (``type = "t5"``) the encoder reads the inputs.
 text is a document's part of a row or, since sentinels take room, a random stretch of it that fits; parts
 of fewer than 5 positions get S. All tokens count as text, including the user's turns of a chat.
 
-Control tokens are the model's last ids, as in T5: sentinel i is ``last - i``, followed by R, X and S. The
-model must have these ids beyond its tokenizer's (``model = { vocab_size = … }``), or ``last`` must name
-ids that no text contains (reserved tokens). To prompt the model later, start with the same mode token;
-evaluators of plain text (``held_out``) read it causally and without a mode. Compare runs at equal target
-tokens (``trained_tokens`` of a run): the modes differ in how many they have.
+The modes are tokens of the tokenizer, so that fine-tuning, evaluation and prompts can have them. The corpus
+stage gives it them, and with ``prefix`` lets all texts begin with one of them:
+    { kind = "corpus", vocab_size = 32768, control_tokens = ["[R]", "[X]", "[S]"], prefix = "[S]", … }
+That prefix stays with the tokenizer, and so with the model: documents that are evaluated (``held_out``),
+those of later stages, tasks, samples and ``generate`` begin with it. Another corpus made with the same
+tokenizer (``from = { tokenizer = … }``) may have another prefix, such as "[R]" for a classification; without
+one the model would be asked in no mode, which it has never seen. A tokenizer that has reserved tokens needs
+no new ones: name them in ``modes``. Sentinels are ids and not in the tokenizer: the model's last, as in T5,
+sentinel i being ``last - i``. The model must have these ids beyond its tokenizer's (``model = { vocab_size =
+… }``), or ``last`` must name ids that no text contains.
+
+Of a row's tokens about a third are targets (with the default denoisers 31 % of the text, and the sentinels
+and ends), in a causal stage all. The mode takes the place of a token and is never a target, so that in
+evaluation a text has as many targets and bytes with a mode as without. Compare runs at equal tokens, as the
+paper does, and say what they are at equal targets (``trained_tokens`` of a run).
 
 Do not use it with short rows: where a text is shorter than mean / rate its denoiser hides a single span.
-The preview shows the counts.
+The preview shows the counts. Left out: span lengths drawn around the mean, in whose place T5's rule stands.
 
-Errors: too few ids; ids that occur in a text; more spans than sentinels; a model that cannot take such a
-mask.
-State: ``shared``: last.
+Errors: modes that the tokenizer does not have; too few ids; control tokens that occur in a text; more spans
+than sentinels; a model that cannot take such a mask.
+State: ``shared``: last; modes, their tokens; front, the tokens that the tokenizer puts in front of a text.
 """
 
 from __future__ import annotations
@@ -39,7 +50,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from trainwright.core.bench import Bench
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
@@ -65,22 +76,20 @@ class Ul2(Data):
     """The denoiser S: mean share of hidden tokens, at the end."""
     weights: tuple[float, ...] = ()
     """Relative frequency of each denoiser, S last; equal by default."""
+    modes: tuple[str, str, str] = ("[R]", "[X]", "[S]")
+    """Tokens of the tokenizer that announce R, X and S."""
     sentinels: int = 100
     """Number of sentinel tokens: the most spans of a text."""
     last: int | None = None
-    """Id of the first sentinel, from which control tokens count down; by default the model's last."""
+    """Id of the first sentinel, from which the others count down; by default the model's last."""
     bidirectional: bool = True
     """Whether the inputs attend to each other in both directions."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        at="base",
-        claim="fine-tuned, better than causal (GPT-like) pretraining (20 B: the best on 50 tasks)",
-        set={"base.model.vocab_size": 2176},
-        baseline_set={"base.model.vocab_size": 2176},
-        versus="causal pretraining",
-        scale="the paper fine-tunes models of 0.2 to 20 B parameters on supervised tasks",
-    )
-    example: ClassVar[dict[str, Any]] = {"spans": ((3.0, 0.15), (3.0, 0.5)), "sentinels": 12, "last": 222}
+    example: ClassVar[dict[str, Any]] = {
+        "spans": ((3.0, 0.15), (3.0, 0.5)),
+        "modes": ("~", "^", "`"),
+        "sentinels": 12,
+        "last": 222,
+    }
 
     def __post_init__(self) -> None:
         for pair in self.spans:
@@ -105,29 +114,44 @@ class Ul2(Data):
         size: int = model.get_input_embeddings().num_embeddings
         known = len(ctx.tokenizer) if ctx.tokenizer is not None else 0
         last = size - 1 if self.last is None else self.last
-        if last >= size or last < self.sentinels + 2:
+        if last >= size or last < self.sentinels - 1:
             raise UserError(
-                f"ul2: {self.sentinels + 3} control tokens up to the id {last} do not fit the model's {size} "
-                "ids."
+                f"ul2: {self.sentinels} sentinels up to the id {last} do not fit the model's {size} ids."
             )
-        if self.last is None and known > last - self.sentinels - 2:
+        if self.last is None and known > last - self.sentinels + 1:
             raise UserError(
                 f"ul2: the tokenizer has {known} tokens and the model {size} ids, which leaves no room for "
-                f"{self.sentinels + 3} control tokens: make the model with vocab_size = "
-                f"{known + self.sentinels + 3}, lower sentinels, or set last to reserved ids."
+                f"{self.sentinels} sentinels: make the model with vocab_size = {known + self.sentinels}, "
+                "lower sentinels, or set last to reserved ids."
             )
         if self.bidirectional:
             check_both_ways(model, ctx)
-        return {"shared": {"last": last}}
+        return {
+            "shared": {"last": last, "modes": self.mode_ids(ctx), "front": families.front(ctx.tokenizer)}
+        }
+
+    def mode_ids(self, ctx: Context) -> list[int]:
+        """The modes' tokens.
+
+        Raises:
+            UserError: the tokenizer does not have one of them, or there is none.
+        """
+        if ctx.tokenizer is None:
+            raise UserError("ul2: the stage has no tokenizer, and so no tokens of the modes.")
+        found: list[int] = []
+        for name in self.modes:
+            ids = ctx.tokenizer(name, add_special_tokens=False)["input_ids"]
+            if len(ids) != 1:
+                raise UserError(
+                    f"ul2: {name!r} is no token of the tokenizer: give the corpus stage control_tokens = "
+                    f"{list(self.modes)}, or set modes to tokens that it has."
+                )
+            found += ids
+        return found
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
-        batch, last = pull(), state["shared"]["last"]
+        batch, shared = pull(), state["shared"]
         ids, first = batch["input_ids"], ctx.rows(ctx.batch_rows).start
-        if ((ids <= last) & (ids >= last - self.sentinels - 2)).any():
-            raise UserError(
-                f"ul2: the text has tokens among the ids {last - self.sentinels - 2} to {last}, which are "
-                "control tokens: set last to ids that no text has."
-            )
         made = {
             "input_ids": torch.zeros_like(ids),
             "targets": torch.full_like(ids, UNTRAINED),
@@ -137,7 +161,9 @@ class Ul2(Data):
         for r in range(len(ids)):
             rng = ctx.rng(f"ul2/{first + r}")
             for text in texts(batch, r):
-                tokens, given = self.corrupted(text, last, ctx.tokenizer, rng)
+                text = text.without(shared["front"])
+                self.check(text.tokens, shared)
+                tokens, given = self.corrupted(text, shared, ctx.tokenizer, rng)
                 end = text.at + len(tokens) - 1
                 made["input_ids"][r, text.at : end] = torch.tensor(tokens[:-1])
                 made["targets"][r, text.at + given - 1 : end] = torch.tensor(tokens[given:])
@@ -148,12 +174,27 @@ class Ul2(Data):
         made["input_ids"][:, 1:] = torch.where(goes_on, made["targets"][:, :-1], made["input_ids"][:, 1:])
         return batch | made | ({"prefix": prefix} if self.bidirectional else {})
 
-    def corrupted(self, text: Text, last: int, tokenizer: Any, rng: torch.Generator) -> tuple[list[int], int]:
+    def check(self, tokens: list[int], shared: dict[str, Any]) -> None:
+        """Refuse a text with control tokens in it."""
+        last, modes = shared["last"], set(shared["modes"])
+        strange = next((t for t in tokens if last - self.sentinels < t <= last or t in modes), None)
+        if strange is not None:
+            raise UserError(
+                f"ul2: a text has the token {strange}, which is "
+                + (f"a mode: set modes, which are {list(self.modes)}, " if strange in modes else
+                   f"a sentinel, as all of {last - self.sentinels + 1} to {last}: set last ")
+                + "to what no text has."
+            )
+
+    def corrupted(
+        self, text: Text, shared: dict[str, Any], tokenizer: Any, rng: torch.Generator
+    ) -> tuple[list[int], int]:
         """The tokens of an example, and how many of them are input."""
+        last, modes = shared["last"], shared["modes"]
         weights = torch.tensor(self.weights or (1.0,) * (len(self.spans) + 1))
         which = int(torch.multinomial(weights, 1, generator=rng))
         if which == len(self.spans) or not (size := longest(len(text.tokens), text.room, *self.spans[which])):
-            return self.sequence(text, last, rng)
+            return self.sequence(text, modes, rng)
         mean, rate = self.spans[which]
         hidden, n = counts(size, mean, rate)
         if n > self.sentinels:
@@ -163,7 +204,7 @@ class Ul2(Data):
             )
         tokens, given, wanted = (
             stretch(text.tokens, size, rng),
-            [self.mode(mode(mean, rate), last)],
+            [modes[MODES.index(mode(mean, rate))]],
             list[int](),
         )
         at, sizes = 0, zip(parts(size - hidden, n, rng), parts(hidden, n, rng), strict=True)
@@ -174,15 +215,11 @@ class Ul2(Data):
         end = [] if tokenizer is None or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         return given + wanted + end, len(given)
 
-    def sequence(self, text: Text, last: int, rng: torch.Generator) -> tuple[list[int], int]:
+    def sequence(self, text: Text, modes: list[int], rng: torch.Generator) -> tuple[list[int], int]:
         """An example of S; of a single token nothing is learned."""
         tokens = stretch(text.tokens, min(len(text.tokens), text.room), rng)
         hidden = ending(len(tokens), self.sequential, rng) if len(tokens) > 1 else 0
-        return [self.mode("S", last), *tokens], 1 + len(tokens) - hidden
-
-    def mode(self, name: str, last: int) -> int:
-        """The id of a mode's token."""
-        return last - self.sentinels - MODES.index(name)
+        return [modes[MODES.index("S")], *tokens], 1 + len(tokens) - hidden
 
     def preview(self, batch: Batch, ctx: Context) -> str:
         room = batch["input_ids"].shape[1]
@@ -211,6 +248,11 @@ class Text(NamedTuple):
     number: int
     room: int
     tokens: list[int]
+
+    def without(self, front: list[int]) -> Text:
+        """The same without what its tokenizer has put in front of it."""
+        begins = bool(front) and self.tokens[: len(front)] == front
+        return self._replace(tokens=self.tokens[len(front) :]) if begins else self
 
 
 def texts(batch: Batch, row: int) -> Iterator[Text]:

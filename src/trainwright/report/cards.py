@@ -2,8 +2,7 @@
 from __future__ import annotations
 
 import json
-import textwrap
-from pathlib import Path
+from collections import Counter
 from typing import Any
 
 from rich.console import Group
@@ -14,8 +13,9 @@ from trainwright.core import registry
 from trainwright.core.card import Card, Setting, kinds
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import groups_of
-from trainwright.core.source import ROOT
-from trainwright.report.numbers import interval
+from trainwright.papers import evidence, library
+from trainwright.report import papers
+from trainwright.report.wrapped import indented
 from trainwright.storage.artifact import Artifact
 from trainwright.storage.store import Store
 
@@ -34,7 +34,7 @@ def listing(
     folders = {c.folder for c in cards} | set(registry.FOLDERS)
     if folder is not None and folder not in folders:
         raise UserError(f"there is no folder {folder!r}{suggest(folder, folders)}.")
-    words, measured = (search or "").lower().split(), {f.stem: f for f in evidence_files()}
+    words, found = (search or "").lower().split(), measured()
     lines, count, place = Text(), 0, ""
     for c in sorted(cards, key=lambda c: (registry.order(c.folder), c.name)):
         text = f"{c.name} {c.kind} {c.folder} {c.doc}".lower()
@@ -47,17 +47,9 @@ def listing(
             place, count = c.folder, count + 1
             lines.append(f"  {c.name}", "cyan").append(f"  {c.kind}\n")
             lines.append(indented(c.summary, width))
-            if c.name in measured:
-                lines.append(indented(effect(measured[c.name]), width), "dim")
+            if c.name in found:
+                lines.append(indented(f"claims: {papers.counted(found[c.name]).plain}", width), "dim")
     return lines.append(f"{count} methods; trainwright show METHOD tells more", "dim italic")
-
-
-def indented(text: str, width: int) -> str:
-    """A paragraph in lines of at most ``width`` characters, set off by six blanks; ends its last line."""
-    lines = textwrap.wrap(
-        text, width, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
-    )
-    return "".join(f"{line}\n" for line in lines)
 
 
 def known(name: str) -> Card:
@@ -72,16 +64,24 @@ def known(name: str) -> Card:
 
 
 def shown(name: str, store: Store) -> Group:
-    """The card of an installed method, or of an artifact in the store.
+    """The card of an installed method, of a paper, or of an artifact in the store. A method that has its
+    paper's name comes first, and its paper behind it.
 
     Raises:
         UserError: there is none of this name.
     """
-    if name not in registry.cards():
-        found = [a for a in store.artifacts() if name in (a.path.name, a.manifest["stage"])]
-        if found:
-            return artifact_card(found[-1])
-    return card(known(name))
+    mine = [card(registry.cards()[name])] if name in registry.cards() else []
+    if name in library.papers() or name in {p.arxiv for p in library.papers().values() if p.arxiv}:
+        mine.append(papers.card(library.find(name)))
+    if len(mine) > 1:
+        return Group(mine[0], Text(), mine[1])
+    if mine:
+        return mine[0]
+    found = [a for a in store.artifacts() if name in (a.path.name, a.manifest["stage"])]
+    if found:
+        return artifact_card(found[-1])
+    names = (*registry.cards(), *library.papers())
+    raise UserError(f"there is no method, no paper and no artifact {name!r}{suggest(name, names)}.")
 
 
 def artifact_card(artifact: Artifact) -> Group:
@@ -116,7 +116,7 @@ def card(c: Card) -> Group:
         settings.add_row(Text(name), Text(kind), shown, Text(doc))
     parts: list[Any] = [head, Text(), Text(c.doc.strip()), Text()]
     parts += [settings, Text()] if settings.row_count else [Text("It has no settings."), Text()]
-    return Group(*parts, Text(evidence(c.name)))
+    return Group(*parts, claims(c.name))
 
 
 def settings_of(c: Card) -> list[Setting]:
@@ -131,40 +131,27 @@ def settings_of(c: Card) -> list[Setting]:
     return rows
 
 
-def evidence(name: str) -> str:
-    """What was measured against the paper's claim, in a sentence."""
-    file = next((f for f in evidence_files() if f.stem == name), None)
-    if file is None:
-        return "evidence: none here."
-    return f"evidence: {evidence_sentence(json.loads(file.read_text(encoding='utf-8')))}"
+def measured() -> dict[str, Counter[str]]:
+    """Of every method whose papers' claims were measured: how many claims have which verdict."""
+    found: dict[str, Counter[str]] = {}
+    for file in sorted(evidence.folder().glob("*.json")):
+        told = json.loads(file.read_text(encoding="utf-8"))
+        words = [c["verdict"]["word"] for c in told["claims"] if c["verdict"]]
+        for name in told["methods"]:
+            found.setdefault(name, Counter()).update(words)
+    return found
 
 
-def effect(file: Path) -> str:
-    """The verdict on a claim and the measured effect, in a few words."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    if "difference" not in found:
-        return str(found.get("verdict", "not measured"))
-    paid = f" ({found['reason']})" if found["verdict"] == "contradicted" and found["reason"] else ""
-    difference, ends = interval(found["metric"], found["difference"], found["low"], found["high"])
-    return f"{found['verdict']}{paid}: {found['metric']} {difference} {ends}".rstrip()
-
-
-def evidence_files() -> list[Path]:
-    """What ``trainwright bench`` wrote: packed with an installed package, in the checkout otherwise."""
-    packed = ROOT / "evidence"
-    return sorted((packed if packed.is_dir() else ROOT.parents[1] / "evidence").glob("*.json"))
-
-
-def evidence_sentence(found: dict[str, Any]) -> str:
-    """Evidence as people read it."""
-    if "difference" not in found:
-        return ": ".join(found[name] for name in ("verdict", "reason") if found.get(name))
-    reason = f" ({found['reason']})" if found.get("reason") else ""
-    return (
-        f"{found['verdict']}{reason}: {found['metric']} {found['difference']:+.4g} "
-        f"[{found['low']:+.4g}, {found['high']:+.4g}] "
-        f"against {found['baseline']}, {found['seeds']} seeds; the paper: {found['claim']}"
-    )
+def claims(name: str) -> Text:
+    """What was measured against the claims of a method's papers."""
+    told = papers.of_method(name)
+    if not told:
+        return Text("evidence: none here.")
+    lines = Text("evidence\n", "bold")
+    for paper, one in told:
+        lines.append(f"  {paper.id}: {one.claim.says}  ").append(one.word, papers.STYLES[one.word])
+        lines.append("\n").append(indented(papers.sentence(one), 100), "dim")
+    return lines
 
 
 def store_table(store: Store) -> Table:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Number of everything that no method's imports reach: the loop, the stages, the corpus. Raised when results
 change."""
-CLAIMS = ("bench", "example", "beside", "needs", "expected_failures")
+CLAIMS = ("example", "beside", "needs", "expected_failures")
 """Class attributes that say how a method is tested, and change nothing of what it does."""
 
 

@@ -39,7 +39,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
@@ -77,12 +76,6 @@ class Minhash(Curate):
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "a duplicate is one only beside all other documents"}
     example: ClassVar[dict[str, Any]] = {"hashes": 32}
-    bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",),
-        add=({"use": "minhash"}, {"use": "random_subset", "share": 0.3}),
-        claim="models trained on deduplicated text emit memorized text ten times less often and need fewer "
-              "steps for the same or a better accuracy",
-        scale="the paper's models see duplicates thousands of times, in up to 350 GB of text")
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:

@@ -30,12 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.core.stage import Role
-from trainwright.data.order._bench_stages import SMALL, VANILLA
 from trainwright.data.order.pack import Pack
 from trainwright.lm.fixed_rows import FixedRows, step_rows
 from trainwright.lm.losses import evaluating, token_losses
@@ -63,13 +61,6 @@ class Ccl(Data):
     """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
     batch_size: int = 16
     """Rows that are scored at once."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="better than ordinary training after as many examples, on most of 18 data sets and 15 "
-        "architectures (the scoring model is not counted)", stages=(SMALL, VANILLA), drop=("pack",),
-        versus="ordinary training",
-        set={"from.data": "small", "from.reference": "vanilla"}, baseline_set={"from.data": "small"},
-        add=({"use": "ccl", "length": 256, "domains": ["prose"]},))
     roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True)}
     example: ClassVar[dict[str, Any]] = {"length": 64}
 

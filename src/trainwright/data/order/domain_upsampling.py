@@ -42,13 +42,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.method import Command, Controller, Set, State
 from trainwright.lm.schedules import check_parts, check_room, steps_of
-
-BASE = {"code": 0.9, "prose": 0.1}
-PACK: dict[str, Any] = {"use": "pack", "length": 256}
 
 
 class DomainUpsampling(Controller):
@@ -60,12 +56,6 @@ class DomainUpsampling(Controller):
     """Weight of each domain before; none: as many rows as each has."""
     duration: int | float = 0.2
     """The last part: a share of the stage's steps (0.2, 1.0) or a number of steps (20)."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", versus="base mixture throughout",
-        baseline=(PACK, {"use": "mixture", "weights": BASE}),
-        add=(PACK, {"use": "domain_upsampling", "base": BASE, "weights": {"code": 0.5, "prose": 0.5}}),
-        claim="better on the upsampled domains than with the base mixture throughout (7 B parameters: up to "
-              "6.90 points on MMLU, 8.26 on GSM8K, 6.17 on HumanEval)")
     example: ClassVar[dict[str, Any]] = {"weights": {"prose": 1.0, "code": 3.0}, "base": {"prose": 1.0},
                                          "duration": 7}
 

@@ -29,15 +29,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import Batch, Command, Controller, Data, State
-from trainwright.data.order._bench_stages import SMALL
 from trainwright.data.order.pack import Pack
 from trainwright.lm.fixed_rows import FixedRows, shuffled, step_rows
-
-ARM: dict[str, Any] = {"use": "hard_minibatch_training", "length": 256, "domains": ["prose"]}
 
 
 class HardMinibatchTraining(Data, Controller):
@@ -53,13 +49,6 @@ class HardMinibatchTraining(Data, Controller):
     """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
     """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="a better test result than ordinary mini-batches after as many updates (ResNet-18 on "
-              "CIFAR-100: 7.26 % top-1)",
-        stages=(SMALL,), set={"from.data": "small"}, baseline_set={"from.data": "small"}, add=(ARM,),
-        drop=("pack",), baseline=(ARM | {"delta": 1.0},), baseline_drop=("pack",),
-        versus="ordinary mini-batches")
     example: ClassVar[dict[str, Any]] = {"length": 64}
 
     def __post_init__(self) -> None:

@@ -36,7 +36,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, State, Weigh
@@ -59,12 +58,6 @@ class LossReweighting(Weigh):
     burn_in: int | float = 0.05
     """Steps before the first weights: a share of the stage's (0.2, 1.0) or a number of steps (20)."""
     whole: ClassVar[bool] = True
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain",
-        claim="a lower loss than plain training after as many steps, where samples of low loss count less "
-              "(LinUpper)",
-        scale="the gain grows with the model (124 M to 7 B parameters) and comes from redundant texts, of "
-              "which few are here")
     example: ClassVar[dict[str, Any]] = {"burn_in": 0.0}
     off: ClassVar[dict[str, Any] | None] = {"temperature": float("inf")}
 

@@ -33,7 +33,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
@@ -59,11 +58,6 @@ class Meco(Data):
     cooldown: int | float = 0.1
     """The last part, without metadata: a share of the stage's steps (0.2, 1.0) or a number of
     steps (20)."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", claim="as good as standard pretraining with 33 % less data (1.6 B parameters)",
-        add=({"use": "meco", "field": "source", "template": "Source: {}\n\n"},),
-        scale="600 M parameters and more, web pages of very many hosts; here are few sources, and rows are "
-              "short")
     example: ClassVar[dict[str, Any]] = {"field": "domain", "template": "{}: ", "cooldown": 2}
 
     def __post_init__(self) -> None:

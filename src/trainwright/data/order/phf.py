@@ -43,7 +43,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import UNTRAINED, Batch, Data, Objective, State
@@ -73,12 +72,6 @@ class Phf(Data, Objective):
     """Id of <good>; <bad> is the one before it; default: the model's last."""
     weight: float = 1.0
     """Factor of this loss in the sum."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", set={"base.model.vocab_size": 2176}, baseline_set={"base.model.vocab_size": 2176},
-        add=({"use": "phf", "patterns": ["^\\s*>>> .*"]},), drop=("next_token",),
-        claim="as good a model of language as standard pretraining (while bad content falls by up to an "
-              "order of magnitude)",
-        scale="only the loss of plain text without control tokens is measured, not what is generated")
     example: ClassVar[dict[str, Any]] = {"patterns": ["farmer", "return"], "last": 222}
 
     def __post_init__(self) -> None:

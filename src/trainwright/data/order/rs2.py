@@ -29,13 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Batch, Data, State
 from trainwright.data.order.pack import Pack
 from trainwright.lm.fixed_rows import FixedRows, shuffled, step_rows
-
-ARM: dict[str, Any] = {"use": "rs2", "fraction": 0.05, "length": 256, "domains": ["prose"]}
 
 
 class Rs2(Data):
@@ -54,12 +51,6 @@ class Rs2(Data):
     """Never cut a document to fill a row; by default only conversations are kept whole."""
     isolate: Literal["documents", "rows"] = "documents"
     """Keep documents apart by attention or, for models that cannot, by giving each a row of its own."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", add=(ARM,), drop=("pack",), baseline=(ARM | {"draw": "once"},),
-        baseline_drop=("pack",),
-        versus="static random subset",
-        claim="better than a fixed subset of the data: up to 29 % accuracy on ImageNet at less than 10 % of "
-              "it an epoch, in a seventh of the time")
     example: ClassVar[dict[str, Any]] = {"fraction": 0.25, "length": 32}
 
     def __post_init__(self) -> None:

@@ -34,7 +34,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Command, Controller, Set, State
@@ -43,7 +42,6 @@ from trainwright.lm.schedules import check_parts, steps_of
 EDGE = 0.5
 """Weight of a learned edge."""
 Graph = dict[str, dict[str, float]]
-BOTH: dict[str, Any] = {"use": "pack", "length": 256}
 
 
 class SkillIt(Controller):
@@ -68,16 +66,6 @@ class SkillIt(Controller):
     """What a prerequisite must lower a loss by, as a share of what training on the skill itself does."""
     metric: str = "eval/loss/{}"
     """Number of the log that is a skill's loss; ``{}`` stands for the skill."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt", metric="loss/mean",
-        claim="better over all skills than sampling alike (LEGO: +36.5 points of accuracy)",
-        add=(BOTH, {"use": "skill_it", "skills": ["code", "prose"], "metric": "train_loss/{}",
-                    "graph": {"code": {"prose": 0.5}, "prose": {"code": 0.5}}}),
-        baseline=(BOTH, {"use": "mixture", "weights": {"code": 1.0, "prose": 1.0}}),
-        versus="both domains alike",
-        search={"skill_it.eta": [0.2, 0.5, 1.0]},
-        scale="two domains have no order; the paper's gain comes from skills that are prerequisites of "
-        "others")
     example: ClassVar[dict[str, Any]] = {
         "skills": ["prose", "code"], "graph": {"prose": {"code": 0.5}}, "update": 2,
         "metric": "train_loss/{}"}

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.corpus.selecting import amount, check_amount, keep, scores, settled
@@ -63,14 +62,6 @@ class Deita(Curate):
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "a selection compares all documents before it keeps one"}
     example: ClassVar[dict[str, Any]] = {"scores": ["score"], "share": 0.5}
-    bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",),
-        add=({"use": "score_loss"}, {"use": "embed"},
-             {"use": "deita", "scores": ["loss"], "lowest": True, "center": True, "similarity": 0.98,
-              "share": 0.2}),
-        claim="6,000 documents train as well as ten times as many or better",
-        scale="the paper's scorers are 13B models that learned an LLM's rankings; here the score is the base "
-              "model's loss")
 
     def __post_init__(self) -> None:
         check_amount(self.count, self.share)

@@ -47,7 +47,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Curate
 from trainwright.core.stage import CORPUS, Role
@@ -109,15 +108,6 @@ class Instructmining(Curate):
     """Longest piece the model reads, in tokens; shorter if it has fewer positions."""
     batch_tokens: int = 2048
     """Tokens of a tuning step, roughly."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",),
-        add=({"use": "score_loss"},
-             {"use": "instructmining", "indicators": ["loss", "length"], "share": 0.2, "subsets": 8,
-              "size": 12, "target": 24}),
-        claim="models tuned on what it selects are better than models tuned on unfiltered data in 42.5 % of "
-              "cases",
-        scale="the paper tunes models of 7 billion parameters on instructions with eight indicators, a "
-              "reward model's among them")
     roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True), "target": CORPUS._replace(needed=True)}
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "a selection compares all documents before it keeps one"}

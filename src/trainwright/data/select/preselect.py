@@ -36,7 +36,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.core.stage import Role
@@ -69,13 +68,6 @@ class Preselect(Curate):
     batch_tokens: int = 8192
     """Tokens of a forward pass, roughly."""
     needs: ClassVar[tuple[str, ...]] = ("sklearn",)
-    bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",),
-        add=({"use": "preselect", "share": 0.2, "best": "last"},),
-        claim="a model of 1 billion parameters on 30 billion selected tokens beats one on 300 billion: a "
-              "tenth of the compute",
-        scale="the paper ranks six models of 7 to 65 billion parameters; here three checkpoints of one small "
-              "model")
     roles: ClassVar[dict[str, Role]] = {"models": Role(many=True, needed=True)}
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "a selection compares all documents before it keeps one"}

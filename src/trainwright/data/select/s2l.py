@@ -42,7 +42,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
 from trainwright.core.stage import Role
 from trainwright.corpus.selecting import amount, check_amount, columns, keep, settled
@@ -69,12 +68,6 @@ class S2l(Curate):
     batch_tokens: int = 8192
     """Tokens of a forward pass, roughly."""
     needs: ClassVar[tuple[str, ...]] = ("sklearn",)
-    bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",), add=({"use": "s2l", "share": 0.2},),
-        claim="11 % of MathInstruct train as well as all of it, and on average over six sets of questions "
-              "4.7 points better than other selections of that size",
-        scale="the paper fine-tunes on 262,000 problems from 14 sources; here are prose and code, and three "
-              "checkpoints")
     roles: ClassVar[dict[str, Role]] = {"models": Role(many=True, needed=True)}
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "a selection compares all documents before it keeps one"}

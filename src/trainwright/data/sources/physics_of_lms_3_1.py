@@ -32,7 +32,6 @@ from collections.abc import Iterator, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
 
 if TYPE_CHECKING:
@@ -123,12 +122,6 @@ class PhysicsOfLms_3_1(Curate):
     """Whether every sentence has the full name instead of a pronoun."""
     asked: float = 0.5
     """Share of the people about whom ``qa`` asks; ``qa_test`` asks about the others."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="knowledge", at="told", versus="one biography each",
-        add=({"use": "physics_of_lms_3_1", "people": 40, "paraphrases": 5, "permute": True},),
-        claim="without paraphrase or permutation knowledge is memorised but hardly extractable, whatever is "
-              "fine-tuned afterwards; with them it is",
-        scale="the paper has 100,000 people and a GPT-2 of 124 M parameters")
     example: ClassVar[dict[str, Any]] = {"people": 10, "paraphrases": 2, "permute": True}
 
     def __post_init__(self) -> None:

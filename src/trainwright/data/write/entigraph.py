@@ -31,7 +31,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from trainwright.core.bench import Bench
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
 from trainwright.core.stage import Role
@@ -78,13 +77,6 @@ class Entigraph(Curate):
     document and names."""
     writer: Writer = Writer(max_tokens=2048)
     """Who writes, and how."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="knowledge", at="written",
-        scale="the paper's writer is GPT-4; one of 135 M parameters invents more than it tells",
-        add=({"use": "entigraph", "domains": ["bio"], "sizes": [2], "most": 4,
-              "writer": {"max_tokens": 128, "at_once": 16}},),
-        claim="questions about documents are answered without access to them, better than after training on "
-              "their paraphrases")
     roles: ClassVar[dict[str, Role]] = {"model": Role()}
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing "

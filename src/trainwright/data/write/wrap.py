@@ -27,7 +27,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainwright.core.bench import Bench
 from trainwright.core.errors import suggest
 from trainwright.core.method import Curate
 from trainwright.core.stage import Role
@@ -72,12 +71,6 @@ class Wrap(Curate):
     """Domain of the rephrases; default: that of the original."""
     writer: Writer = Writer()
     """Who writes, and how."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="knowledge", at="written",
-        add=({"use": "wrap", "domains": ["bio"], "writer": {"max_tokens": 160, "at_once": 16}},),
-        claim="real and rephrased text, 1 : 1, make pretraining about three times as fast, with more than 2 "
-              "% higher zero-shot accuracy on "
-              "questions", scale="the paper's writer has 7 B parameters, not 135 M")
     roles: ClassVar[dict[str, Role]] = {"model": Role()}
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "what was written is kept, so that an interrupted stage asks for nothing "

@@ -42,7 +42,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.method import Optimizer, State, Surgery, Tensors
 from trainwright.core.settings import Part, Positive, Rate
@@ -84,15 +83,6 @@ class Spiel(Surgery, Optimizer):
     params: ClassVar[str] = "*.spiel_*"  # type: ignore[misc]
     whole: ClassVar[bool] = True
     reads_grads: ClassVar[bool] = False
-    bench: ClassVar[Bench | None] = Bench(
-        suite="adapt",
-        claim="often better than LoRA at a comparable run time (instruction-tuned LLaMA-2 of 7B and 13B)",
-        add=({"use": "spiel", "density": 0.09, "lr": 9e-3},),
-        drop=("adamw",),
-        search={"spiel.lr": [3e-3, 9e-3, 2.7e-2]},
-        baseline=({"use": "lora", "rank": 8}, {"use": "adamw", "lr": 9e-3, "weight_decay": 0.0}),
-        versus="LoRA",
-    )
     example: ClassVar[dict[str, Any]] = {"density": 0.1, "every": 3, "capture": 2}
 
     def __post_init__(self) -> None:

@@ -35,7 +35,6 @@ import torch
 from torch import nn
 
 from trainwright import families
-from trainwright.core.bench import Bench
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Batch, Data, State
@@ -60,13 +59,6 @@ class Iclm(Data):
     near_duplicates: float = 0.85
     """Jaccard of the first 100 characters above which the second of two neighbours in the walk is left
     out; 1 keeps all."""
-    bench: ClassVar[Bench | None] = Bench(
-        suite="pretrain", add=({"use": "iclm", "length": 256, "domains": ["prose"], "column": ""},),
-        drop=("pack",),
-        claim="better at tasks that need what stands in the context: in-context learning +8 %, reading "
-              "comprehension +15 %",
-        scale="the paper's gains are in tasks with a long context, which these models are too small for; the "
-              "loss of plain text stands in for them, and tf-idf for its embeddings")
     example: ClassVar[dict[str, Any]] = {"length": 32, "domains": ["prose", "code"], "column": "",
                                          "neighbours": 4}
 

@@ -32,7 +32,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from trainwright.core.bench import Bench
 from trainwright.core.method import Curate
 from trainwright.core.stage import CORPUS, Role
 from trainwright.corpus.selecting import amount, check_amount, keep, settled
@@ -81,12 +80,6 @@ class Quad(Curate):
     batch_tokens: int = 4096
     """Tokens of a forward pass, roughly."""
     needs: ClassVar[tuple[str, ...]] = ("sklearn",)
-    bench: ClassVar[Bench | None] = Bench(
-        suite="select", at="chosen", drop=("random_subset",),
-        add=({"use": "embed"}, {"use": "quad", "share": 0.2, "clusters": 40, "block": 20, "target": 64}),
-        claim="a model of 1.3 billion parameters pretrained on what Quad selects is more accurate zero-shot "
-              "than on what random choice or influence alone selects",
-        scale="the paper selects 30 billion tokens of SlimPajama from about ten thousand clusters")
     roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True), "target": CORPUS._replace(needed=True)}
     expected_failures: ClassVar[dict[str, str]] = {
         "rows_stream_through_it": "a selection compares all documents before it keeps one"}
