@@ -5,15 +5,15 @@ pretrained w0:
 
     1. teacher: from w0, further pretraining on the target texts with the plain loss;
     2. student: again from w0, not from the teacher, on the same texts, with
-           loss = plain loss + weight |f(x) - f_teacher(x)|^2 / H,
+           loss = plain loss + weight |f(x) - f_teacher(x)|^2,
        where f(x) [H] is the final hidden state of a position, and no gradient flows into the teacher;
     3. fine-tuning of the student.
 
 This is the second term; name it beside ``next_token``, with ``from = { model = "base", teacher = "teacher", …
 }``. The paper masks parts of an input; a causal model has no mask, and both models read the same tokens. The
-squared distance is a mean over the H entries, so that ``weight`` does not change with the width (in the
-paper's norm it has weight / H). For more rounds let the student be the teacher of the next one, which also
-starts from w0.
+squared distance is the sum over the H entries, as in the paper's norm, averaged over positions; where another
+width is to be regularized alike, ``weight`` falls as 1 / H. For more rounds let the student be the teacher of
+the next one, which also starts from w0.
 
 The target texts are trained on twice: compare it with further pretraining of twice the length. It costs a
 second forward and backward pass, and the teacher's forward pass; the teacher is whole on each rank. Do not
@@ -62,7 +62,7 @@ class SelfDistillationFurtherPretraining(Objective):
         return trained_tokens(batch)
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
-        values = distillation.distance(model, ctx.frozen["teacher"], batch)
+        values = distillation.distance(model, ctx.frozen["teacher"], batch, summed=True)
         units = trained_tokens(batch)
         ctx.note("distillation/teacher", values.detach().sum() / max(1.0, units), weight=units)
         return values

@@ -50,10 +50,11 @@ def divergence(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
     return _spread(z.logsumexp(-1) - whole - (p_other * (z - z_other)).sum(-1), trained, batch)
 
 
-def distance(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared difference of the final hidden states [R, L], float32; 0 where nothing is learned.
+def distance(model: nn.Module, other: nn.Module, batch: Batch, summed: bool = False) -> Tensor:
+    """Squared difference of the final hidden states [R, L], float32; 0 where nothing is learned.
 
-    No gradient flows into the other model.
+    It is the mean over a state's entries, or their sum (``summed``), the square of the 2-norm. No gradient
+    flows into the other model.
 
     Raises:
         UserError: the two models have hidden states of different widths.
@@ -67,7 +68,8 @@ def distance(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
             f"the hidden states of the two models cannot be compared: {mine.shape[-1]} columns and "
             f"{theirs.shape[-1]}."
         )
-    return _spread((mine.float() - theirs.float()).square().mean(-1), trained, batch)
+    squares = (mine.float() - theirs.float()).square()
+    return _spread(squares.sum(-1) if summed else squares.mean(-1), trained, batch)
 
 
 def _states(model: nn.Module, batch: Batch) -> Tensor:
