@@ -24,11 +24,28 @@ if TYPE_CHECKING:
 KINDS = ", ".join(kinds())
 """The kinds of method, for help."""
 app = typer.Typer(name="trainwright", cls=cli_ends.Commands, no_args_is_help=True, rich_markup_mode="rich",
-                  add_completion=False, pretty_exceptions_enable=False,
+                  pretty_exceptions_enable=False,
                   help="One recipe describes a model's whole training life: data, pretraining, adaptation, "
                        "alignment, compression, merging, evaluation.")
 stores = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", help="Artifacts that runs have made.")
 app.add_typer(stores, name="store")
+
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from trainwright.storage.versions import versions
+        typer.echo(f"trainwright {versions()['trainwright']}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option(
+                "--version", is_eager=True, callback=_version,
+                help="Print the version and exit.")] = False) -> None:
+    """One recipe describes a model's whole training life: data, pretraining, adaptation, alignment,
+    compression, merging, evaluation."""
+
 
 RecipeFile = Annotated[Path, typer.Argument(
     help="A recipe in TOML, such as recipes/quickstart.toml.", show_default=False)]
@@ -153,6 +170,15 @@ app.command()(cli_papers.papers)
 app.command()(cli_papers.reproduce)
 app.command("map")(cli_papers.field_map)
 app.command("fit-law")(cli_compare.fit_law)
+
+
+@app.command()
+def schema() -> None:
+    """Print a JSON schema of recipes, from which an editor completes and checks them."""
+    import json
+
+    from trainwright.planning import schema as made
+    typer.echo(json.dumps(made.schema(), ensure_ascii=False))
 
 
 @app.command("list")

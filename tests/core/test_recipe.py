@@ -192,3 +192,20 @@ def test_values_that_are_none_are_refused(text: str) -> None:
 
 def test_a_value_on_the_command_line_says_one_thing() -> None:
     assert parse_change("a.b=1\nseed = 2") == ("a.b", "1\nseed = 2")
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("learning_rate = 1e-3", "unknown setting 'learning_rate'; adamw has the setting 'lr': write it there"),
+    ("weight_decay = 0.1", "unknown setting 'weight_decay'; adamw has the setting 'weight_decay'"),
+    ("gradient_accumulation_steps = 2", "(did you mean 'accumulate'?)"),
+    ("max_steps = 2", "(did you mean 'steps'?)"),
+])
+def test_a_key_at_the_wrong_place_or_of_another_program_is_pointed_to_its_own(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    (tmp_path / "r.toml").write_text(
+        f'[[stage]]\nname = "a"\nkind = "train"\nfrom = {{ model = "." }}\n{line}\n'
+        'methods = [{ use = "adamw" }]\n')
+    with pytest.raises(UserError) as told:
+        load(tmp_path / "r.toml")
+    assert words in str(told.value)

@@ -7,11 +7,12 @@ import dataclasses
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainwright.core import registry
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import MOST, Seed, fit, levels, make, too_deep
 from trainwright.core.shown import BRIEF, brief, cut
@@ -22,6 +23,13 @@ LARGEST_RECIPE = 16 << 20
 WORD = r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*"
 """What a stage may be called."""
 HUB = r"hf://([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*"
+ELSEWHERE = {"inputs": "from", "learning_rate": "lr", "max_steps": "steps", "max_length": "length",
+             "max_seq_length": "length", "sequence_len": "length",
+             "gradient_accumulation_steps": "accumulate", "per_device_train_batch_size": "batch_size", "micro_batch_size": "batch_size",
+             "gradient_checkpointing": "checkpointing", "warmup_steps": "warmup", "warmup_ratio": "warmup",
+             "lora_r": "rank", "r": "rank", "lora_alpha": "alpha", "num_train_epochs": "tokens",
+             "epochs": "tokens", "max_grad_norm": "norm", "dataset": "from", "base_model": "from"}
+"""What other programs call a setting."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +219,7 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
     known = {"kind", "from", *(f.name for f in dataclasses.fields(cls))} - {"inputs"}
     for key in table:
         if key not in known:
-            near = " (did you mean 'from'?)" if key == "inputs" else suggest(key, known)
-            raise UserError(f"{where}: unknown setting {brief(key)}{near}.")
+            raise UserError(f"{where}: unknown setting {brief(key)}{_meant(key, known, table)}.")
     settings = {("inputs" if k == "from" else k): v for k, v in table.items() if k != "kind"}
     settings["inputs"] = _inputs(settings.get("inputs", {}), names, where)
     for method in settings.get("methods", ()) if isinstance(settings.get("methods", ()), list) else ():
@@ -225,6 +232,20 @@ def read_stage(table: Any, where: str, file: str, names: Names) -> Stage:
     except UserError as error:
         raise UserError(cut(str(error), max(MOST, len(where) + 2 * BRIEF))) from None
     return made
+
+
+def _meant(key: str, known: Iterable[str], table: dict[str, Any]) -> str:
+    """What somebody may have meant by a key that a stage does not have: what other programs call one that it
+    has, or a setting of one of its methods."""
+    own = ELSEWHERE.get(key, key)
+    if own != key and own in known:
+        return f" (did you mean {own!r}?)"
+    methods = table.get("methods")
+    for method in methods if isinstance(methods, list) else ():
+        card = registry.cards().get(str(method.get("use"))) if isinstance(method, dict) else None
+        if card is not None and any(setting[0] == own for setting in card.settings):
+            return f"; {card.name} has the setting {own!r}: write it there"
+    return suggest(key, known)
 
 
 def _kind(kind: Any, where: str) -> type[Stage]:
