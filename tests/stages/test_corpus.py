@@ -67,3 +67,16 @@ def test_a_tokenizer_and_a_template_may_lie_at_home(life: Path, monkeypatch: pyt
     key = jobs(recipe, store)[0].key
     template.write_text(template.read_text() + "\n")
     assert jobs(recipe, store)[0].key != key
+
+
+def test_a_tokenizer_of_the_hub_is_taken_from_its_folder(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bpe.train(["the sea the ship"], 280).save_pretrained(life.parent / "snapshot")
+    asked: list[str] = []
+
+    def download(name: str, where: str) -> Path:
+        asked.append(name)
+        return life.parent / "snapshot"
+    monkeypatch.setattr("trainwright.families.download", download)
+    table = {k: v for k, v in TEXTS.items() if k != "vocab_size"} | {"tokenizer": "hf://some/model"}
+    made = run(parse({"stage": [table]}, life), Store(life.parent / "store"))["corpus"]
+    assert asked == ["hf://some/model"] and (made.path / "tokenizer.json").is_file()

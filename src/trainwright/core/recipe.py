@@ -24,8 +24,9 @@ WORD = r"[A-Za-z0-9_.+]+(-[A-Za-z0-9_.+]+)*"
 """What a stage may be called."""
 HUB = r"hf://([A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*"
 ELSEWHERE = {"inputs": "from", "learning_rate": "lr", "max_steps": "steps", "max_length": "length",
-             "max_seq_length": "length", "sequence_len": "length", "per_device_train_batch_size": "batch_size",
-             "micro_batch_size": "batch_size", "gradient_accumulation_steps": "accumulate",
+             "max_seq_length": "length", "sequence_len": "length",
+             "per_device_train_batch_size": "batch_size", "micro_batch_size": "batch_size",
+             "gradient_accumulation_steps": "accumulate",
              "gradient_checkpointing": "checkpointing", "warmup_steps": "warmup", "warmup_ratio": "warmup",
              "lora_r": "rank", "r": "rank", "lora_alpha": "alpha", "num_train_epochs": "tokens",
              "epochs": "tokens", "max_grad_norm": "norm", "dataset": "from", "base_model": "from"}

