@@ -20,8 +20,7 @@ from trainwright.core import registry
 from trainwright.core.card import Card, kinds
 from trainwright.core.settings import docs_of, hints_of, name_of
 from trainwright.core.stage import Role, Stage, stages
-from trainwright.report import cards
-from trainwright.report.numbers import interval
+from trainwright.report import cards, field, paper_pages, papers
 
 DOCS = Path(__file__).parent
 
@@ -34,7 +33,9 @@ def pages() -> dict[str, str]:
     out["_generated/kinds.md"] = kinds_table()
     out["_generated/commands.md"] = commands()
     out["_generated/compare.md"] = settings_table(Settings)
-    out["_generated/evidence.md"] = evidence_tables()
+    out["_generated/evidence.md"] = paper_pages.evidence_tables()
+    out["map.html"] = field.page(links=True)
+    out |= paper_pages.pages()
     out["_generated/pairs.md"] = pairs_table()
     return out
 
@@ -46,10 +47,10 @@ def write(folder: Path = DOCS) -> list[Path]:
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-    for old in [
-        f for sub in ("methods", "_generated") for f in (folder / sub).glob("*.md") if f not in wanted
-    ]:
-        old.unlink()
+    generated = [f for sub in ("methods", "papers", "_generated") for f in (folder / sub).glob("*.md")]
+    for old in generated:
+        if old not in wanted:
+            old.unlink()
     return sorted(wanted)
 
 
@@ -57,9 +58,11 @@ def on_config(config: Any) -> Any:
     """MkDocs hook: write the pages, and put those of the methods into the navigation, by place in a life."""
     write(Path(config["docs_dir"]))
     places = [{folder: [f"methods/{c.name}.md" for c in found]} for folder, found in by_folder().items()]
-    config["nav"] = [
-        {"Methods": ["methods/index.md", *places]} if "Methods" in entry else entry for entry in config["nav"]
-    ]
+    stages = [{stage.capitalize(): [f"papers/{p.id}.md" for p in found]}
+              for stage, found in paper_pages.by_stage().items()]
+    lists = {"Methods": ["methods/index.md", *places], "Papers": ["papers/index.md", *stages]}
+    config["nav"] = [{name: lists.get(name, inside) for name, inside in entry.items()}
+                     for entry in config["nav"]]
     return config
 
 
@@ -91,10 +94,17 @@ def method_page(card: Card) -> str:
             "## Settings",
             settings,
             "## Evidence",
-            sentence(cards.evidence(card.name)),
+            evidence_of(card.name),
             source(card),
         ]
     )
+
+
+def evidence_of(method: str) -> str:
+    """The claims of a method's papers, and what became of each."""
+    found = papers.of_method(method)
+    rows = [(f"[{p.id}](../papers/{p.id}.md)", *paper_pages.row(one)) for p, one in found]
+    return paper_pages.table(("paper", *paper_pages.HEAD), rows) if rows else "None here."
 
 
 def told_once(doc: str) -> str:
@@ -234,55 +244,6 @@ def settings_table(cls: type) -> str:
         default = "needed" if needed else "" if empty else f"`{toml(f.default)}`"
         rows.append((f"`{f.name}`", name_of(hints[f.name]), default, inline(docs[f.name])))
     return table(("key", "type", "default", "what it means"), rows) + "\n"
-
-
-NO_BREAK = "&nbsp;"
-VERDICTS = {
-    "reproduced": "The claimed effect was found; where it is a saving, the suite's own metric is not worse "
-    "for it.",
-    "no difference": "Neither the claimed effect nor its opposite can be told at this scale.",
-    "contradicted": "The opposite was found, or the saving was paid for with the suite's own metric.",
-    "needs scale": "There was nothing to see, and a reason why a small model may not show it.",
-}
-
-
-def evidence_tables() -> str:
-    """What papers claim, and what was measured here: a table for each verdict."""
-    every = [json.loads(file.read_text(encoding="utf-8")) for file in cards.evidence_files()]
-    out = []
-    for verdict, says in VERDICTS.items():
-        # one without a claim was begun and not measured
-        found = [t for t in every if t["claim"] and t["verdict"] == verdict]
-        why = verdict in ("contradicted", "needs scale")
-        head = (
-            "method",
-            "measured (95 %)",
-            "against",
-            *(["why"] if why else []),
-            "the paper claims",
-            "suite",
-        )
-        rows = [
-            (
-                f"[{t['method']}](methods/{t['method']}.md)",
-                measured(t),
-                inline(t["baseline"]),
-                *([inline(t.get("reason") or "")] if why else []),
-                inline(t["claim"]),
-                inline(t["suite"]),
-            )
-            for t in found
-        ]
-        out.append(f"## {verdict.capitalize()}: {len(rows)}\n\n{says}\n\n{table(head, rows)}")
-    return "\n\n".join(out) + "\n"
-
-
-def measured(told: dict[str, Any]) -> str:
-    """The effect on the metric that the claim is about."""
-    if "difference" not in told:
-        return "nothing"
-    difference, ends = interval(told["metric"], told["difference"], told["low"], told["high"])
-    return f"{inline(told['metric'])} **{difference}** {ends.replace(' ', NO_BREAK)}".rstrip()
 
 
 def pairs_table() -> str:

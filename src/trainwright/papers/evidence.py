@@ -21,8 +21,8 @@ OPEN = "open"
 WORDS = ("reproduced", "weaker", "no difference", "contradicted", "not tested", OPEN)
 """What can be said of a claim, in the order in which it is told."""
 STATES = ("measured", "in part", "open", "here", "listed")
-"""Of a paper: all claims have a verdict, some have, none has; it has methods here but no claims; or it is
-only listed."""
+"""Of a paper: all claims that can be tested have a verdict, some have, none has; it has methods here, but no
+claim that can be tested; or it is only listed."""
 SUITES = ROOT / "compare" / "suites"
 
 
@@ -80,7 +80,7 @@ def words(paper: Paper) -> Counter[str]:
 def state(paper: Paper) -> str:
     """One of STATES."""
     counted = words(paper)
-    if not counted:
+    if counted.total() == counted["not tested"]:
         return "here" if library.methods(paper) or library.recipes(paper) else "listed"
     still = counted[OPEN]
     return "measured" if not still else "open" if still == counted.total() else "in part"
