@@ -23,17 +23,25 @@ from trainwright.pretrain.next_token import NextToken
 from trainwright.pretrain.ul2 import Ul2, counts, ending, longest, mode, parts
 
 LAST, SENTINELS, END = VOCABULARY - 1, 8, 45
-R, X, S = (LAST - SENTINELS - i for i in range(3))
+R, X, S = MODES = (46, 47, 48)
 SMALL = Ul2(spans=((3.0, 0.15), (4.0, 0.5)), sentinels=SENTINELS)
 
 
 class Tokenizer:
-    """As much of one as is asked for."""
+    """As much of one as is asked for: it has the modes, and may put a token in front of each text."""
 
     eos_token_id = END
 
+    def __init__(self, *front: int) -> None:
+        self.front = list(front)
+
     def __len__(self) -> int:
-        return END + 1
+        return S + 1
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        named = dict(zip(("[R]", "[X]", "[S]"), MODES, strict=True))
+        ids = [named[text]] if text in named else [ord(c) % END for c in text]
+        return {"input_ids": [*(self.front if add_special_tokens else []), *ids]}
 
 
 class Rising(Data):
@@ -102,7 +110,7 @@ def restored(given: list[int], wanted: list[int]) -> tuple[list[int], list[list[
             spans.append([])
         else:
             spans[-1].append(token)
-    inside = [[t] if t < R - 2 else spans[LAST - t] for t in given[1:]]
+    inside = [[t] if t < R else spans[LAST - t] for t in given[1:]]
     return [t for part in inside for t in part], spans
 
 
@@ -165,7 +173,7 @@ def test_every_text_comes_back_and_nothing_hidden_is_given() -> None:
         else:
             pair = SMALL.spans[given[0] == X]
             assert (len(hidden), len(spans)) == counts(len(whole), *pair)
-            assert given[1] < R - 2 and given[-1] == LAST + 1 - len(spans), "kept first, hidden last"
+            assert given[1] < R and given[-1] == LAST + 1 - len(spans), "kept first, hidden last"
         rates[given[0]].append((len(hidden), len(whole), len(spans)))
     total = sum(map(len, rates.values()))
     assert total == 400 and all(abs(len(found) / total - 1 / 3) < 0.09 for found in rates.values())
@@ -189,6 +197,23 @@ def test_a_share_for_each_denoiser_and_another_draw_at_each_step() -> None:
     assert set(modes) == {R, S} and abs(modes[S] / modes.total() - 0.75) < 0.1
     (_, first), (_, second) = batches(SMALL, 2)
     assert not torch.equal(first["prefix"], second["prefix"])
+
+
+def test_the_mode_takes_the_place_of_what_a_tokenizer_puts_in_front() -> None:
+    """Of a text that begins with it; the part of a text that goes on in another row has nothing in front."""
+    ctx = context()
+    ctx.tokenizer = Tokenizer(S)
+    before = Rising().next(dict, {}, ctx)
+    before["input_ids"][:, 0] = S  # the first document of each row, not the second
+    state = SMALL.init(build(), ctx)
+    after = SMALL.next(lambda: before, state, ctx)
+    for r in range(8):
+        for at, size in ((0, 30), (30, 18)):
+            ids = after["input_ids"][r, at : at + size].tolist()
+            assert ids[0] in MODES and not set(ids[1:]) & set(MODES)
+            if ids[0] == S and at == 0:
+                assert ids[1:30] == before["input_ids"][r, 1:30].tolist(), "as long as it was"
+    assert not torch.isin(after["targets"], torch.tensor(MODES)).any(), "modes are read, never learned"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -255,7 +280,7 @@ def test_it_learns_to_restore_what_is_hidden() -> None:
     first = run.row["loss"]
     run.run()
     assert run.row["loss"] < 0.8 * first
-    assert run.states["ul2.1"] == {"shared": {"last": LAST}}
+    assert run.states["ul2.1"] == {"shared": {"last": LAST, "modes": [R, X, S], "front": []}}
 
 
 def test_the_preview_tells_the_counts() -> None:
@@ -284,14 +309,20 @@ def test_settings_out_of_range(settings: dict[str, Any], words: str) -> None:
 
 
 def test_mistakes_are_told() -> None:
-    with pytest.raises(UserError, match="no room for 23 control tokens: make the model with vocab_size = 69"):
+    with pytest.raises(UserError, match="no room for 20 sentinels: make the model with vocab_size = 69"):
         batches(Ul2(sentinels=20))
     with pytest.raises(UserError, match="do not fit the model's 64 ids"):
         batches(Ul2())
     with pytest.raises(UserError, match="do not fit the model's 64 ids"):
         batches(Ul2(sentinels=4, last=64))
-    with pytest.raises(UserError, match="the text has tokens among the ids 24 to 30"):
+    with pytest.raises(UserError, match="a sentinel, as all of 27 to 30: set last to what no text has"):
         batches(Ul2(sentinels=4, last=30))
+    with pytest.raises(UserError, match="'a mode' is no token of the tokenizer: give the corpus"):
+        batches(Ul2(sentinels=4, modes=("a mode", "[X]", "[S]")))
+    with pytest.raises(UserError, match="which is a mode: set modes"):
+        batches(Ul2(sentinels=4, modes=("[R]", "[X]", chr(20))))
+    with pytest.raises(UserError, match="has no tokenizer, and so no tokens of the modes"):
+        Ul2(sentinels=4, last=63).init(build(), Context(seed=3))
     with pytest.raises(UserError, match=r"set sentinels to \d or more, not 1"):
         batches(Ul2(sentinels=1))
     model = build()

@@ -29,7 +29,7 @@ from trainwright.core.claims import name_all
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.corpus import bpe, chat, documents, ends, media, provenance, splits, tokens
+from trainwright.corpus import beginnings, bpe, chat, documents, ends, media, provenance, splits, tokens
 from trainwright.corpus.columns import DOMAIN, ID, ORIGIN, SOURCE, TEXT, classes
 from trainwright.corpus.editing import LEARNED, conversation
 
@@ -54,6 +54,10 @@ class CorpusSettings:
     """Train a byte-level BPE of this size instead."""
     mask_token: bool = False
     """Give that tokenizer a mask token."""
+    control_tokens: tuple[str, ...] = ()
+    """Control tokens that the tokenizer is given where it lacks them."""
+    prefix: str | None = None
+    """Control token with which every text and every conversation begins."""
     tune: float = 0.01
     """Share of each domain's documents (by hash of the id) kept for tuning."""
     test: float = 0.02
@@ -185,9 +189,13 @@ def _encoder(folder: Path, table: documents.Table, settings: CorpusSettings,
     tokenizer = _tokenizer(table, settings, say)
     if tokenizer is None:
         return None
+    beginnings.add(tokenizer, settings.control_tokens)
+    if settings.prefix:
+        beginnings.begin(tokenizer, settings.prefix)
     talks = table.conversations or settings.chat_template
     talk = chat.Chat(tokenizer, settings.chat_template) if talks else None
     if talk is not None:
+        talk.template = beginnings.template(tokenizer, talk.template)
         first = list(islice(_talks(table), chat.COMPARED))
         talk.check([name for name, _ in first], [messages for _, messages in first])
         tokenizer.chat_template = talk.template
@@ -201,7 +209,7 @@ def _tokenizer(table: documents.Table, settings: CorpusSettings, say: Callable[[
         share = min(1.0, TRAINER_BYTES / max(table.bytes, 1))
         drawn = np.array([share == 1 or tokens.uniform(i, "tokenizer") < share for i in table.ids])
         wanted = (table.splits == 0) & drawn
-        controls = chat.control_tokens(settings.chat_template)
+        controls = [*chat.control_tokens(settings.chat_template), *settings.control_tokens]
         rows = zip(documents.rows(table, [TEXT]), wanted, strict=True)
         texts = (row[TEXT] for row, use in rows if use)
         made = bpe.train(texts, settings.vocab_size, controls, settings.mask_token)

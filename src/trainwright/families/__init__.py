@@ -51,7 +51,7 @@ from trainwright.families.image_text import (
 )
 from trainwright.families.libraries import quiet
 from trainwright.families.own_loss import check_knobs, own_weight
-from trainwright.families.tokenizers import load_tokenizer, prompt, stop_at
+from trainwright.families.tokenizers import front, load_tokenizer, prompt, stop_at, suffix
 from trainwright.families.weights import weight_files
 
 __all__ = [
@@ -74,6 +74,7 @@ __all__ = [
     "families",
     "family_of",
     "first_position",
+    "front",
     "from_table",
     "has_family",
     "image_embeddings",
@@ -92,6 +93,7 @@ __all__ = [
     "save",
     "skeleton",
     "stop_at",
+    "suffix",
     "takes_positions",
     "text_embeddings",
     "token_logits",

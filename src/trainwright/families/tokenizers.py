@@ -58,7 +58,7 @@ def _pieces(folder: Path) -> str:
     return found if found.endswith(".model") else ""
 
 
-# ---- what ends a text -----------------------------------------------------------------------------------
+# ---- what begins and ends a text ------------------------------------------------------------------------
 
 
 def suffix(tokenizer: Any) -> list[int]:
@@ -67,6 +67,14 @@ def suffix(tokenizer: Any) -> list[int]:
     whole = tokenizer("a")["input_ids"]
     start = next((i for i in range(len(whole)) if whole[i:i + len(plain)] == plain), len(whole))
     return list(whole[start + len(plain):])
+
+
+def front(tokenizer: Any) -> list[int]:
+    """What a tokenizer puts in front of a text, such as BERT's ``[CLS]``."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    start = next((i for i in range(len(whole)) if whole[i:i + len(plain)] == plain), 0)
+    return list(whole[:start])
 
 
 def prompt(model: Any, tokenizer: Any, text: str) -> list[int]:
