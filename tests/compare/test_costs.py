@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from trainwright.compare import costs
 from trainwright.compare.costs import Costs, one_clock
+from trainwright.storage.store import Store
 
 BASE = Costs(
     tokens=128,
@@ -29,3 +31,11 @@ def test_an_arm_keeps_its_ratio_to_the_baseline_beside_which_it_was_measured() -
         and found.baseline_rounds == (0.5, 0.5, 0.55)
     )
     assert one_clock(BASE, BASE) == BASE and one_clock(slow, None) == slow
+
+
+def test_costs_that_were_never_measured_are_no_damage(tmp_path, capsys) -> None:
+    assert costs._read(tmp_path / "none.json", Store(tmp_path)) is None
+    (tmp_path / "bad.json").write_text('{"tokens": "many"}')
+    assert costs._read(tmp_path / "bad.json", Store(tmp_path)) is None
+    said = capsys.readouterr()
+    assert "none.json" not in said.out + said.err and "bad.json" in said.out + said.err

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from trainwright.compare import costs as costing
-from trainwright.compare import tuning
+from trainwright.compare import deciding, tuning
 from trainwright.compare.arms import ArmRecipes, Length
 from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, with_mean
 from trainwright.compare.failures import FAILURES, reason
@@ -25,7 +26,11 @@ from trainwright.storage.store import Store, key_of
 
 @dataclass
 class Comparison:
-    """A comparison under way; ``failed`` holds why arms were given up."""
+    """A comparison under way; ``failed`` holds why arms were given up, ``counted`` the runs that count.
+
+    Args:
+        given: settings that are tuned elsewhere, by arm: there are no trials then.
+    """
 
     spec: Spec
     store: Store
@@ -34,11 +39,13 @@ class Comparison:
     engine: Literal["native", "ray"] = "native"
     early_stop: bool = False
     keep: bool = False
+    given: dict[str, tuning.Values] | None = None
     failed: dict[str, str] = field(default_factory=dict)
     costs: dict[str, costing.Costs] = field(default_factory=dict)
     trials: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     chosen: dict[str, tuning.Values] = field(default_factory=dict)
     lengths: dict[str, Length] = field(default_factory=dict)
+    counted: dict[str, list[Record]] = field(default_factory=dict)
 
     @cached_property
     def recipes(self) -> ArmRecipes:
@@ -47,6 +54,8 @@ class Comparison:
     @cached_property
     def candidates(self) -> dict[str, list[tuning.Values]]:
         """What tuning tries for each arm; every arm has as many."""
+        if self.given is not None:
+            return {a.name: [] for a in self.spec.arms}
         found = {a.name: tuning.candidates(self.spec, self.recipes, a) for a in self.spec.arms}
         tuning.check_effort(found, self.spec)
         return found
@@ -146,9 +155,9 @@ class Comparison:
         if self.trains:
             self.lengths = self._measure_costs()
         self._tune()
-        records = self._final()
+        self.counted = self._final()
         self._require_baseline()
-        return assemble(self, records, start)
+        return assemble(self, self.counted, start)
 
     def _require_baseline(self) -> None:
         if self.spec.baseline in self.failed:
@@ -227,10 +236,13 @@ class Comparison:
     def beyond(self) -> list[Unit]:
         """The baseline's runs with seeds beyond those compared: an A/A comparison makes them."""
         arm = next(a for a in self.spec.arms if a.name == self.spec.baseline)
-        n, values = self.spec.settings.seeds, self.chosen.get(arm.name, {})
+        n, values = self.spec.most, self.chosen.get(arm.name, {})
         return [self._unit(arm, n + i, values, "test") for i in range(n)]
 
     def _tune(self) -> None:
+        if self.given is not None:
+            self.chosen = {a.name: self.given[a.name] for a in self.alive() if a.name in self.given}
+            return
         seeds = [tuning.FIRST_SEED + i for i in range(self.spec.settings.tune_seeds)]
         units = {a.name: [[self._unit(a, s, v, "tune") for s in seeds] for v in self.candidates[a.name]]
                  for a in self.alive()}
@@ -260,13 +272,18 @@ class Comparison:
             self.chosen[arm] = best["values"]
 
     def _final(self) -> dict[str, list[Record]]:
-        """The runs that count; arms take turns within a seed, and another begins each time."""
-        arms, n = self.alive(), self.spec.settings.seeds
+        """The runs that count, by arm and in the order of their seeds."""
+        if self.spec.settings.until_decided:
+            return deciding.run(self)
+        return self.final(self.alive(), range(self.spec.settings.seeds))
+
+    def final(self, arms: Sequence[Arm], seeds: Iterable[int]) -> dict[str, list[Record]]:
+        """Runs that count, of these seeds; arms take turns within a seed, and another begins each time."""
         units: list[Unit] = []
-        for seed in range(n):
+        for seed in seeds:
             for i in range(len(arms)):
                 arm = arms[(i + seed) % len(arms)]
-                own = seed + (n if self.spec.aa and arm is not self.spec.arms[0] else 0)
+                own = seed + (self.spec.most if self.spec.aa and arm is not self.spec.arms[0] else 0)
                 units.append(self._unit(arm, own, self.chosen.get(arm.name, {}), "test"))
         self.watch.phase("runs", len(units))
         records = run_all(units, self.store, self.watch, self.jobs, self.engine, self.keep)

@@ -1,4 +1,4 @@
-"""What a step of each arm costs: FLOPs counted on real steps, seconds, peak memory.
+"""What a step of each arm costs: FLOPs and bytes counted on real steps, and seconds.
 
 Each arm's stage is built in a process of its own, so that what another left behind does not count against it.
 The baseline's process stays; it and the arm's take turns, some steps each, so that a noisy machine hits both
@@ -7,6 +7,7 @@ equally.
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import tempfile
 import time
@@ -26,6 +27,8 @@ ROUNDS, SLOW_ROUNDS, SLOW = 5, 3, 2.0
 """Turns of each side; fewer where a step takes longer than so many seconds."""
 COUNTED = 4
 """Steps whose FLOPs are counted, so that work which a method does only every few steps counts too."""
+BYTES = "tensors"
+"""Which bytes are counted as memory; part of the name under which costs are kept."""
 TURN = 0.4
 """Seconds that a turn takes, roughly; at least a step."""
 
@@ -33,7 +36,7 @@ TURN = 0.4
 @dataclass(frozen=True)
 class Costs:
     """Of one step of an arm. ``rounds`` are its seconds turn by turn, ``baseline_rounds`` those of the
-    baseline in the same turns."""
+    baseline in the same turns; ``peak_memory_bytes`` are those of tensors (``live``)."""
 
     tokens: float
     flops: float
@@ -52,7 +55,8 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
         from trainwright import families
-        from trainwright.core import flops, ledger, sharding
+        from trainwright.compare import live
+        from trainwright.core import flops, sharding
         from trainwright.core.listener import Listener
         from trainwright.life.jobs import jobs
         from trainwright.life.stage_run import StageRun
@@ -65,16 +69,17 @@ class Stepper:
         self.folder = tempfile.TemporaryDirectory()
         at = Path(self.folder.name)
         self.run = assemble(job, held, StageRun(job, held, at, at, Listener(), inputs).context())
-        ctx, self.ledger, self.run.count_flops = self.run.ctx, ledger, False
+        ctx, self.run.count_flops = self.run.ctx, False
         compiled, ctx.compile = ctx.compile, False         # compiled code hides what it computes
         counted = min(COUNTED, self.run.steps)
-        with flops.counting() as counter:
+        with live.counting() as peak, flops.counting() as counter:
             for _ in range(counted):
                 self.run.step()
         ctx.compile = compiled
         self.facts: dict[str, Any] = {
             "flops": counter.flops / counted, "tokens": self.run.ledger.tokens / counted,
-            "compiled": bool(compiled), "state_bytes": state_bytes(self.run), **parameter_counts(self.run)}
+            "compiled": bool(compiled), "peak_memory_bytes": peak.bytes, "state_bytes": state_bytes(self.run),
+            **parameter_counts(self.run)}
         self.steps(2 if compiled else 1)
 
     def steps(self, n: int) -> float:
@@ -88,7 +93,7 @@ class Stepper:
 
     def close(self) -> dict[str, Any]:
         self.folder.cleanup()
-        return self.facts | {"peak_memory_bytes": self.ledger.peak_memory()}
+        return self.facts
 
 
 _stepper: list[Stepper] = []
@@ -120,7 +125,8 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
     """
     found: dict[str, Costs] = {}
     failed: dict[str, str] = {}
-    places = {arm: store.root / "runs" / f"costs-{key_of(keys[arm], keys[baseline])}.json" for arm in recipes}
+    names = {arm: f"costs-{key_of(keys[arm], keys[baseline], BYTES)}.json" for arm in recipes}
+    places = {arm: store.root / "runs" / name for arm, name in names.items()}
     base: Worker | None = None
     with contextlib.ExitStack() as end:
         def opened(arm: str) -> Worker:
@@ -165,6 +171,8 @@ def one_clock(cost: Costs, base: Costs | None) -> Costs:
 
 def _read(file: Path, store: Store) -> Costs | None:
     """What was measured before; where the file is damaged it is named, and the arm measured again."""
+    if not os.path.lexists(file):
+        return None
     try:
         with files.expected(file):
             written = files.read_json(file)
@@ -172,8 +180,6 @@ def _read(file: Path, store: Store) -> Costs | None:
                 raise TypeError("a cost is no number")
             rounds = {n: tuple(map(float, written[n])) for n in ("rounds", "baseline_rounds")}
             return Costs(**written | rounds)
-    except FileNotFoundError:
-        return None
     except files.Damaged as error:
         store.skip(f"runs/{file.name}", str(error))
         return None

@@ -16,6 +16,7 @@ class ArmEstimate:
 
     name: str
     runs: int
+    """At most, where seeds are added until all is decided."""
     trials: int
     seconds: float | None
     """Of one run, training alone."""
@@ -31,6 +32,8 @@ class Estimate:
     shared: list[tuple[str, bool]]
     seconds: float | None
     memory_bytes: float | None
+    until: bool = False
+    """Whether seeds are added until all is decided: runs and seconds are then the most that it may take."""
 
 
 def estimate(c: Comparison) -> Estimate:
@@ -56,7 +59,7 @@ def estimate(c: Comparison) -> Estimate:
     known = [a for a in arms if a.seconds is not None]
     total = before + sum((a.runs + a.trials) * (a.seconds or 0.0) for a in known) / c.jobs if known else None
     memory = max((a.memory_bytes for a in arms if a.memory_bytes), default=None)
-    return Estimate(arms, shared, total, memory)
+    return Estimate(arms, shared, total, memory, c.spec.settings.until_decided)
 
 
 def _arm(c: Comparison, name: str, figures: dict[str, float], trials: int) -> ArmEstimate:
@@ -72,4 +75,4 @@ def _arm(c: Comparison, name: str, figures: dict[str, float], trials: int) -> Ar
         if steps < 1:
             budget = f"{amount:g} {c.spec.currency}"
             raise UserError(f"arm {name!r}: the budget of {budget} is too small for one step.")
-    return ArmEstimate(name, c.spec.settings.seeds, trials, seconds, figures.get("memory_bytes"), steps)
+    return ArmEstimate(name, c.spec.most, trials, seconds, figures.get("memory_bytes"), steps)

@@ -1,17 +1,15 @@
 """What a comparison found: ``result.json``, from which the table and the page are made."""
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from trainwright.compare import tuning
+from trainwright.compare import caveats, deciding, rows, tuning
 from trainwright.compare.costs import Costs
-from trainwright.compare.execute import Record, recorded
-from trainwright.compare.spec import Spec, direction
-from trainwright.compare.statistics import holm, noise_floor, paired, verdict
+from trainwright.compare.execute import Record
+from trainwright.compare.spec import Spec
 from trainwright.core import hardware
 from trainwright.life.run import command
 from trainwright.storage.versions import git_commit, versions
@@ -19,9 +17,6 @@ from trainwright.storage.versions import git_commit, versions
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
 
-COSTS = ("seconds_per_step", "peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
-EXACT = ("peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
-"""Those that no seed changes: they are compared as they are."""
 LEDGER = ("steps", "tokens", "trained_tokens", "seconds", "state_bytes", "stored_bytes", "parameters",
           "trainable_parameters")
 
@@ -36,25 +31,37 @@ SAID = {
                   "showed, would find four times out of five.",
     "seconds": "Seconds of a step were measured with the arm and the baseline taking turns; differences are "
                "paired by turn.",
-    "memory": "Peak memory is that of a process of its own, libraries included.",
+    "memory": "Peak memory is what the tensors of a step take at most: weights, gradients, states of the "
+              "optimizer and all that is kept for the backward pass, counted, not sampled.",
     "aa": "Both sides are the same arm with different seeds: what differs is noise.",
 }
 """How it was done, in sentences for ``result.json`` and the page."""
+LOOKED = {
+    "interval": "Seeds were added until every verdict was decided. Intervals are 95 % confidence sequences "
+                "of the mean difference, each for its arm alone: they hold whenever one looks, which t "
+                "intervals do not, and are wider (arXiv 2310.03722).",
+    "verdict": "A verdict needs p < 0.05 at any time, after Holm's correction over the arms; an arm without "
+               "one is not decided.",
+}
+"""Those that differ where seeds were added until all was decided."""
 
 
 def assemble(c: Comparison, records: dict[str, list[Record]], start: dict[str, float]) -> dict[str, Any]:
     """The whole result; the keys are described in ``docs/compare.md``."""
     spec, s = c.spec, c.spec.settings
     runs = {arm: [_run(r, start, c) for r in listed] for arm, listed in records.items()}
-    comparisons = _comparisons(c, runs)
+    compared = rows.comparisons(c, runs)
+    seen = {name: len(listed) for name, listed in runs.items()}
     seconds = sum(r["figures"].get("wall_seconds") or 0 for of_arm in records.values() for r in of_arm)
     return {"title": spec.title, "recipe": spec.file.name, "stage": s.stage, "metric": s.metric,
-            "baseline": spec.baseline, "aa": spec.aa, "seeds": list(range(s.seeds)),
+            "baseline": spec.baseline, "aa": spec.aa, "seeds": list(range(seen[spec.baseline])),
             "budget": {"currency": spec.currency, "amount": spec.amount},
             "new": list(c.recipes.domains("new")), "old": list(c.recipes.domains("old")),
             "tuning": _tuning(c),
             "arms": [_arm(c, a.name, records.get(a.name, []), runs.get(a.name, [])) for a in spec.arms],
-            "comparisons": comparisons, "noise": _noise(c, runs, comparisons), "warnings": _warnings(c),
+            "comparisons": compared, "noise": rows.noise(c, runs, compared),
+            "race": deciding.summary(spec, records, c.failed), "caveats": caveats.of_arms(c, seen),
+            "warnings": caveats.warnings(c),
             "said": _sentences(c), "command": command(), "seconds": seconds,
             "date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware.describe(),
             "versions": versions(), "git": git_commit(spec.life.parent), "seed": spec.seed}
@@ -122,92 +129,6 @@ def _curve(records: list[Record], cost: Costs | None, spec: Spec) -> dict[str, A
             "seconds": seconds, "values": [one["values"][metric] for one in curves]}
 
 
-def _comparisons(c: Comparison, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Every other arm against the baseline by metric; Holm's correction is over the arms of a metric."""
-    base = runs[c.spec.baseline]
-    others = [a.name for a in c.spec.arms if a.name != c.spec.baseline]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in others}
-    alive = [n for n in others if n not in c.failed]
-    for metric in _metrics(c, runs):
-        tried = (_row(c, name, metric, runs[name], base, len(alive)) for name in alive)
-        rows = [row for row in tried if row is not None]
-        tested = [r for r in rows if not r["exact"]]
-        for row, adjusted in zip(tested, holm([r["p"] for r in tested]), strict=True):
-            row |= {"p_holm": adjusted, "verdict": verdict(row["difference"], adjusted, row["better"])}
-        for row in rows:
-            found[row["arm"]].append(row)
-    for name in (n for n in others if n in c.failed):
-        found[name] = [_failed(c, name)]
-    return [row for name in others for row in found[name]]
-
-
-def _failed(c: Comparison, name: str) -> dict[str, Any]:
-    """The only row of an arm that failed."""
-    numbers = ("arm_mean", "baseline_mean", "difference", "low", "high", "p", "p_holm", "detectable")
-    return {"arm": name, "baseline": c.spec.baseline, "metric": c.spec.settings.metric,
-            "better": c.spec.better, "values": [], "verdict": "failed", "reason": c.failed[name],
-            "exact": False, **dict.fromkeys(numbers)}
-
-
-def _metrics(c: Comparison, runs: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """The metric that decides, then gain and forgetting, then what else was measured, then costs."""
-    main = c.spec.settings.metric
-    seen = dict.fromkeys(m for listed in runs.values() for r in listed for m in r["metrics"])
-    changes = [m for m in seen if m.startswith(("gain/", "forgetting/"))]
-    rest = [m for m in seen if m not in (main, *changes, *COSTS) and direction(m)]
-    return [main, *changes, *rest, *(m for m in COSTS if m in seen)]
-
-
-def _row(c: Comparison, name: str, metric: str, mine: Sequence[dict[str, Any]],
-         base: Sequence[dict[str, Any]], arms: int) -> dict[str, Any] | None:
-    """One arm's difference in one metric; None where not all runs measured it."""
-    pairs = [(a["metrics"].get(metric), b["metrics"].get(metric)) for a, b in zip(mine, base, strict=True)]
-    if any(x is None or y is None or not (math.isfinite(x) and math.isfinite(y)) for x, y in pairs):
-        return None
-    better = c.spec.better if metric == c.spec.settings.metric else direction(metric) or "lower"
-    if metric == "seconds_per_step":
-        cost = c.costs[name]
-        pairs = list(zip(cost.rounds, cost.baseline_rounds, strict=True))
-    values = [x - y for x, y in pairs]
-    row = {"arm": name, "baseline": c.spec.baseline, "metric": metric, "better": better, "values": values,
-           "arm_mean": statistics.mean(x for x, _ in pairs),
-           "baseline_mean": statistics.mean(y for _, y in pairs), "exact": metric in EXACT}
-    if metric in EXACT:
-        d = statistics.mean(values)
-        found = "no difference" if not d else "better" if (d < 0) == (better == "lower") else "worse"
-        return row | {"difference": d, "low": d, "high": d, "p": None, "p_holm": None, "detectable": None,
-                      "verdict": found}
-    p = paired(values, arms=max(1, arms))
-    return row | {"difference": p.difference, "low": p.low, "high": p.high, "p": p.p, "p_holm": None,
-                  "detectable": p.detectable, "verdict": ""}
-
-
-def _noise(c: Comparison, runs: dict[str, list[dict[str, Any]]],
-           comparisons: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far two sets of seeds of one arm lie apart: from an A/A comparison where there was one, else from
-    the baseline's seeds."""
-    out: dict[str, Any] = {}
-    measured = {r["metric"] for r in comparisons if r["verdict"] != "failed" and not r["exact"]}
-    others = _others(c, runs)
-    for metric in sorted(measured - {"seconds_per_step"}):
-        values = [r["metrics"][metric] for r in runs[c.spec.baseline] if metric in r["metrics"]]
-        again = [float(x) for numbers in others if (x := numbers.get(metric)) is not None]
-        if len(values) > 1:
-            out[metric] = {"half_width": noise_floor(values + again),
-                           "source": "A/A" if again else "baseline over its seeds"}
-            if again:                              # more values, but of sets as large as those compared
-                out[metric]["half_width"] *= math.sqrt(len(values + again) / len(values))
-    return out
-
-
-def _others(c: Comparison, runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """What the other side of an A/A comparison measured: in this one, or in an earlier one of this store."""
-    if c.spec.aa:
-        return [r["metrics"] for r in runs.get(f"{c.spec.baseline} again", [])]
-    kept = [recorded(u, c.store) for u in c.beyond()]
-    return [r["numbers"] for r in kept if r and not r["failed"]]
-
-
 def _tuning(c: Comparison) -> dict[str, Any] | None:
     if not any(c.trials.values()):
         return None
@@ -217,35 +138,24 @@ def _tuning(c: Comparison) -> dict[str, Any] | None:
             "metric": s.metric, "early_stop": c.early_stop}
 
 
-def _warnings(c: Comparison) -> list[str]:
-    out = []
-    for name, trials in c.trials.items():
-        for key in tuning.edges([t["values"] for t in trials], c.chosen.get(name, {})):
-            best = c.chosen[name][key]
-            out.append(f"{name}: the best {key} ({best:g}) lies at the edge of what was tried; search "
-                       "further there.")
-        bad = sum(t["metric"] is None and not t["pruned"] for t in trials)
-        if bad:
-            out.append(f"{name}: {bad} of {len(trials)} tuning trials failed.")
-    if c.spec.currency == "seconds":
-        out.append("Seconds were turned into steps once, from the measured seconds of a step; they are "
-                   "those of this machine.")
-    return out
-
-
 def _sentences(c: Comparison) -> dict[str, str]:
     """How it was done, in sentences."""
     s = c.spec.settings
     words = {k: v for k, v in SAID.items() if k != "aa" or c.spec.aa}
     if c.spec.aa:
         words.pop("pairing")
+    if s.until_decided:
+        words |= LOOKED
+        words.pop("detectable")
+        if s.margin is not None:
+            words["verdict"] += f" No difference means that any is shown to be below {s.margin:g}."
     words["budget"] = ("All arms go as far as the recipe says." if c.spec.amount is None else
                        f"Every run of every arm has the same budget of {c.spec.amount:g} {c.spec.currency}.")
     words["tuning"] = "Nothing was tuned: all arms ran with the settings as written."
     if c.trials:
         words["tuning"] = ("Each arm had the same number of tuning trials, on seeds and on held-out "
                            "documents that the final runs are not measured with; what was best there was "
-                           f"run with {s.seeds} other seeds.")
+                           "run with other seeds.")
     fixed = [n for n in c.recipes.shared() if n not in s.reseed]
     before = f"made once, for all runs: {', '.join(fixed)}" if fixed else "nothing came before it"
     words["conditional"] = f"The intervals cover the seeds of the compared stage only; {before}."

@@ -5,13 +5,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from trainwright.compare.sequential import FIRST
 from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.card import Card, read
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.settings import fit, make
+from trainwright.core.settings import Between, Positive, fit, make
 from trainwright.core.stage import stages
 
 CURRENCIES = ("tokens", "flops", "seconds")
@@ -44,6 +45,35 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Size:
+    """One size of a ladder: the recipe, and what is larger in it."""
+
+    name: str
+    """What it is called in plots and tables, such as ``1 M``."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Settings of the recipe, as with ``--set``: ``{ "base.model.hidden_size" = 128 }``."""
+    budget: dict[str, float] = field(default_factory=dict)
+    """What every arm may spend at this size; default: the comparison's."""
+    tune: dict[str, Any] = field(default_factory=dict)
+    """What is tuned at this size; default: the comparison's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """The table ``[compare.ladder]``."""
+
+    sizes: tuple[Size, ...] = ()
+    """The smallest first, three at least; model and tokens grow together."""
+    transfer: str | None = None
+    """Method of every arm that makes rates the same at all sizes, such as ``mup``: they are tuned at the
+    smallest one and kept. Default: tuned at each."""
+    extrapolate: Annotated[float, Between(1, 1e6)] = 10.0
+    """How many times beyond the largest size the line is drawn, which is an extrapolation."""
+    holds: Annotated[float, Between(0, 1, above=True)] = 0.5
+    """The effect ``holds`` where it is shown to change by less than this share of its mean over the sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """The table ``[compare]``."""
 
@@ -69,6 +99,16 @@ class Settings:
     """Tuning trials of each arm, where ``tune`` does not determine them."""
     tune_seeds: int = 1
     """Seeds of a trial; never those of the final runs."""
+    until_decided: bool = False
+    """Add seeds until every verdict is decided, by intervals under which one may look after each seed; an
+    arm that is decided stops. ``seeds`` then says nothing."""
+    most_seeds: int = 20
+    """Seeds at which ``until_decided`` ends in any case."""
+    margin: Positive | None = None
+    """The largest difference in the metric that does not matter, for ``until_decided``: with it an arm can
+    be shown to have none that does."""
+    ladder: Ladder | None = None
+    """Sizes at which all of this is repeated (``--ladder``): does the difference survive scale?"""
     points: int = 6
     """Measurements of each run on the way, for its curve; with 0 there is none."""
     new: tuple[str, ...] = ()
@@ -110,6 +150,11 @@ class Spec:
     @property
     def amount(self) -> float | None:
         return next(iter(self.settings.budget.values()), None)
+
+    @property
+    def most(self) -> int:
+        """Seeds of an arm, at most."""
+        return self.settings.most_seeds if self.settings.until_decided else self.settings.seeds
 
     @property
     def better(self) -> Literal["lower", "higher"]:
@@ -189,6 +234,9 @@ def _checked(spec: Spec) -> Spec:
     if s.seeds < 2:
         raise UserError(f"{where}: seeds = {s.seeds}: an interval needs two runs at least; five are a good "
                         "start.")
+    if s.until_decided and s.most_seeds < FIRST:
+        raise UserError(f"{where}: most_seeds = {s.most_seeds}: nothing can be decided with fewer than "
+                        f"{FIRST}.")
     if s.tune_seeds < 1 or (s.trials is not None and s.trials < 1):
         raise UserError(f"{where}: trials and tune_seeds must be positive.")
     if s.points < 0:

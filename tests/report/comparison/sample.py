@@ -315,6 +315,15 @@ def result(arms: tuple[dict[str, Any], ...] = ARMS, broken: str = "galore") -> d
         "arms": made,
         "comparisons": compared,
         "noise": floor,
+        "caveats": {
+            a["name"]: (
+                [f"tuned to the edge of what was tried: adamw.lr {a['chosen']['adamw.lr']:g}"]
+                if a["at_edge"]
+                else []
+            )
+            for a in made[1:]
+        },
+        "race": None,
         "warnings": edges,
         "said": SAID,
         "seconds": 2712.0,
@@ -324,6 +333,25 @@ def result(arms: tuple[dict[str, Any], ...] = ARMS, broken: str = "galore") -> d
         "versions": VERSIONS,
         "git": "3f9c2ab41d7e5508c6a1",
         "seed": 0,
+    }
+
+
+def raced() -> dict[str, Any]:
+    """Seeds were added until all was decided: an arm stopped early, another was not decided."""
+    written = result(ARMS[:3], broken="")
+    for arm in written["arms"]:
+        if arm["name"] == "lora":
+            arm["runs"] = arm["runs"][:4]
+    for one in written["comparisons"]:
+        if one["arm"] == "lora":
+            one["values"] = one["values"][:4]
+        if one["metric"] == "loss/code":
+            one |= {"detectable": None, "verdict": "not decided" if one["arm"] == "dora" else "worse"}
+    return written | {
+        "caveats": {"lora": ["4 seeds, fewer than five"], "dora": ["rates searched unequally: 1 of 2 here, 1 of "
+                                                                "1 of full"]},
+        "race": {"most": 5, "margin": None, "seeds": {"full": 5, "lora": 4, "dora": 5}, "runs": 14,
+                 "fixed_runs": 15, "decided": {"lora": True, "dora": False}},
     }
 
 
@@ -431,6 +459,7 @@ def plain() -> dict[str, Any]:
         "old": [],
         "tuning": None,
         "noise": {},
+        "caveats": {"task_arithmetic": ["3 seeds, fewer than five"]},
         "comparisons": compared,
         "warnings": [],
         "said": {k: SAID[k] for k in ("pairing", "interval", "verdict")},

@@ -17,15 +17,13 @@ from trainwright.report import numbers
 from trainwright.report.comparison import page
 from trainwright.report.comparison.numbers import words
 
-PICTURES = {
-    "difference.png",
-    "balance.png",
-    "curve-tokens.png",
-    "curve-flops.png",
-    "curve-seconds.png",
-    "pareto.png",
-    "tuning.png",
-}
+PLOTS = ("difference", "balance", "curve-tokens", "curve-flops", "curve-seconds", "pareto", "tuning")
+TABLES = {"comparisons.csv", "runs.csv", "table.tex", "papers.bib"}
+
+
+def files(*plots: str) -> set[str]:
+    """The pictures of these plots."""
+    return {f"{plot}.{kind}" for plot in plots for kind in ("png", "svg", "pdf")}
 
 
 def plain(text: str) -> str:
@@ -43,7 +41,7 @@ def test_page_tells_the_answer(written: Path) -> None:
     text = written.read_text()
     found = Checked(text)
     assert written.name == "index.html"
-    assert {f.name for f in written.parent.iterdir()} == PICTURES | {"index.html"}
+    assert {f.name for f in written.parent.iterdir()} == files(*PLOTS) | TABLES | {"index.html"}
     assert len(found.ids) == len(set(found.ids)) and text.count("<caption>") == text.count("<table")
     assert found.loads == ["data:,"] and "script" not in found.tags
     assert "url(http" not in text and "@import" not in text
@@ -64,6 +62,25 @@ def test_page_tells_the_answer(written: Path) -> None:
         assert said in seen, said
     assert text.count('class="plot" role="img" aria-label="') == 1 + 1 + 3 + 3 + 4
     assert "nan<" not in text and "None" not in text
+
+
+def test_caveats_stand_beside_the_verdict_in_the_table_and_in_words(written: Path) -> None:
+    text = written.read_text()
+    said = "tuned to the edge of what was tried: adamw.lr 0.01"
+    row = re.search(r"<tr[^>]*><th[^>]*>[^\n]*ia3</th>.*?</tr>", text, re.DOTALL)
+    assert row is not None and re.search(rf"worse</span><ul class=\"caveats\"><li>{said}</li>", row[0])
+    assert f"({said})" in plain(text) and text.count(said) == 2
+    assert "caveats\"><li" not in page.write(written.parent / "none", sample.single()).read_text()
+
+
+@pytest.mark.slow
+def test_a_race_says_what_it_took_and_what_is_open(tmp_path: Path) -> None:
+    text = page.write(tmp_path, sample.raced()).read_text()
+    seen = plain(text)
+    assert "each with at most 5 seeds" in seen
+    assert "After 5 seeds not decided: dora. 14 runs, where 5 seeds of each arm take 15: 1 saved." in seen
+    assert "dora: not decided against full with 5 seeds in loss on code (" in seen
+    assert '<span class="tag not-decided">not decided</span>' in text and "4 seeds, fewer than five" in seen
 
 
 def test_everything_that_was_compared_is_on_the_page(written: Path) -> None:
@@ -124,7 +141,7 @@ def test_letters_that_the_font_lacks_and_mathematics(tmp_path: Path) -> None:
 
 def test_a_merge_has_no_curve_no_tuning_and_no_budget(tmp_path: Path) -> None:
     text = plain(page.write(tmp_path, sample.plain()).read_text())
-    assert {f.name for f in tmp_path.iterdir()} == {"index.html", "difference.png"}
+    assert {f.name for f in tmp_path.iterdir()} == files("difference") | TABLES - {"papers.bib"} | {"index.html"}
     assert "task_arithmetic is better than slerp: its accuracy on questions is higher by" in text
     assert (
         "as far as the recipe says" in text

@@ -40,6 +40,8 @@ class Arm:
     compared: dict[str, dict[str, Any]]
     colour: int
     """Of its marks in all plots; the baseline has -1, the colour of ink."""
+    caveats: tuple[str, ...] = ()
+    """What has to be said beside its verdict."""
 
     @property
     def name(self) -> str:
@@ -164,7 +166,8 @@ def read(result: dict[str, Any]) -> Result:
     for one in result.get("comparisons") or []:
         by_arm.setdefault(one["arm"], {})[one["metric"]] = one
     return Result(result, tuple(
-        Arm(a, by_arm.get(a["name"], {}), -1 if a["name"] == result["baseline"] else next(colours))
+        Arm(a, by_arm.get(a["name"], {}), -1 if a["name"] == result["baseline"] else next(colours),
+            tuple((result.get("caveats") or {}).get(a["name"], ())))
         for a in result["arms"]))
 
 

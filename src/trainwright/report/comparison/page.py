@@ -1,4 +1,5 @@
-"""The page of a comparison: one HTML file that needs nothing else, with its plots as PNG files beside it."""
+"""The page of a comparison: one HTML file that needs nothing else; its plots and tables lie beside it, to be
+taken along."""
 from __future__ import annotations
 
 import json
@@ -10,7 +11,7 @@ from jinja2 import Environment, PackageLoader
 
 from trainwright.core.shown import plain
 from trainwright.report import numbers
-from trainwright.report.comparison import plots
+from trainwright.report.comparison import export, plots
 from trainwright.report.comparison.numbers import (
     FEW,
     WORDS,
@@ -31,27 +32,28 @@ LEDGER = ("steps", "tokens", "flops", "seconds", "seconds_per_step", "peak_memor
 
 
 def write(folder: Path, result: dict[str, Any]) -> Path:
-    """Write ``folder/index.html`` and its plots as PNG files; returns the page.
+    """Write ``folder/index.html``, its plots and its tables; returns the page.
 
     Args:
         result: what ``result.json`` holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
     c = read(result)
-    text = _environment().get_template("comparison.html").render(
+    text = environment().get_template("comparison.html").render(
         c=c, result=result, main=c.metric, lead=lead(c), story=story(c), facts=facts(c),
         few=len(c.others) <= FEW, changes=shown(c, [*c.changes("gain"), *c.changes("forgetting")]),
         costs=shown(c, COSTS), ledger=[k for k in LEDGER if any(a.ledger.get(k) is not None for a in c.arms)],
         differences=plots.differences(c, folder), noise=plots.noise(c), beyond=plots.beyond(c),
         balance=plots.balance(c, folder), curves=plots.curves(c, folder), pareto=plots.pareto(c, folder),
-        tuning=plots.tuning(c, folder), selected=plots.selected(c, folder), grouped=_grouped(c))
+        tuning=plots.tuning(c, folder), selected=plots.selected(c, folder), grouped=_grouped(c),
+        caveats=any(a.caveats for a in c.others), along=export.tables(c, folder))
     page = folder / "index.html"
     page.write_text(plain(text, lines=True), encoding="utf-8")
     return page
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
     made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
                        trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"duration": numbers.duration, "words": words, "unit": unit_words, "p": numbers.p_value,

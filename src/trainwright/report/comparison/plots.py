@@ -13,7 +13,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from trainwright.report import curated, plots
-from trainwright.report.comparison import charts
+from trainwright.report.comparison import charts, export
 from trainwright.report.comparison.numbers import FEW, Arm, Result, shorten, shown, unit_words, words
 from trainwright.report.numbers import value
 from trainwright.report.plots import WIDTH, Line, Values
@@ -31,19 +31,25 @@ class Plot:
     title: str
     drawings: list[Markup]
     picture: str
+    """The name of its PNG; an SVG and a PDF lie beside it."""
+
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """Each format, and the file's name."""
+        return [(kind.upper(), f"{self.picture.removesuffix('.png')}.{kind}") for kind in export.FORMATS]
 
 
 def _whole(figure: Figure, name: str, title: str, label: str, out: Path) -> Plot:
-    plots.png(figure, out / f"{name}.png")
-    return Plot(title, [Markup(plots.svg(figure, name, label))], f"{name}.png")
+    kept = export.picture(figure, out, name)
+    return Plot(title, [Markup(plots.svg(figure, name, label))], kept)
 
 
 def _several(panels: Sequence[charts.Panel], labels: Sequence[str], name: str, title: str, out: Path,
              size: tuple[float, float] = charts.PANEL) -> Plot:
-    plots.png(charts.panels(panels, size=size), out / f"{name}.png")
+    kept = export.picture(charts.panels(panels, size=size), out, name)
     drawings = [Markup(plots.svg(charts.panels([p], size=size), f"{name}-{i}", label))
                 for i, (p, label) in enumerate(zip(panels, labels, strict=True))]
-    return Plot(title, drawings, f"{name}.png")
+    return Plot(title, drawings, kept)
 
 
 def with_unit(metric: str) -> str:
@@ -101,10 +107,10 @@ def curves(c: Result, out: Path) -> list[Plot]:
         if len(c.others) <= FEW:
             ends = "; ".join(f"{n} ends at {line.y[-1]:.3f}" for n, line in lines.items())
             figure = plots.curves(list(lines.values()), over, title)
-            plots.png(figure, out / f"{name}.png")
+            kept = export.picture(figure, out, name)
             figure.set_size_inches(*charts.PANEL)
             drawing = Markup(plots.svg(figure, name, f"{words(metric)} over {over}: {ends}"))
-            found.append(Plot(f"Over {over}", [drawing], f"{name}.png"))
+            found.append(Plot(f"Over {over}", [drawing], kept))
         else:
             base = lines.get(c.baseline.name)
             arms = [line for n, line in lines.items() if n != c.baseline.name]

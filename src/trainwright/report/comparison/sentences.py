@@ -23,7 +23,8 @@ def lead(c: Result) -> str:
     budget = f", {c.budget} a run" if c.budget else ", as far as the recipe says"
     effort = f", after {tuning['trials']} tuning trials" if tuning else ""
     unit = f", in {unit_words(c.metric)}" if unit_words(c.metric) else ""
-    return (f"{who} in the stage {c.json['stage']}, each with {len(c.json['seeds'])} seeds{budget}{effort}. "
+    seeds = f"{'at most ' if c.json.get('race') else ''}{len(c.json['seeds'])} seeds"
+    return (f"{who} in the stage {c.json['stage']}, each with {seeds}{budget}{effort}. "
             f"What decides is the {words(c.metric)}{unit}; {'lower' if c.lower else 'higher'} is better.")
 
 
@@ -36,16 +37,32 @@ def story(c: Result) -> list[tuple[str, Markup]]:
                Markup("<strong>{}</strong> was not measured in {}.").format(a.name, words(c.metric)))
               for a in c.others if not a.failed and a not in c.alive]
     if len(c.alive) > FEW:
-        return lines + [("", line) for line in _groups(c)]
+        return lines + [("", line) for line in _groups(c)] + race(c)
     changes = [*c.changes("gain"), *c.changes("forgetting")]
     for a in c.alive:
         sentences = [_answer(c, a), *(_change(c, a, m) for m in changes)]
         costs = _costs(c, a)
         tail = Markup(' <span class="cost">{}</span>').format(costs) if costs else Markup("")
+        if a.caveats:
+            tail += Markup(' <span class="beside">({})</span>').format("; ".join(a.caveats))
         lines.append(("", Markup(" ").join(s for s in sentences if s) + tail))
+    lines += race(c)
     if c.json.get("aa") and any(a.verdict(c.metric) in ("better", "worse") for a in c.alive):
         lines.append(("failure", Markup(FALSE_ALARM)))
     return lines
+
+
+def race(c: Result) -> list[tuple[str, Markup]]:
+    """What it took until all was decided, or what was not."""
+    told = c.json.get("race")
+    if not told:
+        return []
+    undecided = [name for name, done in told["decided"].items() if not done]
+    ends = (f"After {told['most']} seeds not decided: {', '.join(undecided)}" if undecided
+            else "Seeds were added until every verdict was decided")
+    saved = told["fixed_runs"] - told["runs"]
+    return [("", Markup("{}. {} runs, where {} seeds of each arm take {}: {} saved.").format(
+        ends, told["runs"], told["most"], told["fixed_runs"], saved))]
 
 
 def facts(c: Result) -> list[tuple[str, str]]:
@@ -60,6 +77,10 @@ def facts(c: Result) -> list[tuple[str, str]]:
 
 def _answer(c: Result, a: Arm) -> Markup:
     one = a.compared[c.metric]
+    if one["verdict"] == "not decided":
+        text = "<strong>{}</strong>: <em>not decided</em> against {} with {} seeds in {} ({})."
+        return Markup(text).format(a.name, c.baseline.name, len(one["values"]), words(c.metric),
+                                   " ".join(a.difference(c.metric)).strip())
     if one["verdict"] not in ("better", "worse"):
         power = f" A true one of {a.detectable(c.metric)} would be found four times in five."
         text = "<strong>{}</strong>: <em>no difference</em> from {} at this budget in {} ({}).{}"
@@ -110,6 +131,7 @@ def _groups(c: Result) -> list[Markup]:
     sign = 1 if c.lower else -1
     for verdict, css, text in (("better", "good", "better than"),
                                ("no difference", "", "without a difference from"),
+                               ("not decided", "", "not decided against"),
                                ("worse", "bad", "worse than")):
         found = sorted((a for a in c.alive if a.verdict(c.metric) == verdict),
                        key=lambda a: sign * a.compared[c.metric]["difference"])

@@ -34,10 +34,11 @@ def estimate(found: Estimate) -> Table:
         first = head == "arm"
         table.add_column(head, justify="left" if first else "right", style="cyan" if first else "")
     for a in found.arms:
-        table.add_row(Text(a.name), str(a.runs), str(a.trials) if a.trials else NONE, count(a.steps),
-                      duration(a.seconds), size(a.memory_bytes))
+        runs, trials = f"{'up to ' if found.until else ''}{a.runs}", str(a.trials) if a.trials else NONE
+        table.add_row(Text(a.name), runs, trials, count(a.steps), duration(a.seconds), size(a.memory_bytes))
     shared = ", ".join(f"{name} ({'in the store' if there else 'once'})" for name, there in found.shared)
-    total = f"{duration(found.seconds)} of training in all, at most {size(found.memory_bytes)} of memory"
+    training = f"{'at most ' if found.until else ''}{duration(found.seconds)} of training in all"
+    total = f"{training}, at most {size(found.memory_bytes)} of memory"
     table.caption = f"estimated: {total}" + (f"; shared by all: {shared}" if shared else "")
     return table
 
@@ -104,6 +105,8 @@ class ComparisonTable:
     def _notes(self) -> Iterator[Text]:
         sentences = self.result.json.get("said") or {}
         notes = [Text(f"{a.name} failed: {a.failed}", style="red") for a in self.result.arms if a.failed]
+        notes += [Text(f"{a.name}: {'; '.join(a.caveats)}.", style="yellow")
+                  for a in self.result.others if a.caveats]
         notes += [Text(str(w), style="yellow") for w in self.result.json.get("warnings") or []]
         notes += [Text(sentences[n], style="dim") for n in NOTES if n in sentences]
         if notes:
