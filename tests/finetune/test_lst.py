@@ -20,7 +20,7 @@ from trainwright.core.settings import make as settings
 from trainwright.families import deltas
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.lst import Lst
-from trainwright.lm.pruned import kept_of_head, largest
+from trainwright.lm.pruned import kept_of_head, largest, small_config
 
 KINDS = pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen3"])
 
@@ -170,11 +170,52 @@ def test_the_backbones_dropout_is_off_while_the_side_networks_is_on() -> None:
 # ---- the start ---------------------------------------------------------------------------------------------
 
 
+def of_head(weights: list[Tensor], hidden: Tensor, size: int) -> Tensor:
+    """What each dimension of a head is worth: |q| |k| |v|, each a mean over heads, divided by its mean."""
+    product = torch.ones(size, len(hidden), dtype=torch.float64)
+    for w in weights:
+        mean = torch.stack([h.abs()[:, hidden] for h in w.detach().double().split(size)]).mean(0)
+        product *= mean / mean.mean()
+    return product.sum(1)
+
+
+@pytest.mark.parametrize("pair", [1, 3])
+def test_dimensions_of_a_head_are_those_of_largest_importance_and_keep_their_angles(pair: int) -> None:
+    """A pair (i, i + 4) is made important in the keys of one head of one block: all blocks keep it, and its
+    angles are its own, not those that a head of two dimensions would have."""
+    model = make("llama")
+    with torch.no_grad():
+        model.model.layers[1].self_attn.k_proj.weight[8 + pair] *= 30
+    method, plain = Lst(reduction=4), copy.deepcopy(model)
+    method.operate(model, Context(seed=1))
+    hidden, head = largest(plain.model.embed_tokens.weight.abs().sum(0), 4), torch.tensor([pair, pair + 4])
+    heads = torch.cat([head + 8 * h for h in range(4)])
+    for large, small in zip(plain.model.layers, model.ladder.side.layers, strict=True):
+        assert torch.equal(small.self_attn.q_proj.weight, large.self_attn.q_proj.weight[heads][:, hidden])
+    turns = model.ladder.side.rotary_emb.inv_freq
+    assert torch.equal(turns, plain.model.rotary_emb.inv_freq[[pair]]) and turns[0] != 1.0
+
+
+def test_chosen_angles_come_back_with_the_delta(tmp_path: Path) -> None:
+    """Put on the backbone again without the corpus by which they were chosen."""
+    model, method = make("llama"), Lst(reduction=4)
+    method.operate(model, Context(seed=1))
+    model.ladder.side.rotary_emb.inv_freq.copy_(torch.tensor([0.123]))
+    logits = moved(model)
+    deltas.write(model, [method], 1, tmp_path, None)
+    again = families.load(tmp_path, "test").eval()
+    assert again.ladder.side.rotary_emb.inv_freq.tolist() == pytest.approx([0.123])
+    assert torch.allclose(again(input_ids=IDS).logits, logits, atol=1e-6)
+
+
 def test_one_set_of_hidden_dimensions_runs_through_all_blocks() -> None:
     model, side = make("llama"), operated("llama", Lst(reduction=4)).ladder.side
     hidden = largest(model.model.embed_tokens.weight.abs().sum(0), 4)
-    # of 8: the pair (0, 4) turns together
-    head = torch.tensor([0, 4])
+    # of 8: the pair (i, i + 4) turns together
+    every = [[getattr(b.self_attn, f"{part}_proj").weight for part in "qkv"] for b in model.model.layers]
+    worth = sum(of_head(weights, hidden, 8) for weights in every)
+    first = int((worth[:4] + worth[4:]).argmax())
+    head = torch.tensor([first, first + 4])
     heads, groups = (torch.cat([head + 8 * h for h in range(n)]) for n in (4, 2))
     for large, small in zip(model.model.layers, side.layers, strict=True):
         assert torch.equal(small.self_attn.q_proj.weight, large.self_attn.q_proj.weight[heads][:, hidden])
@@ -188,29 +229,39 @@ def test_one_set_of_hidden_dimensions_runs_through_all_blocks() -> None:
     assert torch.equal(side.norm.weight, model.model.norm.weight[hidden])
 
 
-def test_angles_of_the_kept_pairs_are_those_of_the_small_head() -> None:
-    model, side = make("llama", head_dim=16), operated("llama", Lst(reduction=4), head_dim=16).ladder.side
+def test_evenly_spaced_pairs_have_the_angles_of_a_small_head() -> None:
+    model = make("llama", head_dim=16)
     kept = kept_of_head(model.config, 4)
     assert kept.tolist() == [0, 4, 8, 12]
-    assert torch.allclose(side.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq[kept[:2]])
+    fresh = type(model.model)(small_config(model.config, 4, [0]))
+    assert torch.allclose(fresh.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq[kept[:2]])
     # only half of its heads turns
     half = make("gpt_neox", hidden_size=64)
     assert kept_of_head(half.config, 4).tolist() == [0, 4, 8, 12]
-    assert torch.allclose(
-        operated("gpt_neox", Lst(reduction=4), hidden_size=64).ladder.side.rotary_emb.inv_freq,
-        half.gpt_neox.rotary_emb.inv_freq[:1],
-    )
+
+
+def test_pairs_and_the_rest_of_a_head_are_chosen_apart() -> None:
+    """Of a head of 16 the first 8 dimensions turn, in pairs (i, i + 4): one pair and two of the rest stay."""
+    config = make("gpt_neox", hidden_size=64).config
+    worth = torch.tensor([0, 3, 9, 0, 0, 8, 1, 0, 5, 0, 0, 0, 7, 0, 6, 0], dtype=torch.float64)
+    assert kept_of_head(config, 4, worth).tolist() == [1, 5, 12, 14]
+    assert kept_of_head(make("gpt2").config, 4, worth[8:]).tolist() == [4, 6]
 
 
 def test_fused_layers_keep_the_same_dimensions_in_each_part() -> None:
     model, side = make("gpt2"), operated("gpt2", Lst(reduction=4)).ladder.side
     hidden = largest(model.transformer.wte.weight.abs().sum(0), 4)
-    heads = torch.cat([torch.tensor([0, 4]) + 8 * h for h in range(4)])
-    three = torch.cat([heads, heads + 32, heads + 64])
+    chosen = []
     for large, small in zip(model.transformer.h, side.h, strict=True):
+        # each block its own: nothing turns
+        head = largest(of_head([large.attn.c_attn.weight.T], hidden, 8), 4)
+        heads = torch.cat([head + 8 * h for h in range(4)])
+        three = torch.cat([heads, heads + 32, heads + 64])
+        chosen.append(head.tolist())
         assert torch.equal(small.attn.c_attn.weight, large.attn.c_attn.weight[hidden][:, three])
         assert torch.equal(small.attn.c_attn.bias, large.attn.c_attn.bias[three])
         assert torch.equal(small.attn.c_proj.weight, large.attn.c_proj.weight[heads][:, hidden])
+    assert chosen != [[0, 4]] * 2
 
 
 def test_without_reduction_the_side_network_is_the_backbone() -> None:

@@ -33,9 +33,8 @@ def test_importance_is_the_sum_of_squared_gradients(tmp_path: Path) -> None:
     found, kept = importance(model, 99, 2, ctx), largest(of_words, 2)
     assert torch.allclose(found[name], expected[:, kept], rtol=1e-3, atol=1e-10)
     assert torch.allclose(found["model.embed_tokens.weight"], of_words, rtol=1e-3, atol=1e-10)
-    assert {n.split(".")[-2] for n in found} == {"embed_tokens", "gate_proj", "up_proj"}, (
-        "what decides nothing is not held"
-    )
+    deciding = {"embed_tokens", "gate_proj", "up_proj", "q_proj", "k_proj", "v_proj"}
+    assert {n.split(".")[-2] for n in found} == deciding, "what decides nothing is not held"
     assert all(p.grad is None for p in model.parameters()) and not model.training
     sizes = importance(model, 99, 2, Context())
     hidden = largest(words.abs().sum(0), 2)

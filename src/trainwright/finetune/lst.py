@@ -13,13 +13,16 @@ added. Gradients flow in the side network alone: the backbone builds no graph, k
 runs in evaluation mode (anything else is an error).
 
 ``start = "pruned"`` gives the side blocks weights of the backbone: the hidden dimensions of largest
-importance (L1 over the embedding's entries of each dimension), one set for all blocks; the neurons of largest
-importance (L1, the product over the layers that make them); of each head evenly spaced dimensions, whose
-rotary angles are those of a head of that size. Importance is the sum of squared gradients over the last 128
+importance (L1 over the embedding's entries of each dimension), one set for all blocks; of the neurons, and of
+the dimensions of a head, those of largest importance (L1, the product over the layers that make them: gate
+and up, or queries, keys and values together). Where heads turn with positions, a choice is of rotary pairs,
+one for all blocks, and the side network turns them by their own angles; where angles depend on the input,
+pairs are evenly spaced. Importance is the sum of squared gradients over the last 128
 tokens of each of ``samples`` documents of the stage's corpus (the paper takes 1024), or the size of the
 weights where there is no corpus. In the paper the dimensions kept carry over from layer to layer. In its
 released code each layer that writes to the hidden states chooses its own, so that one stream mixes several
-choices, and a head gets dimensions of several heads. Here one choice holds.
+choices, and a head gets dimensions of several heads. Here one choice holds, and all heads of a block keep the
+same dimensions.
 
 It cannot be folded in. The artifact has the backbone in ``backbone/`` and the side network in ``adapter/``;
 later stages, evaluation and ``generate`` load both, transformers alone does not, and merging refuses it.
@@ -116,6 +119,11 @@ class Lst(Surgery):
     def trained(self, model: nn.Module) -> dict[str, Tensor]:
         return {n: p for n, p in getattr(model, NAME).named_parameters() if p.requires_grad}
 
+    def learned(self, model: nn.Module) -> dict[str, Tensor]:
+        """What is trained, and the angles of the pairs that were chosen."""
+        turns = {n: b for n, b in getattr(model, NAME).named_buffers() if n.endswith("inv_freq")}
+        return self.trained(model) | turns
+
     def fold(self, model: nn.Module) -> None:
         """Takes the side network out: what is left is the backbone, as it was."""
         getattr(model, NAME).unhook()
@@ -123,10 +131,10 @@ class Lst(Surgery):
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
         """``lst.safetensors``: everything that is trained, under its name in the side network."""
-        deltas.write(self.trained(model), folder / FILE)
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        deltas.read(self.trained(model), folder / FILE)
+        deltas.read(self.learned(model), folder / FILE)
 
 
 class Ladder(nn.Module):

@@ -78,8 +78,9 @@ def rotary(config: Any) -> bool:
     return any(name in config.to_dict() for name in ("rope_parameters", "rope_theta", "rotary_dim"))
 
 
-def kept_of_head(config: Any, reduction: int) -> Tensor:
-    """Evenly spaced dimensions of a head: rotary pairs stay pairs, with the angles of a head of that size."""
+def kept_of_head(config: Any, reduction: int, worth: Tensor | None = None) -> Tensor:
+    """The dimensions of a head that are worth most, given what each is worth [head size]; else evenly spaced
+    ones. Rotary pairs stay pairs; evenly spaced, they have the angles of a head of that size."""
     size, fields = head_size(config), config.to_dict()
     share = (
         (fields.get("rope_parameters") or {}).get("partial_rotary_factor")
@@ -87,8 +88,19 @@ def kept_of_head(config: Any, reduction: int) -> Tensor:
         or 1.0
     )
     half = int(size * share) // 2 if rotary(config) else 0
-    starts = [(0, half), (half, 2 * half), (2 * half, size)]
-    return torch.cat([torch.arange(a, b, reduction) for a, b in starts])
+    pairs, rest = torch.arange(0, half, reduction), torch.arange(2 * half, size, reduction)
+    if worth is not None:
+        turned = worth[:half] + worth[half : 2 * half]
+        pairs = turned.topk(len(pairs)).indices.sort().values
+        rest = 2 * half + worth[2 * half :].topk(len(rest)).indices.sort().values
+    return torch.cat([pairs, half + pairs, rest])
+
+
+def angles(decoder: nn.Module) -> Tensor | None:
+    """The rotary frequencies of a decoder whose heads all turn alike and always so, else None."""
+    found = [m for m in decoder.modules() if "inv_freq" in m._buffers]
+    fixed = [m for m in found if getattr(m, "rope_type", "default") not in ("dynamic", "longrope")]
+    return found[0].inv_freq if len(found) == len(fixed) == 1 else None
 
 
 # ---- what weights are worth --------------------------------------------------------------------------------
@@ -96,7 +108,8 @@ def kept_of_head(config: Any, reduction: int) -> Tensor:
 
 def importance(model: nn.Module, samples: int, reduction: int, ctx: Context) -> dict[str, Tensor]:
     """What those parameters are worth, by name, that decide what is kept: the embeddings, summed over tokens
-    [hidden], then the layers that make neurons, in the hidden dimensions alone that are kept [neurons, kept].
+    [hidden], then the layers that make queries, keys, values and neurons, in the hidden dimensions alone that
+    are kept [rows, kept].
 
     An entry is worth the sum of its squared gradients over documents of the stage's corpus, one at a time
     (Fisher information); without a corpus, or samples, its size. Neither gradients nor sums of the whole
@@ -106,8 +119,8 @@ def importance(model: nn.Module, samples: int, reduction: int, ctx: Context) -> 
     names = {id(p): n for n, p in model.named_parameters()}
     table = names[id(model.get_input_embeddings().weight)]  # type: ignore[operator]
     found = measure(model, {table: partial(torch.sum, dim=0)})
-    makers = {names[id(m.weight)]: m for b in sharding.blocks(model) for m in parts(b)["mlp"].values()
-              if in_out(m)[0] == len(found[table])}
+    makers = {names[id(m.weight)]: m for b in sharding.blocks(model) for part in parts(b).values()
+              for m in map(part.__getitem__, readers_of(part, len(found[table])))}
     hidden = largest(found[table], reduction)
     return found | measure(
         model, {n: partial(_columns, hidden, type(m) is Conv1D) for n, m in makers.items()}
@@ -197,21 +210,69 @@ def cut_decoder(
     decoder, config = model.get_decoder(), model.config.get_text_config()
     names = {id(p): n for n, p in model.named_parameters()}
     table = worth[names[id(model.get_input_embeddings().weight)]]
-    cut = Cut(largest(table, reduction), len(table), kept_of_head(config, reduction), head_size(config))
+    hidden, size = largest(table, reduction), head_size(config)
     blocks, small_blocks = sharding.blocks(decoder), sharding.blocks(small)
     if len(table) != config.hidden_size:
         raise UserError(
             "the embedding is not as wide as the blocks, so that none of its dimensions can be kept: "
             f"{RANDOM}."
         )
-    for i, block in zip(layers, small_blocks, strict=True):
-        kept = {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters() if names[id(p)] in worth}
-        cut_block(blocks[i], block, cut, kept, reduction)
+    known = [
+        {n: worth[names[id(p)]] for n, p in blocks[i].named_parameters() if names[id(p)] in worth}
+        for i in layers
+    ]
+    heads = kept_of_heads(decoder, small, [blocks[i] for i in layers], known, reduction)
+    for i, block, kept, head in zip(layers, small_blocks, known, heads, strict=True):
+        cut_block(blocks[i], block, Cut(hidden, len(table), head, size), kept, reduction)
     within = {id(p) for b in (*blocks, *small_blocks) for p in b.parameters()}
     large = dict(decoder.named_parameters())
     for name, parameter in small.named_parameters():
         if id(parameter) not in within and parameter.dim() == 1:                        # the final norm
-            parameter.copy_(large[name][cut.hidden.to(parameter.device)])
+            parameter.copy_(large[name][hidden.to(parameter.device)])
+
+
+def kept_of_heads(
+    decoder: nn.Module,
+    small: nn.Module,
+    blocks: list[nn.Module],
+    worth: list[dict[str, Tensor]],
+    reduction: int,
+) -> list[Tensor]:
+    """The dimensions of a head that each block keeps. Where they turn with positions, one choice holds for
+    all blocks, and ``small`` is given its angles."""
+    config, width = decoder.config.get_text_config(), decoder.config.get_text_config().hidden_size
+    found = [of_head(readers_of(parts(b)["attention"], width), of, head_size(config))
+             for b, of in zip(blocks, worth, strict=True)]
+    if any(one is None for one in found):
+        return [kept_of_head(config, reduction)] * len(blocks)
+    if not rotary(config):
+        return [kept_of_head(config, reduction, one) for one in found]
+    large, narrow = angles(decoder), angles(small)
+    kept = kept_of_head(config, reduction, torch.stack([one for one in found if one is not None]).sum(0))
+    if large is None or narrow is None:
+        kept = kept_of_head(config, reduction)
+    else:
+        narrow.copy_(large[kept[: len(narrow)].to(large.device)])
+    return [kept] * len(blocks)
+
+
+def readers_of(layers: dict[str, nn.Module], width: int) -> list[str]:
+    """Those of a part's layers that read the hidden states: all but the last one that writes to them."""
+    writer = next((n for n in reversed(layers) if in_out(layers[n])[1] == width), "")
+    return [n for n, layer in layers.items() if n != writer and in_out(layer)[0] == width]
+
+
+def of_head(readers: list[str], worth: dict[str, Tensor], size: int) -> Tensor | None:
+    """What each dimension of a head is worth, over all heads: the product over the layers that make queries,
+    keys and values, summed over kept hidden dimensions. None where layers hold no whole heads."""
+    product: Tensor | float = 1.0
+    for name in readers:
+        values = worth[f"{name}.weight"].double()
+        if len(values) % size:
+            return None
+        mean = values.view(-1, size, values.shape[1]).mean(0)
+        product = product * mean / mean.mean().clamp(min=1e-300)
+    return product.sum(1).cpu() if isinstance(product, Tensor) else None
 
 
 def parts(block: nn.Module) -> dict[str, dict[str, nn.Module]]:
@@ -245,8 +306,7 @@ def cut_part(layers: dict[str, nn.Module], small: nn.Module, cut: Cut, worth: di
     """The linear layers of an attention or a feed-forward part: the last one of the stream's width writes to
     it, the others read.
 
-    All of them keep the same inner dimensions: of each head the same ones, of the neurons those of the
-    largest importance.
+    All of them keep the same inner dimensions: those of the largest importance, of each head the same ones.
     """
     writer = next((n for n in reversed(layers) if in_out(layers[n])[1] == cut.width), "")
     readers = [n for n in layers if n != writer]
