@@ -275,6 +275,10 @@ class Arithmetic(Method):
         """Called once before the first tensor, where it needs data, whole models or figures of all tensors.
         What it finds out it keeps in ``ctx.memory``."""
 
+    def leave(self, folder: Path, ctx: Context) -> None:
+        """Called once after the last tensor: write what belongs beside the merged weights, where there is
+        something."""
+
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         """Floating-point tensors of one shape, as float32, in the order of ``from.models``;
         never change them in place.

@@ -125,6 +125,8 @@ class MergeStage(Stage):
         for name in writer.order:
             writer.add(name, streamed(name, sources, before, methods, ctx, kinds[name]))
         size = writer.close()
+        for method in methods:
+            method.leave(run.out, ctx)
         tensors.copy_rest(folders[0], run.out)
         if self.dtype is not None or not twins:
             self._say(run)
