@@ -84,7 +84,7 @@ def test_what_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     def full(path: Path) -> Any:
         raise OSError(errno.EMFILE, "Too many open files", str(path))
 
-    monkeypatch.setattr(_files, "_opened", full)
+    monkeypatch.setattr(_files, "opened", full)
     for name in ("t.jsonl", "a.txt"):
         with pytest.raises(UserError, match=rf"^cannot read {name} \(Too many open files\)\.$"):
             rows(tmp_path, paths=[name])

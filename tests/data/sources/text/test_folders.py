@@ -17,18 +17,18 @@ KEY = "0123456789ab"
 
 
 def test_what_is_not_read_is_counted_and_said(tmp_path: Path) -> None:
-    written(tmp_path, {"w/a.txt": "a", "w/b.pdf": "b", "w/c.tsv": "c", "w/d.jsonl.zst": "d", "w/LICENSE": "e",
-                       "w/.f.txt": "f", "w/.git/g.txt": "g", "w/h.png": "h", "w/deep/i.pdf": "i"})
+    written(tmp_path, {"w/a.txt": "a", "w/b.rtf": "b", "w/c.odt": "c", "w/d.xyz.zst": "d", "w/LICENSE": "e",
+                       "w/.f.txt": "f", "w/.git/g.txt": "g", "w/h.png": "h", "w/deep/i.rtf": "i"})
     (tmp_path / "w/gone.txt").symlink_to("nowhere")
     os.mkfifo(tmp_path / "w/pipe.txt")
     ctx = Context(root=tmp_path)
     Text(paths=["w"]).apply(documents.empty(), ctx)
-    assert ctx.texts == {"not read in w": "5 of unknown type (no ending, .pdf, .tsv, .zst); hidden: 1; "
+    assert ctx.texts == {"not read in w": "5 of unknown type (no ending, .odt, .rtf, .xyz); hidden: 1; "
                          "hidden folders: 1; images and sounds, read where a table names them: 1; "
                          "links to nothing: 1; no regular files: 1"}
     assert found("w", tmp_path).names == ["w/a.txt"]
     with pytest.raises(
-        UserError, match=r"w/deep holds no file that can be read \(1 of unknown type \(\.pdf\)\)"
+        UserError, match=r"w/deep holds no file that can be read \(1 of unknown type \(\.rtf\)\)"
     ):
         found("w/deep", tmp_path)
 

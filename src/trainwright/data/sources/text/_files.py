@@ -7,12 +7,10 @@ and what would be right.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +18,20 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from trainwright.core.errors import UserError
 from trainwright.core.shown import brief
+from trainwright.data.sources.text._compressed import DAMAGED, OPENERS, opened, without
+from trainwright.data.sources.text._rich import LIMIT, RICH
 from trainwright.data.sources.text._rows import MEDIA, Reading, row_to_document
 
 if TYPE_CHECKING:
     from trainwright.corpus.sources import Row
 
-PLAIN = (".txt", ".md", ".rst", ".py")
+CODE = (".py", ".js", ".ts", ".java", ".c", ".h", ".cc", ".cpp", ".hpp", ".cs", ".go", ".rs", ".rb", ".php",
+        ".swift", ".kt", ".scala", ".sh", ".sql", ".r", ".jl", ".lua", ".pl", ".hs", ".ml", ".ex", ".dart")
+"""Of source code."""
+PLAIN = (".txt", ".md", ".rst", *CODE)
+UNREAD = "could not be read"
+NAMED = 5
+"""Files that are named at most."""
 ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".wav", ".flac", ".ogg", ".mp3")
 """Of images and sounds."""
 BETWEEN = re.compile(r"((?>\r\n|\n|\r)[^\S\r\n]*(?>\r\n|\n|\r))")
@@ -35,18 +41,27 @@ Numbered = Iterator[tuple[int, Any]]
 
 
 def suffix(name: str) -> str:
-    """The ending that says how to read a file, without ``.gz``."""
-    return Path(name.removesuffix(".gz")).suffix.lower()
+    """The ending that says how to read a file, without that of its compression."""
+    return Path(without(name)).suffix.lower()
 
 
 def known() -> list[str]:
-    return sorted([*PLAIN, *TABLES])
+    return sorted([*PLAIN, *TABLES, *RICH])
+
+
+def lacking(name: str) -> str:
+    """The package without which a file of this name cannot be read here; empty where nothing is missing."""
+    rich = RICH.get(suffix(name))
+    return rich.library if rich is not None and not rich.there() else ""
 
 
 def read(path: Path, written: str, how: Reading) -> Iterator[Row]:
     """The documents of one file; ``written`` is its path as the recipe says it, which ids and errors use."""
     if suffix(path.name) in PLAIN:
         yield from _plain(path, written, how)
+        return
+    if suffix(path.name) in RICH:
+        yield from _rich(path, written, how)
         return
     for line, row in rows(path, written):
         yield row_to_document(row, written, line, how)
@@ -60,28 +75,24 @@ def rows(path: Path, written: str) -> Numbered:
     """
     last = 0
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             for last, row in TABLES[suffix(path.name)](file, written):
                 yield last, row
     except UserError:
-        if path.name.endswith(".gz") and (damage := _damage(path)):
+        if path.suffix.lower() in OPENERS and (damage := _damage(path)):
             _refuse(written, f", after line {last:,}" if last else "", damage)
         raise
     except Exception as error:  # of whatever library reads it: no format has a list of all that may be wrong
         _refuse(written, f", after line {last:,}" if last else "", error)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.endswith(".gz") else open(path, "rb")  # type: ignore[return-value]
-
-
 def _damage(path: Path) -> Exception | None:
     """What is wrong with a compressed file, if anything: behind a damage it may go on with other letters."""
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             while file.read(1 << 20):
                 pass
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, *DAMAGED) as error:
         return error
     return None
 
@@ -90,7 +101,7 @@ def _refuse(written: str, where: str, error: Exception) -> NoReturn:
     """What went wrong with a file, in one sentence."""
     remedy = ""
     why = str(error) or type(error).__name__
-    if isinstance(error, zlib.error | EOFError | gzip.BadGzipFile):
+    if isinstance(error, DAMAGED):
         remedy = ": the compressed file is damaged or cut short, so fetch or make it again"
     elif isinstance(error, RecursionError):
         why = "values are nested too deeply"
@@ -107,11 +118,30 @@ def _refuse(written: str, where: str, error: Exception) -> NoReturn:
 def _plain(path: Path, written: str, how: Reading) -> Iterator[Row]:
     from trainwright.corpus.sources import document
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             content = file.read()
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
+    except (OSError, MemoryError, *DAMAGED) as error:
         _refuse(written, "", error)
     text = _decode(content, written, how.invalid)
+    for number, piece in enumerate(pieces(text, how.characters), 1):
+        name = f"{how.domain}/{written}" + (f":{number}" if how.characters else "")
+        yield document(id=name, text=piece, domain=how.domain, source=written)
+
+
+def _rich(path: Path, written: str, how: Reading) -> Iterator[Row]:
+    """The document that a page, a mail or a PDF is; one of which nothing can be read is counted and named."""
+    from trainwright.corpus.sources import document
+    why = ""
+    try:
+        with opened(path) as file:
+            data = file.read(LIMIT + 1)
+        text = RICH[suffix(path.name)].text(data) if len(data) <= LIMIT else ""
+        why = f"more than {LIMIT >> 20} MiB" if len(data) > LIMIT else "" if text.strip() else "no text in it"
+    except Exception as error:  # of whatever library reads it: no format has a list of all that may be wrong
+        text, why = "", str(error).split("\n")[0][:100] or type(error).__name__
+    if why:
+        how.say(UNREAD, f"{written} ({why})", NAMED)
+        return
     for number, piece in enumerate(pieces(text, how.characters), 1):
         name = f"{how.domain}/{written}" + (f":{number}" if how.characters else "")
         yield document(id=name, text=piece, domain=how.domain, source=written)
@@ -229,10 +259,14 @@ def _refuse_twins(names: Sequence[str], written: str) -> None:
 # ---- CSV and Parquet ---------------------------------------------------------------------------------
 
 
-def _csv(file: IO[bytes], written: str) -> Numbered:
+def _tsv(file: IO[bytes], written: str) -> Numbered:
+    yield from _csv(file, written, "\t")
+
+
+def _csv(file: IO[bytes], written: str, between: str = ",") -> Numbered:
     csv.field_size_limit(sys.maxsize)  # a document may be longer than the 128 KiB that the module allows
     with io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, strict=True)
+        reader = csv.reader(lines, strict=True, delimiter=between)
         begins, names = 1, list[str]()
         try:
             for row in reader:
@@ -263,14 +297,64 @@ def _parquet(file: IO[bytes], written: str) -> Numbered:
         names = parquet.schema_arrow.names
         _refuse_twins(names, written)
         for batch in parquet.iter_batches(batch_size=1024):
-            columns = [_values(column) for column in batch.columns]
-            for row in zip(*columns, strict=True) if columns else ():
-                yield (number := number + 1), dict(zip(names, row, strict=True))
+            for row in _rows(batch, names):
+                yield (number := number + 1), row
     except pa.ArrowException as error:
         where = f" after row {number:,}" if number else ""
         raise UserError(
             f"{written} is no Parquet file that can be read{where}: {str(error).rstrip('.')}."
         ) from None
+
+
+def _arrow(file: IO[bytes], written: str) -> Numbered:
+    """A file or a stream of Arrow's own format (also what datasets keeps, and Feather)."""
+    import pyarrow as pa
+    number = 0
+    try:
+        stream = file.read(6) != b"ARROW1"
+        file.seek(0)
+        source = pa.ipc.open_stream(file) if stream else pa.ipc.open_file(file)
+        names = source.schema.names
+        _refuse_twins(names, written)
+        for at in () if stream else range(source.num_record_batches):
+            for row in _rows(source.get_batch(at), names):
+                yield (number := number + 1), row
+        for batch in source if stream else ():
+            for row in _rows(batch, names):
+                yield (number := number + 1), row
+    except pa.ArrowException as error:
+        raise UserError(f"{written} is no Arrow file that can be read: {str(error).rstrip('.')}.") from None
+
+
+def _rows(batch: Any, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    columns = [_values(column) for column in batch.columns]
+    return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
+
+
+def _yaml(file: IO[bytes], written: str) -> Numbered:
+    """A YAML list of rows, or several documents, a row each."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        """Without references, of which a short file can make an endless text."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                line = self.peek_event().start_mark.line + 1
+                raise UserError(f"{written}, line {line}: references (*name) are not read: write the value "
+                                "out.")
+            return super().compose_node(parent, index)
+    try:
+        for number, document in enumerate(yaml.load_all(file, Loader=Plain), 1):
+            if isinstance(document, list):
+                yield from enumerate(document, 1)
+            elif document is not None:
+                yield number, document
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UserError(f"{written}, line {line}: this is no YAML ({error.problem}).") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{written} is no YAML: {' '.join(str(error).split())}.") from None
 
 
 def _values(column: Any) -> list[Any]:
@@ -293,7 +377,8 @@ def filled(value: Any) -> Any:
 
 
 TABLES: dict[str, Callable[[IO[bytes], str], Numbered]] = {
-    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}
+    ".jsonl": _jsonl, ".ndjson": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _tsv, ".yaml": _yaml,
+    ".yml": _yaml, ".parquet": _parquet, ".arrow": _arrow, ".feather": _arrow}
 
 
 def beside(path: Path, named: Mapping[str, str]) -> Iterator[Path]:

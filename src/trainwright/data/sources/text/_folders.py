@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from trainwright.core.errors import UserError
-from trainwright.data.sources.text._files import ENDINGS, known, suffix
+from trainwright.data.sources.text._files import ENDINGS, known, lacking, suffix
 from trainwright.storage.store import is_store
 
 HUB = "hf://"
@@ -75,6 +75,8 @@ def _readable(names: list[str]) -> Found:
         if suffix(name) not in known():
             raise UserError(f"{name}: the ending {suffix(name) or 'of no name'!r} is not known; known are "
                             f"{', '.join(known())}.")
+        if lacking(name):
+            raise UserError(f'{name} needs the library {lacking(name)}: pip install "trainwright[readers]".')
     return Found(names, Counter())
 
 
@@ -158,6 +160,8 @@ def _reason(file: Path) -> str:
         return "images and sounds, read where a table names them"
     if suffix(file.name) not in known():
         return suffix(file.name) or "none"
+    if lacking(file.name):
+        return f'{suffix(file.name)[1:]} files, which need pip install "trainwright[readers]"'
     return "README.md that describe a repository of the Hub" if _is_card(file) else ""
 
 

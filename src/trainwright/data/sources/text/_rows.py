@@ -46,6 +46,14 @@ class Reading:
         """The columns of a question and its answer, where the recipe names them."""
         return {k: self.columns[k] for k in ("prompt", ANSWER)} if ANSWER in self.columns else {}
 
+    def say(self, what: str, one: str, most: int) -> None:
+        """Name something that was left out, and count what is beyond ``most``."""
+        said = self.texts.get(what, "")
+        number = int(said.split(": ")[0]) if said else 0
+        names = said.partition(": ")[2] if number else ""
+        names = (f"{names}; {one}" if names else one) if number < most else names.removesuffix(" …") + " …"
+        self.texts[what] = f"{number + 1}: {names}"
+
     def unknown(self, columns: set[str]) -> None:
         """Name columns that nothing was made of."""
         named = self.texts.get(UNKNOWN, "").split(", ") if UNKNOWN in self.texts else []

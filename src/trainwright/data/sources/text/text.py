@@ -1,7 +1,9 @@
 """Reads documents from files and folders, and from data sets on the Hugging Face Hub.
 
-A text file (``.txt .md .rst .py``) is one document, as is each row of a table (``.jsonl .json .parquet
-.csv``); each ending also as ``.gz``. A row with ``messages``, with ``conversations`` (ShareGPT: from, value)
+A text file (``.txt .md .rst``, source code) is one document, as is each row of a table
+(``.jsonl .ndjson .json .csv .tsv .yaml .parquet .arrow``), a web page, a mail (``.eml``), a notebook, a
+``.docx`` and a PDF, for which libraries of the extra ``readers`` are kept; each ending also as
+``.gz .bz2 .xz .zst``. A row with ``messages``, with ``conversations`` (ShareGPT: from, value)
 is a conversation, and so is one with a question and its answer in columns of the usual names (Alpaca's
 ``instruction``, ``input`` and ``output``; ``prompt``, ``question`` or ``query`` with ``completion``,
 ``response`` or ``answer``), where it has no ``text``; one with ``chosen`` and ``rejected`` (and ``prompt``)
@@ -15,7 +17,8 @@ the row.
 Of a folder every file below is read, links to folders once, or counted under the reason why it is not: a type
 that is not known, hidden, a store of runs, a ``README.md`` that describes a repository of the Hub.
 
-Not for text that needs cleaning (HTML, PDF): convert it to text first.
+Not for scanned pages, which hold no text: they are counted and named, as is every page, mail or PDF that
+cannot be read.
 
 Errors: nothing matches a path, an unknown ending, a damaged file, a broken line, a missing column or two of
 one name, bytes that are not UTF-8, a message of which something would be lost.
@@ -128,7 +131,8 @@ class Text(Curate):
 def _default_domain(written: str, root: Path) -> str:
     """The stem of a file, the name of a folder, the last folder of a glob before its first wildcard."""
     if (root / written).is_file():
-        return Path(written.removesuffix(".gz")).stem
+        from trainwright.data.sources.text._compressed import without
+        return Path(without(written)).stem
     fixed = []
     for part in Path(written).parts:
         if glob.has_magic(part) and not (root / written).is_dir():
