@@ -179,8 +179,8 @@ def test_new_methods_are_listed_imported_and_tested(tmp_path: Path, command: Com
     for kind in KINDS:
         printed = invoke("new", f"my_{kind.lower()}", "--kind", kind, "--root", tmp_path).stdout.split()
         made[kind] = [Path(w) for w in printed if w != "wrote"]
-        assert [f.relative_to(tmp_path).parts[0] for f in made[kind]] == ["src", "tests", "evidence"]
-        assert json.loads(made[kind][2].read_text())["verdict"] == "not measured"
+        assert [f.relative_to(tmp_path).parts[0] for f in made[kind]] == ["src", "tests", "src"]
+        assert made[kind][2].parent.name == "papers" and made[kind][2].suffix == ".toml"
     done = command(*KINDS, cwd=tmp_path, python=("-c", COPIED))
     assert done.returncode == 0 and all(f"my_{kind.lower()}" in done.stdout for kind in KINDS), done.stderr
     written = [f for files in made.values() for f in files if f.suffix == ".py"]

@@ -1,7 +1,6 @@
 """A new method of each kind: it passes every law as it is written, and only its own test asks for more."""
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from trainwright.check import battery, scaffold
 from trainwright.check.subject import Subject, load
 from trainwright.core.card import kinds
 from trainwright.core.errors import UserError
+from trainwright.papers import library
 
 
 @pytest.fixture
@@ -36,16 +36,24 @@ def checkout(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", kinds())
 def test_a_new_method_passes_every_law(kind: str, checkout: Path, tmp_path: Path) -> None:
     folder = "evaluate" if kind == "Decode" else None
-    method, test, evidence = scaffold.write("a_new_one", kind, folder, checkout)
+    method, test, paper = scaffold.write("a_new_one", kind, folder, checkout)
     assert method.parent.relative_to(checkout / "src" / "trainwright") == test.parent.relative_to(
         checkout / "tests"
     )
-    assert json.loads(evidence.read_text())["verdict"] == "not measured"
+    found = library.read(paper.parent)["a-new-one"]
+    assert found.methods == ("a_new_one",) and not found.claims
     assert load(str(method)).__name__ == "ANewOne" and "TheMethod" not in method.read_text()
     (tmp_path / "runs").mkdir()
     subject = Subject(str(method), tmp_path / "runs")
     for law in (law for law in battery.laws_for(load(str(method))) if law is not None):
         assert battery.problem(law, subject) == "", law.name
+
+
+def test_a_paper_that_has_a_file_keeps_it(checkout: Path) -> None:
+    mine = checkout / "src" / "trainwright" / "papers" / "a-new-one.toml"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert len(scaffold.write("a_new_one", "Update", "optim", checkout)) == 2 and mine.read_text() == "mine"
 
 
 def test_its_own_test_is_still_to_be_written(checkout: Path) -> None:

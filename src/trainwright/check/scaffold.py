@@ -1,10 +1,10 @@
 """The three files of a new method, written so that they run and say what to fill in."""
 from __future__ import annotations
 
-import json
 import keyword
 import re
 from collections import Counter
+from datetime import date
 from pathlib import Path
 
 from trainwright.core import registry
@@ -17,10 +17,15 @@ LONGEST = 60
 """Letters of a name."""
 TITLE, NAME = "TheMethod", "the_method"
 """What a template calls the method."""
+STAGES = {"data": "data", "pretrain": "pretraining", "optim": "optimization", "finetune": "fine-tuning",
+          "align": "alignment", "compress": "compression", "merge": "merging", "evaluate": "evaluation",
+          "search": "search"}
+"""What papers call the places of methods."""
 
 
 def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
-    """Write ``<folder>/<name>.py``, its test and its evidence; refuses to overwrite anything.
+    """Write ``<folder>/<name>.py``, its test and its paper's file; refuses to overwrite anything. A paper
+    that has a file already keeps it.
 
     Args:
         folder: place in a life, such as ``finetune`` or ``data/filter``; default: where most methods of the
@@ -51,8 +56,10 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         )
     place = _place(folder or _usual(kind), package)
     files = {package / place / f"{name}.py": method_text(name, kind),
-             root / "tests" / place / f"test_{name}.py": test_text(name, place),
-             root / "evidence" / f"{name}.json": evidence_text(name)}
+             root / "tests" / place / f"test_{name}.py": test_text(name, place)}
+    paper = package / "papers" / f"{name.replace('_', '-')}.toml"
+    if not paper.exists():
+        files[paper] = paper_text(name, place)
     for file in files:
         if file.exists():
             raise UserError(f"{file} exists already.")
@@ -112,11 +119,23 @@ def test_the_fact_of_the_paper():
 '''
 
 
-def evidence_text(name: str) -> str:
-    """What was measured of its claim: nothing yet."""
-    return (
-        json.dumps(
-            {"method": name, "paper": "", "claim": "", "suite": "", "verdict": "not measured"}, indent=1
-        )
-        + "\n"
-    )
+def paper_text(name: str, folder: str) -> str:
+    """What the paper is; its claims are still to be written."""
+    return f'''title = "The paper's title"
+year = {date.today().year}
+about = "What it does, in a line."
+kind = "method"
+stage = "{STAGES[folder.partition("/")[0]]}"
+modality = "text"
+companion = true
+methods = ["{name}"]
+
+# Each sentence of the paper that can be measured is a claim; trainwright reproduce measures it.
+# [[claim]]
+# says = "it learns better than LoRA of as many trained numbers"
+# suite = "adapt"
+# arms = {{ {name} = [{{ use = "{name}" }}], lora = [{{ use = "lora", rank = 8 }}] }}
+# compares = "{name} against lora"
+# metric = "loss/code"
+# expects = "lower"
+'''
