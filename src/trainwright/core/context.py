@@ -72,6 +72,8 @@ class Context:
     """The same batches' gradients at the weights of now."""
     forgotten: dict[str, Tensor] = field(default_factory=dict)
     """What ``forget`` was told in this step, by parameter."""
+    apart: float = 0.0
+    """FLOPs of this step's passes that not every step has (``core/flops.py: apart``), counted exactly."""
     notes: dict[str, list[tuple[Any, float]]] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     pictures: dict[str, tuple[bytes, str]] = field(default_factory=dict)

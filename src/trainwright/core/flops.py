@@ -4,18 +4,22 @@ To watch every operation costs a few microseconds for each, which small models o
 feel. So each of the first
 ``DENSE`` steps is counted, and then one step, drawn from the seed, of every ``BLOCK``; the others are
 taken to cost what the last counted ones did on average. What a method does now and then is thereby
-counted as often as it happens.
+counted as often as it happens; a pass over many batches, which would make such an average wrong for long,
+is counted exactly where the method says so (``apart``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+if TYPE_CHECKING:
+    from trainwright.core.context import Context
 
 DENSE, BLOCK = 8, 8
 
@@ -43,6 +47,14 @@ def counting() -> Iterator[Count]:
     """Count the FLOPs of a block of code."""
     with Count() as count:
         yield count
+
+
+@contextmanager
+def apart(ctx: Context) -> Iterator[None]:
+    """Count exactly, whether or not the step is one of those that are counted, what only some steps do."""
+    with counting() as count:
+        yield
+    ctx.apart += count.flops
 
 
 def counts(step: int, draw: Callable[[str], torch.Generator]) -> bool:

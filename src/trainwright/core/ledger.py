@@ -36,7 +36,7 @@ class Ledger:
         self, ctx: Context, batches: list[Batch], seconds: float, flops: float | None = None
     ) -> dict[str, float]:
         """Count one step and report it: the row of ``metrics.jsonl``. ``flops`` are this rank's,
-        None where not counted."""
+        None where not counted; those of ``ctx.apart`` are among them."""
         tokens = trained = 0
         for b in batches:
             t = b.get("targets", b.get("input_ids"))
@@ -52,7 +52,8 @@ class Ledger:
         self.tokens += tokens
         self.trained_tokens += trained
         self.seconds += seconds
-        self.flops += self._flops(flops, tokens)
+        self.flops += self._flops(None if flops is None else flops - ctx.apart, tokens)
+        self.flops += sharding.total(ctx.apart) if ctx.apart else 0.0
         self.peak_memory = max(self.peak_memory, peak_memory())
         return {"step": ctx.step, "steps": ctx.steps, "tokens": self.tokens, "flops": self.flops,
                 "seconds": round(self.seconds, 4), "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),

@@ -139,7 +139,7 @@ class Train:
             self.obey(who, command)
         if self.stopped:
             return
-        ctx.notes, ctx.texts, ctx.pictures = {}, {}, {}
+        ctx.notes, ctx.texts, ctx.pictures, ctx.apart = {}, {}, {}, 0.0
         with self.counted() as count:
             batches = cut(self.pull(), self.accumulate)                            # 3 data
             ctx.again = partial(self.gradients, batches)
