@@ -218,3 +218,20 @@ def test_a_threshold_below_all_weights_is_refused() -> None:
     with pytest.raises(UserError, match="no weight of"):
         Sara(threshold=1e-30).operate(model, Context())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_is_trained_decays_only_as_one_dimension() -> None:
+    """The entries are a vector: AdamW's decay reaches them with ``decay_1d`` alone, and then as
+    p - lr decay p."""
+    runs = {}
+    for decay, one in ((0.0, False), (0.5, False), (0.5, True)):
+        run = train(build(), Sara(nuclear=0.0, progress=1.0), Adamw(lr=1e-2, weight_decay=decay, decay_1d=one),
+                    steps=3)
+        before = {n: p.detach().clone() for n, p in run.params.items() if p.requires_grad}
+        run.run(until=1)
+        runs[decay, one] = {n: run.params[n].detach() for n in before}
+    assert before and all(p.ndim == 1 for p in before.values())
+    for name, p in before.items():
+        assert torch.equal(runs[0.5, False][name], runs[0.0, False][name])
+        expected = runs[0.0, False][name] - 1e-2 * 0.5 * p
+        assert torch.allclose(runs[0.5, True][name], expected, atol=1e-7) and p.any()

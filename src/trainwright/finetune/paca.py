@@ -1,8 +1,9 @@
 """PaCA: train a few random input columns of each linear layer in place, without a second path beside it.
 
-"PaCA: Partial Connection Adaptation for Efficient Fine-Tuning" (arXiv 2503.01905). For a layer W [out, in]
-draw ``rank`` columns S once, uniformly; everything else is frozen. With P [out, rank] trained, s = alpha /
-rank, and P = W[:, S] / s at the start,
+"PaCA: Partial Connection Adaptation for Efficient Fine-Tuning" (arXiv 2503.01905). Its QPaCA, on a base in 4
+bits, is left out: there are no quantized layers here to train beside. For a layer W [out, in] draw ``rank``
+columns S once, uniformly; everything else is frozen. With P [out, rank] trained, s = alpha / rank, and P =
+W[:, S] / s at the start,
 
     V = W with s P as its columns S,    y = V x + b,    dL/dx = V' dL/dy,    dL/dP = s (dL/dy) x[S]'
 

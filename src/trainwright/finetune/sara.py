@@ -1,8 +1,10 @@
 """SaRA: train in place the weights that are nearly zero and so idle, and keep what they learn at a low rank.
 
 "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation" (arXiv
-2409.06633). Of each weight W [out, in] the entries smaller in size than a threshold t are trained, everything
-else is frozen:
+2409.06633). The authors' weight decay of 0.01 on what is trained is left to the optimizer, and what is
+trained is a vector: only with ``{ use = "adamw", weight_decay = 0.01, decay_1d = true }`` does it decay.
+Biases, norms and embeddings, of which the authors train the small entries too, stay frozen here. Of each
+weight W [out, in] the entries smaller in size than a threshold t are trained, everything else is frozen:
 
     M = (|W| < t),   y = W x + b,
     loss + nuclear ||W * M||_*   (the nuclear norm of one matrix a step, drawn at random),
@@ -15,13 +17,12 @@ are done; a layer's dense gradient exists only for a moment.
 
 Name it before clip_gradients and the optimizer: as in the paper, the penalty is part of the
 gradient. After the optimizer it would be subtracted beside its step, like a decay. The authors set
-the learning rate to 1e-3 exp(-350 t); AdamW with a decay of 0.01 acts on the entries. The vector
-keeps its length when entries are done.
+the learning rate to 1e-3 exp(-350 t). The vector keeps its length when entries are done.
 
-The paper adapts image models and takes every tensor; here it is the linear layers of a language model. The
-first of the authors' two optimizers loses the signs of the weights at the start and never applies the penalty
-to what is trained, and both skip matrices with a side of 64 or less; here every layer has its turn. Memories
-of optimizers are kept at ``progress``, as in the second.
+The paper adapts image models; here it is the linear layers of a language model. The first of the authors' two
+optimizers loses the signs of the weights at the start and never applies the penalty to what is trained, and
+both skip matrices with a side of 64 or less; here every layer has its turn. Memories of optimizers are kept
+at ``progress``, as in the second.
 
 Do not use it where much is to be learned: most weights cannot move. Nor on pruned models, whose zeros would
 be trained first.
