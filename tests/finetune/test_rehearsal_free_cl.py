@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainwright.check import tiny
+from trainwright.core import checkpoint
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
 from trainwright.data.order.pack import Pack
+from trainwright.finetune.classifier import Classifier
 from trainwright.finetune.rehearsal_free_cl import RehearsalFreeCl
 
 W0 = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0], [2.0, 2.0, -1.0]])
@@ -47,7 +49,7 @@ def test_the_fisher_information_by_hand(kind: str, tmp_path: Path) -> None:
     domains are the old ones."""
     model, ctx = tiny.model(kind), tiny.context(tmp_path, kind)
     ctx.batch_rows = 3
-    method = RehearsalFreeCl(how="ewc", old=("prose",), fisher_rows=3, length=24)
+    method = RehearsalFreeCl(how="ewc", old=("prose",), fisher_rows=3, length=24, outside=True)
     found = method.init(model, ctx)["param"]
     data = Pack(length=24, domains=("prose",))
     batch = data.next(pytest.fail, data.init(model, ctx), ctx)
@@ -86,6 +88,47 @@ def test_it_holds_the_weights_near_the_start(tmp_path: Path) -> None:
     near = [held[n] < free[n] / 2 for n in free if "self_attn" in n]
     others = [held[n] > free[n] / 2 for n in free if "self_attn" not in n]
     assert near and all(near) and others and all(others)
+
+
+@pytest.mark.parametrize("kind", [tiny.LLAMA, tiny.GPT2])
+def test_embeddings_and_heads_are_not_held(kind: str) -> None:
+    model = tiny.model(kind)
+    Classifier(classes=("a", "b")).operate(model, Context())
+    every = {n for n, _ in model.named_parameters()}
+    held = set(RehearsalFreeCl().init(model, Context())["param"])
+    free = every - held
+    assert free and all("embed" in n or "wte" in n or "wpe" in n or "head" in n for n in free)
+    assert not any("embed" in n or "wte" in n or "wpe" in n or "head" in n for n in held)
+    assert set(RehearsalFreeCl(outside=True).init(model, Context())["param"]) == every
+    with pytest.raises(UserError, match="say outside = true"):
+        RehearsalFreeCl(params="class_head*").init(model, Context())
+
+
+def test_fisher_information_is_a_sum_over_tasks(tmp_path: Path) -> None:
+    """Three stages one after another, each with what the one before had gathered in its last snapshot."""
+    method = RehearsalFreeCl(how="ewc", old=("prose",), fisher_rows=2, length=24)
+    model, ctx = tiny.model(), tiny.context(tmp_path)
+    alone = summed = method.init(model, ctx)["param"]
+    for number in (2.0, 3.0):
+        run = tiny.stage(method, tmp_path, saved=None)
+        run.states["rehearsal_free_cl.1"]["param"] = {
+            n: {leaf: t.clone() for leaf, t in leaves.items()} for n, leaves in summed.items()
+        }
+        saved = tmp_path / f"first-{number:g}"
+        saved.mkdir()
+        checkpoint.save(run, saved, {}).rename(saved / checkpoint.STATE)
+        ctx.inputs["earlier"], ctx.frozen["earlier"] = [saved], tiny.model()
+        summed = method.init(model, ctx)["param"]
+        assert "earlier" not in ctx.frozen
+        for n, leaves in summed.items():
+            assert torch.allclose(leaves["fisher"], number * alone[n]["fisher"], rtol=1e-5), n
+            assert torch.equal(leaves["start"], model.get_parameter(n))
+    with pytest.raises(UserError, match='how = "ewc" alone'):
+        RehearsalFreeCl().init(model, ctx)
+    with pytest.raises(UserError, match="has gathered no Fisher"):
+        RehearsalFreeCl(how="ewc", old=("prose",), fisher_rows=2, length=24).init(
+            tiny.model(tiny.GPT2), ctx
+        )
 
 
 def test_ewc_needs_old_data_and_says_so(tmp_path: Path) -> None:

@@ -225,8 +225,8 @@ def test_what_is_trained_decays_only_as_one_dimension() -> None:
     p - lr decay p."""
     runs = {}
     for decay, one in ((0.0, False), (0.5, False), (0.5, True)):
-        run = train(build(), Sara(nuclear=0.0, progress=1.0), Adamw(lr=1e-2, weight_decay=decay, decay_1d=one),
-                    steps=3)
+        optimizer = Adamw(lr=1e-2, weight_decay=decay, decay_1d=one)
+        run = train(build(), Sara(nuclear=0.0, progress=1.0), optimizer, steps=3)
         before = {n: p.detach().clone() for n, p in run.params.items() if p.requires_grad}
         run.run(until=1)
         runs[decay, one] = {n: run.params[n].detach() for n in before}

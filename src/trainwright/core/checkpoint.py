@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 KEEP = 2
 REST = "state.json"
+STATE = "state"
+"""Folder of a snapshot with the checkpoint of the run."""
 REMEDY = "; remove it, and the run goes on from the one before it"
 
 

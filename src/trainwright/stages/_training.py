@@ -17,6 +17,7 @@ from trainwright import families
 from trainwright.core import checkpoint, flops, hardware, sharding
 from trainwright.core.batches import cut
 from trainwright.core.build import build
+from trainwright.core.checkpoint import STATE
 from trainwright.core.claims import check_claims, check_steps
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, located
@@ -27,9 +28,6 @@ from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, s
 from trainwright.life.stage_run import StageRun
 from trainwright.stages.train import SNAPSHOTS, TrainStage
 from trainwright.storage.store import Store
-
-STATE = "state"
-"""Folder of a snapshot with the checkpoint of the run."""
 
 
 def stage_of(job: Job) -> TrainStage:
