@@ -21,9 +21,8 @@ class Head(Carrier):
 
     def __init__(self, width: int, settings: Any, draw: torch.Generator) -> None:
         super().__init__()
-        self.settings, self.out = settings, nn.Linear(width, 1)
+        self.settings, self.out = settings, nn.Linear(width, 1, bias=False)
         nn.init.normal_(self.out.weight, std=(width + 1) ** -0.5, generator=draw)
-        nn.init.zeros_(self.out.bias)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.out(hidden.to(self.out.weight.dtype)).squeeze(-1)  # type: ignore[no-any-return]

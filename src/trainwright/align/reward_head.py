@@ -3,12 +3,12 @@
 As in "Learning to summarize from human feedback" (arXiv 2009.01325). With h [d] the last hidden state at the
 token that ends the answer y to x,
 
-    r(x, y) = w . h + b,        w drawn from N(0, 1 / (d + 1)),   b = 0
+    r(x, y) = w . h,        w drawn from N(0, 1 / (d + 1))
 
 The whole model stays trainable; an adapter beside it trains the head and itself. ``bradley_terry`` is the
 objective that trains it on preference pairs, ``preference_accuracy`` measures it, and later stages take the
-model as ``from.reward``. A reward is known up to a constant only: the comparison of two answers to one prompt
-is what it says, not its size.
+model as ``from.reward``. A reward is known up to a constant only, which is why w . h has none: the comparison
+of two answers to one prompt is what it says, not its size.
 
 It cannot be folded in: the artifact has the language model in ``backbone/`` and the head in ``adapter/``;
 later stages load both, transformers alone does not. Left out of the paper: rewards are not shifted to a mean
