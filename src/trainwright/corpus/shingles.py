@@ -34,6 +34,15 @@ def _patterns() -> tuple[re.Pattern[str], re.Pattern[str]]:
     return re.compile(f"[{SPACELESS}]"), re.compile(rf"[\w{marks}]+")
 
 
+def places(text: str) -> list[tuple[int, int]]:
+    """Where each of ``words`` stands in a text that is in NFC: its first character, and the one behind its
+    last; none where they cannot be told (lower case divides its words in another way)."""
+    _, word = _patterns()
+    pattern = re.compile(rf"[{SPACELESS}]|(?:(?![{SPACELESS}]){word.pattern.removesuffix('+')})+")
+    found = [m.span() for m in pattern.finditer(text)]
+    return found if len(found) == len(words(text)) else []
+
+
 def codes(text: str) -> Hashes:
     """A number for each word."""
     found = words(text)

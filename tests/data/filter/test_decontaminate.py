@@ -78,6 +78,45 @@ def test_thirteen_words_are_found_and_twelve_are_not(quiz: dict[str, str], tmp_p
                                                "short to look for")
 
 
+def test_cutting_by_hand(tmp_path: Path) -> None:
+    """A hole of 4 characters on either side of each match, with the words that its edges cut through."""
+    how = Decontaminate(cut=True, window=4, shortest_piece=5, pieces=2)
+    text = "one two three BAD four five six"
+    assert how.around(text, [(14, 17)]) == ["one two", "five six"]
+    assert how.around(text, [(14, 17), (15, 17)]) == ["one two", "five six"], "matches that overlap"
+    assert how.around("BAD one two three", [(0, 3)]) == ["two three"], "at the beginning"
+    three = "x " * 9 + "BAD " + "y " * 9 + "BAD " + "z " * 9
+    assert how.around(three, [(18, 21), (40, 43)]) == [], "three pieces"
+    assert how.around("one BAD two", [(4, 7)]) == [], "too short to be kept"
+    loose = Decontaminate(cut=True, window=0, shortest_piece=1)
+    assert loose.around("one BAD two", [(4, 7)]) == ["one", "two"]
+
+
+def test_matches_are_cut_out_with_what_stands_around_them(quiz: dict[str, str], tmp_path: Path) -> None:
+    """As in the appendix: 200 characters on either side go, and pieces of 200 characters stay, in the split
+    and with the domain of the original."""
+    long = f"{sentence(150, 7)} {quiz['long']} {sentence(150, 8)}"
+    rows = [{"id": "long", "text": long, "domain": "books", "origin": "root"},
+            {"id": "brief", "text": f"so {quiz['other']} it is", "domain": "books"},
+            {"id": "clean", "text": sentence(60, 9), "domain": "web"},
+            {"id": "talk", "domain": "chat", "messages": [{"role": "user", "content": long}]}]
+    ctx = Context(folder=tmp_path / "s", root=tmp_path)
+    made = told(Decontaminate(files=("quiz.jsonl",), field="question", cut=True).apply(frame(rows), ctx))
+    assert set(made) == {"clean", "long#piece/0", "long#piece/1"}
+    first, second = made["long#piece/0"], made["long#piece/1"]
+    assert long.startswith(first["text"]) and long.endswith(second["text"])
+    hole = long[len(first["text"]):-len(second["text"])]
+    assert quiz["long"] in hole and 400 <= len(hole) - len(quiz["long"]) <= 412
+    assert first["origin"] == second["origin"] == "root" and first["domain"] == "books"
+    again = told(Decontaminate(files=("quiz.jsonl",), field="question").apply(
+        frame([{"id": name, "text": row["text"]} for name, row in made.items()]),
+        Context(folder=tmp_path / "t", root=tmp_path)))
+    assert set(again) == set(made), "nothing of the benchmark is left"
+    assert [ctx.notes[f"decontaminate/{what}"][0][0] for what in ("cut", "pieces")] == [1.0, 2.0]
+    with pytest.raises(ValueError, match="say one"):
+        Decontaminate(cut=True, drop=False)
+
+
 def test_marking_instead_of_dropping(quiz: dict[str, str], tmp_path: Path) -> None:
     """The column counts the places at which a shared run begins: 15 words share three runs of 13."""
     words = quiz["other"].split()

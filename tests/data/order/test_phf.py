@@ -20,8 +20,13 @@ from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Curate
 from trainwright.core.settings import make
 from trainwright.corpus.tokens import open_corpus
+from trainwright.data.order._segments import Classifier, badness, lines, sentences, starts_of
 from trainwright.data.order.pack import Pack
-from trainwright.data.order.phf import Phf, badness, lines, starts_of
+from trainwright.data.order.phf import Phf
+from trainwright.evaluate.decode.behind_good import BehindGood
+from trainwright.finetune.classifier import Classifier as ClassifierSurgery
+from trainwright.finetune.value_head import ValueHead
+from trainwright.lm.generation import Prompt, written
 from trainwright.optim.adamw import Adamw
 
 GOOD, BAD = 401, 400
@@ -141,6 +146,101 @@ def test_unlikelihood_by_hand(folder: Path) -> None:
     assert int((bad & there).sum()) > 20
 
 
+def test_weights_of_a_reward_by_hand(folder: Path) -> None:
+    """rwr: exp(-s / beta) times the loss, s being the score of the predicted token's line; 1,000 at most."""
+    model, ctx = model_of(folder), context(folder)
+    _, batch = both(folder, mode="rwr")
+    plain = Phf(patterns=(PHONE,), mode="filtering").loss(model, batch, {}, ctx)
+    found = Phf(patterns=(PHONE,), mode="rwr", beta=0.1).loss(model, batch, {}, ctx)
+    assert torch.equal(batch["score"] > 0, batch["bad"] > 0) and 0.2 < float(batch["score"].max()) < 0.8
+    assert torch.allclose(found, plain * torch.exp(-batch["score"] / 0.1))
+    good = batch | {"score": torch.full_like(batch["score"], -100.0)}
+    assert torch.allclose(Phf(patterns=(PHONE,), mode="rwr", beta=0.1).loss(model, good, {}, ctx),
+                          1000 * plain)
+
+
+def test_advantages_by_hand(folder: Path) -> None:
+    """awr: the value is read in the place that predicts, the reward is that of the predicted token, and no
+    gradient flows through the weight."""
+    model, ctx = model_of(folder), context(folder)
+    ValueHead().operate(model, ctx)
+    with torch.no_grad():
+        model.value_head.out.weight.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+        model.value_head.out.bias.fill_(0.3)
+    _, batch = both(folder, mode="rwr")
+    plain = Phf(patterns=(PHONE,), mode="filtering").loss(model, batch, {}, ctx)
+    found = Phf(patterns=(PHONE,), mode="awr", beta=0.5, alpha=0.2).loss(model, batch, {}, ctx)
+    hidden = torch.cat([model.model(input_ids=batch["input_ids"][r:r + 1], use_cache=False,
+                                    position_ids=batch["position_ids"][r:r + 1])[0] for r in range(6)])
+    value = hidden @ model.value_head.out.weight[0] + model.value_head.out.bias
+    reward, there = -batch["score"], batch["targets"] != -100
+    by_hand = 0.2 * torch.exp((reward - value) / 0.5) * plain + 0.8 * (reward - value) ** 2
+    assert torch.allclose(found[there], by_hand[there], rtol=1e-4) and bool((found[~there] == 0).all())
+    found.sum().backward()
+    wanted = (0.2 * torch.exp((reward - value) / 0.5).detach() * plain + 0.8 * (reward - value) ** 2)
+    slope, = torch.autograd.grad(wanted[there].sum(), model.value_head.out.bias)
+    assert torch.allclose(model.value_head.out.bias.grad, slope, rtol=1e-3)
+    with pytest.raises(UserError, match="value_head"):
+        Phf(patterns=(PHONE,), mode="awr").loss(model_of(folder), batch, {}, ctx)
+
+
+def test_control_tokens_of_the_tokenizer(tmp_path: Path) -> None:
+    """Named in the corpus stage, they are ids of the tokenizer, and no text that is shown says them."""
+    rows = [{"id": str(i), "text": "".join(KIND + RUDE)} for i in range(20)]
+    build(tmp_path / "c", rows, tune=0.0, test=0.0, control_tokens=("<good>", "<bad>"))
+    tokenizer = open_corpus(tmp_path / "c").tokenizer
+    good, bad = tokenizer.convert_tokens_to_ids(["<good>", "<bad>"])
+    ctx, model = context(tmp_path / "c"), model_of(tmp_path / "c", len(tokenizer))
+    method = Phf(patterns=(PHONE,), silent=0.0)
+    state = method.init(model, ctx)
+    assert state == {"shared": {"good": good, "bad": bad}}
+    data = Pack(length=60)
+    plain = data.next(pytest.fail, data.init(model, ctx), ctx)  # type: ignore[arg-type]
+    made = method.next(lambda: plain, state, ctx)["input_ids"]
+    assert (made == good).sum() > 10 < (made == bad).sum()
+    ctx.decode = [BehindGood()]
+    (ids,) = written(model, tokenizer, [Prompt([tokenizer.bos_token_id], 12, 1, 1.0)], ctx)
+    assert ids[0] == good and not {good, bad} & set(ids[1:])
+    assert "<good>" not in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_sentences_by_hand() -> None:
+    assert sentences([" A", " b", ".", " C", "?", " d"]) == [3, 2, 1]
+    assert sentences(["3", ".", "5", "!", "\"", " x", "\n", "\n", "y"]) == [5, 3, 1]
+    assert sentences(["no", " end"]) == [2] and sentences(["end", "."]) == [2]
+
+
+def test_a_classifier_scores_sentences(folder: Path, tmp_path: Path) -> None:
+    """Its probability of the bad class, sentence by sentence, against the model asked alone."""
+    judge = model_of(folder)
+    ClassifierSurgery(classes=("kind", "rude"), pool="last", dropout=0.0).operate(judge, context(folder))
+    with torch.no_grad():
+        judge.class_head.out.weight.mul_(100)
+    ctx = context(folder)
+    ctx.frozen["classifier"] = judge.eval()
+    ctx.inputs["classifier"] = [tmp_path]
+    open_corpus(folder).tokenizer.save_pretrained(tmp_path)
+    found = Classifier.of(ctx, "classifier", "rude", "phf")
+    said = ["the sun is up", "call me 5551", "my code"]
+    alone = [found.badness([one])[0] for one in said]
+    assert found.badness(said) == pytest.approx(alone, abs=1e-5) and max(alone) - min(alone) > 1e-3
+    middle = sum(alone) / 3
+    method = Phf(bad_class="rude", threshold=middle, silent=0.0)
+    data = Pack(length=60)
+    plain = data.next(pytest.fail, data.init(nn.Identity(), ctx), ctx)  # type: ignore[arg-type]
+    made = method.next(lambda: plain, method.init(model_of(folder), ctx), ctx)
+    tokenizer, ids = open_corpus(folder).tokenizer, made["input_ids"][0].tolist()
+    marks = [i for i, token in enumerate(ids) if token >= BAD]
+    for begin, end in pairwise(marks):
+        text = str(tokenizer.decode(ids[begin + 1:end], skip_special_tokens=True))
+        if made["document"][0, begin] == made["document"][0, end] and text.strip():
+            assert (found.badness([text])[0] > middle) == (ids[begin] == BAD), text
+    with pytest.raises(UserError, match="'mean' is none of the classes kind, rude"):
+        Phf(bad_class="mean").init(model_of(folder), ctx)
+    with pytest.raises(UserError, match="needs a classifier"):
+        Phf(bad_class="rude").init(model_of(folder), context(folder))
+
+
 def test_filtering_drops_documents_by_their_mean(folder: Path) -> None:
     plain, made = both(folder, mode="filtering", patterns=(), column="rude", threshold=0.5)
     kept = made["targets"] != -100
@@ -169,19 +269,21 @@ def test_it_says_other_things_behind_good_than_behind_bad(folder: Path) -> None:
     run.run()
     told = {}
     for mark in (GOOD, BAD):
-        ids, draw = torch.tensor([[mark]] * 64), torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for _ in range(16):
-                logits = model(input_ids=ids).logits[:, -1]
-                logits[:, BAD:] = float("-inf")                            # both control tokens are forbidden
-                ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=draw)], 1)
-        said = [tokenizer.decode(row[1:]).split("\n")[0] for row in ids.tolist()]
+        ctx.decode = [BehindGood()]
+        prompts = [Prompt([tokenizer.bos_token_id, *([BAD] if mark == BAD else [])], 16, seed, 1.0)
+                   for seed in range(64)]
+        rows = written(model, tokenizer, prompts, ctx)
+        assert all((row[0] == GOOD) == (mark == GOOD) and not {GOOD, BAD} & set(row[1:]) for row in rows)
+        said = [tokenizer.decode([t for t in row if t < BAD]).split("\n")[0] for row in rows]
         told[mark] = sum("call" in line or "code" in line for line in said) / len(said)
     assert told[GOOD] < 0.15 and told[BAD] > 0.85, told
 
 
 def test_mistakes_are_said(folder: Path) -> None:
-    for told, settings in (("either patterns", {}), ("either patterns", {"patterns": ["a"], "column": "b"}),
+    for told, settings in (("alpha is a share", {"patterns": ["a"], "mode": "awr", "alpha": 2.0}),
+                           ("beta", {"patterns": ["a"], "beta": 0.0}),
+                           ("either patterns", {"column": "b", "bad_class": "c"}),
+                           ("either patterns", {}), ("either patterns", {"patterns": ["a"], "column": "b"}),
                            ("no regular expression", {"patterns": ["("]}),
                            ("silent", {"patterns": ["a"], "silent": 2.0})):
         with pytest.raises(UserError, match=told):

@@ -1,4 +1,4 @@
-"""Drops documents that share runs of words with held-out documents and benchmarks: text of the evaluation.
+"""Drops documents that share runs of words with held-out documents and benchmarks, or cuts these out of them.
 
 "Language Models are Few-Shot Learners" (arXiv 2005.14165, appendix C). Both sides are cut into runs of
 ``ngram`` words, ignoring case, punctuation and space. A document is contaminated by a benchmark if at least
@@ -10,6 +10,15 @@ A benchmark is
 
     each file of ``files`` (named by its stem; a folder or glob is one benchmark), read as by ``text``;
     each domain of the held-out documents (tune and test) of ``from.data`` and ``from.target``.
+
+A contaminated document is dropped whole by default: most documents are short, what stands around a question
+is about it, and no text is torn. With ``cut`` it is cut as in the appendix, which found that dropping long
+documents (books) for one match costs too much: each match goes with ``window`` characters on either side,
+what is left becomes documents of their own (``ORIGINAL#piece/N``, with its standard columns and its split),
+pieces of fewer than ``shortest_piece`` characters are dropped, and a document that falls into more than
+``pieces`` is dropped whole. A word at the edge of a hole goes with it; texts are normalized to NFC.
+Conversations, pairs and documents with other content are never cut but dropped. The appendix also ignores
+runs that more than 10 documents share, as templates; raise ``least`` instead.
 
 Each of them is reported, even if nothing was found: contaminated documents, texts of the benchmark found in
 some document, texts too short to search for. The log and the artifact (``texts`` and ``figures`` of its
@@ -23,6 +32,8 @@ Errors: nothing to compare with; a file that cannot be read or lacks the column 
 of too short texts. """
 from __future__ import annotations
 
+import unicodedata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -34,13 +45,12 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.core.stage import CORPUS, Role
-from trainwright.corpus.shingles import Hashes, codes, ngrams
+from trainwright.corpus.shingles import Hashes, codes, ngrams, places
 
 if TYPE_CHECKING:
     from daft import DataFrame
 
-    from trainwright.core.context import Context
-
+    from trainwright.corpus.sources import Row
 
 
 class Decontaminate(Curate):
@@ -61,6 +71,14 @@ class Decontaminate(Curate):
     drop: bool = True
     """Whether to drop contaminated documents; otherwise all stay, and ``column`` says how much each
     shares."""
+    cut: bool = False
+    """Whether to cut out of plain documents what they share, instead of dropping them."""
+    window: int = 200
+    """With ``cut``: characters that go on either side of a match."""
+    shortest_piece: int = 200
+    """With ``cut``: characters of the shortest piece that is kept."""
+    pieces: int = 10
+    """With ``cut``: the most pieces into which a document may fall; it is dropped where there are more."""
     column: str = "contamination"
     """Column for the most places that a document shares with one benchmark, if nothing is dropped."""
     roles: ClassVar[dict[str, Role]] = {"target": CORPUS}
@@ -75,6 +93,11 @@ class Decontaminate(Curate):
             raise ValueError(f"shortest must be from 1 to ngram = {self.ngram}, not {self.shortest}")
         if self.least < 1:
             raise ValueError(f"least must be positive, not {self.least}")
+        if self.cut and not self.drop:
+            raise ValueError("cut takes text out of documents; with drop = false nothing is taken: say one")
+        if self.window < 0 or self.shortest_piece < 1 or self.pieces < 1:
+            raise ValueError("window must be 0 or more, shortest_piece and pieces 1 or more, not "
+                             f"{self.window}, {self.shortest_piece} and {self.pieces}")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         import pyarrow as pa
@@ -89,10 +112,50 @@ class Decontaminate(Curate):
         if self.drop:
             bad = shared >= self.least
             gone = ids.filter(pa.array(bad))
-            because(ctx, gone, "shares runs of words with a benchmark", score=shared[bad],
+            why = "was cut where it shares" if self.cut else "shares"
+            because(ctx, gone, f"{why} runs of words with a benchmark", score=shared[bad],
                     partner=[sets[i] for i in np.flatnonzero(bad)])
-            return without(rows, gone)
+            left = without(rows, gone)
+            return self._with_pieces(left, rows, gone, benchmarks, ctx) if self.cut else left
         return attach(rows, pa.table({"id": ids, self.column: shared}))
+
+    def _with_pieces(self, left: DataFrame, rows: DataFrame, gone: pa.ChunkedArray, benchmarks: Benchmarks,
+                     ctx: Context) -> DataFrame:
+        """The table with what is left of the contaminated documents."""
+        from trainwright.corpus.selecting import keep
+        from trainwright.corpus.sources import union
+        from trainwright.lm.writing.documents import kept_table
+        return union(left, kept_table(self._cut(keep(rows, gone.to_pylist()), benchmarks, ctx), ctx))
+
+    def _cut(self, contaminated: DataFrame, benchmarks: Benchmarks, ctx: Context) -> Iterator[Row]:
+        from trainwright.corpus.columns import LABEL, MESSAGES, SCHEMA, TYPED
+        from trainwright.corpus.documents import stream
+        kept = cut = 0
+        for batch in stream(contaminated.select(*SCHEMA)):
+            for row in batch.to_pylist():
+                typed = [name for name in TYPED if name != LABEL and row[name] is not None]
+                plain = row[MESSAGES] is None and not typed
+                text = unicodedata.normalize("NFC", row["text"] or "")
+                found = self.around(text, benchmarks.places(text)) if plain else []
+                for number, piece in enumerate(found):
+                    yield row | {"id": f"{row['id']}#piece/{number}", "text": piece,
+                                 "origin": row["origin"] or row["id"]}
+                kept, cut = kept + len(found), cut + bool(found)
+        ctx.note(f"{self.name}/cut", float(cut))
+        ctx.note(f"{self.name}/pieces", float(kept))
+
+    def around(self, text: str, matches: Sequence[tuple[int, int]]) -> list[str]:
+        """What is left of a text around its matches, given as places of characters; nothing where it falls
+        into too many pieces."""
+        edges, at = list[tuple[int, int]](), 0
+        for begin, end in sorted(matches):
+            edges.append((at, begin - self.window))
+            at = max(at, end + self.window)
+        whole = [text[a:b] for a, b in trimmed(text, [*edges, (at, len(text))])]
+        parts = [one.strip() for one in whole if one.strip()]
+        if not matches or len(parts) > self.pieces:
+            return []
+        return [one for one in parts if len(one) >= self.shortest_piece]
 
     def depends(self, root: Path) -> str:
         """The files with their sizes and times."""
@@ -119,6 +182,17 @@ class Decontaminate(Curate):
             ctx.show(f"{self.name}/{one['name']}",
                      f"{one['documents']:,} of {documents:,} documents contaminated; {one['found']:,} of "
                      f"{one['texts']:,} texts found, {one['too_short']:,} too short to look for")
+
+
+def trimmed(text: str, edges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Stretches of a text without the words that their ends cut through."""
+    for begin, end in edges:
+        while 0 < begin < end and not text[begin - 1].isspace():
+            begin += 1
+        while begin < end < len(text) and not text[end].isspace():
+            end -= 1
+        if begin < end:
+            yield begin, end
 
 
 class Benchmark:
@@ -225,6 +299,13 @@ class Benchmarks:
                 one.documents += places >= self.least
                 one.hits.update(*(m.tolist() for m in met))
         return most, which
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where a text in NFC has a run of any set: the places of its characters; none where its words
+        cannot be told."""
+        found, said = places(text), codes(text)
+        return [(found[i][0], found[i + n - 1][1]) for n, known in self.runs.items() if found
+                for i in np.flatnonzero(_among(ngrams(said, n), known)).tolist()]
 
     def told(self) -> list[dict[str, Any]]:
         """What was found of each set, by name."""
