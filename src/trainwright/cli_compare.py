@@ -1,17 +1,21 @@
 """Commands that answer questions over many runs: compare, smallest, fit-law. Heavy imports wait."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from rich.text import Text
 
 from trainwright.core.errors import UserError
-from trainwright.report.terminal import Terminal
+from trainwright.report.terminal import Terminal, styled
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
+    from trainwright.compare.spec import Size, Spec
 
 StoreDir = Annotated[Path, typer.Option(
     "--store", help="Folder in which artifacts are kept and found again.")]
@@ -49,6 +53,8 @@ MostSeeds = Annotated[int | None, typer.Option(
 Margin = Annotated[float | None, typer.Option(
     show_default=False, help="The largest difference in the metric that does not matter, for "
                              "[cyan]--until-decided[/].")]
+Climb = Annotated[bool, typer.Option(
+    "--ladder", help="Repeat it at the sizes of [cyan]compare.ladder[/]: does the difference survive scale?")]
 Keep = Annotated[bool, typer.Option("--keep", help="Keep the weights of all runs in the store.")]
 DryRun = Annotated[bool, typer.Option(
     "--dry-run", help="Print what would run and what it is estimated to take; then stop.")]
@@ -62,7 +68,7 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
             trials: Trials = None,
             changes: Changes = None, jobs: Jobs = 1, engine: Engine = "native", aa: AA = False,
             until_decided: UntilDecided = False, most_seeds: MostSeeds = None, margin: Margin = None,
-            early_stop: EarlyStop = False, keep: Keep = False, dry_run: DryRun = False,
+            ladder: Climb = False, early_stop: EarlyStop = False, keep: Keep = False, dry_run: DryRun = False,
             store: StoreDir = Path("store")) -> None:
     """Is X better than Y, for me, at this budget? Arms over paired seeds, the same tuning for each,
     intervals, a verdict.
@@ -80,30 +86,74 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
                       [specs.parse_arm(a) for a in arm or ()],
                       dict(parse_change(c) for c in changes or ()), aa)
     from trainwright.compare.compare import Comparison
-    from trainwright.compare.estimate import estimate
-    from trainwright.report.comparison import table
     from trainwright.report.comparison.progress import ComparisonProgress
     from trainwright.storage.store import Store
-    progress = ComparisonProgress(spec.settings.metric)
     for file in own_code(spec.table, asdict(spec.settings), *map(asdict, spec.arms)):
         Terminal().print(f"compare runs {file}, since the recipe names it", soft_wrap=True)
-    c = Comparison(spec, Store(store), progress, jobs, engine, early_stop, keep)
-    Terminal().print(table.estimate(estimate(c)))
+    make = partial(Comparison, store=Store(store), watch=ComparisonProgress(spec.settings.metric), jobs=jobs,
+                   engine=engine, early_stop=early_stop, keep=keep)
+    name = recipe.stem + ("-aa" if aa else "-ladder" if ladder else "")
+    if ladder:
+        _climb(spec, make, name, dry_run)
+        return
+    c = make(spec)
+    _expect(c)
     if not dry_run:
-        _answer(c, without_links(c.store.folder("comparisons", recipe.stem + ("-aa" if aa else ""))))
+        _answer(c, without_links(c.store.folder("comparisons", name)))
+
+
+def _expect(c: Comparison) -> None:
+    """Show what a comparison is estimated to take."""
+    from trainwright.compare.estimate import estimate
+    from trainwright.report.comparison import table
+    Terminal().print(table.estimate(estimate(c)))
 
 
 def _answer(c: Comparison, folder: Path) -> None:
     """Carry a comparison out, and show what it found."""
-    from trainwright.compare.execute import write
-    from trainwright.report.comparison import page
-    from trainwright.report.comparison.table import ComparisonTable
     try:
         result = c.run()
     finally:
         c.watch.close()
+    _show(result, folder)
+
+
+def _show(result: dict[str, Any], folder: Path) -> None:
+    """The table of a comparison, and its page."""
+    from trainwright.compare.execute import write
+    from trainwright.report.comparison import page
+    from trainwright.report.comparison.table import ComparisonTable
     write(folder / "result.json", result)
     Terminal().print(ComparisonTable(result))
+    Terminal().print(f"page: {page.write(folder, result)}", soft_wrap=True)
+
+
+def _climb(spec: Spec, make: Callable[[Spec], Comparison], name: str, dry_run: bool) -> None:
+    """Carry a comparison out at each of its sizes, and show what becomes of the effect."""
+    from trainwright.compare import ladder
+    from trainwright.compare.execute import write
+    from trainwright.core.files import without_links
+    from trainwright.report.comparison import ladder as page
+    listed = ladder.made(spec, make)
+    for size, c in listed:
+        Terminal().print(styled("[bold]{}[/]", size.name))
+        _expect(c)
+    if dry_run:
+        return
+    folder = without_links(listed[0][1].store.folder("comparisons", name))
+    places = {size.name: folder / f"size-{i + 1}" for i, (size, _) in enumerate(listed)}
+
+    def each(size: Size, result: dict[str, Any]) -> None:
+        listed[0][1].watch.close()
+        _show(result, places[size.name])
+
+    try:
+        result = ladder.run(spec, listed, each)
+    finally:
+        listed[0][1].watch.close()
+    write(folder / "result.json", result)
+    for line in page.sentences(result):
+        Terminal().print(Text(line), soft_wrap=True)
     Terminal().print(f"page: {page.write(folder, result)}", soft_wrap=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from trainwright.compare import caveats, deciding, rows, tuning
+from trainwright.compare import aa, caveats, deciding, rows, tuning
 from trainwright.compare.costs import Costs
 from trainwright.compare.execute import Record
 from trainwright.compare.spec import Spec
@@ -33,7 +33,8 @@ SAID = {
                "paired by turn.",
     "memory": "Peak memory is what the tensors of a step take at most: weights, gradients, states of the "
               "optimizer and all that is kept for the backward pass, counted, not sampled.",
-    "aa": "Both sides are the same arm with different seeds: what differs is noise.",
+    "aa": "Both sides are the same arm with different seeds: what differs is noise. Wrong verdicts are "
+          "counted over random ways to deal all runs to two sides.",
 }
 """How it was done, in sentences for ``result.json`` and the page."""
 LOOKED = {
@@ -51,6 +52,7 @@ def assemble(c: Comparison, records: dict[str, list[Record]], start: dict[str, f
     spec, s = c.spec, c.spec.settings
     runs = {arm: [_run(r, start, c) for r in listed] for arm, listed in records.items()}
     compared = rows.comparisons(c, runs)
+    arms = [_arm(c, a.name, records.get(a.name, []), runs.get(a.name, [])) for a in spec.arms]
     seen = {name: len(listed) for name, listed in runs.items()}
     seconds = sum(r["figures"].get("wall_seconds") or 0 for of_arm in records.values() for r in of_arm)
     return {"title": spec.title, "recipe": spec.file.name, "stage": s.stage, "metric": s.metric,
@@ -58,7 +60,7 @@ def assemble(c: Comparison, records: dict[str, list[Record]], start: dict[str, f
             "budget": {"currency": spec.currency, "amount": spec.amount},
             "new": list(c.recipes.domains("new")), "old": list(c.recipes.domains("old")),
             "tuning": _tuning(c),
-            "arms": [_arm(c, a.name, records.get(a.name, []), runs.get(a.name, [])) for a in spec.arms],
+            "arms": arms, "wrong": aa.told(arms, compared) if spec.aa else None,
             "comparisons": compared, "noise": rows.noise(c, runs, compared),
             "race": deciding.summary(spec, records, c.failed), "caveats": caveats.of_arms(c, seen),
             "warnings": caveats.warnings(c),
@@ -153,9 +155,12 @@ def _sentences(c: Comparison) -> dict[str, str]:
                        f"Every run of every arm has the same budget of {c.spec.amount:g} {c.spec.currency}.")
     words["tuning"] = "Nothing was tuned: all arms ran with the settings as written."
     if c.trials:
-        words["tuning"] = ("Each arm had the same number of tuning trials, on seeds and on held-out "
-                           "documents that the final runs are not measured with; what was best there was "
-                           "run with other seeds.")
+        effort = "Each arm had the same number of tuning trials"
+        if s.search == "coordinate":
+            effort = ("Each arm was tuned one setting after another, each with the others at their best, "
+                      "until none improved" + (f" or {s.trials} trials were made" if s.trials else ""))
+        words["tuning"] = (f"{effort}, on seeds and on held-out documents that the final runs are not "
+                           "measured with; what was best there was run with other seeds.")
     fixed = [n for n in c.recipes.shared() if n not in s.reseed]
     before = f"made once, for all runs: {', '.join(fixed)}" if fixed else "nothing came before it"
     words["conditional"] = f"The intervals cover the seeds of the compared stage only; {before}."

@@ -95,6 +95,9 @@ class Settings:
     tune: dict[str, Any] = field(default_factory=dict)
     """Settings tuned for every arm: ``{ lr = [1e-3, 3e-3] }``, ``{ lr = { low = 1e-4, high = 1e-2 } }``
     (logarithmic), or ``{ lr = "around" }`` (factors of three around the arm's own)."""
+    search: Literal["all", "coordinate"] = "all"
+    """How ``tune`` is gone through: all its points, or one setting after another, each with the others at
+    their best, until none improves (``coordinate``)."""
     trials: int | None = None
     """Tuning trials of each arm, where ``tune`` does not determine them."""
     tune_seeds: int = 1
@@ -207,6 +210,8 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
     settings: Settings = make(Settings, given, f"{file}: compare")
     every = [make(Arm, one if isinstance(one, dict) else {"name": one}, f"{file}: arm {i}")
              for i, one in enumerate(listed, 1)]
+    if aa and not every and not arms:                      # the recipe as it is, against itself
+        every = [Arm(name=settings.baseline or "recipe")]
     spec = Spec(settings, (*every, *arms), table, file, life, "", 0, text, aa)
     parsed = recipes.parse(table, life, text, recipe_changes)      # finds what is wrong with the recipe
     for key, value in (recipe_changes or {}).items():

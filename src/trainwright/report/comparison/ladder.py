@@ -47,6 +47,11 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
     return page
 
 
+def sentences(result: dict[str, Any]) -> list[str]:
+    """What becomes of each arm's effect, in plain words."""
+    return [_sentence(result, t)[1].striptags() for t in result["trends"] if t["metric"] == result["metric"]]
+
+
 def number(t: dict[str, Any], part: dict[str, Any]) -> str:
     """An effect with its interval; that of a cost in percent."""
     metric, by = ("", 100.0) if t["relative"] else (t["metric"], 1.0)

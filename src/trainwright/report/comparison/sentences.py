@@ -6,7 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from trainwright.report.comparison.numbers import FEW, Arm, Result, unit_words, words
-from trainwright.report.numbers import duration, interval, ratio, signed
+from trainwright.report.numbers import duration, interval, ratio, share, signed
 
 COSTS = ("seconds_per_step", "peak_memory_bytes", "stored_bytes")
 """Costs that a sentence may mention."""
@@ -46,7 +46,7 @@ def story(c: Result) -> list[tuple[str, Markup]]:
         if a.caveats:
             tail += Markup(' <span class="beside">({})</span>').format("; ".join(a.caveats))
         lines.append(("", Markup(" ").join(s for s in sentences if s) + tail))
-    lines += race(c)
+    lines += race(c) + chance(c)
     if c.json.get("aa") and any(a.verdict(c.metric) in ("better", "worse") for a in c.alive):
         lines.append(("failure", Markup(FALSE_ALARM)))
     return lines
@@ -63,6 +63,16 @@ def race(c: Result) -> list[tuple[str, Markup]]:
     saved = told["fixed_runs"] - told["runs"]
     return [("", Markup("{}. {} runs, where {} seeds of each arm take {}: {} saved.").format(
         ends, told["runs"], told["most"], told["fixed_runs"], saved))]
+
+
+def chance(c: Result) -> list[tuple[str, Markup]]:
+    """Of an A/A comparison: how often its runs, dealt to two sides, are told apart in the main metric."""
+    found = (c.json.get("wrong") or {}).get(c.metric)
+    if not found:
+        return []
+    return [("", Markup("Its {} runs, dealt to two sides of {} seeds in {:,} random ways, are told apart in "
+                        "{}, where 5 % are expected by chance.").format(
+        found["runs"], found["seeds"], found["deals"], share(found["share"])))]
 
 
 def facts(c: Result) -> list[tuple[str, str]]:
