@@ -64,6 +64,15 @@ def test_by_hand() -> None:
     assert torch.equal(even, base + 2)                                    # an exact tie of signs is a plus
 
 
+def test_those_who_agree_can_be_added_up() -> None:
+    base = torch.zeros(3)
+    one, two = torch.tensor([1.0, 2.0, -1.0]), torch.tensor([3.0, -1.0, 4.0])
+    out = combined("w", [one, two], base, [Ties(density=1.0, add_up=True, scale=0.5)], Context())
+    assert torch.allclose(out, torch.tensor([2.0, 1.0, 2.0]))
+    out = combined("w", [one, two], base, [Ties(density=1.0, add_up=True, weights=(1.0, 3.0))], Context())
+    assert torch.allclose(out, torch.tensor([10.0, -3.0, 12.0]))
+
+
 def test_of_one_model_the_largest_stay() -> None:
     base = torch.zeros(4)
     out = combined("w", [torch.tensor([4.0, -3.0, 2.0, 1.0])], base, [Ties(density=0.5)], Context())

@@ -44,9 +44,9 @@ def the_base(base: Tensor | None, name: str) -> Tensor:
     return base
 
 
-def together(vectors: list[Tensor], weights: list[float], elect: bool) -> Tensor:
-    """The weighted sum of task vectors; or, after TIES, of each entry the weighted mean over those of them
-    that have the elected sign there, 0 where none has.
+def together(vectors: list[Tensor], weights: list[float], elect: bool, mean: bool = True) -> Tensor:
+    """The weighted sum of task vectors; or, after TIES, of each entry the weighted mean (or else the sum)
+    over those of them that have the elected sign there, 0 where none has.
 
     The elected sign is that of the weighted sum; where that is exactly zero, it is plus. ``vectors`` are
     overwritten in an election.
@@ -54,12 +54,15 @@ def together(vectors: list[Tensor], weights: list[float], elect: bool) -> Tensor
     if not elect:
         return weighted_sum(vectors, weights)
     up = weighted_sum(vectors, weights) >= 0
-    total, share = torch.zeros_like(vectors[0]), torch.zeros_like(vectors[0])
+    total = torch.zeros_like(vectors[0])
+    share = torch.zeros_like(total)
     for vector, weight in zip(vectors, weights, strict=True):
         agrees = (vector > 0) == up
         agrees &= vector != 0
         total.add_(vector.mul_(agrees), alpha=weight)
         share.add_(agrees, alpha=weight)
+    if not mean:
+        return total
     return total.div_(share.masked_fill_(share.abs() < SHARE, 1))
 
 

@@ -8,10 +8,10 @@ tau_i = W_i - W_base, flattened over the whole model:
     merge   tau_m = sum over {i: sign(tau'_i) = s} of w_i tau'_i / sum of these w_i,
             W = W_base + scale tau_m
 
-with w_i = 1/n, whose size does not matter. ``over = "tensor"`` trims each tensor for itself, as mergekit
-does. Entries as large as the last that is kept are kept too, as in the authors' code. Where the sum of an
-election is exactly zero, the sign is plus (as in mergekit; the authors take that of the whole vector's
-majority).
+with w_i = 1/n, whose size does not matter. ``add_up`` leaves the division out, as the authors' "dis-sum".
+``over = "tensor"`` trims each tensor for itself, as mergekit does. Entries as large as the last that is kept
+are kept too, as in the authors' code. Where the sum of an election is exactly zero, the sign is plus (as in
+mergekit; the authors take that of the whole vector's majority).
 
 Not for models that were trained apart from the start, and not where the tasks' own changes are dense: then
 trimming costs what it protects elsewhere. Errors: no base; weights that are not one each; it stands behind
@@ -39,6 +39,8 @@ class Ties(Arithmetic):
     """Factor of the merged task vector, the paper's lambda."""
     weights: tuple[float, ...] = ()
     """Weight of each model in the election and in the mean, in the order of from.models; equal by default."""
+    add_up: bool = False
+    """Take the sum of those who agree, not their mean, each times its weight: 1 each if none is given."""
     over: Literal["model", "tensor"] = "model"
     """Within what the largest entries are chosen."""
     entrywise: ClassVar[bool] = True
@@ -53,6 +55,8 @@ class Ties(Arithmetic):
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
+        if self.add_up and not self.weights:
+            weights = [1.0] * len(tensors)
         vectors = [t - base for t in tensors]
         known = ctx.memory.get(self.name, {})
         cuts = known.get(name) or known.get("*") or [
@@ -61,4 +65,4 @@ class Ties(Arithmetic):
         check_first(len(cuts), len(vectors), self.name)
         for vector, cut in zip(vectors, cuts, strict=True):
             vector.masked_fill_(vector.abs() < cut, 0)
-        return together(vectors, weights, elect=True).mul_(self.scale).add_(base)
+        return together(vectors, weights, elect=True, mean=not self.add_up).mul_(self.scale).add_(base)
