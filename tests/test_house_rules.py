@@ -39,7 +39,7 @@ BELOW["stages"] = {"core", "families", "corpus", "life", "storage"}
 BELOW["planning"] = BELOW["stages"] | {"stages"}
 BELOW["check"] = BELOW["planning"] | {"planning", "lm"}
 BELOW |= {folder: METHOD_FOLDERS | BELOW["lm"] | {"lm"} for folder in METHOD_FOLDERS}
-BELOW["papers"] = {"core"}
+BELOW["papers"] = {"core", "storage"}
 BELOW["compare"] = BELOW["check"] | {"papers"}
 BELOW["report"] = BELOW["compare"] | {"compare"}
 

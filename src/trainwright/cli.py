@@ -166,6 +166,7 @@ def init(template: Annotated[str | None, typer.Argument(
 
 app.command()(cli_compare.compare)
 app.command()(cli_compare.smallest)
+app.command("speed-up")(cli_compare.speed_up)
 app.command()(cli_papers.papers)
 app.command()(cli_papers.reproduce)
 app.command("map")(cli_papers.field_map)
@@ -216,7 +217,7 @@ def new(method: Annotated[str, typer.Argument(
         folder: Annotated[str | None, typer.Option(
             help="Place in a life, such as finetune; default: the usual one of the kind.")] = None,
         root: Annotated[Path, typer.Option(help="Root of a checkout of Trainwright.")] = Path()) -> None:
-    """Write the three files of a new method: the method, its test, and its evidence."""
+    """Write the three files of a new method: the method, its test, and its paper with the claims."""
     from trainwright.check import scaffold
     for file in scaffold.write(method, kind, folder, root):
         Terminal().print(f"wrote {file}", soft_wrap=True)
@@ -248,13 +249,25 @@ def export(stage: ArtifactName,
            folder: Annotated[Path, typer.Argument(
                help="Where to write the Hugging Face checkpoint.", show_default=False)],
            dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+           to: Annotated[str | None, typer.Option(
+               show_default=False,
+               help="Also hand it on: [cyan]hub:OWNER/NAME[/] makes a private repository of the Hugging Face "
+                    "Hub, with the account that huggingface_hub is logged in to.")] = None,
            store: StoreDir = Path("store")) -> None:
-    """Write a stage's model as a Hugging Face checkpoint."""
+    """Write a stage's model as a Hugging Face checkpoint, with a card that says where it comes from."""
     from trainwright import families
+    from trainwright.core.files import write_text
+    from trainwright.families import hub
+    from trainwright.report.model_card import model_card
     from trainwright.storage.store import Store
+    name = hub.hub_name(to) if to is not None else ""
     kept = Store(store)
-    families.export(kept.opened(kept.named(stage)), folder, dtype)
+    artifact = kept.named(stage)
+    families.export(kept.opened(artifact), folder, dtype)
+    write_text(folder / "README.md", model_card(artifact, kept))
     Terminal().print(f"wrote {folder}", soft_wrap=True)
+    if name:
+        Terminal().print(f"uploaded to {hub.upload(folder, name)}", soft_wrap=True)
 
 
 @app.command()

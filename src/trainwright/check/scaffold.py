@@ -36,18 +36,7 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         UserError: no snake_case name, an unknown kind or folder, a name that is taken, or no checkout at
             ``root``.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
-        raise UserError(f"{brief(name)} is no name in snake_case, such as half_fine_tuning.")
-    reserved = keyword.iskeyword(name) or keyword.iskeyword(title(name)) or title(name) in kinds()
-    if reserved or len(name) > LONGEST:
-        raise UserError(f"{brief(name)} cannot be the name of a method: it is a word of Python, a kind of "
-                        f"method, or longer than {LONGEST} letters.")
-    if kind not in kinds():
-        raise UserError(f"there is no kind {kind!r}{suggest(kind, kinds())}.")
-    if name in registry.cards():
-        raise UserError(f"there is a method {name!r} already: {registry.cards()[name].file}.")
-    if folder is not None and folder.strip("/").partition("/")[0] not in registry.FOLDERS:
-        raise UserError(f"there is no folder {brief(folder)}{suggest(folder, registry.FOLDERS)}.")
+    _check(name, kind, folder)
     package = root / "src" / "trainwright"
     if not package.is_dir():
         raise UserError(
@@ -67,6 +56,22 @@ def write(name: str, kind: str, folder: str | None, root: Path) -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     return list(files)
+
+
+def _check(name: str, kind: str, folder: str | None) -> None:
+    """Refuse what is no name, no kind or no folder, and a name that is taken."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", name):
+        raise UserError(f"{brief(name)} is no name in snake_case, such as half_fine_tuning.")
+    reserved = keyword.iskeyword(name) or keyword.iskeyword(title(name)) or title(name) in kinds()
+    if reserved or len(name) > LONGEST:
+        raise UserError(f"{brief(name)} cannot be the name of a method: it is a word of Python, a kind of "
+                        f"method, or longer than {LONGEST} letters.")
+    if kind not in kinds():
+        raise UserError(f"there is no kind {kind!r}{suggest(kind, kinds())}.")
+    if name in registry.cards():
+        raise UserError(f"there is a method {name!r} already: {registry.cards()[name].file}.")
+    if folder is not None and folder.strip("/").partition("/")[0] not in registry.FOLDERS:
+        raise UserError(f"there is no folder {brief(folder)}{suggest(folder, registry.FOLDERS)}.")
 
 
 def _usual(kind: str) -> str:
