@@ -59,6 +59,9 @@ class Context:
     decode: Sequence[Decode] = ()
     """The stage's decoding methods, in recipe order: what generates text here puts
     its scores through them."""
+    prompts: Sequence[Any] = ()
+    """Of a decoding method: the prompts (``lm/generation.py: Prompt``) behind which text is written, a row
+    each; where rows have other lengths, they are padded in front."""
     batches: Callable[[], Iterator[Batch]] | None = None
     """Rows of the stage's data to look at before anything is changed, the same each time: ``for batch in
     ctx.batches()``; None where a stage has no data."""

@@ -10,6 +10,7 @@ generator of its own, so the text does not depend on the prompts beside it, the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +106,8 @@ def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | Non
         check_temperature(p.temperature)
     warmth = torch.tensor([p.temperature for p in prompts])
     draws = [torch.Generator().manual_seed(p.seed) for p in prompts]
-    shaping = [method.processor(model, ctx) for method in ctx.decode]
+    told = replace(ctx, prompts=prompts)
+    shaping = [method.processor(model, told) for method in ctx.decode]
     if not warmth.any():
         return [numbers, *shaping]
     if top_k:
