@@ -1,14 +1,18 @@
 """Every hostile input, not only the sample that the tests take: ``make hostile``.
 
-It prints what is wrong, and how many were tried. Its argument is the number of inputs to draw from
-each of ten other seeds.
+Each piece of it is tried in a process of its own, one after the other: ``python -m tests.hostile`` tries all,
+``python -m tests.hostile PIECE …`` those, of ``inputs-1`` … (malformed commands, recipes and files, a seed
+each), ``methods-1`` … (every value of every setting of a part of the methods) and ``stages-1`` …. Whatever
+does not let go, even of the interpreter, is ended, named and counted as a hang.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.conftest import write_texts
@@ -16,35 +20,75 @@ from tests.hostile import outcome
 from tests.hostile import test_settings as settings
 from tests.hostile.inputs import drawn
 
-SEEDS = range(1, 11)
+EACH = 1000
+"""Inputs of a seed."""
+PIECES = {"inputs": 10, "methods": 24, "stages": 6}
+"""How many pieces there are of each kind."""
+STUCK = 900
+"""Seconds by the clock after which a single case is ended with its process."""
+AT = "at"
+"""The file of a piece that names what is being tried."""
+Case = tuple[str, Callable[[], str]]
+"""What is tried, and what tries it: it returns what is wrong, or nothing."""
 
 
-def problems(each: int, home: Path) -> Iterator[tuple[str, str]]:
-    """What was tried, and what is wrong with how it ended, if anything."""
-    for seed in SEEDS:
-        for one in drawn(seed, each):
-            yield f"{one.what} {one.words} (seed {seed})", outcome.problem(one, home / "texts")
-    for accepted, wrong in (settings.method_cases(), settings.stage_cases()):
-        yield from ((str(case), "") for case in accepted)
-        yield from ((why, why) for why in wrong)
-    for case in settings.runnable():
-        yield str(case), settings.tried(case)
-    for stage in settings.runnable_stages():
-        yield str(stage), settings.tried_stage(stage, home)
+def cases(kind: str, part: int, home: Path) -> Iterator[Case]:
+    """What a piece tries. The first piece of a kind tries what is refused without being run, too."""
+    if kind == "inputs":
+        for one in drawn(part, EACH):
+            yield f"{one.what} {one.words}", lambda one=one: outcome.problem(one, home / "texts")
+        return
+    wrong = (settings.method_cases if kind == "methods" else settings.stage_cases)()[1]
+    yield from ((why, lambda why=why: why) for why in wrong if part == 1)
+    step = PIECES[kind]
+    if kind == "methods":
+        for case in list(settings.runnable())[part - 1 :: step]:
+            yield str(case), lambda case=case: settings.tried(case)
+    else:
+        for stage in settings.runnable_stages()[part - 1 :: step]:
+            yield str(stage), lambda stage=stage: settings.tried_stage(stage, home)
 
 
-def main() -> int:
-    home = Path(tempfile.mkdtemp(prefix="trainwright-hostile-"))
+def attempt(piece: str, home: Path) -> int:
+    """Try a piece in this process; returns whether something was wrong."""
+    kind, _, part = piece.partition("-")
     write_texts(home / "texts")
     tried = wrong = 0
-    for what, why in problems(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, home):
+    for what, attempted in cases(kind, int(part), home):
+        (home / AT).write_text(what, "utf-8", "backslashreplace")
+        faulthandler.dump_traceback_later(STUCK, exit=True)
+        why = attempted()
+        faulthandler.cancel_dump_traceback_later()
         tried += 1
         if why:
             wrong += 1
-            print(f"{what}: {why}", flush=True)
-    print(f"{tried:,} inputs, {wrong:,} that ended otherwise than in a sentence")
+            print(f"{what}: {why}".encode("utf-8", "backslashreplace").decode(), flush=True)
+    (home / AT).unlink()
+    print(f"{piece}: {tried:,} tried, {wrong:,} ended otherwise than in a sentence", flush=True)
     return int(bool(wrong))
 
 
+def elsewhere(piece: str) -> bool:
+    """Try a piece in a process of its own; returns whether all is well."""
+    with tempfile.TemporaryDirectory(prefix="trainwright-hostile-") as home:
+        line = [sys.executable, "-m", "tests.hostile", "--here", piece, home]
+        code = subprocess.run(line).returncode
+        if (at := Path(home) / AT).is_file():
+            print(f"{piece}: the process ended with {code} at {at.read_text('utf-8')}", flush=True)
+    return code == 0
+
+
+def main(words: list[str]) -> int:
+    if words[:1] == ["--here"]:
+        return attempt(words[1], Path(words[2]))
+    known = [f"{kind}-{part}" for kind, parts in PIECES.items() for part in range(1, parts + 1)]
+    if strange := set(words) - set(known):
+        print(f"there is no piece {', '.join(sorted(strange))}: {known[0]} … {known[-1]}")
+        return 2
+    failed = [piece for piece in words or known if not elsewhere(piece)]
+    print(f"{len(words or known)} pieces; something is wrong in {', '.join(failed) or 'none'}")
+    return int(bool(failed))
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -8,7 +8,7 @@ step. ``make hostile`` runs them all.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import write_texts
 from tests.hostile import runs, stages
+from tests.hostile.outcome import Hang, bounded
 from tests.hostile.stages import StageCase
 from tests.hostile.values import Case, of_methods, of_stages
 from trainwright import cli_machine as machine
@@ -85,14 +86,20 @@ def test_every_value_in_every_setting_of_a_stage_is_taken_or_refused_in_a_senten
     assert len(accepted) > 50, "the values reach the settings"
 
 
-def tried(case: Case) -> str:
-    """What is wrong with a step of a method with such a value; empty where it works or is refused."""
+def outcome_of(attempt: Callable[[], str]) -> str:
+    """What is wrong with how an attempt ends, which returns what the user is told; empty where nothing is."""
     try:
-        said = runs.attempt(case.make())
+        with bounded():
+            said = attempt()
         return sentence(said) if said else ""
-    except Exception as error:
+    except (Exception, Hang) as error:
         told = machine.refused(error)
         return f"{type(error).__name__}: {str(error)[:200]}" if told is None else sentence(told)
+
+
+def tried(case: Case) -> str:
+    """What is wrong with a step of a method with such a value; empty where it works or is refused."""
+    return outcome_of(lambda: runs.attempt(case.make()))
 
 
 def runnable() -> Iterator[Case]:
@@ -110,12 +117,7 @@ def test_what_methods_accept_works_or_is_refused() -> None:
 
 def tried_stage(case: StageCase, home: Path) -> str:
     """The same of a stage's setting."""
-    try:
-        said = stages.attempt(case.recipe(home), home / "store")
-        return sentence(said) if said else ""
-    except Exception as error:
-        told = machine.refused(error)
-        return f"{type(error).__name__}: {str(error)[:200]}" if told is None else sentence(told)
+    return outcome_of(lambda: stages.attempt(case.recipe(home), home / "store"))
 
 
 def runnable_stages() -> list[StageCase]:

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trainwright.core import files
@@ -445,3 +447,21 @@ def test_a_folder_of_too_many_files_is_not_looked_through(
         stamp(tmp_path)
     with pytest.raises(UserError, match="cannot be read: No such file or directory"):
         stamp(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", ["~nobody-of-this-name", "s3:x", "file:x", "C:\\x", "a*b", "[a]", "a%20b"])
+def test_whatever_a_store_is_called_its_files_lie_in_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrow takes ``~`` for a home and ``s3:`` for an address, at the begin of a path."""
+    monkeypatch.chdir(tmp_path)
+    file = Store(Path(name)).folder("work") / "rows.parquet"
+    pq.write_table(pa.table({"id": [1]}), file)
+    assert (tmp_path / name / "work" / "rows.parquet").is_file()
+    assert pq.read_table(file).to_pylist() == [{"id": 1}]
+
+
+def test_a_store_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Store(Path("~")).root == tmp_path and Store(Path("~/store")).root == tmp_path / "store"
+    assert Store(Path("store")).root == Path("store"), "as it was given, where nobody mistakes it"

@@ -169,7 +169,11 @@ def fit(value: Any, kind: Any, where: str) -> Any:
     if origin in (tuple, list) or kind in (tuple, list):
         if not isinstance(value, (list, tuple)):
             raise _refused(where, "a list", value)
-        return tuple(fit(v, args[0] if args else Any, f"{where}[{i}]") for i, v in enumerate(value))
+        kinds = args if origin is tuple and args[-1] is not ... else (args or (Any,))[:1] * len(value)
+        if len(kinds) != len(value):
+            raise _refused(where, f"a list of {len(kinds)}", value)
+        pairs = enumerate(zip(value, kinds, strict=True))
+        return tuple(fit(v, one, f"{where}[{i}]") for i, (v, one) in pairs)
     if origin is dict or kind is dict:
         if not isinstance(value, dict):
             raise _refused(where, "a table such as { a = 1 }", value)

@@ -11,23 +11,23 @@ from trainwright.core.errors import UserError
 from trainwright.lm.layers import as_linear_weight, linear_layers
 
 
-def check(sparsity: float, pattern: str) -> None:
-    """Raise a ValueError for settings that no mask can have."""
+def check(sparsity: float, pattern: str, name: str = "pattern") -> None:
+    """Raise a ValueError for settings that no mask can have; ``name`` is what the pattern is called there."""
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity is the share of weights to remove, from 0 to below 1, not {sparsity}.")
     if pattern:
-        n, m = numbers(pattern)
+        n, m = numbers(pattern, name)
         if not 0 < n < m:
             raise ValueError(
-                f"pattern = {pattern!r} must keep some weights of a group and not all, such as \"2:4\"."
+                f"{name} = {pattern!r} must keep some weights of a group and not all, such as \"2:4\"."
             )
 
 
-def numbers(pattern: str) -> tuple[int, int]:
+def numbers(pattern: str, name: str = "pattern") -> tuple[int, int]:
     """``2:4`` as (2, 4): weights kept of so many neighbours."""
     found = re.fullmatch(r"(\d{1,4}):(\d{1,4})", pattern)
     if found is None:
-        raise ValueError(f"pattern must be such as \"2:4\" (weights kept : neighbours), not {pattern!r}.")
+        raise ValueError(f"{name} must be such as \"2:4\" (weights kept : neighbours), not {pattern!r}.")
     return int(found[1]), int(found[2])
 
 

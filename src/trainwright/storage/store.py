@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Store:
     """
 
     def __init__(self, root: Path) -> None:
+        root = _plain(root)
         for place in (root, *root.parents):
             if place.exists() and not place.is_dir():
                 raise UserError(f"{place} is a file; a store is a folder: name another with --store.")
@@ -263,6 +264,14 @@ class Store:
         force = " --force" if self.users(name) else ""
         where = "" if self.root == Path("store") else f" --store {self.root}"
         return f"make it again: `trainwright store rm {name}{force}{where}`, then run its recipe"
+
+
+def _plain(root: Path) -> Path:
+    """A path that every library takes for the same folder: some take ``~`` at its begin for somebody's home,
+    and what ends with a colon there for an address."""
+    with suppress(RuntimeError):                                # nobody of this name has a home
+        root = root.expanduser()
+    return root.absolute() if re.search("[~:]", root.parts[0] if root.parts else "") else root
 
 
 def _name(name: str) -> str:
