@@ -71,8 +71,9 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     with located(str(recipe)):
         hear = Listener()
         if main:
-            hear = Listeners(progress, *(trackers.make(t, made_in.folder("trackers"), recipe.stem)
-                                         for t in loaded.trackers))
+            told = trackers.life(loaded) if loaded.trackers else None
+            hear = Listeners(progress, *(trackers.make(t, made_in.folder("trackers"), told)
+                                         for t in loaded.trackers if told is not None))
     try:
         run_recipe(loaded, made_in, hear)
     except KeyboardInterrupt as stopped:                   # said before the report

@@ -9,7 +9,11 @@ import pytest
 
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
+from trainwright.core.recipe import load
 from trainwright.report import trackers
+
+LIFE = trackers.Life("life", {"recipe": {"seed": 3, "text": "[[stage]]"}, "hardware": "a machine",
+                              "versions": {"torch": "2"}})
 
 
 def tell(to: Listener) -> None:
@@ -34,6 +38,7 @@ class Fake:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        self.info = SimpleNamespace(run_id="a run")
 
     def __getattr__(self, name: str) -> Any:
         def call(*args: Any, **keywords: Any) -> Any:
@@ -60,7 +65,7 @@ def test_tensorboard_can_be_read_back(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tell(trackers.make("tensorboard", tmp_path, "life"))
+    tell(trackers.make("tensorboard", tmp_path, LIFE))
     read = EventAccumulator(str(tmp_path / "life" / "base")).Reload()
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 4.0), (2, 3.0)]
     assert [e.value for e in read.Scalars("final/evaluation/loss/prose")] == [3.5]
@@ -73,7 +78,7 @@ def test_tensorboard_hides_steps_that_were_taken_again(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for steps, loss in (((1, 2, 3), 4.0), ((2, 3, 4), 2.0)):
-        one = trackers.make("tensorboard", tmp_path, "life")
+        one = trackers.make("tensorboard", tmp_path, LIFE)
         for step in steps:
             one.step("base", {"step": step, "steps": 4, "loss": loss})
         one.close()
@@ -82,8 +87,9 @@ def test_tensorboard_hides_steps_that_were_taken_again(tmp_path: Path) -> None:
 
 
 def test_wandb(fake: Fake, tmp_path: Path) -> None:
-    tell(trackers.make("wandb", tmp_path, "life"))
-    assert fake.of("init") == [((), {"project": "trainwright", "name": "life", "dir": str(tmp_path)})]
+    tell(trackers.make("wandb", tmp_path, LIFE))
+    assert fake.of("init") == [((), {"project": "trainwright", "name": "life", "dir": str(tmp_path),
+                                     "id": LIFE.id, "resume": "allow", "config": LIFE.config})]
     assert fake.of("define_metric") == [(("base/*",), {"step_metric": "base/step"})]
     assert fake.of("log")[1] == (
         ({"base/loss": 3.0, "base/lr": 0.1, "base/eval/loss/prose": 4.0, "base/step": 2},),
@@ -93,7 +99,7 @@ def test_wandb(fake: Fake, tmp_path: Path) -> None:
 
 
 def test_mlflow(fake: Fake, tmp_path: Path) -> None:
-    one = trackers.make("mlflow", tmp_path, "life")
+    one = trackers.make("mlflow", tmp_path, LIFE)
     one.step("base", {"step": 1, "steps": 2, "eval/loss/c++ (old)": 1.0})
     tell(one)
     assert fake.of("set_tracking_uri") == [((f"sqlite:///{(tmp_path / 'mlflow.db').resolve()}",), {})]
@@ -108,14 +114,47 @@ def test_mlflow(fake: Fake, tmp_path: Path) -> None:
     assert fake.calls[-1][0] == "end_run"
 
 
+def test_a_run_that_goes_on_is_the_same_run(fake: Fake, tmp_path: Path) -> None:
+    for number in range(2):
+        tell(trackers.make("mlflow", tmp_path, LIFE))
+        assert len(fake.of("start_run")) == number + 1
+    first, second = (keywords["run_id"] for _, keywords in fake.of("start_run"))
+    assert first is None and second == (tmp_path / f"mlflow-{LIFE.id}.txt").read_text()
+    assert LIFE.id == trackers.Life("life", dict(LIFE.config, hardware="another machine")).id
+    assert LIFE.id != trackers.Life("life", dict(LIFE.config, recipe={"seed": 4})).id, "another recipe"
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_recipe_of_which_nothing_is_left_to_run_makes_no_run(name: str, fake: Fake, tmp_path: Path) -> None:
+    one = trackers.make(name, tmp_path, LIFE)
+    one.stage("base", "train", "cached", {"steps": 2, "loss": 3.0, "path": "x"})
+    one.close()
+    assert not fake.calls
+
+
+@pytest.mark.parametrize(("name", "call"), [("wandb", "Table"), ("mlflow", "log_text")])
+def test_what_the_model_wrote_is_sent(name: str, call: str, fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"texts": {"samples": "the sea"}}')
+    one = trackers.make(name, tmp_path, LIFE)
+    one.stage("base", "train", "finished", {"steps": 2, "loss": 3.0, "path": str(tmp_path)})
+    assert "the sea" in str(fake.of(call))
+
+
+def test_the_life_of_a_recipe_is_its_whole_table(life: Path) -> None:
+    told = trackers.life(load(life))
+    assert told.name == "life" and told.config["versions"]["torch"] and told.config["hardware"]
+    assert told.config["recipe"]["stages"]["base"]["methods"][0]["use"] == "pack"
+    assert told.config["recipe"]["text"] == life.read_text()
+
+
 def test_mlflow_goes_where_the_user_says(fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://here")
-    trackers.make("mlflow", tmp_path, "life")
+    tell(trackers.make("mlflow", tmp_path, LIFE))
     assert fake.of("set_tracking_uri") == []
 
 
 def test_trackio(fake: Fake, tmp_path: Path) -> None:
-    tell(trackers.make("trackio", tmp_path, "life"))
+    tell(trackers.make("trackio", tmp_path, LIFE))
     assert fake.of("log")[0] == (
         ({"base/loss": 4.0, "base/lr": 0.1, "base/eval/loss/prose": 5.0, "base/step": 1},),
         {},
@@ -130,13 +169,13 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(UserError, match=rf"pip install 'trainwright\[{name}\]'"):
-        trackers.make(name, tmp_path / "t", "life")
+        trackers.make(name, tmp_path / "t", LIFE)
     assert not (tmp_path / "t").exists()
 
 
 def test_an_unknown_name_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no tracker 'tensorbord' \(did you mean 'tensorboard'\?\)"):
-        trackers.make("tensorbord", tmp_path, "life")
+        trackers.make("tensorbord", tmp_path, LIFE)
 
 
 def test_flat_figures() -> None:
@@ -149,5 +188,5 @@ def test_flat_figures() -> None:
 def test_adapters_are_thin() -> None:
     import inspect
 
-    assert all(len(inspect.getsource(cls).splitlines()) <= 20 for cls in trackers.Tracker.__subclasses__())
+    assert all(len(inspect.getsource(cls).splitlines()) <= 30 for cls in trackers.Tracker.__subclasses__())
     assert SimpleNamespace(n=len(trackers.Tracker.__subclasses__())).n == 4

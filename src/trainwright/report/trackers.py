@@ -2,17 +2,48 @@
 holds."""
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import os
 import re
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.files import read_json, write_text
 from trainwright.core.listener import Listener
+from trainwright.core.stage import plain
+from trainwright.storage.artifact import MANIFEST
+
+if TYPE_CHECKING:
+    from trainwright.core.recipe import Recipe
 
 
-def make(name: str, folder: Path, run_name: str) -> Listener:
+class Life(NamedTuple):
+    """What a tracker is told of a run before its first number."""
+
+    name: str
+    config: dict[str, Any]
+    """The recipe's table, the hardware, the versions."""
+
+    @property
+    def id(self) -> str:
+        """The same for the same recipe: a run that goes on is one run, however often it was interrupted."""
+        told = json.dumps([self.name, self.config.get("recipe")], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def life(recipe: Recipe) -> Life:
+    """What there is to tell of a recipe."""
+    from trainwright.core import hardware
+    from trainwright.storage.versions import versions
+    stages = {stage.name: plain(stage) for stage in recipe.stages}
+    told = {"title": recipe.title, "seed": recipe.seed, "stages": stages, "text": recipe.text}
+    return Life(recipe.file.stem, {"recipe": told, "hardware": hardware.describe(), "versions": versions()})
+
+
+def make(name: str, folder: Path, of: Life) -> Listener:
     """The tracker ``name``, writing below ``folder`` where it keeps files of its own.
 
     Raises:
@@ -26,41 +57,63 @@ def make(name: str, folder: Path, run_name: str) -> Listener:
     except ImportError:
         raise UserError(f"trackers: {name!r} is not installed: pip install 'trainwright[{name}]'.") from None
     folder.mkdir(parents=True, exist_ok=True)
-    return known[name](module, folder, run_name)
+    return known[name](module, folder, of)
 
 
 class Tracker(Listener):
-    """Sends rows and figures to a tracker's module; a subclass says how."""
+    """Sends rows, figures and texts to a tracker's module; a subclass says how. A run is opened with its
+    first number, so that a recipe of which nothing is left to run makes none."""
 
     name: ClassVar[str]
     module: ClassVar[str]
 
-    def __init__(self, module: Any, folder: Path, run_name: str) -> None:
-        self.api, self.folder, self.run_name, self.ended = module, folder, run_name, False
-        self.open()
+    def __init__(self, module: Any, folder: Path, of: Life) -> None:
+        self.api, self.folder, self.life, self.opened, self.ended = module, folder, of, False, False
 
     def open(self) -> None:
-        """Start the run."""
+        """Start the run, or go on with it."""
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
         """Numbers of one stage at one step."""
         raise NotImplementedError
 
+    def write(self, stage: str, name: str, text: str, step: int) -> None:
+        """A text of a stage: what its model wrote."""
+
     def end(self) -> None:
         """Finish the run."""
 
     def close(self) -> None:
-        if not self.ended:
+        if self.opened and not self.ended:
             self.ended = True
             self.end()
 
+    def begin(self) -> None:
+        """Open the run, once."""
+        if not self.opened:
+            self.opened = True
+            self.open()
+
     def step(self, stage: str, row: dict[str, float]) -> None:
+        self.begin()
         self.log(stage, {k: v for k, v in row.items() if k not in ("step", "steps")}, int(row["step"]))
 
     def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
-        """What a finished stage measured; that of a cached one was logged when it ran."""
-        if state == "finished" and (numbers := flat(info)):
-            self.log(name, {f"final/{k}": v for k, v in numbers.items()}, int(info.get("steps", 0)))
+        """What a finished stage measured and its model wrote; that of a cached one was sent when it ran."""
+        numbers = flat(info) if state == "finished" else {}
+        if not numbers:
+            return
+        self.begin()
+        step = int(info.get("steps", 0))
+        self.log(name, {f"final/{k}": v for k, v in numbers.items()}, step)
+        for title, text in _texts(info).items():
+            self.write(name, title, text, step)
+
+
+def _texts(info: dict[str, Any]) -> dict[str, str]:
+    """What the stage's artifact shows of what was written."""
+    file = Path(str(info.get("path", ""))) / MANIFEST
+    return dict(read_json(file).get("texts", {})) if file.is_file() else {}
 
 
 class TensorBoard(Tracker):
@@ -71,12 +124,20 @@ class TensorBoard(Tracker):
     def open(self) -> None:
         self.writers: dict[str, Any] = {}
 
-    def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
+    def writer(self, stage: str, step: int) -> Any:
         if stage not in self.writers:
-            folder = str(self.folder / self.run_name / stage)  # purging: an interrupted run wrote too much
-            self.writers[stage] = self.api.SummaryWriter(folder, purge_step=step)
+            folder = str(self.folder / self.life.name / stage)  # purging: an interrupted run wrote too much
+            made = self.writers[stage] = self.api.SummaryWriter(folder, purge_step=step)
+            told = json.dumps(self.life.config, indent=1, default=str)
+            made.add_text("config", f"```json\n{told}\n```", step)
+        return self.writers[stage]
+
+    def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
         for name, value in numbers.items():
-            self.writers[stage].add_scalar(name, value, step)
+            self.writer(stage, step).add_scalar(name, value, step)
+
+    def write(self, stage: str, name: str, text: str, step: int) -> None:
+        self.writer(stage, step).add_text(name, f"```\n{text}\n```", step)
 
     def end(self) -> None:
         for writer in self.writers.values():
@@ -90,7 +151,8 @@ class WeightsAndBiases(Tracker):
 
     def open(self) -> None:
         project = os.environ.get("WANDB_PROJECT", "trainwright")
-        self.run = self.api.init(project=project, name=self.run_name, dir=str(self.folder))
+        self.run = self.api.init(project=project, name=self.life.name, dir=str(self.folder), id=self.life.id,
+                                 resume="allow", config=self.life.config)
         self.stages: set[str] = set()
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
@@ -98,6 +160,9 @@ class WeightsAndBiases(Tracker):
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
             self.stages.add(stage)
         self.run.log({f"{stage}/{k}": v for k, v in numbers.items()} | {f"{stage}/step": step})
+
+    def write(self, stage: str, name: str, text: str, step: int) -> None:
+        self.run.log({f"{stage}/{name}": self.api.Table(columns=["text"], data=[[text]])})
 
     def end(self) -> None:
         self.run.finish()
@@ -112,11 +177,18 @@ class MLflow(Tracker):
         if "MLFLOW_TRACKING_URI" not in os.environ:
             self.api.set_tracking_uri(f"sqlite:///{(self.folder / 'mlflow.db').resolve()}")
         self.api.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "trainwright"))
-        self.api.start_run(run_name=self.run_name)
+        kept = self.folder / f"mlflow-{self.life.id}.txt"      # MLflow gives the numbers of its runs itself
+        run = self.api.start_run(run_id=kept.read_text() if kept.is_file() else None, run_name=self.life.name)
+        write_text(kept, str(run.info.run_id))
+        self.api.log_dict(self.life.config, "config.json")
+        self.api.set_tags({"seed": self.life.config["recipe"]["seed"], **self.life.config["versions"]})
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
         allowed = {re.sub(r"[^\w\-. :/]", "_", f"{stage}/{k}"): v for k, v in numbers.items()}
         self.api.log_metrics(allowed, step=step)
+
+    def write(self, stage: str, name: str, text: str, step: int) -> None:
+        self.api.log_text(text, re.sub(r"[^\w\-.]", "_", f"{stage}-{name}") + ".txt")
 
     def end(self) -> None:
         self.api.end_run()
@@ -128,7 +200,8 @@ class Trackio(Tracker):
     name, module = "trackio", "trackio"
 
     def open(self) -> None:
-        self.run = self.api.init(project="trainwright", name=self.run_name)
+        self.run = self.api.init(project="trainwright", name=f"{self.life.name}-{self.life.id}",
+                                 config=self.life.config, resume="allow")
 
     def log(self, stage: str, numbers: dict[str, float], step: int) -> None:
         self.run.log({f"{stage}/{k}": v for k, v in numbers.items()} | {f"{stage}/step": step})
