@@ -349,3 +349,30 @@ def test_a_comparison_of_one_s_own_leaves_a_table_a_page_and_a_result(life: Path
     costs = {r["metric"]: r for r in result["comparisons"] if r["arm"] == "lora"}
     assert costs["trainable_parameters"]["verdict"] == "better" and costs["trainable_parameters"]["exact"]
     assert len(costs["seconds_per_step"]["values"]) >= 3 and costs["peak_memory_bytes"]["arm_mean"] > 1e8
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (("papers", "--verdict", "wrong"), "there is no verdict 'wrong'"),
+    (("reproduce",), "name the paper whose claims are measured, or say --all"),
+    (("reproduce", "paca", "--all"), "name the paper whose claims are measured, or say --all"),
+    (("reproduce", "pacca"), "there is no paper 'pacca' (did you mean 'paca'?)"),
+    (("reproduce", "pbt"), "pbt states no claim that could be tested"),
+    (("reproduce", "paca", "--claim", "9"), "paca has 3 claims, and --claim 9 is none of them"),
+    (("reproduce", "quad", "--claim", "3"), "quad: needs scale, as models of this size guess"),
+    (("show", "pacaa"), "there is no method, no paper and no artifact 'pacaa' (did you mean 'paca'?)"),
+])
+def test_what_is_wrong_with_a_paper_is_said(words: tuple[str, ...], says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)):
+        invoke(*words)
+
+
+def test_papers_are_listed_shown_and_mapped(tmp_path: Path) -> None:
+    listed = invoke("papers", "--search", "partial connection").stdout
+    assert "paca" in listed and "hft" not in listed
+    both = invoke("show", "paca").stdout
+    assert "Surgery" in both and "PaCA: Partial Connection" in both and "3 claims" in both
+    assert "arxiv.org/abs/1711.09846" in invoke("show", "pbt").stdout
+    said = invoke("reproduce", "--all", "--dry-run", "--evidence", tmp_path).stdout
+    assert "claims of" in said and "comparisons: about" in said and not list(tmp_path.iterdir())
+    invoke("map", "--out", tmp_path / "map.html")
+    assert "paca" in (tmp_path / "map.html").read_text()

@@ -74,20 +74,19 @@ def _chosen(paper: Paper, number: int | None) -> list[Claim]:
 
 
 def _announce(todo: Sequence[tuple[Paper, list[Claim]]], evidence: Path) -> None:
-    """What it would take, before it starts: seconds where an earlier measurement tells them."""
+    """What it would take, before it starts: what it took last time, or a guess where nothing is known."""
     from trainwright.compare import reproduce
     from trainwright.papers import evidence as kept
     from trainwright.report.numbers import duration
     groups = [(paper, group) for paper, claims in todo for group in reproduce.together(claims)]
     prices = [reproduce.price(group[0], kept.read(paper, evidence)) for paper, group in groups]
-    known = [p for p in prices if p is not None]
+    guessed = prices.count(None)
+    total = sum(reproduce.USUAL if p is None else p for p in prices)
+    how = "as last time" if not guessed else (
+        f"{duration(reproduce.USUAL)} assumed for each of the {guessed} that were not timed yet")
     claims = sum(len(found) for _, found in todo)
-    took = f"; {len(known)} of them took {duration(sum(known))} last time" if known else ""
-    unknown = "" if len(known) == len(groups) else (
-        f"; for {len(groups) - len(known)} nothing is known yet: a comparison of a suite takes about a "
-        "quarter of an hour on two cores")
-    Terminal().print(f"{claims} claims of {len(todo)} papers in {len(groups)} comparisons{took}{unknown}.",
-                     soft_wrap=True)
+    Terminal().print(f"{claims} claims of {len(todo)} papers in {len(groups)} comparisons: about "
+                     f"{duration(total)}, {how}.", soft_wrap=True)
 
 
 def _measure(paper: Paper, claims: list[Claim], evidence: Path, jobs: int, store: Path) -> None:

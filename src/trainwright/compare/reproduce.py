@@ -32,6 +32,8 @@ from trainwright.storage.versions import versions
 
 SEEDS = 5
 """Pairs that a program measures; a suite has its own number."""
+USUAL = 900.0
+"""Seconds that the comparison of a claim may take on two cores; what is assumed of one that was not timed."""
 NONE = "none"
 """In ``set`` of an arm: takes the setting away."""
 

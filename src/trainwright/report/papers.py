@@ -27,9 +27,7 @@ def listing(search: str | None, open_only: bool, verdict: str | None, width: int
         UserError: an unknown verdict.
     """
     if verdict is not None and verdict not in evidence.WORDS:
-        known = ", ".join(evidence.WORDS)
-        raise UserError(f"there is no verdict {verdict!r}{suggest(verdict, evidence.WORDS)}; the verdicts "
-                        f"are {known}.")
+        raise UserError(f"there is no verdict {verdict!r}{suggest(verdict, evidence.WORDS)}.")
     chosen = library.search(library.papers().values(), search or "")
     lines, total, place = Text(), Counter[str](), ""
     shown = 0
