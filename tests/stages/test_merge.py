@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainwright import families
@@ -156,6 +156,56 @@ def test_bfloat16_loses_a_small_move_and_a_setting_keeps_it(folder: Path) -> Non
         assert torch.equal(tensor, (one[name].float() + two[name].float()) / 2)
     assert json.loads((out / "config.json").read_text())["dtype"] == "float32"
     assert any(not torch.equal(t, half[n].float()) for n, t in whole.items())
+
+
+def test_shapes_that_differ_are_refused_by_name(folder: Path) -> None:
+    """The configs are alike, and a tensor of one is not what its config says."""
+    held = load_file(folder / "two" / "model.safetensors")
+    held["model.norm.weight"] = torch.ones(8)
+    save_file(held, folder / "two" / "model.safetensors")
+    words = r"one and two are not of one architecture: model\.norm\.weight has the shapes \[16\] and \[8\]"
+    with pytest.raises(UserError, match=words):
+        merged(folder)
+    del held["model.norm.weight"]
+    save_file(held, folder / "two" / "model.safetensors")
+    with pytest.raises(UserError, match=r"only one of them has the tensor model\.norm\.weight"):
+        merged(folder)
+    assert not list((folder / "store").rglob("*.safetensors"))
+
+
+def test_pieces_of_tensors_make_the_merge_of_whole_ones(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_file(merged(folder) / "model.safetensors")
+    monkeypatch.setattr("trainwright.stages.merge.PIECE", 100)
+    shutil.rmtree(folder / "store")
+    pieces = load_file(merged(folder) / "model.safetensors")
+    assert pieces.keys() == whole.keys() and all(torch.equal(t, whole[n]) for n, t in pieces.items())
+
+
+def test_twins_are_merged_without_loading_a_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that differ in nothing but their weights need neither config nor tokenizer to be understood."""
+    def never(*_: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr("trainwright.families.alike.check_alike", never)
+    assert (merged(folder) / "model.safetensors").is_file()
+    changed(folder / "two" / "generation_config.json", eos_token_id=[0, 7])
+    with pytest.raises(AssertionError, match="asked"):
+        merged(folder)
+
+
+def test_what_a_method_leaves_lies_beside_the_weights(folder: Path) -> None:
+    text = RECIPE.replace('"two"] }', '"two"], base = "one" }')
+    text = text.replace('"interpolate"', '"compeft", density = 0.1')
+    (folder / "r.toml").write_text(text)
+    out = merged(folder)
+    assert (out / "compeft-0.bin").is_file() and (out / "compeft-1.bin").is_file()
+    made, one = (load_file(f / "model.safetensors") for f in (out, folder / "one"))
+    total, changed_ones = sum(map(torch.numel, one.values())), sum(
+        int((t != one[n]).sum()) for n, t in made.items()
+    )
+    assert 0 < changed_ones < 0.11 * total
 
 
 def test_tensors_of_a_checkpoint_say_whether_they_are_coarse(folder: Path) -> None:
