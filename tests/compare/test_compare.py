@@ -192,6 +192,8 @@ def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     losses = [r["metrics"]["loss/code"] for a in result["arms"] for r in a["runs"]]
     floor = result["noise"]["loss/code"]
     assert floor["source"] == "A/A" and 0 < floor["half_width"] < 10 * statistics.stdev(losses)
+    dealt = result["wrong"]["loss/code"]
+    assert dealt["runs"] == 10 and dealt["seeds"] == 5 and 0 <= dealt["share"] < 0.3
     beside = comparison(place, seeds=5, budget={"tokens": 4096}).run()
     assert beside["noise"]["loss/code"]["source"] == "A/A", "later comparisons show the noise of the A/A"
     cost, other = (a["ledger"] for a in result["arms"])

@@ -121,3 +121,11 @@ def test_a_file_with_arms_and_a_life_beside_it(tmp_path):
 def test_an_arm_against_itself_needs_no_second_one(tmp_path):
     spec = comparison(tmp_path, arms=(Arm(name="full"),), aa=True).spec
     assert [a.name for a in spec.arms] == ["full", "full again"] and spec.baseline == "full"
+
+
+def test_a_recipe_without_arms_is_compared_with_itself(tmp_path):
+    settings = {"stage": "adapt", "metric": "loss/code"}
+    found = specs.load(recipe(tmp_path), settings, (), None, True)
+    assert [a.name for a in found.arms] == ["recipe", "recipe again"]
+    named = specs.load(recipe(tmp_path), settings | {"baseline": "plain AdamW"}, (), None, True)
+    assert [a.name for a in named.arms] == ["plain AdamW", "plain AdamW again"]

@@ -125,8 +125,7 @@ def measure(recipes: dict[str, Recipe], baseline: str, stage: str, store: Store,
     """
     found: dict[str, Costs] = {}
     failed: dict[str, str] = {}
-    names = {arm: f"costs-{key_of(keys[arm], keys[baseline], BYTES)}.json" for arm in recipes}
-    places = {arm: store.root / "runs" / name for arm, name in names.items()}
+    places = {arm: _place(store, keys[arm], keys[baseline]) for arm in recipes}
     base: Worker | None = None
     with contextlib.ExitStack() as end:
         def opened(arm: str) -> Worker:
@@ -167,6 +166,11 @@ def one_clock(cost: Costs, base: Costs | None) -> Costs:
     factor = base.seconds / then
     return replace(cost, seconds=cost.seconds * factor, rounds=tuple(s * factor for s in cost.rounds),
                    baseline_rounds=tuple(s * factor for s in cost.baseline_rounds))
+
+
+def _place(store: Store, key: str, baseline: str) -> Path:
+    """Where the costs of an arm are kept."""
+    return store.root / "runs" / f"costs-{key_of(key, baseline, BYTES)}.json"
 
 
 def _read(file: Path, store: Store) -> Costs | None:

@@ -348,8 +348,10 @@ def raced() -> dict[str, Any]:
         if one["metric"] == "loss/code":
             one |= {"detectable": None, "verdict": "not decided" if one["arm"] == "dora" else "worse"}
     return written | {
-        "caveats": {"lora": ["4 seeds, fewer than five"], "dora": ["rates searched unequally: 1 of 2 here, 1 of "
-                                                                "1 of full"]},
+        "caveats": {
+            "lora": ["4 seeds, fewer than five"],
+            "dora": ["rates searched unequally: 1 of 2 here, 1 of 1 of full"],
+        },
         "race": {"most": 5, "margin": None, "seeds": {"full": 5, "lora": 4, "dora": 5}, "runs": 14,
                  "fixed_runs": 15, "decided": {"lora": True, "dora": False}},
     }

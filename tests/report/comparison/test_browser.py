@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.report.comparison import sample
+from tests.report.comparison import sample, test_ladder
 from tests.report.test_browser import CONTRAST, browser, pytestmark  # noqa: F401  (fixture and mark)
-from trainwright.report.comparison import page
+from trainwright.report.comparison import ladder, page
 
 OVERLAPS = """() => {
   const found = [];
@@ -32,13 +32,18 @@ OVERLAPS = """() => {
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("comparison")
-    made = {"few": sample.result(), "many": sample.many(), "merge": sample.plain()}
-    return {name: page.write(root / name, result) for name, result in made.items()}
+    made = {"few": sample.result(), "many": sample.many(), "merge": sample.plain(), "raced": sample.raced()}
+    written = {name: page.write(root / name, result) for name, result in made.items()}
+    written["ladder"] = ladder.write(root / "ladder", test_ladder.result())
+    for i in range(3):                                     # the pages of its sizes
+        (root / "ladder" / f"size-{i + 1}").mkdir()
+        (root / "ladder" / f"size-{i + 1}" / "index.html").touch()
+    return written
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
-@pytest.mark.parametrize("name", ["few", "many", "merge"])
+@pytest.mark.parametrize("name", ["few", "many", "merge", "raced", "ladder"])
 def test_page_renders(
     browser: Any,  # noqa: F811
     pages: dict[str, Path],

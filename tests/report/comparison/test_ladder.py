@@ -34,12 +34,13 @@ def result() -> dict[str, Any]:
     """Three arms: one grows, one shrinks past zero, one failed at the largest size."""
     failed = {"arm": "galore", "metric": "loss/code", "better": "lower", "relative": False, "points": [],
               "word": "failed", "reason": "L: it has no memory left"}
+    caveats = {"muon": ["untuned: settings as written"], "lora": []}
+    named = zip(("S", "M", "L"), SCALES, (1e5, 4e5, 1.6e6), (3e4, 1.2e5, 5e5), strict=True)
     sizes = [{"name": n, "scale": x, "parameters": p, "tokens": t, "flops": x, "warnings": [],
-              "caveats": {"muon": ["untuned: settings as written"], "lora": []}}
-             for n, x, p, t in zip(("S", "M", "L"), SCALES, (1e5, 4e5, 1.6e6), (3e4, 1.2e5, 5e5), strict=True)]
+              "caveats": caveats} for n, x, p, t in named]
     return {"title": "Optimizers by size", "recipe": "sizes.toml", "stage": "base", "metric": "loss/code",
-            "better": "lower", "baseline": "adamw", "arms": ["muon", "lora", "galore"], "seeds": list(range(5)),
-            "unit": "flops", "sizes": sizes, "said": SAID, "command": "trainwright compare sizes.toml --ladder",
+            "better": "lower", "baseline": "adamw", "arms": ["muon", "lora", "galore"], "seeds": [*range(5)],
+            "unit": "flops", "sizes": sizes, "said": SAID, "command": "trainwright compare s.toml --ladder",
             "trends": [one("muon", "loss/code", (-0.05, -0.08, -0.11)),
                        one("muon", "seconds_per_step", (0.3, 0.2, 0.1), relative=True),
                        one("lora", "loss/code", (0.04, 0.01, -0.02)), failed],

@@ -141,7 +141,8 @@ def test_letters_that_the_font_lacks_and_mathematics(tmp_path: Path) -> None:
 
 def test_a_merge_has_no_curve_no_tuning_and_no_budget(tmp_path: Path) -> None:
     text = plain(page.write(tmp_path, sample.plain()).read_text())
-    assert {f.name for f in tmp_path.iterdir()} == files("difference") | TABLES - {"papers.bib"} | {"index.html"}
+    there = {f.name for f in tmp_path.iterdir()}
+    assert there == files("difference") | TABLES - {"papers.bib"} | {"index.html"}
     assert "task_arithmetic is better than slerp: its accuracy on questions is higher by" in text
     assert (
         "as far as the recipe says" in text
