@@ -150,7 +150,8 @@ def _sentences(c: Comparison) -> dict[str, str]:
         words |= LOOKED
         words.pop("detectable")
         if s.margin is not None:
-            words["verdict"] += f" No difference means that any is shown to be below {s.margin:g}."
+            words["verdict"] += (f" No difference means that any is shown to be below {s.margin:g}; as that "
+                                 "can be wrong too, the correction is Bonferroni's.")
     words["budget"] = ("All arms go as far as the recipe says." if c.spec.amount is None else
                        f"Every run of every arm has the same budget of {c.spec.amount:g} {c.spec.currency}.")
     words["tuning"] = "Nothing was tuned: all arms ran with the settings as written."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainwright.compare import deciding
 from trainwright.compare.execute import recorded
-from trainwright.compare.sequential import anytime
+from trainwright.compare.sequential import anytime, corrected
 from trainwright.compare.spec import direction
 from trainwright.compare.statistics import holm, noise_floor, paired, verdict
 
@@ -39,8 +39,9 @@ def comparisons(c: Comparison, runs: Runs) -> list[dict[str, Any]]:
             found[row["arm"]].append(row)
     if c.spec.settings.until_decided:
         said = deciding.decided(c.spec, c.counted, c.failed)
-        for row in (r for listed in found.values() for r in listed if r["metric"] == c.spec.settings.metric):
-            row["verdict"] = said[row["arm"]]
+        main = [r for listed in found.values() for r in listed if r["metric"] == c.spec.settings.metric]
+        for row, p in zip(main, corrected([r["p"] for r in main], c.spec.settings.margin), strict=True):
+            row |= {"verdict": said[row["arm"]], "p_holm": p}
     for name in (n for n in others if n in c.failed):
         found[name] = [_failed(c, name)]
     return [row for name in others for row in found[name]]

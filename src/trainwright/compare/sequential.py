@@ -91,8 +91,9 @@ def decisions(differences: Mapping[str, Sequence[float]], better: Literal["lower
     """What is decided on each arm by now; over all arms and all looks a decision is wrong in at most
     ``alpha`` of comparisons.
 
-    A difference is found after Holm's correction of the p values. There is none that matters where the
-    interval lies within the margin, at a level that is shared by all arms (Bonferroni).
+    A difference is found after Holm's correction of the p values. With a margin there are two ways to be
+    wrong, and both share the level evenly between the arms (Bonferroni): a difference is found where the
+    interval leaves zero out, and there is none that matters where it lies within the margin.
 
     Args:
         differences: one a seed, by arm; arms that are decided may have fewer.
@@ -103,9 +104,14 @@ def decisions(differences: Mapping[str, Sequence[float]], better: Literal["lower
     shared = alpha / max(1, len(differences))
     found = {name: anytime(values, shared) for name, values in differences.items()}
     out: dict[str, Decision] = {}
-    for (name, one), p in zip(found.items(), holm([one.p for one in found.values()]), strict=True):
+    for (name, one), p in zip(found.items(), corrected([one.p for one in found.values()], margin), strict=True):
         said: Decision = verdict(one.difference, p, better, alpha)
         if said == "no difference" and (margin is None or not -margin < one.low <= one.high < margin):
             said = "not decided"
         out[name] = said
     return out
+
+
+def corrected(p: Sequence[float], margin: float | None) -> list[float]:
+    """The p values of all arms after Holm's correction; with a margin after Bonferroni's."""
+    return holm(p) if margin is None else [min(1.0, len(p) * x) for x in p]
