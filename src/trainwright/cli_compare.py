@@ -1,4 +1,4 @@
-"""Commands that answer questions over many runs: compare, smallest, fit-law. Heavy imports wait."""
+"""Commands that answer questions over many runs: compare, smallest, speed-up, fit-law. Heavy imports wait."""
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -183,6 +183,25 @@ def smallest(result: Annotated[Path, typer.Argument(
     seeds = ", ".join("none" if n is None else f"{n:g}" for n in found.by_seed)
     Terminal().print(f"{setting}: {answer} {share * 100:g} % of the baseline's {found.baseline:.4g}{where}. "
                      f"By seed: {seeds}.", soft_wrap=True)
+
+
+def speed_up(results: Annotated[list[Path], typer.Argument(
+                 help="The [cyan]result.json[/] of one comparison at several budgets of tokens.",
+                 show_default=False)]) -> None:
+    """How many times fewer tokens does each arm need than the baseline for the same loss? One size of model,
+    a comparison at each of two budgets or more; read off where the baseline ended at each."""
+    from trainwright.compare.speed_up import of_results, sentence
+    from trainwright.core.files import expected, read_json
+    read = []
+    for file in results:
+        if not file.is_file():
+            raise UserError(f"there is no file {file}: name the result.json of a comparison.")
+        with expected(file):
+            read.append(read_json(file))
+    with expected(results[0]):
+        found = of_results(read)
+    for one in found:
+        Terminal().print(sentence(one), soft_wrap=True)
 
 
 def fit_law(law: Annotated[str, typer.Argument(

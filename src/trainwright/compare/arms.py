@@ -214,7 +214,7 @@ class ArmRecipes:
             out = {*same, *(i for i, m in enumerate(methods) if self._displaces(new, m))}
             at = min(out, default=len(methods))
             behind = [m for i, m in enumerate(methods) if i > at and i not in out]
-            methods = [*methods[:at], dict(new), *behind]
+            methods = [*methods[:at], copy.deepcopy(new), *behind]
         stage["methods"] = methods
 
     def _spare(self, stage: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from trainwright.compare import coordinate, deciding, tuning
 from trainwright.compare import costs as costing
-from trainwright.compare import deciding, tuning
 from trainwright.compare.arms import ArmRecipes, Length
 from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, with_mean
 from trainwright.compare.failures import FAILURES, reason
@@ -56,6 +56,8 @@ class Comparison:
         """What tuning tries for each arm; every arm has as many."""
         if self.given is not None:
             return {a.name: [] for a in self.spec.arms}
+        if self.spec.settings.search == "coordinate":
+            return {a.name: coordinate.first(self.spec, self.recipes, a) for a in self.spec.arms}
         found = {a.name: tuning.candidates(self.spec, self.recipes, a) for a in self.spec.arms}
         tuning.check_effort(found, self.spec)
         return found
@@ -95,6 +97,9 @@ class Comparison:
         if self.early_stop and not self.spec.settings.points:
             raise UserError(f"{self.spec.file}: compare: --early-stop judges trials on the way, and "
                             "points = 0 measures none.")
+        if self.early_stop and self.spec.settings.search == "coordinate":
+            raise UserError(f"{self.spec.file}: compare: --early-stop ends trials that others beat, and "
+                            "search = \"coordinate\" waits for each of them: leave one of the two out.")
         for arm in self.spec.arms:
             for values in self.candidates[arm.name]:
                 self._job(self.recipes.run(arm, 0, Length(self.limit(None)), values))
@@ -243,13 +248,16 @@ class Comparison:
         if self.given is not None:
             self.chosen = {a.name: self.given[a.name] for a in self.alive() if a.name in self.given}
             return
-        seeds = [tuning.FIRST_SEED + i for i in range(self.spec.settings.tune_seeds)]
-        units = {a.name: [[self._unit(a, s, v, "tune") for s in seeds] for v in self.candidates[a.name]]
-                 for a in self.alive()}
+        units = {a.name: [self.trials_at(a, v) for v in self.candidates[a.name]] for a in self.alive()}
         all_units = [u for trials in units.values() for trial in trials for u in trial]
         if not all_units:
             return
         self.watch.phase("tuning", len(all_units))
+        if self.spec.settings.search == "coordinate":
+            for one in self.alive():
+                if made := coordinate.tune(self, one):
+                    self._choose(one.name, made)
+            return
         records: dict[str, Record] = {}
         if self.early_stop:
             for arm, trials in units.items():
@@ -259,6 +267,11 @@ class Comparison:
             records = run_all(all_units, self.store, self.watch, self.jobs, self.engine)
         for arm, trials in units.items():
             self._choose(arm, [[records[u.key] for u in trial] for trial in trials])
+
+    def trials_at(self, arm: Arm, values: tuning.Values) -> list[Unit]:
+        """The runs of one trial, one for each of its seeds."""
+        seeds = [tuning.FIRST_SEED + i for i in range(self.spec.settings.tune_seeds)]
+        return [self._unit(arm, s, values, "tune") for s in seeds]
 
     def _choose(self, arm: str, records: list[list[Record]]) -> None:
         self.trials[arm] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from trainwright.compare.arms import ArmRecipes
@@ -20,6 +21,8 @@ TRIALS = 4
 """Trials of an arm where neither ``trials`` nor the search space determines them."""
 STEP = 3.0
 """Factor between two neighbours of ``around``."""
+POINTS = 5
+"""Values of a range where one setting is tuned after another."""
 FINE = 1025
 """Points of a range from which a Halton sequence chooses."""
 FIRST_SEED = 1_000_003
@@ -34,11 +37,9 @@ def candidates(spec: Spec, recipes: ArmRecipes, arm: Arm) -> list[Values]:
     Raises:
         UserError: a setting that the arm does not have, an empty list, or a range that is none.
     """
-    space = spec.settings.tune if arm.search is None else arm.search
-    if not space:
+    methods, axes = _space(spec, recipes, arm)
+    if not axes:
         return []
-    methods = list(recipes.stages(arm, {})[recipes.stage].get("methods", ()))
-    axes = {_place(key, methods, spec, arm): axis for key, axis in space.items()}
     lists = [axis for axis in axes.values() if isinstance(axis, list)]
     grid = math.prod(map(len, lists))
     trials = spec.settings.trials or (grid if len(lists) == len(axes) else TRIALS)
@@ -54,12 +55,35 @@ def candidates(spec: Spec, recipes: ArmRecipes, arm: Arm) -> list[Values]:
             for row in draws]
 
 
+def axes(spec: Spec, recipes: ArmRecipes, arm: Arm) -> dict[str, list[Any]]:
+    """Each setting that an arm tunes as a list of values, a range as five of them."""
+    methods, found = _space(spec, recipes, arm)
+    return {key: _points(key, axis, POINTS, methods, spec, arm) for key, axis in found.items()}
+
+
+def _space(spec: Spec, recipes: ArmRecipes, arm: Arm) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The methods of the compared stage, and what is tuned of them, as METHOD.SETTING."""
+    space = spec.settings.tune if arm.search is None else arm.search
+    methods = list(recipes.stages(arm, {})[recipes.stage].get("methods", ())) if space else []
+    return methods, {_place(key, methods, spec, arm): axis for key, axis in space.items()}
+
+
+def written(methods: Sequence[dict[str, Any]], use: str, name: str) -> Any:
+    """A setting of a method as the stage has it, which is its default where it does not say."""
+    own = next(m for m in methods if m["use"] == use)
+    for part in name.split("."):
+        own = own.get(part, _default(use, part)) if isinstance(own, dict) else None
+    return own
+
+
 def _place(key: str, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> str:
     """``lr`` as ``adamw.lr``: the one method of the arm that has the setting."""
     where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
-    use, dot, name = key.rpartition(".")
+    use, dot, name = key.partition(".")
+    if not dot or use not in [m["use"] for m in methods]:
+        use, dot, name = "", "", key
     uses = [str(m["use"]) for m in methods if not dot or m["use"] == use]
-    found = [one for one in uses if name in _settings(one)]
+    found = [one for one in uses if name.partition(".")[0] in _settings(one)]
     if len(found) == 1:
         return f"{found[0]}.{name}"
     if found:
@@ -87,8 +111,7 @@ def _points(key: str, axis: Any, trials: int, methods: list[dict[str, Any]], spe
         shares = [i / (trials - 1) if trials > 1 else 0.5 for i in range(trials)]
         return [_round(low * (high / low) ** s if log else low + (high - low) * s) for s in shares]
     if axis == "around":
-        use, _, name = key.rpartition(".")
-        own = next(m for m in methods if m["use"] == use).get(name, _default(use, name))
+        own = written(methods, *key.split(".", 1))
         if not isinstance(own, (int, float)) or not own:
             raise UserError(f"{where}: there is no number to search around: give a list or a range.")
         return [_round(own * STEP ** (i - (trials - 1) / 2)) for i in range(trials)]
@@ -97,9 +120,9 @@ def _points(key: str, axis: Any, trials: int, methods: list[dict[str, Any]], spe
 
 def _default(use: str, name: str) -> Any:
     card = registry.cards()[use]
-    written = next(f[2] for f in card.settings if f[0] == name)
+    said = next((f[2] for f in card.settings if f[0] == name), "")
     try:
-        return float(written)
+        return float(said)
     except ValueError:
         return None
 
