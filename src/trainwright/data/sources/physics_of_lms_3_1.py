@@ -13,8 +13,11 @@ knowledge is augmented by
 Domain ``bio`` has the biographies of all people, ``qa`` the six questions with answers about a share of
 them (half in the paper), and ``qa_test`` those about the others. Train on ``bio``, then on ``qa`` (or on
 both at once, the paper's mixed training), never on ``qa_test``; ``knowledge_extraction`` measures how many
-of its questions are answered exactly. The paper: without augmentation the biographies are memorized, yet
-almost nothing about the others can be extracted; with M = 5 and permuted sentences almost everything can.
+of its questions are answered exactly, ``memorization`` how much of the biographies is known by heart, and
+``knowledge_probe`` where in a text the model has what it knows. ``recipes/knowledge_extraction.toml`` is the
+paper's comparison, with several ways of fine-tuning after each kind of biographies. The paper: without
+augmentation the biographies are memorized, yet almost nothing about the others can be extracted, whatever is
+fine-tuned afterwards; with M = 5 and permuted sentences almost everything can.
 
 Set ``tune = 0`` and ``test = 0`` in the corpus stage: a person whose biography is held out is unknown. All
 names of people, places, schools and firms are made of syllables, so nothing that a model has read before
