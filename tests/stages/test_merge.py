@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainwright import families
+from trainwright.core import masks
 from trainwright.core.errors import UserError
 from trainwright.core.listener import Listener
 from trainwright.core.recipe import load
@@ -193,6 +194,20 @@ def test_twins_are_merged_without_loading_a_config(folder: Path, monkeypatch: py
     changed(folder / "two" / "generation_config.json", eos_token_id=[0, 7])
     with pytest.raises(AssertionError, match="asked"):
         merged(folder)
+
+
+def test_a_mask_that_all_models_have_is_that_of_their_merge(folder: Path) -> None:
+    for name in ("one", "two"):
+        model = families.load(folder / name, "here")
+        odd = torch.arange(512).view(32, 16) % 2 > 0
+        masks.keep(model, "model.layers.0.mlp.up_proj.weight", odd)
+        families.save(model, folder / name, families.load_tokenizer(folder / name, "here"))
+    made = families.load(merged(folder), "here")
+    assert masks.of(made).keys() == {"model.layers.0.mlp.up_proj.weight"} and masks.enforce(made) == 0
+    (folder / "two" / masks.FILE).unlink()
+    out = merged(folder, heard := Heard())
+    assert not (out / masks.FILE).exists()
+    assert "merged: not all models were pruned alike, and their merge has no mask" in heard.lines
 
 
 def test_what_a_method_leaves_lies_beside_the_weights(folder: Path) -> None:

@@ -15,8 +15,10 @@ mask is what is grafted (that of movement alone among them), and its loss and si
 ``from.data``, or with ``passes = 0``, the mask is that of movement. Nothing is trained afterwards.
 
 lr must be huge, as sigmoid'(-10) is 5e-5. Embeddings, norms and head (``only``) keep the base's weights, as
-in the authors' setting. Left out: the choice by validation score; calibration and continual learning, which
-are comparisons. Not for tasks whose skill sits in embeddings. Errors: no base; not one model.
+in the authors' setting. Of several models each has a mask of its own, on its own domain of ``sample``, and
+their grafts add up. Left out: the choice by validation score; calibration and continual learning, which
+are comparisons. Not for tasks whose skill sits in embeddings. Errors: no
+base; a number of domains that is not that of the models.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ from torch import Tensor, nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Arithmetic, Tensors
+from trainwright.core.method import Arithmetic, Batch, Tensors
 from trainwright.core.settings import Endless
+from trainwright.families.tensors import Reader
 from trainwright.lm.losses import token_losses
 from trainwright.merge._data import Sample, loaded
-from trainwright.merge._ranks import TaskVectors, cut_off
+from trainwright.merge._ranks import TaskVectors, check_first, cut_off
 from trainwright.merge._tensors import the_base
 
+Rows = list[tuple[Batch, float]]
+"""Batches, and what a token of them counts."""
 SHIFT = 10
 """How far the scores begin below the middle of the sigmoid."""
 
@@ -64,51 +69,57 @@ class SkillLocalization(Arithmetic):
 
     def prepare(self, ctx: Context) -> None:
         vectors = TaskVectors(ctx, self.name)
-        _one(len(vectors.models))
+        self.sample.check(len(vectors.models), self.name)
         names = [n for n in vectors.names if any(fnmatch.fnmatchcase(n, glob) for glob in self.only)]
         if not names:
             raise UserError(f"{self.name}: only = {list(self.only)} names no tensor of the model.")
         total = sum(vectors.base.entry(n).numel for n in names)
-        cut = cut_off(lambda: (held[0] for held in vectors.magnitudes(names)), total, self.density)
-        masks = {n: (vectors.models[0].get(n).float() - vectors.base.get(n).float()).abs() >= cut
-                 for n in names}
-        if self.passes and ctx.inputs.get("data"):
-            masks = self.trained(masks, vectors, ctx)
-        ctx.memory[self.name] = masks
+        ctx.memory[self.name] = []
+        for i, model in enumerate(vectors.models):
+            cut = cut_off(lambda i=i: (held[i] for held in vectors.magnitudes(names)), total, self.density)
+            masks = {n: (model.get(n).float() - vectors.base.get(n).float()).abs() >= cut for n in names}
+            if self.passes and ctx.inputs.get("data"):
+                masks = self.trained(i, masks, model, ctx)
+            ctx.memory[self.name].append(masks)
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         base = the_base(base, self.name)
-        _one(len(tensors))
-        mask = ctx.memory[self.name].get(name)
-        return base.clone() if mask is None else torch.where(mask.view(base.shape), tensors[0], base)
+        held = ctx.memory[self.name]
+        check_first(len(held), len(tensors), self.name)
+        grafted = base.clone()
+        for masks, tensor in zip(held, tensors, strict=True):
+            if name in masks:
+                grafted += (tensor - base).mul_(masks[name].view(base.shape))
+        return grafted
 
-    def trained(self, masks: Tensors, vectors: TaskVectors, ctx: Context) -> Tensors:
-        """The best of the rounded masks, by their loss."""
+    def trained(self, number: int, masks: Tensors, tuned: Reader, ctx: Context) -> Tensors:
+        """The best of the rounded masks of one model, by their loss."""
         model = next(loaded(ctx.inputs["base"], ctx, self.name))
         held = {n: p for n, p in model.named_parameters() if n in masks}
         start = {n: p.detach().clone() for n, p in held.items()}
-        moves = {n: vectors.models[0].get(n).float().to(p.device) - start[n] for n, p in held.items()}
+        moves = {n: tuned.get(n).float().to(p.device) - start[n] for n, p in held.items()}
         signs = {n: 1 - 2 * masks[n].float().to(p.device) for n, p in held.items()}
-        scores = {n: torch.rand(p.shape, generator=ctx.rng(f"{self.name}/{n}", at=0)).to(p.device)
+        scores = {n: torch.rand(p.shape, generator=ctx.rng(f"{self.name}/{number}/{n}", at=0)).to(p.device)
                   for n, p in held.items()}
-        best, least, lines = masks, self.loss(model, start, moves, masks, ctx), []
+        rows = self._rows(model, number, ctx)
+        best, least, lines = masks, self.loss(model, start, moves, masks, rows, ctx), []
         lines.append(f"movement alone: {_count(masks):,} weights, loss {least:.4f}")
-        for number in range(self.passes):
-            self.step(model, start, moves, signs, scores, ctx)
+        for turn in range(self.passes):
+            self.step(model, start, moves, signs, scores, rows, ctx)
             rounded = {n: _soft(s, scores[n]) >= 0.5 for n, s in signs.items()}
-            loss = self.loss(model, start, moves, rounded, ctx)
-            lines.append(f"after pass {number + 1}: {_count(rounded):,} weights, loss {loss:.4f}")
+            loss = self.loss(model, start, moves, rounded, rows, ctx)
+            lines.append(f"after pass {turn + 1}: {_count(rounded):,} weights, loss {loss:.4f}")
             if loss < least:
                 best, least = {n: m.cpu() for n, m in rounded.items()}, loss
-        ctx.show("rounded masks", "\n".join(lines))
+        ctx.show(f"rounded masks of model {number + 1}", "\n".join(lines))
         return best
 
     def step(self, model: nn.Module, start: Tensors, moves: Tensors, signs: Tensors, scores: Tensors,
-             ctx: Context) -> None:
+             rows: Rows, ctx: Context) -> None:
         """One step of the scores, on the gradient of all rows at the soft mask."""
         _graft(model, start, moves, {n: _soft(s, scores[n]) for n, s in signs.items()})
         model.zero_grad(set_to_none=True)
-        for batch, share in self._shares(model, ctx):
+        for batch, share in rows:
             (token_losses(model, batch, ctx).sum() * share).backward()
         for n, p in model.named_parameters():
             if n in scores and p.grad is not None:
@@ -117,23 +128,16 @@ class SkillLocalization(Arithmetic):
         model.zero_grad(set_to_none=True)
 
     @torch.no_grad()
-    def loss(self, model: nn.Module, start: Tensors, moves: Tensors, masks: Tensors, ctx: Context) -> float:
+    def loss(self, model: nn.Module, start: Tensors, moves: Tensors, masks: Tensors, rows: Rows,
+             ctx: Context) -> float:
         """The mean loss a token of a rounded mask."""
         _graft(model, start, moves, {n: masks[n].to(m.device) for n, m in moves.items()})
-        return sum(float(token_losses(model, b, ctx).sum()) * share for b, share in self._shares(model, ctx))
+        return sum(float(token_losses(model, b, ctx).sum()) * share for b, share in rows)
 
-    def _shares(self, model: nn.Module, ctx: Context) -> list[tuple[Any, float]]:
-        """The batches, and what a token of them counts."""
-        batches = list(self.sample.of(model, 0, ctx))
+    def _rows(self, model: nn.Module, number: int, ctx: Context) -> Rows:
+        batches = list(self.sample.of(model, number, ctx))
         tokens = sum(int((b["targets"] >= 0).sum()) for b in batches)
         return [(b, 1 / max(1, tokens)) for b in batches]
-
-
-def _one(models: int) -> None:
-    if models != 1:
-        raise UserError(
-            f"skill_localization grafts one fine-tuned model: from.models must name 1, not {models}."
-        )
 
 
 def _soft(signs: Tensor, scores: Tensor) -> Tensor:

@@ -130,6 +130,7 @@ class MergeStage(Stage):
         tensors.copy_rest(folders[0], run.out)
         if self.dtype is not None or not twins:
             self._say(run)
+        self._keep_masks(run, [*folders, *([base] if base else [])])
         run.keep(ctx)
         return {"models": names, "parameters": writer.parameters, "stored_bytes": size}
 
@@ -142,6 +143,17 @@ class MergeStage(Stage):
         """Let the configs say at which tokens the model ends, and what type its numbers have."""
         from trainwright.families import alike
         alike.write_ends(run.out, alike.all_ends(self._sides(run.job, run.store)), self.dtype)
+
+    def _keep_masks(self, run: StageRun, folders: Sequence[Path]) -> None:
+        """A mask that all models have is the merged model's: what all of them lack is zero in it, too."""
+        import shutil
+
+        from trainwright.core import masks
+        held = {f.read_bytes() if (f := folder / masks.FILE).is_file() else b"" for folder in folders}
+        if len(held) == 1 and held != {b""}:
+            shutil.copy(folders[0] / masks.FILE, run.out / masks.FILE)
+        elif held != {b""}:
+            run.listener.say(f"{self.name}: not all models were pruned alike, and their merge has no mask")
 
     def _made(self, like: tensors.Reader) -> list[tensors.Entry]:
         """The tensors that will be written."""
