@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -14,6 +16,8 @@ from trainwright import families
 from trainwright.core.errors import UserError
 from trainwright.corpus import bpe, chat
 from trainwright.families import tokenizers
+from trainwright.families.checkpoints import DATA
+from trainwright.families.libraries import PLAIN
 
 TEXT = ["the sea the ship the rain"] * 3
 TINY: dict[str, Any] = {"type": "llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
@@ -152,3 +156,13 @@ def test_what_a_config_says_of_its_ends_is_kept(tmp_path: Path) -> None:
     model.generation_config.eos_token_id = [7, 9]
     families.save(model, tmp_path / "more", tokenizer)
     assert json.loads((tmp_path / "more" / "generation_config.json").read_text())["eos_token_id"] == [7, 9, 0]
+
+
+def test_whatever_file_a_tokenizer_reads_belongs_to_a_checkpoint() -> None:
+    """The names stand in the sources of transformers' tokenizers, those that are pickled aside."""
+    files = Path(transformers.__file__).parent.glob("models/*/tokenization_*.py")
+    sources = [file.read_text("utf-8") for file in files]
+    tables = [t for source in sources for t in re.findall(r"VOCAB_FILES_NAMES\s*=\s*\{(.*?)\}", source, re.S)]
+    names = {name for table in tables for name in re.findall(r":\s*\"([^\"]+)\"", table)}
+    assert len(names) > 15 and {Path(name).suffix for name in names} <= {*PLAIN, ".pkl"}
+    assert {f"*{Path(name).suffix}" for name in names} <= {*DATA, "*.pkl"}

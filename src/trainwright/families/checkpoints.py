@@ -18,7 +18,7 @@ from trainwright.core.files import intact, seal
 from trainwright.core.shown import brief
 from trainwright.families.base import BUFFERS, Family, families, family_of, made_from
 from trainwright.families.configs import PART
-from trainwright.families.libraries import check_tensors, first_line, quiet
+from trainwright.families.libraries import PLAIN, check_tensors, first_line, quiet
 from trainwright.families.tokenizers import load_tokenizer, stop_at
 from trainwright.families.weights import WEIGHTS, check_weights
 
@@ -26,7 +26,7 @@ BACKBONE = "backbone"
 """Folder of an artifact's plain checkpoint where that alone is not the model (see ``deltas.py``)."""
 NAMED = 100
 """Letters of a package's name."""
-DATA = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+DATA = ("*.safetensors", *(f"*{ending}" for ending in PLAIN))
 """Files of a model of the Hub that are fetched: none of them is run or unpickled."""
 
 

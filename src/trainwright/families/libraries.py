@@ -10,6 +10,9 @@ from typing import Any
 
 from trainwright.core.errors import UserError, suggest
 
+PLAIN = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".codes", ".bpe", ".tokenizer", ".vocab")
+"""Endings of the files that a checkpoint has beside its weights: configs, and what tokenizers read."""
+
 
 def quiet() -> None:
     """Keep transformers' bars, advice and errors, which are raised too, and the deprecations of

@@ -18,6 +18,7 @@ from torch import Tensor
 from trainwright import families
 from trainwright.core.errors import UserError
 from trainwright.core.files import SUMS, expected
+from trainwright.families.libraries import PLAIN
 
 INDEX = "model.safetensors.index.json"
 OURS = ("manifest.json", SUMS, INDEX)
@@ -204,7 +205,7 @@ def rest(folder: Path) -> list[Path]:
     return [
         file
         for file in sorted(folder.iterdir())
-        if file.suffix in (".json", ".jinja", ".model", ".txt", ".tiktoken")
+        if file.suffix in PLAIN
         and file.name not in OURS
         and file.is_file()
     ]
