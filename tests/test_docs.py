@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,8 @@ from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.card import read
 from trainwright.core.stage import stages
+from trainwright.papers import evidence
+from trainwright.papers.library import papers
 from trainwright.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -296,3 +299,21 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page), (
         "the site loads nothing from elsewhere"
     )
+
+
+def test_the_map_and_the_index_lead_to_every_paper() -> None:
+    found = pages()
+    assert '"links":true' in found["map.html"] and "papers/${p.id}.html" in found["map.html"]
+    for name in papers():
+        assert f"papers/{name}.md" in found and f'"id":"{name}"' in found["map.html"]
+
+
+def test_the_readme_counts_the_evidence() -> None:
+    count = Counter[str]()
+    for paper in papers().values():
+        count.update(evidence.words(paper))
+    tested = [count[w] for w in ("reproduced", "weaker", "no difference", "contradicted")]
+    said = ("of {} claims that were measured {} were reproduced at this scale, {} only in direction, {} made "
+            "no difference, and {} were contradicted.")
+    readme = " ".join(README.read_text(encoding="utf-8").split())
+    assert said.format(sum(tested), *tested) in readme

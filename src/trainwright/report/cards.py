@@ -52,17 +52,6 @@ def listing(
     return lines.append(f"{count} methods; trainwright show METHOD tells more", "dim italic")
 
 
-def known(name: str) -> Card:
-    """The card of an installed method.
-
-    Raises:
-        UserError: there is none of this name.
-    """
-    if name not in registry.cards():
-        raise UserError(f"there is no method {name!r}{suggest(name, registry.cards())}.")
-    return registry.cards()[name]
-
-
 def shown(name: str, store: Store) -> Group:
     """The card of an installed method, of a paper, or of an artifact in the store. A method that has its
     paper's name comes first, and its paper behind it.
