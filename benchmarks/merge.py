@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -210,18 +209,22 @@ def main() -> None:
     parser.add_argument("--note", default="", help="what a reader should know of the machine")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    steps: list[Callable[[], list[dict[str, Any]]]] = [
-        lambda: costs("0.1 GB", given.mergekit, given.rounds, ("linear", "ties"))]
-    if not given.quick:
-        steps.append(lambda: costs("2 GB", given.mergekit, given.rounds, ("linear",)))
-    weights = agreement(given.mergekit)
-    table = {"date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv]),
-             "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                          "memory_gib": round(hardware.memory_bytes() / 2**30, 1)},
-             "versions": {"torch": torch.__version__, "mergekit": version(given.mergekit)},
-             "note": given.note, "agreement": weights, "costs": [row for step in steps for row in step()]}
-    if given.out:
-        given.out.write_text(json.dumps(table, indent=1) + "\n")
+    table: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv]),
+        "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+                     "memory_gib": round(hardware.memory_bytes() / 2**30, 1)},
+        "versions": {"torch": torch.__version__, "mergekit": version(given.mergekit)},
+        "note": given.note, "costs": []}
+
+    def keep() -> None:
+        if given.out:
+            given.out.write_text(json.dumps(table, indent=1) + "\n")
+
+    for size, methods in (("0.1 GB", ("linear", "ties")), ("2 GB", ("linear",)))[:1 if given.quick else 2]:
+        table["costs"] += costs(size, given.mergekit, given.rounds, methods)
+        keep()
+    table["agreement"] = agreement(given.mergekit)
+    keep()
 
 
 if __name__ == "__main__":
