@@ -45,8 +45,8 @@ def test_pairs_that_teach_nothing() -> None:
     pairs, model, ctx = repeated(batch(), equal=1, without=3), headed(), context()
     values, method = BradleyTerry().loss(model, pairs, {}, ctx), BradleyTerry()
     assert method.count(pairs) == 6 and values[[1, 3]].tolist() == [0, 0]
-    grads = torch.autograd.grad(values.sum(), [p for p in model.parameters() if p is not model.lm_head.weight],
-                                allow_unused=True)
+    trained = [p for p in model.parameters() if p is not model.lm_head.weight]
+    grads = torch.autograd.grad(values.sum(), trained, allow_unused=True)
     assert all(g is None or g.isfinite().all() for g in grads)
 
 
@@ -55,9 +55,9 @@ def test_the_loss_is_that_of_trl() -> None:
     pairs, model = batch(), headed()
     logits = rewards(model, rows_of(pairs))[:, None]
     machine = SimpleNamespace(gather=lambda t: t, gather_for_metrics=lambda t: t)
-    its = SimpleNamespace(model=SimpleNamespace(training=True), args=SimpleNamespace(center_rewards_coefficient=0.01),
-                          accelerator=machine, _metrics={"train": defaultdict(list)}, _total_train_tokens=0,
-                          _tp_size=1)
+    its = SimpleNamespace(model=SimpleNamespace(training=True), accelerator=machine, _tp_size=1,
+                          args=SimpleNamespace(center_rewards_coefficient=0.01), _total_train_tokens=0,
+                          _metrics={"train": defaultdict(list)})
     theirs = compute_loss(its, lambda **given: SimpleNamespace(logits=logits),
                           {"attention_mask": torch.ones(16, 4, dtype=torch.int64)})
     ctx = context()

@@ -178,7 +178,7 @@ def test_settings_that_cannot_be_together() -> None:
                            ({"variant": "orpo", "reference": "column"}, "has no reference")):
         with pytest.raises(ValueError, match=said):
             Dpo(**settings)
-    with pytest.raises(UserError, match='fields = .*"chosen", "rejected"'):
+    with pytest.raises(UserError, match=r'fields = .*"chosen", "rejected"'):
         Dpo().count({"input_ids": torch.zeros(2, 3)})
     other, ctx = tiny.model(), context()
     other.resize_token_embeddings(400)
@@ -197,13 +197,13 @@ THEIRS = {"sigmoid": "sigmoid", "robust": "robust", "hinge": "hinge", "ipo": "ip
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """TRL's trainer on the small model, with the reference that the battery has."""
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
-    rows = [{"prompt": "how many", "chosen": " apples are left" * (1 + i % 3), "rejected": " pick some" * (i + 1)}
-            for i in range(4)]
+    rows = [{"prompt": "how many", "chosen": " apples are left" * (1 + i % 3),
+             "rejected": " pick some" * (i + 1)} for i in range(4)]
     settings = trl.DPOConfig(
         output_dir=str(tmp_path_factory.mktemp("trl")), report_to=[], use_cpu=True, bf16=False,
         per_device_train_batch_size=4, max_length=64, beta=0.3, label_smoothing=0.0, disable_tqdm=True)
-    return trl.DPOTrainer(model=moved(), ref_model=tiny.model(), args=settings, processing_class=tiny.tokenizer(),
-                          train_dataset=datasets.Dataset.from_list(rows))
+    return trl.DPOTrainer(model=moved(), ref_model=tiny.model(), args=settings,
+                          processing_class=tiny.tokenizer(), train_dataset=datasets.Dataset.from_list(rows))
 
 
 def as_ours(given: dict[str, Tensor]) -> Batch:

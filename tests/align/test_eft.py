@@ -72,7 +72,8 @@ def test_models_may_be_named_by_paths(tmp_path: Path) -> None:
     large, tuned, before = three()
     for name, model in (("tuned", tuned), ("before", before)):
         families.save(model, tmp_path / name, tiny.tokenizer())
-    method, ids = Eft(tuned=str(tmp_path / "tuned"), before=str(tmp_path / "before")), torch.arange(3, 9)[None]
+    method = Eft(tuned=str(tmp_path / "tuned"), before=str(tmp_path / "before"))
+    ids = torch.arange(3, 9)[None]
     assert method.asks() == {} and set(Eft(tuned="x").asks()) == {"reference"}
     scores = large(input_ids=ids).logits[:, -1].detach()
     made = method.processor(large, Context())(ids, scores)

@@ -14,7 +14,7 @@ from trainwright.lm.losses import token_losses
 
 
 def packed() -> Batch:
-    """A row with answers of 3 and 2 tokens (of documents of 6 and 4 positions), and one with an answer of 4."""
+    """A row with answers of 3 and 2 tokens (in documents of 6 and 4 positions), and one with one of 4."""
     g = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 299, (2, 10), generator=g)
     places = torch.tensor([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3], [*range(10)]])
@@ -77,7 +77,8 @@ def test_the_residual_knows_the_past_alone() -> None:
         from trainwright.align import ift
         mixed = _within_answer(batch)
         own = _predicted(model, batch["input_ids"], batch["position_ids"], mixed)
-        return ift._losses(model, batch["input_ids"], own, mixed, batch["position_ids"], batch["targets"], 0.5)
+        return ift._losses(model, batch["input_ids"], own, mixed, batch["position_ids"], batch["targets"],
+                           0.5)
     before = losses()
     batch["input_ids"][1, 7] = 7
     batch["input_ids"][0, 5] = 9

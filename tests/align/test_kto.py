@@ -47,7 +47,8 @@ def test_the_distance_is_never_negative_and_has_no_gradient() -> None:
 
 def test_answers_change_places_with_their_neighbours() -> None:
     """Prompts of 2 and 3 tokens, answers of 3 and 1; the third row is cut in front."""
-    ids = torch.tensor([[5, 6, 11, 12, 13, 0], [7, 8, 9, 21, 0, 0], [1, 2, 3, 4, 31, 0], [5, 41, 42, 43, 44, 0]])
+    ids = torch.tensor([[5, 6, 11, 12, 13, 0], [7, 8, 9, 21, 0, 0], [1, 2, 3, 4, 31, 0],
+                        [5, 41, 42, 43, 44, 0]])
     seen = (ids > 0).long()
     targets = torch.full_like(ids, UNTRAINED)
     for row, (first, end) in enumerate(((1, 5), (2, 4), (3, 5), (0, 5))):
@@ -101,10 +102,11 @@ def test_losses_and_gradients_are_those_of_trl(variant: str, theirs: str, tmp_pa
     rows = [{"prompt": "how many", "completion": " apples are left in that", "label": True},
             {"prompt": "please tell me", "completion": " or", "label": False}]
     settings = trl.KTOConfig(output_dir=str(tmp_path), report_to=[], use_cpu=True, bf16=False, max_length=64,
-                             per_device_train_batch_size=2, beta=0.3, undesirable_weight=1.5, disable_tqdm=True,
-                             loss_type=theirs)
+                             per_device_train_batch_size=2, beta=0.3, undesirable_weight=1.5,
+                             disable_tqdm=True, loss_type=theirs)
     trainer = trl.KTOTrainer(model=moved(), ref_model=tiny.model(), args=settings,
-                             processing_class=tiny.tokenizer(), train_dataset=datasets.Dataset.from_list(rows))
+                             processing_class=tiny.tokenizer(),
+                             train_dataset=datasets.Dataset.from_list(rows))
     given = next(iter(trainer.get_train_dataloader()))
     trainer.model.eval()
     loss = trainer._compute_loss(trainer.model, dict(given), False)

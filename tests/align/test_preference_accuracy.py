@@ -39,5 +39,6 @@ def test_what_ranks_the_answers_is_a_setting() -> None:
     RewardHead().operate(model, context())
     told = [PreferenceAccuracy(by=by, length=32, domains=("chat",), split="train").measure(model, context())
             for by in ("reward", "reference", "likelihood")]
-    assert len({t["preference_margin"] for t in told}) == 3 and len({t["preference_pairs"] for t in told}) == 1
+    assert len({t["preference_margin"] for t in told}) == 3
+    assert len({t["preference_pairs"] for t in told}) == 1
     assert PreferenceAccuracy(by="reference").asks() and not PreferenceAccuracy().asks()

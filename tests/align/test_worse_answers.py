@@ -20,7 +20,8 @@ def long_talks() -> list[dict[str, str | None]]:
     turns = [[{"role": "user", "content": f"what is {i}"},
               {"role": "assistant", "content": " ".join(f"w{i}.{j}" for j in range(8))}] for i in range(20)]
     return [{"id": f"long/{i}", "text": BETWEEN.join(m["content"] for m in one), "domain": "chat",
-             "source": "made up", "metadata": "{}", "messages": json.dumps(one)} for i, one in enumerate(turns)]
+             "source": "made up", "metadata": "{}", "messages": json.dumps(one)}
+            for i, one in enumerate(turns)]
 
 
 def pairs(folder: Path, *how: str, seed: int = 0) -> list[dict[str, Any]]:
@@ -64,7 +65,8 @@ def test_of_what_nothing_worse_can_be_made_a_pair_stays(tmp_path: Path) -> None:
 def test_faults_are_drawn_by_seed_and_id(tmp_path: Path) -> None:
     made = [pairs(tmp_path / str(i), "other", "repeated", seed=seed) for i, seed in enumerate((0, 0, 1))]
     assert made[0] == made[1] != made[2]
-    said = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in made[0] if row["rejected"]]
+    said = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in made[0]
+            if row["rejected"]]
     doubled = sum(worse == f"{better} {better}" for better, worse in said)
     assert len(said) == 60 and 15 < doubled < 45
 

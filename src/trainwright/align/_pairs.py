@@ -87,8 +87,8 @@ def check_reference(who: str, how: How, model: nn.Module, ctx: Context) -> None:
                         "earlier stage or the path of a checkpoint.")
     sizes = [vocabulary_of(m) for m in (model, ctx.frozen["reference"])]
     if None not in sizes and sizes[0] != sizes[1]:
-        raise UserError(f"{who}: the reference has {sizes[1]} tokens and the model {sizes[0]}: take the model "
-                        "that the stage starts from.")
+        raise UserError(f"{who}: the reference has {sizes[1]} tokens and the model {sizes[0]}: take the "
+                        "model that the stage starts from.")
 
 
 def check_isolation(who: str, packed: bool, model: nn.Module, ctx: Context) -> None:

@@ -6,10 +6,10 @@ reward model. With r(x, y) the reward of an answer (``reward_head``),
     P(y+ is preferred to y-) = sigmoid(r(x, y+) - r(x, y-))
     loss = - log P + center (r(x, y+) + r(x, y-))^2                             the loop divides by the pairs
 
-``center`` holds rewards around 0 (arXiv 2312.09244), which the comparisons alone leave open. It reads the batch
-of ``examples`` with ``fields = ["chosen", "rejected"]``; pairs of equal answers, and those of which the length
-of a row leaves no answer, are neither summed nor counted. Logs ``rewards/chosen``, ``rewards/rejected``,
-``rewards/margins`` and ``rewards/accuracies``.
+``center`` holds rewards around 0 (arXiv 2312.09244), which the comparisons alone leave open. It reads the
+batch of ``examples`` with ``fields = ["chosen", "rejected"]``; pairs of equal answers, and those of which the
+length of a row leaves no answer, are neither summed nor counted. Logs ``rewards/chosen``,
+``rewards/rejected``, ``rewards/margins`` and ``rewards/accuracies``.
 
 Not for ratings on a scale. Not for more than one or two epochs: a reward model learns its pairs by heart
 quickly; look at ``preference_accuracy`` on pairs that are held out.

@@ -13,13 +13,13 @@ an answer (its end included), pi the model and ref the reference,
     hinge       max(0, 1 - d)                                      SLiC, arXiv 2305.10425
     ipo         (c/|y+| - r/|y-| - 1 / (2 beta))^2                 arXiv 2310.12036
     normalized  sigmoid of c/|y+| and r/|y-|                       arXiv 2411.15124
-    apo_zero    1 - sigmoid(beta c) + sigmoid(beta r)              arXiv 2408.06266: y+ is better than the model
-    apo_down    sigmoid(beta c) + 1 - sigmoid(d)                   there, too: y+ is worse than the model
-    simpo       sigmoid of a+, a- less margin: l(beta (a+ - a-) - margin)        arXiv 2405.14734, no reference
+    apo_zero    1 - sigmoid(beta c) + sigmoid(beta r)              arXiv 2408.06266: y+ better than the model
+    apo_down    sigmoid(beta c) + 1 - sigmoid(d)                   there, too: y+ worse than the model
+    simpo       sigmoid of a+, a- less margin: l(beta (a+ - a-) - margin)      arXiv 2405.14734, no reference
     orpo        - a+ + beta l(log odds(a+) - log odds(a-))         arXiv 2403.07691, no reference
 
-with a = log pi(y|x) / |y| and odds(a) = exp(a) / (1 - exp(a)). ``nll`` adds -nll a+ to any of them. KTO, which
-needs no pairs, is ``kto``. The loop divides by the number of pairs, of all micro-batches and ranks.
+with a = log pi(y|x) / |y| and odds(a) = exp(a) / (1 - exp(a)). ``nll`` adds -nll a+ to any of them. KTO,
+which needs no pairs, is ``kto``. The loop divides by the number of pairs, of all micro-batches and ranks.
 
 It reads the batch of ``examples`` with ``fields = ["chosen", "rejected"]``: ``chosen_ids``,
 ``chosen_attention_mask``, ``chosen_targets`` int64 [R, L], and the same of ``rejected``. Pairs of equal
@@ -27,19 +27,20 @@ answers, and those of which the length of a row leaves no answer, are neither su
 
 The reference is the model that the stage starts from, unless ``from.reference`` names another. It is a second
 model in memory (``model``); or the model itself with its adapters switched off (``adapter_off``); or no model
-at all, where the corpus stage before has asked it once and for all (``column``: ``reference_log_probs``, whose
-artifact depends on data, tokenizer, template, weights and length). Its log-probabilities have no dropout.
+at all, where the corpus stage before has asked it once and for all (``column``: ``reference_log_probs``,
+whose artifact depends on data, tokenizer, template, weights and length). Its log-probabilities have no
+dropout.
 
 Logs ``rewards/chosen`` (beta c), ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies`` (how often
 beta c > beta r) and ``logps/chosen``, ``logps/rejected``. That rewards/chosen falls below 0 means that the
 chosen answers become less likely than they were, as is common: the margin grows since the rejected ones fall
-faster. ``nll`` and a smaller ``beta`` are what is usually done about it.
+faster. ``nll`` and a smaller learning rate are what is usually done about it.
 
-Not where answers can be checked by a program: a rollout learns from those directly. Not with a learning rate of
-supervised fine-tuning: a tenth of it, or less, is usual.
+Not where answers can be checked by a program: a rollout learns from those directly. Not with a learning rate
+of supervised fine-tuning: a tenth of it, or less, is usual.
 
-Errors: a batch without pairs; no reference, or one of another vocabulary; ``adapter_off`` without adapters, or
-where other weights are trained; answers packed for a model that does not keep documents apart.
+Errors: a batch without pairs; no reference, or one of another vocabulary; ``adapter_off`` without adapters,
+or where other weights are trained; answers packed for a model that does not keep documents apart.
 """
 from __future__ import annotations
 
@@ -79,8 +80,8 @@ class Dpo(Objective):
                      "orpo"] = "sigmoid"
     """Which of the published losses."""
     beta: Positive = 0.1
-    """How strongly the model is held to its reference; of means (ipo, normalized, simpo) it is larger, 2 to 10
-    for simpo."""
+    """How strongly the model is held to its reference; of means (ipo, normalized, simpo) it is larger, 2 to
+    10 for simpo."""
     label_smoothing: Annotated[float, Between(0, 0.5, below=True)] = 0.0
     """Share of the pairs whose answers are taken to be exchanged (sigmoid, normalized, simpo, robust)."""
     margin: Rate = 0.0

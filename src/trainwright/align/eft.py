@@ -1,4 +1,4 @@
-"""Emulated fine-tuning: what a small model has learned in fine-tuning is added to a large one while it writes.
+"""Emulated fine-tuning: what a small model has learned in fine-tuning is added to a large one as it writes.
 
 "An Emulator for Fine-Tuning Large Language Models using Small Language Models" (arXiv 2310.12962). With p the
 model that writes, q+ a fine-tuned model of another size, q- what that was before, and all three reading the
@@ -7,8 +7,8 @@ prompt and what was written so far,
     log p~(v) = log p(v) + beta (log q+(v) - log q-(v)) + constant          for each token v of the vocabulary
 
 A large p with small q+, q- is up-scaling: the manner of the small model, the knowledge of the large one,
-without fine-tuning that. A small p with large q+, q- is down-scaling. Where p is q-, what writes is q+ exactly.
-Named twice with models of its own each, two traits are mixed by their ``beta``.
+without fine-tuning that. A small p with large q+, q- is down-scaling. Where p is q-, what writes is q+
+exactly. Named twice with models of its own each, two traits are mixed by their ``beta``.
 
 q+ is ``tuned`` and q- is ``before``, paths of checkpoints, or ``from.teacher`` and ``from.reference`` of the
 stage. The log-ratio is added before the temperature divides; name it before methods that cut the distribution
@@ -80,21 +80,22 @@ class Eft(Decode):
             other = self._loaded(ctx.path(role) if path is None else ctx.root / Path(path), ctx)
         sizes = vocabulary_of(model), vocabulary_of(other)
         if sizes[0] != sizes[1]:
-            raise UserError(f"eft: the {name} model has {sizes[1]} tokens and the model that writes {sizes[0]}: "
-                            "all three need one vocabulary.")
+            raise UserError(f"eft: the {name} model has {sizes[1]} tokens and the model that writes "
+                            f"{sizes[0]}: all three need one vocabulary.")
         return other
 
     def _loaded(self, folder: Path, ctx: Context) -> nn.Module:
         own = families.load_tokenizer(folder, self.name)
         if own is not None and ctx.tokenizer is not None and own.get_vocab() != ctx.tokenizer.get_vocab():
-            raise UserError(f"eft: the model in {folder} has another tokenizer than the model that writes: all "
-                            "three need one vocabulary.")
+            raise UserError(f"eft: the model in {folder} has another tokenizer than the model that writes: "
+                            "all three need one vocabulary.")
         other: nn.Module = families.load(folder, self.name)
         return other.to(ctx.device).eval()
 
 
 class Follower:
-    """The log-probabilities of the next token under a model that reads along, with a cache of keys and values.
+    """The log-probabilities of the next token under a model that reads along, with a cache of keys and
+    values.
 
     Args:
         ctx: whose ``prompts`` tell how many positions of each row are padding.

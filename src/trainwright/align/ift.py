@@ -1,15 +1,15 @@
 """Intuitive fine-tuning: supervised fine-tuning in which the model reads a little of its own predictions.
 
-"Intuitive Fine-Tuning: Towards Unifying SFT and RLHF into a Single Process" (arXiv 2405.11870). For each token
-y_t of an answer, a first pass without gradient finds y'_t, the likeliest token given the true ones before it.
-A second pass reads
+"Intuitive Fine-Tuning: Towards Unifying SFT and RLHF into a Single Process" (arXiv 2405.11870). For each
+token y_t of an answer, a first pass without gradient finds y'_t, the likeliest token given the true ones
+before it. A second pass reads
 
     e_t = (1 - mixing) E[y_t] + mixing E[y'_t]                       inside the answer; E[y_t] elsewhere
 
 with E the embeddings, and predicts the true tokens: l_t = - log p(y_t). In an answer of n tokens a token
 weighs what follows from it (the relation of a step to its whole future in a dynamic program),
 
-    w_t ~ sum over k >= t of decay^(k - t) l_k,        scaled so that the w of an answer sum to n; 1 if decay = 0
+    w_t ~ sum over k >= t of decay^(k - t) l_k,     scaled so that the w of an answer sum to n; 1 if decay = 0
     loss = 1/n sum over t of w_t l_t,                  one number an answer; the loop divides by the answers
 
 y'_t is what was predicted one step before, at t - 1: the residual knows the past alone. With mixing = 0 and
@@ -18,8 +18,8 @@ decay = 0 it is supervised fine-tuning, each answer weighing the same.
 It reads what ``supervised`` reads (``input_ids``, ``targets``, ``position_ids`` [R, L]); a part of a document
 that ``pack`` puts into a row is an answer of its own. Two forward passes and one backward pass. As in the
 authors' code, gradients flow through w. Unlike there, E is the model's own of now, of which y'_t has no
-gradient, and not a frozen copy from before: without mixing the gradient is then that of fine-tuning, embeddings
-included. No generation is needed, and no preference pair.
+gradient, and not a frozen copy from before: without mixing the gradient is then that of fine-tuning,
+embeddings included. No generation is needed, and no preference pair.
 
 Not for tasks where a single step decides (a class, a choice): there is nothing to look ahead to.
 
@@ -57,8 +57,8 @@ class Ift(Objective):
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         if not way_of(model).plain_head:
-            raise UserError(f"ift: the output head of a {type(model).__name__} is not a plain linear layer, or "
-                            "has an adapter: leave the head out of the adapter's layers.")
+            raise UserError(f"ift: the output head of a {type(model).__name__} is not a plain linear layer, "
+                            "or has an adapter: leave the head out of the adapter's layers.")
         return {}
 
     def count(self, batch: Batch) -> float:
@@ -105,8 +105,8 @@ class Ift(Objective):
 
 
 def _answers(batch: Batch) -> Tensor:
-    """The number of the document that each position is of, int64 [R, L], counted over the rows. Padding counts
-    with the document before it."""
+    """The number of the document that each position is of, int64 [R, L], counted over the rows. Padding
+    counts with the document before it."""
     begins = batch["position_ids"] == 0
     begins[:, 0] = True
     return begins.flatten().cumsum(0).view_as(begins) - 1

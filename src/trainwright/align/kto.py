@@ -1,7 +1,7 @@
 """Kahneman-Tversky optimization: from answers that are marked as good or bad, without pairs.
 
-"KTO: Model Alignment as Prospect Theoretic Optimization" (arXiv 2402.01306). With pi the model, ref the frozen
-reference and y an answer to x that is good (desirable) or bad,
+"KTO: Model Alignment as Prospect Theoretic Optimization" (arXiv 2402.01306). With pi the model, ref the
+frozen reference and y an answer to x that is good (desirable) or bad,
 
     r = log pi(y|x) - log ref(y|x)                                             a sum over the answer's tokens
     z = max(0, mean over the step of log pi(y'|x) - log ref(y'|x))             y' the answer to another prompt
@@ -15,9 +15,9 @@ rows come in twos; where prompt and answer together are longer than a row, the p
 
 It reads ``{ use = "examples", fields = ["text", "label"] }`` from conversations with the label 1 or true
 (good) and 0 or false (bad), as ``prompt``, ``completion``, ``label`` of a file make them; or, with
-``fields = ["chosen", "rejected"]``, the two answers of each pair as a good and a bad one. Answers of which the
-length of a row leaves nothing are neither summed nor counted. Logs ``rewards/chosen`` and ``rewards/rejected``
-(beta r of good and bad answers), ``rewards/margins`` and ``kl`` (z).
+``fields = ["chosen", "rejected"]``, the two answers of each pair as a good and a bad one. Answers of which
+the length of a row leaves nothing are neither summed nor counted. Logs ``rewards/chosen`` and
+``rewards/rejected`` (beta r of good and bad answers), ``rewards/margins`` and ``kl`` (z).
 
 Where the good answers are many times as many as the bad ones, ``undesirable`` is to make up for it: the paper
 has desirable x good / (undesirable x bad) from 1 to 4/3. Not where pairs are at hand and good: ``dpo`` learns
@@ -55,7 +55,8 @@ class Kto(Objective):
     undesirable: Positive = 1.0
     """Weight of bad answers."""
     reference: Literal["model", "adapter_off"] = "model"
-    """Where the reference's log-probabilities come from: a frozen model, or the model with its adapters off."""
+    """Where the reference's log-probabilities come from: a frozen model, or the model with its adapters
+    off."""
     packed: bool = True
     """Compute several answers in one row, without padding; the result is the same."""
     contrasts: ClassVar[bool] = True
@@ -75,8 +76,9 @@ class Kto(Objective):
     def count(self, batch: Batch) -> float:
         rows, _ = _answers(batch)
         if len(rows["targets"]) % 2 or ("chosen_ids" in batch and len(batch["chosen_ids"]) % 2):
-            raise UserError("kto: a micro-batch has an odd number of rows, and the distance from the reference "
-                            "is measured on two at a time: let batch_size be a multiple of 2, of accumulate "
+            raise UserError("kto: a micro-batch has an odd number of rows, and the distance from the "
+                            "reference is measured on two at a time: let "
+                            "batch_size be a multiple of 2, of accumulate "
                             "and of the number of ranks.")
         return float((rows["targets"] != UNTRAINED).any(1).sum())
 
@@ -123,11 +125,11 @@ def _answers(batch: Batch) -> tuple[Batch, Tensor]:
     """The answers of a batch as rows of their own, and which are good: of pairs the chosen ones, then the
     rejected."""
     if all(f"{side}_ids" in batch for side in SIDES):
-        rows = rows_of(batch)
-        return rows, torch.arange(len(rows["targets"]), device=rows["targets"].device) < len(batch["chosen_ids"])
+        rows, pairs = rows_of(batch), len(batch["chosen_ids"])
+        return rows, torch.arange(2 * pairs, device=rows["targets"].device) < pairs
     if not {"labels", "input_ids", "attention_mask"} <= set(batch):
-        raise UserError('kto: the batch has no labels: take { use = "examples", fields = ["text", "label"] }, '
-                        'or of pairs fields = ["chosen", "rejected"], as the data method.')
+        raise UserError('kto: the batch has no labels: take { use = "examples", fields = ["text", "label"] '
+                        '}, or of pairs fields = ["chosen", "rejected"], as the data method.')
     if not ((batch["labels"] == 0) | (batch["labels"] == 1)).all():
         raise UserError("kto: a label is 1 (a good answer) or 0 (a bad one), and the batch has another.")
     return {name: batch[name] for name in ("input_ids", "attention_mask", "targets")}, batch["labels"] > 0

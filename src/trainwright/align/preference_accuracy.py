@@ -101,7 +101,8 @@ def numbers_of(apart: Tensor) -> dict[str, float]:
     """What is measured of pairs, given by how much the chosen answer is above the other [pairs]."""
     from scipy.stats import binomtest
     if not len(apart):
-        raise UserError("preference_accuracy: no pair is left to measure: both answers are equal, or cut away.")
+        raise UserError("preference_accuracy: no pair is left to measure: both answers are equal, or cut "
+                        "away.")
     right = float((apart > 0).sum() + 0.5 * (apart == 0).sum())
     interval = binomtest(int(right), len(apart)).proportion_ci(method="wilson")
     share = right / len(apart)

@@ -61,9 +61,10 @@ class ReferenceLogProbs(Curate):
         from trainwright.corpus.tokens import open_corpus
         rows, folder = settled(documents, ctx), ctx.path("model")
         corpus, own = open_corpus(ctx.path("data")), families.load_tokenizer(folder, self.name)
-        if own is not None and corpus.tokenizer is not None and own.get_vocab() != corpus.tokenizer.get_vocab():
-            raise UserError(f"{self.name}: the corpus was tokenized by another tokenizer than the model's own: "
-                            "make it with from = { tokenizer = … } of the model's stage.")
+        theirs = corpus.tokenizer
+        if own is not None and theirs is not None and own.get_vocab() != theirs.get_vocab():
+            raise UserError(f"{self.name}: the corpus was tokenized by another tokenizer than the model's "
+                            "own: make it with from = { tokenizer = … } of the model's stage.")
         inputs = Inputs(corpus, ("chosen", "rejected"), self.length, tokenizer=own)
         table = columns(rows.where(rows["chosen"].not_null()), *inputs.columns)
         if not len(table):
@@ -87,6 +88,6 @@ class ReferenceLogProbs(Curate):
             batch = {n: torch.from_numpy(a).to(ctx.device) for n, a in made.items()}
             with torch.no_grad():
                 found = scored(model, batch, ctx, packed=False)
-            for chosen, rejected, of in zip(found.chosen.tolist(), found.rejected.tolist(), fingerprints(made),
-                                            strict=True):
+            told = zip(found.chosen.tolist(), found.rejected.tolist(), fingerprints(made), strict=True)
+            for chosen, rejected, of in told:
                 yield json.dumps({"chosen": chosen, "rejected": rejected, "of": of})

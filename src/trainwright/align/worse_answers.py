@@ -1,4 +1,4 @@
-"""Makes preference pairs of conversations: the answer that is there is chosen, one that is made worse rejected.
+"""Makes preference pairs of conversations: the answer that is there, and one that is made worse.
 
 Of a conversation whose last message is the assistant's answer a, the prompt is what stands before it, a is
 chosen, and rejected is, drawn from ``how`` by a hash of the document's id,
@@ -8,12 +8,12 @@ chosen, and rejected is, drawn from ``how`` by a hash of the document's id,
     cut        the first half of its words, three at least: it stops in the middle
     repeated   a, said again: longer, and no better
 
-Documents that are no conversations, that end with the user, or of which nothing worse can be made (an answer of
-one word has no other order) stay what they are. The conversation stays beside its pair, so that one corpus
+Documents that are no conversations, that end with the user, or of which nothing worse can be made (an answer
+of one word has no other order) stay what they are. The conversation stays beside its pair, so that one corpus
 serves supervised fine-tuning and preferences.
 
-For trying methods of preference on real text, and for teaching a model away from a fault that it has. Not as a
-stand-in for the judgement of people: whoever learns these pairs learns to avoid four faults.
+For trying methods of preference on real text, and for teaching a model away from a fault that it has. Not as
+a stand-in for the judgement of people: whoever learns these pairs learns to avoid four faults.
 
 Errors: no conversation to make a pair of; ``how`` that names nothing.
 """

@@ -60,8 +60,8 @@ class Pairs(NamedTuple):
     """Pairs that lose tokens, since prompt and answer are longer than a row."""
 
     def __str__(self) -> str:
-        return (f"of {self.many:,} pairs {self.equal:,} have two equal answers, {self.empty:,} an answer that "
-                f"says nothing, and {self.cut:,} are cut to the length of a row")
+        return (f"of {self.many:,} pairs {self.equal:,} have two equal answers, {self.empty:,} an answer "
+                f"that says nothing, and {self.cut:,} are cut to the length of a row")
 
 
 class Inputs:
@@ -148,8 +148,9 @@ class Inputs:
         told = [json.loads(row[REFERENCE]) for row in rows]
         for row, one, of in zip(rows, told, fingerprints(made), strict=True):
             if one["of"] != of:
-                raise UserError(f"the log-probabilities of the document {row[ID]!r} are those of other tokens: "
-                                f"reference_log_probs needs the same length ({self.length}), tokenizer and "
+                raise UserError(f"the log-probabilities of the document {row[ID]!r} are those of other "
+                                "tokens: reference_log_probs needs the same "
+                                f"length ({self.length}), tokenizer and "
                                 "chat template as the stage that reads them.")
         return {f"{field}_{REFERENCE}": np.array([one[field] for one in told], dtype=np.float32)
                 for field in (CHOSEN, REJECTED)}
