@@ -144,6 +144,8 @@ class Increlora(Surgery, Controller, Update):
             self.reserve(model, name, 1, ctx)
             self.reserve(model, name, 1 + (self.grow if self.rank > 1 else 0), ctx)
             self.mine(model)[name].promote(1, 0.0)
+            if self.rank == 1:
+                self.mine(model)[name].close()
         return None
 
     def grow_up(self, model: nn.Module, ctx: Context) -> ParamMap:
