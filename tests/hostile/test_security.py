@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -49,6 +48,7 @@ COMMANDS: dict[str, list[str]] = {
         "b: lora", "--seeds", "2", "--dry-run",
     ],
     "run of own code": ["run", "own.toml"],
+    "export": ["export", "base", "exported"],
 }
 
 
@@ -124,7 +124,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {
         str(f.relative_to(folder)): f.read_bytes()
         for f in sorted(folder.rglob("*"))
-        if f.is_file() and f.relative_to(folder).parts[0] not in ("store", "ran")
+        if f.is_file() and f.relative_to(folder).parts[0] not in ("store", "ran", "exported")
     }
 
 
@@ -172,7 +172,7 @@ def test_2_plan_and_dry_run_say_what_they_execute(watched: Watched) -> None:
     assert ran == {str(watched.home / "mine.py"), str(watched.home / "beside.py")}
 
 
-@pytest.mark.parametrize("command", ["show", "store", "generate"])
+@pytest.mark.parametrize("command", ["show", "store", "generate", "export"])
 def test_3_commands_on_a_store_execute_nothing_of_it(command: str, watched: Watched) -> None:
     assert not [f for f in watched.noted(command, "ran") if f.startswith(str(watched.home))]
 
@@ -217,13 +217,14 @@ def test_7_run_writes_into_the_store_alone(watched: Watched) -> None:
         "/proc/self/",
     )
     for name in COMMANDS:
+        mine = (*known, str(watched.home / "exported")) if name == "export" else known
         strange = [
-            f for f in watched.noted(name, "write") if not f.startswith(known) and "__pycache__" not in f
+            f for f in watched.noted(name, "write") if not f.startswith(mine) and "__pycache__" not in f
         ]
         assert not strange, f"{name} writes {strange}"
 
 
-@pytest.mark.parametrize("command", ["plan", "show", "store", "generate", "adapted"])
+@pytest.mark.parametrize("command", ["plan", "show", "store", "generate", "adapted", "export", "dry run"])
 def test_8_what_only_looks_writes_nothing(command: str, watched: Watched) -> None:
     store = str(watched.home / "store")
     assert not [f for f in watched.noted(command, "write") if f.startswith(store)]
@@ -234,16 +235,30 @@ def test_9_nothing_is_sent(watched: Watched) -> None:
     assert not any(asked.values()), asked
 
 
-def test_10_a_key_comes_from_a_variable_that_is_meant_for_it() -> None:
-    writer = {"endpoint": "https://x.org/v1", "model": "m", "key_variable": "AWS_SECRET_ACCESS_KEY"}
-    with pytest.raises(UserError, match="begins with TRAINWRIGHT_") as told:
+FOREIGN = ("AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY", "HF_TOKEN", "MY_TRAINWRIGHT_KEY", "trainwright_key")
+
+
+def written_by(**changes: str) -> UserError:
+    """How a writer with such settings is refused."""
+    writer = {"endpoint": "https://x.org/v1", "model": "m", "key_variable": "TRAINWRIGHT_KEY"} | changes
+    with pytest.raises(UserError) as told:
         registry.create({"use": "wrap", "writer": writer}, Path(), "here")
-    assert os.environ.get("HOME", "-") not in str(told.value)
-    for endpoint in ("http://x.org/v1", "https://user:secret@x.org/v1"):
-        with pytest.raises(UserError) as told:
-            registry.create(
-                {"use": "wrap", "writer": writer | {"endpoint": endpoint, "key_variable": "TRAINWRIGHT_KEY"}},
-                Path(),
-                "here",
-            )
-        assert "secret" not in str(told.value)
+    return told.value
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_10_a_key_comes_from_a_variable_that_is_meant_for_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "very secret")
+    told = str(written_by(key_variable=name))
+    assert "begins with TRAINWRIGHT_" in told and "very secret" not in told
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://x.org/v1", "https://user:secret@x.org/v1", "https://x.org/v1?key=secret", "https://x.org/#secret",
+     "http://127.0.0.1.x.org/v1", "http://localhost.x.org/v1", "ftp://x.org"],
+)  # fmt: skip
+def test_10_a_key_goes_where_nobody_can_read_it(endpoint: str) -> None:
+    assert "secret" not in str(written_by(endpoint=endpoint))
