@@ -27,11 +27,10 @@ UNTRAINED = -100
 cross-entropy ignores)."""
 Tensors = dict[str, Tensor]
 State = dict[str, Any]
-"""What a method remembers. Where a leaf sits says how it is sharded and saved: ``param``
-(``{parameter: {leaf: tensor}}``, sharded like the parameter it is named after), ``shared`` (the same
-on every rank), ``rank`` (this rank's own; a run that resumes on another number of ranks refuses it).
-Leaves are tensors, numbers,
-strings, lists, dicts."""
+"""What a method remembers. Where a leaf sits says how it is sharded and saved: ``param`` (``{parameter:
+{leaf: tensor}}``, sharded like the parameter it is named after), ``shared`` (the same on every rank),
+``rank`` (this rank's own; a run that resumes on another number of ranks refuses it). Leaves are tensors,
+numbers, strings, lists, dicts."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -84,12 +83,10 @@ class Method:
 
 
 class Curate(Method):
-    """Adds columns to a table of documents, or edits, drops or adds rows. Composes as
-    a pipe, in recipe order.
+    """Adds columns to a table of documents; edits, drops or adds rows. Composes as a pipe, in recipe order.
 
-    What it edits is what is learned (``corpus/editing.py: edit``); what it writes from a
-    document names that as its
-    ``origin`` and is in its split; why it drops one it may say (``corpus/provenance.py: because``).
+    What it edits is what is learned (``corpus/editing.py: edit``); what it writes from a document names that
+    as its ``origin`` and is in its split; why it drops one it may say (``corpus/provenance.py: because``).
     """
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
@@ -224,8 +221,7 @@ class Update(Method):
         return updates
 
     def settle(self, params: Tensors, state: State, ctx: Context) -> None:
-        """After the step, and once before the first: restore what must hold of the
-        weights (a mask, a norm)."""
+        """After the step, and once before the first: restore what must hold of weights (a mask, a norm)."""
 
     def view(self, params: Tensors, state: State) -> Tensors:
         """Weights to measure and export with instead of the trained ones (an average)."""
@@ -290,8 +286,7 @@ class Arithmetic(Method):
 
 class Decode(Method):
     """Shapes what a model says next. Composes as a chain, in recipe order; used alike where text is
-    generated: by the command
-    ``generate``, by samples, tasks and rollouts."""
+    generated: by the command ``generate``, by samples, tasks and rollouts."""
 
     def processor(self, model: nn.Module, ctx: Context) -> Callable[[Tensor, Tensor], Tensor]:
         """A transformers logits processor: from the tokens so far [rows, length] and the scores of the next
@@ -386,8 +381,7 @@ class Operate:
 
 @dataclasses.dataclass(frozen=True)
 class Stop:
-    """End the stage: early, as planned (``failed`` false), or as an error that keeps the
-    last good checkpoint."""
+    """End the stage early, as planned or (``failed``) as an error that keeps the last good checkpoint."""
 
     why: str
     failed: bool = False
