@@ -65,8 +65,10 @@ def test_a_tokenizer_and_a_template_may_lie_at_home(life: Path, monkeypatch: pyt
     made = run(recipe, store)["corpus"]
     assert "generation" in (made.path / "chat_template.jinja").read_text()
     key = jobs(recipe, store)[0].key
-    template.write_text(template.read_text() + "\n")
-    assert jobs(recipe, store)[0].key != key
+    for file in (template, life.parent / "home" / "ckpt" / "tokenizer.json"):
+        file.write_text(file.read_text() + "\n")
+        assert (changed := jobs(recipe, store)[0].key) != key, file.name
+        key = changed
 
 
 def test_a_tokenizer_of_the_hub_is_taken_from_its_folder(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
