@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from trainwright.papers import evidence, library
 from trainwright.papers.evidence import Told
@@ -120,7 +121,7 @@ def counted(words: Counter[str]) -> str:
     return ", ".join(f"{words[w]} {w}" for w in evidence.WORDS if words[w])
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(" ".join(c.split()) for c in r) + " |" for r in rows)])
 
