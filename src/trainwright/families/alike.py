@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import PreTrainedConfig
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -125,6 +124,7 @@ def _words(name: str, pair: tuple[Any, Any]) -> str:
 
 def _fields(config: Any) -> dict[str, Any]:
     """A config's fields, those of its parts under ``PART.FIELD``."""
+    from transformers import PreTrainedConfig
     table = config.to_dict() if isinstance(config, PreTrainedConfig) else config.table()
     flat: dict[str, Any] = {}
     for name, value in table.items():
@@ -159,6 +159,7 @@ def _shapes(config: Any) -> dict[str, Any]:
 
 def _small(config: Any) -> Any:
     """A small model's config with the same function: fewer layers, words, heads and inner units."""
+    from transformers import PreTrainedConfig
     if not isinstance(config, PreTrainedConfig) or not family_of(config).class_names(config):
         return None
     padding = None if getattr(config, "pad_token_id", None) is None else 1
