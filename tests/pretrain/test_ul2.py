@@ -5,17 +5,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.corpus.corpora import build as build_corpus
+from tests.corpus.corpora import texts
+from tests.lm.architectures import make as architecture
 from tests.pretrain.small import FAMILIES, VOCABULARY, build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.core.settings import make
+from trainwright.corpus.tokens import open_corpus
+from trainwright.data.order.pack import Pack
+from trainwright.evaluate.held_out import HeldOut
 from trainwright.lm.losses import token_losses
 from trainwright.lm.prefix import prefix_mask
 from trainwright.optim.adamw import Adamw
@@ -329,3 +336,30 @@ def test_mistakes_are_told() -> None:
     model.config._attn_implementation = "flex_attention"
     with pytest.raises(UserError, match="takes no mask of a prefix language model"):
         prefix_mask(model, batches(SMALL)[0][1])
+
+
+def test_with_a_corpus_whose_texts_begin_in_a_mode(tmp_path: Path) -> None:
+    """Documents begin with [S] there; training puts each example's own mode in its place, and evaluation
+    reads [S], which is no target."""
+    corpus = tmp_path / "corpus"
+    given = {"control_tokens": ("[R]", "[X]", "[S]"), "prefix": "[S]", "tune": 0.0, "test": 0.3}
+    build_corpus(corpus, texts(40), **given)
+    tokenizer = open_corpus(corpus).tokenizer
+    modes = tokenizer.convert_tokens_to_ids(["[R]", "[X]", "[S]"])
+    model = architecture("llama", vocab_size=len(tokenizer) + SENTINELS)
+    ctx = Context(seed=3, batch_rows=8, inputs={"data": [corpus]}, tokenizer=tokenizer)
+    run = Train(model, [Pack(length=32), SMALL, NextToken(), Adamw(lr=1e-2)], 4, ctx=ctx)
+    run.build()
+    batch = run.pull()
+    first = batch["input_ids"][batch["document"].diff(dim=1, prepend=torch.full((8, 1), -1)) > 0]
+    assert torch.isin(first, torch.tensor(modes)).all() and len(first.unique()) > 1
+    assert int(torch.isin(batch["input_ids"], torch.tensor(modes)).sum()) == len(first), "no text has two"
+    run.run()
+    read = HeldOut(length=32, batch_size=4)
+    found = open_corpus(corpus).select("test")
+    for rows in read.batches(open_corpus(corpus), found, "d", 32, ctx):
+        begins = rows["position_ids"][:, 0] == 0
+        assert (rows["input_ids"][begins, 0] == modes[2]).any()
+        assert not torch.isin(rows["targets"], torch.tensor(modes)).any()
+    with torch.no_grad():
+        assert read.measure(run.model, ctx)["loss/d"] > 0
