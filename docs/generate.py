@@ -20,6 +20,7 @@ from trainwright.core import registry
 from trainwright.core.card import Card, kinds
 from trainwright.core.settings import docs_of, hints_of, name_of
 from trainwright.core.stage import Role, Stage, stages
+from trainwright.papers.paper import Claim
 from trainwright.report import cards, field, paper_pages, papers
 
 DOCS = Path(__file__).parent
@@ -33,6 +34,7 @@ def pages() -> dict[str, str]:
     out["_generated/kinds.md"] = kinds_table()
     out["_generated/commands.md"] = commands()
     out["_generated/compare.md"] = settings_table(Settings)
+    out["_generated/claim.md"] = settings_table(Claim)
     out["_generated/evidence.md"] = paper_pages.evidence_tables()
     out["map.html"] = field.page(links=True)
     out |= paper_pages.pages()

@@ -78,6 +78,13 @@ def test_evidence_is_old_once_a_method_of_an_arm_changes():
     assert evidence.old(Told(claim, None)) == ""
 
 
+def test_a_recipe_or_a_program_counts_as_a_suite_does():
+    law = papers()["d-cpt-law"].claims[0]
+    assert set(evidence.code_of(law)) == {"script benchmarks/claims.py"}
+    mine = replace(papers()["paca"].claims[0], suite="", recipe="clip.toml")
+    assert set(evidence.code_of(mine)) == {"recipe clip.toml", "paca", "lora"}
+
+
 def test_methods_count_wherever_an_arm_names_them():
     claim = papers()["bert2bert"].claims[0]
     assert {"bert2bert", "pack", "cosine", "suite pretrain"} <= set(evidence.code_of(claim))

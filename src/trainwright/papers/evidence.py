@@ -90,11 +90,13 @@ def state(paper: Paper) -> str:
 
 
 def code_of(claim: Claim) -> dict[str, str]:
-    """What a measurement of a claim rests on: hashes of the suite and of the methods of both arms."""
-    found = {}
-    if claim.suite:
-        text = (SUITES / f"{claim.suite}.toml").read_bytes()
-        found[f"suite {claim.suite}"] = hashlib.sha256(text).hexdigest()[:16]
+    """What a measurement of a claim rests on: hashes of the suite, the recipe or the program that tests it,
+    and of the methods of both arms. An installed package has neither recipes nor programs."""
+    files = {f"suite {claim.suite}": SUITES / f"{claim.suite}.toml",
+             f"recipe {claim.recipe}": library.RECIPES / claim.recipe,
+             f"script {claim.script}": library.RECIPES.parent / claim.script}
+    found = {name: hashlib.sha256(file.read_bytes()).hexdigest()[:16] for name, file in files.items()
+             if file.is_file()}
     for name in sorted(set(_uses([claim.arms.get(claim.arm), claim.arms.get(claim.baseline)]))):
         if name in registry.cards():
             found[name] = _code(name)
@@ -122,6 +124,8 @@ def old(one: Told) -> str:
         return ""
     if one.entry["carried"]:
         return "measured before the code was kept beside the numbers"
-    now = code_of(one.claim)
-    changed = [name for name in {**now, **one.entry["code"]} if now.get(name) != one.entry["code"].get(name)]
+    now, then = code_of(one.claim), one.entry["code"]
+    there = library.RECIPES.is_dir()
+    changed = [name for name in {**now, **then} if now.get(name) != then.get(name)
+               and (there or not name.startswith(("recipe ", "script ")))]
     return f"measured before {', '.join(changed)} changed" if changed else ""
