@@ -128,6 +128,21 @@ def test_classes_that_are_numbers_stay(tmp_path: Path) -> None:
     assert made(tmp_path / "c", "label", ids=("d/0000", "d/0001", "d/0002"))["labels"].tolist() == [7, 0, 10]
 
 
+def test_what_there_is_to_say_of_pairs(tmp_path: Path) -> None:
+    """Two equal answers (also where only what is cut away differs), nothing said, and too long."""
+    said = {"plain": ("yes", "no"), "equal": ("yes", "yes"), "empty": ("yes", ""),
+            "long": ("a " * 40 + "b", "a " * 40 + "c")}
+    pairs = [{"id": name, "domain": "d", "columns": {"prompt": "q", "chosen": a, "rejected": b}}
+             for name, (a, b) in said.items()]
+    build(tmp_path / "c", pairs, tune=0.0, test=0.0)
+    corpus = open_corpus(tmp_path / "c")
+    inputs, found = Inputs(corpus, ["chosen", "rejected"], 12), corpus.examples("train")
+    told = inputs.survey(found.rows(range(4), inputs.columns))
+    assert told == (4, 2, 1, 1)
+    assert str(told) == ("of 4 pairs 2 have two equal answers, 1 an answer that says nothing, and 1 are cut to "
+                         "the length of a row")
+
+
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
     corpus = open_corpus(folder)
     with pytest.raises(UserError, match=r"the field 'lable' cannot become an input \(did you mean 'label'"):
@@ -143,7 +158,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         Inputs(Corpus(tmp_path / "bare"), ["text"], 8)
     lent = Inputs(Corpus(tmp_path / "bare"), ["text"], 8, tokenizer=corpus.tokenizer)
     assert lent.encoder is not None
-    assert set(NEEDS) == {"text", "chosen", "rejected", "image", "label", "number"}
+    assert set(NEEDS) == {"text", "chosen", "rejected", "image", "label", "number", "reference"}
 
 
 class Shown(Curate):

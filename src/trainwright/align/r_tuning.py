@@ -64,8 +64,8 @@ class RTuning(Curate):
     """Questions that are answered at once."""
     roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True)}
     expected_failures: ClassVar[dict[str, str]] = {
-        "rows_stream_through_it": "questions are answered in batches; what a model said is not said again for "
-        "each look"}
+        "rows_stream_through_it": "questions are answered in batches; what a model said is not said again "
+        "for each look"}
     example: ClassVar[dict[str, Any]] = {"new_tokens": 3}
 
     def __post_init__(self) -> None:
