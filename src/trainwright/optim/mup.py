@@ -23,10 +23,10 @@ behind it, stays as it is. The initial weights change in a stage that makes its 
 a model (``from.model``) names it for the rates alone. Parameters that other surgeries bring keep their rate.
 Heads need no care where their number grows with the width; where their size does, say ``base_head``.
 
-Not for optimizers whose step is no function of each entry's gradients alone up to their scale: under SGD
-the rates are others (the paper's table 3 has them), and Muon's and SOAP's are different again. Left out: the
-rules of SGD, the transfer over depth, batch and length (which the paper finds, without a theory), and its
-advice to begin with a head and queries of zero.
+Not for optimizers other than Adam and its kin, whose step does not depend on the scale of the gradient: SGD
+has other rates (in the paper's table 3), and matrix optimizers such as Muon have others again. Left out: the
+rules for SGD; the paper's advice to begin with a head and queries of zero; widths that do not grow in
+proportion to the hidden size.
 
 Errors: a model whose dimensions are not known (experts, another layout than Llama's or GPT-2's).
 State: ``shared``: rates, by parameter; ``param``: rate, where it is not one number (queries, keys and values
