@@ -23,8 +23,8 @@ behind it, stays as it is. The initial weights change in a stage that makes its 
 a model (``from.model``) names it for the rates alone. Parameters that other surgeries bring keep their rate.
 Heads need no care where their number grows with the width; where their size does, say ``base_head``.
 
-Not for optimizers other than Adam and its kin, whose step does not depend on the scale of the gradient: SGD
-has other rates (in the paper's table 3), and matrix optimizers such as Muon have others again. Left out: the
+It is for Adam and its kin alone, whose step does not depend on the scale of the gradient: do not use it with
+SGD, which has other rates (in the paper's table 3), or with Muon, which has others again. Left out: the
 rules for SGD; the paper's advice to begin with a head and queries of zero; widths that do not grow in
 proportion to the hidden size.
 
