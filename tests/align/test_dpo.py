@@ -11,13 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.align.pairs import batch, context, moved, repeated
+from trainwright import families
 from trainwright.align._pairs import Pairs, frozen, reference_pairs, scored
 from trainwright.align.dpo import FREE, Dpo
 from trainwright.check import tiny
+from trainwright.core import recipe
 from trainwright.core.batches import cut
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.finetune.lora import Lora
+from trainwright.life.jobs import jobs
+from trainwright.storage.store import Store
 
 VARIANTS = ("sigmoid", "robust", "hinge", "ipo", "normalized", "apo_zero", "apo_down", "simpo", "orpo")
 
@@ -170,6 +174,24 @@ def test_a_reference_has_no_dropout() -> None:
 def test_a_role_is_asked_for_only_where_it_is_used() -> None:
     assert made("sigmoid").asks()["reference"].instead == "model"
     assert not made("simpo").asks() and not made("sigmoid", reference="column").asks()
+
+
+def test_the_reference_of_a_stage_is_what_it_starts_from_unless_another_is_named(tmp_path: Path) -> None:
+    for name in ("start", "other"):
+        families.save(tiny.model(), tmp_path / name, tiny.tokenizer())
+
+    def references(method: dict[str, Any], **more: str) -> list[str]:
+        inputs = {"model": "start", "data": str(tiny.corpus())} | more
+        pairs = {"use": "examples", "fields": ["chosen", "rejected"], "length": 32}
+        table = {"stage": [{"name": "it", "kind": "train", "from": inputs, "steps": 1, "batch_size": 2,
+                            "methods": [pairs, method]}]}
+        (job,) = jobs(recipe.parse(table, tmp_path / "recipe.toml"), Store(tmp_path / "store"))
+        return [source.name for source in job.inputs.get("reference", [])]
+    assert references({"use": "dpo"}) == ["start"]
+    assert references({"use": "dpo"}, reference="other") == ["other"]
+    assert references({"use": "dpo", "variant": "simpo"}) == []
+    with pytest.raises(UserError, match=r"nobody here asks for from\.reference"):
+        references({"use": "dpo", "variant": "simpo"}, reference="other")
 
 
 def test_settings_that_cannot_be_together() -> None:

@@ -139,8 +139,8 @@ def test_what_there_is_to_say_of_pairs(tmp_path: Path) -> None:
     inputs, found = Inputs(corpus, ["chosen", "rejected"], 12), corpus.examples("train")
     told = inputs.survey(found.rows(range(4), inputs.columns))
     assert told == (4, 2, 1, 1)
-    assert str(told) == ("of 4 pairs 2 have two equal answers, 1 an answer that says nothing, and 1 are cut to "
-                         "the length of a row")
+    assert str(told) == ("of 4 pairs 2 have two equal answers, 1 an answer that says nothing, and 1 are cut "
+                         "to the length of a row")
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
