@@ -9,7 +9,7 @@ import torch
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
-from trainwright.merge._drop import drawn
+from trainwright.merge._drop import generators
 from trainwright.merge.dare import Dare
 from trainwright.merge.task_arithmetic import TaskArithmetic
 from trainwright.merge.ties import Ties
@@ -17,6 +17,10 @@ from trainwright.stages.merge import combined
 
 draw = torch.Generator().manual_seed(0)
 BASE, *MODELS = (torch.randn(60, 50, generator=draw) for _ in range(3))
+
+
+def drawn(shape: torch.Size, name: str, model: int, ctx: Context) -> torch.Tensor:
+    return torch.rand(shape, generator=generators(name, 2, ctx)[model])
 
 
 def merged(method: Dare, seed: int = 0) -> torch.Tensor:

@@ -17,9 +17,8 @@ from torch import Tensor
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.families.tensors import Reader
+from trainwright.merge._tensors import PIECE
 
-PIECE = 1 << 20
-"""Entries that are looked at together."""
 HALF = 16
 """Bits of each pass."""
 BINS = 1 << HALF

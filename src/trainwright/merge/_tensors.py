@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from trainwright.core.errors import UserError
 
+PIECE = 1 << 20
+"""Entries that are looked at together."""
 
 def weighted_sum(tensors: list[Tensor], weights: list[float]) -> Tensor:
     """The sum of ``weights[i] * tensors[i]``."""
@@ -42,6 +46,19 @@ def the_base(base: Tensor | None, name: str) -> Tensor:
             'from = { models = […], base = "NAME" }.'
         )
     return base
+
+
+def moved(
+    tensors: list[Tensor], base: Tensor, work: Callable[[list[Tensor]], Tensor], step: int = PIECE
+) -> Tensor:
+    """The base and what ``work`` makes of the task vectors, which it is given ``step`` entries at a time, as
+    vectors of its own: of a large tensor there are no copies."""
+    made = torch.empty(base.numel(), dtype=base.dtype)
+    flat, begin = [t.reshape(-1) for t in tensors], base.reshape(-1)
+    for start in range(0, len(made), step):
+        here = begin[start:start + step]
+        made[start:start + step] = work([t[start:start + step] - here for t in flat]).add_(here)
+    return made.view(base.shape)
 
 
 def together(vectors: list[Tensor], weights: list[float], elect: bool, mean: bool = True) -> Tensor:

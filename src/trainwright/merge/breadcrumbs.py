@@ -16,14 +16,16 @@ base; shares that exceed 1 together; weights that are not one each.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
 from trainwright.merge._ranks import at_ranks, slices
-from trainwright.merge._tensors import one_each, the_base, weighted_sum
+from trainwright.merge._tensors import moved, one_each, the_base, weighted_sum
 
 
 class Breadcrumbs(Arithmetic):
@@ -47,21 +49,23 @@ class Breadcrumbs(Arithmetic):
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
-        vectors = [t - base for t in tensors]
-        for vector in vectors:
-            self.mask(vector)
-        return weighted_sum(vectors, weights).mul_(self.scale).add_(base)
+        ranges = [self.kept(t - base) for t in tensors]
 
-    def mask(self, vector: Tensor) -> None:
-        """Set what is left out of a task vector to zero, in place."""
+        def masked(vectors: list[Tensor]) -> Tensor:
+            for vector, (low, high) in zip(vectors, ranges, strict=True):
+                size = vector.abs()
+                vector.masked_fill_((size < low) | (size >= high), 0)
+            return weighted_sum(vectors, weights).mul_(self.scale)
+        return moved(tensors, base, masked)
+
+    def kept(self, vector: Tensor) -> tuple[float, float]:
+        """The magnitudes from which on, and below which, entries of a task vector are kept."""
         total = vector.numel()
         large, kept = int(self.outliers * total), int(self.density * total)
         if not kept:
-            vector.zero_()
-            return
+            return math.inf, math.inf
         low, *high = at_ranks(slices(vector), [total - large - kept, *([total - large] if large else [])])
-        size = vector.abs()
-        out = size < low
-        if high:
-            out |= size >= high[0] if high[0] > low else size > low
-        vector.masked_fill_(out, 0)
+        if high and high[0] > low:
+            return low, high[0]
+        above = torch.nextafter(torch.tensor(low), torch.tensor(math.inf)).item()
+        return low, above if high else math.inf

@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
-from trainwright.merge._drop import drawn
-from trainwright.merge._tensors import one_each, the_base, together
+from trainwright.merge._drop import generators
+from trainwright.merge._tensors import moved, one_each, the_base, together
 
 
 class Dare(Arithmetic):
@@ -47,9 +48,12 @@ class Dare(Arithmetic):
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
-        vectors = [t - base for t in tensors]
-        for i, vector in enumerate(vectors):
-            vector.mul_(drawn(vector.shape, name, i, ctx) < self.density)
-            if self.rescale:
-                vector.div_(self.density)
-        return together(vectors, weights, self.elect).mul_(self.scale).add_(base)
+        draws = generators(name, len(tensors), ctx)
+
+        def dropped(vectors: list[Tensor]) -> Tensor:
+            for vector, draw in zip(vectors, draws, strict=True):
+                vector.mul_(torch.rand(vector.shape, generator=draw) < self.density)
+                if self.rescale:
+                    vector.div_(self.density)
+            return together(vectors, weights, self.elect).mul_(self.scale)
+        return moved(tensors, base, dropped)

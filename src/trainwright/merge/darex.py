@@ -22,12 +22,13 @@ from __future__ import annotations
 import fnmatch
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
-from trainwright.merge._drop import drawn
-from trainwright.merge._tensors import one_each, the_base, weighted_sum
+from trainwright.merge._drop import generators
+from trainwright.merge._tensors import moved, one_each, the_base, weighted_sum
 
 
 class Darex(Arithmetic):
@@ -51,8 +52,13 @@ class Darex(Arithmetic):
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
-        vectors = [t - base for t in tensors]
-        if any(fnmatch.fnmatchcase(name, glob) for glob in self.only):
-            for i, vector in enumerate(vectors):
-                vector.mul_(drawn(vector.shape, name, i, ctx) < self.density).div_(self.q or self.density)
-        return weighted_sum(vectors, weights).add_(base)
+        chosen = any(fnmatch.fnmatchcase(name, glob) for glob in self.only)
+        draws = generators(name, len(tensors), ctx)
+
+        def dropped(vectors: list[Tensor]) -> Tensor:
+            for vector, draw in zip(vectors, draws, strict=True):
+                if chosen:
+                    vector.mul_(torch.rand(vector.shape, generator=draw) < self.density)
+                    vector.div_(self.q or self.density)
+            return weighted_sum(vectors, weights)
+        return moved(tensors, base, dropped)

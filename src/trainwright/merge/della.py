@@ -23,9 +23,8 @@ from torch import Tensor
 
 from trainwright.core.context import Context
 from trainwright.core.method import Arithmetic
-from trainwright.merge._drop import drawn
-from trainwright.merge._ranks import PIECE
-from trainwright.merge._tensors import one_each, the_base, together
+from trainwright.merge._drop import generators
+from trainwright.merge._tensors import PIECE, moved, one_each, the_base, together
 
 
 class Della(Arithmetic):
@@ -53,13 +52,16 @@ class Della(Arithmetic):
 
     def combine(self, name: str, tensors: list[Tensor], base: Tensor | None, ctx: Context) -> Tensor:
         base, weights = the_base(base, self.name), one_each(self.weights, len(tensors), self.name)
-        vectors = [t - base for t in tensors]
-        for i, vector in enumerate(vectors):
-            draws = drawn(vector.shape, name, i, ctx)
-            for rows, chance in zip(_rows(vector), _rows(draws), strict=True):
+        draws = generators(name, len(tensors), ctx)
+        width = max(1, base.shape[-1] if base.ndim > 1 else base.numel())
+
+        def dropped(vectors: list[Tensor]) -> Tensor:
+            for vector, draw in zip(vectors, draws, strict=True):
+                rows = vector.view(-1, width)
                 kept = self.chances(rows)
-                rows.mul_(chance < kept).div_(kept)
-        return together(vectors, weights, self.elect).mul_(self.scale).add_(base)
+                rows.mul_(torch.rand(rows.shape, generator=draw) < kept).div_(kept)
+            return together(vectors, weights, self.elect).mul_(self.scale)
+        return moved(tensors, base, dropped, step=max(1, PIECE // width) * width)
 
     def chances(self, rows: Tensor) -> Tensor:
         """How likely each entry [rows, n] is kept."""
@@ -68,11 +70,3 @@ class Della(Arithmetic):
         places = torch.linspace(-0.5, 0.5, n) if n > 1 else torch.zeros(1)
         chances = torch.empty_like(rows)
         return chances.scatter_(1, order, (self.density + self.window * places).expand_as(rows))
-
-
-def _rows(tensor: Tensor) -> list[Tensor]:
-    """Views of a tensor's rows, some at a time."""
-    if not tensor.numel():
-        return []
-    flat = tensor.view(-1, tensor.shape[-1] if tensor.ndim > 1 else tensor.numel())
-    return list(flat.split(max(1, PIECE // max(1, flat.shape[1]))))
