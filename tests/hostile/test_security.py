@@ -224,7 +224,7 @@ def test_7_run_writes_into_the_store_alone(watched: Watched) -> None:
         assert not strange, f"{name} writes {strange}"
 
 
-@pytest.mark.parametrize("command", ["plan", "show", "store", "generate", "adapted", "export", "dry run"])
+@pytest.mark.parametrize("command", ["plan", "show", "store", "generate", "adapted", "export"])
 def test_8_what_only_looks_writes_nothing(command: str, watched: Watched) -> None:
     store = str(watched.home / "store")
     assert not [f for f in watched.noted(command, "write") if f.startswith(store)]
