@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator
@@ -119,6 +120,15 @@ class KnowledgeProbe(Evaluator):
                 for where, places in found.items()}
 
 
+def _states(model: Any, ids: Tensor, change: Sequence[Tensor]) -> Tensor:
+    """The last hidden states [R, L, d], with embeddings that are changed by A B."""
+    inputs = model.get_input_embeddings()(ids)
+    if change:
+        inputs = inputs + change[0][ids] @ change[1]
+    states: Tensor = model.get_decoder()(inputs_embeds=inputs, use_cache=False)[0]
+    return states
+
+
 class Probes:
     """Probes of all attributes, trained on some places."""
 
@@ -146,11 +156,7 @@ class Probes:
         ids = torch.zeros(len(places), max(lengths), dtype=torch.int64, device=self.device)
         for row, one in zip(ids, places, strict=True):
             row[:len(one.ids)] = torch.tensor(one.ids)
-        inputs = self.model.get_input_embeddings()(ids)  # type: ignore[operator]
-        if self.change:
-            inputs = inputs + self.change[0][ids] @ self.change[1]
-        body: Any = self.model.get_decoder()  # type: ignore[operator]
-        states: Tensor = body(inputs_embeds=inputs, use_cache=False)[0]
+        states: Tensor = sharding.within(self.model, _states, ids, self.change)
         return states[torch.arange(len(places)), torch.tensor(lengths) - 1].float()
 
     def _train(self, seen: Sequence[Place], draw: torch.Generator) -> None:

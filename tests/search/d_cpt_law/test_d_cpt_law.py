@@ -269,6 +269,19 @@ def test_it_fills_in_a_mixture_that_has_no_weights(said: dict[str, float] | None
     ) in line and "are an example" in line
 
 
+def test_a_recipe_is_told_which_size_the_law_would_take(tmp_path: Path) -> None:
+    """Its model and its tokens stay; the mixture is filled in."""
+    write_texts(tmp_path / "texts")
+    table = tomllib.loads(LIFE)
+    table["stage"][1]["methods"] = [
+        {"use": "pack", "length": 32}, {"use": "next_token"}, {"use": "adamw", "lr": 1e-2},
+        {"use": "mixture"}, {"use": "d_cpt_law", "domain": "code", "general": "prose", "compute": 1e15}]
+    found = jobs(parse({**table, "stage": table["stage"][:2]}, tmp_path / "life.toml"),
+                 Store(tmp_path / "store"))[1]
+    assert "fills in mixture.weights" in found.told[0]
+    assert "it would take parameters = " in found.told[0] and "it would take tokens = " in found.told[0]
+
+
 def test_rows_that_cannot_tell_are_refused() -> None:
     rows = PLANTED.made_up(Context())
     wrong: list[tuple[str, list[dict[str, Any]]]] = [
