@@ -103,5 +103,6 @@ def test_an_effect_that_halves_is_seldom_said_to_hold() -> None:
     """From 0.625 to 0.375: a change of exactly half its mean, the limit of ``holds``."""
     draw = np.random.default_rng(1)
     means = np.array([0.625, 0.5, 0.375])[:, None]
-    words = [trend(SCALES, means + 0.05 * draw.standard_normal((3, 5))).word for _ in range(2000)]
+    words = [trend(SCALES, means + 0.05 * draw.standard_normal((3, 5)), holds=0.5).word
+             for _ in range(2000)]
     assert words.count("holds") / 2000 < 0.05 + 0.02 and words.count("grows") == 0

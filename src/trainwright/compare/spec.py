@@ -69,7 +69,7 @@ class Ladder:
     smallest one and kept. Default: tuned at each."""
     extrapolate: Annotated[float, Between(1, 1e6)] = 10.0
     """How many times beyond the largest size the line is drawn, which is an extrapolation."""
-    holds: Annotated[float, Between(0, 1, above=True)] = 0.5
+    holds: Annotated[float, Between(0, 1, above=True)] = 0.25
     """The effect ``holds`` where it is shown to change by less than this share of its mean over the sizes."""
 
 

@@ -43,7 +43,7 @@ class Trend:
     scale: float
 
 
-def trend(scales: Sequence[float], effects: Sequence[Sequence[float]], holds: float = 0.5,
+def trend(scales: Sequence[float], effects: Sequence[Sequence[float]], holds: float = 0.25,
           extrapolate: float = 10.0, arms: int = 1) -> Trend:
     """The trend of an effect over sizes.
 
