@@ -210,7 +210,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     table: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "command": " ".join(["python", *sys.argv]),
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]).replace(given.mergekit, "VENV/bin/mergekit-yaml"),
         "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
                      "memory_gib": round(hardware.memory_bytes() / 2**30, 1)},
         "versions": {"torch": torch.__version__, "mergekit": version(given.mergekit)},
