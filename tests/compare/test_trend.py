@@ -68,6 +68,13 @@ def test_counted_numbers_have_a_trend_without_noise() -> None:
     assert trend(SCALES, [[-0.3] * 2, [-0.5] * 2, [-0.7] * 2]).word == "grows"
 
 
+def test_sizes_that_do_not_lie_on_a_line_are_said_not_to() -> None:
+    assert trend(SCALES, effects(0.2, 0.29, 0.3, noise=0.3)).bent
+    assert not trend(SCALES, effects(0.2, 0.25, 0.3, noise=0.3)).bent
+    assert not trend(SCALES, [[0.4] * 3, [0.3] * 3, [0.2] * 3]).bent, "rounding is no bend"
+    assert trend(SCALES, [[0.4] * 3, [0.2] * 3, [0.2] * 3]).bent
+
+
 def test_what_is_no_ladder_is_refused() -> None:
     with pytest.raises(ValueError, match="3 sizes at least, not of 2"):
         trend(SCALES[:2], effects(0.1, 0.2))

@@ -32,7 +32,8 @@ SAID = {
              "smallest size to the largest. Grows and shrinks: p < 0.05 of the change, shared by the arms. "
              "Not decided: the seeds show neither.",
     "beyond": "Beyond the largest size nothing was measured. The extrapolation assumes that the effect goes "
-              "on along its line, which no measurement here can show.",
+              "on along its line, which no measurement here can show; its interval holds the noise of the "
+              "seeds and not that the line may be wrong.",
 }
 
 

@@ -41,6 +41,8 @@ class Trend:
     beyond: Paired
     """The line at ``scale``: an extrapolation."""
     scale: float
+    bent: bool = False
+    """Whether the sizes are shown not to lie on a line: the extrapolation is a guess then."""
 
 
 def trend(scales: Sequence[float], effects: Sequence[Sequence[float]], holds: float = 0.25,
@@ -78,13 +80,21 @@ def trend(scales: Sequence[float], effects: Sequence[Sequence[float]], holds: fl
     change = slope * float(x[-1] - x[0])
     found = Trend("not decided", paired(list(mean)), paired(list(change)), at(float(x[0])), at(float(x[-1])),
                   at(end), 10**end)
-    return replace(found, word=_word(found, mean, change, holds, alpha))
+    off = d - (mean + slope * middle[:, None])
+    bent = _bent(off, float(np.abs(d).max()))
+    return replace(found, word=_word(found, mean, change, holds, alpha), bent=bent)
+
+
+def _bent(off: np.ndarray, most: float) -> bool:
+    """Whether the mean distance of any size from the lines of its seeds is not zero, beyond rounding."""
+    real = [one for one in off if abs(float(one.mean())) > 1e-9 * most]
+    return any(paired(list(one)).p * len(off) < ALPHA for one in real)
 
 
 def table(t: Trend) -> dict[str, Any]:
     """For ``result.json``: means and 95 % intervals."""
     parts = {name: getattr(t, name) for name in ("effect", "change", "first", "last", "beyond")}
-    return {"word": t.word, "p": t.change.p, "scale_beyond": t.scale,
+    return {"word": t.word, "p": t.change.p, "scale_beyond": t.scale, "bent": t.bent,
             **{name: {"mean": p.difference, "low": p.low, "high": p.high} for name, p in parts.items()}}
 
 

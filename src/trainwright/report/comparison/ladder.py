@@ -72,10 +72,10 @@ def _sentence(result: dict[str, Any], t: dict[str, Any]) -> tuple[str, Markup]:
     points, names = t["points"], [s["name"] for s in result["sizes"]]
     return "", lead + Markup(how[t["word"]]) + Markup(
         "{}, from {} at {} to {} at {}. <span class=\"cost\">Extrapolated to {} {}: {}, if it goes on along "
-        "its line.</span>").format(
+        "its line{}.</span>").format(
             ", and changes its sign" if crosses else "", number(t, points[0]), names[0],
             number(t, points[-1]), names[-1], short(t["scale_beyond"]), UNITS[result["unit"]],
-            number(t, t["beyond"]))
+            number(t, t["beyond"]), ", which these sizes do not lie on" if t["bent"] else "")
 
 
 def _plot(trends: Sequence[dict[str, Any]], result: dict[str, Any], name: str, out: Path) -> Plot | None:
