@@ -44,6 +44,16 @@ def test_a_part_that_ran_twice_counts_once(tmp_path: Path) -> None:
     assert len(provenance.trace(tmp_path, ["read"])) == 3
 
 
+def test_the_order_in_which_parts_ran_does_not_matter(tmp_path: Path) -> None:
+    """Parts are run by several threads: two runs are the same to the byte nevertheless."""
+    for number, parts in enumerate((("dc", "ab"), ("ab", "dc"))):
+        (folder := tmp_path / str(number)).mkdir()
+        for name, ids in zip("xy", parts, strict=True):
+            tap(folder, 0, ids, name)
+    one, two = (provenance.trace(tmp_path / str(n), ["read"]) for n in range(2))
+    assert one.equals(two) and one["id"].to_pylist() == ["a", "b", "c", "d"]
+
+
 def test_a_method_after_which_nothing_is_left(tmp_path: Path) -> None:
     tap(tmp_path, 0, "ab")
     table = provenance.trace(tmp_path, ["read", "none"])

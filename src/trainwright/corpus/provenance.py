@@ -191,9 +191,9 @@ def kept(table: pa.Table) -> dict[str, Any]:
 def _seen(taps: Path, number: int) -> pa.Table:
     files = sorted(taps.glob(f"{number:03d}-*.parquet"))
     rows = pa.concat_tables([TAP.empty_table(), *(pq.read_table(file, schema=TAP) for file in files)])
-    # a cluster may run a part of the table twice
+    # parts of the table come in any order, and a cluster may run one twice
     _, first = np.unique(rows[ID].to_numpy(), return_index=True)
-    return rows.take(np.sort(first)).combine_chunks()
+    return rows.take(first).combine_chunks()
 
 
 def _tally(column: pa.ChunkedArray) -> dict[str, int]:
