@@ -353,6 +353,16 @@ TIMES = []
         return tensors[0] + torch.rand(())
 '''
     },
+    "pieces_make_the_whole": {
+        "something else of a piece": '''class Mine(Arithmetic):
+    """."""
+
+    entrywise = True
+
+    def combine(self, name, tensors, base, ctx):
+        return base + (tensors[0] - base) * (tensors[0] > tensors[0].mean())
+'''
+    },
     "scores_stay_scores": {
         "it makes torch.float32 (2,)": '''class Mine(Decode):
     """."""
