@@ -44,8 +44,8 @@ OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.
 def fork(
     folder: Path, store: str, arm: Callable[[], None] = lambda: None, words: tuple[str, ...] = ()
 ) -> int:
-    """Start ``trainwright run life.toml --store STORE WORD …`` in a process of its
-    own; returns its number."""
+    """Start ``trainwright run life.toml --store STORE WORD …``, or the command that ``words`` begin with, in
+    a process of its own; returns its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -55,7 +55,8 @@ def fork(
         os.dup2(log, 1)
         os.dup2(log, 2)
         os.chdir(folder)
-        sys.argv = ["trainwright", "run", "life.toml", "--store", store, *words]
+        begins = () if words and not words[0].startswith("-") else ("run", "life.toml")
+        sys.argv = ["trainwright", *begins, *words, "--store", store]
         arm()
         cli.main()
     except SystemExit as ended:
