@@ -235,3 +235,16 @@ def test_several_corpora_are_one_data(life: Path) -> None:
     lost = stage(methods=[{"use": "pack", "length": 32}], **{"from": {"data": ["corpus", "two"]}})
     with pytest.raises(UserError, match=r"the stage needs one artifact as 'data'.* corpus, two: say which"):
         run(parse({"stage": [CORPUS, two, lost]}, life), Store(life.parent / "store"))
+
+
+def test_a_tokenizer_that_found_fewer_tokens_than_it_was_asked_for_goes_on(life: Path) -> None:
+    """Before it is trained, a corpus' vocabulary is known only from above."""
+    text = life.read_text().replace("vocab_size = 300", "vocab_size = 2000")
+    life.write_text(text)
+    store = Store(life.parent / "store")
+    made = run(load(life), store)
+    assert made["corpus"].figures["vocab_size"] < 2000
+    assert run(load(life), store)["adapt"].path == made["adapt"].path
+    for stage in ("judge", "merged", "adapt", "corpus"):
+        store.remove(made[stage].path.name, force=True)
+    assert run(load(life), store)["adapt"].figures["steps"]

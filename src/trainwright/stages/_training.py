@@ -250,12 +250,24 @@ def examine(job: Job, store: Store) -> None:
     model's config is known."""
     config = stage_of(job).start_config(job, store)
     if config is not None:
-        check_model(job, config)
+        check_model(job, config, store)
 
 
-def check_model(job: Job, config: Any) -> nn.Module:
+def _vocabulary(job: Job, store: Store) -> int | None:
+    """Tokens of the corpus' tokenizer. One that is trained may find fewer than it was asked for: of a corpus
+    that is still to be made nothing is said beside a model that is there."""
+    source = job.source("data") or job.source("tokenizer")
+    made = store.find(source.job.stage.name, source.job.key) if source is not None and source.job else None
+    if made is not None and isinstance(size := made.figures.get("vocab_size"), int):
+        return size
+    begun = stage_of(job).origin(job)
+    there = begun is not None and begun.job is not None and begun.ready(store)
+    return None if there else job.vocabulary("data", "tokenizer")
+
+
+def check_model(job: Job, config: Any, store: Store) -> nn.Module:
     """Claims against the untouched model, and the vocabulary; returns the model without weights."""
-    size, vocabulary = families.config_vocabulary(config), job.vocabulary("data", "tokenizer")
+    size, vocabulary = families.config_vocabulary(config), _vocabulary(job, store)
     if vocabulary and size is not None and vocabulary > size:
         raise UserError(f"{job.where}: the corpus has a vocabulary of {vocabulary} tokens, "
                         f"which does not fit the model's {size} (vocab_size).")
