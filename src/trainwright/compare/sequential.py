@@ -104,7 +104,8 @@ def decisions(differences: Mapping[str, Sequence[float]], better: Literal["lower
     shared = alpha / max(1, len(differences))
     found = {name: anytime(values, shared) for name, values in differences.items()}
     out: dict[str, Decision] = {}
-    for (name, one), p in zip(found.items(), corrected([one.p for one in found.values()], margin), strict=True):
+    values = corrected([one.p for one in found.values()], margin)
+    for (name, one), p in zip(found.items(), values, strict=True):
         said: Decision = verdict(one.difference, p, better, alpha)
         if said == "no difference" and (margin is None or not -margin < one.low <= one.high < margin):
             said = "not decided"

@@ -167,7 +167,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _score(z: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a tile: its logsumexp, and what ``hit_of`` finds. Works in place, since the tile is nobody else's."""
+    """Of a tile: its logsumexp, and what ``hit_of`` finds. Works in place: the tile is nobody else's."""
     z = z.float()
     hit, top = hit_of(z, place), z.amax(1).clamp_(min=LEAST)
     return z.sub_(top[:, None]).exp_().sum(1).log_().add_(top), hit
