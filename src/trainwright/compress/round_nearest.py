@@ -1,0 +1,53 @@
+"""Rounding to nearest: each weight of a linear layer becomes the nearest of 2^bits numbers, without data.
+
+The baseline of all papers on quantization after training; the grids are those of
+``trainwright.lm.quantized``, equal to those of the library compressed-tensors. With W [out, in] and, for each
+``group_size`` neighbouring inputs of an output, a scale s and a whole number z,
+
+    W' = s (clamp(round(W / s + z), -2^(bits - 1), 2^(bits - 1) - 1) - z).
+
+The weights stay floating-point numbers, as large as before, that take no other value than those of the grid;
+nothing later keeps them there. Embeddings, head, norms, biases and what goes through the layers stay as they
+are. Not below 4 bits, where a row of weights is rather worth ``gptq`` or a small group.
+Errors: settings out of range; a ``layers`` that matches no linear layer; a group that does not fill a layer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from trainwright.core.context import Context
+from trainwright.core.method import ParamMap, Surgery
+from trainwright.lm import quantized, sparsity
+from trainwright.lm.layers import as_linear_weight, linear_layers
+
+
+class RoundNearest(Surgery):
+    """Weights rounded to a grid of few numbers."""
+
+    bits: quantized.Bits = 4
+    """Bits of a weight, 2 to 8."""
+    symmetric: bool = True
+    """Whether the grid lies around zero; otherwise it reaches from the smallest weight to the largest."""
+    group_size: quantized.Group = 0
+    """Neighbouring inputs of an output that share a grid; 0 is all of them."""
+    layers: str = "all-linear"
+    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names."""
+    neutral: ClassVar[bool] = False
+    example: ClassVar[dict[str, Any]] = {"bits": 4}
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return sparsity.claimed(model, self.layers)
+
+    @torch.no_grad()
+    def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
+        layers = linear_layers(model, self.layers)
+        for name, layer in layers.items():
+            quantized.check_group(self.group_size, as_linear_weight(layer).shape[1], name)
+        for layer in layers.values():
+            weight = as_linear_weight(layer)
+            weight.copy_(quantized.grid(weight, self.bits, self.symmetric, self.group_size).nearest(weight))
+        return None
