@@ -22,7 +22,7 @@ from trainwright.core.method import Decode
 from trainwright.corpus import bpe
 from trainwright.evaluate.decode.min_p import MinP
 from trainwright.evaluate.decode.nucleus import Nucleus
-from trainwright.lm.generation import Prompt, drawn, generate, written
+from trainwright.lm.generation import Prompt, drawn, generate, sampled, written
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -89,6 +89,17 @@ def test_a_text_depends_on_its_prompt_and_seed_alone(model: Any, monkeypatch: py
     monkeypatch.setattr(sharding, "rank", lambda: 1)
     assert written(model, tiny.tokenizer(), asked[::-1], ctx) == alone[::-1]
     assert written(model, tiny.tokenizer(), [], ctx) == []
+
+
+def test_what_is_sampled_has_the_log_probabilities_of_all_that_might_be(model: Any) -> None:
+    asked, tokenizer = prompts(1.3), tiny.tokenizer()
+    found = sampled(model, tokenizer, asked, Context(decode=(Nucleus(p=0.1),)), batch_size=2)
+    assert [one.ids for one in found] == written(model, tokenizer, asked, Context(), top_k=0)
+    for prompt, one in zip(asked, found, strict=True):
+        with torch.no_grad():
+            scores = model(input_ids=torch.tensor([[*prompt.ids, *one.ids]])).logits[0, len(prompt.ids) - 1:-1]
+        right = (scores / 1.3).log_softmax(-1).gather(1, torch.tensor(one.ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(one.logp), right, atol=1e-4, rtol=1e-4)
 
 
 class Only(Decode):

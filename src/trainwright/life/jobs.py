@@ -167,12 +167,18 @@ def _key(job: Job) -> str:
     """The hash of everything that the artifact depends on."""
     settings = {k: v for k, v in job.settings.items() if k not in job.stage.idle}
     hashes = {role: [s.hash for s in sources] for role, sources in job.inputs.items()}
-    code = [identity.code(registry.locate(use, job.root, job.where)) for use in job.uses]
+    code = [identity.code(registry.locate(use, job.root, job.where)) for use in (*job.uses, *_within(job))]
     named = [f for m in job.methods for f in identity.files_of(m, job.root)] + job.stage.reads(job)
     outside = [m.depends(job.root) for m in job.of(Curate)]
     return key_of(
         identity.FORMAT, settings, hashes, code, [identity.content(f) for f in named], outside, job.seed
     )
+
+
+def _within(job: Job) -> list[str]:
+    """The methods that settings of its methods name: the task of a rollout."""
+    tables = [v for m in job.methods for v in vars(m).values() if isinstance(v, dict)]
+    return [table["use"] for table in tables if isinstance(table.get("use"), str)]
 
 
 def _check_kinds(stage: Stage, methods: Sequence[Method], where: str) -> None:

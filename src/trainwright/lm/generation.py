@@ -2,6 +2,8 @@
 
     said = written(model, ctx.tokenizer, [Prompt(ids, new_tokens=40, seed=seed, temperature=0.8)], ctx)
 
+and, where it is to be learned from, with ``sampled``, which tells the log-probabilities too.
+
 The scores of the next token go through a chain: they are divided by the prompt's temperature, shaped by the
 ``Decode`` methods of the stage (``ctx.decode``) in recipe order, and a token is drawn from their softmax; at
 temperature 0 it is the likeliest. Prompts are batched, and keys and values are cached. Each prompt has a
@@ -12,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ MOST_TOKENS = 1_000_000
 """Of one text; no model writes more than that in a day."""
 USUAL_TOP_K = 50
 """How many of the likeliest tokens transformers draws from where a model's generation config does not say."""
+T = TypeVar("T")
 
 
 class Prompt(NamedTuple):
@@ -46,6 +49,15 @@ class Prompt(NamedTuple):
     """By which the scores are divided; at 0 each token is the likeliest."""
 
 
+class Sampled(NamedTuple):
+    """What was written after a prompt."""
+
+    ids: list[int]
+    """Its tokens, with the one that ends it."""
+    logp: list[float]
+    """Of each its log-probability at the prompt's temperature, as it was when the token was drawn."""
+
+
 def written(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, *, batch_size: int = 32,
             top_k: int | None = None) -> list[list[int]]:
     """The tokens that a model writes after each prompt, up to and including the one that ends the text.
@@ -57,21 +69,47 @@ def written(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context,
         top_k: among how many of the likeliest tokens to draw, before ``ctx.decode``; 0: among all. By default
             as the model's generation config says, if ``ctx.decode`` names no method.
     """
-    out: list[list[int]] = [[] for _ in prompts]
+    def write(part: Sequence[Prompt]) -> list[list[int]]:
+        return _batch(model, tokenizer, part, ctx, _chain(model, part, ctx, top_k))
+    return _in_batches(model, prompts, batch_size, write)
+
+
+def sampled(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, *, batch_size: int = 32,
+            together: bool = False) -> list[Sampled]:
+    """Tokens drawn from all that a model may say after each prompt, with their log-probabilities.
+
+    Nothing but the temperature shapes the scores: neither the model's generation config nor ``ctx.decode``.
+
+    Args:
+        prompts: as in ``written``, of a temperature above 0.
+        together: whether all ranks write at once, as many prompts each, with a model that is sharded over
+            them: a rank that is done goes on for the others.
+    """
+    def write(part: Sequence[Prompt]) -> list[Sampled]:
+        heard: list[Tensor] = []
+        chain = _chain(model, part, replace(ctx, decode=()), 0, heard)
+        said = _batch(model, tokenizer, part, ctx, chain, together)
+        logp = torch.stack(heard, 1).tolist()
+        return [Sampled(ids, row[:len(ids)]) for ids, row in zip(said, logp, strict=True)]
+    return _in_batches(model, prompts, batch_size, write)
+
+
+def _in_batches(model: Any, prompts: Sequence[Prompt], batch_size: int,
+                write: Callable[[Sequence[Prompt]], list[T]]) -> list[T]:
+    """What ``write`` makes of prompts of about one length at a time, in their order."""
+    out: dict[int, T] = {}
     order = sorted(range(len(prompts)), key=lambda i: (prompts[i].new_tokens, len(prompts[i].ids)))
     with families.evaluating(model), torch.no_grad():
         while order:
             new = prompts[order[0]].new_tokens
             part = [i for i in order[:batch_size] if prompts[i].new_tokens == new]
             order = order[len(part):]
-            said = _batch(model, tokenizer, [prompts[i] for i in part], ctx, top_k)
-            for i, ids in zip(part, said, strict=True):
-                out[i] = ids
-    return out
+            out |= dict(zip(part, write([prompts[i] for i in part]), strict=True))
+    return [out[i] for i in range(len(prompts))]
 
 
-def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context,
-           top_k: int | None) -> list[list[int]]:
+def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, chain: list[Processor],
+           together: bool = False) -> list[list[int]]:
     from transformers import GenerationConfig, LogitsProcessorList
     device, two_parts = next(model.parameters()).device, bool(model.config.is_encoder_decoder)
     end = model.generation_config.eos_token_id
@@ -88,8 +126,8 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context,
         rows = [([pad] * len(b) + ids, b + there) for (ids, there), b in zip(rows, blank, strict=True)]
     made = model.generate(input_ids=torch.tensor([ids for ids, _ in rows], device=device),
                           attention_mask=torch.tensor([there for _, there in rows], device=device),
-                          generation_config=how,
-                          logits_processor=LogitsProcessorList(_chain(model, prompts, ctx, top_k)))
+                          generation_config=how, logits_processor=LogitsProcessorList(chain),
+                          synced_gpus=together)
     return [_ended(row, end) for row in made[:, 1 if two_parts else width:].tolist()]
 
 
@@ -99,8 +137,10 @@ def _ended(ids: list[int], end: int | list[int] | None) -> list[int]:
     return next((ids[:i + 1] for i, token in enumerate(ids) if token in ends), ids)
 
 
-def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | None) -> list[Processor]:
-    """What the scores of a batch go through."""
+def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | None,
+           heard: list[Tensor] | None = None) -> list[Processor]:
+    """What the scores of a batch go through; ``heard`` gets the log-probabilities of what is drawn, a place
+    at a time."""
     from transformers import TopKLogitsWarper
     for p in prompts:
         check_temperature(p.temperature)
@@ -115,8 +155,13 @@ def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | Non
     elif top_k is None and not shaping:
         shaping = usual(model)
     divisor = torch.where(warmth > 0, warmth, 1.0)[:, None]
-    return [numbers, lambda tokens, scores: scores / divisor.to(scores.device), *shaping,
-            lambda tokens, scores: drawn(scores, draws, warmth > 0)]
+
+    def choose(tokens: Tensor, scores: Tensor) -> Tensor:
+        chosen = drawn(scores, draws, warmth > 0)
+        if heard is not None:
+            heard.append(scores.log_softmax(-1).gather(1, chosen.argmax(-1, keepdim=True))[:, 0].cpu())
+        return chosen
+    return [numbers, lambda tokens, scores: scores / divisor.to(scores.device), *shaping, choose]
 
 
 def numbers(tokens: Tensor, scores: Tensor) -> Tensor:

@@ -1,0 +1,220 @@
+"""Group relative policy optimization: answers that are better than their group's mean become likelier.
+
+"DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models" (arXiv 2402.03300) and
+what was published after it. With r_i the rewards of the G answers of a group (those that are graded), pi the
+model, old the one that sampled, t a token of an answer:
+
+    A_i   = (r_i - mean r) / (std r + 1e-4)      std over n - 1; scale = "none": without the divisor
+    rho_t = pi(t) / old(t);  ratio = "sequence": the geometric mean over the answer's tokens, for all of them
+
+    clip      the loss of a token
+    ppo       - min(rho A, clamp(rho, 1 - clip_low, 1 + clip_high) A)
+    cispo     - stop(min(rho, 1 + clip_high)) A log pi(t)                no token loses its gradient
+    none      - rho A
+
+    + kl K,  with d = log pi(t) - log ref(t):   k1: d     k2: d^2 / 2     k3: exp(-d) + d - 1
+             corrected = true: rho K, whose gradient is that of the divergence   (arXiv 2512.02556)
+
+    divide    units, of which the loop takes the mean over the whole step, all micro-batches and ranks
+    token     tokens: a long answer weighs more
+    answer    answers, each the mean over its tokens
+    group     groups, each the mean over the tokens of its graded answers
+    length    answers, each the sum over its tokens by ``new_tokens`` of the rollout
+
+    paper                            settings
+    GRPO      arXiv 2402.03300       divide = "answer", kl = 0.04
+    Dr. GRPO  arXiv 2503.20783       divide = "length", scale = "none"
+    DAPO      arXiv 2503.14476       divide = "token", clip_high = 0.28
+    GSPO      arXiv 2507.18071       divide = "answer", ratio = "sequence", clip_low = 3e-4, clip_high = 4e-4
+    CISPO     arXiv 2506.13585       divide = "token", clip = "cispo", clip_high = 4.0
+
+It reads the batch of ``rollout``; log-probabilities are at the temperature of that. As a loss, k1 has a
+gradient of mean 0 where the model is the one that sampled: it measures, and holds nothing, unless it is
+corrected; k2 has that of the divergence, k3 is the usual one. The reference is the model that the stage
+starts from, unless ``from.reference`` names another; without ``kl`` there is none.
+
+In the first step on a rollout the model has not moved, so old and pi should agree: the mean and the largest
+difference of their log-probabilities are logged (``mismatch/mean``, ``mismatch/largest``; with micro-batches,
+the mean of their largest), and a mean above ``most_mismatch`` stops the stage as failed before its next step.
+Logs too: ``entropy``, ``clipped`` (share of tokens whose clip acts), ``ratio`` and, with a reference, ``kl``.
+
+Left out of DAPO: sampling until groups differ, and the penalty for length (``finished`` of ``rollout`` drops
+what is too long). Not where pairs or answers are at hand and nothing can grade new ones: ``dpo``,
+``supervised``.
+
+Errors: a batch that is not of ``rollout``; what ``dpo`` says of its reference; a mismatch.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainwright.align._pairs import check_reference, frozen
+from trainwright.core.context import Context, View
+from trainwright.core.errors import UserError
+from trainwright.core.method import UNTRAINED, Batch, Command, Controller, Objective, State, Stop
+from trainwright.core.settings import Between, Positive, Rate
+from trainwright.core.stage import Role
+from trainwright.families import evaluating
+from trainwright.lm.logprobs import token_logprobs
+
+SPREAD = 1e-4
+"""What is added to the standard deviation of a group's rewards."""
+FARTHEST = 20.0
+"""Of a log-ratio, before it becomes a ratio."""
+NOTHING = 1e-9
+"""Units of a micro-batch without a graded answer: the loss is 0, and the stage goes on."""
+READS = ("logp", "reward", "group_rewards", "group_graded", "group_tokens", "temperature")
+
+
+class Grpo(Objective, Controller):
+    """The clipped policy gradient with advantages relative to the group, one number a token, answer or
+    group."""
+
+    ratio: Literal["token", "sequence"] = "token"
+    """What is compared with the model that sampled: each token, or the answer as a whole."""
+    clip: Literal["ppo", "cispo", "none"] = "ppo"
+    """What becomes of a ratio that is too far from 1."""
+    clip_low: Annotated[float, Between(0, 1)] = 0.2
+    """How far a ratio may fall below 1."""
+    clip_high: Rate = 0.2
+    """How far a ratio may rise above 1."""
+    scale: Literal["group", "none"] = "group"
+    """Whether advantages are divided by the standard deviation of their group."""
+    divide: Literal["token", "answer", "group", "length"] = "token"
+    """What the loss is the mean of."""
+    kl: Rate = 0.0
+    """Factor of the divergence from the reference."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """How that is estimated."""
+    corrected: bool = False
+    """Whether that estimate is multiplied by the ratio, through which the gradient then flows too."""
+    reference: Literal["model", "adapter_off"] = "model"
+    """The reference: a frozen model, or the model with its adapters off."""
+    most_mismatch: Positive = 0.1
+    """Mean difference, in nats, of the log-probabilities of sampling and training that stops the stage."""
+    roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True, instead="model")}
+    families: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    beside: ClassVar[tuple[dict[str, Any], ...]] = (
+        {"use": "rollout", "task": {"use": "matches", "pattern": "[aeiou]", "whole": False}, "group": 4,
+         "prompts": 4, "epochs": 2, "new_tokens": 4, "length": 32, "domains": ["chat"]},)
+    example: ClassVar[dict[str, Any]] = {"kl": 0.05}
+
+    def asks(self) -> dict[str, Role]:
+        return self.roles if self.kl and self.reference == "model" else {}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        if self.kl:
+            check_reference(self.name, self.reference, model, ctx)
+        return {}
+
+    def tick(self, view: View, state: State) -> Iterable[Command]:
+        found = view.notes.get("mismatch/mean", 0.0)
+        if not found <= self.most_mismatch:
+            yield Stop("in training the model gives the tokens that it has sampled other log-probabilities, "
+                       f"by {found:.3g} on average (most_mismatch = {self.most_mismatch:g}): does it have "
+                       "dropout, or another precision?", failed=True)
+
+    def count(self, batch: Batch) -> float:
+        if missing := [name for name in READS if name not in batch]:
+            raise UserError(f"grpo: the batch has no {missing[0]}: take {{ use = \"rollout\" }} as the data "
+                            "method.")
+        learned = batch["targets"] != UNTRAINED
+        if self.divide == "token":
+            return max(float(learned.sum()), NOTHING)
+        there = learned.any(1).double()
+        if self.divide == "group":
+            there = there / batch["group_graded"].sum(1).clamp(min=1)
+        return max(float(there.sum()), NOTHING)
+
+    def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
+        rows = _trimmed(batch)
+        learned = rows["targets"] != UNTRAINED
+        logp, entropy = token_logprobs(model, rows, batch["temperature"])
+        moved = torch.where(learned, logp - rows["logp"], 0)
+        values = self.policy_loss(logp, moved, self.advantages(batch), learned)
+        told = {"entropy": entropy}
+        if self.kl:
+            with torch.no_grad(), frozen(self.reference, model, ctx) as other, evaluating(other):
+                apart = token_logprobs(other, rows, batch["temperature"]).logp
+            told["kl"] = self.divergence(logp - apart)
+            held = told["kl"] * (self.ratios(moved, learned) if self.corrected else 1)
+            values = values + self.kl * held
+        self._note(told, moved, batch, learned, ctx)
+        return self.divided(torch.where(learned, values, 0), batch)
+
+    # ---- its parts -----------------------------------------------------------------------------------------
+
+    def advantages(self, batch: Batch) -> Tensor:
+        """How much better than its group each answer is [R]; 0 where it is the only one with a grade."""
+        there, given = batch["group_graded"].float(), batch["group_rewards"]
+        many = there.sum(1)
+        mean = (given * there).sum(1) / many.clamp(min=1)
+        better = batch["reward"] - mean
+        if self.scale == "none":
+            return better
+        squares = ((given - mean[:, None]).square() * there).sum(1)
+        return better / ((squares / (many - 1).clamp(min=1)).sqrt() + SPREAD)
+
+    def ratios(self, moved: Tensor, learned: Tensor) -> Tensor:
+        """Probabilities over those of sampling, given the log-ratio of each token: [R, L], or [R, 1]."""
+        if self.ratio == "sequence":
+            moved = moved.sum(1, keepdim=True) / learned.sum(1, keepdim=True).clamp(min=1)
+        return moved.clamp(-FARTHEST, FARTHEST).exp()
+
+    def policy_loss(self, logp: Tensor, moved: Tensor, advantages: Tensor, learned: Tensor) -> Tensor:
+        """The loss of each token [R, L], of log-probabilities, log-ratios and advantages."""
+        ratio, better = self.ratios(moved, learned), advantages[:, None]
+        if self.clip == "cispo":
+            return -ratio.clamp(max=1 + self.clip_high).detach() * better * logp
+        values = ratio * better
+        if self.clip == "ppo":
+            values = torch.minimum(values, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * better)
+        return -values.expand_as(logp)
+
+    def divergence(self, apart: Tensor) -> Tensor:
+        """The estimate of the divergence at each token, given log pi - log ref."""
+        match self.estimator:
+            case "k1":
+                return apart
+            case "k2":
+                return apart.square() / 2
+            case _:
+                return torch.expm1(-apart) + apart
+
+    def divided(self, values: Tensor, batch: Batch) -> Tensor:
+        """The losses of tokens [R, L] as those of units, rows first."""
+        if self.divide == "token":
+            return values
+        if self.divide == "answer":
+            return values.sum(1) / (batch["targets"] != UNTRAINED).sum(1).clamp(min=1)
+        if self.divide == "group":
+            return values.sum(1) / batch["group_tokens"].clamp(min=1)
+        return values.sum(1) / batch["new_tokens"]
+
+    @torch.no_grad()
+    def _note(self, told: dict[str, Tensor], moved: Tensor, batch: Batch, learned: Tensor,
+              ctx: Context) -> None:
+        many = int(learned.sum())
+        if not many:
+            return
+        ratio = self.ratios(moved, learned).expand_as(moved)
+        better = self.advantages(batch)[:, None].expand_as(moved)
+        high = (ratio > 1 + self.clip_high) & ((better > 0) | (self.clip == "cispo"))
+        low = (ratio < 1 - self.clip_low) & (better < 0) & (self.clip == "ppo")
+        acts = (high & (self.clip != "none")) | low
+        for name, values in (told | {"ratio": ratio, "clipped": acts.float()}).items():
+            ctx.note(name, values[learned].mean(), weight=many)
+        if batch["fresh"]:
+            ctx.note("mismatch/mean", moved[learned].abs().mean(), weight=many)
+            ctx.note("mismatch/largest", moved[learned].abs().max())
+
+
+def _trimmed(batch: Batch) -> Batch:
+    """The rows as long as the longest of them."""
+    width = max(1, int(batch["attention_mask"].sum(1).max()))
+    names = ("input_ids", "targets", "position_ids", "logp")
+    return {name: batch[name][:, :width] for name in names} | {"packed": False}
