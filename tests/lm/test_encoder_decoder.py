@@ -121,6 +121,7 @@ RECIPE = """title = "T5"
 name = "corpus"
 kind = "corpus"
 vocab_size = 400
+control_tokens = ["[R]", "[X]", "[S]"]
 tune = 0.1
 test = 0.1
 methods = [{ use = "python_library", megabytes = 0.05, domains = ["prose"] }]
