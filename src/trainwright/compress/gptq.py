@@ -14,9 +14,10 @@ beforehand, so that groups stay neighbours. Blocks of the model go one after the
 quantized ones before it make of the data. Zeros of a mask stay. Memory for H is in^2 float32 for each layer
 of one block.
 
-The weights stay floating-point numbers, as large as before, that take no other value than those of the grid;
-nothing later keeps them there. Padding, where rows have any, counts as input too. Not for few calibration
-tokens: where a layer saw fewer than it has inputs, that is said, and rounding to nearest may be better.
+The weights stay floating-point numbers that take no other value than those of the grid; ``stored = "packed"``
+of the stage writes their bits. Nothing in a later stage keeps them on the grid. Padding, where rows have any,
+counts as input too. Not for few calibration tokens: where a layer saw fewer than it has inputs, that is said,
+and rounding to nearest may be better.
 Errors: no ``from.data``; settings out of range; a ``layers`` that matches no linear layer of a block; a group
 that does not fill a layer.
 """
@@ -65,13 +66,15 @@ class GPTQ(Surgery):
         for seen in second_order.looked_at(model, ctx, self.name, layers):
             weight = as_linear_weight(seen.layer)
             free = second_order.held(model, seen.name, seen.layer)
-            weight.copy_(self.solve(weight.detach().float(), seen.gram, free))
+            new, grid = self.solve(weight.detach().float(), seen.gram, free)
+            weight.copy_(new)
+            quantized.remember(model, seen.name, grid, self.symmetric)
             sizes.append((seen.name, len(seen.gram), seen.positions))
         second_order.say_how_few(ctx, self.name, sizes)
         return None
 
-    def solve(self, weight: Tensor, gram: Tensor, free: Tensor) -> Tensor:
-        """The quantized matrix, float32 [out, in].
+    def solve(self, weight: Tensor, gram: Tensor, free: Tensor) -> tuple[Tensor, Grid]:
+        """The quantized matrix, float32 [out, in], and its grids.
 
         Args:
             weight: [out, in], float32.
@@ -95,7 +98,8 @@ class GPTQ(Surgery):
 
         block = group * max(1, second_order.BLOCK // group) if self.group_size else second_order.BLOCK
         found = second_order.sweep(weight[:, order], upper, choose, block)
-        return found[:, order.argsort()]
+        scales, zeros = (torch.cat([g[i] for g in grids], 1) for i in (0, 1))
+        return found[:, order.argsort()], Grid(scales, zeros, self.bits)
 
     def _grid(self, weight: Tensor) -> Grid:
         group = min(self.group_size, weight.shape[1])

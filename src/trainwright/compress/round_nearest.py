@@ -6,9 +6,10 @@ The baseline of all papers on quantization after training; the grids are those o
 
     W' = s (clamp(round(W / s + z), -2^(bits - 1), 2^(bits - 1) - 1) - z).
 
-The weights stay floating-point numbers, as large as before, that take no other value than those of the grid;
-nothing later keeps them there. Embeddings, head, norms, biases and what goes through the layers stay as they
-are. Not below 4 bits, where a row of weights is rather worth ``gptq`` or a small group.
+The weights stay floating-point numbers that take no other value than those of the grid; ``stored = "packed"``
+of the stage writes their bits. Nothing in a later stage keeps them on the grid. Embeddings, head, norms,
+biases and what goes through the layers stay as they are. Not below 4 bits, where a row of weights is rather
+worth ``gptq`` or a small group.
 Errors: settings out of range; a ``layers`` that matches no linear layer; a group that does not fill a layer.
 """
 
@@ -47,7 +48,9 @@ class RoundNearest(Surgery):
         layers = linear_layers(model, self.layers)
         for name, layer in layers.items():
             quantized.check_group(self.group_size, as_linear_weight(layer).shape[1], name)
-        for layer in layers.values():
+        for name, layer in layers.items():
             weight = as_linear_weight(layer)
-            weight.copy_(quantized.grid(weight, self.bits, self.symmetric, self.group_size).nearest(weight))
+            grid = quantized.grid(weight, self.bits, self.symmetric, self.group_size)
+            weight.copy_(grid.nearest(weight))
+            quantized.remember(model, name, grid, self.symmetric)
         return None

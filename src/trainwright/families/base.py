@@ -21,6 +21,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 from trainwright.core import sharding
 from trainwright.core.errors import UserError, located, suggest
 from trainwright.core.method import snake
+from trainwright.families import packed
 from trainwright.families.configs import Tokens, first_position, read_config, shrunk, transformers_config
 from trainwright.families.libraries import check_tensors, check_ties, first_line, left_open, quiet
 from trainwright.families.weights import check_sizes
@@ -148,18 +149,21 @@ class Family:
         with located(where):
             try:
                 made = self.config_in(name)
+                asked = packed.unpacking(made, Path(name))
                 plain = skeleton(made, where)
                 if Path(name).is_dir():
                     check_sizes(plain, Path(name))
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(0)                   # two loads are equal, whatever a library fills in
                     model, report = self._auto().from_pretrained(
-                        name, config=made, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
-                        ignore_mismatched_sizes=True, output_loading_info=True)    # both reported below
+                        name, config=asked, dtype=torch.float32, use_safetensors=True,
+                        trust_remote_code=False, ignore_mismatched_sizes=True,
+                        output_loading_info=True)                        # these two are reported below
             except UserError:
                 raise
             except Exception as error:
                 raise UserError(f"cannot load the model {name}: {first_line(error)}") from None
+        packed.forget(model)
         check_ties(plain, model, f"{where}: {name}")
         check_tensors(report, (*BUFFERS, *self.benign), f"{where}: {name}")
         return model  # type: ignore[no-any-return]

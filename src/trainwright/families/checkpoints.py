@@ -16,6 +16,7 @@ from trainwright.core import masks
 from trainwright.core.errors import UserError, located
 from trainwright.core.files import intact, seal
 from trainwright.core.shown import brief
+from trainwright.families import packed
 from trainwright.families.base import BUFFERS, Family, families, family_of, made_from
 from trainwright.families.configs import PART
 from trainwright.families.libraries import PLAIN, check_tensors, first_line, quiet
@@ -101,7 +102,10 @@ def save(model: nn.Module, folder: Path, tokenizer: Any) -> None:
     """
     made_from(model)
     stop_at(model, tokenizer)
+    table = packed.pack(model)
     family_of(model).save(model, folder, tokenizer)
+    if table is not None:
+        packed.describe(folder, table)
     masks.write(model, folder)
 
 

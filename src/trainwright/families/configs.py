@@ -22,6 +22,7 @@ from torch import nn
 
 from trainwright.core.errors import UserError
 from trainwright.core.files import read_json
+from trainwright.families import packed
 from trainwright.families.libraries import first_line, near, quiet
 
 MOST_LAYERS = 2048
@@ -294,7 +295,9 @@ def read_config(place: str) -> Any:
     folder, name = Path(place), config_file(Path(place)).name
     if folder.is_dir():
         _check_read(read_json(folder / name, MOST_BYTES), str(folder / name))
-    return AutoConfig.from_pretrained(place, trust_remote_code=False, _configuration_file=name)
+    made = AutoConfig.from_pretrained(place, trust_remote_code=False, _configuration_file=name)
+    packed.take_out(made)
+    return made
 
 
 def config_file(folder: Path) -> Path:

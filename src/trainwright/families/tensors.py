@@ -18,6 +18,7 @@ from torch import Tensor
 from trainwright import families
 from trainwright.core.errors import UserError
 from trainwright.core.files import SUMS, expected
+from trainwright.families import packed
 from trainwright.families.libraries import PLAIN
 
 INDEX = "model.safetensors.index.json"
@@ -60,6 +61,9 @@ class Reader:
 
     def __init__(self, folder: Path, where: str) -> None:
         families.check_folder(folder, where)
+        if packed.table_of(folder) is not None:
+            raise UserError(f"{where}: {folder} holds weights packed in bits, which are not added up as they "
+                            "are: trainwright export makes a checkpoint with plain weights of it.")
         self._at: dict[str, tuple[Path, int]] = {}
         """Of each tensor its file, and where in it the tensor begins."""
         self._entries: dict[str, Entry] = {}

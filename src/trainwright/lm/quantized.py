@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
 from trainwright.core.settings import LARGEST, Between
+from trainwright.families import packed
 
 Bits = Annotated[int, Between(2, 8)]
 """Bits of a weight."""
@@ -73,3 +74,8 @@ def check_group(group: int, inputs: int, name: str) -> None:
     if group and inputs % group:
         raise UserError(f"group_size = {group} does not divide the {inputs} inputs of {name}; 0 makes one "
                         "group of them all.")
+
+
+def remember(model: nn.Module, layer: str, found: Grid, symmetric: bool) -> None:
+    """Leave the grids of a layer with the model, so that its weights can be stored in bits."""
+    packed.keep(model, layer, packed.Grids(found.scale, None if symmetric else found.zero, found.bits))

@@ -36,6 +36,10 @@ class TransformStage(Stage):
     """Rows that go through the model at once."""
     precision: Literal["fp32", "bf16-true"] = "fp32"
     """The type of the weights while the methods act."""
+    stored: Literal["float", "packed"] = "float"
+    """How weights that a method has rounded are stored: ``packed`` takes as many bits as they have (the
+    format pack-quantized of compressed-tensors, which transformers reads); later stages make floats of
+    them."""
     seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
@@ -45,6 +49,8 @@ class TransformStage(Stage):
             raise UserError(
                 f"{where}: a transformation needs a method, for example {{ use = \"magnitude\" }}."
             )
+        if self.stored == "packed" and self.precision != "fp32":
+            raise UserError(f'{where}: stored = "packed" needs precision = "fp32", of which the grids are.')
         for key in ("calibration", "batch_size"):
             if not 0 < getattr(self, key) < 2**31:
                 raise UserError(f"{where}: {key} must be a positive number, not {getattr(self, key)}.")
@@ -54,10 +60,13 @@ class TransformStage(Stage):
         from trainwright.core.claims import check_claims
         from trainwright.core.errors import located
         from trainwright.core.method import Data, Surgery
+        from trainwright.families import packed
         if not job.of(Surgery):
             raise UserError(f"{job.where}: its methods only read data, and nothing changes the model.")
         if job.of(Data) and "data" not in job.inputs:
             raise UserError(f"{job.where}: {job.of(Data)[0].name} reads data: name a corpus as from.data.")
+        if self.stored == "packed":
+            packed.check_library(job.where)
         config = job.inputs["model"][0].config(store, job.where)
         if config is not None:
             with located(job.where):
@@ -94,6 +103,7 @@ class TransformStage(Stage):
         from trainwright.core import hardware, ledger, masks
         from trainwright.core.batches import Calibration
         from trainwright.core.method import Surgery
+        from trainwright.families import packed
         job, ctx, folder = run.job, run.context(), run.inputs["model"][0]
         ledger.reset_peak()
         model = job.inputs["model"][0].load(run.store, job.where).to(ctx.device).eval()
@@ -106,6 +116,8 @@ class TransformStage(Stage):
             with torch.no_grad():
                 surgery.operate(model, ctx)
         masks.enforce(model)
+        if self.stored == "packed":
+            packed.ask(model, job.where)
         peak = ledger.peak_memory()
         counts = _counts(model)
         for name in families.write(model, job.of(Surgery), job.seed, run.out, ctx.tokenizer):
@@ -114,6 +126,8 @@ class TransformStage(Stage):
                 "together, which only trainwright loads as one"
             )
         run.keep(ctx)
+        if self.stored == "packed":
+            counts["bits_a_packed_weight"] = round(packed.bits_a_weight(run.out), 4)
         return counts | {"peak_memory_bytes": int(peak), "stored_bytes": _bytes(run.out)}
 
     @staticmethod
