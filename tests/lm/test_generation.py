@@ -97,7 +97,8 @@ def test_what_is_sampled_has_the_log_probabilities_of_all_that_might_be(model: A
     assert [one.ids for one in found] == written(model, tokenizer, asked, Context(), top_k=0)
     for prompt, one in zip(asked, found, strict=True):
         with torch.no_grad():
-            scores = model(input_ids=torch.tensor([[*prompt.ids, *one.ids]])).logits[0, len(prompt.ids) - 1:-1]
+            whole = model(input_ids=torch.tensor([[*prompt.ids, *one.ids]])).logits[0]
+        scores = whole[len(prompt.ids) - 1:-1]
         right = (scores / 1.3).log_softmax(-1).gather(1, torch.tensor(one.ids)[:, None])[:, 0]
         torch.testing.assert_close(torch.tensor(one.logp), right, atol=1e-4, rtol=1e-4)
 
