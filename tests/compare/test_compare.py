@@ -180,7 +180,7 @@ def test_hopeless_trials_end_early_and_final_runs_never_do(place):
 
 def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     monkeypatch.setattr(costing, "measure", MEASURE)
-    c = Comparison(spec(place, aa=True, seeds=5, budget={"tokens": 4096}), Store(place / "store"), Count())
+    c = Comparison(spec(place, aa=True, seeds=5, budget={"tokens": 2048}), Store(place / "store"), Count())
     result = c.run()
     seeds = [[r["seed"] for r in a["runs"]] for a in result["arms"]]
     assert seeds == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], "independent seeds on the two sides"
@@ -194,7 +194,7 @@ def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     assert floor["source"] == "A/A" and 0 < floor["half_width"] < 10 * statistics.stdev(losses)
     dealt = result["wrong"]["loss/code"]
     assert dealt["runs"] == 10 and dealt["seeds"] == 5 and 0 <= dealt["share"] < 0.3
-    beside = comparison(place, seeds=5, budget={"tokens": 4096}).run()
+    beside = comparison(place, seeds=5, budget={"tokens": 2048}).run()
     assert beside["noise"]["loss/code"]["source"] == "A/A", "later comparisons show the noise of the A/A"
     cost, other = (a["ledger"] for a in result["arms"])
     assert cost["flops"] > 0 and cost["seconds_per_step"] > 0

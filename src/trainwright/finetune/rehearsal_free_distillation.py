@@ -52,13 +52,16 @@ class RehearsalFreeDistillation(Objective):
     """Compare the probabilities of the next token, the final hidden states, or those of classes."""
     old: tuple[str, ...] = ()
     """For classes: those of earlier stages, on which the reference has the word."""
-    roles: ClassVar[dict[str, Role]] = {"reference": Role()}
+    roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True)}
     families: ClassVar[tuple[str, ...]] = ("causal_lm", "seq2seq", "masked_lm")
     example: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         if self.old and self.how != "classes":
             raise ValueError('old names classes, which only how = "classes" compares.')
+
+    def asks(self) -> dict[str, Role]:
+        return self.roles if self.how != "classes" or self.old else {}
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         if self.how == "classes":
