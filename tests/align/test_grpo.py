@@ -99,6 +99,8 @@ def test_a_step_is_the_same_however_it_is_cut(divide: str, tmp_path: Path) -> No
     run = tiny.stage(Grpo(divide=divide, kl=0.1), tmp_path)
     run.run(until=1)
     batch = sampled()
+    values = [run.of(Grpo)[0][1].loss(run.model, part, {}, run.ctx) for part in cut(batch, 8)]
+    assert {v.shape[1:] for v in values} == {batch["targets"].shape[1:] if divide == "token" else ()}
     whole, parts = (run.gradients(cut(batch, n)) for n in (1, 8))
     for name, grad in whole.items():
         torch.testing.assert_close(parts[name], grad, rtol=1e-5, atol=1e-6)

@@ -69,6 +69,7 @@ def test_epochs_go_over_one_rollout_in_whole_groups_and_other_orders() -> None:
     assert sorted(first) == sorted(again) and answers(found[0]) != answers(found[4])
     assert [b["fresh"] for b in found] == [True, False, False, False, True]
     for batch in found:
+        assert [batch["domains"][i] for i in batch["domain"][:, 0]] == ["chat"] * 8
         for group in range(2):
             own = batch["group_rewards"][4 * group:4 * group + 4]
             assert (own == own[0]).all()

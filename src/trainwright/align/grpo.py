@@ -50,6 +50,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainwright.align._pairs import check_reference, frozen
@@ -187,8 +188,8 @@ class Grpo(Objective, Controller):
 
     def divided(self, values: Tensor, batch: Batch) -> Tensor:
         """The losses of tokens [R, L] as those of units, rows first."""
-        if self.divide == "token":
-            return values
+        if self.divide == "token":      # of the length of the batch's rows, in every micro-batch
+            return F.pad(values, (0, batch["targets"].shape[1] - values.shape[1]))
         if self.divide == "answer":
             return values.sum(1) / (batch["targets"] != UNTRAINED).sum(1).clamp(min=1)
         if self.divide == "group":

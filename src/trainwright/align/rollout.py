@@ -10,6 +10,7 @@ The prompts of each pass over the corpus are in an order that follows from the s
     reward           float32 [R]
     group_rewards    float32 [R, G], group_graded int64 [R, G]: of the group that the row is from
     group_tokens     float32 [R]: tokens of the group's graded answers
+    domain, document                  int64 [R, L], as those of ``examples``
     temperature, new_tokens, fresh    not of rows: the settings, and whether the model has not moved since
 
 The tokens are those that were sampled: no text is tokenized a second time. Only the temperature shapes what
@@ -50,6 +51,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State, Task
 from trainwright.core.settings import Between, Count, Row
 from trainwright.core.stage import Role
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data.order.examples import documents_of, order
 from trainwright.lm.asking import COLUMNS, Asked, asked
 from trainwright.lm.generation import COLDEST, Prompt, Sampled, sampled, writes
@@ -138,7 +140,10 @@ class Rollout(Data):
         mixed = torch.randperm(self.prompts, generator=ctx.rng(f"rollout/{epoch}", at=held["step"]))
         groups = mixed[part * each:(part + 1) * each]
         rows = (groups[:, None] * self.group + torch.arange(self.group)).flatten()
-        return self._batch(held, rows[ctx.rows(ctx.batch_rows)], done == 0)
+        rows = rows[ctx.rows(ctx.batch_rows)]
+        domain = held["domain"][rows][:, None].expand(-1, self.length).contiguous()
+        return self._batch(held, rows, done == 0) | {
+            "domain": domain, "domains": open_corpus(ctx.path("data")).domains}
 
     def preview(self, batch: Batch, ctx: Context) -> str:
         learned = batch["targets"][0] != UNTRAINED
@@ -161,7 +166,7 @@ class Rollout(Data):
 
     def _roll(self, held: dict[str, Any], ctx: Context) -> None:
         """Sample and grade; every rank its part, and all of them keep all of it."""
-        questions = self._questions(held["prompts"], ctx)
+        numbers, questions = self._questions(held["prompts"], ctx)
         mine = range(self.prompts * self.group)[ctx.rows(self.prompts * self.group)]
         first = held["prompts"]
         prompts = [Prompt(questions[i // self.group].ids, self.new_tokens, self._seed(first, i, ctx),
@@ -173,6 +178,7 @@ class Rollout(Data):
         if all(math.isnan(one.grade) for one in every):
             raise UserError(f"rollout: none of the {len(every)} answers has a grade: {every[0].why}.")
         held |= {"step": ctx.step, "prompts": held["prompts"] + self.prompts} | self._kept(questions, every)
+        held["domain"] = torch.from_numpy(self._documents(ctx).domains[numbers]).repeat_interleave(self.group)
         self._note(held, every, ctx)
 
     def _seed(self, first: int, i: int, ctx: Context) -> int:
@@ -182,7 +188,8 @@ class Rollout(Data):
     def _documents(self, ctx: Context) -> Any:
         return documents_of(ctx.path("data"), self.split, self.domains)
 
-    def _questions(self, first: int, ctx: Context) -> list[Asked]:
+    def _questions(self, first: int, ctx: Context) -> tuple[list[int], list[Asked]]:
+        """The numbers of the next documents, and what they ask."""
         found, room = self._documents(ctx), self.length - self.new_tokens
         numbers = [int(order(len(found), ctx.seed, n // len(found))[n % len(found)])
                    for n in range(first, first + self.prompts)]
@@ -193,7 +200,7 @@ class Rollout(Data):
                 raise UserError(f"rollout: a prompt of {len(question.ids)} tokens leaves no room for "
                                 f"new_tokens = {self.new_tokens} in length = {self.length}: "
                                 f"{question.text[:60]!r}.")
-        return questions
+        return numbers, questions
 
     def _grader(self, ctx: Context) -> Task:
         task = registry.create(self.task, ctx.root, "rollout: task")
@@ -251,6 +258,7 @@ class Rollout(Data):
         batch |= {name: t[rows // self.group] for name, t in by_group.items()}
         places = torch.arange(self.length, device=rows.device).expand(len(rows), -1).contiguous()
         return batch | {"position_ids": places, "packed": False, "fresh": fresh,
+                        "document": batch["attention_mask"] - 1,
                         "temperature": self.temperature, "new_tokens": self.new_tokens}
 
     def _note(self, held: dict[str, Any], every: Sequence[Answer], ctx: Context) -> None:
