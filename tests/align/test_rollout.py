@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from trainwright.align._rewards import rewards
+from trainwright.align.reward_head import RewardHead
 from trainwright.align.rollout import Answer, Rollout
 from trainwright.check import tiny
 from trainwright.core.context import Context
@@ -123,3 +125,13 @@ def test_what_it_refuses() -> None:
         steps(Rollout(**SMALL | {"group": 3}), context(8), 1)
     with pytest.raises(UserError, match="leaves no room for new_tokens"):
         steps(Rollout(**SMALL | {"length": 6}), context(8), 1)
+
+
+def test_a_reward_model_grades_where_no_task_does() -> None:
+    ctx, judge = context(16), tiny.model(seed=3)
+    RewardHead().operate(judge, ctx)
+    ctx.frozen = {"reward": judge.eval()}
+    batch = steps(Rollout(**SMALL | {"task": {}, "sample_size": 5}), ctx, 1)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(batch["reward"], rewards(judge, batch), atol=1e-5, rtol=1e-4)
+    assert batch["reward"].unique().numel() > 8 and Rollout(**SMALL | {"task": {}}).asks()
