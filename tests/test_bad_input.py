@@ -889,7 +889,10 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("plan", "life.toml", "--fit", "24 GX"),
         ("'24 GX' is no amount of memory",),
     ),
-    "show an unknown method": (("show", "adamv"), ("there is no method, no paper and no artifact 'adamv' (did you mean 'adamw'?)",)),
+    "show an unknown method": (
+        ("show", "adamv"),
+        ("there is no method, no paper and no artifact 'adamv' (did you mean 'adamw'?)",),
+    ),
     "show a file that is not there": (("show", "./none.py"), ("there is no file", "none.py")),
     "show a file that is no Python": (("show", "./broken.py"), ("broken.py, line 1: this is no Python",)),
     "show a file without a method": (
@@ -921,7 +924,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("there is no folder 'x'",),
     ),
     "new outside a checkout": (("new", "my_method", "--kind", "Update"), ("is no checkout of Trainwright",)),
-    "check an unknown method": (("check", "adamv"), ("there is no method, no paper and no artifact 'adamv' (did you mean 'adamw'?)",)),
+    "check an unknown method": (("check", "adamv"), ("there is no method 'adamv' (did you mean 'adamw'?)",)),
     "export an unknown stage": (
         ("export", "bsae", "out"),
         ("store: no artifact 'bsae' (did you mean 'base'?)",),

@@ -153,7 +153,7 @@ def test_recipes_in_the_pages_are_right(file: Path, text: str, tmp_path: Path) -
     for number, one in enumerate(table.get("stage", ())):
         for method in one.get("methods", ()):
             assert registry.create(method, tmp_path, f"{rel(file)}: stage {number}")
-    for name in ("base", "corpus"):                        # what a stage that is shown alone is made from
+    for name in ("base", "corpus", "coder", "reader"):     # what a stage that is shown alone is made from
         (tmp_path / name).mkdir()
     if table.get("stage"):
         assert recipes.parse(table, tmp_path / "recipe.toml").stages

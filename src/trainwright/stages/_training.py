@@ -18,11 +18,10 @@ from trainwright.core import checkpoint, flops, hardware, sharding
 from trainwright.core.batches import cut
 from trainwright.core.build import build
 from trainwright.core.checkpoint import STATE
-from trainwright.core.claims import check_claims, check_steps
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError, located
+from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
-from trainwright.core.method import Data, Decode, Evaluator, Method, Objective, Surgery, Weigh
+from trainwright.core.method import Data, Decode, Method, Objective, Surgery, Weigh
 from trainwright.life.jobs import Job, Source
 from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
 from trainwright.life.stage_run import StageRun
@@ -243,47 +242,6 @@ def _weights(source: Source, job: Job, store: Store) -> nn.Module:
     if source.ready(store):
         return source.load(store, job.where)
     return families.create(source.config(store, job.where), job.seed, job.where)
-
-
-def examine(job: Job, store: Store) -> None:
-    """Everything that can be checked of a training stage before it runs, where its
-    model's config is known."""
-    config = stage_of(job).start_config(job, store)
-    if config is not None:
-        check_model(job, config, store)
-
-
-def _vocabulary(job: Job, store: Store) -> int | None:
-    """Tokens of the corpus' tokenizer. One that is trained may find fewer than it was asked for: of a corpus
-    that is still to be made nothing is said beside a model that is there."""
-    source = job.source("data") or job.source("tokenizer")
-    made = store.find(source.job.stage.name, source.job.key) if source is not None and source.job else None
-    if made is not None and isinstance(size := made.figures.get("vocab_size"), int):
-        return size
-    begun = stage_of(job).origin(job)
-    there = begun is not None and begun.job is not None and begun.ready(store)
-    return None if there else job.vocabulary("data", "tokenizer")
-
-
-def check_model(job: Job, config: Any, store: Store) -> nn.Module:
-    """Claims against the untouched model, and the vocabulary; returns the model without weights."""
-    size, vocabulary = families.config_vocabulary(config), _vocabulary(job, store)
-    if vocabulary and size is not None and vocabulary > size:
-        raise UserError(f"{job.where}: the corpus has a vocabulary of {vocabulary} tokens, "
-                        f"which does not fit the model's {size} (vocab_size).")
-    longest = families.positions_of(config)
-    for m in job.of(Data):
-        if longest and (m.row_tokens() or 0) > longest:
-            raise UserError(f"{job.where}: {m.name} makes rows of {m.row_tokens()} tokens; "
-                            f"the model takes at most {longest} (max_position_embeddings).")
-    model = families.skeleton(config, job.where)
-    with located(job.where):
-        families.check_objectives([*job.of(Objective), *job.of(Evaluator)], model)
-        check_claims(job.methods, model)
-        # which decides what is trainable, and may need weights to do so
-        if not job.of(Surgery):
-            check_steps(job.methods, [n for n, p in model.named_parameters() if p.requires_grad])
-    return model
 
 
 def state_bytes(run: Train) -> int:

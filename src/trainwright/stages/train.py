@@ -165,8 +165,8 @@ class TrainStage(Stage):
         _resolve.fill(job, store)
 
     def examine(self, job: Job, store: Store) -> None:
-        from trainwright.stages import _training
-        _training.examine(job, store)
+        from trainwright.stages import _examine
+        _examine.examine(job, store)
 
     def afford(self, job: Job, store: Store) -> None:
         from trainwright.stages import _memory
