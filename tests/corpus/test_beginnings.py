@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_conversations_begin_with_it_once(chosen: str, tmp_path: Path) -> None:
 def test_what_a_tokenizer_puts_behind_a_text_stays(tmp_path: Path) -> None:
     from tokenizers import processors
 
-    tokenizer = tiny.tokenizer()
+    tokenizer = copy.deepcopy(tiny.tokenizer())      # that one is everybody's
     end = (tokenizer.eos_token, tokenizer.eos_token_id)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{end[0]} $A {end[0]}", special_tokens=[end]

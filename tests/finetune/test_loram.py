@@ -308,7 +308,7 @@ def test_the_head_has_an_addition_where_it_is_not_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"prune": "most"}, "pattern must be such as"),
+        ({"prune": "most"}, "prune must be such as"),
         ({"prune": "4:4"}, "must keep some"),
         ({"rank": 0}, "rank must be 1 or more"),
         ({"ratio": 1.0}, "ratio above 0 and less"),
