@@ -289,7 +289,7 @@ PLANNED: dict[str, tuple[list[Change], tuple[str, ...]]] = {
     # methods
     "unknown method": (
         [('use = "adamw"', 'use = "adamv"')],
-        (f"{BASE}: there is no method, no paper and no artifact 'adamv' (did you mean 'adamw'?)",),
+        (f"{BASE}: there is no method 'adamv' (did you mean 'adamw'?)",),
     ),
     "a method that belongs elsewhere": (
         [('{ use = "clip_gradients" }', '{ use = "interpolate" }')],

@@ -24,7 +24,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.lm import cross_entropy
 from trainwright.lm.cross_entropy import tiled_cross_entropy
-from trainwright.lm.losses import isolation_error, positions, token_losses, way_of
+from trainwright.lm.losses import isolation_error, positions, token_losses, trained_tokens, way_of
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -305,3 +305,8 @@ def test_positions_count_as_the_model_itself_counts(kind: str):
     assert families.positions_of(model.config) == 32 - begin
     told = positions(model, batch)
     assert told is None or int(told.min()) == begin
+
+
+def test_a_batch_of_something_else_is_refused_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="the batch has no targets, but chosen, rejected: what learns or looks"):
+        trained_tokens({"rejected": torch.zeros(2), "chosen": torch.zeros(2)})

@@ -40,7 +40,7 @@ from trainwright.core.method import UNTRAINED, Batch, Objective, State
 from trainwright.core.settings import Part
 from trainwright.families import evaluating
 from trainwright.lm.cross_entropy import tiled_cross_entropy
-from trainwright.lm.losses import body_states, positions, way_of
+from trainwright.lm.losses import body_states, field, positions, way_of
 
 AT_ONCE = 1024
 """Positions of which all logits are made at once, to find the likeliest token."""
@@ -107,7 +107,7 @@ class Ift(Objective):
 def _answers(batch: Batch) -> Tensor:
     """The number of the document that each position is of, int64 [R, L], counted over the rows. Padding
     counts with the document before it."""
-    begins = batch["position_ids"] == 0
+    begins = field(batch, "position_ids") == 0
     begins[:, 0] = True
     return begins.flatten().cumsum(0).view_as(begins) - 1
 

@@ -50,7 +50,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Objective, State, Surgery, Tensors, Update
 from trainwright.lm import deltas
 from trainwright.lm.layers import Adapter, as_linear_weight, freeze, installed, linear_layers, put
-from trainwright.lm.losses import evaluating, logged_losses, positions, trained_tokens
+from trainwright.lm.losses import evaluating, field, logged_losses, positions, trained_tokens
 from trainwright.lm.prefix import prefix_mask
 
 FILE = "r_amt.safetensors"
@@ -211,7 +211,7 @@ def unmasked(model: nn.Module) -> Iterator[None]:
 def general_losses(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy [R, L], float32, of what the masked model predicts under what the original one does, at
     each position that has a target; 0 elsewhere. No gradient flows through the original."""
-    trained = batch["targets"] != UNTRAINED
+    trained = field(batch, "targets") != UNTRAINED
     with torch.no_grad(), evaluating(model), unmasked(model):
         before = _logits(model, batch)[trained].softmax(-1)
     losses = -(before * _logits(model, batch)[trained].log_softmax(-1)).sum(-1)

@@ -15,6 +15,7 @@ from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.lm.layers import block_names
+from trainwright.lm.losses import field
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 """The arguments of one call of a block."""
@@ -44,7 +45,7 @@ def block_inputs(model: nn.Module, ctx: Context, method: str) -> list[Call]:
     first, places = model.get_submodule(names[0]), families.takes_positions(model)
     begin = families.first_position(model.config) if families.is_pretrained(model) else 0
     for batch in ctx.batches():
-        seen = {"input_ids": batch["input_ids"]} | (
+        seen = {"input_ids": field(batch, "input_ids")} | (
             {"position_ids": batch["position_ids"] + begin} if places else {}
         )
         hook = first.register_forward_pre_hook(reached, with_kwargs=True)

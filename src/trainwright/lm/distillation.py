@@ -12,7 +12,7 @@ from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
-from trainwright.lm.losses import body_states, positions, way_of
+from trainwright.lm.losses import body_states, field, positions, way_of
 
 
 def frozen_model(who: str, role: str, ctx: Context) -> nn.Module:
@@ -41,7 +41,7 @@ def divergence(model: nn.Module, other: nn.Module, batch: Batch) -> Tensor:
     value and its gradient are exactly 0: an optimizer that divides by the size of gradients would turn
     rounding errors into steps. No gradient flows into the other model, whose vocabulary must be the same.
     """
-    trained = (batch["targets"].flatten() != UNTRAINED).nonzero()[:, 0]
+    trained = (field(batch, "targets").flatten() != UNTRAINED).nonzero()[:, 0]
     z = _logits_of(model, batch, trained)
     with torch.no_grad():
         z_other = _logits_of(other, batch, trained)
@@ -59,7 +59,7 @@ def distance(model: nn.Module, other: nn.Module, batch: Batch, summed: bool = Fa
     Raises:
         UserError: the two models have hidden states of different widths.
     """
-    trained = (batch["targets"].flatten() != UNTRAINED).nonzero()[:, 0]
+    trained = (field(batch, "targets").flatten() != UNTRAINED).nonzero()[:, 0]
     mine = _states(model, batch)[trained]
     with torch.no_grad():
         theirs = _states(other, batch)[trained]
@@ -94,5 +94,5 @@ def _logits(model: nn.Module, ids: Tensor, places: Tensor | None, trained: Tenso
 
 def _spread(values: Tensor, trained: Tensor, batch: Batch) -> Tensor:
     """Numbers of the trained positions at their places, 0 elsewhere."""
-    targets = batch["targets"]
+    targets = field(batch, "targets")
     return values.new_zeros(targets.numel()).index_copy(0, trained, values).view_as(targets)

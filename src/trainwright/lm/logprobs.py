@@ -27,7 +27,7 @@ from trainwright.core.context import Context
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.families import token_logits
 from trainwright.lm.cross_entropy import add_product, cast, hit_of, logits_of, tiles
-from trainwright.lm.losses import body_states, cross_entropies, positions, way_of
+from trainwright.lm.losses import body_states, cross_entropies, field, positions, way_of
 from trainwright.lm.rows import best_fit
 
 
@@ -132,7 +132,7 @@ def token_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> 
     Documents of a row do not see each other, as in ``token_losses``. Where the model changes what its head
     says (a cap, a scale), or its head is an adapter, the logits of all positions are made at once.
     """
-    targets, places = batch["targets"], positions(model, batch)
+    targets, places = field(batch, "targets"), positions(model, batch)
     trained = (targets.flatten() != UNTRAINED).nonzero()[:, 0]
     words = targets.flatten()[trained]
     if way_of(model).plain_head:

@@ -48,7 +48,7 @@ def token_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
 
 def _scored(model: nn.Module, batch: Batch, ctx: Context) -> tuple[Tensor, Tensor | None]:
     """The cross-entropies, and what the balance of experts adds to them, if anything."""
-    way, targets = way_of(model), batch["targets"]
+    way, targets = way_of(model), field(batch, "targets")
     ids, places = batch["input_ids"], positions(model, batch)
     if model.training and torch.is_grad_enabled() and (weight := balance_weight(model)):
         return balanced_losses(model, batch, places, weight, way.plain_head)
@@ -91,14 +91,27 @@ def logged_losses(model: nn.Module, batch: Batch, ctx: Context) -> Tensor:
     return losses if balance is None else losses + balance
 
 
+def field(batch: Batch, name: str) -> Tensor:
+    """The tokens (``input_ids``) or targets of a batch of texts.
+
+    Raises:
+        UserError: it has none; a batch of pairs or pictures was given to something that reads texts.
+    """
+    if name not in batch:
+        raise UserError(f"the batch has no {name}, but {', '.join(sorted(batch))}: what learns or looks at "
+                        "tokens needs a data method that makes rows of them, such as pack.")
+    found: Tensor = batch[name]
+    return found
+
+
 def trained_tokens(batch: Batch) -> float:
     """Targets that are learned."""
-    return float((batch["targets"] != UNTRAINED).sum())
+    return float((field(batch, "targets") != UNTRAINED).sum())
 
 
 def tokens_by_domain(batch: Batch) -> list[int]:
     """Trained tokens of each of the batch's domains. Waits for the device: ask before the forward pass."""
-    trained = batch["targets"] != UNTRAINED
+    trained = field(batch, "targets") != UNTRAINED
     weights, most = trained.flatten().float(), len(batch["domains"])
     return torch.bincount(batch["domain"].flatten(), weights=weights, minlength=most).tolist()
 

@@ -55,7 +55,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.lm.encoder_decoder import has_encoder
-from trainwright.lm.losses import evaluating, token_losses
+from trainwright.lm.losses import evaluating, field, token_losses
 
 MODES = ("R", "X", "S")
 
@@ -151,7 +151,7 @@ class Ul2(Data):
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         batch, shared = pull(), state["shared"]
-        ids, first = batch["input_ids"], ctx.rows(ctx.batch_rows).start
+        ids, first = field(batch, "input_ids"), ctx.rows(ctx.batch_rows).start
         made = {
             "input_ids": torch.zeros_like(ids),
             "targets": torch.full_like(ids, UNTRAINED),

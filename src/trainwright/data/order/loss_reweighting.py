@@ -40,6 +40,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, State, Weigh
 from trainwright.core.settings import Endless
+from trainwright.lm.losses import field
 from trainwright.lm.schedules import check_parts, check_room, steps_of
 
 SMALLEST = 1e-6
@@ -115,7 +116,7 @@ def samples(values: Tensor, batch: Batch, unit: str) -> Tensor:
         raise UserError(f"loss_reweighting: an objective gives numbers of shape {tuple(values.shape)}; it "
                         "weighs those that are one a row, or one for each position that "
                         f"{' and '.join(needed)} of the batch have.")
-    there = batch["targets"].cpu() != UNTRAINED
+    there = field(batch, "targets").cpu() != UNTRAINED
     number = rows[:, None].expand(values.shape)
     if unit == "document":
         document = batch["document"].cpu()

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
+from trainwright.lm.losses import field
 
 MASKED, RANDOM = 0.8, 0.1
 """Shares of the chosen tokens that become the mask token, or a random one."""
@@ -63,7 +64,7 @@ class MaskWords(Data):
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         batch, words = pull(), self.words(ctx)
         there = attention(batch)
-        ids = batch["input_ids"].clone()
+        ids = field(batch, "input_ids").clone()
         targets = torch.full_like(ids, UNTRAINED)
         for row in range(len(ids)):
             key = hashlib.sha256(batch["input_ids"][row].numpy().tobytes()).hexdigest()
