@@ -308,5 +308,5 @@ def test_positions_count_as_the_model_itself_counts(kind: str):
 
 
 def test_a_batch_of_something_else_is_refused_in_a_sentence() -> None:
-    with pytest.raises(UserError, match="the batch has no targets, but chosen, rejected: what learns or looks"):
+    with pytest.raises(UserError, match="the batch has no targets, but chosen, rejected: what learns"):
         trained_tokens({"rejected": torch.zeros(2), "chosen": torch.zeros(2)})
