@@ -214,6 +214,7 @@ def test_compiled_and_checkpointed_it_is_the_same() -> None:
     found = [gradients(torch.compile(model, backend="aot_eager", fullgraph=True))]
     for layer in method.mine(model).values():
         layer.choosing = True
+    model.train()  # places are chosen in training alone
     found.append(gradients(torch.compile(model, backend="aot_eager")))
     chosen = {n: m.chosen for n, m in method.mine(model).items()}
     model.train().gradient_checkpointing_enable({"use_reentrant": False})

@@ -41,7 +41,7 @@ class SpielLinear(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         kind = compute_dtype(x)
-        if self.choosing:
+        if self.choosing and self.training:               # an evaluation may ask for gradients of its own
             return self.choosing_product(x.to(kind))
         watch = Watch(self.spiel_candidates, self.candidates, QUIET) if self.by_gradient else None
         return product(x.to(kind), self.spiel_deltas, as_linear_weight(self), self.places, self.bias, watch)
