@@ -87,6 +87,17 @@ def test_what_is_written_runs(tmp_path: Path, model: str) -> None:
     assert run(load(tmp_path / "curate.toml"), store)["corpus"].figures
 
 
+@pytest.mark.slow
+def test_a_recipe_for_preferences_runs(tmp_path: Path, model: str) -> None:
+    rows = [{"prompt": [{"role": "user", "content": q}], "chosen": [{"role": "assistant", "content": "it is"}],
+             "rejected": [{"role": "assistant", "content": "no"}]} for q in ASKED]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made, said = written(tmp_path, "prefer", model, str(tmp_path / "pairs.jsonl"))
+    assert made["stage"][0]["chat_template"] == "by_turn" and "60 pairs" in said[0]
+    done = run(load(tmp_path / "prefer.toml"), Store(tmp_path / "store"))["preferred"]
+    assert done.figures["steps"] == made["stage"][1]["steps"] >= start.LEAST
+
+
 def test_without_a_model_a_corpus_trains_its_tokenizer(tmp_path: Path) -> None:
     made, said = written(tmp_path, "curate", None, texts(tmp_path / "mine.jsonl"))
     assert made["stage"][0]["vocab_size"] == start.WORDS and said[0].startswith("data: 60 documents")
