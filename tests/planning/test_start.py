@@ -89,7 +89,8 @@ def test_what_is_written_runs(tmp_path: Path, model: str) -> None:
 
 @pytest.mark.slow
 def test_a_recipe_for_preferences_runs(tmp_path: Path, model: str) -> None:
-    rows = [{"prompt": [{"role": "user", "content": q}], "chosen": [{"role": "assistant", "content": "it is"}],
+    rows = [{"prompt": [{"role": "user", "content": q}],
+             "chosen": [{"role": "assistant", "content": "it is"}],
              "rejected": [{"role": "assistant", "content": "no"}]} for q in ASKED]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made, said = written(tmp_path, "prefer", model, str(tmp_path / "pairs.jsonl"))
