@@ -9,7 +9,7 @@ does not let go, even of the interpreter, is ended, named and counted as a hang.
 from __future__ import annotations
 
 import faulthandler
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,6 +26,7 @@ PIECES = {"inputs": 10, "methods": 24, "stages": 6}
 """How many pieces there are of each kind."""
 STUCK = 900
 """Seconds by the clock after which a single case is ended with its process."""
+FORK = multiprocessing.get_context("fork")
 AT = "at"
 """The file of a piece that names what is being tried."""
 Case = tuple[str, Callable[[], str]]
@@ -69,22 +70,24 @@ def attempt(piece: str, home: Path) -> int:
 
 
 def elsewhere(piece: str) -> bool:
-    """Try a piece in a process of its own; returns whether all is well."""
+    """Try a piece in a process of its own, forked from this one, which has the imports and knows what is
+    accepted; returns whether all is well."""
     with tempfile.TemporaryDirectory(prefix="trainwright-hostile-") as home:
-        line = [sys.executable, "-m", "tests.hostile", "--here", piece, home]
-        code = subprocess.run(line).returncode
+        child = FORK.Process(target=lambda: sys.exit(attempt(piece, Path(home))))
+        child.start()
+        child.join()
         if (at := Path(home) / AT).is_file():
-            print(f"{piece}: the process ended with {code} at {at.read_text('utf-8')}", flush=True)
-    return code == 0
+            print(f"{piece}: the process ended with {child.exitcode} at {at.read_text('utf-8')}", flush=True)
+    return child.exitcode == 0
 
 
 def main(words: list[str]) -> int:
-    if words[:1] == ["--here"]:
-        return attempt(words[1], Path(words[2]))
     known = [f"{kind}-{part}" for kind, parts in PIECES.items() for part in range(1, parts + 1)]
     if strange := set(words) - set(known):
         print(f"there is no piece {', '.join(sorted(strange))}: {known[0]} … {known[-1]}")
         return 2
+    settings.method_cases()
+    settings.stage_cases()
     failed = [piece for piece in words or known if not elsewhere(piece)]
     print(f"{len(words or known)} pieces; something is wrong in {', '.join(failed) or 'none'}")
     return int(bool(failed))

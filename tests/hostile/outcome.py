@@ -12,8 +12,11 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import typer.main
 
 from tests.conftest import write_texts
 from tests.hostile.inputs import Input
@@ -51,7 +54,7 @@ def say(words: tuple[str, ...], folder: Path) -> Outcome:
     sys.argv = ["trainwright", *words]
     code, raised = None, ""
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), bounded(), _unprobed():
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), bounded(), _quick():
             cli.main()
     except SystemExit as ended:
         code = ended.code or 0
@@ -65,15 +68,20 @@ def say(words: tuple[str, ...], folder: Path) -> Outcome:
     return Outcome(code, out.getvalue(), err.getvalue(), raised)
 
 
+_built = cache(typer.main.get_command)
+
+
 @contextlib.contextmanager
-def _unprobed() -> Iterator[None]:
-    """A plan without the steps in another process that an estimate rests on: they take half a minute."""
-    whole = plan.plan
+def _quick() -> Iterator[None]:
+    """A plan without the steps in another process that an estimate rests on: they take half a minute. And the
+    program built from its functions once, not for every command."""
+    whole, build = plan.plan, typer.main.get_command
     plan.plan = lambda recipe, store, estimate=True: whole(recipe, store, estimate=False)
+    typer.main.get_command = _built
     try:
         yield
     finally:
-        plan.plan = whole
+        plan.plan, typer.main.get_command = whole, build
 
 
 @contextlib.contextmanager

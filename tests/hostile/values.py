@@ -34,7 +34,7 @@ VALUES: dict[str, Any] = {
     "a format": "{0.__class__}", "a date": datetime.date(2020, 1, 1), "an hour": datetime.time(1, 2),
     "an empty list": [], "a list of -1": [-1], "a list of nan": [NAN],
     "a list of 400 digits": [int("9" * 400)], "a list of no text": [""], "a list of lists": [[[[]]]],
-    "a long list": [1] * 50_000, "an empty table": {}, "a table of 2**63": {"a": 2**63},
+    "a long list": [1] * 3000, "an empty table": {}, "a table of 2**63": {"a": 2**63},
     "a table of dates": {"a": datetime.date(2020, 1, 1)}, "deep lists": deep(list),
     "deep tables": deep(dict), "deep in a table": {"a": deep(list)}, "deep in a list": [deep(dict)],
 }

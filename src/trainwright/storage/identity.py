@@ -53,11 +53,18 @@ def files(file: Path) -> list[Path]:
     folder, found, todo = source.beside(first), {first}, [first]
     while todo:
         at = todo.pop()
-        for one in _syntax(at, source.stamp(at)).imports:
-            new = {f for f in source.resolve(at, *one, folder) if not _of_core(f)} - found
-            found |= new
-            todo += new
+        read = _reached if folder is None else _reached.__wrapped__     # what is installed stays as it is
+        new = read(at, source.stamp(at), folder) - found
+        found |= new
+        todo += new
     return sorted(found)
+
+
+@lru_cache(maxsize=4096)
+def _reached(file: Path, now: tuple[int, int], folder: Path | None) -> frozenset[Path]:
+    """The files that a file imports, but for those of the core."""
+    reached = (f for one in _syntax(file, now).imports for f in source.resolve(file, *one, folder))
+    return frozenset(f for f in reached if not _of_core(f))
 
 
 def _of_core(file: Path) -> bool:
