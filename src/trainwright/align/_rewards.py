@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from trainwright.core import sharding
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
+from trainwright.lm.heads import found
 from trainwright.lm.layers import Carrier
 from trainwright.lm.losses import body_states, positions
 
@@ -34,8 +35,8 @@ def head_of(model: nn.Module) -> Head:
     Raises:
         UserError: it has none.
     """
-    head = dict(model.named_children()).get(NAME)
-    if not isinstance(head, Head):
+    head = found(model, NAME, Head)
+    if head is None:
         raise UserError("the model gives no rewards: add { use = \"reward_head\" }, or name a reward model.")
     return head
 
@@ -57,8 +58,8 @@ def rewards(model: nn.Module, rows: Batch) -> Tensor:
     width = max(1, int(rows["attention_mask"].sum(1).max()))
     ids = rows["input_ids"][:, :width]
     places = positions(model, {"position_ids": torch.arange(width, device=ids.device).expand_as(ids)})
-    found: Tensor = sharding.within(model, _rewards, ids, places, ends(rows))
-    return found.float()
+    given: Tensor = sharding.within(model, _rewards, ids, places, ends(rows))
+    return given.float()
 
 
 def _rewards(model: nn.Module, ids: Tensor, places: Tensor | None, last: Tensor) -> Tensor:

@@ -20,50 +20,23 @@ Errors: a second reward head on the same model.
 """
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
-from trainwright import families
 from trainwright.align._rewards import NAME, Head
-from trainwright.core.context import Context
-from trainwright.core.errors import UserError
-from trainwright.core.method import Surgery
-from trainwright.lm import deltas
-
-FILE = "reward.safetensors"
+from trainwright.lm.heads import HeadSurgery
 
 
-class RewardHead(Surgery):
+class RewardHead(HeadSurgery):
     """A trained number on the state in which an answer ends."""
 
-    folds: ClassVar[bool] = False
-    stands_alone: ClassVar[bool] = True
+    place: ClassVar[str] = NAME
+    called: ClassVar[str] = "reward head"
+    file: ClassVar[str] = "reward.safetensors"
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
         {"use": "examples", "fields": ["chosen", "rejected"], "domains": ["chat"], "length": 32},
         {"use": "bradley_terry"})
 
-    def operate(self, model: nn.Module, ctx: Context) -> None:
-        if any(name == NAME for name, _ in model.named_children()):
-            raise UserError("reward_head: the model has a reward head already; go on with that one.")
-        width = families.blocks_of(families.made_from(model))[0]
-        some = next(model.parameters())
-        with torch.random.fork_rng(devices=[]):
-            head = Head(width, self, ctx.rng("reward_head", at=0))
-        model.add_module(NAME, head.to(some.device).train(model.training))
-
-    def head(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(model.get_submodule(NAME).named_parameters())
-
-    def fold(self, model: nn.Module) -> None:
-        """Takes the head off again."""
-        delattr(model, NAME)
-
-    def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``reward.safetensors``: the head's parameters under their names in it."""
-        deltas.write(self.head(model), folder / FILE)
-
-    def load_delta(self, model: nn.Module, folder: Path) -> None:
-        deltas.read(self.head(model), folder / FILE)
+    def made(self, width: int, draw: torch.Generator) -> Head:
+        return Head(width, self, draw)

@@ -20,23 +20,15 @@ Errors: fewer than two classes, or one that is named twice; a second classifier 
 """
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
 
-from trainwright import families
-from trainwright.core.context import Context
-from trainwright.core.errors import UserError
-from trainwright.core.method import Surgery
-from trainwright.lm import deltas
 from trainwright.lm.classes import NAME, Head
+from trainwright.lm.heads import HeadSurgery
 
-FILE = "classifier.safetensors"
 
-
-class Classifier(Surgery):
+class Classifier(HeadSurgery):
     """A trained head on the state of one place, or on the mean of all."""
 
     classes: tuple[str, ...]
@@ -45,8 +37,9 @@ class Classifier(Surgery):
     """Which of the last hidden states the head reads."""
     dropout: float = 0.1
     """Share of what the head's output layer reads that is dropped in training."""
-    folds: ClassVar[bool] = False
-    stands_alone: ClassVar[bool] = True
+    place: ClassVar[str] = NAME
+    called: ClassVar[str] = "classifier"
+    file: ClassVar[str] = "classifier.safetensors"
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
         {"use": "examples", "fields": ["text", "label"], "length": 24}, {"use": "label"})
     example: ClassVar[dict[str, Any]] = {"classes": ["chat", "code", "prose"], "dropout": 0.0}
@@ -57,25 +50,5 @@ class Classifier(Surgery):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and less than 1, not {self.dropout}")
 
-    def operate(self, model: nn.Module, ctx: Context) -> None:
-        if any(name == NAME for name, _ in model.named_children()):
-            raise UserError("classifier: the model has a classifier already; go on with that one.")
-        width = families.blocks_of(families.made_from(model))[0]
-        some = next(model.parameters())
-        with torch.random.fork_rng(devices=[]):
-            head = Head(width, self, ctx.rng("classifier", at=0))
-        model.add_module(NAME, head.to(some.device).train(model.training))
-
-    def head(self, model: nn.Module) -> dict[str, Tensor]:
-        return dict(model.get_submodule(NAME).named_parameters())
-
-    def fold(self, model: nn.Module) -> None:
-        """Takes the head off again."""
-        delattr(model, NAME)
-
-    def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``classifier.safetensors``: the head's parameters under their names in it."""
-        deltas.write(self.head(model), folder / FILE)
-
-    def load_delta(self, model: nn.Module, folder: Path) -> None:
-        deltas.read(self.head(model), folder / FILE)
+    def made(self, width: int, draw: torch.Generator) -> Head:
+        return Head(width, self, draw)

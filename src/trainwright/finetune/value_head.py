@@ -21,6 +21,7 @@ from torch import nn
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
+from trainwright.lm.heads import put_on
 from trainwright.lm.values import NAME, Head, has_value_head, width_of
 
 
@@ -33,8 +34,7 @@ class ValueHead(Surgery):
     def operate(self, model: nn.Module, ctx: Context) -> None:
         if has_value_head(model):
             raise UserError("value_head: the model has a value head already.")
-        some = next(model.parameters())
-        model.add_module(NAME, Head(width_of(model), self).to(some.device).train(model.training))
+        put_on(model, NAME, Head(width_of(model), self))
 
     def fold(self, model: nn.Module) -> None:
         """Takes the head off again."""

@@ -16,6 +16,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.corpus.columns import is_number
 from trainwright.corpus.tokens import Corpus
+from trainwright.lm.heads import found
 from trainwright.lm.layers import Carrier
 
 NAME = "class_head"
@@ -61,8 +62,8 @@ def head_of(model: nn.Module) -> Head:
     Raises:
         UserError: it has none.
     """
-    head = dict(model.named_children()).get(NAME)
-    if not isinstance(head, Head):
+    head = found(model, NAME, Head)
+    if head is None:
         raise UserError("the model has no classes: add { use = \"classifier\", classes = [\"…\", \"…\"] }.")
     return head
 

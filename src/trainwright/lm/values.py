@@ -12,6 +12,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.families import token_logits
 from trainwright.lm.cross_entropy import tiled_cross_entropy
+from trainwright.lm.heads import found
 from trainwright.lm.layers import Carrier
 from trainwright.lm.losses import body_states, output_head, positions, way_of
 
@@ -34,7 +35,7 @@ class Head(Carrier):
 
 def has_value_head(model: nn.Module) -> bool:
     """Whether a method has put one on the model."""
-    return isinstance(dict(model.named_children()).get(NAME), Head)
+    return found(model, NAME, Head) is not None
 
 
 def valued_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -57,9 +58,9 @@ def _plain(model: nn.Module, ids: Tensor, places: Tensor | None, targets: Tensor
     hidden, head = body_states(model, ids, places), output_head(model)
     flat = targets.flatten()
     trained = (flat != UNTRAINED).nonzero()[:, 0]
-    found = tiled_cross_entropy(hidden.flatten(0, 1)[trained], head.weight, head.bias,  # type: ignore
-                                flat[trained])
-    losses = found.new_zeros(len(flat)).index_copy(0, trained, found).view_as(targets)
+    each = tiled_cross_entropy(hidden.flatten(0, 1)[trained], head.weight, head.bias,  # type: ignore
+                               flat[trained])
+    losses = each.new_zeros(len(flat)).index_copy(0, trained, each).view_as(targets)
     return losses, model.get_submodule(NAME)(hidden)
 
 
