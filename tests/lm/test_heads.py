@@ -23,7 +23,7 @@ def own(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-def test_what_is_written_comes_back_and_the_model_is_left_as_it_was(method: HeadSurgery, tmp_path: Path) -> None:
+def test_what_is_written_comes_back_and_the_model_is_as_it_was(method: HeadSurgery, tmp_path: Path) -> None:
     model, plain = tiny.model(), own(tiny.model())
     method.operate(model, context())
     assert found(model, method.place, Carrier) is model.get_submodule(method.place)
