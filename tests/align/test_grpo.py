@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.align.pairs import moved
 from tests.align.test_rollout import SMALL, context, steps
-from trainwright.align.grpo import SPREAD, Grpo
+from trainwright.align._sampled import SPREAD
+from trainwright.align.grpo import Grpo
 from trainwright.align.rollout import Rollout
 from trainwright.check import tiny
 from trainwright.core.batches import cut
@@ -110,20 +111,21 @@ def test_the_mismatch_is_measured_and_stops() -> None:
     batch, ctx, method = sampled(), context(), Grpo()
     method.loss(tiny.model(), batch, {}, ctx)
     assert float(ctx.notes["mismatch/largest"][0][0]) < 1e-4
-    assert not list(method.tick(View(1, 9, {"mismatch/mean": 1e-5}, {}), {}))
+    assert not list(method.tick(View(1, 9, {"mismatch/v2": 1e-5}, {}), {}))
     learned = batch["targets"] != UNTRAINED
     batch["logp"][learned] += torch.where(torch.arange(int(learned.sum())) == 0, 1.0, 0.2)
     ctx.notes = {}
     method.loss(tiny.model(), batch, {}, ctx)
     told = {name: float(v[0][0]) for name, v in ctx.notes.items()}
     many = int(learned.sum())
-    assert told["mismatch/mean"] == pytest.approx(0.2 + 0.8 / many, abs=1e-4)
+    assert told["mismatch/v1"] == pytest.approx(0.2 + 0.8 / many, abs=1e-4)
+    assert told["mismatch/v2"] == pytest.approx((0.04 + 0.96 / many) / 2, abs=1e-4)
     assert told["mismatch/largest"] == pytest.approx(1.0, abs=1e-4)
     stop = next(iter(method.tick(View(1, 9, told, {}), {})))
-    assert isinstance(stop, Stop) and stop.failed and "most_mismatch = 0.1" in stop.why
+    assert isinstance(stop, Stop) and stop.failed and "most_mismatch = 0.005" in stop.why
     ctx.notes = {}
     method.loss(tiny.model(), batch | {"fresh": False}, {}, ctx)
-    assert "mismatch/mean" not in ctx.notes
+    assert not any(name.startswith("mismatch/") for name in ctx.notes)
 
 
 def test_a_micro_batch_without_a_grade_has_no_loss() -> None:

@@ -101,11 +101,12 @@ def test_what_has_no_grade_is_no_zero(tmp_path: Path) -> None:
 def test_rows_and_sums_of_a_group_by_hand() -> None:
     method = Rollout(**SMALL | {"group": 2, "prompts": 1, "length": 6})
     given = [Answer(Sampled([7, 8], [-1.0, -2.0]), 0.5, ""), Answer(Sampled([9], [-3.0]), math.nan, "late")]
-    held = method._kept([Asked("a?", [4, 5, 6])], given)
+    held = method._rows([Asked("a?", [4, 5, 6])], given)
     batch = method._batch(held, torch.tensor([1, 0]), True)
     assert batch["input_ids"].tolist() == [[4, 5, 6, 9, 0, 0], [4, 5, 6, 7, 8, 0]]
     assert batch["targets"].tolist() == [[-100] * 6, [-100, -100, 7, 8, -100, -100]]
     assert batch["logp"][1].tolist() == [0, 0, -1, -2, 0, 0]
+    assert batch["group"].tolist() == [0, 0] and batch["member"].tolist() == [1, 0]
     assert batch["group_tokens"].tolist() == [2, 2] and batch["group_graded"].tolist() == [[1, 0]] * 2
 
 

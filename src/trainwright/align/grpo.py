@@ -33,10 +33,10 @@ gradient of mean 0 where the model is the one that sampled: it measures, and hol
 corrected; k2 has that of the divergence, k3 is the usual one. The reference is the model that the stage
 starts from, unless ``from.reference`` names another; without ``kl`` there is none.
 
-In the first step on a rollout the model has not moved, so old and pi should agree: the mean and the largest
-difference of their log-probabilities are logged (``mismatch/mean``, ``mismatch/largest``; with micro-batches,
-the mean of their largest), and a mean above ``most_mismatch`` stops the stage as failed before its next step.
-Logs too: ``entropy``, ``clipped`` (share of tokens whose clip acts), ``ratio`` and, with a reference, ``kl``.
+In the first step on a rollout the model has not moved, so old and pi should agree: how far they do not is
+logged (``mismatch/v1``, ``mismatch/v2`` and ``mismatch/largest``, see ``_sampled.py``), and a v2 above
+``most_mismatch`` stops the stage as failed before its next step. Logs too: ``entropy``, ``clipped`` (share of
+tokens whose clip acts), ``ratio`` and, with a reference, ``kl``.
 
 Left out of DAPO: sampling until groups differ, and the penalty for length (``finished`` of ``rollout`` drops
 what is too long). Not where pairs or answers are at hand and nothing can grade new ones: ``dpo``,
@@ -54,21 +54,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainwright.align._pairs import check_reference, frozen
+from trainwright.align._sampled import (
+    MOST_MISMATCH,
+    NOTHING,
+    advantages,
+    averaged,
+    learned_of,
+    mismatched,
+    need,
+    note_mismatch,
+    ratio_of,
+    trimmed,
+)
 from trainwright.core.context import Context, View
-from trainwright.core.errors import UserError
-from trainwright.core.method import UNTRAINED, Batch, Command, Controller, Objective, State, Stop
+from trainwright.core.method import UNTRAINED, Batch, Command, Controller, Objective, State
 from trainwright.core.settings import Between, Positive, Rate
 from trainwright.core.stage import Role
 from trainwright.families import evaluating
 from trainwright.lm.logprobs import token_logprobs
-
-SPREAD = 1e-4
-"""What is added to the standard deviation of a group's rewards."""
-FARTHEST = 20.0
-"""Of a log-ratio, before it becomes a ratio."""
-NOTHING = 1e-9
-"""Units of a micro-batch without a graded answer: the loss is 0, and the stage goes on."""
-READS = ("logp", "reward", "group_rewards", "group_graded", "group_tokens", "temperature")
 
 
 class Grpo(Objective, Controller):
@@ -95,8 +98,9 @@ class Grpo(Objective, Controller):
     """Whether that estimate is multiplied by the ratio, through which the gradient then flows too."""
     reference: Literal["model", "adapter_off"] = "model"
     """The reference: a frozen model, or the model with its adapters off."""
-    most_mismatch: Positive = 0.1
-    """Mean difference, in nats, of the log-probabilities of sampling and training that stops the stage."""
+    most_mismatch: Positive = MOST_MISMATCH
+    """Half the mean squared difference of the log-probabilities of sampling and training that stops the
+    stage."""
     roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True, instead="model")}
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -113,16 +117,10 @@ class Grpo(Objective, Controller):
         return {}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
-        found = view.notes.get("mismatch/mean", 0.0)
-        if not found <= self.most_mismatch:
-            yield Stop("in training the model gives the tokens that it has sampled other log-probabilities, "
-                       f"by {found:.3g} on average (most_mismatch = {self.most_mismatch:g}): does it have "
-                       "dropout, or another precision?", failed=True)
+        yield from mismatched(view, self.most_mismatch)
 
     def count(self, batch: Batch) -> float:
-        if missing := [name for name in READS if name not in batch]:
-            raise UserError(f"grpo: the batch has no {missing[0]}: take {{ use = \"rollout\" }} as the data "
-                            "method.")
+        need(self.name, batch)
         learned = batch["targets"] != UNTRAINED
         if self.divide == "token":
             return max(float(learned.sum()), NOTHING)
@@ -132,11 +130,11 @@ class Grpo(Objective, Controller):
         return max(float(there.sum()), NOTHING)
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
-        rows = _trimmed(batch)
-        learned = rows["targets"] != UNTRAINED
+        rows = trimmed(batch)
+        learned = learned_of(rows)
         logp, entropy = token_logprobs(model, rows, batch["temperature"])
         moved = torch.where(learned, logp - rows["logp"], 0)
-        values = self.policy_loss(logp, moved, self.advantages(batch), learned)
+        values = self.surrogate(logp, moved, batch, learned)
         told = {"entropy": entropy}
         if self.kl:
             with torch.no_grad(), frozen(self.reference, model, ctx) as other, evaluating(other):
@@ -150,21 +148,17 @@ class Grpo(Objective, Controller):
     # ---- its parts -----------------------------------------------------------------------------------------
 
     def advantages(self, batch: Batch) -> Tensor:
-        """How much better than its group each answer is [R]; 0 where it is the only one with a grade."""
-        there, given = batch["group_graded"].float(), batch["group_rewards"]
-        many = there.sum(1)
-        mean = (given * there).sum(1) / many.clamp(min=1)
-        better = batch["reward"] - mean
-        if self.scale == "none":
-            return better
-        squares = ((given - mean[:, None]).square() * there).sum(1)
-        return better / ((squares / (many - 1).clamp(min=1)).sqrt() + SPREAD)
+        """How much better than its group each answer is [R]."""
+        return advantages(batch, self.scale)
 
     def ratios(self, moved: Tensor, learned: Tensor) -> Tensor:
         """Probabilities over those of sampling, given the log-ratio of each token: [R, L], or [R, 1]."""
-        if self.ratio == "sequence":
-            moved = moved.sum(1, keepdim=True) / learned.sum(1, keepdim=True).clamp(min=1)
-        return moved.clamp(-FARTHEST, FARTHEST).exp()
+        return ratio_of(averaged(moved, learned) if self.ratio == "sequence" else moved)
+
+    def surrogate(self, logp: Tensor, moved: Tensor, batch: Batch, learned: Tensor) -> Tensor:
+        """The loss of each token [R, L], of log-probabilities and log-ratios; ``batch`` says what answers
+        are worth."""
+        return self.policy_loss(logp, moved, self.advantages(batch), learned)
 
     def policy_loss(self, logp: Tensor, moved: Tensor, advantages: Tensor, learned: Tensor) -> Tensor:
         """The loss of each token [R, L], of log-probabilities, log-ratios and advantages."""
@@ -209,13 +203,4 @@ class Grpo(Objective, Controller):
         acts = (high & (self.clip != "none")) | low
         for name, values in (told | {"ratio": ratio, "clipped": acts.float()}).items():
             ctx.note(name, values[learned].mean(), weight=many)
-        if batch["fresh"]:
-            ctx.note("mismatch/mean", moved[learned].abs().mean(), weight=many)
-            ctx.note("mismatch/largest", moved[learned].abs().max())
-
-
-def _trimmed(batch: Batch) -> Batch:
-    """The rows as long as the longest of them."""
-    width = max(1, int(batch["attention_mask"].sum(1).max()))
-    names = ("input_ids", "targets", "position_ids", "logp")
-    return {name: batch[name][:, :width] for name in names} | {"packed": False}
+        note_mismatch(moved, learned, batch, ctx)

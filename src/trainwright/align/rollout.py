@@ -10,6 +10,8 @@ The prompts of each pass over the corpus are in an order that follows from the s
     reward           float32 [R]
     group_rewards    float32 [R, G], group_graded int64 [R, G]: of the group that the row is from
     group_tokens     float32 [R]: tokens of the group's graded answers
+    group, member    int64 [R]: number of the group in the rollout, and of the answer in its group
+    asked            int64 [R]: number of the document that asks, among those of ``split`` and ``domains``
     domain, document                  int64 [R, L], as those of ``examples``
     temperature, new_tokens, fresh    not of rows: the settings, and whether the model has not moved since
 
@@ -23,8 +25,9 @@ Rewards are the grades of a ``task`` (its ``grade(prompt, answer)``), or those o
 ``from.reward``. An answer without a grade (NaN, or the grader failed) is no wrong answer: it has no targets,
 so it is neither summed nor counted, nor part of its group's mean. Logs, in the first step of a rollout,
 ``rollout/reward`` (mean of the graded), ``rollout/ungraded`` (how many), ``rollout/tokens`` (mean length),
-``rollout/finished`` (share that ended by itself) and ``rollout/alike`` (share of groups whose rewards are all
-equal, from which nothing is learned).
+``rollout/finished`` (share that ended by itself), ``rollout/alike`` (share of groups whose rewards are all
+equal, from which nothing is learned) and ``rollout/tokens_per_second`` (of sampling alone: the stage's own
+``tokens_per_second`` has all of a step in it).
 
 Not with a model that has dropout: it samples without, and is trained with. Where the stage computes in
 bfloat16 beside float32 weights, sampling does not; ``grpo`` measures the difference. Left out: several turns,
@@ -37,6 +40,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -56,6 +60,13 @@ from trainwright.data.order.examples import documents_of, order
 from trainwright.lm.asking import COLUMNS, Asked, asked
 from trainwright.lm.generation import COLDEST, Prompt, Sampled, sampled, writes
 from trainwright.lm.losses import most_positions
+
+
+class Try(NamedTuple):
+    """A question, and what its answer is drawn from."""
+
+    question: Asked
+    seed: int
 
 
 class Answer(NamedTuple):
@@ -143,6 +154,7 @@ class Rollout(Data):
         rows = rows[ctx.rows(ctx.batch_rows)]
         domain = held["domain"][rows][:, None].expand(-1, self.length).contiguous()
         return self._batch(held, rows, done == 0) | {
+            "asked": held["asked"][rows], "split": self.split, "selected": self.domains,
             "domain": domain, "domains": open_corpus(ctx.path("data")).domains}
 
     def preview(self, batch: Batch, ctx: Context) -> str:
@@ -166,20 +178,30 @@ class Rollout(Data):
 
     def _roll(self, held: dict[str, Any], ctx: Context) -> None:
         """Sample and grade; every rank its part, and all of them keep all of it."""
-        numbers, questions = self._questions(held["prompts"], ctx)
-        mine = range(self.prompts * self.group)[ctx.rows(self.prompts * self.group)]
-        first = held["prompts"]
-        prompts = [Prompt(questions[i // self.group].ids, self.new_tokens, self._seed(first, i, ctx),
-                          self.temperature) for i in mine]
-        said = sampled(ctx.policy, ctx.tokenizer, prompts, ctx, batch_size=self.sample_size,
-                       together=sharding.world() > 1)
-        graded = self._graded([questions[i // self.group] for i in mine], said, ctx)
-        every = [one for part in sharding.gather(graded) for one in part]
+        numbers, rows = self._documents_of(held["prompts"], ctx)
+        questions = [self._question(row, ctx) for row in rows]
+        tries = [Try(questions[i // self.group], self._seed(held["prompts"], i, ctx))
+                 for i in range(self.prompts * self.group)]
+        began = time.perf_counter()
+        every = self._answers(tries, ctx)
         if all(math.isnan(one.grade) for one in every):
             raise UserError(f"rollout: none of the {len(every)} answers has a grade: {every[0].why}.")
-        held |= {"step": ctx.step, "prompts": held["prompts"] + self.prompts} | self._kept(questions, every)
-        held["domain"] = torch.from_numpy(self._documents(ctx).domains[numbers]).repeat_interleave(self.group)
-        self._note(held, every, ctx)
+        self._note(every, time.perf_counter() - began, ctx)
+        kept = self._kept(questions, rows, every, held["prompts"], ctx)
+        by_answer = torch.tensor(numbers).repeat_interleave(self.group)
+        held |= {"step": ctx.step, "prompts": held["prompts"] + self.prompts, "asked": by_answer} | kept
+        held["domain"] = torch.from_numpy(self._documents(ctx).domains[by_answer.numpy()])
+
+    def _answers(self, tries: Sequence[Try], ctx: Context) -> list[Answer]:
+        """An answer to each try, graded: every rank makes its part, as many as the others, and has all."""
+        each = -(-len(tries) // sharding.world())
+        places = range(each * sharding.world())[ctx.rows(each * sharding.world())]
+        mine = [tries[i % len(tries)] for i in places]
+        prompts = [Prompt(one.question.ids, self.new_tokens, one.seed, self.temperature) for one in mine]
+        said = sampled(ctx.policy, ctx.tokenizer, prompts, ctx, batch_size=self.sample_size,
+                       together=sharding.world() > 1)
+        graded = self._graded([one.question for one in mine], said, ctx)
+        return [one for part in sharding.gather(graded) for one in part][:len(tries)]
 
     def _seed(self, first: int, i: int, ctx: Context) -> int:
         """What an answer is drawn from."""
@@ -188,19 +210,20 @@ class Rollout(Data):
     def _documents(self, ctx: Context) -> Any:
         return documents_of(ctx.path("data"), self.split, self.domains)
 
-    def _questions(self, first: int, ctx: Context) -> tuple[list[int], list[Asked]]:
+    def _documents_of(self, first: int, ctx: Context) -> tuple[list[int], list[dict[str, Any]]]:
         """The numbers of the next documents, and what they ask."""
-        found, room = self._documents(ctx), self.length - self.new_tokens
+        found = self._documents(ctx)
         numbers = [int(order(len(found), ctx.seed, n // len(found))[n % len(found)])
                    for n in range(first, first + self.prompts)]
+        return numbers, found.rows(numbers, COLUMNS)
+
+    def _question(self, row: dict[str, Any], ctx: Context) -> Asked:
         assert ctx.policy is not None
-        questions = [asked(row, ctx.policy, ctx.tokenizer, self.name) for row in found.rows(numbers, COLUMNS)]
-        for question in questions:
-            if len(question.ids) > room:
-                raise UserError(f"rollout: a prompt of {len(question.ids)} tokens leaves no room for "
-                                f"new_tokens = {self.new_tokens} in length = {self.length}: "
-                                f"{question.text[:60]!r}.")
-        return numbers, questions
+        question, room = asked(row, ctx.policy, ctx.tokenizer, self.name), self.length - self.new_tokens
+        if len(question.ids) > room:
+            raise UserError(f"rollout: a prompt of {len(question.ids)} tokens leaves no room for new_tokens "
+                            f"= {self.new_tokens} in length = {self.length}: {question.text[:60]!r}.")
+        return question
 
     def _grader(self, ctx: Context) -> Task:
         task = registry.create(self.task, ctx.root, "rollout: task")
@@ -235,7 +258,13 @@ class Rollout(Data):
 
     # ---- its rows ----------------------------------------------------------------------------------------
 
-    def _kept(self, questions: Sequence[Asked], every: Sequence[Answer]) -> dict[str, Tensor]:
+    def _kept(self, questions: Sequence[Asked], rows: Sequence[dict[str, Any]], every: Sequence[Answer],
+              first: int, ctx: Context) -> dict[str, Tensor]:
+        """What is held of a rollout, given its questions, their documents and all answers; ``first`` is the
+        number of its first prompt."""
+        return self._rows(questions, every)
+
+    def _rows(self, questions: Sequence[Asked], every: Sequence[Answer]) -> dict[str, Tensor]:
         """All of a rollout, a row for each answer."""
         asked_ = [q for q in questions for _ in range(self.group)]
         rows = _rows(asked_, [one.said.ids for one in every], self.length)
@@ -256,21 +285,22 @@ class Rollout(Data):
         own = ("input_ids", "attention_mask", "targets", "logp", "reward")
         batch: Batch = {name: held[name][rows] for name in own}
         batch |= {name: t[rows // self.group] for name, t in by_group.items()}
+        batch |= {"group": rows // self.group, "member": rows % self.group}
         places = torch.arange(self.length, device=rows.device).expand(len(rows), -1).contiguous()
         return batch | {"position_ids": places, "packed": False, "fresh": fresh,
                         "document": batch["attention_mask"] - 1,
                         "temperature": self.temperature, "new_tokens": self.new_tokens}
 
-    def _note(self, held: dict[str, Any], every: Sequence[Answer], ctx: Context) -> None:
-        graded, values = held["graded"] > 0, held["reward"]
-        ends = _ends(ctx.policy, ctx.tokenizer)
-        spread = torch.where(graded, values, float("nan")).view(-1, self.group)
-        alike = [float(row[~row.isnan()].unique().numel() < 2) for row in spread]
-        ctx.note("rollout/reward", values[graded].mean())
-        ctx.note("rollout/ungraded", float((~graded).sum()))
-        ctx.note("rollout/tokens", sum(len(one.said.ids) for one in every) / len(every))
+    def _note(self, every: Sequence[Answer], seconds: float, ctx: Context) -> None:
+        grades = torch.tensor([one.grade for one in every])
+        ends, many = _ends(ctx.policy, ctx.tokenizer), [len(one.said.ids) for one in every]
+        alike = [float(row[~row.isnan()].unique().numel() < 2) for row in grades.view(-1, self.group)]
+        ctx.note("rollout/reward", grades[~grades.isnan()].mean())
+        ctx.note("rollout/ungraded", float(grades.isnan().sum()))
+        ctx.note("rollout/tokens", sum(many) / len(every))
         ctx.note("rollout/finished", sum(one.said.ids[-1] in ends for one in every) / len(every))
         ctx.note("rollout/alike", sum(alike) / len(alike))
+        ctx.note("rollout/tokens_per_second", sum(many) / max(seconds, 1e-9))
 
 
 def _ends(model: Any, tokenizer: Any) -> set[int]:
