@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import mannwhitneyu
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.corpus.corpora import build
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.tokens import open_corpus
-from trainwright.evaluate.membership import Membership, auc
+from trainwright.evaluate.membership import Membership
 
 
 def small() -> LlamaForCausalLM:
@@ -32,12 +31,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_the_area_by_hand_and_by_scipy() -> None:
-    assert auc(np.array([1.0, 2.0]), np.array([3.0, 4.0])) == 1.0
-    assert auc(np.array([1.0, 3.0]), np.array([2.0, 3.0])) == (2 + 0.5) / 4
-    draw = np.random.default_rng(1)
-    members, others = draw.normal(0, 1, 50).round(1), draw.normal(0.5, 1, 70).round(1)
-    assert np.isclose(auc(members, others), 1 - mannwhitneyu(members, others).statistic / (50 * 70))
+def test_every_attack_has_its_numbers(folder: Path) -> None:
+    """Of a model that has read nothing: chance, by the loss and by the control alike."""
+    torch.manual_seed(0)
+    model, every = small(), ("loss", "zlib", "neighbour", "words", "reference")
+    ctx = Context(inputs={"data": [folder]}, frozen={"reference": small()})
+    with torch.no_grad():
+        told = Membership(attacks=every, documents=12).measure(model, ctx)
+    names = {"membership", *(f"membership_{name}" for name in every[1:])}
+    assert set(told) == {f"{n}_{what}{end}/d" for n in names for what in ("auc", "tpr1", "tpr5")
+                         for end in ("", "_low", "_high")}
+    for name in ("membership", "membership_words"):
+        assert told[f"{name}_auc_low/d"] < 0.5 < told[f"{name}_auc_high/d"]
+    with pytest.raises(UserError, match="no 'tune' document"):
+        Membership(attacks=("recall",), documents=4).measure(model, ctx)
+    assert Membership(attacks=("reference",)).asks() and not Membership().asks()
 
 
 @pytest.mark.slow

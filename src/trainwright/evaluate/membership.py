@@ -1,41 +1,45 @@
-"""Membership inference: how well the loss separates documents that were trained on from others.
+"""Membership inference: how well a score of the model separates documents that were trained on from others.
 
 The attack of "Privacy Risk in Machine Learning: Analyzing the Connection to Overfitting" (arXiv
 1709.01604), with the area under its ROC curve instead of one threshold: the probability that a member (a
 ``train`` document) has a lower mean loss than a non-member (a ``test`` document of the same domain), ties
 counted half,
 
-    auc = #{(m, n): loss(m) < loss(n)} / (members · non-members)
+    membership_auc = #{(m, n): loss(m) < loss(n)} / (members · non-members)
 
 0.5 is no better than guessing: nothing was memorized that the loss would show; 1 separates them perfectly.
+``membership_tpr1`` and ``_tpr5`` are the shares of members found while at most 1 % and 5 % of the others are
+taken for members; each number has ``_low`` and ``_high``, the ends of its interval of 95 % (a bootstrap over
+documents). Further ``attacks`` are measured under their names (``membership_zlib_auc/DOMAIN``); what each
+does stands in ``evaluate/audit/_attacks.py``. ``words`` is the control: it reads no model, and where it is
+above 0.5, members and others differ in kind, so that no attack says anything about memory. ``min_k_prob``
+and ``dc_pdd`` are methods of their own.
+
 Documents are drawn by the hash of their id, so both sides have the same distribution; the first ``length``
 tokens of each are read. The standard error of a chance value is about
-0.29 / sqrt(documents of the smaller side).
-Do not use it on a corpus whose training documents were selected by something that affects the loss:
+0.29 / sqrt(documents of the smaller side); with fewer than 100 non-members, none may be taken for a member at
+1 %. Do not use it on a corpus whose training documents were selected by something that affects the loss:
 members and non-members then differ before any training.
 
-Errors: a domain that the corpus does not have, or without documents of either kind.
+Errors: a domain that the corpus does not have, or without documents of either kind; ``reference`` without
+another model; ``recall`` without ``tune`` documents; ``neighbour`` on a model with an encoder.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from trainwright.core.context import Context
-from trainwright.core.errors import UserError
-from trainwright.core.method import UNTRAINED, Evaluator
-from trainwright.corpus.tokens import Corpus, open_corpus, uniform
-from trainwright.lm.losses import evaluating, most_positions, token_losses
-from trainwright.lm.rows import Piece, fill
+from trainwright.core.method import Evaluator
+from trainwright.core.stage import Role
+from trainwright.evaluate.audit._attacks import ATTACKS, attacked
+from trainwright.evaluate.audit._texts import Texts
 
 
 class Membership(Evaluator):
-    """Measures ``membership_auc/DOMAIN``."""
+    """Measures ``membership_auc/DOMAIN`` and what is found at few false alarms."""
 
     domains: tuple[str, ...] = ()
     """Domains to measure; by default all of the corpus."""
@@ -45,59 +49,29 @@ class Membership(Evaluator):
     """Tokens read of each document; fewer if the model has fewer positions."""
     batch_size: int = 16
     """Rows of a forward pass."""
-    makes: ClassVar[tuple[str, ...]] = ("membership_auc/*",)
+    attacks: tuple[Literal["loss", "zlib", "reference", "neighbour", "recall", "words"], ...] = (
+        "loss", "words")
+    """What tells members."""
+    roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True)}
+    makes: ClassVar[tuple[str, ...]] = ("membership_*/*",)
     example: ClassVar[dict[str, object]] = {"documents": 10, "length": 32}
 
     def __post_init__(self) -> None:
-        for name in ("documents", "length", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        self._texts()
+        if not self.attacks:
+            raise ValueError("attacks must name at least one attack")
+
+    def asks(self) -> dict[str, Role]:
+        return self.roles if "reference" in self.attacks else {}
 
     def may_make(self, metric: str) -> bool:
-        return super().may_make(metric) and (not self.domains or metric.partition("/")[2] in self.domains)
+        return super().may_make(metric) and self._texts().may_make(metric)
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
-        corpus = open_corpus(ctx.path("data"))
-        out = {}
-        for domain in self.domains or corpus.domains:
-            members, others = (self._losses(model, corpus, split, domain, ctx) for split in ("train", "test"))
-            out[f"membership_auc/{domain}"] = auc(members, others)
-        return out
+        named = {"membership" if name == "loss" else f"membership_{name}": ATTACKS[name]
+                 for name in self.attacks}
+        return attacked(named, model, self._texts(), ctx, self.name)
 
-    def _losses(
-        self, model: nn.Module, corpus: Corpus, split: str, domain: str, ctx: Context
-    ) -> NDArray[np.float64]:
-        """The mean loss of each document that has a target."""
-        found = corpus.select(split, (domain,))
-        order = np.argsort([uniform(name, "membership") for name in found.id], kind="stable")
-        length = min(self.length, most_positions(model) or self.length)
-        pieces = [
-            Piece(int(found.shard[i]), int(found.offset[i]), min(length, int(found.length[i]) - 1))
-            for i in order
-            if found.length[i] > 1 and found.trained[i] > 0
-        ][: self.documents]
-        if not pieces:
-            raise UserError(
-                f"membership: the {split!r} documents of the domain {domain!r} have no token to measure."
-            )
-        pieces.sort(key=lambda p: (p.size, p.shard, p.offset))
-        out: list[float] = []
-        for at in range(0, len(pieces), self.batch_size):
-            part = pieces[at : at + self.batch_size]
-            batch = fill(corpus, [(corpus.domains.index(domain), [p]) for p in part], part[-1].size) | {
-                "packed": False
-            }
-            batch = {n: t.to(ctx.device) if isinstance(t, torch.Tensor) else t for n, t in batch.items()}
-            with evaluating(model):
-                nats = token_losses(model, batch, ctx).double().sum(1)
-            counts = (batch["targets"] != UNTRAINED).sum(1)
-            out += (nats / counts)[counts > 0].tolist()
-        return np.array(out)
-
-
-def auc(members: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    """Share of the pairs in which the member has the lower loss; a tie is half a pair."""
-    ordered = np.sort(others)
-    above = len(others) - np.searchsorted(ordered, members, side="right")
-    ties = np.searchsorted(ordered, members, side="right") - np.searchsorted(ordered, members, side="left")
-    return float((above + ties / 2).sum() / (len(members) * len(others)))
+    def _texts(self) -> Texts:
+        return Texts(domains=self.domains, documents=self.documents, length=self.length,
+                     batch_size=self.batch_size)
