@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.core.settings import Count, Row
 from trainwright.core.stage import Role
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from trainwright.core.context import Context
-    from trainwright.corpus.inputs import Inputs
 
 
 class ReferenceLogProbs(Curate):
@@ -53,41 +51,19 @@ class ReferenceLogProbs(Curate):
     example: ClassVar[dict[str, Any]] = {"length": 32, "batch_tokens": 512}
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        import pyarrow as pa
+        from trainwright.lm.model_columns import Asking, column_of
+        pairs = Asking(self.name, "reference", ("chosen", "rejected"), self.length, self.batch_tokens,
+                       "preference pair")
+        return column_of(documents, ctx, pairs, documents["chosen"].not_null(), self._told)
 
-        from trainwright import families
-        from trainwright.corpus.inputs import Inputs
-        from trainwright.corpus.selecting import attach, columns, settled
-        from trainwright.corpus.tokens import open_corpus
-        rows, folder = settled(documents, ctx), ctx.path("model")
-        corpus, own = open_corpus(ctx.path("data")), families.load_tokenizer(folder, self.name)
-        theirs = corpus.tokenizer
-        if own is not None and theirs is not None and own.get_vocab() != theirs.get_vocab():
-            raise UserError(f"{self.name}: the corpus was tokenized by another tokenizer than the model's "
-                            "own: make it with from = { tokenizer = … } of the model's stage.")
-        inputs = Inputs(corpus, ("chosen", "rejected"), self.length, tokenizer=own)
-        table = columns(rows.where(rows["chosen"].not_null()), *inputs.columns)
-        if not len(table):
-            raise UserError(f"{self.name}: no document that came in is a preference pair.")
-        pairs = table.sort_by("id").to_pylist()
-        model = families.load(folder, self.name).to(ctx.device).eval().requires_grad_(False)
-        told = list(self._told(model, inputs, pairs, ctx))
-        return attach(rows, pa.table({"id": pa.array([p["id"] for p in pairs], pa.large_string()),
-                                      "reference": pa.array(told, pa.large_string())}))
-
-    def _told(self, model: nn.Module, inputs: Inputs, pairs: list[dict[str, Any]],
-              ctx: Context) -> Iterator[str]:
+    def _told(self, model: nn.Module, batch: dict[str, Any], ctx: Context) -> Iterator[str]:
         """What the column holds of each pair."""
         import torch
 
         from trainwright.align._pairs import scored
         from trainwright.corpus.inputs import fingerprints
-        many = max(1, self.batch_tokens // (2 * self.length))
-        for at in range(0, len(pairs), many):
-            made = inputs.batch(pairs[at:at + many])
-            batch = {n: torch.from_numpy(a).to(ctx.device) for n, a in made.items()}
-            with torch.no_grad():
-                found = scored(model, batch, ctx, packed=False)
-            told = zip(found.chosen.tolist(), found.rejected.tolist(), fingerprints(made), strict=True)
-            for chosen, rejected, of in told:
-                yield json.dumps({"chosen": chosen, "rejected": rejected, "of": of})
+        with torch.no_grad():
+            found = scored(model, batch, ctx, packed=False)
+        told = zip(found.chosen.tolist(), found.rejected.tolist(), fingerprints(batch), strict=True)
+        for chosen, rejected, of in told:
+            yield json.dumps({"chosen": chosen, "rejected": rejected, "of": of})

@@ -6,6 +6,7 @@ Of R documents and rows of at most L tokens:
     chosen     chosen_ids, chosen_attention_mask, chosen_targets [R, L]   prompt and this answer of a pair
     rejected   rejected_ids, rejected_attention_mask, rejected_targets    the prompt and that one
     reference  chosen_reference, rejected_reference [R] float32           what a frozen model makes of them
+    teacher    teacher_ids, teacher_logp [R, L, K]                        likeliest next tokens of a teacher
     image      pixel_values [R, 3, H, W] float32                          resized, cropped, normalized
     label      labels [R] int64                                           a number, or the class' place
     number     numbers [R] float32
@@ -17,10 +18,11 @@ template of the corpus.
 """
 from __future__ import annotations
 
+import base64
 import io
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,10 +43,10 @@ Arrays = dict[str, NDArray[Any]]
 Row = dict[str, Any]
 Said = tuple[NDArray[np.int64], NDArray[np.bool_]]
 """Tokens of a document, and which of them are learned."""
-IMAGE, NUMBER, REFERENCE = "image", "number", "reference"
+IMAGE, NUMBER, REFERENCE, TEACHER = "image", "number", "reference", "teacher"
 NEEDS: dict[str, tuple[str, ...]] = {
     TEXT: (TEXT, MESSAGES), CHOSEN: (PROMPT, CHOSEN), REJECTED: (PROMPT, REJECTED), IMAGE: (IMAGE,),
-    LABEL: (LABEL,), NUMBER: (NUMBER,), REFERENCE: (REFERENCE,)}
+    LABEL: (LABEL,), NUMBER: (NUMBER,), REFERENCE: (REFERENCE,), TEACHER: (TEACHER,)}
 """The fields that can become inputs, and the columns that each is made of."""
 
 
@@ -91,6 +93,8 @@ class Inputs:
                                 f"{have}.")
         if REFERENCE in fields and not {CHOSEN, REJECTED} <= set(fields):
             raise UserError("the field reference belongs to a pair: name chosen and rejected, too.")
+        if TEACHER in fields and TEXT not in fields:
+            raise UserError("the field teacher belongs to a text: name text, too.")
         if IMAGE in fields and pictures is None:
             raise UserError("images need a size: say image_size, or train a model that reads images.")
         spoken = {TEXT, CHOSEN, REJECTED} & set(fields)
@@ -121,9 +125,11 @@ class Inputs:
         for field in self.fields:
             if field not in (TEXT, CHOSEN, REJECTED):
                 _check(rows, field)
-            if field == REFERENCE:
+            if field in (REFERENCE, TEACHER):
                 continue
             made |= self._answers(rows, field) if field in (CHOSEN, REJECTED) else makers[field](rows)
+        if TEACHER in self.fields:
+            made |= self._teachers(rows, made)
         return made | self._references(rows, made) if REFERENCE in self.fields else made
 
     # ---- tokens ----------------------------------------------------------------------------------------
@@ -146,14 +152,32 @@ class Inputs:
     def _references(self, rows: Sequence[Row], made: Arrays) -> Arrays:
         """What ``reference_log_probs`` has written of pairs, which must be these tokens."""
         told = [json.loads(row[REFERENCE]) for row in rows]
-        for row, one, of in zip(rows, told, fingerprints(made), strict=True):
-            if one["of"] != of:
-                raise UserError(f"the log-probabilities of the document {row[ID]!r} are those of other "
-                                "tokens: reference_log_probs needs the same "
-                                f"length ({self.length}), tokenizer and "
-                                "chat template as the stage that reads them.")
+        self._check_known(rows, told, fingerprints(made), "reference_log_probs")
         return {f"{field}_{REFERENCE}": np.array([one[field] for one in told], dtype=np.float32)
                 for field in (CHOSEN, REJECTED)}
+
+    def _teachers(self, rows: Sequence[Row], made: Arrays) -> Arrays:
+        """What ``teacher_logits`` has written of documents, which must be these tokens."""
+        told = [json.loads(row[TEACHER]) for row in rows]
+        self._check_known(rows, told, fingerprints(made, ("input_ids", "targets")), "teacher_logits")
+        learned, most = made["targets"] != UNTRAINED, told[0]["k"]
+        if any(one["k"] != most for one in told):
+            raise UserError("teacher_logits has kept more tokens (top_k) of some documents than of others.")
+        ids = np.zeros((*learned.shape, most), dtype=np.int64)
+        logp = np.zeros((*learned.shape, most), dtype=np.float32)
+        for row, one in enumerate(told):
+            ids[row, learned[row]] = _unpacked(one["ids"], "<i4", most)
+            logp[row, learned[row]] = _unpacked(one["logp"], "<f4", most)
+        return {"teacher_ids": ids, "teacher_logp": logp}
+
+    def _check_known(self, rows: Sequence[Row], told: Sequence[dict[str, Any]], of: Sequence[int],
+                     who: str) -> None:
+        """Refuse what a model has said of other tokens than these."""
+        for row, one, these in zip(rows, told, of, strict=True):
+            if one["of"] != these:
+                raise UserError(f"the log-probabilities of the document {row[ID]!r} are those of other "
+                                f"tokens: {who} needs the same length ({self.length}), tokenizer and "
+                                "chat template as the stage that reads them.")
 
     def answer(self, row: Row, field: str) -> Said:
         """The tokens of a pair's prompt and one of its answers, of which the answer is learned."""
@@ -218,11 +242,17 @@ def _check(rows: Sequence[Row], field: str) -> None:
                         "one.")
 
 
-def fingerprints(made: Arrays) -> list[int]:
-    """A checksum of each pair's tokens and of which of them are learned."""
-    names = [f"{field}_{part}" for field in (CHOSEN, REJECTED) for part in ("ids", "targets")]
-    return [zlib.crc32(b"".join(made[name][row].astype("<i8").tobytes() for name in names))
-            for row in range(len(made[names[0]]))]
+PAIR = tuple(f"{field}_{part}" for field in (CHOSEN, REJECTED) for part in ("ids", "targets"))
+
+
+def fingerprints(made: Mapping[str, Any], names: Sequence[str] = PAIR) -> list[int]:
+    """A checksum of each row's tokens and of which of them are learned, of arrays or tensors."""
+    arrays = [np.ascontiguousarray(made[name].tolist(), dtype="<i8") for name in names]
+    return [zlib.crc32(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(arrays[0]))]
+
+
+def _unpacked(packed: str, kind: str, columns: int) -> NDArray[Any]:
+    return np.frombuffer(base64.b64decode(packed), dtype=kind).reshape(-1, columns)
 
 
 def pixels(file: Path | bytes, how: Pictures) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@
     fields = ["image", "text"]         the same, and pixel_values [R, 3, H, W]
     fields = ["chosen", "rejected"]    chosen_ids, chosen_attention_mask, chosen_targets [R, L]; so rejected
     fields = [… , "reference"]         and chosen_reference, rejected_reference [R] (``reference_log_probs``)
+    fields = ["text", "teacher"]       as text, and teacher_ids, teacher_logp [R, L, K] (``teacher_logits``)
 
 R are the rows of this rank, L is ``length``; ``corpus/inputs.py`` says what stands where. Each epoch has
 every document once, in an order that follows from seed and epoch alone. ``domain`` [R, L] (or [R] without
@@ -45,7 +46,7 @@ class Examples(Data):
     """Rows of single documents with their fields as inputs."""
 
     fields: tuple[str, ...] = ("text",)
-    """Any of text, label, number, image, chosen, rejected, reference."""
+    """Any of text, label, number, image, chosen, rejected, reference, teacher."""
     length: int = 512
     """Tokens of a row at most; what is longer is cut."""
     split: Literal["train", "tune", "test"] = "train"
