@@ -4,7 +4,7 @@ import pytest
 
 from tests.compare.tiny import comparison, recipe
 from trainwright.compare import spec as specs
-from trainwright.compare.spec import Arm, direction, parse_arm, parse_budget, parse_tune
+from trainwright.compare.spec import Arm, parse_arm, parse_budget, parse_tune
 from trainwright.core.errors import UserError
 
 
@@ -44,12 +44,6 @@ def test_budget_and_tune():
     }
     with pytest.raises(UserError, match="tokens=2e6"):
         parse_budget("much")
-
-
-def test_direction():
-    assert direction("loss/code") == direction("forgetting/prose") == "lower"
-    assert direction("gain/code") == direction("acc/arc_easy") == "higher"
-    assert direction("delight") is None
 
 
 @pytest.mark.parametrize(

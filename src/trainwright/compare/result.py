@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LEDGER = ("steps", "tokens", "trained_tokens", "seconds", "state_bytes", "stored_bytes", "parameters",
           "trainable_parameters")
 
+COUNTED = ("trainable_parameters", "state_bytes")
 SAID = {
     "pairing": "A seed gives all arms the same order of the data and the same starting weights; differences "
                "are taken seed by seed, the arm less the baseline.",
@@ -33,6 +34,8 @@ SAID = {
                "paired by turn.",
     "memory": "Peak memory is what the tensors of a step take at most: weights, gradients, states of the "
               "optimizer and all that is kept for the backward pass, counted, not sampled.",
+    "stored": "Stored is what a run adds to the model that all arms begin with: the file of its adapter "
+              "where it wrote one, else its weights.",
     "aa": "Both sides are the same arm with different seeds: what differs is noise. Wrong verdicts are "
           "counted over random ways to deal all runs to two sides.",
 }
@@ -81,15 +84,23 @@ def _run(record: Record, start: dict[str, float], c: Comparison) -> dict[str, An
     figures = record["figures"]
     if cost is not None and figures:
         numbers |= {"seconds_per_step": cost.seconds, "peak_memory_bytes": cost.peak_memory_bytes}
-    counted = ("trainable_parameters", "state_bytes", "stored_bytes")
-    numbers |= {n: figures[n] for n in counted if figures.get(n) is not None}
+    numbers |= {n: figures[n] for n in COUNTED if figures.get(n) is not None}
+    if figures and figures.get("stored_bytes") is not None:
+        numbers["stored_bytes"] = kept_bytes(figures)
     return {"metrics": numbers} | {k: record[k] for k in ("seed", "hashes", "failed")}
+
+
+def kept_bytes(figures: dict[str, Any]) -> float | None:
+    """Bytes of what a run adds to the model that it began with: its adapter where it wrote one, else its
+    weights."""
+    return figures.get("delta_bytes") or figures.get("stored_bytes")
 
 
 def _arm(c: Comparison, name: str, records: list[Record], runs: list[dict[str, Any]]) -> dict[str, Any]:
     arm = next(a for a in c.spec.arms if a.name == name)
     whole = [r["figures"] for r in records if r["figures"]]
     ledger: dict[str, float | None] = {k: _mean([f.get(k) for f in whole]) for k in LEDGER}
+    ledger["stored_bytes"] = _mean([kept_bytes(f) for f in whole])
     cost = c.costs.get(name)
     if cost is not None:
         steps = ledger["steps"] or 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from trainwright.compare import deciding
 from trainwright.compare.execute import recorded
 from trainwright.compare.sequential import anytime, corrected
-from trainwright.compare.spec import direction
 from trainwright.compare.statistics import holm, noise_floor, paired, verdict
+from trainwright.core.metrics import direction
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison

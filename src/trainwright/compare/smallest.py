@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainwright.compare.spec import HIGHER
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.metrics import HIGHER
 
 
 @dataclass(frozen=True)

@@ -12,15 +12,11 @@ from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.card import Card, read
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.metrics import direction
 from trainwright.core.settings import Between, Positive, fit, make
 from trainwright.core.stage import stages
 
 CURRENCIES = ("tokens", "flops", "seconds")
-LOWER = ("loss", "answer_loss", "perplexity", "bits_per_byte", "forgetting", "seconds_per_step",
-         "peak_memory_bytes", "trainable_parameters", "state_bytes", "stored_bytes")
-"""Metrics of which less is better."""
-HIGHER = ("gain", "recall", "accuracy", "acc", "acc_norm", "exact_match", "f1", "macro_f1", "bleu", "rouge")
-"""Metrics of which more is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +166,6 @@ class Spec:
             names = [str(s.get("name")) for s in self.table["stage"]]
             raise UserError(f"{self.file}: there is no stage {name!r}{suggest(name, names)}.")
         return found  # type: ignore[no-any-return]
-
-
-def direction(metric: str) -> Literal["lower", "higher"] | None:
-    """Which way a metric is better, as far as its name says."""
-    word = metric.partition("/")[0]
-    return "lower" if word in LOWER else "higher" if word in HIGHER else None
 
 
 def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] = (),

@@ -150,10 +150,13 @@ class Train:
             self.settle()                                                          # 6 settle
         ctx.grads, ctx.again = {}, None
         ctx.step += 1
+            norm = sharding.norm(list(grads.values()))             # an update may overwrite the gradients
         # waits for the device, whose time counts too
         noted = collect(ctx.notes)
         self.row = (
             self.ledger.row(ctx, batches, time.perf_counter() - began, count.flops if count else None) | noted
+        if "grad_norm" not in ctx.notes:
+            ctx.note("grad_norm", norm)
         )
         self.row["lr"] = ctx.peak_lr * float(ctx.knobs["lr"])
         if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):

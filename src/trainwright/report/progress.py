@@ -191,8 +191,12 @@ def outcome(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
     parts.append(duration(seconds))
     if figures.get("peak_memory_bytes"):
         parts.append(f"peak {size(figures['peak_memory_bytes'])}")
+    if figures.get("delta_bytes"):
+        parts.append(f"adapter {size(figures['delta_bytes'])}")
     if figures.get("stopped"):
         parts.append(f"ended early by {figures['stopped']}")
+    if kept := figures.get("kept"):
+        parts.append(f"kept step {kept['step']:,} ({kept['metric']} {value(kept['value'])})")
     return " · ".join(parts)
 
 

@@ -10,6 +10,7 @@ from trainwright import families
 from trainwright.core.claims import check_claims, check_steps
 from trainwright.core.errors import UserError, located
 from trainwright.core.method import Data, Evaluator, Objective, Surgery
+from trainwright.core.metrics import watched
 from trainwright.life.jobs import Job
 from trainwright.stages._training import stage_of
 from trainwright.storage.store import Store
@@ -18,9 +19,25 @@ from trainwright.storage.store import Store
 def examine(job: Job, store: Store) -> None:
     """Everything that can be checked of a training stage before it runs, where its
     model's config is known."""
+    _check_watched(job)
     config = stage_of(job).start_config(job, store)
     if config is not None:
         check_model(job, config, store)
+
+
+def _check_watched(job: Job) -> None:
+    """What the stage or a method of it watches is measured, and on the way."""
+    stage = stage_of(job)
+    names = {f"{m.name}: {key} = {value!r}": value for m in job.methods for key, value in watched(m).items()}
+    names |= {f"keep = {stage.keep!r}": stage.best} if stage.best else {}
+    for said, metric in names.items():
+        if not stage.eval_every:
+            raise UserError(f"{job.where}: {said}: nothing is measured on the way; say eval_every = STEPS.")
+        evaluators: list[Evaluator] = job.of(Evaluator)
+        if not any(m.may_make(metric) for m in evaluators):
+            made = sorted({glob for m in evaluators for glob in m.makes})
+            raise UserError(f"{job.where}: {said}: no evaluator of the stage makes this number; they make "
+                            f"{', '.join(made) or 'none: name one, such as held_out'}.")
 
 
 def _vocabulary(job: Job, store: Store) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from trainwright.core.method import Data, Decode, Method, Objective, Surgery, We
 from trainwright.life.jobs import Job, Source
 from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
 from trainwright.life.stage_run import StageRun
+from trainwright.stages._kept import BEST, Best, Snapshots
 from trainwright.stages.train import SNAPSHOTS, TrainStage
 from trainwright.storage.store import Store
 
@@ -58,23 +59,30 @@ def train(site: StageRun) -> dict[str, Any]:
         site.listener.say(f"{stage.name}: {line}")
     if own is None and run.ctx.step == 0:
         _rehearse(run, site.listener.say)
-    kept = Snapshots(run, stage, site.work / SNAPSHOTS)
-    _loop(run, site, kept)
-    figures = _figures(run, began, own is not None)
+    kept, best = Snapshots(run, stage, site.work / SNAPSHOTS), Best(run, stage, site.work / BEST)
+    _loop(run, site, (kept, best))
+    best.end()
+    figures = _figures(run, began, own is not None) | best.figures()
+    if best.earlier is not None:
+        run = assemble(job, site.store, site.context(), best.earlier)
+        best.show(run.ctx)
     _export(run, site, site.out)
     for label in kept.labels:
         _export_snapshot(site, label)
-    if sharding.main():
-        (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
-        figures["stored_bytes"] = sum(
-            f.stat().st_size for f in families.weight_files(families.backbone(site.out))
-        )
-        figures["delta_bytes"] = sum(f.stat().st_size for f in site.out.glob("adapter*/*.safetensors"))
     site.keep(run.ctx)
-    return figures
+    return figures | (_written(site) if sharding.main() else {})
 
 
-def _loop(run: Train, site: StageRun, kept: Snapshots) -> None:
+def _written(site: StageRun) -> dict[str, int]:
+    """Keep the rows of metrics; sizes of what was exported."""
+    (site.out / "metrics.jsonl").write_bytes((site.work / "metrics.jsonl").read_bytes())
+    weights = families.weight_files(families.backbone(site.out))
+    deltas = site.out.glob("adapter*/*.safetensors")
+    return {"stored_bytes": sum(f.stat().st_size for f in weights),
+            "delta_bytes": sum(f.stat().st_size for f in deltas)}
+
+
+def _loop(run: Train, site: StageRun, kept: Sequence[Snapshots | Best]) -> None:
     """The steps, with what is written along the way."""
     metrics = Metrics(site.work / "metrics.jsonl", run.ctx.step)
     saver = Saver(run, site.work, stage_of(site.job).save_every)
@@ -82,7 +90,8 @@ def _loop(run: Train, site: StageRun, kept: Snapshots) -> None:
     def hear(row: dict[str, float]) -> None:
         metrics.write(row)
         site.listener.step(site.job.stage.name, row)
-        kept.after()
+        for one in kept:
+            one.after()
         saver.after()
 
     try:
@@ -96,32 +105,6 @@ def _loop(run: Train, site: StageRun, kept: Snapshots) -> None:
                         "or look at the data of that step.") from None
     finally:
         metrics.close()
-
-
-class Snapshots:
-    """Keeps whole states of a run at the steps that its stage names."""
-
-    def __init__(self, run: Train, stage: TrainStage, folder: Path) -> None:
-        self.run, self.folder = run, folder
-        self.labels = {
-            str(at): round(at * run.steps) if isinstance(at, float) else at for at in stage.snapshots
-        }
-        for label, step in self.labels.items():
-            if not 1 <= step <= run.steps:
-                raise UserError(f"snapshots: {label} is step {step}, and the stage has {run.steps}.")
-
-    def after(self) -> None:
-        """After a step."""
-        for label, step in self.labels.items():
-            if step == self.run.ctx.step:
-                if sharding.main():
-                    self.folder.mkdir(exist_ok=True)
-                saved = checkpoint.save(self.run, self.folder / f"{label}.part", {})
-                if sharding.main():
-                    shutil.rmtree(self.folder / label, ignore_errors=True)
-                    saved.rename(self.folder / label)
-                    shutil.rmtree(self.folder / f"{label}.part")
-                sharding.barrier()
 
 
 def _continued(site: StageRun) -> Path | None:

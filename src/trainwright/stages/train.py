@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainwright.core.errors import UserError
+from trainwright.core.metrics import direction
 from trainwright.core.settings import Large, Seed
 from trainwright.core.stage import CORPORA, MODEL, TOKENIZER, Made, Role, Stage, check_seed, label_of
 
@@ -88,6 +89,9 @@ class TrainStage(Stage):
     seed: Seed | None = None
     """Seed of this stage; default: the recipe's."""
 
+    keep: str = "last"
+    """Which weights the stage hands on: those of the ``last`` step, or ``best:METRIC``, such as
+    ``best:loss/code``: those that measured best on the way (each ``eval_every`` steps, and at the end)."""
     def check(self, where: str) -> None:
         far = {k: v for k in ("tokens", "steps", "epochs") if (v := getattr(self, k)) is not None}
         if len(far) != 1:
@@ -109,6 +113,7 @@ class TrainStage(Stage):
         )
         if len(starts) != 1:
             raise UserError(
+        self._check_keep(where)
                 f"{where}: say one of from.model (go on with a model), from.state (go on with a run) and "
                 f"model (make "
                 f"one from scratch); it has {' and '.join(starts) or 'none'}."
@@ -136,6 +141,21 @@ class TrainStage(Stage):
 
     def subfolder(self, label: str, where: str) -> str:
         kept = [str(at) for at in self.snapshots]
+    @property
+    def best(self) -> str:
+        """The number whose best weights it keeps; empty where it keeps the last ones."""
+        return self.keep.removeprefix("best:") if self.keep != "last" else ""
+
+    def _check_keep(self, where: str) -> None:
+        if self.keep == "last":
+            return
+        if not self.keep.startswith("best:") or not self.best:
+            raise UserError(f"{where}: keep is \"last\" or \"best:METRIC\", such as \"best:loss/code\", not "
+                            f"{self.keep!r}.")
+        if direction(self.best) is None:
+            raise UserError(f"{where}: keep = {self.keep!r}: the name {self.best!r} does not say which way "
+                            "is better; keep the best of a number such as loss/DOMAIN or accuracy/DOMAIN.")
+
         if label not in kept:
             raise UserError(
                 f"{where}: {self.name!r} keeps no snapshot {label!r}; it keeps {', '.join(kept) or 'none'}."
