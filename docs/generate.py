@@ -312,8 +312,20 @@ def command_parts(command: Any, path: str) -> list[str]:
         return [
             part for name, one in command.commands.items() for part in command_parts(one, f"{path} {name}")
         ]
-    rows = [(f"`{usage(p)}`", inline(plain(p.help or ""))) for p in command.params]
-    return [f"### {path}", inline(plain(command.help or "")), table(("argument", "what it means"), rows)]
+    rows = [(f"`{usage(p)}`", default_of(p), inline(plain(p.help or ""))) for p in command.params]
+    head = ("argument", "default", "what it means")
+    return [f"### {path}", inline(plain(command.help or "")), table(head, rows)]
+
+
+def default_of(parameter: Any) -> str:
+    """What is taken where an argument or option is left out; nothing where that is nothing."""
+    if parameter.required:
+        return "needed"
+    if isinstance(parameter.show_default, str):
+        return parameter.show_default
+    if parameter.default is None or parameter.default in (False, ()):
+        return ""
+    return f"`{parameter.default}`"
 
 
 def usage(parameter: Any) -> str:

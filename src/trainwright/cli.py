@@ -17,6 +17,7 @@ from trainwright.core.errors import UserError, located
 from trainwright.report.terminal import Terminal, styled
 
 if TYPE_CHECKING:
+    from trainwright.core.listener import Listener
     from trainwright.core.method import Decode
     from trainwright.core.recipe import Recipe
     from trainwright.storage.store import Store
@@ -54,7 +55,10 @@ ArtifactName = Annotated[str, typer.Argument(
 MethodKind = Annotated[str, typer.Option("--kind", "-k", help=f"One of {KINDS}.")]
 
 @app.command()
-def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store")) -> None:
+def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("store"),
+        live: Annotated[bool, typer.Option(
+            "--live", help="Keep a page of the run while it runs: a file that loads itself again.")] = False,
+        ) -> None:
     """Run a recipe. Stages that the store has do not run again; an interrupted one goes on where it was.
 
     On several GPUs or processes: [cyan]torchrun --nproc-per-node 2 -m trainwright run RECIPE[/].
@@ -73,7 +77,8 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
         if main:
             told = trackers.life(loaded) if loaded.trackers else None
             hear = Listeners(progress, *(trackers.make(t, made_in.folder("trackers"), told)
-                                         for t in loaded.trackers if told is not None))
+                                         for t in loaded.trackers if told is not None),
+                             *([_live(loaded, made_in)] if live else []))
     try:
         run_recipe(loaded, made_in, hear)
     except KeyboardInterrupt as stopped:                   # said before the report
@@ -89,9 +94,22 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
                 _report(loaded, made_in, progress.states)
 
 
+def _live(recipe: Recipe, store: Store) -> Listener:
+    """The page of a run while it runs."""
+    from trainwright.report.live import Live
+    page = Live(_place(recipe, store), recipe.title, [stage.name for stage in recipe.stages])
+    Terminal().print(f"live page: {page.file}", soft_wrap=True)
+    return page
+
+
+def _place(recipe: Recipe, store: Store) -> Path:
+    """The folder of a recipe's pages."""
+    from trainwright.core import files
+    return files.without_links(store.folder("reports", recipe.file.stem or "recipe"))
+
+
 def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> None:
     """The tables and the page of what has run, including a stage that failed."""
-    from trainwright.core import files
     from trainwright.life.jobs import artifacts
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import page
@@ -104,8 +122,7 @@ def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> 
         if "numbers" in m.get("figures", {}):
             Terminal().print(evaluation_table(m["figures"]))
     folders = [made[name].path if name in made else Path() for name in states]
-    folder = files.without_links(store.folder("reports", recipe.file.stem or "recipe"))
-    out = page.write(folder, recipe.text, recipe.title, manifests, folders, str(planned))
+    out = page.write(_place(recipe, store), recipe.text, recipe.title, manifests, folders, str(planned))
     Terminal().print(f"report: {out}", soft_wrap=True)
 
 
@@ -201,12 +218,22 @@ def list_methods(kind: Annotated[str | None, typer.Option(
 @app.command()
 def show(method: Annotated[str, typer.Argument(
              help="A method's name, a paper's id, or an artifact's in the store.", show_default=False)],
+         dropped: Annotated[bool, typer.Option(
+             "--dropped", help="Of a corpus: some of the documents that it dropped, each with the reason and "
+                               "beside the document that it was dropped for.")] = False,
+         by: Annotated[str | None, typer.Option(
+             metavar="METHOD", show_default=False, help="Only those that this method dropped.")] = None,
+         most: Annotated[int, typer.Option(min=1, help="Examples of each method.")] = 5,
          store: StoreDir = Path("store")) -> None:
     """Show a method's card (what it does, settings, evidence), a paper's (its claims and what became of
-    them), or what an artifact came from."""
+    them), or what an artifact came from; [cyan]show CORPUS --dropped[/] shows what was left out."""
     from trainwright.core import card, registry
     from trainwright.report import cards
     from trainwright.storage.store import Store
+    if dropped or by is not None:
+        from trainwright.report import left_out
+        Terminal().print(left_out.shown(Store(store).named(method), by, most))
+        return
     Terminal().print(cards.card(card.read(registry.locate(method, Path(), "show"), Path(method).stem, ""))
                     if method.endswith(".py") else cards.shown(method, Store(store)))
 

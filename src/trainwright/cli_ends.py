@@ -75,7 +75,7 @@ def carry_out(app: Callable[[], None]) -> None:
         app()
     except UserError as error:
         _after_rank_0()
-        _fail(str(error))
+        _fail(_with_line(str(error)))
     except BaseException as error:
         said = None if isinstance(error, SystemExit) else machine.refused(error)
         if said is None:
@@ -85,6 +85,13 @@ def carry_out(app: Callable[[], None]) -> None:
         _fail(said)
     finally:
         _flush()
+
+
+def _with_line(why: str) -> str:
+    """A mistake with the line of the recipe that it is about; a setting of ``--set`` has none."""
+    from trainwright.core.lines import line_of
+    line = None if "--set" in sys.argv else line_of(why)
+    return why if line is None else f"{why.rstrip('.')} (line {line})"
 
 
 def _fail(why: str) -> None:

@@ -178,3 +178,15 @@ def test_a_card_compares_by_what_it_says(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(BASE.replace("Middle", "Mine"))
     one, two = (card.read(tmp_path / "mine.py", "mine", "") for _ in range(2))
     assert isinstance(one, Card) and one == two
+
+
+@pytest.mark.parametrize(("written", "shown"), [
+    ("0.5", "0.5"), ("dataclasses.field(default_factory=dict)", "{}"), ("field(default_factory=tuple)", "()"),
+    ("field(default_factory=lambda: Writer(endpoint='x'))", "Writer(endpoint='x')"), ("field(default=3)", "3"),
+    ("field(default_factory=Writer)", "Writer()")])
+def test_a_default_is_shown_as_a_person_writes_it(written: str, shown: str) -> None:
+    assert card._default(ast.parse(written, mode="eval").body) == shown
+
+
+def test_no_setting_shows_how_its_default_is_made() -> None:
+    assert not [(c.name, s[0]) for c in registry.cards().values() for s in c.settings if "field(" in s[2]]

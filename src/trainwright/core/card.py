@@ -179,13 +179,26 @@ def _fixed(node: ast.ClassDef) -> list[str]:
             and "ClassVar" in ast.unparse(n.annotation)]
 
 
+def _default(value: ast.expr) -> str:
+    """A default as a person writes it: that of ``field(default_factory=dict)`` is ``{}``."""
+    if not isinstance(value, ast.Call) or ast.unparse(value.func) not in ("field", "dataclasses.field"):
+        return ast.unparse(value)
+    told = {k.arg: k.value for k in value.keywords}
+    if "default" in told:
+        return ast.unparse(told["default"])
+    made = told["default_factory"]
+    if isinstance(made, ast.Lambda):
+        return ast.unparse(made.body)
+    return {"dict": "{}", "list": "[]", "tuple": "()"}.get(ast.unparse(made), f"{ast.unparse(made)}()")
+
+
 def _fields(node: ast.ClassDef) -> list[Setting]:
     docs = field_docs(node)
     return [
         (
             n.target.id,
             ast.unparse(n.annotation),
-            ast.unparse(n.value) if n.value else "",
+            _default(n.value) if n.value else "",
             docs.get(n.target.id, ""),
         )
         for n in node.body

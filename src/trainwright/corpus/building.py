@@ -29,7 +29,18 @@ from trainwright.core.claims import name_all
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
-from trainwright.corpus import beginnings, bpe, chat, documents, ends, media, provenance, splits, tokens
+from trainwright.corpus import (
+    beginnings,
+    bpe,
+    chat,
+    documents,
+    ends,
+    left_out,
+    media,
+    provenance,
+    splits,
+    tokens,
+)
 from trainwright.corpus.columns import DOMAIN, ID, ORIGIN, SOURCE, TEXT, classes
 from trainwright.corpus.editing import LEARNED, conversation
 
@@ -115,6 +126,7 @@ def _write_documents(folder: Path, methods: list[Curate], settings: CorpusSettin
     finally:
         writer.close()
     table = writer.table()
+    left_out.write(folder, traced, taps, table.files)
     table.curated, table.kept = provenance.counts(traced, [s.name for s in steps]), provenance.kept(traced)
     _refuse_twins(table)
     _split(table, traced, settings, earlier)

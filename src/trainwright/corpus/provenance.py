@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from trainwright.core.context import Context
 from trainwright.core.method import Method
-from trainwright.corpus import editing
+from trainwright.corpus import editing, left_out
 from trainwright.corpus.columns import DOMAIN, ID, ORIGIN, TEXT
 from trainwright.corpus.documents import failures, in_files, lies_in_files
 
@@ -79,7 +79,7 @@ def tapped(table: DataFrame, folder: Path, number: int, method: str = "") -> Dat
     in front of a column that it does not need, and rows would be missed; or an edit of a later method, and it
     would be seen too early.
     """
-    names = table.column_names
+    names, texts = table.column_names, left_out.Notes(folder, number)
     row = daft.DataType.struct({name: table.schema()[name].dtype for name in names})
 
     @daft.func.batch(return_dtype=row)  # type: ignore[untyped-decorator]
@@ -94,6 +94,7 @@ def tapped(table: DataFrame, folder: Path, number: int, method: str = "") -> Dat
         seen = pa.table({ID: rows[ID], DOMAIN: rows[DOMAIN], "characters": pc.utf8_length(rows[TEXT]),
                          ORIGIN: rows[ORIGIN]})
         pq.write_table(seen.cast(TAP), folder / f"{number:03d}-{uuid.uuid4().hex}.parquet")
+        texts.add(rows)
         return pa.StructArray.from_arrays(arrays, names)
 
     noted = table.select(noting(*(table[name] for name in names)).alias("row"))

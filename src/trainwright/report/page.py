@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from trainwright.core import stage as kinds
 from trainwright.core.shown import plain
-from trainwright.report import curated, numbers, plots
+from trainwright.report import curated, left_out, numbers, plots
 from trainwright.report.highlight import highlight
 from trainwright.report.numbers import (
     Measured,
@@ -158,6 +158,7 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
         story=story(stages), trained=[s for s in stages if s.trains], made=made_at_once(stages),
         judged=[s for s in stages if s.rows], total=total(stages),
         data=[(s, table) for s in stages if s.cls.makes == "corpus" and (table := data_table(s.folder))],
+        left_out={s.name: left_out.for_page(s.folder) for s in stages if s.cls.makes == "corpus"},
         samples=[(s, list(texts.items())) for s in stages if (texts := s.manifest.get("texts"))],
         pictures=[(s, shown) for s in stages if (shown := s.pictures)],
         versions=versions(stages),
