@@ -195,7 +195,7 @@ def outcome(kind: str, figures: dict[str, Any], seconds: float | None) -> str:
         parts.append(f"adapter {size(figures['delta_bytes'])}")
     if figures.get("stopped"):
         parts.append(f"ended early by {figures['stopped']}")
-    if kept := figures.get("kept"):
+    if kind == "train" and (kept := figures.get("kept")):
         parts.append(f"kept step {kept['step']:,} ({kept['metric']} {value(kept['value'])})")
     return " · ".join(parts)
 
