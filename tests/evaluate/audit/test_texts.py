@@ -34,6 +34,7 @@ def test_moments_are_those_of_the_whole_distribution() -> None:
             assert one.ids.tolist() == other.ids.tolist() == text.ids[at].tolist()
             for got, truth in ((one.logp, own), (one.mean, mean), (one.spread, spread), (other.logp, own)):
                 assert np.allclose(got, truth.numpy(), atol=1e-4)
+            assert np.allclose(one.top, rows.amax(1).numpy(), atol=1e-4)
             best = rows.topk(2).indices.tolist()
             assert one.other.tolist() == [b[0] if b[0] != t else b[1]
                                           for b, t in zip(best, text.ids[at], strict=True)]

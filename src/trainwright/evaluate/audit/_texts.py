@@ -74,6 +74,8 @@ class Told(NamedTuple):
     """Its standard deviation, the root of sum_v p_v (log p_v)^2 - mean^2."""
     other: NDArray[np.int64]
     """The likeliest token that is not the one there."""
+    top: NDArray[np.float64] = np.zeros(0)
+    """The log-probability of the likeliest token."""
 
 
 class Sides(NamedTuple):
@@ -175,7 +177,7 @@ def _moments(logits: Tensor, targets: Tensor) -> Told:
     own = logp.gather(1, words[:, None])[:, 0]
     others = logp.scatter(1, words[:, None], -torch.inf).argmax(-1)
     return Told(words.cpu().numpy(), *(t.double().cpu().numpy() for t in (own, mean, spread)),
-                others.cpu().numpy())
+                others.cpu().numpy(), logp.amax(-1).double().cpu().numpy())
 
 
 def _alone(nats: NDArray[np.float64], targets: NDArray[np.int64]) -> Told:
