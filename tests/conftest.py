@@ -4,8 +4,10 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,31 +105,97 @@ def environment() -> dict[str, str]:
     }
 
 
+class Warm:
+    """The program in processes that are forked from one that has imported what it may need: as ``python -m
+    trainwright`` does it, without the seconds that this takes each time."""
+
+    def __init__(self) -> None:
+        self.around = environment()
+        self.server = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("forks.py"))], env=self.around, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def ask(self, **what: Any) -> Any:
+        assert self.server.stdin is not None and self.server.stdout is not None
+        print(json.dumps(what), file=self.server.stdin, flush=True)
+        return json.loads(self.server.stdout.readline())
+
+    def fits(self) -> bool:
+        """Whether the environment is the one that the server was started in."""
+        changed = dict(environment().items() ^ self.around.items())
+        return changed.keys() <= {"PYTEST_CURRENT_TEST"}
+
+    def start(self, *words: Any, cwd: Path) -> Program:
+        return Program(self, list(map(str, words)), cwd)
+
+    def close(self) -> None:
+        self.server.communicate()
+
+
+class Program:
+    """A program that runs, with the face of ``subprocess.Popen``."""
+
+    def __init__(self, warm: Warm, words: list[str], cwd: Path) -> None:
+        self.warm = warm
+        handle, self.out = tempfile.mkstemp(prefix="said-")
+        os.close(handle)
+        handle, self.err = tempfile.mkstemp(prefix="told-")
+        os.close(handle)
+        self.returncode: int | None = None
+        self.pid: int = warm.ask(start=words, folder=str(cwd.resolve()), out=self.out, err=self.err)
+
+    def poll(self, seconds: float = 0.0) -> int | None:
+        if self.returncode is None:
+            self.returncode = self.warm.ask(wait=self.pid, seconds=seconds)
+        return self.returncode
+
+    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+        """Wait for its end; returns what it said, as text.
+
+        Raises:
+            subprocess.TimeoutExpired: it did not end in so many seconds, and was killed.
+        """
+        if self.poll(timeout) is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.poll(timeout)
+            raise subprocess.TimeoutExpired("trainwright", timeout)
+        said = []
+        for file in (self.out, self.err):
+            said.append(Path(file).read_text(errors="replace"))
+            os.unlink(file)
+        return said[0], said[1]
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    server = Warm()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def command() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run ``python -m trainwright`` (or other words behind ``python``) in a folder and wait for it."""
+def command(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``python -m trainwright`` in a folder and wait for it; or ``python`` with other words, which is a
+    new process."""
 
     def run(
         *words: Any, cwd: Path, python: tuple[str, ...] = ("-m", "trainwright")
     ) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, *python, *map(str, words)]
-        return subprocess.run(line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
+        if python != ("-m", "trainwright") or not warm.fits():
+            return subprocess.run(line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
+        program = warm.start(*words, cwd=cwd)
+        out, err = program.communicate()
+        return subprocess.CompletedProcess(line, program.poll() or 0, out, err)
     return run
 
 
 @pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
+def ranks(warm: Warm) -> Ranks:
     """``ranks(folder, store, number, *words)`` runs ``folder/life.toml`` on so many forked ranks, as torchrun
-    does, without the seconds that three processes take to import what they need."""
-    line = [sys.executable, str(Path(__file__).with_name("forks.py"))]
-    with subprocess.Popen(
-        line, env=environment(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as server:
-        assert server.stdin is not None and server.stdout is not None
+    does."""
 
-        def run(folder: Path, store: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:
-            print(json.dumps([str(folder), store, number, words]), file=server.stdin, flush=True)
-            code, out = json.loads(server.stdout.readline())  # type: ignore[union-attr]
-            return subprocess.CompletedProcess(words, code, out)
-        yield run
-        server.stdin.close()
+    def run(folder: Path, store: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:
+        code, out = warm.ask(ranks=number, folder=str(folder), store=store, words=words)
+        return subprocess.CompletedProcess(words, code, out)
+    return run

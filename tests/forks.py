@@ -8,15 +8,22 @@ prints what it did as JSON:
 - ``operations``: killed right before the 1st, the 2nd, … file operation of saving, then of
   the export and the commit.
 
-``python tests/forks.py`` reads lines ``[FOLDER, STORE, RANKS, [WORD …]]``, runs ``FOLDER/life.toml`` on
-so many ranks and answers
-``[CODE, OUTPUT]``.
+``python tests/forks.py`` does what lines on its standard input ask for, and answers each with one line:
+
+- ``{"ranks": N, "folder": …, "store": …, "words": [WORD …]}`` runs ``FOLDER/life.toml`` on so many ranks:
+  ``[CODE, OUTPUT]``;
+- ``{"start": [WORD …], "folder": …, "out": FILE, "err": FILE}`` starts ``trainwright WORD …``: its number;
+- ``{"wait": NUMBER, "seconds": S}`` waits for one that was started: its code, or null where it still runs.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import importlib
 import json
 import os
+import pkgutil
 import random
 import signal
 import socket
@@ -31,14 +38,27 @@ from typing import Any
 import daft  # noqa: F401  (imported here, so that a forked process need not)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
 
+import trainwright
 from trainwright import cli
 from trainwright.core import registry
 from trainwright.core.stage import stages
-from trainwright.report import trackers  # noqa: F401
+from trainwright.storage import identity
 
 PATIENCE = 120
 """Seconds after which a rank that stands still is killed."""
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
+
+
+def warm() -> None:
+    """Import what any command may need, and know the code of every method: processes that are forked later
+    need not."""
+    for module in pkgutil.walk_packages(trainwright.__path__, "trainwright."):
+        if not module.name.endswith("__main__"):
+            with contextlib.suppress(ImportError):              # an extra that is not installed
+                importlib.import_module(module.name)
+    assert stages()
+    for card in registry.cards().values():
+        identity.code(card.file)
 
 
 def fork(
@@ -143,9 +163,10 @@ def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], No
     return hook
 
 
-def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[int, str]:
+def on_ranks(folder: Path, store: str, ranks: int, words: list[str],
+             prepare: Callable[[int], None] = lambda rank: None) -> tuple[int, str]:
     """As torchrun does it: where one process fails, the others are ended. Returns its exit code and
-    what all of them said."""
+    what all of them said. ``prepare`` is called in each process first, with its rank."""
     log = folder / f"{store}.log"
     before = log.stat().st_size if log.is_file() else 0
     with socket.socket() as free:
@@ -156,6 +177,7 @@ def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[in
     def arm(rank: int) -> None:
         os.environ.update(around | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         signal.alarm(PATIENCE)
+        prepare(rank)
     left = {fork(folder, store, partial(arm, r), tuple(words)) for r in range(ranks)}
     failed = 0
     while left:
@@ -169,12 +191,55 @@ def on_ranks(folder: Path, store: str, ranks: int, words: list[str]) -> tuple[in
     return failed, log.read_bytes()[before:].decode()
 
 
+def start(words: list[str], folder: str, out: str, err: str) -> int:
+    """``python -m trainwright WORD …`` in a folder, with files for what it says; returns its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 99
+    try:
+        for handle, name in ((0, os.devnull), (1, out), (2, err)):
+            os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), handle)
+        os.chdir(folder)
+        sys.path[0] = folder
+        sys.argv = ["trainwright", *words]
+        cli.main()
+        code = 0
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        with contextlib.suppress(BaseException):
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    until = time.monotonic() + seconds
+    while (code := ended(pid, wait=False)) is None and time.monotonic() < until:
+        time.sleep(0.005)
+    return code
+
+
+def serve() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        if "start" in asked:
+            told: Any = start(asked["start"], asked["folder"], asked["out"], asked["err"])
+        elif "wait" in asked:
+            told = wait(asked["wait"], asked["seconds"])
+        else:
+            told = on_ranks(Path(asked["folder"]), asked["store"], asked["ranks"], asked["words"])
+        print(json.dumps(told), flush=True)
+
+
 def main() -> None:
-    assert registry.cards() and stages()
+    warm()
     if not sys.argv[1:]:
-        for line in sys.stdin:
-            folder, *rest = json.loads(line)
-            print(json.dumps(on_ranks(Path(folder), *rest)), flush=True)
+        serve()
         return
     at = Path(sys.argv[1])
     print(json.dumps({"whole": ended(fork(at, "whole")), "times": at_times(at, "times"),

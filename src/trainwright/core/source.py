@@ -11,6 +11,8 @@ from trainwright.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 """The folder of this package."""
+BODIES = ("body", "orelse", "handlers", "finalbody", "cases")
+"""Where syntax trees keep the statements that stand in others."""
 
 
 def stamp(file: Path) -> tuple[int, int]:
@@ -54,8 +56,8 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
             yield from ((node.level, node.module or "", one.name) for one in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             todo += node.orelse
-        else:
-            todo += ast.iter_child_nodes(node)
+        else:                                                       # imports are statements: only these hold any
+            todo += (one for name in BODIES for one in getattr(node, name, ()))
 
 
 def beside(file: Path) -> Path | None:

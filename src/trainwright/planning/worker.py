@@ -2,30 +2,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import importlib
 import os
 import pickle
 import queue
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from typing import IO, Any, TypeVar
 
-from trainwright.core import ending
+import torch
+
 from trainwright.core.errors import UserError
 from trainwright.core.source import ROOT
+from trainwright.planning import forkserver
 
 T = TypeVar("T")
 RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK")
 """What torchrun tells its processes; the worker is none of them."""
-START = """import json, sys
-sys.path[:] = json.loads(sys.argv[1])
-from trainwright.planning.worker import serve
-serve()"""
 
 
 class Died(Exception):
@@ -40,7 +37,7 @@ class Worker:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: forkserver.Child | None = None
         self.threads = {"OMP_NUM_THREADS": str(threads)} if threads else {}
 
     def __enter__(self) -> Worker:
@@ -58,14 +55,16 @@ class Worker:
         """Hand the work over and do not wait: ``answer`` tells what came of it. One piece of work at a
         time."""
         if self.process is None:
-            path = [*(p for p in sys.path if p), str(ROOT.parent)]
+            self.process = forkserver.child()
             around = {k: v for k, v in os.environ.items() if k not in RANKS} | self.threads
-            line = [sys.executable, "-P", "-c", START, json.dumps(path)]
-            self.process = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=subprocess.DEVNULL, env=around)
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):              # it has died: its answer will say so
-            _send(self.process.stdin, (function, arguments))
+            path = [*(p for p in sys.path if p), str(ROOT.parent)]
+            self._send((around, path, os.getcwd()))
+        self._send((function, arguments))
+
+    def _send(self, what: Any) -> None:
+        assert self.process is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):    # it has died: its answer will say so
+            _send(self.process.writer, what)
 
     def answer(self) -> Any:
         """What came of the work that was begun.
@@ -75,13 +74,12 @@ class Worker:
             Died: the process was killed or ended itself.
             RuntimeError: anything else that was raised there, with its traceback.
         """
-        assert self.process is not None and self.process.stdout is not None
+        assert self.process is not None
         try:
-            how, what = pickle.loads(_receive(self.process.stdout))
-        except EOFError:
+            how, what = pickle.loads(_receive(self.process.reader))
+        except (EOFError, ConnectionResetError):
             died, self.process = self.process, None
-            died.communicate()                                  # waits, and closes the pipes
-            code = died.returncode
+            code = died.wait()
             how = f"signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"exit code {code}"
             raise Died(how) from None
         if how == "mistake":
@@ -94,20 +92,27 @@ class Worker:
         """End the process. Nothing of what it does outlives it."""
         if self.process is not None:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
             self.process = None
 
 
-def serve() -> None:
-    """The other process: answer until nobody asks any more. What libraries print does not mix with
-    the answers. Signals are for the process that asks, which then ends this one; where that process is gone,
-    whatever is going on here ends at once."""
-    ending.leave_to_parent()
+def serve(handle: int) -> None:
+    """The other process: answer over a socket until nobody asks any more. What libraries print goes nowhere.
+    Signals are for the process that asks, which then ends this one; where that process is gone, whatever is
+    going on here ends at once."""
     asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(os.dup(0), asked), daemon=True).start()
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    with os.fdopen(os.dup(1), "wb") as out:
-        os.dup2(2, 1)
+    threading.Thread(target=_listen, args=(os.dup(handle), asked), daemon=True).start()
+    around, path, folder = pickle.loads(asked.get())
+    os.environ.clear()
+    os.environ.update(around)
+    sys.path[:] = path
+    importlib.invalidate_caches()
+    with contextlib.suppress(OSError):                          # it was removed
+        os.chdir(folder)
+    threads = around.get("OMP_NUM_THREADS", "").partition(",")[0]
+    if threads.isdecimal() and int(threads):                    # the library has read it before
+        torch.set_num_threads(int(threads))
+    with os.fdopen(handle, "wb") as out:
         while True:
             function, arguments = pickle.loads(asked.get())
             _send(out, _answer(function, arguments))

@@ -12,7 +12,7 @@ import hashlib
 import os
 import stat
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,8 +82,9 @@ class _Syntax(typing.NamedTuple):
 @lru_cache(maxsize=4096)
 def _syntax(file: Path, now: tuple[int, int]) -> _Syntax:
     tree = source.parsed(file)
-    without = _Unclaimed(tree)
-    digest = hashlib.sha256("".join(_written(tree, without)).encode("utf-8", "surrogatepass")).hexdigest()
+    without, written = _Unclaimed(tree), list[str]()
+    _write(tree, without, written.append)
+    digest = hashlib.sha256("".join(written).encode("utf-8", "surrogatepass")).hexdigest()
     return _Syntax(digest, tuple(sorted({i for i in source.imports(tree) if i not in without.imported})))
 
 
@@ -92,11 +93,14 @@ class _Unclaimed:
     use."""
 
     def __init__(self, tree: ast.Module) -> None:
-        claims = [n for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for n in c.body if _is_claim(n)]
+        nodes = list(ast.walk(tree))
+        claims = [n for c in nodes if isinstance(c, ast.ClassDef) for n in c.body if _is_claim(n)]
         inside = {id(n) for claim in claims for n in ast.walk(claim)}
         self.left = {id(c) for c in claims}
-        named = [n for n in ast.walk(tree) if isinstance(n, ast.Name)]
-        spared = {n.id for n in named if id(n) in inside} - {n.id for n in named if id(n) not in inside}
+        spared = set[str]()
+        if claims:
+            named = [n for n in nodes if isinstance(n, ast.Name)]
+            spared = {n.id for n in named if id(n) in inside} - {n.id for n in named if id(n) not in inside}
         self.imported: set[tuple[int, str, str]] = set()
         for node in tree.body:
             if isinstance(node, ast.ImportFrom):
@@ -120,24 +124,25 @@ def _is_claim(node: ast.stmt) -> bool:
     return bool(targets) and all(isinstance(t, ast.Name) and t.id in CLAIMS for t in targets)
 
 
-def _written(node: Any, without: _Unclaimed) -> Iterator[str]:
-    """A tree as a string, the same in all versions of Python: what is empty is left out, and so is where it
+def _write(node: Any, without: _Unclaimed, put: Callable[[str], None]) -> None:
+    """A tree as strings, the same in all versions of Python: what is empty is left out, and so is where it
     stood."""
     if isinstance(node, ast.AST):
-        yield f"{type(node).__name__}("
-        for name, value in ast.iter_fields(node):
-            if value is not None and value != [] and not (isinstance(node, ast.Constant) and name == "kind"):
-                yield f"{name}="
-                yield from _written(value, without)
-        yield ")"
+        put(f"{type(node).__name__}(")
+        for name in node._fields:
+            value = getattr(node, name, None)
+            if value is not None and value != [] and not (name == "kind" and isinstance(node, ast.Constant)):
+                put(f"{name}=")
+                _write(value, without, put)
+        put(")")
     elif isinstance(node, list):
-        yield "["
+        put("[")
         for one in node:
             if one not in without:
-                yield from _written(one, without)
-        yield "]"
+                _write(one, without, put)
+        put("]")
     else:
-        yield f"{node!r},"
+        put(f"{node!r},")
 
 
 # ---- data --------------------------------------------------------------------------------------------
