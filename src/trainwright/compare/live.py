@@ -18,6 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from trainwright.core.frozen import FourBits
+
 
 class Live(TorchDispatchMode):
     """Counts the storages of tensors while it is entered; ``peak`` is the most bytes at once."""
@@ -39,8 +41,8 @@ class Live(TorchDispatchMode):
         """Count the storage of a tensor; one that is known may have another size by now."""
         if not isinstance(found, torch.Tensor) or found.device.type == "meta":
             return
-        if found.layout != torch.strided:
-            return
+        if found.layout != torch.strided or isinstance(found, FourBits):
+            return                                       # what holds the bits is counted by itself
         storage = found.untyped_storage()
         key, size = id(storage), storage.nbytes()
         held = self.known.get(key)

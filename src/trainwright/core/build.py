@@ -9,6 +9,7 @@ from torch import nn
 from trainwright.core import checkpoint, hardware, sharding
 from trainwright.core.batches import Calibration
 from trainwright.core.context import Context
+from trainwright.core.frozen import Frozen
 from trainwright.core.loop import Train
 from trainwright.core.method import Data, Method
 
@@ -26,17 +27,19 @@ def build(
     precision: str = "fp32",
     eval_every: int = 0,
     checkpointing: bool = False,
+    frozen: Frozen = "whole",
     saved: Path | None = None,
     same: bool = True,
     train: type[Train] = Train,
 ) -> Train:
-    """Precision, activation checkpointing, surgery, the journal, sharding, states; a
-    checkpoint is loaded last.
+    """Precision, activation checkpointing, surgery, the journal, frozen weights in bits, sharding, states;
+    a checkpoint is loaded last.
 
     Args:
         model: with its starting weights, untouched.
         precision: as a recipe says it, ``auto`` included.
         saved: a checkpoint to go on from.
+        frozen: how the matrices that no method trains are held.
         same: whether its methods must be these (``checkpoint.load_into``).
 
     Raises:
@@ -50,7 +53,8 @@ def build(
     if checkpointing:
         sharding.checkpoint_blocks(model)
     run = train(
-        model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every, ctx=ctx
+        model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every,
+        frozen=frozen, ctx=ctx,
     )
     run.build(checkpoint.journal_of(rest) if rest else ())
     if saved:

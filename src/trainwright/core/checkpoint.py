@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainwright.core import parts, registry, sharding
+from trainwright.core import frozen, parts, registry, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.files import SUMS, Damaged, checksum, expected, read_json, sync
 from trainwright.core.method import Surgery
@@ -44,7 +44,7 @@ def save(train: Train, folder: Path, extra: dict[str, Any]) -> Path:
     """
     final = folder / f"step-{train.ctx.step:08d}"
     part = final.with_suffix(".tmp")
-    tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
+    tensors = _weights(train)
     states = {key: _pack(state, f"state/{key}", tensors) for key, state in train.states.items()}
     rest = {"step": train.ctx.step, "steps": train.steps, "world": sharding.world(), "knobs": train.ctx.knobs,
             "row": train.row, "journal": [[step, surgery_table(s)] for step, s in train.journal],
@@ -58,6 +58,11 @@ def save(train: Train, folder: Path, extra: dict[str, Any]) -> Path:
             shutil.rmtree(part, ignore_errors=True)
         raise
     return final
+
+
+def _weights(train: Train) -> dict[str, Tensor]:
+    """The model's tensors, under the names that they have in a checkpoint."""
+    return frozen.held({f"model/{n}": t for n, t in train.model.state_dict().items()})
 
 
 def _begin(part: Path) -> None:
@@ -161,7 +166,7 @@ def load_into(train: Train, path: Path, rest: dict[str, Any], same: bool = True)
     with expected(path, REMEDY):
         plan = parts.plan_in(path)
         saved = _states(path, rest, train, same)
-        tensors: dict[str, Tensor] = {f"model/{n}": t for n, t in train.model.state_dict().items()}
+        tensors = _weights(train)
         if strange := sorted({n for n in plan if n.startswith("model/")} ^ set(tensors)):
             raise UserError(f"{path}: the checkpoint's model is not that of the recipe: only one of them has "
                             f"{strange[0].removeprefix('model/')}.")
@@ -170,8 +175,9 @@ def load_into(train: Train, path: Path, rest: dict[str, Any], same: bool = True)
         train.ledger.load(rest["ledger"])
         knobs = {n: v for n, v in rest["knobs"].items()
                  if same or any(f"knob:{n}" in owned for owned in train.owned.values())}
-    train.model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items()
-                                 if n.startswith("model/")})
+    weights = {n: tensors.get(f"model/{n}", t) for n, t in train.model.state_dict().items()}
+    train.model.load_state_dict({n: t for n, t in weights.items() if not isinstance(t, frozen.FourBits)},
+                                strict=False)                          # bits are filled where they lie
     train.states |= states
     train.ctx.step, train.ctx.knobs, train.row = rest["step"], train.ctx.knobs | knobs, rest["row"]
     train.evaluation = {n.removeprefix("eval/"): v for n, v in train.row.items() if n.startswith("eval/")}

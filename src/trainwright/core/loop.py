@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import contrast, flops, hardware, masks, sharding
+from trainwright.core import contrast, flops, frozen, hardware, masks, sharding
 from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
 from trainwright.core.claims import check_alive, check_claims, check_steps, name_all, trainable
@@ -52,6 +52,7 @@ class Train:
         precision: ``bf16`` is autocast over float32 weights; ``fp32`` and ``bf16-true`` compute in the
             weights' own type.
         eval_every: steps between evaluations; the last step is always followed by one.
+        frozen: how the matrices that no method trains are held (``core/frozen.py``).
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class Train:
         accumulate: int = 1,
         precision: str = "fp32",
         eval_every: int = 0,
+        frozen: frozen.Frozen = "whole",
         ctx: Context | None = None,
     ) -> None:
         self.model, self.methods, self.steps = model, tuple(methods), steps
         self.accumulate, self.precision, self.eval_every = accumulate, precision, eval_every
+        self.frozen = frozen
         self.ctx = ctx or Context()
         self.ctx.steps, self.ctx.knobs = steps, {"lr": 1.0}
         self.named_methods = name_all(self.methods)
@@ -92,6 +95,8 @@ class Train:
             self.performed.append(surgery)
             brought.setdefault(surgery.name, set()).update(trainable(self.model) - before)
         check_alive(brought, self.model)
+        if self.frozen != "whole":
+            frozen.freeze(self.model, self.frozen)
         self.ctx.step = 0
         self.journal = list(journal)
         self.model = sharding.shard(self.model)
@@ -297,6 +302,9 @@ class Train:
                 self.stopped = f"{who}: {why}"
                 self.evaluation = self.measure()
             case Operate(surgery):
+                if self.frozen != "whole":
+                    raise UserError(f"{who} changes the model in training ({surgery.name}), which it cannot "
+                                    f'with frozen = "{self.frozen}"; leave one of the two out.')
                 self.journal.append((self.ctx.step, surgery))
                 self.performed.append(surgery)
                 self.follow(surgery.operate(self.model, self.ctx))

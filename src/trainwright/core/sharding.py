@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor import empty as empty_sharded
 from torch.utils.checkpoint import checkpoint
 
-from trainwright.core import ending
+from trainwright.core import ending, frozen
 from trainwright.core.errors import UserError
 
 WAIT = timedelta(days=1)
@@ -133,9 +133,10 @@ def shard(model: nn.Module) -> nn.Module:
         return model
     mesh = init_device_mesh(device().type, (world(),))
     scalars = {p for p in model.parameters() if not p.ndim}
+    whole = scalars | {p for p in model.parameters() if isinstance(p, frozen.FourBits)}
     for block in blocks(model):
-        fully_shard(block, mesh=mesh, ignored_params=scalars)
-    fully_shard(model, mesh=mesh, ignored_params=scalars)
+        fully_shard(block, mesh=mesh, ignored_params=whole)
+    fully_shard(model, mesh=mesh, ignored_params=whole)
     # FSDP takes none: every rank has them, and their mean gradient
     for p in scalars:
         p.register_post_accumulate_grad_hook(_mean)  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from trainwright.core import checkpoint, masks
+from trainwright.core import checkpoint, frozen, masks
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.files import expected, read_json
@@ -41,11 +41,13 @@ def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, 
 
     Returns the names of the surgeries that could not be folded in.
     """
+    Weights that are frozen in four bits are those that the bits stand for, as they were in training.
     chain = [*carried(model), *((s, seed) for s in performed)]
     model.__dict__.pop(CARRIED, None)
     for i, (surgery, seed_then) in reversed(list(enumerate(chain, 1))):
         folder = out / f"adapter-{i}"
         surgery.save_delta(model, folder)
+    frozen.thaw(model)
         if folder.is_dir():
             _describe(folder, surgery, seed_then, i)
         elif not surgery.folds:

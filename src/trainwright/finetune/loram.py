@@ -1,10 +1,10 @@
 """LoRAM: train LoRA on a pruned model, and put what it learned back into the whole one.
 
 "Train Small, Infer Large: Memory-Efficient LoRA Training for Large Language Models" (arXiv 2502.13533). Its
-pruned base in 4 bits (QLoRAM) is left out: there are no quantized layers here to train beside. In each block
-but the first and the last ones, the share ``ratio`` of the feed-forward neurons, and of the key-value heads
-with the query heads that they serve, is left out. With R and C the rows and columns of a layer W [out, in]
-that stay,
+pruned base in 4 bits (QLoRAM) is ``frozen = "nf4"`` of the stage; the whole model stays as it is. In each
+block but the first and the last ones, the share ``ratio`` of the feed-forward neurons, and of the key-value
+heads with the query heads that they serve, is left out. With R and C the rows and columns of a layer W
+[out, in] that stay,
 
     in training:   y = (W'[R, C] + s B A) x,   A [rank, len(C)] and B [len(R), rank] trained, s = alpha/rank,
     otherwise:     y = (W + s B* A*) x,   A* [rank, in] having A as its columns C, B* [out, rank] B as rows R,

@@ -1,18 +1,18 @@
 """PaCA: train a few random input columns of each linear layer in place, without a second path beside it.
 
 "PaCA: Partial Connection Adaptation for Efficient Fine-Tuning" (arXiv 2503.01905). Its QPaCA, on a base in 4
-bits, is left out: there are no quantized layers here to train beside. For a layer W [out, in] draw ``rank``
-columns S once, uniformly; everything else is frozen. With P [out, rank] trained, s = alpha / rank, and P =
-W[:, S] / s at the start,
+bits, is ``frozen = "nf4"`` of the stage: the trained columns come from the weights as they were. For a layer
+W [out, in] draw ``rank`` columns S once, uniformly; everything else is frozen. With P [out, rank] trained,
+s = alpha / rank, and P = W[:, S] / s at the start,
 
     V = W with s P as its columns S,    y = V x + b,    dL/dx = V' dL/dy,    dL/dP = s (dL/dy) x[S]'
 
 so that the gradient is the dense one on those columns, and the forward pass is one product. Backward keeps
 x[S] (rank numbers a token) and the weights themselves: for each product s P is written into W and the old
-columns are put back. Only where autocast gives the activations another dtype is V a temporary copy, as
-autocast makes of any frozen weight. ``fold`` writes s P into W for good; the other columns stay as they were,
-to the bit. P is float32. Weight decay pulls the columns to zero, not back to W. Under Adam a step moves them
-by about s times the learning rate; with alpha = rank the columns are trained plainly.
+columns are put back. Only where W is in 4 bits, or autocast gives the activations another dtype, is V a
+temporary copy, as autocast makes of any frozen weight. ``fold`` writes s P into W for good; the other columns
+stay as they were, to the bit. P is float32. Weight decay pulls the columns to zero, not back to W. Under Adam
+a step moves them by about s times the learning rate; with alpha = rank the columns are trained plainly.
 
 The released code computes some passes with columns of an earlier step, and accepts inputs of three dimensions
 only. Here every pass has the current columns, for any number of dimensions.
@@ -36,6 +36,7 @@ from torch.autograd.function import once_differentiable
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.frozen import FourBits, dense
 from trainwright.core.method import Surgery
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
@@ -174,7 +175,7 @@ class Columns(torch.autograd.Function):
 def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, index: Tensor, scale: float,
             kind: torch.dtype) -> Tensor:
     """``of(V)`` in the dtype ``kind``. Autograd does not see what is put into ``data`` and taken out."""
-    if weight.dtype != kind or torch.compiler.is_compiling():
+    if weight.dtype != kind or isinstance(weight, FourBits) or torch.compiler.is_compiling():
         return of(copied(weight, columns, index, scale, kind))
     old = weight.index_select(1, index)
     try:
@@ -186,7 +187,8 @@ def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, ind
 
 def copied(weight: Tensor, columns: Tensor, index: Tensor, scale: float, kind: torch.dtype) -> Tensor:
     """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``scale * columns`` at ``index``."""
-    return weight.to(kind, copy=True).index_copy_(1, index, columns.mul(scale).to(kind))
+    whole = dense(weight, kind) if isinstance(weight, FourBits) else weight.to(kind, copy=True)
+    return whole.index_copy_(1, index, columns.mul(scale).to(kind))
 
 
 @torch.library.custom_op("trainwright::columns_back", mutates_args=())

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from trainwright import families
-from trainwright.core import checkpoint, flops, hardware, sharding
+from trainwright.core import checkpoint, flops, frozen, hardware, sharding
 from trainwright.core.batches import cut
 from trainwright.core.build import build
 from trainwright.core.checkpoint import STATE
@@ -161,10 +161,11 @@ def assemble(
         if len(job.inputs[role]) == 1 and (source.job is None or source.job.stage.makes == "model"):
             ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
     tokens = own * ctx.batch_rows * (stage.row_tokens(job) or 1)
-    ctx.compile = hardware.compile_pays(model, tokens) if stage.compile == "auto" else stage.compile
+    worth = stage.frozen == "whole" and hardware.compile_pays(model, tokens)
+    ctx.compile = worth if stage.compile == "auto" else stage.compile
     return build(model, methods(model) if methods else job.methods, own if steps is None else steps, ctx,
                  accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
-                 checkpointing=stage.checkpointing, saved=saved, same=same)
+                 checkpointing=stage.checkpointing, frozen=stage.frozen, saved=saved, same=same)
 
 
 def _tokenizer(job: Job, ctx: Context) -> Any:
@@ -338,6 +339,7 @@ def _figures(run: Train, began: float, resumed: bool) -> dict[str, Any]:
         "peak_memory_bytes": int(ledger.peak_memory),
         "parameters": counts["parameters"],
         "trainable_parameters": counts["trainable"],
+        "weight_bytes": frozen.weight_bytes(run.model),
         "state_bytes": state_bytes(run),
         "loss": run.row.get("loss"),
         "evaluation": run.evaluation,

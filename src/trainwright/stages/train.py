@@ -73,6 +73,10 @@ class TrainStage(Stage):
     """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it.
     ``bf16-true``: the weights are bfloat16, half as large, for adapters on a model that is frozen; what an
     adapter adds stays float32."""
+    frozen: Literal["whole", "nf4", "int4"] = "whole"
+    """How the matrices of the blocks that are not trained are held, beside an adapter: ``nf4`` and ``int4``
+    take about four bits a weight, in blocks of 64 (QLoRA). The model that the stage leaves is made of what
+    these bits stand for."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; ``auto`` where the stage is long enough to earn it back."""
     checkpointing: bool = False
@@ -107,6 +111,8 @@ class TrainStage(Stage):
             if getattr(self, key) < 0:
                 raise UserError(f"{where}: {key} must not be negative, not {getattr(self, key)}.")
         check_seed(self.seed, where)
+        if self.frozen != "whole" and self.compile is True:
+            raise UserError(f'{where}: frozen = "{self.frozen}" is not compiled: leave compile = true out.')
         self._check_snapshots(where)
         starts = [f"from.{role}" for role in ("model", "state") if role in self.inputs] + ["model"] * (
             self.model is not None

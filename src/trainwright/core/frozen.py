@@ -1,0 +1,211 @@
+"""Frozen weights in four bits: what a stage with ``frozen = "nf4"`` or ``"int4"`` holds of the matrices that
+it does not train.
+
+"QLoRA: Efficient Finetuning of Quantized LLMs" (arXiv 2305.14314). A matrix W, flattened row by row, is cut
+into blocks of 64 weights. Of each block the largest size a = max |w| is kept, and of each weight the nearest
+entry of a table T of 16 numbers:
+
+    w' = a T[q],    q = argmin_k |w / a - T_k|.
+
+``nf4`` has the table of the paper's appendix E, the quantiles of a normal distribution with an exact zero;
+``int4`` the numbers -8 to 7, divided by 7.5. The sizes a are stored in a second step (double quantization):
+their mean is taken off, and what is left of 256 of them shares one float32 scale and has 8-bit floats
+(float8_e4m3fn; the bitsandbytes library has a table of its own there). A weight takes
+4 + 8/64 + 32/(64 * 256) = 4.13 bits. Zeros stay zeros.
+
+The tensor that holds them (``FourBits``) has the shape and the type of the weights that it stands for. Every
+operation on it makes them for its own time; autograd keeps the bits, and backward makes the weights again.
+Nothing can be written into it.
+"""
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from trainwright.core.errors import UserError
+
+Frozen = Literal["whole", "nf4", "int4"]
+"""How frozen matrices are held: as they are, or in four bits."""
+BLOCK, GROUP = 64, 256
+"""Weights that share a size; sizes that share a scale."""
+NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+       -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+       0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+       1.0)
+"""The table of the paper's appendix E, as its authors' library bitsandbytes has it."""
+TABLES = {"nf4": NF4, "int4": tuple(k / 7.5 for k in range(-8, 8))}
+TOP = torch.finfo(torch.float8_e4m3fn).max
+aten = torch.ops.aten
+SAME = (aten.detach.default, aten.alias.default, aten.clone.default)
+TURNED = (aten.t.default, aten.transpose.int, aten.permute.default)
+
+
+class Sizes(NamedTuple):
+    """The largest size of each block, in 8 bits."""
+
+    codes: Tensor
+    """float8_e4m3fn [blocks], what the sizes differ from their mean, over the scale of their group."""
+    scales: Tensor
+    """float32 [groups]."""
+    mean: Tensor
+    """float32 [1]."""
+
+
+class FourBits(Tensor):
+    """A frozen matrix in four bits. See ``pack`` and ``dense``."""
+
+    codes: Tensor
+    """uint8 [weights / 2], the earlier weight in the higher half."""
+    sizes: Sizes
+    table: str
+    turned: bool
+    """Whether it stands for the transposed matrix of the one that was packed."""
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, sizes: Sizes, table: str, shape: torch.Size, dtype: torch.dtype,
+                turned: bool = False) -> FourBits:
+        made: FourBits = Tensor._make_wrapper_subclass(
+            cls, shape, dtype=dtype, device=codes.device, requires_grad=False)
+        made.codes, made.sizes, made.table, made.turned = codes, sizes, table, turned
+        return made
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__()
+
+    def like(self, dtype: torch.dtype | None = None, turn: bool = False) -> FourBits:
+        """The same bits as another tensor: of another type, or transposed."""
+        shape = torch.Size(reversed(self.shape)) if turn else self.shape
+        return FourBits(self.codes, self.sizes, self.table, shape, dtype or self.dtype, self.turned ^ turn)
+
+    def held(self) -> dict[str, Tensor]:
+        """The tensors that hold it, by name."""
+        return {"codes": self.codes, "sizes": self.sizes.codes, "scales": self.sizes.scales,
+                "mean": self.sizes.mean}
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (),  # type: ignore[override]
+                           kwargs: dict[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if func in SAME and isinstance(args[0], FourBits):
+            return args[0].like()
+        if func in TURNED:
+            order = [place % 2 for place in (args[1] if func is aten.permute.default else args[1:])]
+            stays = order in ([0, 1], [0, 0], [1, 1]) and (func is aten.permute.default or order != [0, 1])
+            return args[0].like(turn=not stays)
+        if func is aten._to_copy.default and given.get("device", args[0].device) == args[0].device:
+            return args[0].like(given.get("dtype"))
+        for value, argument in zip(args, func._schema.arguments, strict=False):
+            if isinstance(value, FourBits) and argument.alias_info and argument.alias_info.is_write:
+                raise UserError("a method writes into weights that are frozen in four bits: leave out the "
+                                'stage\'s "frozen", or that method.')
+        return func(*tree_map_only(FourBits, dense, args), **tree_map_only(FourBits, dense, given))
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"FourBits({list(self.shape)}, {self.table})"
+
+
+def pack(weight: Tensor, table: str) -> FourBits:
+    """A matrix in four bits, with a table of ``TABLES``."""
+    flat = weight.detach().float().reshape(-1)
+    blocks = nn.functional.pad(flat, (0, -len(flat) % BLOCK)).view(-1, BLOCK)
+    largest = blocks.abs().amax(1)
+    ratio = blocks / torch.where(largest > 0, largest, 1)[:, None]
+    numbers = torch.tensor(TABLES[table], device=flat.device)
+    nearest = torch.bucketize(ratio, (numbers[1:] + numbers[:-1]) / 2).to(torch.uint8).view(-1)
+    codes = nearest[0::2] << 4 | nearest[1::2]
+    return FourBits(codes, _sizes(largest), table, weight.shape, weight.dtype)
+
+
+def _sizes(largest: Tensor) -> Sizes:
+    mean = largest.mean().view(1)
+    left = nn.functional.pad(largest - mean, (0, -len(largest) % GROUP)).view(-1, GROUP)
+    scales = left.abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / TOP
+    codes = (left / scales[:, None]).clamp(-TOP, TOP).to(torch.float8_e4m3fn)
+    return Sizes(codes.view(-1)[:len(largest)].clone(), scales, mean)
+
+
+def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """The weights themselves, as a tensor of their own where they are in four bits.
+
+    Args:
+        dtype: of the result; default: that of ``weight``.
+    """
+    if not isinstance(weight, FourBits):
+        return weight if dtype is None else weight.to(dtype)
+    kind, sizes = dtype or weight.dtype, weight.sizes
+    groups = torch.arange(len(sizes.codes), device=weight.device) // GROUP
+    largest = sizes.codes.float() * sizes.scales[groups] + sizes.mean
+    pairs = _pairs(weight.table, weight.device)
+    values = pairs.index_select(0, weight.codes.int()).view(-1, BLOCK).mul_(largest[:, None])
+    shape = torch.Size(reversed(weight.shape)) if weight.turned else weight.shape
+    whole = values.view(-1)[:shape.numel()].view(shape).to(kind)
+    return whole.t() if weight.turned else whole
+
+
+class _Known:
+    """The two numbers that each byte stands for, by table and device."""
+
+    pairs: ClassVar[dict[tuple[str, torch.device], Tensor]] = {}
+
+
+def _pairs(table: str, device: torch.device) -> Tensor:
+    if (table, device) not in _Known.pairs:
+        numbers = torch.tensor(TABLES[table], device=device)
+        _Known.pairs[table, device] = torch.cartesian_prod(numbers, numbers)
+    return _Known.pairs[table, device]
+
+
+# ---- models --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def freeze(model: nn.Module, table: str) -> None:
+    """Hold the frozen weights of the linear layers in the model's blocks in four bits, in place.
+
+    Raises:
+        UserError: there are none: everything is trained.
+    """
+    found = list(_frozen(model))
+    if not found:
+        raise UserError(f'frozen = "{table}" is about weights that are not trained, and here all those of '
+                        "the blocks are: name an adapter, such as lora, or leave it out.")
+    for module in found:
+        module._parameters["weight"] = nn.Parameter(pack(module.weight, table), requires_grad=False)  # type: ignore[arg-type]
+
+
+def _frozen(model: nn.Module) -> list[nn.Module]:
+    """The modules in repeated blocks with a matrix that is not trained and belongs to no other module."""
+    lists = [m for m in model.modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))]
+    inside = {id(m): m for one in lists for m in one.modules() if not isinstance(m, nn.Embedding)}
+    uses: dict[int, int] = {}
+    for _, p in model.named_parameters(remove_duplicate=False):
+        uses[id(p)] = uses.get(id(p), 0) + 1
+    weights = [(m, m._parameters.get("weight")) for m in inside.values()]
+    return [m for m, w in weights if w is not None and w.ndim == 2 and not w.requires_grad
+            and w.is_floating_point() and uses[id(w)] == 1]
+
+
+@torch.no_grad()
+def thaw(model: nn.Module) -> None:
+    """Give the model the weights that its bits stand for, as ordinary parameters, in place."""
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            if isinstance(p, FourBits):
+                module._parameters[name] = nn.Parameter(dense(p), requires_grad=False)
+
+
+def held(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by name, those in four bits as the several that hold them."""
+    out: dict[str, Tensor] = {}
+    for name, t in tensors.items():
+        bits = t.held() if isinstance(t, FourBits) else {}
+        out |= {f"{name}/{part}": of for part, of in bits.items()} or {name: t}
+    return out
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes in which a model's parameters are held."""
+    return sum(t.numel() * t.element_size() for t in held(dict(model.named_parameters())).values())
