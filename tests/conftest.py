@@ -193,9 +193,10 @@ def command(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
 @pytest.fixture(scope="session")
 def ranks(warm: Warm) -> Ranks:
     """``ranks(folder, store, number, *words)`` runs ``folder/life.toml`` on so many forked ranks, as torchrun
-    does."""
+    does, on so many ``nodes``."""
 
-    def run(folder: Path, store: str, number: int, *words: str) -> subprocess.CompletedProcess[str]:
-        code, out = warm.ask(ranks=number, folder=str(folder), store=store, words=words)
+    def run(folder: Path, store: str, number: int, *words: str, nodes: int = 1
+            ) -> subprocess.CompletedProcess[str]:
+        code, out = warm.ask(ranks=number, nodes=nodes, folder=str(folder), store=store, words=words)
         return subprocess.CompletedProcess(words, code, out)
     return run

@@ -10,8 +10,8 @@ prints what it did as JSON:
 
 ``python tests/forks.py`` does what lines on its standard input ask for, and answers each with one line:
 
-- ``{"ranks": N, "folder": …, "store": …, "words": [WORD …]}`` runs ``FOLDER/life.toml`` on so many ranks:
-  ``[CODE, OUTPUT]``;
+- ``{"ranks": N, "nodes": M, "folder": …, "store": …, "words": [WORD …]}`` runs ``FOLDER/life.toml`` on so
+  many ranks of so many machines: ``[CODE, OUTPUT]``;
 - ``{"start": [WORD …], "folder": …, "out": FILE, "err": FILE}`` starts ``trainwright WORD …``: its number;
 - ``{"wait": NUMBER, "seconds": S}`` waits for one that was started: its code, or null where it still runs.
 """
@@ -164,18 +164,19 @@ def killer(at: dict[str, int], marks: dict[str, str]) -> Callable[[str, Any], No
 
 
 def on_ranks(folder: Path, store: str, ranks: int, words: list[str],
-             prepare: Callable[[int], None] = lambda rank: None) -> tuple[int, str]:
-    """As torchrun does it: where one process fails, the others are ended. Returns its exit code and
-    what all of them said. ``prepare`` is called in each process first, with its rank."""
+             prepare: Callable[[int], None] = lambda rank: None, nodes: int = 1) -> tuple[int, str]:
+    """As torchrun does it on so many machines: where one process fails, the others are ended. Returns its
+    exit code and what all of them said. ``prepare`` is called in each process first, with its rank."""
     log = folder / f"{store}.log"
-    before = log.stat().st_size if log.is_file() else 0
+    before, each = log.stat().st_size if log.is_file() else 0, ranks // nodes
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        around = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                  "MASTER_PORT": str(free.getsockname()[1])}
+        around = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(each), "GROUP_WORLD_SIZE": str(nodes),
+                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
     def arm(rank: int) -> None:
-        os.environ.update(around | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        os.environ.update(around | {"RANK": str(rank), "LOCAL_RANK": str(rank % each),
+                                    "GROUP_RANK": str(rank // each)})
         signal.alarm(PATIENCE)
         prepare(rank)
     left = {fork(folder, store, partial(arm, r), tuple(words)) for r in range(ranks)}
@@ -232,7 +233,8 @@ def serve() -> None:
         elif "wait" in asked:
             told = wait(asked["wait"], asked["seconds"])
         else:
-            told = on_ranks(Path(asked["folder"]), asked["store"], asked["ranks"], asked["words"])
+            told = on_ranks(Path(asked["folder"]), asked["store"], asked["ranks"], asked["words"],
+                            nodes=asked["nodes"])
         print(json.dumps(told), flush=True)
 
 

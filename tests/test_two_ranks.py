@@ -221,3 +221,12 @@ def test_rows_that_do_not_divide_are_refused(home: Path, ranks: Ranks) -> None:
         done.returncode and "a step of 6 rows does not divide over 2 ranks and 2 micro-batches" in done.stdout
     ), done.stdout
     assert "take a multiple of 4 rows of 32 tokens each" in done.stdout
+
+
+def test_two_nodes_with_a_process_each_give_them_too(home: Path, ranks: Ranks) -> None:
+    """Simulated on one machine: what torchrun says on two, and a network that is the loopback."""
+    done = ranks(home, "nodes", 2, nodes=2)
+    assert not done.returncode, done.stdout
+    for stage in ("base", "adapt"):
+        assert farthest(artifact(home / "one", stage), artifact(home / "nodes", stage)) < TOLERANCE
+    assert json.loads((artifact(home / "nodes", "base") / "manifest.json").read_text())["ranks"] == 2

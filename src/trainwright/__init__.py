@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trainwright.api import (
         Artifact,
+        Plan,
         Recipe,
+        Result,
         Store,
         Train,
         UserError,
@@ -26,8 +28,8 @@ if TYPE_CHECKING:
     )
 
 __version__ = "0.1.0"
-__all__ = ["Artifact", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods", "plan",
-           "run"]
+__all__ = ["Artifact", "Plan", "Recipe", "Result", "Store", "Train", "UserError", "comparison", "load",
+           "methods", "plan", "run"]
 
 SILENCE = {
     "DO_NOT_TRACK": "1",                # Daft, huggingface_hub, MLflow
@@ -52,3 +54,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'trainwright' has no attribute {name!r}")
     from trainwright import api
     return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    """What there is, before any of it was asked for: what an editor or a notebook completes."""
+    return sorted({*globals(), *__all__})

@@ -14,12 +14,13 @@ from trainwright.core.listener import Listener
 from trainwright.core.loop import Train
 from trainwright.core.recipe import Recipe
 from trainwright.life.run import run as _run
-from trainwright.planning.plan import Plan
-from trainwright.planning.plan import plan as _plan
+from trainwright.planning import plan as planning
+from trainwright.report import cards, notebook, planned
+from trainwright.report.comparison.table import ComparisonTable
 from trainwright.storage import store as core
 
-__all__ = ["Artifact", "Plan", "Recipe", "Store", "Train", "UserError", "comparison", "load", "methods",
-           "plan", "run"]
+__all__ = ["Artifact", "Plan", "Recipe", "Result", "Store", "Train", "UserError", "comparison", "load",
+           "methods", "plan", "run"]
 
 
 class Artifact(core.Artifact):
@@ -33,6 +34,9 @@ class Artifact(core.Artifact):
         """The tokenizer, or None where it has none."""
         return families.load_tokenizer(self.path, str(self.path))
 
+    def _repr_html_(self) -> str:
+        return notebook.html(cards.artifact_card(self))
+
 
 class Store(core.Store):
     """A folder of artifacts."""
@@ -40,6 +44,29 @@ class Store(core.Store):
     def named(self, name: str) -> Artifact:
         """An artifact by its folder's name, or the newest of a stage's name."""
         return Artifact(self.opened(super().named(name)))
+
+    def _repr_html_(self) -> str:
+        return notebook.html(cards.store_table(self))
+
+
+class Plan(planning.Plan):
+    """What a recipe will do and what it will cost; to print it shows it."""
+
+    def __str__(self) -> str:
+        return notebook.text(planned.render(self))
+
+    def _repr_html_(self) -> str:
+        return notebook.html(planned.render(self))
+
+
+class Result(dict[str, Any]):
+    """What a comparison found: what ``result.json`` holds; to print it shows the table."""
+
+    def __str__(self) -> str:
+        return notebook.text(ComparisonTable(self))
+
+    def _repr_html_(self) -> str:
+        return notebook.html(ComparisonTable(self))
 
 
 def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
@@ -55,7 +82,8 @@ def load(source: str | Path | dict[str, Any], **changes: Any) -> Recipe:
 
 def plan(recipe: Recipe, store: str | Path = "store") -> Plan:
     """Who acts where and what it will cost, with every check that is possible before running; print it."""
-    return _plan(recipe, Store(Path(store)))
+    made = planning.plan(recipe, Store(Path(store)))
+    return Plan(made.recipe, made.stages)
 
 
 def run(recipe: Recipe, store: str | Path = "store", listener: Listener | None = None) -> dict[str, Artifact]:
@@ -64,7 +92,7 @@ def run(recipe: Recipe, store: str | Path = "store", listener: Listener | None =
 
 
 def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequence[str] = (), aa: bool = False,
-               jobs: int = 1, **settings: Any) -> dict[str, Any]:
+               jobs: int = 1, **settings: Any) -> Result:
     """Carry out a comparison; returns what ``result.json`` holds.
 
     Args:
@@ -77,7 +105,7 @@ def comparison(source: str | Path, store: str | Path = "store", *, arms: Sequenc
     from trainwright.compare import spec as specs
     from trainwright.compare.compare import Comparison
     spec = specs.load(Path(source), settings, [specs.parse_arm(a) for a in arms], None, aa)
-    return Comparison(spec, Store(Path(store)), jobs=jobs).run()
+    return Result(Comparison(spec, Store(Path(store)), jobs=jobs).run())
 
 
 def methods() -> dict[str, Card]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainwright import cli_compare, cli_ends, cli_papers
+from trainwright import cli_audit, cli_compare, cli_ends, cli_papers
 from trainwright.cli_compare import Changes, StoreDir
 from trainwright.core import ending
 from trainwright.core.card import kinds
@@ -112,7 +112,8 @@ def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> 
     """The tables and the page of what has run, including a stage that failed."""
     from trainwright.life.jobs import artifacts
     from trainwright.planning.plan import plan as make_plan
-    from trainwright.report import page
+    from trainwright.report import notebook, page
+    from trainwright.report.planned import render
     from trainwright.report.progress import evaluation_table
     planned = make_plan(recipe, store, estimate=False)
     made = artifacts(store, [s.job for s in planned.stages])
@@ -122,7 +123,8 @@ def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> 
         if "numbers" in m.get("figures", {}):
             Terminal().print(evaluation_table(m["figures"]))
     folders = [made[name].path if name in made else Path() for name in states]
-    out = page.write(_place(recipe, store), recipe.text, recipe.title, manifests, folders, str(planned))
+    out = page.write(_place(recipe, store), recipe.text, recipe.title, manifests, folders,
+                     notebook.text(render(planned)))
     Terminal().print(f"report: {out}", soft_wrap=True)
 
 
@@ -188,6 +190,7 @@ app.command("speed-up")(cli_compare.speed_up)
 app.command()(cli_papers.papers)
 app.command()(cli_papers.reproduce)
 app.command("map")(cli_papers.field_map)
+app.command()(cli_audit.audit)
 app.command("fit-law")(cli_compare.fit_law)
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from trainwright import cli_machine as machine
-from trainwright.core import ending
+from trainwright.core import ending, working
 from trainwright.core.errors import UserError, exited
 from trainwright.core.shown import plain
 from trainwright.report.terminal import Terminal, styled
@@ -50,7 +50,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            with ending.heard(), _shown():
+            with ending.heard(), _shown(), working.shown(_called()):
                 return super().invoke(ctx)
         except SystemExit as ended:
             raise UserError(exited(ended)) from None
@@ -60,6 +60,11 @@ class Commands(TyperGroup):
             if ending.code(stopped) != 128 + signal.SIGPIPE:       # who closes the output knows it
                 interrupted(stopped)
             raise typer.Exit(ending.code(stopped)) from None
+
+
+def _called() -> str:
+    """The command that was asked for."""
+    return next((word for word in sys.argv[1:] if not word.startswith("-")), "trainwright")
 
 
 def interrupted(stopped: KeyboardInterrupt) -> None:

@@ -20,12 +20,26 @@ def test_an_arm_on_the_command_line():
     assert parse_arm("full:") == Arm(name="full")
 
 
+def test_settings_within_settings_on_the_command_line():
+    arm = parse_arm('q: peft LoraConfig target_modules=["q_proj", "v_proj"] loftq_config.bits=4, '
+                    'wrap writer.endpoint="http://here/v1" writer.seed=3, '
+                    'classifier words={ plants = ["a tree", "a, b"] }')
+    assert arm.add == (
+        {"use": "peft", "config": "LoraConfig",
+         "options": {"target_modules": ["q_proj", "v_proj"], "loftq_config": {"bits": 4}}},
+        {"use": "wrap", "writer": {"endpoint": "http://here/v1", "seed": 3}},
+        {"use": "classifier", "words": {"plants": ["a tree", "a, b"]}},
+    )
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
         ("lora rank=8", "NAME: METHOD"),
         ("a: lorra rank=8", "did you mean 'lora'"),
         ("a: lora 8 9", "write key=value"),
+        ("a: peft LoraConfig target_modules=[", "brackets come in pairs"),
+        ("a: wrap writer=3 writer.seed=4", "writer has a value already"),
         ("a: 'lora", "no closing quotation: quotation marks come in pairs"),
         ('a: lora rank="8', "no closing quotation"),
     ],

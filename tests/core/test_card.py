@@ -182,8 +182,8 @@ def test_a_card_compares_by_what_it_says(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("written", "shown"), [
     ("0.5", "0.5"), ("dataclasses.field(default_factory=dict)", "{}"), ("field(default_factory=tuple)", "()"),
-    ("field(default_factory=lambda: Writer(endpoint='x'))", "Writer(endpoint='x')"), ("field(default=3)", "3"),
-    ("field(default_factory=Writer)", "Writer()")])
+    ("field(default_factory=lambda: Writer(endpoint='x'))", "Writer(endpoint='x')"),
+    ("field(default=3)", "3"), ("field(default_factory=Writer)", "Writer()")])
 def test_a_default_is_shown_as_a_person_writes_it(written: str, shown: str) -> None:
     assert card._default(ast.parse(written, mode="eval").body) == shown
 

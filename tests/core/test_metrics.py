@@ -14,10 +14,10 @@ def test_direction() -> None:
     assert direction("delight") is None
 
 
-def test_the_harness_puts_the_task_first() -> None:
-    assert direction("arc_easy/acc_norm") == direction("gsm8k/exact_match,strict-match") == "higher"
-    assert direction("wikitext/word_perplexity") == "lower"
-    assert direction("loss/acc") == "lower", "a domain of that name changes nothing"
+def test_a_filter_of_the_harness_follows_a_comma() -> None:
+    assert direction("exact_match,strict-match/gsm8k") == "higher"
+    assert direction("word_perplexity/wikitext") == "lower"
+    assert direction("acc_stderr/arc_easy") is None, "an error is no score"
 
 
 @pytest.mark.parametrize(("value", "than", "way", "by", "expected"), [

@@ -91,9 +91,13 @@ def test_an_own_task_equals_the_count_by_hand(ctx: Context, capfd: pytest.Captur
     state = {n: t.clone() for n, t in model.state_dict().items()}
     before, level = torch.get_rng_state(), logging.getLogger("lm_eval").level
     method = LmEval(tasks=("tiny_choice",), include_path="tasks", batch_size=3)
-    assert method.measure(model, ctx) == {"tiny_choice/acc": pytest.approx(sum(expected) / 4)}
+    share = sum(expected) / 4
+    assert method.measure(model, ctx) == {
+        "acc/tiny_choice": pytest.approx(share),
+        "acc_stderr/tiny_choice": pytest.approx((share * (1 - share) / 3) ** 0.5),
+    }
     first = LmEval(tasks=("tiny_choice",), include_path="tasks", limit=1).measure(model, ctx)
-    assert first == {"tiny_choice/acc": float(expected[0])}
+    assert first == {"acc/tiny_choice": float(expected[0])}, "one item has no error"
     assert model.training and ctx.tokenizer.pad_token is None and torch.equal(torch.get_rng_state(), before)
     assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
     assert logging.getLogger("lm_eval").level == level and capfd.readouterr() == ("", "")
@@ -115,7 +119,7 @@ def test_names_of_metrics() -> None:
         "a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3},
         "b": {"exact_match,strict": 1, "f1,none": "N/A"},
     }
-    assert numbers_of(found) == {"a/acc": 0.5, "b/exact_match,strict": 1.0}
+    assert numbers_of(found) == {"acc/a": 0.5, "acc_stderr/a": 0.1, "exact_match,strict/b": 1.0}
 
 
 def test_errors(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """What is compared with what: read from TOML or from a command line, and checked before anything runs."""
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -266,7 +265,8 @@ def parse_arm(text: str) -> Arm:
 
     A word without ``=`` behind a method is its first setting, ``-METHOD`` drops one, and ``key=value`` in
     front of any method is a setting of the stage. A key that the method does not have goes into its
-    ``options``: ``lora: peft LoraConfig r=8``.
+    ``options``: ``lora: peft LoraConfig r=8``; a setting within a table is named with a dot, and a value may
+    be a list or a table: ``lora: peft LoraConfig target_modules=["q_proj", "v_proj"]``.
     """
     name, colon, rest = text.partition(":")
     if not colon or not name.strip():
@@ -274,8 +274,7 @@ def parse_arm(text: str) -> Arm:
     add: list[dict[str, Any]] = []
     drop: list[str] = []
     changes: dict[str, Any] = {}
-    for part in rest.split(","):
-        words = _words(part, f"--arm {text!r}")
+    for words in _parts(rest, f"--arm {text!r}"):
         while words and "=" in words[0]:
             key, value = recipes.parse_change(words.pop(0))
             changes[key] = value
@@ -286,17 +285,35 @@ def parse_arm(text: str) -> Arm:
     return Arm(name=name.strip(), add=tuple(add), drop=tuple(drop), set=changes)
 
 
-def _words(text: str, where: str) -> list[str]:
-    """The words of a part of an option, as a shell splits them."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{where}: {str(error).lower()}: quotation marks come in pairs.") from None
+def _parts(text: str, where: str) -> list[list[str]]:
+    """An option split at its commas, and each part at its blanks; neither within quotation marks or brackets,
+    where a value goes on."""
+    parts, depth, quote = [[""]], 0, ""
+    for letter in text:
+        if quote or letter in "\"'":
+            quote = "" if letter == quote else quote or letter
+        depth += 0 if quote else (letter in "[{") - (letter in "]}")
+        if quote or depth > 0 or not (letter == "," or letter.isspace()):
+            parts[-1][-1] += letter
+        elif letter == ",":
+            parts.append([""])
+        else:
+            parts[-1].append("")
+    if quote or depth:
+        what = "no closing quotation: quotation marks" if quote else "brackets"
+        raise UserError(f"{where}: {what} come in pairs.")
+    return [[_bare(word) for word in part if word] for part in parts]
+
+
+def _bare(word: str) -> str:
+    """A word without the quotation marks that are all around it."""
+    whole = len(word) > 1 and word[0] in "\"'" and word[-1] == word[0]
+    return word[1:-1] if whole else word
 
 
 def parse_methods(text: str, option: str) -> list[dict[str, Any]]:
     """``METHOD key=value, METHOD …`` from a command line, as a recipe writes them; errors name ``option``."""
-    named = [_words(part, f"{option} {text!r}") for part in text.split(",")]
+    named = _parts(text, f"{option} {text!r}")
     if not all(named):
         raise UserError(f"{option} {text!r}: write METHOD key=value, for example \"nucleus p=0.9\".")
     return [_method(words, f"{option} {text!r}") for words in named]
@@ -319,10 +336,15 @@ def _method(words: list[str], where: str) -> dict[str, Any]:
             out[fields[0]] = recipes.parse_change(f"{fields[0]}={word}")[1]
             continue
         key, value = recipes.parse_change(word)
-        if key not in fields and "options" in fields:
-            out.setdefault("options", {})[key] = value
-        else:
-            out[key] = value
+        *tables, last = key.split(".")
+        if (tables or [last])[0] not in fields and "options" in fields:
+            tables = ["options", *tables]
+        at = out
+        for name in tables:
+            at = at.setdefault(name, {})
+            if not isinstance(at, dict):
+                raise UserError(f"{where}: {word!r}: {name} has a value already, and is no table.")
+        at[last] = value
     return out
 
 

@@ -18,12 +18,9 @@ Metric = Annotated[str, MARK]
 
 
 def direction(metric: str) -> Literal["lower", "higher"] | None:
-    """Which way a metric is better, as far as its name says: ``loss/code``, ``arc_easy/acc_norm``."""
-    words = {word.partition(",")[0] for word in metric.split("/")[:2]}
-    first = metric.partition("/")[0]
-    if first in LOWER or first in HIGHER:
-        words = {first}
-    return "lower" if words & set(LOWER) else "higher" if words & set(HIGHER) else None
+    """Which way a metric is better, as far as its name says: ``loss/code``, ``exact_match,strict/gsm8k``."""
+    word = metric.partition("/")[0].partition(",")[0]
+    return "lower" if word in LOWER else "higher" if word in HIGHER else None
 
 
 def improves(value: float, than: float, way: Literal["lower", "higher"], by: float = 0.0) -> bool:

@@ -2,9 +2,10 @@
 
 "Lessons from the Trenches on Reproducible Evaluation of Language Models" (arXiv 2405.14782; EleutherAI's
 lm-evaluation-harness). A multiple-choice task ranks the answers by log-likelihood, a generation task
-compares what the model writes; the metrics are the harness', named ``TASK/METRIC``
-(``arc_easy/acc_norm``), with the harness' filter after a comma where a task has several
-(``gsm8k/exact_match,strict-match``).
+compares what the model writes; the metrics are the harness', named ``METRIC/TASK`` as all numbers are
+(``acc_norm/arc_easy``), with the harness' filter after a comma where a task has several
+(``exact_match,strict-match/gsm8k``). Beside each stands its standard error over the items
+(``acc_norm_stderr/arc_easy``): of a mean in closed form, else by 100 bootstrap samples.
 
 Tasks of the harness download their data once from the Hub; tasks of your own (the harness' YAML files in
 ``include_path``) may read local files and need no network.
@@ -20,6 +21,8 @@ import contextlib
 import copy
 import io
 import logging
+import math
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -33,6 +36,11 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Evaluator
 from trainwright.core.settings import FilePath
+
+SAMPLES = 100
+"""Bootstrap samples for the standard error of a metric that is no mean."""
+ALONE = "DISABLE_MULTIPROC"
+"""What the harness looks at before it starts processes."""
 
 
 class LmEval(Evaluator):
@@ -82,7 +90,8 @@ class LmEval(Evaluator):
             batch_size=self.batch_size,
             mixed_precision_dtype=kind,
         )
-        found = evaluate(wrapped, tasks, limit=self.limit, bootstrap_iters=0, log_samples=False)
+        with in_this_process():
+            found = evaluate(wrapped, tasks, limit=self.limit, bootstrap_iters=SAMPLES, log_samples=False)
         return numbers_of(found["results"])
 
     def load(self, ctx: Context) -> Any:
@@ -129,13 +138,26 @@ def index(folder: Path | None, with_defaults: bool) -> Any:
 
 
 def numbers_of(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """``{task: {"acc,none": 0.5, "acc_stderr,none": …}}`` as ``{"task/acc": 0.5}``."""
+    """``{task: {"acc,none": 0.5, "acc_stderr,none": 0.1}}`` as ``{"acc/task": 0.5, "acc_stderr/task": 0.1}``;
+    what is no number (the error of a single item) is left out."""
     return {
-        f"{task}/{metric.removesuffix(',none')}": float(value)
+        f"{metric.removesuffix(',none')}/{task}": float(value)
         for task, found in results.items()
         for metric, value in found.items()
-        if "," in metric and "_stderr," not in metric and isinstance(value, (int, float))
+        if "," in metric and isinstance(value, (int, float)) and math.isfinite(value)
     }
+
+
+@contextlib.contextmanager
+def in_this_process() -> Iterator[None]:
+    """Keep the harness from starting processes for its bootstrap samples."""
+    before = os.environ.get(ALONE)
+    os.environ[ALONE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(ALONE)
+        os.environ.update({} if before is None else {ALONE: before})
 
 
 @contextlib.contextmanager

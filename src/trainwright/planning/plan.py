@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from trainwright import families
-from trainwright.core import sharding
+from trainwright.core import sharding, working
 from trainwright.core.context import Context
 from trainwright.core.errors import located
 from trainwright.core.method import Method
@@ -67,6 +67,8 @@ def plan(recipe: Recipe, store: Store, estimate: bool = True, probes: Probes | N
     with nullcontext(probes) if probes else Probes() as taken:
         out = Plan(recipe, [])
         for job in jobs(recipe, store):
+            if estimate:
+                working.on(f"estimating the stage {job.stage.name}")
             one = examine(recipe, job, store, taken if estimate else None, refuse)
             if not one.cached:
                 refuse(one.figures.get("memory_bytes", 0.0), job.where)

@@ -10,6 +10,8 @@ NONE = "–"
 SIGNED = ("loss", "bits_per_byte")
 """Metrics of which less is better, and which are therefore compared with the baseline."""
 FIRST = (*SIGNED, "perplexity")
+ERROR = "_stderr"
+"""How the name of a standard error ends."""
 
 
 def count(x: float | None) -> str:
@@ -177,9 +179,16 @@ class Measured:
     baseline: bool
     values: dict[str, float]
     """The metric's name without its domain, to what was measured."""
+    errors: dict[str, float]
+    """The same, to its standard error, where one was measured."""
     against: dict[str, float]
     """Differences from the baseline, signed by ``role``: a gain is how much lower, the others how much
     higher."""
+
+    def written(self, metric: str) -> str:
+        """A number with its standard error, where there is one: ``0.512 ± 0.014``."""
+        text, error = value(self.values.get(metric)), self.errors.get(metric)
+        return text if error is None or not math.isfinite(error) else f"{text} ± {value(error)}"
 
     @property
     def compared(self) -> bool:
@@ -215,11 +224,18 @@ def measured(figures: dict[str, Any]) -> list[Measured]:
         role = "gain" if domain in new else "forgetting" if domain in old else "change"
         base = found.get((domain, baseline or ""), {})
         for model in [m for m in numbers if (domain, m) in found]:
-            values = found[domain, model]
+            values = {m: x for m, x in found[domain, model].items() if not error_of(m)}
+            errors = {error_of(m): x for m, x in found[domain, model].items() if error_of(m)}
             against = {m: (base[m] - values[m]) * (1 if role == "gain" else -1) for m in SIGNED
                        if m in base and m in values and model != baseline}
-            out.append(Measured(domain, model, role, model == baseline, values, against))
+            out.append(Measured(domain, model, role, model == baseline, values, errors, against))
     return out
+
+
+def error_of(metric: str) -> str:
+    """The metric whose standard error this is: ``acc`` of ``acc_stderr``; nothing where it is no error."""
+    name, comma, rest = metric.partition(",")
+    return f"{name.removesuffix(ERROR)}{comma}{rest}" if name.endswith(ERROR) else ""
 
 
 def metrics_of(rows: list[Measured]) -> list[str]:

@@ -51,6 +51,12 @@ class StageView:
         return [(domain, role, list(rows)) for (domain, role), rows in grouped]
 
     @property
+    def lossy(self) -> bool:
+        """Whether it compares losses with those of a baseline."""
+        measured_losses = any(m in numbers.SIGNED for r in self.rows for m in r.values)
+        return measured_losses and bool(self.figures.get("baseline"))
+
+    @property
     def ends(self) -> list[Measured]:
         """What was measured at the end of training."""
         return measured({"numbers": {self.name: self.figures.get("evaluation") or {}}})
@@ -101,7 +107,9 @@ class StageView:
 
     @property
     def seconds(self) -> float | None:
-        return self.manifest.get("seconds", self.figures.get("seconds"))
+        """Of training what all steps took, however often it was interrupted; else of the stage."""
+        of_steps = self.figures.get("seconds") if self.trains else None
+        return self.manifest.get("seconds") if of_steps is None else of_steps
 
     @property
     def why(self) -> str:
@@ -159,7 +167,8 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
         judged=[s for s in stages if s.rows], total=total(stages),
         data=[(s, table) for s in stages if s.cls.makes == "corpus" and (table := data_table(s.folder))],
         left_out={s.name: left_out.for_page(s.folder) for s in stages if s.cls.makes == "corpus"},
-        samples=[(s, list(texts.items())) for s in stages if (texts := s.manifest.get("texts"))],
+        samples=[(s, list(texts.items())) for s in stages
+                 if s.cls.makes != "corpus" and (texts := s.manifest.get("texts"))],
         pictures=[(s, shown) for s in stages if (shown := s.pictures)],
         versions=versions(stages),
         command=next((c for s in reversed(stages) if (c := s.manifest.get("command"))), ""))
@@ -237,13 +246,13 @@ def _plot_training(stage: StageView, rows: list[dict[str, Any]], colours: dict[s
 def _plot_evaluation(stage: StageView, colours: dict[str, int], out: Path) -> None:
     words = {"gain": "new", "forgetting": "old", "change": "other"}
     rows = [r for model in stage.figures["numbers"] for r in stage.rows if r.model == model and r.compared]
-    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", label(r.model), r.lower, colour=colours[r.domain])
-             for r in rows]
+    shown = [plots.Effect(f"{r.domain} ({words[r.role]})", label(r.model), r.lower, colour=colours[r.domain],
+                          said=f"{r.role} {signed(r.against['loss'])}") for r in rows]
     if shown:
         base = label(stage.figures["baseline"])
-        listed = "; ".join(f"{e.group} on {e.label} {signed(e.value)}" for e in shown)
+        listed = "; ".join(f"{e.label} on {e.group}: {e.said}" for e in shown)
         _keep(stage, plots.effects(shown, f"worse than {base}", f"better than {base}"), out, "effect",
-              f"How much lower the loss is than that of {base}: {listed}")
+              f"Losses against that of {base}: {listed}.")
 
 
 def _plot_selection(stage: StageView, out: Path) -> None:

@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, ScalarFormatter
 
 from trainwright.core.shown import plain
 from trainwright.report.numbers import short, signed
@@ -77,6 +77,8 @@ class Effect:
     low: float | None = None
     high: float | None = None
     colour: int = 0
+    said: str = ""
+    """What stands at the end of its bar, where it is not the value: the words and the sign of the table."""
 
 
 def tint(colour: int) -> str:
@@ -95,7 +97,7 @@ def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None =
             below.plot(strip.x, strip.y, color=MUTED, linewidth=1.1)
             _axis(below, strip_label, 2)
             most = max([*map(float, strip.y), 1e-12])
-            below.set_yticks([0, most])
+            below.set_yticks([0, most], ["0", f"{most:.3g}"])
             below.set_ylim(0, 1.15 * most)
         else:
             axes = below = figure.subplots()
@@ -113,7 +115,7 @@ def curves(lines: Sequence[Line], xlabel: str, ylabel: str, strip: Line | None =
 def _axis(axes: Axes, label: str, ticks: int) -> None:
     axes.set_title(label, loc="left", color=MUTED, fontsize=9)
     axes.yaxis.set_major_locator(MaxNLocator(ticks))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{float(f'{y:.2e}'):g}"))
+    axes.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
 
 
 def _draw(axes: Axes, line: Line) -> None:
@@ -172,7 +174,8 @@ def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
         axes.set_ylim(y - 0.75, -0.6)
         most = max([abs(x) for r in rows for x in (r.value, r.low or 0.0, r.high or 0.0)] + [1e-3])
         least = min([x for r in rows for x in (r.value, r.low or 0.0)] + [0.0])
-        axes.set_xlim(least - (0.32 if least else 0.04) * most, 1.32 * most)
+        room = 0.32 + 0.035 * max(len(r.said) for r in rows)
+        axes.set_xlim(least - (room if least else 0.04) * most, (1 + room) * most)
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _signed_tick(x)))
@@ -196,7 +199,7 @@ def _bar(axes: Axes, row: Effect, y: float) -> None:
         axes.plot([row.low, row.high], [y, y], color=INK, linewidth=1.3)
         ends += [row.low, row.high]
     end = max(ends) if row.value >= 0 else min(ends)
-    axes.annotate(signed(row.value), (end, y), xytext=(4 if row.value >= 0 else -4, 0),
+    axes.annotate(row.said or signed(row.value), (end, y), xytext=(4 if row.value >= 0 else -4, 0),
                   textcoords="offset points", va="center", ha="left" if row.value >= 0 else "right",
                   fontsize=9.5, color=INK)
 

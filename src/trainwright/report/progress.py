@@ -219,7 +219,7 @@ def evaluation_table(figures: dict[str, Any]) -> Table:
         model = Text(row.model, "dim" if row.baseline else "")
         table.add_row(Text(row.domain, "bold") if first else "", model, *_cells(row, metrics, bool(baseline)),
                       end_section=last)
-    if baseline:
+    if baseline and any(m in SIGNED for m in metrics):
         table.caption = "gain: lower on a new domain; forgetting: higher on an old one"
     return table
 
@@ -227,7 +227,7 @@ def evaluation_table(figures: dict[str, Any]) -> Table:
 def _cells(row: Any, metrics: list[str], compared: bool) -> list[Text]:
     cells = []
     for m in metrics:
-        cells.append(Text(value(row.values.get(m)), "dim" if row.baseline else ""))
+        cells.append(Text(row.written(m), "dim" if row.baseline else ""))
         if m in SIGNED and compared:
             colour = {True: "green", False: "red", None: ""}[row.good(m)]
             cells.append(Text(f"{row.role} {signed(row.against[m])}" if m in row.against else "", colour))

@@ -23,7 +23,7 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from trainwright.core import ending
+from trainwright.core import ending, working
 from trainwright.core.shown import plain
 
 
@@ -55,6 +55,7 @@ class Terminal(Console):
                                   emoji=emoji, markup=markup, highlight=highlight, highlighter=highlighter)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        working.printing()
         for one in super().render(renderable, options):
             yield one if one.control else Segment(plain(one.text, lines=True), one.style)
 
