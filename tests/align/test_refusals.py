@@ -7,6 +7,7 @@ import torch
 from tests.align.pairs import context
 from trainwright.align.refusals import Answer, Refusals, numbers
 from trainwright.check import tiny
+from trainwright.core.errors import UserError
 
 
 def test_by_hand() -> None:
@@ -30,6 +31,13 @@ def test_who_refuses_everything_is_not_perfect() -> None:
     told = numbers([Answer(True, 0.1, 0.5), Answer(False, 0.2, 0.5)])
     assert told["answered"] == told["accuracy_answered"] == 0 and told["refused_unknown"] == 1
     assert told["accuracy_all"] == told["average_precision"] == 0.5
+
+
+def test_what_asks_nothing_or_more_than_the_model_reads_is_refused() -> None:
+    with pytest.raises(ValueError, match="ask must say something"):
+        Refusals(ask=" ")
+    with pytest.raises(UserError, match=r"has [\d,]+ tokens, and the model has \d+ positions"):
+        Refusals()._logp(tiny.model(), context(), [([5], "many apples " * 1000, " are left")])
 
 
 def test_log_probabilities_of_what_is_said_next() -> None:

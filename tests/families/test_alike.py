@@ -125,3 +125,11 @@ def test_another_chat_template_is_said_and_ends_are_put_together(tmp_path: Path)
     (tmp_path / "two" / "generation_config.json").write_text('{"eos_token_id": [2, 9]}')
     assert all_ends([one, two]) == [2, 9]
     assert chat.own_template(families.load_tokenizer(tmp_path / "two", "")) is not None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"eos_token_id": "x"}', '{"eos_token_id": [[2]]}'])
+def test_a_damaged_generation_config_is_named(tmp_path: Path, text: str) -> None:
+    one = speaking(tmp_path / "one", TEXT)
+    (tmp_path / "one" / "generation_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"one/generation_config\.json"):
+        all_ends([one])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,9 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
         families.load(tmp_path, "here")
     with pytest.raises(UserError, match="a Linear is of no family of models"):
         families.save(nn.Linear(1, 1), tmp_path, None)
+    os.mkfifo(tmp_path / "tokenizer_config.json")                # whoever opens it would wait for ever
+    with pytest.raises(UserError, match=r"tokenizer_config\.json is no regular file"):
+        families.load(tmp_path, "here")
 
 
 def test_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from tests.lm.architectures import IDS, make
 from trainwright import families
+from trainwright.check import tiny
 from trainwright.core import registry
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -226,3 +227,16 @@ def test_a_delta_that_is_no_table_is_named(text: str, tmp_path: Path) -> None:
     (folder / "adapter" / "surgery.json").write_text(text)
     with pytest.raises(UserError, match=r"adapter/surgery\.json"):
         families.load(folder, "test")
+
+
+@pytest.mark.parametrize("changed", [{"bottleneck": 2**31 - 1}, {"prefix": 2**31 - 1, "hidden": 2**31 - 1}])
+def test_a_delta_of_absurd_size_takes_no_memory(changed: dict[str, int], tmp_path: Path) -> None:
+    model, method = tiny.model(), registry.create({"use": "mam_adapter"}, Path(), "here")
+    method.operate(model, Context())
+    deltas.write(model, [method], 0, tmp_path, None)
+    file = tmp_path / "adapter" / "surgery.json"
+    table = json.loads(file.read_text())
+    table["surgery"] |= changed
+    file.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=r"adapter: .*its surgery\.json (would put|describes cannot be made)"):
+        families.load(tmp_path, "test")

@@ -87,6 +87,16 @@ def test_another_way_to_make_pixels_is_kept(tmp_path: Path, tokenizer: Any) -> N
     assert json.loads((tmp_path / "b" / "preprocessor_config.json").read_text()) == table
 
 
+@pytest.mark.parametrize("text", [
+    "[]", "{", "{}", '{"image_mean": 1, "image_std": [1, 1, 1]}', '{"image_mean": ["a"], "image_std": [1]}',
+    '{"image_mean": [0, 0, 0], "image_std": [0, 1, 1]}', '{"image_mean": [NaN], "image_std": [1]}'])
+def test_what_makes_no_pixels_is_refused(tmp_path: Path, tokenizer: Any, text: str) -> None:
+    families.save(made(tokenizer), tmp_path, tokenizer)
+    (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
+        families.load(tmp_path, "here")
+
+
 def rows(*texts: list[int], length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     """Token rows of equal length and where they have a token."""
     ids = torch.tensor([[*text, *[0] * (length - len(text))] for text in texts])

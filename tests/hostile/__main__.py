@@ -15,10 +15,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.conftest import write_texts
 from tests.hostile import outcome
 from tests.hostile import test_settings as settings
-from tests.hostile.inputs import drawn
+from tests.hostile.drawing import drawn
 
 EACH = 1000
 """Inputs of a seed."""
@@ -37,7 +36,7 @@ def cases(kind: str, part: int, home: Path) -> Iterator[Case]:
     """What a piece tries. The first piece of a kind tries what is refused without being run, too."""
     if kind == "inputs":
         for one in drawn(part, EACH):
-            yield f"{one.what} {one.words}", lambda one=one: outcome.problem(one, home / "texts")
+            yield f"{one.what} {one.words}", lambda one=one: outcome.problem(one, home)
         return
     wrong = (settings.method_cases if kind == "methods" else settings.stage_cases)()[1]
     yield from ((why, lambda why=why: why) for why in wrong if part == 1)
@@ -53,7 +52,7 @@ def cases(kind: str, part: int, home: Path) -> Iterator[Case]:
 def attempt(piece: str, home: Path) -> int:
     """Try a piece in this process; returns whether something was wrong."""
     kind, _, part = piece.partition("-")
-    write_texts(home / "texts")
+    outcome.at_home(home)
     tried = wrong = 0
     for what, attempted in cases(kind, int(part), home):
         (home / AT).write_text(what, "utf-8", "backslashreplace")

@@ -35,17 +35,6 @@ class Input:
     """Whether it must be refused; others may be carried out, or refused."""
 
 
-def drawn(seed: int, number: int) -> Iterator[Input]:
-    """So many inputs of all kinds; the same ones for the same seed."""
-    draw = Draw(seed)
-    shares = [
-        (edited_text, 30), (edited_table, 35), (command, 18), (manifest, 5), (changes, 8), (data, 2),
-        (chat, 2),
-    ]
-    for kind in draw.choices([k for k, _ in shares], [n for _, n in shares], k=number):
-        yield kind(draw)
-
-
 # ---- recipes -----------------------------------------------------------------------------------------
 
 TOKENS = [

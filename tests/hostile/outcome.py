@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -20,6 +21,7 @@ import typer.main
 
 from tests.conftest import write_texts
 from tests.hostile.inputs import Input
+from tests.hostile.models import MODEL, make
 from trainwright import cli
 from trainwright.planning import plan
 
@@ -29,6 +31,8 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]")
 USAGE = 2
 SKIPPED = "; it is skipped"
 """How a line ends about something that a command goes on without."""
+LARGEST = 3 << 19
+"""KiB of memory that an input may take beyond what all before it took."""
 MOST = 1100
 """Characters of a message: what ``UserError`` keeps, and the word before it."""
 
@@ -103,15 +107,27 @@ def bounded() -> Iterator[None]:
             signal.signal(number, was)
 
 
-def problem(given: Input, texts: Path) -> str:
-    """What is wrong with how an input ends, in a line; empty where it ends as it should."""
+def problem(given: Input, home: Path) -> str:
+    """What is wrong with how an input ends, in a line; empty where it ends as it should.
+
+    Args:
+        home: has what inputs may name: ``texts``, and the model ``m`` (see ``at_home``).
+    """
     folder = Path(tempfile.mkdtemp(prefix="trainwright-hostile-"))
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        (folder / "texts").symlink_to(texts)
+        (folder / "texts").symlink_to(home / "texts")
         for name, content in given.files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
-        return judged(given, say(given.words, folder))
+        if MODEL in given.words:
+            (folder / MODEL).mkdir(exist_ok=True)
+            for file in (home / MODEL).iterdir():
+                if not (folder / MODEL / file.name).exists():
+                    (folder / MODEL / file.name).symlink_to(file)
+        wrong = judged(given, say(given.words, folder))
+        taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held
+        return wrong or (f"takes {taken / 2**20:.1f} GiB of memory" if taken > LARGEST else "")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -144,6 +160,8 @@ def judged(given: Input, got: Outcome) -> str:
     return ""
 
 
-def texts() -> Path:
-    """The documents of the tiny life, for as long as this process lives."""
-    return write_texts(Path(tempfile.mkdtemp(prefix="trainwright-texts-")) / "texts")
+def at_home(home: Path) -> Path:
+    """A folder with what inputs may name: the documents of the tiny life, and a model."""
+    write_texts(home / "texts")
+    make(home / MODEL)
+    return home

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import write_texts
 from tests.hostile import outcome
-from tests.hostile.inputs import drawn
+from tests.hostile.drawing import drawn
 
 SEED, INPUTS, PARTS = 0, 1000, 10
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("home") / "texts")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return outcome.at_home(tmp_path_factory.mktemp("home"))
 
 
 def test_a_seed_draws_the_same_inputs_and_all_kinds_of_them() -> None:
@@ -31,7 +30,7 @@ def test_a_seed_draws_the_same_inputs_and_all_kinds_of_them() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("part", range(PARTS))
-def test_every_input_ends_in_a_sentence_or_is_carried_out(part: int, texts: Path) -> None:
+def test_every_input_ends_in_a_sentence_or_is_carried_out(part: int, home: Path) -> None:
     mine = itertools.islice(drawn(SEED, INPUTS), part * INPUTS // PARTS, (part + 1) * INPUTS // PARTS)
-    wrong = [f"{one.what} {one.words}: {why}" for one in mine if (why := outcome.problem(one, texts))]
+    wrong = [f"{one.what} {one.words}: {why}" for one in mine if (why := outcome.problem(one, home))]
     assert not wrong, "\n".join(wrong)

@@ -159,6 +159,14 @@ VALUES_TOLD: list[tuple[str, dict[str, Any], str]] = [
     ("pack", {"length": "x" * 100_000}, "length must be a whole number, not 'xxx"),
     ("lora", {"rank": 2**63}, "rank must be a whole number below 2**31 in size, not 9223372036854775808."),
     ("text", {"paths": ["a\0b"]}, "paths[0] must be text without NUL"),
+    ("refusals", {"ask": " "}, "ask must say something"),
+    ("score_reward", {"question": "Good?"}, "question lacks {response}, for which the answer stands"),
+    ("score_reward", {"column": "text"}, "column: 'text' is one that every table has"),
+    (
+        "d_cpt_law",
+        {"domain": "a", "general": "b", "compute": 0.5},
+        "compute must pay for a token of the smallest model of sizes, which takes 6e+06, not 0.5",
+    ),
 ]
 
 

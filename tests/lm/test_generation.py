@@ -3,6 +3,7 @@ transformers would write."""
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,29 @@ def test_without_a_method_the_generation_config_holds(model: Any) -> None:
         assert written(model, tiny.tokenizer(), prompts(5.0), Context(), top_k=0) == wide
     finally:
         model.generation_config.top_k = before
+
+
+def test_the_generation_config_shapes_nothing_but_where_nobody_says_otherwise(model: Any) -> None:
+    """Many models name a penalty, or tokens to keep out; what is measured and learned from is the model."""
+    def said() -> list[Any]:
+        return [written(model, tiny.tokenizer(), prompts(0.0), Context()),
+                written(model, tiny.tokenizer(), prompts(), Context(decode=(Nucleus(p=1.0),))),
+                sampled(model, tiny.tokenizer(), prompts(), Context())]
+    alone, before = said(), model.generation_config
+    model.generation_config = copy.deepcopy(before)
+    strange = {"repetition_penalty": 50.0, "suppress_tokens": [*range(80)], "no_repeat_ngram_size": 1,
+               "num_return_sequences": 3, "min_new_tokens": 20, "max_length": 1, "stop_strings": ["a"]}
+    for name, value in strange.items():
+        setattr(model.generation_config, name, value)
+    try:
+        assert said() == alone
+        for once in written(model, tiny.tokenizer(), prompts(), Context()):
+            assert len(set(once)) == len(once), "nothing is written twice where the config has its way"
+        model.generation_config.top_k = -1
+        with pytest.raises(UserError, match="generation config has top_k = -1, which it cannot be"):
+            written(model, tiny.tokenizer(), prompts(), Context())
+    finally:
+        model.generation_config = before
 
 
 def test_a_text_ends_with_its_last_token(model: Any) -> None:

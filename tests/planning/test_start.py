@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from trainwright import families
 from trainwright.compare.spec import load as load_comparison
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import load
+from trainwright.core.registry import cards
+from trainwright.core.shown import plain
 from trainwright.corpus import bpe
 from trainwright.life.run import run
 from trainwright.planning import start
@@ -118,6 +121,38 @@ def test_names_with_signs_of_toml_are_written_whole(tmp_path: Path, model: str) 
     assert made["stage"][0]["methods"][0]["paths"] == ['a "b" \\c $d/über uns.jsonl']
 
 
+EVIL = 'x"\\\n[[stage]]\nuse = "evil.py" $(touch ran) \x1b[31m'
+
+
+def test_what_data_and_names_hold_is_text_in_recipes_and_commands(tmp_path: Path, model: str) -> None:
+    """The data are a stranger's: neither the recipe nor a command that stands in it does what they say."""
+    strange = tmp_path / 'a "b" \\c'
+    Path(model).rename(strange)
+    file = tmp_path / f"{EVIL}.jsonl"
+    rows = [{"messages": [{"role": "user", "content": EVIL}, {"role": "assistant", "content": "no"}]}] * 40
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("chat", "compare"):
+        made, _ = written(tmp_path, name, str(strange), str(file))
+        assert made["title"].endswith(EVIL) and made["stage"][0]["tokenizer"] == strange.name
+        assert {m["use"] for s in made["stage"] for m in s["methods"]} < {c.name for c in cards().values()}
+    assert made["compare"]["metric"] == f"loss/{EVIL}"
+    text = (tmp_path / "chat.toml").read_text()
+    (command,) = [line for line in text.splitlines() if "--prompt" in line]
+    assert shlex.split(command.lstrip("# "))[-1] == plain(" ".join(EVIL.split())) and "\x1b" not in text
+
+
+@pytest.mark.parametrize("messages", [
+    [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],
+    [{"role": "system", "content": "Be brief."}, {"role": "assistant", "content": "yes"}]])
+def test_chats_in_which_no_user_speaks(tmp_path: Path, model: str, messages: list[dict[str, Any]]) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text((json.dumps({"messages": messages}) + "\n") * 40)
+    (Path(model) / "chat_template.jinja").unlink()
+    made, _ = written(tmp_path, "chat", model, str(file))
+    asked = made["stage"][1]["methods"][-1]["prompts"]
+    assert asked == ["Be brief." if len(messages) > 1 else ""]
+
+
 @pytest.mark.parametrize(("name", "words"), [
     ("chats", "no template 'chats' (did you mean 'chat'?)"),
     ("chat", "holds documents, and 'chat' needs conversations; try continue"),
@@ -137,6 +172,12 @@ def test_nothing_is_written_over_and_no_model_is_guessed(tmp_path: Path, model: 
     assert (tmp_path / "continue.toml").read_text() == "mine"
     with pytest.raises(UserError, match="needs a model"):
         written(tmp_path, "chat", None, data)
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": ')
+    with pytest.raises(UserError, match=r"mine\.jsonl, line 2: this is no JSON object"):
+        written(tmp_path, "curate", None, str(tmp_path / "mine.jsonl"))
 
 
 def test_chats_and_documents_in_one_file_are_refused(tmp_path: Path, model: str) -> None:

@@ -18,8 +18,8 @@ An answer is right if the one of the document stands in it, letter by letter, an
 Accuracy on answered questions alone says little: who answers a single one may be right always. Unlike in the
 paper, p_sure compares the two sentences, not their first tokens, which a vocabulary may not tell apart.
 
-Not for long answers. Errors: no tokenizer, or one without a chat template; no question with an answer.
-"""
+Not for long answers. Errors: no tokenizer, or one without a chat template; no question with an answer, or one
+longer than the model has positions. """
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -34,7 +34,7 @@ from trainwright.core.method import UNTRAINED, Evaluator
 from trainwright.core.settings import Count
 from trainwright.corpus.tokens import open_corpus, uniform
 from trainwright.families import evaluating
-from trainwright.lm.losses import padded, token_losses
+from trainwright.lm.losses import most_positions, padded, token_losses
 
 
 class Answer(NamedTuple):
@@ -65,6 +65,10 @@ class Refusals(Evaluator):
     makes: ClassVar[tuple[str, ...]] = ("average_precision", "answered", "accuracy_answered", "accuracy_all",
                                         "refused_unknown")
     example: ClassVar[dict[str, Any]] = {"domains": ["chat"], "most": 4, "new_tokens": 2}
+
+    def __post_init__(self) -> None:
+        if not self.ask.strip():
+            raise ValueError("ask must say something")
 
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         from trainwright.lm.generation import Prompt, encoded, written
@@ -98,13 +102,16 @@ class Refusals(Evaluator):
     def _logp(self, model: nn.Module, ctx: Context, rows: list[tuple[list[int], str, str]]) -> Tensor:
         """Of each prompt, what was said since, and what is said next: the log-probability of the last, and
         its tokens [rows, 2]."""
-        found = []
+        found, most = [], most_positions(model)
         for at in range(0, len(rows), self.batch_size):
             made = []
             for prompt, before, last in rows[at:at + self.batch_size]:
                 parts = [ctx.tokenizer(t, add_special_tokens=False)["input_ids"] if t else []
                          for t in (before, last)]
                 ids = [*prompt, *parts[0], *parts[1]]
+                if most is not None and len(ids) > most:
+                    raise UserError(f"refusals: a question with its answer and ask has {len(ids):,} tokens, "
+                                    f"and the model has {most:,} positions.")
                 first = len(ids) - len(parts[1])
                 made.append((ids[:-1], [t if i >= first else UNTRAINED for i, t in enumerate(ids)][1:]))
             batch = padded(made, ctx)

@@ -7,7 +7,8 @@ import re
 import reprlib
 from typing import Any
 
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufff9-\ufffb"
+                    "\ud800-\udfff\U000e0000-\U000e007f]")
 """What is no letter and acts on those around it: control characters, escapes of terminals, turns of the
 direction of reading, halves of characters."""
 LAYOUT = "\n\t"

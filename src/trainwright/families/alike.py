@@ -16,6 +16,8 @@ import torch
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.files import expected, read_json
+from trainwright.core.shown import brief
 from trainwright.families.base import create, family_of, skeleton
 from trainwright.families.configs import CONFIG, shrunk
 from trainwright.families.tokenizers import SAYS, load_tokenizer
@@ -76,10 +78,13 @@ def all_ends(sides: list[Side]) -> list[int]:
 
 
 def _said(folder: Path | None) -> list[Any]:
-    file = None if folder is None else folder / SAYS
-    return (
-        [json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")] if file and file.is_file() else []
-    )
+    if folder is None or not (file := folder / SAYS).is_file():
+        return []
+    with expected(file):
+        told = read_json(file).get("eos_token_id")
+        if not all(isinstance(n, int) for n in (told if isinstance(told, list) else [told or 0])):
+            raise ValueError(f"eos_token_id = {brief(told)} is no token")
+        return [told]
 
 
 # ---- configs --------------------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ class Family:
             try:
                 made = self.config_in(name)
                 asked = packed.unpacking(made, Path(name))
-                plain = skeleton(made, where)
+                plain = skeleton(made, where, self)
                 if Path(name).is_dir():
                     check_sizes(plain, Path(name))
                 with torch.random.fork_rng(devices=[]):
@@ -255,8 +255,11 @@ def create(config: Any, seed: int, where: str) -> nn.Module:
         return _build(config, where)
 
 
-def skeleton(config: Any, where: str) -> nn.Module:
+def skeleton(config: Any, where: str, family: Family | None = None) -> nn.Module:
     """The model without weights (meta tensors), to count and plan with.
+
+    Args:
+        family: of which it is to be a model; by default the one that claims the config.
 
     Raises:
         UserError: it cannot be made, or it would have more modules than any model has.
@@ -271,17 +274,15 @@ def skeleton(config: Any, where: str) -> nn.Module:
     hook = register_module_module_registration_hook(counted)
     try:
         with torch.device("meta"):
-            return _build(config, where)
+            return _build(config, where, family)
     finally:
         hook.remove()
 
 
-def _build(config: Any, where: str) -> nn.Module:
-    try:
-        family = family_of(config)
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
-    return family.build(config, where)
+def _build(config: Any, where: str, family: Family | None = None) -> nn.Module:
+    with located(where):
+        mine = family or family_of(config)
+    return mine.build(config, where)
 
 
 def _check_embeddings(model: nn.Module, embedding: nn.Module | None, where: str) -> None:

@@ -46,7 +46,15 @@ def check_folder(folder: Path, where: str) -> None:
             f"{where}: {folder} is no Hugging Face checkpoint (it needs config.json and {WEIGHTS})."
         )
     with located(where):
+        _check_files(folder)
         check_weights(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """Refuse a pipe or a device among the files, for which a library would wait."""
+    for file in sorted(folder.iterdir()):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise UserError(f"{file} is no regular file: a checkpoint has nothing else.")
 
 
 def family_in(location: str | Path, where: str) -> Family:

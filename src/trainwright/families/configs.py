@@ -22,11 +22,15 @@ from torch import nn
 
 from trainwright.core.errors import UserError
 from trainwright.core.files import read_json
+from trainwright.core.settings import COUNTED
+from trainwright.core.shown import brief
 from trainwright.families import packed
 from trainwright.families.libraries import first_line, near, quiet
 
 MOST_LAYERS = 2048
 """More of them are a slip of the pen, and would take hours to put together."""
+MOST_LABELS = 1 << 20
+"""Of a classifier: transformers gives each a name."""
 MOST_BYTES = 16 << 20
 """Of a config; the largest that are known have a megabyte."""
 CONFIG, PART = "config.json", "part.json"
@@ -113,14 +117,19 @@ def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
             raise UserError(f"{where}.{key} is no field of {cls.__name__}{near(key, known)}.")
         if isinstance(value, dict) and dataclasses.is_dataclass(part):
             _check_fields(value, part, f"{where}.{key}")
-        _check_layers(key, value, f"{where}.{key}")
+        _check_size(key, value, f"{where}.{key}")
 
 
-def _check_layers(key: str, value: Any, name: str) -> None:
+def _check_size(key: str, value: Any, name: str) -> None:
+    """Refuse a number that would take all time and memory before anybody could see what it leads to."""
     if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
-        raise UserError(
-            f"{name} = {str(value)[:24]} is too many: a model has at most {MOST_LAYERS:,} layers."
-        )
+        raise UserError(f"{name} = {brief(value)} is too many: a model has at most {MOST_LAYERS:,} layers.")
+    if key == "num_labels" and isinstance(value, (int, float)) and not 0 <= value <= MOST_LABELS:
+        raise UserError(f"{name} = {brief(value)} is no number of labels: a model has at most "
+                        f"{MOST_LABELS:,}.")
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, int) and not COUNTED.has(one):
+            raise UserError(f"{name} must be a whole number below 2**31 in size, not {brief(one)}.")
 
 
 @cache
@@ -309,7 +318,7 @@ def _check_read(held: Any, name: str) -> None:
     if not isinstance(held, dict) or not isinstance(held.get("model_type"), str):
         raise UserError(f"{name} is no config of transformers: it has no model_type.")
     for key, value in _walked(held):
-        _check_layers(key, value, f"{name}: {key}")
+        _check_size(key, value, f"{name}: {key}")
 
 
 def _walked(held: dict[str, Any]) -> Iterable[tuple[str, Any]]:

@@ -13,15 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from trainwright.core import checkpoint, frozen, masks
+from trainwright.core import checkpoint, frozen, hardware, masks
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.files import expected, read_json
 from trainwright.core.method import Surgery
+from trainwright.families.base import made_from, skeleton
 from trainwright.families.checkpoints import BACKBONE, save
 from trainwright.families.configs import CONFIG, PART
+from trainwright.families.libraries import first_line
 from trainwright.families.tokenizers import stop_at
 
 TABLE = "surgery.json"
@@ -38,16 +41,16 @@ def carried(model: nn.Module) -> list[tuple[Surgery, int]]:
 
 def write(model: nn.Module, performed: Sequence[Surgery], seed: int, out: Path, tokenizer: Any) -> list[str]:
     """Save the deltas, undo the surgeries, the last one first, and save what is left: the plain model.
+    Weights that are frozen in four bits are those that the bits stand for, as they were in training.
 
     Returns the names of the surgeries that could not be folded in.
     """
-    Weights that are frozen in four bits are those that the bits stand for, as they were in training.
     chain = [*carried(model), *((s, seed) for s in performed)]
     model.__dict__.pop(CARRIED, None)
+    frozen.thaw(model)
     for i, (surgery, seed_then) in reversed(list(enumerate(chain, 1))):
         folder = out / f"adapter-{i}"
         surgery.save_delta(model, folder)
-    frozen.thaw(model)
         if folder.is_dir():
             _describe(folder, surgery, seed_then, i)
         elif not surgery.folds:
@@ -112,4 +115,28 @@ def put_back(model: nn.Module, artifact: Path) -> None:
         with expected(file):
             if not table["folded"]:
                 found.append((int(table["order"]), int(table["seed"]), file.parent))
+    folders = [folder for _, _, folder in sorted(found)]
+    _check_sizes(model, folders)
     model.__dict__[CARRIED] = [(put(model, folder), seed) for _, seed, folder in sorted(found)]
+
+
+def _check_sizes(model: nn.Module, folders: Sequence[Path]) -> None:
+    """Refuse surgeries that would put more into a model than fits into memory, before any is performed."""
+    if not folders:
+        return
+    plain = skeleton(made_from(model), str(folders[0]))
+    before = sum(p.numel() for p in plain.parameters())
+    for folder in folders:
+        surgery, seed = _read(folder)
+        try:
+            with torch.device("meta"):
+                surgery.operate(plain, Context(seed=seed, device=torch.device("meta")))
+        except NotImplementedError:                      # it looks at numbers, which are not there
+            return
+        except RuntimeError as error:
+            raise UserError(f"{folder}: what its {TABLE} describes cannot be made: {first_line(error)}.") \
+                from None
+        more = sum(p.numel() for p in plain.parameters()) - before
+        if 4 * more > (there := hardware.memory_bytes()):
+            raise UserError(f"{folder}: its {TABLE} would put {more:,} numbers into the model, and memory "
+                            f"holds {there / 4:,.0f}.")

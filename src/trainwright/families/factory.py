@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.files import read_json
 from trainwright.families.base import MADE_FROM, Family
 from trainwright.families.configs import Tokens
 
@@ -133,7 +134,9 @@ class Factory(Family):
 
 
 def _table(folder: Path) -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((folder / Factory.file).read_text(encoding="utf-8"))
+    table = read_json(folder / Factory.file)
+    if not isinstance(table, dict):
+        raise UserError(f"{folder / Factory.file} is damaged: it holds no table.")
     return table
 
 

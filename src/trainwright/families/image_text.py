@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from trainwright.core import sharding
 from trainwright.core.errors import UserError
+from trainwright.core.files import read_json
+from trainwright.core.settings import FLOAT32
+from trainwright.core.shown import brief
 from trainwright.families.base import Family
 from trainwright.families.configs import SPECIAL, Tokens
 
@@ -77,7 +80,7 @@ class ImageText(Family):
         model = super().load(name, where, config)
         file = Path(name) / PREPROCESSOR
         if file.is_file():
-            model.__dict__[PREPROCESSED] = json.loads(file.read_text(encoding="utf-8"))
+            model.__dict__[PREPROCESSED] = _preprocessing(file)
         return model
 
     def save(self, model: nn.Module, folder: Path, tokenizer: Any) -> None:
@@ -94,6 +97,25 @@ class ImageText(Family):
         """Those of both towers."""
         lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 1]
         return [block for one in lists if len({type(b) for b in one}) == 1 for block in one]
+
+
+def _preprocessing(file: Path) -> dict[str, Any]:
+    """What a ``preprocessor_config.json`` says of images.
+
+    Raises:
+        UserError: it is damaged, or its numbers are no colours.
+    """
+    table = read_json(file)
+    if not isinstance(table, dict):
+        raise UserError(f"{file} is damaged: it holds no table.")
+    for name in ("image_mean", "image_std"):
+        numbers = table.get(name)
+        if not isinstance(numbers, list) or not numbers or not all(
+                isinstance(n, (int, float)) and abs(n) <= FLOAT32 and (n or name == "image_mean")
+                for n in numbers):
+            raise UserError(f"{file}: {name} must be a list of numbers, one of each colour, not "
+                            f"{brief(numbers)}.")
+    return table
 
 
 def pictures(model: nn.Module) -> Pictures:

@@ -11,7 +11,8 @@ generator of its own, so the text does not depend on the prompts beside it, the 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Decode
+from trainwright.core.shown import brief
 from trainwright.lm.losses import most_positions
 
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -115,8 +117,11 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, 
     end = model.generation_config.eos_token_id
     end = tokenizer.eos_token_id if end is None else end
     pad = next((n for n in (tokenizer.pad_token_id, tokenizer.eos_token_id) if n is not None), 0)
+    told = model.generation_config
     how = GenerationConfig(max_new_tokens=prompts[0].new_tokens, do_sample=False, num_beams=1,
-                           pad_token_id=pad, eos_token_id=end)
+                           pad_token_id=pad, eos_token_id=end, bos_token_id=told.bos_token_id,
+                           decoder_start_token_id=told.decoder_start_token_id,
+                           forced_bos_token_id=told.forced_bos_token_id)
     width = max(len(p.ids) for p in prompts)
     blank = [[0] * (width - len(p.ids)) for p in prompts]
     rows = [(list(p.ids), [1] * len(p.ids)) for p in prompts]
@@ -124,11 +129,24 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, 
         rows = [(ids + [pad] * len(b), there + b) for (ids, there), b in zip(rows, blank, strict=True)]
     else:
         rows = [([pad] * len(b) + ids, b + there) for (ids, there), b in zip(rows, blank, strict=True)]
-    made = model.generate(input_ids=torch.tensor([ids for ids, _ in rows], device=device),
-                          attention_mask=torch.tensor([there for _, there in rows], device=device),
-                          generation_config=how, logits_processor=LogitsProcessorList(chain),
-                          synced_gpus=together)
+    with _alone(model):
+        made = model.generate(input_ids=torch.tensor([ids for ids, _ in rows], device=device),
+                              attention_mask=torch.tensor([there for _, there in rows], device=device),
+                              generation_config=how, logits_processor=LogitsProcessorList(chain),
+                              synced_gpus=together)
     return [_ended(row, end) for row in made[:, 1 if two_parts else width:].tolist()]
+
+
+@contextmanager
+def _alone(model: Any) -> Iterator[None]:
+    """The model without its generation config, with which transformers fills in whatever a call leaves open:
+    penalties, tokens that are kept out, how many texts to write."""
+    from transformers import GenerationConfig
+    told, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = told
 
 
 def _ended(ids: list[int], end: int | list[int] | None) -> list[int]:
@@ -188,15 +206,29 @@ def check_temperature(temperature: float) -> None:
 
 
 def usual(model: Any) -> list[Processor]:
-    """How a model samples where nobody says otherwise: by ``top_k``, ``top_p`` and ``min_p`` of its
-    generation config, and where that has no ``top_k``, among the 50 likeliest tokens, as in transformers."""
-    from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    """How a model samples where nobody says otherwise: by ``repetition_penalty``, ``no_repeat_ngram_size``,
+    ``top_k``, ``top_p`` and ``min_p`` of its generation config, and where that has no ``top_k``, among the 50
+    likeliest tokens, as in transformers.
+
+    Raises:
+        UserError: one of them is no number that it may be.
+    """
+    import transformers
     told = model.generation_config
     top_k = USUAL_TOP_K if told.top_k is None else told.top_k
-    made: list[Processor] = [TopKLogitsWarper(top_k)] if top_k else []
-    if told.top_p is not None and told.top_p < 1:
-        made.append(TopPLogitsWarper(told.top_p))
-    return [*made, *([MinPLogitsWarper(told.min_p)] if told.min_p else [])]
+    shaping = (("repetition_penalty", transformers.RepetitionPenaltyLogitsProcessor, told.repetition_penalty),
+               ("no_repeat_ngram_size", transformers.NoRepeatNGramLogitsProcessor, told.no_repeat_ngram_size),
+               ("top_k", transformers.TopKLogitsWarper, top_k),
+               ("top_p", transformers.TopPLogitsWarper, 0 if told.top_p == 1 else told.top_p),
+               ("min_p", transformers.MinPLogitsWarper, told.min_p))
+    made: list[Processor] = []
+    for name, processor, value in shaping:
+        try:
+            made += [processor(value)] if value else []
+        except (TypeError, ValueError):
+            raise UserError(f"the model's generation config has {name} = {brief(value)}, which it cannot "
+                            "be.") from None
+    return made
 
 
 def drawn(scores: Tensor, draws: Sequence[torch.Generator], drawing: Tensor) -> Tensor:

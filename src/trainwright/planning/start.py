@@ -8,6 +8,7 @@ fit into memory. The recipe is read as ``run`` reads it before it is written.
 from __future__ import annotations
 
 import json
+import shlex
 import string
 import tomllib
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import write_text
 from trainwright.core.recipe import parse
+from trainwright.core.shown import plain
 from trainwright.corpus.chat import BY_TURN, MARKS, Chat
-from trainwright.corpus.documents import empty
+from trainwright.corpus.documents import empty, stream
 from trainwright.corpus.ends import give_end
 from trainwright.life.jobs import Source, source_of
 from trainwright.planning.templates import FOLDER, templates
@@ -105,7 +107,8 @@ def _place(source: Source, store: Store) -> Any:
 def look(data: str, tokenizer: Any) -> Seen:
     """The first documents of a file, a folder or a data set, in a model's tokens where it has a tokenizer."""
     method = registry.create({"use": "text", "paths": [data]}, Path(), "--data")
-    rows = method.apply(empty(), Context()).limit(LOOKED + 1).to_pylist()  # type: ignore[attr-defined]
+    table = method.apply(empty(), Context()).limit(LOOKED + 1)  # type: ignore[attr-defined]
+    rows = [row for batch in stream(table) for row in batch.to_pylist()]
     if not rows:
         raise UserError(f"--data: {data} holds no document.")
     more, rows = len(rows) > LOOKED, rows[:LOOKED]
@@ -144,8 +147,9 @@ def _messages(row: dict[str, Any], kind: str) -> Any:
 
 
 def _asked(talk: str) -> str:
-    messages = json.loads(talk)
-    return next((m["content"] for m in messages if m["role"] == "user"), messages[0]["content"])
+    """What a user says first, or else what anybody says first."""
+    said = [(m["role"], m["content"]) for m in json.loads(talk) if isinstance(m.get("content"), str)]
+    return next((content for role, content in said if role == "user"), said[0][1] if said else "")
 
 
 def _template(tokenizer: Any, talks: list[str], notes: list[str]) -> tuple[str | None, Chat]:
@@ -172,12 +176,13 @@ def _template(tokenizer: Any, talks: list[str], notes: list[str]) -> tuple[str |
 def _fields(name: str, model: str | None, data: str, out: Path, seen: Seen, config: Any) -> dict[str, str]:
     """The text for each place of a template."""
     test = min(0.1, max(0.02, round(20 / seen.documents, 2)))
-    own = _local(model, out) if model else ""
-    fields = {"file": out.name, "model": own, "data": _quoted(_local(data, out)), "seen": _counted(seen),
-              "test": f"{test:g}", "title": TITLES[name] + " " + seen.domain.replace('"', "'"),
-              "question": _quoted(seen.first), "metric": f"loss/{seen.domain}",
+    own = _quoted(_local(model, out)) if model else ""
+    fields = {"file": plain(shlex.quote(out.name)), "model": own, "data": _quoted(_local(data, out)),
+              "seen": _counted(seen), "test": f"{test:g}", "title": _quoted(f"{TITLES[name]} {seen.domain}"),
+              "question": _quoted(seen.first), "prompt": plain(shlex.quote(seen.first)),
+              "metric": _quoted(f"loss/{seen.domain}"),
               "objective": "supervised" if seen.kind == "conversation" else "next_token",
-              "template": _template_line(seen), "tokenizer": f'tokenizer = "{own}"' if model
+              "template": _template_line(seen), "tokenizer": f"tokenizer = {own}" if model
               else f"vocab_size = {WORDS}                                     # of a tokenizer trained on it"}
     if not seen.tokens or config is None:
         return fields
@@ -205,7 +210,7 @@ def _parts(config: Any, rows: int, length: int, name: str) -> int:
     """Micro-batches of a step that fit into the memory that is free, by a rough count."""
     model = families.skeleton(config, "--model")
     size = sum(p.numel() for p in model.parameters())
-    hidden, layers = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
+    hidden, layers = families.blocks_of(config)
     fixed = (4 if name in ("chat", "prefer") else 16) * size
     of_a_row = 80 * hidden * layers * length
     room = SHARE * hardware.memory_bytes() - fixed

@@ -1,11 +1,13 @@
 """Rewards are those of the model by itself, turn by turn."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from tests.data.filter.test_score_evol import context, talk
@@ -53,3 +55,24 @@ def test_a_classifier_of_several_classes_is_no_reward_model(tmp_path: Path) -> N
     tiny.tokenizer().save_pretrained(tmp_path / "m")
     with pytest.raises(UserError, match="has 2 outputs"):
         ScoreReward().apply(frame([{"id": "0"}]), context(tmp_path / "s", m=tmp_path / "m"))
+
+
+def test_a_reward_model_is_loaded_as_all_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No code of its folder is run or offered to be, and tensors that are missing are not made up."""
+    reward_model(tmp_path / "m")
+    tiny.tokenizer().save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    file = tmp_path / "m" / "config.json"
+    auto = {"auto_map": {"AutoModelForSequenceClassification": "mine.Model"}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | auto))
+    rows, ctx = frame([{"id": "0", "messages": talk("a", "b")}]), context(tmp_path / "s", m=tmp_path / "m")
+    assert told(ScoreReward().apply(rows, ctx))["0"]["reward"] is not None
+    assert not (tmp_path / "ran").exists() and "y/N" not in capsys.readouterr().out
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    save_file({n: t for n, t in weights.items() if n != "score.weight"}, tmp_path / "m" / "model.safetensors",
+              {"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks the tensors score\.weight"):
+        ScoreReward().apply(rows, context(tmp_path / "t", m=tmp_path / "m"))
+    file.write_text("{")
+    with pytest.raises(UserError, match=r"config\.json holds no JSON"):
+        ScoreReward().apply(rows, context(tmp_path / "u", m=tmp_path / "m"))

@@ -42,5 +42,5 @@ class Filter(Curate):
         except Exception as error:  # of several classes, none of them public
             why = " ".join(str(error).split())
             raise UserError(f"filter: where = {self.where!r} is no condition on "
-                            f"{', '.join(table.column_names)}: {why}") from None
+                            f"{', '.join(table.column_names)}: {why.rstrip('.')}.") from None
         return kept if own else kept.exclude("characters")

@@ -30,11 +30,14 @@ import pyarrow as pa
 import torch
 
 from trainwright.core.errors import UserError
+from trainwright.core.files import read_json
 from trainwright.core.method import Curate
 from trainwright.core.settings import Count
 from trainwright.core.stage import Role
+from trainwright.corpus.columns import SCHEMA
 from trainwright.corpus.turns import Turn, turns
 from trainwright.data.filter.score_answers import ABOUT, ScoreAnswers
+from trainwright.families.base import Family
 
 if TYPE_CHECKING:
     from daft import DataFrame
@@ -64,6 +67,12 @@ class ScoreReward(Curate):
     }
     example: ClassVar[dict[str, Any]] = {"question": "{response}", "length": 48, "batch_tokens": 512}
 
+    def __post_init__(self) -> None:
+        if "{response}" not in self.question:
+            raise ValueError("question lacks {response}, for which the answer stands")
+        if self.column in SCHEMA:
+            raise ValueError(f"column: {self.column!r} is one that every table has; take another name")
+
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.corpus.selecting import attach, settled
         from trainwright.corpus.streaming import looked_up
@@ -81,6 +90,12 @@ class ScoreReward(Curate):
         model = RewardModel.of(folder, ctx, self.name, self.length, self.batch_tokens)
         found = read_blocks(rows, model, "rewards", partial(rewards, model))
         return found.rename_columns(["id", self.column])
+
+
+class _Classifier(Family):
+    """transformers' models with a head for sequences, loaded as all models are."""
+
+    auto: ClassVar[str] = "AutoModelForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -101,15 +116,13 @@ class RewardModel:
         Raises:
             UserError: it has no tokenizer, or several outputs.
         """
-        from transformers import AutoModelForSequenceClassification
-
         from trainwright import families
         from trainwright.storage.store import key_of, stamp
         tokenizer = families.load_tokenizer(folder, method)
         if tokenizer is None:
             raise UserError(f"{method}: the model in {folder} has no tokenizer, so that it cannot read "
                             "conversations.")
-        model = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
+        model: Any = _Classifier().load(str(folder), method, None)
         if model.config.num_labels != 1:
             raise UserError(f"{method}: the model in {folder} has {model.config.num_labels} outputs; a "
                             "reward model has one (num_labels = 1).")
@@ -145,8 +158,9 @@ class RewardModel:
 def reward_folder(folder: Path) -> Path | None:
     """The folder, if it is a checkpoint with a head for sequences."""
     file = folder / "config.json"
-    names = json.loads(file.read_text(encoding="utf-8")).get("architectures") if file.is_file() else None
-    return folder if any(str(name).endswith(HEAD) for name in names or ()) else None
+    told = read_json(file) if file.is_file() else None
+    names = told.get("architectures") if isinstance(told, dict) else None
+    return folder if isinstance(names, list) and any(str(name).endswith(HEAD) for name in names) else None
 
 
 def rewards(model: RewardModel, block: Sequence[Document]) -> dict[str, Any]:

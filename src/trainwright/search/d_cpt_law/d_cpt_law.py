@@ -140,6 +140,9 @@ class DCptLaw(ScalingLaw):
             raise ValueError(f"rise must be 0 or more, and general another domain than {self.domain!r}")
         if not 0 < self.sizes[0] <= self.sizes[1]:
             raise ValueError(f"sizes are the fewest and the most parameters, not {self.sizes}")
+        if self.compute is not None and self.compute < 6 * self.sizes[0]:
+            raise ValueError(f"compute must pay for a token of the smallest model of sizes, which takes "
+                             f"{6 * self.sizes[0]:g}, not {self.compute:g}")
         if self.short_runs and self.domain not in self.short_runs:
             raise ValueError(f"short_runs must have one of {self.domain!r}, of which the law is to speak")
         for name, pair in self.short_runs.items():

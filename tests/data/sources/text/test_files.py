@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data.sources.text.test_text import jsonl, rows, written
+from trainwright.core import hardware
 from trainwright.core.errors import UserError
-from trainwright.data.sources.text import _files
+from trainwright.data.sources.text import _compressed, _files
 
 LINES = jsonl([{"text": f"the cat number {i} sat on the mat"} for i in range(2000)]).encode()
 DEEP = '{"text": "a", "deep": ' + "[" * 100_000 + "]" * 100_000 + "}"
@@ -68,6 +69,7 @@ def damaged() -> bytes:
             r"t\.csv, line 3: in the row that begins here a quote is opened",
         ),
         ("t.csv", 'id,text\n1,"a\nb\nc"\n2\n', r"t\.csv, line 5: this row has not the 2 columns .*, but 1"),
+        ("t.yaml", "- text: a\n- text: b\n  text: c\n", r"t\.yaml, line 2: the key 'text' stands twice in"),
         ("t.csv", "text,text\na,b\n", r"t\.csv has two columns 'text': rename or drop one"),
     ],
 )
@@ -76,6 +78,28 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, name: str, content: Any, told
     with pytest.raises(UserError, match=told) as refused:
         rows(tmp_path, paths=[name])
     assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("t.txt.gz", b"a" * 5000), ("t.json.gz", b"[" + b" " * 5000 + b"]"), ("t.txt", b"a" * 5000),
+     ("t.json.gz", b'{"text":\n' + b" " * 5000 + b'"a"}')],
+)  # fmt: skip
+def test_no_more_is_unpacked_than_memory_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes
+) -> None:
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 4000.0 * _compressed.SHARE)
+    monkeypatch.setattr(_compressed, "LONGEST", 10_000)
+    written(tmp_path, {name: gzip.compress(content) if name.endswith(".gz") else content})
+    with pytest.raises(UserError, match=rf"{name} holds more than 0\.0 GiB in one piece, .*: cut it into"):
+        rows(tmp_path, paths=[name])
+
+
+def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_compressed, "LONGEST", 4000)
+    written(tmp_path, {"t.jsonl": '{"text": "a"}\n{"text": "' + "b" * 5000 + '"}\n'})
+    with pytest.raises(UserError, match=r"t\.jsonl, line 2: this line has more than"):
+        rows(tmp_path, paths=["t.jsonl"])
 
 
 def test_what_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

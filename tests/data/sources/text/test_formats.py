@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.data.sources.text.test_text import jsonl, rows, written
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus import documents
+from trainwright.data.sources.text import _rich
 from trainwright.data.sources.text._files import known
 from trainwright.data.sources.text.text import Text
 
@@ -160,7 +162,19 @@ def test_a_word_processors_file_keeps_its_order(tmp_path: Path) -> None:
     assert texts(tmp_path, "a.docx") == ["first\n\nleft\tright\n\nlast"]
 
 
-def test_what_cannot_be_read_is_counted_and_named_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_a_small_word_processors_file_does_not_unfold_into_a_large_one(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.docx", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in ("word/document.xml", "x"):
+            packed.writestr(name, bytes(_rich.LIMIT // 2 + 1))
+    (tmp_path / "a.docx").write_bytes(word())
+    ctx = Context(root=tmp_path)
+    assert len(Text(paths=["."]).apply(documents.empty(), ctx).to_pylist()) == 1
+    assert ctx.texts["could not be read"] == "1: bomb.docx (more than 64 MiB, unpacked)"
+
+
+def test_what_cannot_be_read_is_counted_and_named_and_the_rest_is_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pytest.importorskip("pypdf")
     for name, content in {"a": pdf("the wide sea"), "scan": pdf(""), "broken": b"%PDF-1.4 nothing"}.items():
         (tmp_path / f"{name}.pdf").write_bytes(content)
@@ -169,6 +183,7 @@ def test_what_cannot_be_read_is_counted_and_named_and_the_rest_is_read(tmp_path:
     assert [row["text"] for row in found] == ["the wide sea"]
     said = ctx.texts["could not be read"]
     assert said.startswith("2: ") and "broken.pdf (" in said and "scan.pdf (no text in it)" in said
+    assert not caplog.records, "what a library says of a file is not its own to print"
 
 
 def test_without_its_library_a_format_is_left_out_of_folders_and_refused_by_name(

@@ -1,4 +1,5 @@
-"""Files that are compressed, opened as what is in them."""
+"""Files that are compressed, opened as what is in them. A small one may hold more than any memory does: no
+more is taken than there is room for."""
 
 from __future__ import annotations
 
@@ -7,10 +8,17 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from trainwright.core import hardware
+from trainwright.core.errors import UserError
+
+LONGEST = 256 << 20
+"""Bytes of a line, at most."""
+SHARE = 8
+"""Of the free memory, the part that the bytes of one document may take: its text and its tokens take more."""
 OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {}
 """By ending."""
 DAMAGED = (zlib.error, EOFError, gzip.BadGzipFile, lzma.LZMAError)
@@ -25,6 +33,32 @@ def opened(path: Path) -> IO[bytes]:
 def without(name: str) -> str:
     """A file's name without the ending of its compression."""
     return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in OPENERS else name
+
+
+def whole(file: IO[bytes], written: str) -> bytes:
+    """All that is in a file.
+
+    Raises:
+        UserError: it does not fit into memory.
+    """
+    most = int(min(hardware.memory_bytes() / SHARE, 1 << 40))
+    data = file.read(most + 1)
+    if len(data) > most:
+        raise UserError(f"{written} holds more than {most / 2**30:.1f} GiB in one piece, which is too much "
+                        "for the memory of this machine: cut it into several files.")
+    return data
+
+
+def lines(file: IO[bytes], written: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file with their numbers.
+
+    Raises:
+        UserError: one is longer than any document.
+    """
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST + 1), b""), 1):
+        if len(line) > LONGEST:
+            raise UserError(f"{written}, line {number}: this line has more than {LONGEST >> 20} MiB.")
+        yield number, line
 
 
 class _Zstandard(io.RawIOBase):

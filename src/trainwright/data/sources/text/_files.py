@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from trainwright.core.errors import UserError
 from trainwright.core.shown import brief
-from trainwright.data.sources.text._compressed import DAMAGED, OPENERS, opened, without
+from trainwright.data.sources.text._compressed import DAMAGED, OPENERS, lines, opened, whole, without
 from trainwright.data.sources.text._rich import LIMIT, RICH
 from trainwright.data.sources.text._rows import MEDIA, Reading, row_to_document
 
@@ -119,7 +119,7 @@ def _plain(path: Path, written: str, how: Reading) -> Iterator[Row]:
     from trainwright.corpus.sources import document
     try:
         with opened(path) as file:
-            content = file.read()
+            content = whole(file, written)
     except (OSError, MemoryError, *DAMAGED) as error:
         _refuse(written, "", error)
     text = _decode(content, written, how.invalid)
@@ -135,7 +135,7 @@ def _rich(path: Path, written: str, how: Reading) -> Iterator[Row]:
     try:
         with opened(path) as file:
             data = file.read(LIMIT + 1)
-        text = RICH[suffix(path.name)].text(data) if len(data) <= LIMIT else ""
+        text = RICH[suffix(path.name)].read(data) if len(data) <= LIMIT else ""
         why = f"more than {LIMIT >> 20} MiB" if len(data) > LIMIT else "" if text.strip() else "no text in it"
     except Exception as error:  # of whatever library reads it: no format has a list of all that may be wrong
         text, why = "", str(error).split("\n")[0][:100] or type(error).__name__
@@ -180,15 +180,15 @@ def _json(file: IO[bytes], written: str) -> Numbered:
     start = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()
     file.seek(0)
     if start.startswith(b"["):
-        listed = _parsed(file.read(), f"{written} is no JSON: ")
+        listed = _parsed(whole(file, written), f"{written} is no JSON: ")
         yield from enumerate(listed if isinstance(listed, list) else [listed], 1)
         return
-    first = next((line for line in file if line.strip()), b"")
+    first = next((line for _, line in lines(file, written) if line.strip()), b"")
     file.seek(0)
     try:
         json.loads(first.decode("utf-8-sig") or "{}")
     except (ValueError, RecursionError):
-        yield from _objects(file.read(), written)
+        yield from _objects(whole(file, written), written)
     else:
         yield from _jsonl(file, written)
 
@@ -223,7 +223,7 @@ def _blank(text: str, at: int) -> int:
 
 
 def _jsonl(file: IO[bytes], written: str) -> Numbered:
-    for number, line in enumerate(file, 1):
+    for number, line in lines(file, written):
         if line.strip():
             yield number, _parsed(line, f"{written}, line {number}: this is no JSON object: ", True)
 
@@ -344,6 +344,12 @@ def _yaml(file: IO[bytes], written: str) -> Numbered:
                 raise UserError(f"{written}, line {line}: references (*name) are not read: write the value "
                                 "out.")
             return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            if twin := _twin([key.value for key, _ in node.value if isinstance(key.value, str)]):
+                line = node.start_mark.line + 1
+                raise UserError(f"{written}, line {line}: the key {brief(twin)} stands twice in one object.")
+            return super().construct_mapping(node, deep)
     try:
         for number, document in enumerate(yaml.load_all(file, Loader=Plain), 1):
             if isinstance(document, list):

@@ -11,6 +11,8 @@ import email.policy
 import importlib.util
 import io
 import json
+import logging
+import zipfile
 from collections.abc import Callable
 from email.message import EmailMessage
 from typing import Any, NamedTuple
@@ -25,6 +27,12 @@ class Rich(NamedTuple):
     text: Callable[[bytes], str]
     library: str = ""
     """The package that it takes, where it is not Python's own."""
+
+    def read(self, data: bytes) -> str:
+        """The text. What the library says of a file that it cannot read is raised, too, and is not its own to
+        print."""
+        logging.getLogger(self.library or __name__).setLevel(logging.CRITICAL)
+        return self.text(data)
 
     def there(self) -> bool:
         return not self.library or importlib.util.find_spec(self.library) is not None
@@ -63,6 +71,9 @@ def _notebook(data: bytes) -> str:
 def _word(data: bytes) -> str:
     """Paragraphs and tables of a .docx in their order, a row of a table a line."""
     import docx
+    with zipfile.ZipFile(io.BytesIO(data)) as packed:
+        if sum(file.file_size for file in packed.infolist()) > LIMIT:
+            raise ValueError(f"more than {LIMIT >> 20} MiB, unpacked")
     parts = []
     for part in docx.Document(io.BytesIO(data)).iter_inner_content():
         rows = getattr(part, "rows", None)
