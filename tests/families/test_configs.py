@@ -223,6 +223,13 @@ def test_a_config_of_a_stranger_ends_in_a_sentence(
         families.load_config(tmp_path, "here")
 
 
+def test_a_size_of_something_in_a_layer_is_no_number_of_layers(tmp_path: Path) -> None:
+    """As Gemma 3n has it."""
+    held = {"model_type": "gemma3n_text", "vocab_size_per_layer_input": 262_144}
+    (tmp_path / "config.json").write_text(json.dumps(held))
+    assert families.load_config(tmp_path, "here").vocab_size_per_layer_input == 262_144
+
+
 @pytest.mark.parametrize("content", (b"[1]", b"{", b"\xff", b"[" * 10**5, None))
 def test_what_is_no_config(content: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "config.json"

@@ -122,7 +122,7 @@ def _check_fields(fields: dict[str, Any], cls: Any, where: str) -> None:
 
 def _check_size(key: str, value: Any, name: str) -> None:
     """Refuse a number that would take all time and memory before anybody could see what it leads to."""
-    if "layer" in key and isinstance(value, int) and value > MOST_LAYERS:
+    if "layer" in key and "size" not in key and isinstance(value, int) and value > MOST_LAYERS:
         raise UserError(f"{name} = {brief(value)} is too many: a model has at most {MOST_LAYERS:,} layers.")
     if key == "num_labels" and isinstance(value, (int, float)) and not 0 <= value <= MOST_LABELS:
         raise UserError(f"{name} = {brief(value)} is no number of labels: a model has at most "
