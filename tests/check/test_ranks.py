@@ -95,36 +95,36 @@ def test_two_processes_that_wait_for_each_other_are_stopped(
 def looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Watch, list[float | None]]:
     """A watch, and the processor seconds that it will see."""
     seen: list[float | None] = []
-    monkeypatch.setattr(ranks, "processor_seconds", lambda launcher: seen.pop(0))
+    monkeypatch.setattr(ranks, "processor_seconds", lambda processes: seen.pop(0))
     return Watch(tmp_path / "found.jsonl"), seen
 
 
 def test_slow_is_not_still(looks: tuple[Watch, list[float | None]]) -> None:
     watch, seen = looks
     seen += [0.05 * look for look in range(200)]  # a fortieth of one processor, on a machine that is busy
-    assert [watch.look(1) for _ in range(200)] == [""] * 200
+    assert [watch.look([1]) for _ in range(200)] == [""] * 200
 
 
 def test_no_processor_time_and_no_line_is_still(looks: tuple[Watch, list[float | None]]) -> None:
     watch, seen = looks
     seen += [7.0] * 200
-    found = [watch.look(1) for _ in range(ranks.STILL + 1)]
+    found = [watch.look([1]) for _ in range(ranks.STILL + 1)]
     assert found[:-1] == [""] * ranks.STILL and "stood still" in found[-1]
     watch.out.write_text("a line\n")
-    assert watch.look(1) == ""
+    assert watch.look([1]) == ""
 
 
 def test_what_never_ends_is_stopped_by_what_it_uses(looks: tuple[Watch, list[float | None]]) -> None:
     watch, seen = looks
     seen += [100.0 * look for look in range(200)]
-    found = [watch.look(1) for _ in range(8)]
+    found = [watch.look([1]) for _ in range(8)]
     assert found[:7] == [""] * 7 and "processor seconds" in found[7]
 
 
 def test_a_system_that_does_not_tell_stops_nothing(looks: tuple[Watch, list[float | None]]) -> None:
     watch, seen = looks
     seen += [None] * 200
-    assert [watch.look(1) for _ in range(200)] == [""] * 200
+    assert [watch.look([1]) for _ in range(200)] == [""] * 200
 
 
 def test_processor_seconds_are_those_of_what_was_started() -> None:
@@ -135,6 +135,6 @@ def test_processor_seconds_are_those_of_what_was_started() -> None:
     ) as launcher:
         assert launcher.stdout is not None
         launcher.stdout.readline()
-        used = ranks.processor_seconds(launcher.pid)
+        used = ranks.processor_seconds([launcher.pid])
         launcher.communicate("\n")
     assert used is not None and used >= 0.25

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from trainwright.check.laws import key_of
 from trainwright.check.subject import load, reported
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
+from trainwright.planning.worker import Died, Worker
 
 RANKS = "two_ranks_make_one_run"
 CLOSE = 1e-5
@@ -58,30 +58,28 @@ def check_ranks(methods: list[str]) -> dict[str, str]:
 def start(methods: list[str], out: Path) -> str:
     """Two processes that write a line for each method; returns the end of what they said if they failed."""
     uses = [str(Path(m).resolve()) if m.endswith(".py") else m for m in methods]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = os.pathsep.join(p for p in (str(registry.ROOT.parent), os.environ.get("PYTHONPATH", "")) if p)
-    env = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": path, "PYTHONSAFEPATH": "1",
-        "TMPDIR": str(out.parent),
-    }
-    pairs = [part for use, name in zip(uses, methods, strict=True) for part in (use, name)]
-    command = [*launch, "-m", "trainwright.check.ranks", str(out), str(tiny.corpus()), *pairs]
-    watch = Watch(out)
-    with subprocess.Popen(
-        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as both:
-        while True:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        around = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2",
+                  "LOCAL_WORLD_SIZE": "2", "CUDA_VISIBLE_DEVICES": "", "TMPDIR": str(out.parent)}
+    with Worker(1) as first, Worker(1) as second:
+        both = [first, second]
+        for rank, worker in enumerate(both):
+            own = around | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            worker.begin(one, own, out, tiny.corpus(), dict(zip(uses, methods, strict=True)))
+        watch = Watch(out)
+        while both:
+            ended = next((worker for worker in both if worker.answered(LOOK / 2)), None)
+            if ended is None:
+                if why := watch.look([worker.pid for worker in both]):
+                    return why
+                continue
             try:
-                said = both.communicate(timeout=LOOK)[1]
-                return said[-600:] if both.returncode else ""
-            except subprocess.TimeoutExpired:
-                why = watch.look(both.pid)
-            if why:
-                both.terminate()  # the launcher then stops the two processes itself
-                both.communicate()
-                return why
+                ended.answer()
+            except (Died, RuntimeError, UserError) as error:        # the other one waits for it: both end here
+                return str(error)[-600:]
+            both.remove(ended)
+    return ""
 
 
 @dataclass
@@ -94,9 +92,9 @@ class Watch:
     since_line: float = 0.0
     still: int = 0
 
-    def look(self, launcher: int) -> str:
+    def look(self, processes: list[int]) -> str:
         """Why they are to be stopped; empty where they get on, or where this system does not tell."""
-        used, lines = processor_seconds(launcher), self.out.stat().st_size if self.out.is_file() else 0
+        used, lines = processor_seconds(processes), self.out.stat().st_size if self.out.is_file() else 0
         if used is None:
             return ""
         moved, self.used = abs(used - self.used), used       # the time of a process that has ended is gone
@@ -108,8 +106,8 @@ class Watch:
         return f"They were stopped after {ENDLESS:g} processor seconds." if self.since_line > ENDLESS else ""
 
 
-def processor_seconds(launcher: int) -> float | None:
-    """What the processes that a launcher has started have used; None where there is no ``/proc``."""
+def processor_seconds(processes: list[int]) -> float | None:
+    """What processes and those that they started have used; None where there is no ``/proc``."""
     parents: dict[int, int] = {}
     used: dict[int, int] = {}
     for file in Path("/proc").glob("[0-9]*/stat"):
@@ -121,14 +119,22 @@ def processor_seconds(launcher: int) -> float | None:
         parents[pid], used[pid] = int(words[1]), int(words[11]) + int(words[12])
     if not parents:
         return None
-    mine, grown = {launcher}, True
+    mine, grown = set(processes), True
     while grown:
         more = {pid for pid, parent in parents.items() if parent in mine} - mine
         mine, grown = mine | more, bool(more)
-    return sum(used.get(pid, 0) for pid in mine - {launcher}) / os.sysconf("SC_CLK_TCK")
+    return sum(used.get(pid, 0) for pid in mine) / os.sysconf("SC_CLK_TCK")
 
 
 # ---- in the two processes ----------------------------------------------------------------------------
+
+
+def one(around: dict[str, str], out: Path, corpus: Path, methods: dict[str, str]) -> None:
+    """What one of them does, told which it is as torchrun tells it."""
+    os.environ.update(around)
+    tempfile.tempdir = None                                         # the environment names another
+    tiny.reuse(corpus)
+    ranks(out, methods)
 
 
 def ranks(out: Path, methods: dict[str, str]) -> None:
@@ -183,8 +189,3 @@ def difference(one: dict[str, Any], two: dict[str, Any]) -> str:
             return f"two processes measure {name} = {y}, one measures {x}"
     return ""
 
-
-if __name__ == "__main__":
-    tiny.reuse(Path(sys.argv[2]))
-    given = sys.argv[3:]
-    ranks(Path(sys.argv[1]), dict(zip(given[::2], given[1::2], strict=True)))

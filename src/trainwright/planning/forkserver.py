@@ -51,12 +51,15 @@ class Child:
         self.reader, self.writer = mine.makefile("rb"), mine.makefile("wb")
         mine.close()                                            # the files keep it open
         self.status = status
-        if not isinstance(status, subprocess.Popen):
-            line = status.readline()
-            if not line:
-                raise BrokenPipeError
-            with contextlib.suppress(ProcessLookupError):       # it has ended already
-                self.handle = os.pidfd_open(int(line))
+        if isinstance(status, subprocess.Popen):
+            self.pid = status.pid
+            return
+        line = status.readline()
+        if not line:
+            raise BrokenPipeError
+        self.pid = int(line)
+        with contextlib.suppress(ProcessLookupError):           # it has ended already
+            self.handle = os.pidfd_open(self.pid)
 
     def kill(self) -> None:
         if isinstance(self.status, subprocess.Popen):

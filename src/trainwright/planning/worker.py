@@ -6,6 +6,7 @@ import importlib
 import os
 import pickle
 import queue
+import select
 import signal
 import struct
 import sys
@@ -65,6 +66,17 @@ class Worker:
         assert self.process is not None
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):    # it has died: its answer will say so
             _send(self.process.writer, what)
+
+    @property
+    def pid(self) -> int:
+        """The number of the process, once it was asked something."""
+        assert self.process is not None
+        return self.process.pid
+
+    def answered(self, seconds: float) -> bool:
+        """Wait for so long; whether ``answer`` has something to tell."""
+        assert self.process is not None
+        return bool(select.select([self.process.reader], [], [], seconds)[0])
 
     def answer(self) -> Any:
         """What came of the work that was begun.
