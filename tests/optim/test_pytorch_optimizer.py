@@ -132,3 +132,13 @@ def test_it_leaves_the_global_generators_alone() -> None:
     bridged(PytorchOptimizer(optimizer="Kron"), in_place=True)
     after = states()
     assert before[0] == after[0] and torch.equal(before[1], after[1]) and before[2] == after[2]
+
+
+def test_products_of_many_matrices_are_taken_in_the_cheapest_order() -> None:
+    """Kron multiplies a gradient by four matrices at once. From left to right the first two make a tensor of
+    four dimensions; in the order that opt_einsum finds, all are products of two matrices."""
+    from torch.utils.flop_counter import FlopCounterMode
+    q, g = torch.randn(8, 8), torch.randn(8, 8)
+    with FlopCounterMode(display=False) as counter:
+        torch.einsum("ab,cd,ae,cf,ef->bd", q, q, q, q, g)
+    assert counter.get_total_flops() == 4 * 2 * 8**3
