@@ -21,7 +21,7 @@ from trainwright.core.card import Card, kinds
 from trainwright.core.settings import docs_of, hints_of, name_of
 from trainwright.core.stage import Role, Stage, stages
 from trainwright.papers.paper import Claim
-from trainwright.report import cards, field, paper_pages, papers
+from trainwright.report import cards, field, paper_pages, papers, schedule
 
 DOCS = Path(__file__).parent
 
@@ -91,6 +91,7 @@ def method_page(card: Card) -> str:
             f"# {card.name}",
             markdown(first),
             where,
+            *([drawn] if (drawn := schedule.svg(card)) else []),
             f"```toml\n{use_line(card)}\n```",
             markdown(rest.strip("\n")),
             "## Settings",
@@ -117,9 +118,8 @@ def told_once(doc: str) -> str:
 
 def written(default: str) -> str:
     """A default as a recipe would write it, where it is a literal."""
-    empty = {"field(default_factory=dict)": "{}", "field(default_factory=list)": "[]"}
     try:
-        value = ast.literal_eval(empty.get(default, default))
+        value = ast.literal_eval(default)
     except ValueError:
         return default
     return "none" if value is None else toml(value)
