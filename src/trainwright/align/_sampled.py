@@ -10,12 +10,13 @@ and of sampling, should agree. Noted there of the answers' tokens, in nats, with
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from trainwright.core import sharding
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Stop
@@ -31,6 +32,7 @@ MOST_MISMATCH = 0.005
 READS = ("logp", "reward", "group", "group_rewards", "group_graded", "group_tokens", "temperature")
 """What ``rollout`` adds to the rows of a batch."""
 ROWS = ("input_ids", "targets", "position_ids", "logp")
+T, U = TypeVar("T"), TypeVar("U")
 
 
 def need(who: str, batch: Batch, names: Sequence[str] = READS, data: str = "rollout") -> None:
@@ -92,6 +94,23 @@ def mismatched(view: View, most: float) -> Iterable[Stop]:
         yield Stop("in training the model gives the tokens that it has sampled other log-probabilities: half "
                    f"their mean squared difference is {found:.3g} (most_mismatch = {most:g}). Does it have "
                    "dropout, or another precision?", failed=True)
+
+
+def parted(things: Sequence[T], work: Callable[[Sequence[T]], Sequence[U]], ctx: Context) -> list[U]:
+    """What ``work`` makes of each thing: every rank works on its part, as many as the others, and has all."""
+    if not things:
+        return []
+    each = -(-len(things) // sharding.world())
+    places = range(each * sharding.world())[ctx.rows(each * sharding.world())]
+    mine = work([things[i % len(things)] for i in places])
+    return [one for part in sharding.gather(list(mine)) for one in part][:len(things)]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: those of the model's generation config, else the tokenizer's."""
+    end = model.generation_config.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
+    return {end} if isinstance(end, int) else set(end or ())
 
 
 def learned_of(rows: Batch) -> Tensor:

@@ -49,6 +49,7 @@ from torch import Tensor, nn
 
 from trainwright import families
 from trainwright.align._rewards import head_of, rewards
+from trainwright.align._sampled import end_tokens, parted
 from trainwright.core import registry, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -102,6 +103,8 @@ class Rollout(Data):
     """Domains to take; all of them by default."""
     sample_size: Count = 64
     """Answers that are sampled at once."""
+    columns: ClassVar[tuple[str, ...]] = COLUMNS
+    """What is read of documents."""
     roles: ClassVar[dict[str, Role]] = {"reward": Role(needed=True)}
     beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "grpo"},)
     example: ClassVar[dict[str, Any]] = {
@@ -193,15 +196,13 @@ class Rollout(Data):
         held["domain"] = torch.from_numpy(self._documents(ctx).domains[by_answer.numpy()])
 
     def _answers(self, tries: Sequence[Try], ctx: Context) -> list[Answer]:
-        """An answer to each try, graded: every rank makes its part, as many as the others, and has all."""
-        each = -(-len(tries) // sharding.world())
-        places = range(each * sharding.world())[ctx.rows(each * sharding.world())]
-        mine = [tries[i % len(tries)] for i in places]
-        prompts = [Prompt(one.question.ids, self.new_tokens, one.seed, self.temperature) for one in mine]
-        said = sampled(ctx.policy, ctx.tokenizer, prompts, ctx, batch_size=self.sample_size,
-                       together=sharding.world() > 1)
-        graded = self._graded([one.question for one in mine], said, ctx)
-        return [one for part in sharding.gather(graded) for one in part][:len(tries)]
+        """An answer to each try, graded."""
+        def work(mine: Sequence[Try]) -> list[Answer]:
+            prompts = [Prompt(one.question.ids, self.new_tokens, one.seed, self.temperature) for one in mine]
+            said = sampled(ctx.policy, ctx.tokenizer, prompts, ctx, batch_size=self.sample_size,
+                           together=sharding.world() > 1)
+            return self._graded([one.question for one in mine], said, ctx)
+        return parted(tries, work, ctx)
 
     def _seed(self, first: int, i: int, ctx: Context) -> int:
         """What an answer is drawn from."""
@@ -215,7 +216,7 @@ class Rollout(Data):
         found = self._documents(ctx)
         numbers = [int(order(len(found), ctx.seed, n // len(found))[n % len(found)])
                    for n in range(first, first + self.prompts)]
-        return numbers, found.rows(numbers, COLUMNS)
+        return numbers, found.rows(numbers, self.columns)
 
     def _question(self, row: dict[str, Any], ctx: Context) -> Asked:
         assert ctx.policy is not None
@@ -235,17 +236,18 @@ class Rollout(Data):
         if not self.task:
             return self._rewarded(questions, said, ctx)
         task = self._grader(ctx)
-        ends, out = _ends(ctx.policy, ctx.tokenizer), []
+        grader = task.grader(ctx)
+        ends, out = end_tokens(ctx.policy, ctx.tokenizer), []
         for question, one in zip(questions, said, strict=True):
             grade, why = math.nan, "it was cut at new_tokens"
             if not self.finished or one.ids[-1] in ends:
                 text = ctx.tokenizer.decode(one.ids, skip_special_tokens=True)
-                grade, why = _grade(task, question.text, text)
+                grade, why = _grade(task.name, grader, question.text, text)
             out.append(Answer(one, grade, why))
         return out
 
     def _rewarded(self, questions: Sequence[Asked], said: Sequence[Sampled], ctx: Context) -> list[Answer]:
-        ends, given = _ends(ctx.policy, ctx.tokenizer), []
+        ends, given = end_tokens(ctx.policy, ctx.tokenizer), []
         for at in range(0, len(said), self.sample_size):
             part = slice(at, at + self.sample_size)
             rows = _rows(questions[part], [one.ids for one in said[part]], self.length)
@@ -293,7 +295,7 @@ class Rollout(Data):
 
     def _note(self, every: Sequence[Answer], seconds: float, ctx: Context) -> None:
         grades = torch.tensor([one.grade for one in every])
-        ends, many = _ends(ctx.policy, ctx.tokenizer), [len(one.said.ids) for one in every]
+        ends, many = end_tokens(ctx.policy, ctx.tokenizer), [len(one.said.ids) for one in every]
         alike = [float(row[~row.isnan()].unique().numel() < 2) for row in grades.view(-1, self.group)]
         ctx.note("rollout/reward", grades[~grades.isnan()].mean())
         ctx.note("rollout/ungraded", float(grades.isnan().sum()))
@@ -303,22 +305,15 @@ class Rollout(Data):
         ctx.note("rollout/tokens_per_second", sum(many) / max(seconds, 1e-9))
 
 
-def _ends(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer."""
-    end = model.generation_config.eos_token_id
-    end = tokenizer.eos_token_id if end is None else end
-    return {end} if isinstance(end, int) else set(end or ())
-
-
-def _grade(task: Task, prompt: str, answer: str) -> tuple[float, str]:
+def _grade(who: str, grader: Callable[[str, str], float], prompt: str, answer: str) -> tuple[float, str]:
     """The grade; NaN where there is none, and why."""
     try:
-        grade = float(task.grade(prompt, answer))
+        grade = float(grader(prompt, answer))
     except UserError:
         raise
     except Exception as error:          # whatever a grader stumbles over is no fault of the answer
-        return math.nan, f"{task.name} failed: {type(error).__name__}: {error}"[:200]
-    return (grade, "") if math.isfinite(grade) else (math.nan, f"{task.name} gives none for {prompt[:60]!r}")
+        return math.nan, f"{who} failed: {type(error).__name__}: {error}"[:200]
+    return (grade, "") if math.isfinite(grade) else (math.nan, f"{who} gives none for {prompt[:60]!r}")
 
 
 def _rows(questions: Sequence[Asked], answers: Sequence[list[int]], length: int) -> dict[str, Tensor]:
