@@ -9,17 +9,19 @@ What is a list of messages goes through the tokenizer's chat template, with the 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from trainwright import families
 from trainwright.core.errors import UserError
-from trainwright.corpus.columns import ID, MESSAGES, PROMPT, TEXT
+from trainwright.corpus.columns import CHOSEN, ID, MESSAGES, PROMPT, TEXT
 
 COLUMNS = (ID, TEXT, MESSAGES, PROMPT)
 """What is read of a document."""
+ANSWERED = (*COLUMNS, CHOSEN)
+"""The same with its answer."""
 
 
 class Asked(NamedTuple):
@@ -45,12 +47,42 @@ def asked(row: Mapping[str, Any], model: nn.Module, tokenizer: Any, who: str) ->
         if tokenizer.chat_template is None:
             raise UserError(f"{who}: the document {row[ID]!r} is a conversation, and the tokenizer has no "
                             "chat template: give the corpus a chat_template.")
-        text = next((str(m.get("content") or "") for m in reversed(turns) if m["role"] == "user"), "")
+        text = question_of(row)
         ids = _rendered(turns, tokenizer) if text else []
     if not ids:
         raise UserError(f"{who}: the document {row[ID]!r} asks nothing: name the domains of documents that "
                         "do.")
     return Asked(text, ids)
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """What a task is told that the document asks, given its ``COLUMNS``; empty where it asks nothing."""
+    turns = _turns(row)
+    if isinstance(turns, str):
+        return turns
+    return next((str(m.get("content") or "") for m in reversed(turns) if m["role"] == "user"), "")
+
+
+def answer_of(row: Mapping[str, Any]) -> str:
+    """The answer that stands in a document, given its ``ANSWERED``: the chosen one of a pair, the last
+    message of a conversation that the assistant ends; empty where there is none."""
+    said = json.loads((row[CHOSEN] or "null") if row[PROMPT] else (row[MESSAGES] or "null"))
+    if isinstance(said, list):
+        said = said[-1].get("content") if said and said[-1]["role"] == "assistant" else ""
+    return str(said or "")
+
+
+def reworded(row: Mapping[str, Any], say: Callable[[str], str]) -> dict[str, Any]:
+    """The document with another prompt, given what a task would be told of its own: the text, or the user's
+    last message."""
+    turns = _turns(row)
+    if isinstance(turns, str):
+        field = PROMPT if row[PROMPT] else TEXT
+        return dict(row) | {field: json.dumps(say(turns)) if field == PROMPT else say(turns)}
+    last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=-1)
+    made = [m | {"content": say(str(m.get("content") or ""))} if i == last else m
+            for i, m in enumerate(turns)]
+    return dict(row) | {PROMPT if row[PROMPT] else MESSAGES: json.dumps(made)}
 
 
 def _rendered(turns: list[dict[str, Any]], tokenizer: Any) -> list[int]:
