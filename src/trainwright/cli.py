@@ -278,14 +278,20 @@ def check(method: Annotated[str | None, typer.Argument(
 @app.command()
 def export(stage: ArtifactName,
            folder: Annotated[Path, typer.Argument(
-               help="Where to write the Hugging Face checkpoint.", show_default=False)],
-           dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+               help="The folder to write.", show_default=False)],
+           dtype: Annotated[str, typer.Option(
+               show_default=False,
+               help="float32 (the default), bfloat16 or float16; of a GGUF file Q8_0 (the default), Q4_0 or "
+                    "F16.")] = "",
+           form: Annotated[str, typer.Option(
+               "--format", help="[cyan]checkpoint[/], or [cyan]gguf[/] for one file that llama.cpp "
+                                "reads.")] = "checkpoint",
            to: Annotated[str | None, typer.Option(
                show_default=False,
                help="Also hand it on: [cyan]hub:OWNER/NAME[/] makes a private repository of the Hugging Face "
                     "Hub, with the account that huggingface_hub is logged in to.")] = None,
            store: StoreDir = Path("store")) -> None:
-    """Write a stage's model as a Hugging Face checkpoint, with a card that says where it comes from."""
+    """Write a stage's model as a Hugging Face checkpoint or a GGUF file, with a card of its past."""
     from trainwright import families
     from trainwright.core.files import write_text
     from trainwright.families import hub
@@ -294,7 +300,7 @@ def export(stage: ArtifactName,
     name = hub.hub_name(to) if to is not None else ""
     kept = Store(store)
     artifact = kept.named(stage)
-    families.export(kept.opened(artifact), folder, dtype)
+    families.export(kept.opened(artifact), folder, dtype, form)
     write_text(folder / "README.md", model_card(artifact, kept))
     Terminal().print(f"wrote {folder}", soft_wrap=True)
     if name:

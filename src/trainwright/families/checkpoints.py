@@ -16,7 +16,7 @@ from trainwright.core import masks
 from trainwright.core.errors import UserError, located
 from trainwright.core.files import intact, seal
 from trainwright.core.shown import brief
-from trainwright.families import packed
+from trainwright.families import gguf_file, packed
 from trainwright.families.base import BUFFERS, Family, families, family_of, made_from
 from trainwright.families.configs import PART
 from trainwright.families.libraries import PLAIN, check_tensors, first_line, quiet
@@ -25,6 +25,8 @@ from trainwright.families.weights import WEIGHTS, check_weights
 
 BACKBONE = "backbone"
 """Folder of an artifact's plain checkpoint where that alone is not the model (see ``deltas.py``)."""
+CHECKPOINT, GGUF = "checkpoint", "gguf"
+"""What a model can be exported as."""
 NAMED = 100
 """Letters of a package's name."""
 DATA = ("*.safetensors", *(f"*{ending}" for ending in PLAIN))
@@ -117,19 +119,42 @@ def save(model: nn.Module, folder: Path, tokenizer: Any) -> None:
     masks.write(model, folder)
 
 
-def export(folder: Path, out: Path, dtype: str) -> None:
-    """Copy a checkpoint in another dtype, with its tokenizer and adapter."""
-    if dtype not in ("float32", "bfloat16", "float16"):
+def export(folder: Path, out: Path, dtype: str = "", form: str = CHECKPOINT) -> None:
+    """Copy a checkpoint in another dtype, with its tokenizer and adapter.
+
+    Args:
+        dtype: float32 (the default), bfloat16 or float16; of a GGUF file Q8_0 (the default), Q4_0 or F16.
+        form: ``checkpoint``, or ``gguf`` for one GGUF file in the folder.
+    """
+    if form not in (CHECKPOINT, GGUF):
+        raise UserError(f"format must be {CHECKPOINT} or {GGUF}, not {form!r}.")
+    if form == CHECKPOINT and dtype not in ("", "float32", "bfloat16", "float16"):
         raise UserError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and no empty folder; name a new one.")
     if (file := next((p for p in out.parents if p.is_file()), None)) is not None:
         raise UserError(f"{file} is a file, so that {out} cannot be in it; name another folder.")
     check_folder(folder, "export")
-    model = load_plain(folder, "export").to(getattr(torch, dtype))
+    if form == GGUF:
+        _export_gguf(folder, out, dtype or gguf_file.TYPES[0])
+        return
+    model = load_plain(folder, "export").to(getattr(torch, dtype or "float32"))
     save(model, out, load_tokenizer(folder, "export"))
     for adapter in folder.glob("adapter*"):
         shutil.copytree(adapter, out / adapter.name)
+
+
+def _export_gguf(folder: Path, out: Path, kind: str) -> None:
+    made = load_config(folder, "export")
+    gguf_file.check(made, kind)
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / "model.part"
+    try:
+        gguf_file.write(load_plain(folder, "export"), part, kind, load_tokenizer(folder, "export"))
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    part.rename(out / f"model-{kind}.gguf")
 
 
 def unpack(name: str, cache: Path, where: str) -> Path:
