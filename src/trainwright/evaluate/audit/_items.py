@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainwright.core.errors import UserError
+from trainwright.core.shown import brief
 
+EXAMPLE = str(Path(__file__).with_name("example.jsonl"))
+"""A file of such items, for the battery."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -31,7 +34,7 @@ def read(path: str, root: Path, who: str) -> list[Item]:
     """
     file = root / path
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{who}: {path} cannot be read as text: {error}.") from None
     out = []
@@ -47,7 +50,7 @@ def _item(line: str, where: str) -> Item:
     form = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
     try:
         told: Any = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{where} is no JSON; an item is {form}.") from None
     choices = told.get("choices") if isinstance(told, dict) else None
     if (not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS)
@@ -56,8 +59,8 @@ def _item(line: str, where: str) -> Item:
     answer = told.get("answer")
     known: dict[Any, int] = {LETTERS[i]: i for i in range(len(choices))}
     known |= {one: i for i, one in enumerate(choices)}
-    if isinstance(answer, bool) or (answer not in known and not (
-            isinstance(answer, int) and 0 <= answer < len(choices))):
-        raise UserError(f"{where}: answer = {answer!r} is none of its {len(choices)} choices: write the place "
-                        "from 0 on, the letter, or the choice.")
+    if not isinstance(answer, (int, str)) or isinstance(answer, bool) or (
+            answer not in known and not (isinstance(answer, int) and 0 <= answer < len(choices))):
+        raise UserError(f"{where}: answer = {brief(answer)} is none of its {len(choices)} choices: write the "
+                        "place from 0 on, the letter, or the choice.")
     return Item(told["question"], tuple(choices), answer if isinstance(answer, int) else known[answer])

@@ -6,8 +6,8 @@ windows of 512 words, one every 256, and
 
     share(text) = the largest part of the text's runs that one window has
 
-``LEAKED`` of them and more is a leak: a reordered or a lightly reworded text keeps that many, while texts that
-merely speak of the same things share a few. Of a text that is longer than a window, its first 256 words count.
+``LEAKED`` of them and more is a leak: a reordered or a lightly reworded text keeps that many, while texts
+that merely speak of the same things share a few. Of a long text its first 256 words count.
 """
 from __future__ import annotations
 
