@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 import logging
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.settings import make
-from trainwright.evaluate.lm_eval import LmEval, index, numbers_of, quiet
+from trainwright.evaluate.lm_eval import LmEval, gains, index, items_of, numbers_of, quiet
 
 WORDS = ["<unk>", "<eos>", "the", "cat", "dog", "sat", "ran", "on", "mat", "hill", "a", "red", "big", "fox"]
 ITEMS = [
@@ -58,8 +59,8 @@ def ctx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     )
 
 
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
+def llama(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(WORDS),
@@ -114,7 +115,44 @@ def test_the_precision_of_the_run_is_kept(ctx: Context, monkeypatch: pytest.Monk
     assert (seen[0], seen[-1]) == (torch.bfloat16, torch.float32)
 
 
+def test_two_models_are_paired_over_items(ctx: Context, tmp_path: Path) -> None:
+    """The interval is that of the differences on an item, and the other model is asked once."""
+    model, other = llama(), llama(1)
+    other.save_pretrained(tmp_path / "other")
+    (tmp_path / "work").mkdir()
+    ctx.inputs, ctx.folder = {"reference": [tmp_path / "other"]}, tmp_path / "work"
+    method = LmEval(tasks=("tiny_choice",), include_path="tasks")
+    answers = zip(right(model, ctx.tokenizer), right(other, ctx.tokenizer), strict=True)
+    apart = [float(a) - float(b) for a, b in answers]
+    told = method.measure(model, ctx)
+    assert told["acc_gain/tiny_choice"] == pytest.approx(sum(apart) / 4) and len(set(apart)) > 1
+    half = 3.182446 * statistics.stdev(apart) / 2
+    assert told["acc_gain_high/tiny_choice"] - told["acc_gain_low/tiny_choice"] == pytest.approx(2 * half)
+    ctx.inputs = {"reference": [tmp_path / "nowhere"]}
+    assert method.measure(other, ctx)["acc_gain/tiny_choice"] == 0.0
+    assert gains({"m/a": {1: 1.0, 2: 0.0}}, {"m/a": {2: 1.0, 3: 1.0}}) == {}, "one item alone is no pair"
+
+
+def test_a_generation_task_of_a_local_file(ctx: Context) -> None:
+    """What a model writes greedily, against the file; by hand one token at a time."""
+    text = TASK.format(file=ctx.root / "items.jsonl").replace("tiny_choice", "tiny_words")
+    head = text[: text.index("doc_to_choice")].replace("multiple_choice", "generate_until")
+    tail = (
+        'doc_to_target: "{{choices[answer]}}"\ngeneration_kwargs: {max_gen_toks: 1, until: ["zzz"]}\n'
+        "metric_list:\n  - metric: exact_match\n    ignore_case: true\n"
+    )
+    (ctx.root / "tasks" / "tiny_words.yaml").write_text(head + tail)
+    model, hits = llama(), []
+    for item in ITEMS:
+        ids = torch.tensor([ctx.tokenizer(item["question"])["input_ids"]])
+        hits.append(WORDS[int(model(ids).logits[0, -1].argmax())] == item["choices"][item["answer"]])
+    told = LmEval(tasks=("tiny_words",), include_path="tasks").measure(model, ctx)
+    assert told["exact_match/tiny_words"] == sum(hits) / 4 and "exact_match_stderr/tiny_words" in told
+
+
 def test_names_of_metrics() -> None:
+    samples = {"a": [{"doc_id": 3, "filter": "strict", "metrics": ["f1", "x"], "f1": True, "x": (0, 1)}]}
+    assert items_of(samples) == {"f1,strict/a": {3: 1.0}}
     found = {
         "a": {"alias": "a", "acc,none": 0.5, "acc_stderr,none": 0.1, "sample_len": 3},
         "b": {"exact_match,strict": 1, "f1,none": "N/A"},

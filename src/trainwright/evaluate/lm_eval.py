@@ -7,6 +7,13 @@ compares what the model writes; the metrics are the harness', named ``METRIC/TAS
 (``exact_match,strict-match/gsm8k``). Beside each stands its standard error over the items
 (``acc_norm_stderr/arc_easy``): of a mean in closed form, else by 100 bootstrap samples.
 
+With ``from.reference`` another model answers the same items, and of each metric that counts items
+
+    METRIC_gain/TASK = mean of the differences on an item,  _gain_low and _gain_high = its interval of 95 %
+
+by Student's t over the paired differences. That is much narrower than two errors side by side, as items are
+hard or easy for both.
+
 Tasks of the harness download their data once from the Hub; tasks of your own (the harness' YAML files in
 ``include_path``) may read local files and need no network.
 Do not use it for a model that is not a transformers model, or with a few items: with n items the standard
@@ -20,9 +27,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import math
 import os
+import statistics
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -32,15 +41,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from trainwright import families
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Evaluator
 from trainwright.core.settings import FilePath
+from trainwright.core.stage import Role
 
 SAMPLES = 100
 """Bootstrap samples for the standard error of a metric that is no mean."""
 ALONE = "DISABLE_MULTIPROC"
 """What the harness looks at before it starts processes."""
+
+
+Items = dict[str, dict[int, float]]
+"""What each item counted, by ``METRIC/TASK`` and the item's number."""
 
 
 class LmEval(Evaluator):
@@ -56,6 +72,7 @@ class LmEval(Evaluator):
     """Folder with task files of your own (YAML of the harness)."""
     batch_size: int = 16
     """Sequences scored at once."""
+    roles: ClassVar[dict[str, Role]] = {"reference": Role()}
     example: ClassVar[dict[str, Any]] = {"tasks": ("arc_easy",), "limit": 2}
     needs: ClassVar[tuple[str, ...]] = ("lm_eval", "network")
 
@@ -68,16 +85,34 @@ class LmEval(Evaluator):
     def measure(self, model: nn.Module, ctx: Context) -> dict[str, float]:
         if not isinstance(model, PreTrainedModel) or ctx.tokenizer is None:
             raise UserError("lm_eval needs a causal model of transformers and its tokenizer.")
+        numbers, items = self._answered(model, ctx)
+        if ctx.inputs.get("reference"):
+            numbers |= gains(items, self._reference(ctx))
+        return numbers
+
+    def _reference(self, ctx: Context) -> Items:
+        """The items of the other model, which is asked once for all models of a stage."""
+        file = ctx.folder / "lm_eval_reference.json" if ctx.folder is not None else None
+        if file is not None and file.is_file():
+            known = json.loads(file.read_text(encoding="utf-8"))
+            return {name: {int(i): x for i, x in found.items()} for name, found in known.items()}
+        other: Any = families.load(ctx.path("reference"), "lm_eval").to(ctx.device).eval()
+        _, items = self._answered(other, ctx)
+        if file is not None and sharding.main():
+            file.write_text(json.dumps(items), encoding="utf-8")
+        return items
+
+    def _answered(self, model: PreTrainedModel, ctx: Context) -> tuple[dict[str, float], Items]:
+        """The numbers of a model, and its items."""
         with quiet():
             tasks = self.load(ctx)
             training = model.training
             try:
-                numbers = self.evaluate(model, ctx.tokenizer, tasks)
+                return self.evaluate(model, ctx.tokenizer, tasks)
             finally:
                 model.train(training)
-        return numbers
 
-    def evaluate(self, model: PreTrainedModel, tokenizer: Any, tasks: Any) -> dict[str, float]:
+    def evaluate(self, model: PreTrainedModel, tokenizer: Any, tasks: Any) -> tuple[dict[str, float], Items]:
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -91,8 +126,8 @@ class LmEval(Evaluator):
             mixed_precision_dtype=kind,
         )
         with in_this_process():
-            found = evaluate(wrapped, tasks, limit=self.limit, bootstrap_iters=SAMPLES, log_samples=False)
-        return numbers_of(found["results"])
+            found = evaluate(wrapped, tasks, limit=self.limit, bootstrap_iters=SAMPLES, log_samples=True)
+        return numbers_of(found["results"]), items_of(found["samples"])
 
     def load(self, ctx: Context) -> Any:
         """The tasks and their data, as objects of the harness."""
@@ -123,6 +158,39 @@ class LmEval(Evaluator):
             task.set_config(key="num_fewshot", value=shots or 0)
             task.set_fewshot_seed(seed=1234)  # the harness' own, whatever the run's seed: numbers compare
         return tasks
+
+
+def items_of(samples: dict[str, list[dict[str, Any]]]) -> Items:
+    """What each item counted, by metric, of the samples that the harness keeps."""
+    out: Items = {}
+    for task, found in samples.items():
+        for one in found:
+            for metric in one["metrics"]:
+                if isinstance(one[metric], (bool, int, float)):
+                    name = f"{metric},{one['filter']}".removesuffix(",none")
+                    out.setdefault(f"{name}/{task}", {})[int(one["doc_id"])] = float(one[metric])
+    return out
+
+
+def gains(items: Items, reference: Items) -> dict[str, float]:
+    """``METRIC_gain/TASK`` and its interval, over the items that both models answered."""
+    from scipy.stats import t
+
+    out = {}
+    for name, found in items.items():
+        both = sorted(found.keys() & reference.get(name, {}).keys())
+        if len(both) < 2:
+            continue
+        apart = [found[i] - reference[name][i] for i in both]
+        half = float(t.ppf(0.975, len(both) - 1)) * statistics.stdev(apart) / len(both) ** 0.5
+        metric, _, task = name.partition("/")
+        mean = sum(apart) / len(both)
+        out |= {
+            f"{metric}_gain/{task}": mean,
+            f"{metric}_gain_low/{task}": mean - half,
+            f"{metric}_gain_high/{task}": mean + half,
+        }
+    return out
 
 
 @cache
