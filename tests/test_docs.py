@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -299,6 +300,10 @@ def test_the_site_builds(tmp_path: Path) -> None:
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', page), (
         "the site loads nothing from elsewhere"
     )
+    index = json.loads((tmp_path / "site" / "search" / "search_index.json").read_text())
+    words = {word.lower() for doc in index["docs"]
+             for word in re.split(index["config"]["separator"], doc["text"] + " " + doc["title"])}
+    assert {"sharegpt", "early", "eval", "alpaca"} <= words, "what people search for is a word by itself"
 
 
 def test_the_map_and_the_index_lead_to_every_paper() -> None:

@@ -9,7 +9,7 @@ from trainwright.core import registry
 from trainwright.report import schedule
 
 
-@pytest.mark.parametrize("name", ["wsd", "cosine", "linear", "power_scheduler"])
+@pytest.mark.parametrize("name", ["wsd", "cosine", "linear"])
 def test_a_schedule_is_drawn(name: str) -> None:
     drawn = schedule.svg(registry.cards()[name])
     (line,) = re.findall(r'<polyline points="([^"]+)"', drawn)

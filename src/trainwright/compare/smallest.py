@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.metrics import HIGHER
+from trainwright.core.metrics import direction
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def score_of(result: dict[str, Any]) -> str:
     """The number of each run of which a share makes sense: the metric, or the gain that belongs to a loss."""
     metric: str = result["metric"]
     kind, _, domain = metric.partition("/")
-    if kind in HIGHER:
+    if direction(kind) == "higher":
         return metric
     gain = f"gain/{domain}"
     if kind == "loss" and any(gain in run["metrics"] for arm in result["arms"] for run in arm["runs"]):

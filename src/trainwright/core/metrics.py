@@ -5,25 +5,28 @@ import dataclasses
 import typing
 from typing import Annotated, Any, Literal
 
-LOWER = ("loss", "answer_loss", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte",
-         "forgetting", "seconds_per_step", "peak_memory_bytes", "trainable_parameters", "state_bytes",
-         "stored_bytes", "delta_bytes")
-"""Metrics of which less is better."""
-HIGHER = ("gain", "recall", "accuracy", "acc", "acc_norm", "exact_match", "f1", "macro_f1", "bleu", "rouge")
-"""Metrics of which more is better."""
+Way = Literal["lower", "higher"]
+WAYS: dict[str, Way] = {
+    "loss": "lower", "answer_loss": "lower", "perplexity": "lower", "word_perplexity": "lower",
+    "byte_perplexity": "lower", "bits_per_byte": "lower", "forgetting": "lower",
+    "seconds_per_step": "lower", "peak_memory_bytes": "lower", "trainable_parameters": "lower",
+    "state_bytes": "lower", "stored_bytes": "lower", "delta_bytes": "lower",
+    "gain": "higher", "recall": "higher", "accuracy": "higher", "acc": "higher", "acc_norm": "higher",
+    "exact_match": "higher", "f1": "higher", "macro_f1": "higher", "bleu": "higher", "rouge": "higher",
+}
+"""Which way metrics are better."""
 MARK = "names a number of the evaluations on the way"
 Metric = Annotated[str, MARK]
 """A setting that names a number of the evaluations on the way, such as ``loss/code``: the stage must make it
 (``stages/_examine.py``)."""
 
 
-def direction(metric: str) -> Literal["lower", "higher"] | None:
+def direction(metric: str) -> Way | None:
     """Which way a metric is better, as far as its name says: ``loss/code``, ``exact_match,strict/gsm8k``."""
-    word = metric.partition("/")[0].partition(",")[0]
-    return "lower" if word in LOWER else "higher" if word in HIGHER else None
+    return WAYS.get(metric.partition("/")[0].partition(",")[0])
 
 
-def improves(value: float, than: float, way: Literal["lower", "higher"], by: float = 0.0) -> bool:
+def improves(value: float, than: float, way: Way, by: float = 0.0) -> bool:
     """Whether a number is better than another by more than ``by``."""
     return value < than - by if way == "lower" else value > than + by
 

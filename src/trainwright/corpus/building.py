@@ -92,8 +92,8 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
         say(f"{name}: {text}")
     dropped = f", {table.empty:,} empty ones dropped" if table.empty else ""
     names = sorted(set(table.domains))
-    say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {len(names)} domains "
-        f"({', '.join(names)}){dropped}")
+    where = f"the domain {names[0]}" if len(names) == 1 else f"{len(names)} domains ({', '.join(names)})"
+    say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {where}{dropped}")
     encoder = _encoder(folder, table, settings, say)
     figures = _tokenize(folder / "tokens", table, encoder, cache / "tokens", say)
     notes = {name: float(sum(value for value, _ in told)) for name, told in ctx.notes.items()}

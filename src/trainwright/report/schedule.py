@@ -17,8 +17,8 @@ WIDTH, HEIGHT, EDGE = 320, 96, 8
 
 
 def svg(card: Card) -> str:
-    """The factor of the peak rate over a stage, with default settings where it has them; empty for what is no
-    schedule."""
+    """The factor of the peak rate over a stage, with default settings where it has them; empty for what is
+    no schedule, or needs more than a stage to be one."""
     factors = _factors(card)
     if len(set(factors)) < 2:
         return ""
