@@ -18,7 +18,9 @@ def test_the_answer_is_a_place_a_letter_or_the_choice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("line", "why"), [
-    ("{", "line 1 is no JSON"), ("[1]", "is no item"), ('{"question": "q", "choices": ["x"]}', "is no item"),
+    ("{", "line 1 is no JSON"), ("[" * 100_000, "line 1 is no JSON"),
+    ('{"question": "q", "choices": ["x", "y"], "answer": []}', r"answer = \[\] is none of its 2 choices"),
+    ("[1]", "is no item"), ('{"question": "q", "choices": ["x"]}', "is no item"),
     ('{"question": "q", "choices": ["x", "y"], "answer": 2}', "answer = 2 is none of its 2 choices"),
     ('{"question": "q", "choices": ["x", "y"], "answer": true}', "answer = True"), ("", "has no items")])
 def test_what_is_no_item(tmp_path: Path, line: str, why: str) -> None:
