@@ -263,6 +263,10 @@ def test_a_transformation_is_compared_like_a_merge(place):
 def test_a_folder_without_a_result_is_reported(tmp_path):
     with pytest.raises(UserError, match="no comparison has ended here"):
         read(tmp_path)
+    for text in ("{", "[]", "[" * 100_000):
+        (tmp_path / "result.json").write_text(text)
+        with pytest.raises(UserError, match=r"result\.json (holds no JSON|is damaged)"):
+            read(tmp_path)
 
 
 def test_what_is_chosen_anew_for_each_seed_is_there_for_its_costs_and_in_the_result(tmp_path):

@@ -38,6 +38,9 @@ def test_values_as_they_are_stored(name: str, value: Any, made: Any) -> None:
     ("chosen", 3, r"messages are a list of \{role, content\}, not 3"),
     ("chosen", [{"content": "x"}], "messages are a list"),
     ("image", "gone.png", "there is no file gone.png"),
+    ("image", "../a.png", r"an image lies in the folder of its table or below it, not at \.\./a\.png"),
+    ("audio", "/dev/zero", "an audio lies in the folder of its table"),
+    ("image", {"path": "b/../../../etc/a.png"}, "an image lies in the folder"),
     ("image", 3, "an image is a file or its bytes, not 3"),
     ("audio", b"", "an audio is a file or its bytes"), ("score", 1, "there is no typed column 'score'"),
     ("image", picture(), "an image has nowhere to be kept")])

@@ -1,6 +1,7 @@
 """Images and sounds: kept once, by what they are, and found again."""
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ import pytest
 
 from tests.corpus.corpora import build
 from tests.corpus.test_columns import picture
+from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate
 from trainwright.corpus import documents, media
+from trainwright.corpus.inputs import pixels
 
 RED, BLUE = picture(), picture((0, 0, 255))
 
@@ -80,6 +83,36 @@ def test_media_of_an_earlier_corpus_go_along(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_leads_nowhere_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file of media:ab12\.png"):
-        media.find(Context(folder=tmp_path), "media:ab12.png")
+    name = f"media:{'ab12' * 16}.png"
+    with pytest.raises(UserError, match=rf"there is no file of {name}"):
+        media.find(Context(folder=tmp_path), name)
+
+
+@pytest.mark.parametrize("name", ["media:../x.png", "media:/etc/passwd", "x", "media:ab.png/../../../x.png",
+                                  f"media:{'a' * 64}./x", f"{'a' * 64}.png"])
+def test_no_reference_leads_out_of_a_corpus(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no reference of an image or a sound"):
+        media.collect([name], [tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
     assert media.keeper(Context()) is None
+
+
+@pytest.mark.parametrize("data", [
+    RED[:-30], RED[:20], b"", b"II*\0" + bytes(40), b"BM" + bytes(60), b"GIF89a" + b"\xff" * 30,
+    b"\x89PNG\r\n\x1a\n" + b"\xff" * 60])
+def test_what_is_no_image_is_refused(data: bytes) -> None:
+    with pytest.raises(UserError, match="an image cannot be read"), media.picture(data) as opened:
+        opened.convert("RGB")
+
+
+def test_an_image_does_not_unfold_into_all_of_the_memory() -> None:
+    from PIL import Image
+    out = io.BytesIO()
+    Image.new("1", (20_000, 10_000)).save(out, "PNG")
+    assert len(out.getvalue()) < 100_000
+    with pytest.raises(UserError, match="exceeds limit"), media.picture(out.getvalue()):
+        pass
+    out = io.BytesIO()
+    Image.new("1", (30_000, 1)).save(out, "PNG")
+    with pytest.raises(UserError, match="an image of 30000 x 1 points is too narrow"):
+        pixels(out.getvalue(), families.Pictures(224))

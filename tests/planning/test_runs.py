@@ -53,6 +53,12 @@ def test_one_table_in_three_files(tmp_path: Path) -> None:
         ("a.txt", "", "rows come as .jsonl, .csv, .parquet, not as .txt"),
         ("a.jsonl", "{}\n{", "a.jsonl, line 2: no JSON"),
         ("a.jsonl", "[1]", "line 1: a row is a table"),
+        ("a.jsonl", '{"a": ' + "[" * 100_000, "line 1: no JSON: values are nested too deeply"),
+        ("a.jsonl", '{"a": ' + "9" * 5000 + "}", "line 1: no JSON: Exceeds the limit"),
+        ("a.csv", "a,a\n1,2\n", "a.csv: two columns have one name"),
+        ("a.csv", "a,b\n1,2\n\n1,2,3\n", "a.csv, line 4: this row has 3 columns, and the first line names 2"),
+        ("a.csv", 'a,b\n1,"2\n', "a.csv, line 2: unexpected end of data"),
+        ("a.parquet", "PAR1", "a.parquet: no Parquet file"),
         ("a.parquet", "nothing", "no Parquet file"),
         ("none.csv", None, "there is no file"),
     ],
@@ -96,6 +102,13 @@ def write(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "config.json").write_text(json.dumps(CONFIG))
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps({"loss": 4.0 - 0.01 * i}) for i in range(200)))
+
+
+def test_a_cell_may_be_long_and_a_text_may_have_any_letter(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("a,note\n1,\"" + "x" * 200_000 + "\"\n")
+    (tmp_path / "a.jsonl").write_text('{"a": 1, "note": "x\u2028y\u0085z"}\n')
+    assert len(runs.from_file(tmp_path / "a.csv")[0]["note"]) == 200_000
+    assert runs.from_file(tmp_path / "a.jsonl") == [{"a": 1, "note": "x\u2028y\u0085z"}]
 
 
 def test_a_row_of_a_store_is_what_the_manifest_says(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Is X better than Y, for me, at this budget? How a comparison is carried out, step by step."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.result import assemble
 from trainwright.compare.spec import Arm, Spec
 from trainwright.core.errors import UserError
+from trainwright.core.files import read_json
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage import stages
 from trainwright.life.jobs import jobs as jobs_of
@@ -321,5 +321,7 @@ def read(folder: Path) -> dict[str, Any]:
     file = folder / "result.json"
     if not file.is_file():
         raise UserError(f"{folder}: there is no result.json: no comparison has ended here.")
-    result: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    result = read_json(file)
+    if not isinstance(result, dict):
+        raise UserError(f"{file} is damaged: it holds no result.")
     return result

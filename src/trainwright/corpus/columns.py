@@ -9,6 +9,7 @@ reference.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ def _medium(what: str) -> Callable[[Any, Path, Keep | None], str]:
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
             file = root / value
+            if not Path(os.path.abspath(file)).is_relative_to(os.path.abspath(root)):
+                raise ValueError(f"an {what} lies in the folder of its table or below it, not at {value}")
             if not file.is_file():
                 raise ValueError(f"an {what} is a file or its bytes; there is no file {value}")
             value = file.read_bytes()

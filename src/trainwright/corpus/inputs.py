@@ -19,7 +19,6 @@ template of the corpus.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -242,6 +241,8 @@ def _check(rows: Sequence[Row], field: str) -> None:
                         "one.")
 
 
+NARROWEST = 50
+"""How many times as long as the other one a side of an image may be."""
 PAIR = tuple(f"{field}_{part}" for field in (CHOSEN, REJECTED) for part in ("ids", "targets"))
 
 
@@ -260,16 +261,16 @@ def pixels(file: Path | bytes, how: Pictures) -> NDArray[np.float32]:
     channel.
 
     Raises:
-        UserError: it is no image that can be read.
+        UserError: it is no image that can be read, or so narrow that next to nothing of it would be seen.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     side = how.image_size
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
-            image = opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"an image cannot be read: {error}.") from None
+    with media.picture(file) as opened:
+        image = opened.convert("RGB")
     short = min(image.size)
+    if max(image.size) > NARROWEST * short:
+        raise UserError(f"an image of {image.width} x {image.height} points is too narrow: one side may be "
+                        f"at most {NARROWEST} times as long as the other.")
     width, height = (side * one // short for one in image.size)
     left, top = (width - side) // 2, (height - side) // 2
     shown = image.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + side, top + side))

@@ -8,17 +8,25 @@ document refers to. One that two documents share is kept once. Use ``keep`` in a
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Iterable, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.files import Damaged
+from trainwright.core.shown import brief
 from trainwright.corpus.columns import Keep
 from trainwright.corpus.tokens import link
 
 PREFIX = "media:"
+REFERENCE = re.compile(PREFIX + r"([0-9a-f]{64}\.[a-z0-9]{2,5})")
 FOLDER = "media"
 BEGINS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp",
           b"II*\0": "tiff", b"MM\0*": "tiff", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3",
@@ -55,15 +63,39 @@ def put(folder: Path, data: bytes, what: str) -> str:
 
 
 def path(folder: Path, reference: str) -> Path:
-    """Where below ``folder`` the bytes of a reference lie."""
-    name = reference.removeprefix(PREFIX)
-    return folder / name[:2] / name
+    """Where below ``folder`` the bytes of a reference lie.
+
+    Raises:
+        Damaged: it is none, and may lead anywhere.
+    """
+    if not (found := REFERENCE.fullmatch(reference)):
+        raise Damaged(f"{brief(reference)} is no reference of an image or a sound: the corpus is not as it "
+                      "was written.")
+    return folder / found[1][:2] / found[1]
 
 
 def keeper(ctx: Context) -> Keep | None:
     """What keeps media for a method: in the scratch that all methods of its stage share. None outside of a
     stage."""
     return None if ctx.folder is None else partial(put, ctx.folder.parent / FOLDER)
+
+
+@contextmanager
+def picture(file: Path | bytes) -> Iterator[Any]:
+    """An image, open.
+
+    Raises:
+        UserError: it is none that can be read, or has more points than any photograph.
+    """
+    from PIL import Image
+    warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+    try:
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as opened:
+            yield opened
+    except UserError:
+        raise
+    except Exception as error:  # of whatever reads its format: no list names all that may be wrong
+        raise UserError(f"an image cannot be read: {str(error) or type(error).__name__}.") from None
 
 
 def find(ctx: Context, reference: str) -> Path:

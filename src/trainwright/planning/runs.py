@@ -5,7 +5,8 @@ A row has ``parameters`` (entries of the matrices, without embeddings and head),
 ``loss`` (at the end, on held-out documents), and whatever else a law asks for. Rows from a store also
 have ``run``, ``stage``,
 ``optimizer``, ``data`` (the corpus' hash), every number of a method's settings as ``METHOD.SETTING`` and
-every number of the evaluation by its name (``loss/code``).
+every number of the evaluation by its name (``loss/code``), and of the first fifth of their steps the means
+``early_loss`` and ``early_grad_norm`` (before clipping).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import csv
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -27,10 +29,13 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import expected
 from trainwright.core.method import Fit, Optimizer, ScalingLaw
+from trainwright.core.shown import brief
 from trainwright.storage.artifact import Artifact
 from trainwright.storage.store import Store
 
 Row = dict[str, Any]
+EARLY = 0.2
+"""Share of the steps of a run that is early."""
 
 
 def fitted(law: ScalingLaw, rows: Sequence[Row], ctx: Context, where: str) -> Fit:
@@ -114,28 +119,44 @@ def from_file(file: Path) -> list[Row]:
         return readers[file.suffix](file)
     except UnicodeDecodeError:
         raise UserError(f"{file}: not a text file in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from None
 
 
 def _jsonl(file: Path) -> list[Row]:
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: no JSON: {error.msg}.") from None
+        except (ValueError, RecursionError) as error:
+            why = "values are nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise UserError(f"{file}, line {number}: no JSON: {why.rstrip('.')}.") from None
         if not isinstance(row, dict):
             raise UserError(
-                f"{file}, line {number}: a row is a table such as {{\"tokens\": 1e9}}, not {row!r}."
+                f'{file}, line {number}: a row is a table such as {{"tokens": 1e9}}, not {brief(row)}.'
             )
         rows.append({k: v for k, v in row.items() if v is not None})
     return rows
 
 
 def _csv(file: Path) -> list[Row]:
-    with file.open(encoding="utf-8", newline="") as handle:
-        return [{k: _number(v) for k, v in row.items() if k and v} for row in csv.DictReader(handle)]
+    csv.field_size_limit(sys.maxsize)                # a note may be longer than the 128 KiB of the module
+    with file.open(encoding="utf-8-sig", newline="") as handle:
+        reader, rows = csv.reader(handle, strict=True), list[Row]()
+        names: list[str] = []
+        try:
+            for row in (row for row in reader if row):
+                if len(set(names := names or row)) < len(names):
+                    raise UserError(f"{file}: two columns have one name: rename or drop one of them.")
+                if len(row) != len(names):
+                    raise UserError(f"{file}, line {reader.line_num}: this row has {len(row)} columns, and "
+                                    f"the first line names {len(names)}.")
+                rows.append({k: _number(v) for k, v in zip(names, row, strict=True) if k and v})
+        except csv.Error as error:
+            raise UserError(f"{file}, line {reader.line_num}: {error}.") from None
+    return rows[1:]
 
 
 def _number(text: str) -> float | str:
@@ -150,8 +171,8 @@ def _parquet(file: Path) -> list[Row]:
     import pyarrow.parquet as pq
     try:
         rows: list[Row] = pq.read_table(file).to_pylist()
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{file}: no Parquet file: {str(error).splitlines()[0]}") from None
+    except pa.ArrowException as error:
+        raise UserError(f"{file}: no Parquet file: {str(error).splitlines()[0].rstrip('.')}.") from None
     return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
@@ -233,14 +254,21 @@ def _row(artifact: Artifact, loss: str | None, evaluated: bool) -> Row | None:
         "data": data,
         "optimizer": rates[0][0],
         "lr": rates[0][1],
-        "parameters": _body(
-            families.config_file(families.backbone(artifact.path)).read_text(encoding="utf-8")
-        ),
+        "parameters": _body(artifact.path),
         "tokens": settings["tokens"] or figures["tokens"],
         "batch_tokens": figures["tokens"] / figures["steps"],
         "loss": sum(losses) / len(losses) if evaluated else smoothed([r["loss"] for r in artifact.metrics()]),
     }
-    return row | dict(evaluation) | own
+    return row | dict(evaluation) | _early(artifact) | own
+
+
+def _early(artifact: Artifact) -> Row:
+    """Means over the first fifth of the steps, at least one; what was not logged is left out."""
+    steps = [r for r in artifact.metrics() if "step" in r and "loss" in r]
+    first = steps[:max(1, round(EARLY * len(steps)))]
+    kept = {"early_loss": "loss", "early_grad_norm": "grad_norm"}
+    return {name: float(np.mean([r[one] for r in first])) for name, one in kept.items()
+            if first and all(one in r for r in first)}
 
 
 def _numbers(at: str, table: dict[str, Any]) -> Row:
@@ -268,9 +296,6 @@ def smoothed(losses: list[float], share: float = 0.01) -> float:
 
 
 @cache
-def _body(config: str) -> int:
-    """Parameters without embeddings of the model that a ``config.json`` describes."""
-    from transformers import AutoConfig
-    fields = json.loads(config)
-    made = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    return families.body_parameters(families.skeleton(made, "fit-law"))
+def _body(folder: Path) -> int:
+    """Parameters without embeddings of the model in an artifact."""
+    return families.body_parameters(families.skeleton(families.load_config(folder, "fit-law"), "fit-law"))

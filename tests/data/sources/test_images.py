@@ -104,7 +104,7 @@ def test_mistakes_are_named(folder: Path) -> None:
     with pytest.raises(UserError, match=r"the folder empty holds no picture"):
         read(folder, paths=["empty"])
     (folder / "pictures" / "cups" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
-    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture"):
+    with pytest.raises(UserError, match=r"a\.png: an image cannot be read"):
         read(folder)
     wrong: dict[str, dict[str, Any]] = {
         "background must be a colour": {"background": "plaid"}, "side must": {"side": -1},

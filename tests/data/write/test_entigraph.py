@@ -87,7 +87,7 @@ def test_a_writer_that_names_nothing_is_told(tmp_path: Path) -> None:
 
 def test_lists_are_read_and_settings_checked() -> None:
     assert listed('Here: {"summary": " S ", "entities": ["A", " A ", "", 3, "B"]} done') == ("S", ("A", "B"))
-    for wrong in ("", "{", '["A"]', '{"summary": "S"}', '{"entities": 3}', "{}"):
+    for wrong in ("", "{", '["A"]', '{"summary": "S"}', '{"entities": 3}', "{}", "{" + "[" * 100_000 + "}"):
         assert listed(wrong) == ("", ())
     for settings, why in (({"sizes": ()}, "sizes"), ({"sizes": (2, 2)}, "sizes"), ({"most": 0}, "most"),
                           ({"tries": 0}, "tries"),

@@ -58,6 +58,7 @@ def test_grades_that_cannot_be_read_leave_a_seed_out(tmp_path: Path) -> None:
     assert {name.partition("#")[0] for name in made} == {"a", "plain"}
     assert ctx.notes["evol_grades/left_out"] == [(1.0, 1.0)]
     assert ranked('{"1": 2, "2": 6}', 2) == [2, 6] and ranked('{"1": 2}', 2) == []
+    assert ranked('{"1": ' + "[" * 100_000 + "}", 1) == []
     assert ranked('{"1": 2, "2": 7}', 2) == ranked('{"1": 2.5, "2": 3}', 2) == ranked("none", 2) == []
 
 

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from trainwright.core.errors import UserError
+from trainwright.core.errors import UserError, located
 from trainwright.core.method import Curate
 from trainwright.core.shown import brief
 
@@ -132,11 +132,15 @@ def _told(tables: list[Path]) -> dict[Path, dict[str, Any]]:
     """What tables say of pictures, by file."""
     found: dict[Path, dict[str, Any]] = {}
     for table in tables:
-        for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            lines = table.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{table} cannot be read as text: {error}.") from None
+        for number, line in enumerate(lines, 1):
             try:
                 row = json.loads(line) if line.strip() else None
                 found |= {} if row is None else {(table.parent / row["file_name"]).resolve(): row}
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 raise UserError(f"{table}, line {number}: a line is a JSON object with file_name.") from None
     return found
 
@@ -159,16 +163,15 @@ def _caption(file: Path, told: dict[str, Any] | None, how: Images) -> tuple[str,
 def _picture(file: Path, how: Images) -> tuple[bytes, tuple[int, int]]:
     """The bytes of a picture without transparency, not larger than asked for, and its width and height."""
     from PIL import Image
+
+    from trainwright.corpus import media
     data = file.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as opened:
-            clear, large = opened.has_transparency_data, how.side and min(opened.size) > how.side
-            if not clear and not large:
-                opened.load()
-                return data, opened.size
-            picture = opened.convert("RGBA")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"images: {file} cannot be read as a picture: {error}.") from None
+    with located(f"images: {file}"), media.picture(data) as opened:
+        clear, large = opened.has_transparency_data, how.side and min(opened.size) > how.side
+        if not clear and not large:
+            opened.load()
+            return data, opened.size
+        picture = opened.convert("RGBA")
     whole = Image.alpha_composite(Image.new("RGBA", picture.size, how.background), picture).convert("RGB")
     if large:
         scale = how.side / min(whole.size)

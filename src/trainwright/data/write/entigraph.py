@@ -183,7 +183,7 @@ def listed(answer: str) -> tuple[str, tuple[str, ...]]:
     try:
         found = json.loads(answer[start:end + 1])
         names = [n.strip() for n in found["entities"] if isinstance(n, str) and n.strip()]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "", ()
     summary = found.get("summary")
     return summary.strip() if isinstance(summary, str) else "", tuple(dict.fromkeys(names))

@@ -175,6 +175,6 @@ def ranked(answer: str, many: int) -> list[int]:
     try:
         found = json.loads(answer[answer.find("{"):answer.rfind("}") + 1])
         grades = [found[str(number)] for number in range(1, many + 1)]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []
     return [int(g) for g in grades] if all(str(g) in GRADES for g in grades) else []
