@@ -316,6 +316,10 @@ class Task(Evaluator):
     def grade(self, prompt: str, answer: str) -> float:
         raise NotImplementedError
 
+    def grader(self, ctx: Context) -> Callable[[str, str], float]:
+        """``grade``, knowing what it must of the run: the right answers that stand in the documents."""
+        return self.grade
+
 
 class Fit(NamedTuple):
     """A scaling law fitted on finished runs."""
