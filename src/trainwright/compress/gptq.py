@@ -24,45 +24,28 @@ that does not fill a layer.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap, Surgery
+from trainwright.core.method import ParamMap
 from trainwright.core.settings import Positive
-from trainwright.lm import quantized, second_order, sparsity
-from trainwright.lm.layers import as_linear_weight, linear_layers
-from trainwright.lm.quantized import Grid
+from trainwright.lm import quantized, second_order
+from trainwright.lm.layers import as_linear_weight
+from trainwright.lm.quantized import Grid, Quantizer
 
 
-class GPTQ(Surgery):
+class GPTQ(Quantizer):
     """Weights rounded to a grid, each column correcting the errors of those before it."""
 
-    bits: quantized.Bits = 4
-    """Bits of a weight, 2 to 8."""
-    symmetric: bool = True
-    """Whether the grid lies around zero; otherwise it reaches from the smallest weight to the largest."""
-    group_size: quantized.Group = 0
-    """Neighbouring inputs of an output that share a grid; 0 is all of them."""
     act_order: bool = False
     """Whether the inputs with the largest values come first."""
     damping: Positive = 0.01
     """What is added to the diagonal of H, as a share of its mean."""
-    layers: str = "all-linear"
-    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names inside the blocks."""
-    neutral: ClassVar[bool] = False
-    example: ClassVar[dict[str, Any]] = {"bits": 4}
-
-    def claims(self, model: nn.Module) -> set[str]:
-        return sparsity.claimed(model, self.layers)
 
     @torch.no_grad()
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
-        layers, sizes = linear_layers(model, self.layers), []
-        for name, layer in layers.items():
-            quantized.check_group(self.group_size, as_linear_weight(layer).shape[1], name)
+        layers, sizes = self.found(model), []
         for seen in second_order.looked_at(model, ctx, self.name, layers):
             weight = as_linear_weight(seen.layer)
             free = second_order.held(model, seen.name, seen.layer)
@@ -86,21 +69,17 @@ class GPTQ(Surgery):
         if self.act_order:
             order = gram.diagonal().argsort(descending=True, stable=True)
         upper = second_order.factor(gram[order][:, order], self.damping)
-        free, before = free[:, order], self._grid(weight)
+        free, before = free[:, order], self.grid_of(weight)
         grids: list[Grid] = [before.column(i) for i in range(before.scale.shape[1])]
         places = order.tolist()
 
         def choose(j: int, w: Tensor) -> Tensor:
             at = places[j] // group
             if self.group_size and not self.act_order and j % group == 0:
-                grids[at] = self._grid(w[:, j:j + group])
+                grids[at] = self.grid_of(w[:, j:j + group])
             return grids[at].nearest(w[:, j:j + 1])[:, 0].masked_fill(~free[:, j], 0)
 
         block = group * max(1, second_order.BLOCK // group) if self.group_size else second_order.BLOCK
         found = second_order.sweep(weight[:, order], upper, choose, block)
         scales, zeros = (torch.cat([g[i] for g in grids], 1) for i in (0, 1))
         return found[:, order.argsort()], Grid(scales, zeros, self.bits)
-
-    def _grid(self, weight: Tensor) -> Grid:
-        group = min(self.group_size, weight.shape[1])
-        return quantized.grid(weight, self.bits, self.symmetric, group)

@@ -6,9 +6,10 @@ a layer and a share s to remove, the weights with the smallest |W_ij| become zer
     W'_ij = W_ij  if |W_ij| is among the largest (1 - s) of its group, else 0.
 
 A group is the whole layer, as in the paper, or one output (``group = "row"``, which Wanda found better for
-language models); ``pattern = "2:4"`` keeps the two largest of every four neighbours instead. The mask goes
-with the model, one bit a weight, and later stages respect it: the paper's retraining is a training stage on
-the result. Embeddings, head, norms and biases are left alone.
+language models); ``pattern = "2:4"`` keeps the two largest of every four neighbours instead. ``structure``
+removes whole neurons (``rows``), heads or blocks (``layers``), those of the smallest sum of squares. The mask
+goes with the model, one bit a weight, and later stages respect it: the paper's retraining is a training stage
+on the result. Embeddings, head, norms and biases are left alone.
 
 Not for high sparsity without retraining, least of all for large language models, whose inputs differ widely
 in scale (see ``wanda``). Errors: settings out of range, a ``layers`` that matches no linear layer.
@@ -16,39 +17,29 @@ in scale (see ``wanda``). Errors: settings out of range, a ``layers`` that match
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
 from torch import nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap, Surgery
+from trainwright.core.method import ParamMap
 from trainwright.lm import sparsity
 from trainwright.lm.layers import as_linear_weight, linear_layers
+from trainwright.lm.structured import Structured
 
 
-class Magnitude(Surgery):
+class Magnitude(Structured):
     """Zeros for the smallest weights."""
 
-    sparsity: float = 0.5
-    """Share of the weights to remove."""
-    pattern: str = ""
-    """``N:M`` keeps N of every M neighbouring inputs, such as ``2:4``; it takes the place of ``sparsity``."""
     group: Literal["layer", "row"] = "layer"
     """Within which weights are compared: a whole layer, or one output of it."""
-    layers: str = "all-linear"
-    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names."""
-    neutral: ClassVar[bool] = False
-    off: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
-    example: ClassVar[dict[str, Any]] = {"sparsity": 0.5}
-
-    def __post_init__(self) -> None:
-        sparsity.check(self.sparsity, self.pattern)
-
-    def claims(self, model: nn.Module) -> set[str]:
-        return sparsity.claimed(model, self.layers)
 
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
-        for name, layer in linear_layers(model, self.layers).items():
+        layers = linear_layers(model, self.layers)
+        if self.structure != "weights":
+            self.without(model, layers, {n: as_linear_weight(m).detach().abs() for n, m in layers.items()})
+            return None
+        for name, layer in layers.items():
             scores = as_linear_weight(layer).detach().abs()
             sparsity.prune(
                 model, name, layer, sparsity.keep(scores, self.sparsity, self.pattern, self.group == "row")

@@ -15,42 +15,24 @@ Errors: settings out of range; a ``layers`` that matches no linear layer; a grou
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap, Surgery
-from trainwright.lm import quantized, sparsity
-from trainwright.lm.layers import as_linear_weight, linear_layers
+from trainwright.core.method import ParamMap
+from trainwright.lm import quantized
+from trainwright.lm.layers import as_linear_weight
+from trainwright.lm.quantized import Quantizer
 
 
-class RoundNearest(Surgery):
+class RoundNearest(Quantizer):
     """Weights rounded to a grid of few numbers."""
-
-    bits: quantized.Bits = 4
-    """Bits of a weight, 2 to 8."""
-    symmetric: bool = True
-    """Whether the grid lies around zero; otherwise it reaches from the smallest weight to the largest."""
-    group_size: quantized.Group = 0
-    """Neighbouring inputs of an output that share a grid; 0 is all of them."""
-    layers: str = "all-linear"
-    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names."""
-    neutral: ClassVar[bool] = False
-    example: ClassVar[dict[str, Any]] = {"bits": 4}
-
-    def claims(self, model: nn.Module) -> set[str]:
-        return sparsity.claimed(model, self.layers)
 
     @torch.no_grad()
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
-        layers = linear_layers(model, self.layers)
-        for name, layer in layers.items():
-            quantized.check_group(self.group_size, as_linear_weight(layer).shape[1], name)
-        for name, layer in layers.items():
+        for name, layer in self.found(model).items():
             weight = as_linear_weight(layer)
-            grid = quantized.grid(weight, self.bits, self.symmetric, self.group_size)
+            grid = self.grid_of(weight)
             weight.copy_(grid.nearest(weight))
             quantized.remember(model, name, grid, self.symmetric)
         return None

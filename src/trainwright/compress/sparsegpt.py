@@ -24,40 +24,24 @@ a ``layers`` that matches no linear layer of a block.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap, Surgery
+from trainwright.core.method import ParamMap
 from trainwright.core.settings import Count, Positive
 from trainwright.lm import second_order, sparsity
 from trainwright.lm.layers import as_linear_weight, linear_layers
+from trainwright.lm.sparsity import Pruner
 
 
-class Sparsegpt(Surgery):
+class Sparsegpt(Pruner):
     """Zeros, with the other weights adjusted to what the layer is given."""
 
-    sparsity: float = 0.5
-    """Share of the weights of each block of columns to remove."""
-    pattern: str = ""
-    """``N:M`` keeps N of every M neighbouring inputs, such as ``2:4``; it takes the place of ``sparsity``."""
     damping: Positive = 0.01
     """What is added to the diagonal of H, as a share of its mean."""
     block: Count = 128
     """Columns whose mask is chosen at once; with a ``pattern`` rounded up to whole groups."""
-    layers: str = "all-linear"
-    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names inside the blocks."""
-    neutral: ClassVar[bool] = False
-    off: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
-    example: ClassVar[dict[str, Any]] = {"sparsity": 0.5}
-
-    def __post_init__(self) -> None:
-        sparsity.check(self.sparsity, self.pattern)
-
-    def claims(self, model: nn.Module) -> set[str]:
-        return sparsity.claimed(model, self.layers)
 
     @torch.no_grad()
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:

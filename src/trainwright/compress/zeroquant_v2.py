@@ -26,40 +26,27 @@ from torch import Tensor, nn
 
 from trainwright.compress.gptq import GPTQ
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap, Surgery
+from trainwright.core.method import ParamMap
 from trainwright.core.settings import Count
-from trainwright.lm import quantized, second_order, sparsity
-from trainwright.lm.layers import as_linear_weight, linear_layers
+from trainwright.lm import second_order
+from trainwright.lm.layers import as_linear_weight
+from trainwright.lm.quantized import Quantizer
 
 SCALE_BITS, FACTOR_BITS = 32, 16
 
 
-class ZeroquantV2(Surgery):
+class ZeroquantV2(Quantizer):
     """Quantized weights with a low-rank correction of their error."""
 
     rank: Count = 8
     """Singular values that are kept; a layer with fewer outputs or inputs keeps all."""
     quantizer: Literal["round_nearest", "gptq"] = "round_nearest"
     """What makes Q(W); ``gptq`` looks at data."""
-    bits: quantized.Bits = 4
-    """Bits of a weight of Q(W), 2 to 8."""
-    symmetric: bool = True
-    """Whether the grid lies around zero; otherwise it reaches from the smallest weight to the largest."""
-    group_size: quantized.Group = 0
-    """Neighbouring inputs of an output that share a grid; 0 is all of them."""
-    layers: str = "all-linear"
-    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names inside the blocks."""
-    neutral: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {"rank": 2}
-
-    def claims(self, model: nn.Module) -> set[str]:
-        return sparsity.claimed(model, self.layers)
 
     @torch.no_grad()
     def operate(self, model: nn.Module, ctx: Context) -> ParamMap | None:
-        layers = linear_layers(model, self.layers)
-        for name, layer in layers.items():
-            quantized.check_group(self.group_size, as_linear_weight(layer).shape[1], name)
+        layers = self.found(model)
         bits = weights = 0.0
         for name, near in self._rounded(model, ctx, layers):
             weight = as_linear_weight(layers[name])
@@ -87,7 +74,7 @@ class ZeroquantV2(Surgery):
         if self.quantizer == "round_nearest":
             for name, layer in layers.items():
                 weight = as_linear_weight(layer)
-                yield name, quantized.grid(weight, self.bits, self.symmetric, self.group_size).nearest(weight)
+                yield name, self.grid_of(weight).nearest(weight)
             return
         gptq, sizes = GPTQ(bits=self.bits, symmetric=self.symmetric, group_size=self.group_size), []
         for seen in second_order.looked_at(model, ctx, self.name, layers):

@@ -4,22 +4,59 @@ A grid belongs to a group of neighbouring weights of one output: a scale s > 0 a
 that a weight is one of s (q - z), where q is an integer from -2^(bits - 1) to 2^(bits - 1) - 1. Symmetric
 grids have z = 0 and s = 2 max |w| / (2^bits - 1); asymmetric ones reach from min(w, 0) to max(w, 0). Zero is
 always on the grid: what is pruned stays so.
+
+``Quantizer`` has the settings and claims of a method that rounds.
 """
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
+from trainwright.core.method import Surgery
 from trainwright.core.settings import LARGEST, Between
 from trainwright.families import packed
+from trainwright.lm.layers import as_linear_weight, linear_layers
 
 Bits = Annotated[int, Between(2, 8)]
 """Bits of a weight."""
 Group = Annotated[int, Between(0, LARGEST)]
 """Neighbouring inputs that share a grid; 0 means all inputs of an output."""
+
+
+class Quantizer(Surgery):
+    """A method that puts weights of linear layers on grids."""
+
+    bits: Bits = 4
+    """Bits of a weight, 2 to 8."""
+    symmetric: bool = True
+    """Whether the grid lies around zero; otherwise it reaches from the smallest weight to the largest."""
+    group_size: Group = 0
+    """Neighbouring inputs of an output that share a grid; 0 is all of them."""
+    layers: str = "all-linear"
+    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names."""
+    neutral: ClassVar[bool] = False
+    example: ClassVar[dict[str, Any]] = {"bits": 4}
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return {f"{name}.weight" for name in linear_layers(model, self.layers)}
+
+    def found(self, model: nn.Module) -> dict[str, nn.Module]:
+        """The layers that are meant, by name.
+
+        Raises:
+            UserError: none, or one whose inputs the groups do not fill.
+        """
+        layers = linear_layers(model, self.layers)
+        for name, layer in layers.items():
+            check_group(self.group_size, as_linear_weight(layer).shape[1], name)
+        return layers
+
+    def grid_of(self, weight: Tensor) -> Grid:
+        """The grids that just hold a matrix [out, in], or some neighbouring columns of it."""
+        return grid(weight, self.bits, self.symmetric, min(self.group_size, weight.shape[1]))
 
 
 class Grid(NamedTuple):

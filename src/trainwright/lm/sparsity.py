@@ -1,14 +1,40 @@
-"""Which weights of a matrix to keep, given a score for each: shared by what prunes."""
+"""Which weights of a matrix to keep, given a score for each: shared by what prunes.
+
+``Pruner`` has the settings and claims of a method that prunes; ``lm/structured.py`` adds neurons, heads and
+whole blocks to them.
+"""
 from __future__ import annotations
 
 import re
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from trainwright.core import masks
 from trainwright.core.errors import UserError
+from trainwright.core.method import Surgery
 from trainwright.lm.layers import as_linear_weight, linear_layers
+
+
+class Pruner(Surgery):
+    """A method that removes weights of linear layers."""
+
+    sparsity: float = 0.5
+    """Share of the weights to remove."""
+    pattern: str = ""
+    """``N:M`` keeps N of every M neighbouring inputs, such as ``2:4``; it takes the place of ``sparsity``."""
+    layers: str = "all-linear"
+    """Which layers: ``all-linear``, ``attention``, ``mlp``, or a glob of module names."""
+    neutral: ClassVar[bool] = False
+    off: ClassVar[dict[str, Any] | None] = {"sparsity": 0.0}
+    example: ClassVar[dict[str, Any]] = {"sparsity": 0.5}
+
+    def __post_init__(self) -> None:
+        check(self.sparsity, self.pattern)
+
+    def claims(self, model: nn.Module) -> set[str]:
+        return claimed(model, self.layers)
 
 
 def check(sparsity: float, pattern: str, name: str = "pattern") -> None:

@@ -82,10 +82,15 @@ def places(kept: Tensor, units: int, size: int, layers: int = 1) -> Tensor:
 
 def sizes(part: Part, layers: Mapping[str, nn.Module]) -> Tensor:
     """Sum of the squared weights of each unit."""
-    total = as_linear_weight(layers[part.writer]).detach().float().square().sum(0).view(part.units, -1).sum(1)
+    names = (*part.readers, part.writer)
+    return summed(part, {n: as_linear_weight(layers[n]).detach().float().square() for n in names})
+
+
+def summed(part: Part, worth: Mapping[str, Tensor]) -> Tensor:
+    """Sum of what the weights of each unit are worth, given that of each layer's weights [out, in]."""
+    total = worth[part.writer].sum(0).view(part.units, -1).sum(1)
     for name, several in part.readers.items():
-        rows = as_linear_weight(layers[name]).detach().float().square().sum(1)
-        total = total + rows.view(several, part.units, -1).sum((0, 2))
+        total = total + worth[name].sum(1).view(several, part.units, -1).sum((0, 2))
     return total
 
 
