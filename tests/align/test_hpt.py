@@ -84,14 +84,14 @@ def test_the_gate_counts_right_answers_and_leaves_one_demonstration() -> None:
     plain["group_graded"][:4, 1] = 0
     targets = plain["targets"].clone()
     shares = {}
-    for gamma in (0, 1, 2):
+    for gamma in (-1, 0, 1, 2):
         batch, ctx = gated(Hpt(gamma=gamma), plain)
         shares[gamma] = float(ctx.notes["hpt/demonstrations"][0][0])
         learned = (batch["targets"] != UNTRAINED).any(1).tolist()
         first, second = ([True, False, False, False] if gated_ else [True] * 4
                          for gated_ in (gamma >= 2, gamma >= 1))
         assert learned == first + second and batch["demonstration"].sum() == (gamma >= 2) + (gamma >= 1)
-    assert shares == {0: 0.0, 1: 0.5, 2: 1.0} and torch.equal(plain["targets"], targets)
+    assert shares == {-1: 0.0, 0: 0.0, 1: 0.5, 2: 1.0} and torch.equal(plain["targets"], targets)
 
 
 def test_a_demonstration_is_the_answer_of_its_document() -> None:

@@ -75,8 +75,8 @@ from trainwright.lm.logprobs import Scored, token_logprobs
 class Hpt(Data, Objective, Controller):
     """The unified estimator, with a gate by how many answers of a prompt succeed."""
 
-    gamma: Annotated[int, Between(0, 2**31 - 1)] = 0
-    """Right answers up to which a prompt's demonstration takes the place of its answers."""
+    gamma: Annotated[int, Between(-1, 2**31 - 1)] = 0
+    """Right answers up to which a prompt's demonstration takes the place of its answers; -1: never."""
     right: float = 1.0
     """Reward from which an answer is right."""
     stable: Literal["none", "clip"] = "none"

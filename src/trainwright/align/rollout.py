@@ -30,8 +30,8 @@ equal, from which nothing is learned) and ``rollout/tokens_per_second`` (of samp
 ``tokens_per_second`` has all of a step in it).
 
 Not with a model that has dropout: it samples without, and is trained with. Where the stage computes in
-bfloat16 beside float32 weights, sampling does not; ``grpo`` measures the difference. Left out: several turns,
-tools, sampling by another program.
+bfloat16 beside float32 weights, sampling does not; ``grpo`` measures the difference. With ``sampler =
+"vllm"`` an interruption may change what is drawn (``lm/vllm_sampling.py``). Left out: several turns, tools.
 
 Errors: a decoding method in the stage; neither a task nor ``from.reward``, or both; no tokenizer; a prompt
 that leaves no room for ``new_tokens``; sizes that do not divide; a rollout of which nothing was graded.
@@ -61,6 +61,7 @@ from trainwright.data.order.examples import documents_of, order
 from trainwright.lm.asking import COLUMNS, Asked, asked
 from trainwright.lm.generation import COLDEST, Prompt, Sampled, sampled, writes
 from trainwright.lm.losses import most_positions
+from trainwright.lm.vllm_sampling import check_vllm, sampled_by_vllm
 
 
 class Try(NamedTuple):
@@ -103,6 +104,8 @@ class Rollout(Data):
     """Domains to take; all of them by default."""
     sample_size: Count = 64
     """Answers that are sampled at once."""
+    sampler: Literal["model", "vllm"] = "model"
+    """What draws answers: the model in training, or vLLM with its weights (the extra ``vllm``)."""
     columns: ClassVar[tuple[str, ...]] = COLUMNS
     """What is read of documents."""
     roles: ClassVar[dict[str, Role]] = {"reward": Role(needed=True)}
@@ -126,6 +129,8 @@ class Rollout(Data):
                             "choose the temperature of the rollout.")
         if ctx.tokenizer is None or not writes(model) or families.family_of(model).name != "causal_lm":
             raise UserError("rollout: it needs a causal language model that writes text, and a tokenizer.")
+        if self.sampler == "vllm":
+            check_vllm(model, self.name)
         most = most_positions(model)
         if most is not None and self.length > most:
             raise UserError(f"rollout: length = {self.length} is more than the {most} positions of the "
@@ -199,10 +204,16 @@ class Rollout(Data):
         """An answer to each try, graded."""
         def work(mine: Sequence[Try]) -> list[Answer]:
             prompts = [Prompt(one.question.ids, self.new_tokens, one.seed, self.temperature) for one in mine]
-            said = sampled(ctx.policy, ctx.tokenizer, prompts, ctx, batch_size=self.sample_size,
-                           together=sharding.world() > 1)
+            said = self._said(prompts, ctx)
             return self._graded([one.question for one in mine], said, ctx)
         return parted(tries, work, ctx)
+
+    def _said(self, prompts: Sequence[Prompt], ctx: Context) -> list[Sampled]:
+        if self.sampler == "vllm":
+            assert ctx.folder is not None
+            return sampled_by_vllm(ctx.policy, ctx.tokenizer, prompts, ctx.folder / "vllm")
+        return sampled(ctx.policy, ctx.tokenizer, prompts, ctx, batch_size=self.sample_size,
+                       together=sharding.world() > 1)
 
     def _seed(self, first: int, i: int, ctx: Context) -> int:
         """What an answer is drawn from."""
