@@ -26,15 +26,16 @@ PLACES = ("sampling", "grading", "epochs")
 SECOND, BETWEEN = 4, 6
 """The steps in which the second rollout is made, and in which its second epoch begins."""
 DIVIDE = ("token", "answer", "group", "length")
-GRADER = '''"""Grades the length of an answer; has no grade for some."""
+GRADER = '''"""Grades the characters of an answer; has no grade for some."""
 from trainwright.core.method import Task
 
 
 class Picky(Task):
     def grade(self, prompt, answer):
-        if len(answer) % 5 == 2:
+        number = sum(map(ord, answer))
+        if number % 7 == 2:
             raise RuntimeError("no idea")
-        return float(len(answer) % 3)
+        return number % 5 / 4
 '''
 BEGINNING = """title = "Killed"
 seed = 3
@@ -52,7 +53,7 @@ kind = "train"
 from = { data = "corpus" }
 model = { type = "llama", hidden_size = 16, intermediate_size = 32, num_hidden_layers = 1, num_attention_heads = 2, \
           num_key_value_heads = 1, max_position_embeddings = 64 }
-steps = 25
+steps = 12
 batch_size = 8
 precision = "fp32"
 compile = false

@@ -21,7 +21,7 @@ from trainwright.core.method import UNTRAINED, Batch
 from trainwright.families import evaluating, vocabulary_of
 from trainwright.lm.layers import Adapter
 from trainwright.lm.logprobs import answer_logprobs
-from trainwright.lm.losses import isolation_error
+from trainwright.lm.losses import isolation_error, way_of
 
 SIDES = ("chosen", "rejected")
 How = Literal["model", "adapter_off", "column"]
@@ -89,6 +89,7 @@ def check_reference(who: str, how: How, model: nn.Module, ctx: Context) -> None:
     if None not in sizes and sizes[0] != sizes[1]:
         raise UserError(f"{who}: the reference has {sizes[1]} tokens and the model {sizes[0]}: take the "
                         "model that the stage starts from.")
+    way_of(ctx.frozen["reference"])                            # runs it once, which is no cost of a step
 
 
 def check_isolation(who: str, packed: bool, model: nn.Module, ctx: Context) -> None:

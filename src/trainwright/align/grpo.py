@@ -72,6 +72,7 @@ from trainwright.core.settings import Between, Positive, Rate
 from trainwright.core.stage import Role
 from trainwright.families import evaluating
 from trainwright.lm.logprobs import token_logprobs
+from trainwright.lm.losses import way_of
 
 
 class Grpo(Objective, Controller):
@@ -114,6 +115,7 @@ class Grpo(Objective, Controller):
     def init(self, model: nn.Module, ctx: Context) -> State:
         if self.kl:
             check_reference(self.name, self.reference, model, ctx)
+        way_of(model)                                          # runs it once, which is no cost of a step
         return {}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:

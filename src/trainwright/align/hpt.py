@@ -70,6 +70,7 @@ from trainwright.corpus.columns import CHOSEN, ID, MESSAGES, PROMPT, TEXT
 from trainwright.corpus.tokens import open_corpus
 from trainwright.data.order.examples import documents_of, inputs_of
 from trainwright.lm.logprobs import Scored, token_logprobs
+from trainwright.lm.losses import way_of
 
 
 class Hpt(Data, Objective, Controller):
@@ -114,6 +115,10 @@ class Hpt(Data, Objective, Controller):
         },
     )
     example: ClassVar[dict[str, Any]] = {"gamma": 1}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        way_of(model)                                          # runs it once, which is no cost of a step
+        return {}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
         yield from mismatched(view, self.most_mismatch)

@@ -61,6 +61,7 @@ from trainwright.core.settings import Between, Positive, Rate
 from trainwright.core.stage import Role
 from trainwright.families import evaluating
 from trainwright.lm.logprobs import token_logprobs
+from trainwright.lm.losses import way_of
 
 
 class P3o(Objective, Controller):
@@ -99,6 +100,7 @@ class P3o(Objective, Controller):
     def init(self, model: nn.Module, ctx: Context) -> State:
         if self.beta:
             check_reference(self.name, self.reference, model, ctx)
+        way_of(model)                                          # runs it once, which is no cost of a step
         return {}
 
     def tick(self, view: View, state: State) -> Iterable[Command]:
