@@ -48,7 +48,8 @@ def test_a_calibrated_generator_invents_as_often_as_it_must() -> None:
 
 def test_of_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples that are given by hand: of eight, three are false; the bound is what the formula says."""
-    facts = [f"the key is {w}" for w in "one two two six ten six red blue tin oak".split()]
+    words = ["one", "two", "two", "six", "ten", "six", "red", "blue", "tin", "oak"]
+    facts = [f"the key is {w}" for w in words]
     rows = [{"id": str(i), "text": t, "domain": "facts"} for i, t in enumerate(facts)]
     build(tmp_path / "c", rows, tune=0.0, test=0.4)
     corpus = open_corpus(tmp_path / "c")

@@ -18,7 +18,7 @@ from tests.evaluate.audit.audits import small
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.corpus.tokens import open_corpus
-from trainwright.evaluate.audit._subject import Subject, found
+from trainwright.evaluate.audit._subject import Subject, _life, found
 from trainwright.evaluate.audit._texts import Texts, texts
 from trainwright.evaluate.audit._whole import audit
 from trainwright.report import audit as page
@@ -131,3 +131,14 @@ def test_the_store_knows_what_a_model_was_trained_on(tmp_path: Path) -> None:
     assert "Compared with base" in (tmp_path / "page" / "index.html").read_text()
     with pytest.raises(UserError, match="no artifact 'third'"):
         found("tuned", "third", None, "", Store(tmp_path / "store"), Context())
+
+
+def test_artifacts_that_were_made_from_each_other_end(tmp_path: Path) -> None:
+    """A store may be a stranger's."""
+    for key, other in ("01", "10"):
+        (tmp_path / f"x-{key * 12}").mkdir()
+        inputs = {"model": [{"stage": "x", "hash": other * 12, "artifact": other * 12}]}
+        made = {"stage": "x", "kind": "train", "hash": key * 12, "figures": {}, "inputs": inputs}
+        (tmp_path / f"x-{key * 12}" / "manifest.json").write_text(json.dumps(made))
+    store = Store(tmp_path)
+    assert _life(store.named(f"x-{'0' * 12}"), store) == ((), None)

@@ -71,14 +71,15 @@ def _place(name: str, has: str, store: Store) -> tuple[Path, Artifact | None]:
 def _life(artifact: Artifact, store: Store) -> tuple[tuple[Path, ...], Path | None]:
     """The corpora that the stages of a model were trained on, as far as the store has them, and the model
     that it was trained from."""
-    corpora, start, at = dict[Path, None](), None, artifact
-    while True:
+    corpora, start, at, seen = dict[Path, None](), None, artifact, set[Path]()
+    while at.path not in seen:                       # a stranger's manifests may name each other
+        seen.add(at.path)
         inputs = at.manifest["inputs"]
         before = inputs.get("model") or []
         for one in inputs.get("data") or []:
             folder = store.find(one["stage"], one["artifact"]) if one.get("artifact") else None
             if folder is not None:
-                corpora[folder.path] = None
+                corpora[store.opened(folder)] = None
         if not before:
             return tuple(corpora), start
         one = before[0]
@@ -89,6 +90,7 @@ def _life(artifact: Artifact, store: Store) -> tuple[tuple[Path, ...], Path | No
         if made is None:
             return tuple(corpora), start
         at = made
+    return tuple(corpora), start
 
 
 def _load(folder: Path, ctx: Context) -> nn.Module:

@@ -125,7 +125,8 @@ class CalibratedLmsMustHallucinate(Evaluator):
         ids = families.prompt(model, tokenizer, self.start) if self.start else families.front(tokenizer)
         if not ids:
             raise UserError("calibrated_lms_must_hallucinate: this tokenizer puts nothing in front of a "
-                            "text, so that there is nothing to begin with: say with start what facts begin with.")
+                            "text, and nothing can be sampled behind nothing: say with start what facts "
+                            "begin with.")
         return ids
 
     def _said(self, model: nn.Module, ctx: Context) -> tuple[list[str], np.ndarray]:

@@ -9,8 +9,8 @@ the answer is the choice whose letter is the likeliest. Then
     dapt_gain = mean_i (right_i of the model - right_i of its base)
 
 with the ends of its interval of 95 %, percentiles of a paired bootstrap: the same items are drawn for both.
-It is a ``dapt_win`` where the interval lies above 0, a ``dapt_loss`` where below, else a ``dapt_tie`` (each 0 or
-1, so that their means over tasks and models are the paper's rates). Of models that are equal, 2.5 % of the
+It is a ``dapt_win`` where the interval lies above 0, a ``dapt_loss`` where below, else a ``dapt_tie`` (each 0
+or 1, so that their means over tasks and models are the paper's rates). Of models that are equal, 2.5 % of the
 cases are wins by chance. A tie of few items is no evidence of equality: look at the interval.
 
 ``dapt_shared_gain`` and its verdict are the flaw that the paper exposes, the model's own prompt used for the
