@@ -117,8 +117,8 @@ def test_each_prompt_counts_once_and_weights_by_hand() -> None:
     for row in (0, 2, 3):
         ratio = (found.logp[row] - batch["logp"][row]).exp()
         each = (-ratio * better[row] * found.logp[row] - 0.01 * found.entropy[row])[learned[row]]
-        torch.testing.assert_close(values[row], each.sum() / batch["new_tokens"] / 3, check_dtype=False)
-    torch.testing.assert_close(values[4], -0.3 * found.logp[4][learned[4]].mean(), check_dtype=False)
+        torch.testing.assert_close(values[row], each.sum() / batch["new_tokens"] / 3)
+    torch.testing.assert_close(values[4], -0.3 * found.logp[4][learned[4]].mean())
     assert not values[[1, 5, 6, 7]].any()
 
 

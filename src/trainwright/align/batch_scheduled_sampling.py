@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from trainwright import families
 from trainwright.align._sampled import end_tokens, parted
 from trainwright.core import sharding
+from trainwright.core.batches import join
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
@@ -100,7 +101,8 @@ class BatchScheduledSampling(Data):
         if "targets" not in first or "input_ids" not in first or first.get("packed"):
             raise UserError("batch_scheduled_sampling: it needs rows of one document each, with targets: put "
                             "it behind { use = \"examples\" }.")
-        rows = {name: torch.cat([sharding.every(b[name]) for b in batches]) for name, t in first.items()
+        every = [join([batch]) for batch in batches]
+        rows = {name: torch.cat([b[name] for b in every]) for name, t in first.items()
                 if isinstance(t, Tensor)}
         share = self.start + (self.own - self.start) * min(1.0, ctx.step / max(1, ctx.steps - 1))
         ctx.note("own/share", share)

@@ -187,7 +187,7 @@ class Hpt(Data, Objective, Controller):
         tokens = learned.sum(1).clamp(min=1)
         if self.divide == "prompt" and "logp" in batch:
             tokens = torch.where(shown, tokens, batch["new_tokens"] * self._answers(batch))
-        return values.sum(1) / tokens
+        return values.sum(1) / tokens.to(values.dtype)
 
     def _answer_losses(self, found: Scored, rows: Batch, batch: Batch, ctx: Context) -> Tensor:
         """The loss of each token of answers."""

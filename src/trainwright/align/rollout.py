@@ -26,8 +26,8 @@ Rewards are the grades of a ``task`` (its ``grade(prompt, answer)``), or those o
 so it is neither summed nor counted, nor part of its group's mean. Logs, in the first step of a rollout,
 ``rollout/reward`` (mean of the graded), ``rollout/ungraded`` (how many), ``rollout/tokens`` (mean length),
 ``rollout/finished`` (share that ended by itself), ``rollout/alike`` (share of groups whose rewards are all
-equal, from which nothing is learned) and ``rollout/tokens_per_second`` (of sampling alone: the stage's own
-``tokens_per_second`` has all of a step in it).
+equal, from which nothing is learned) and ``rollout/tokens_per_second`` (of sampling and grading; the stage's
+own ``tokens_per_second`` has all of a step in it).
 
 Not with a model that has dropout: it samples without, and is trained with. Where the stage computes in
 bfloat16 beside float32 weights, sampling does not; ``grpo`` measures the difference. With ``sampler =
