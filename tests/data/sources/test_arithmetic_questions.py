@@ -7,7 +7,7 @@ import pytest
 
 from trainwright.core.context import Context
 from trainwright.corpus.documents import empty
-from trainwright.data.sources.arithmetic_questions import ArithmeticQuestions
+from trainwright.data.sources.arithmetic_questions import ArithmeticQuestions, _reasons
 from trainwright.evaluate.sums import Sums
 
 
@@ -33,3 +33,9 @@ def test_settings_that_make_nothing() -> None:
         ArithmeticQuestions(operations="/")
     with pytest.raises(ValueError, match="levels"):
         ArithmeticQuestions(levels=(1, 1))
+
+
+def test_a_sum_has_its_column_addition() -> None:
+    assert _reasons(17, "+", 25) == {"rationale": "7 + 5 = 12; 1 + 2 + 1 = 4; 42"}
+    assert _reasons(99, "+", 1) == {"rationale": "9 + 1 = 10; 9 + 0 + 1 = 10; 100"}
+    assert _reasons(9, "-", 1) == {}

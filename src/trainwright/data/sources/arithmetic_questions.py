@@ -1,7 +1,8 @@
 """Questions of arithmetic with their answers, made here, by levels of difficulty.
 
 Chat documents: "What is 17 + 25?" and "42". Level n has two whole numbers from 0 on, the longer of n digits.
-No question comes twice, and the same seed makes the same ones. ``sums`` grades answers to them.
+No question comes twice, and the same seed makes the same ones. ``sums`` grades answers to them. Of a sum the
+metadata have a ``rationale``, the column addition digit by digit (``with_rationales``).
 
 Not for teaching a large model to calculate: it is a small world in which every answer can be checked.
 
@@ -59,7 +60,7 @@ class ArithmeticQuestions(Curate):
                 messages = [{"role": "user", "content": f"What is {a} {operation} {b}?"},
                             {"role": "assistant", "content": str(answer)}]
                 yield document(id=f"{self.domain}/{a}{operation}{b}", domain=self.domain, source="made here",
-                               metadata={"level": level}, messages=messages)
+                               metadata={"level": level} | _reasons(a, operation, b), messages=messages)
 
     def questions(self, level: int, seed: int) -> Iterator[tuple[int, str, int]]:
         """The terms of a level, each once."""
@@ -70,3 +71,16 @@ class ArithmeticQuestions(Curate):
         places = draw.sample(range(every), min(every, 2 * self.most + 8))
         found = [(p // end % end, kinds[p // end // end], p % end) for p in places]
         yield from [one for one in found if max(one[0], one[2]) >= short][:self.most]
+
+
+def _reasons(a: int, operation: str, b: int) -> dict[str, str]:
+    """The column addition of a sum: ``7 + 5 = 12; 1 + 2 + 1 = 4; 42``."""
+    if operation != "+":
+        return {}
+    steps, carry = [], 0
+    for place in range(max(len(str(a)), len(str(b)))):
+        digits = [one // 10**place % 10 for one in (a, b)]
+        total = sum(digits) + carry
+        steps.append(f"{digits[0]} + {digits[1]}{f' + {carry}' if carry else ''} = {total}")
+        carry = total // 10
+    return {"rationale": "; ".join([*steps, str(a + b)])}
