@@ -58,7 +58,8 @@ def check_alike(sides: list[Side]) -> list[str]:
     ]
     for other, tokenizer in spoken[1:]:
         if told := _tokenizers(spoken[0][1], tokenizer):
-            raise UserError(f"{spoken[0][0].name} and {other.name} have different tokenizers: {told}.")
+            raise UserError(f"{spoken[0][0].name} and {other.name} have different tokenizers: {told}. A "
+                            "transform with { use = \"vocabulary_transfer\" } brings one onto the other's.")
         if spoken[0][1].chat_template != tokenizer.chat_template:
             lines.append(f"{spoken[0][0].name} and {other.name} have different chat templates: that of "
                          f"{spoken[0][0].name} is kept")
