@@ -46,6 +46,7 @@ outsider's too."""
 
 os.environ.update(SILENCE)
 os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+os.environ.setdefault("USE_HUB_KERNELS", "NO")  # transformers would fetch programs for some types of models
 
 
 def __getattr__(name: str) -> Any:

@@ -32,6 +32,7 @@ def audit(model: Annotated[str, typer.Argument(
     one page."""
     from trainwright.core import sharding
     from trainwright.core.context import Context
+    from trainwright.core.files import without_links
     from trainwright.core.stage import check_seed
     from trainwright.evaluate.audit._subject import found
     from trainwright.evaluate.audit._texts import Texts
@@ -45,7 +46,7 @@ def audit(model: Annotated[str, typer.Argument(
     subject = found(model, corpus, base, items or "", kept, ctx)
     how = Texts(domains=tuple(domain or ()), documents=documents, length=length)
     told = measure(subject, how, ctx)
-    folder = out or kept.folder("reports", f"audit-{Path(model).name}")
+    folder = out or without_links(kept.folder("reports", f"audit-{Path(model).name}"))
     written = page.write(folder, told, command())
     console = Terminal()
     for line in page.summary(told):

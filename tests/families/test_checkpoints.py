@@ -138,6 +138,25 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, capsys: pytest.CaptureF
     assert not ran.exists() and "y/N" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+@pytest.mark.parametrize("value", ["evil/kernel", {"": "evil/kernel"}, "flash_attention_2"])
+def test_a_folder_does_not_choose_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object
+) -> None:
+    """transformers fetches a kernel of any name from the Hub, and runs it."""
+    from transformers.integrations import hub_kernels
+
+    families.save(fresh(), tmp_path, None)
+    held = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(held | {key: value}))
+    for name in ("load_and_register_attn_kernel", "get_kernel"):
+        monkeypatch.setattr(hub_kernels, name, lambda *_, **__: pytest.fail("a kernel was asked for"))
+    model: Any = families.load(tmp_path, "here")
+    assert model.config._attn_implementation == "sdpa" and model.config._experts_implementation != value
+    with pytest.raises(UserError, match="is no field of"):
+        families.from_table({"type": "llama", key: value}, None, "here")
+
+
 def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no Hugging Face checkpoint"):
         families.load(tmp_path, "here")

@@ -49,6 +49,7 @@ COMMANDS: dict[str, list[str]] = {
     ],
     "run of own code": ["run", "own.toml"],
     "export": ["export", "base", "exported"],
+    "init": ["init", "continue", "--data", "texts", "--model", "model", "--out", "exported/mine.toml"],
 }
 
 
@@ -164,6 +165,11 @@ def test_1_run_executes_what_the_recipe_names(watched: Watched) -> None:
     assert "mine" in (watched.home / "ran").read_text()
 
 
+def test_1_only_program_tests_runs_what_a_model_wrote() -> None:
+    files = [f for f in registry.ROOT.rglob("*.py") if "lm.sandbox import" in f.read_text(encoding="utf-8")]
+    assert [f.name for f in files] == ["program_tests.py"]
+
+
 def test_2_plan_and_dry_run_say_what_they_execute(watched: Watched) -> None:
     assert "plan runs ./mine.py, since the recipe names it\n" in watched.done["plan of own code"]["out"]
     assert "compare runs ./mine.py, since the recipe names it\n" in watched.done["dry run"]["out"]
@@ -172,7 +178,7 @@ def test_2_plan_and_dry_run_say_what_they_execute(watched: Watched) -> None:
     assert ran == {str(watched.home / "mine.py"), str(watched.home / "beside.py")}
 
 
-@pytest.mark.parametrize("command", ["show", "store", "generate", "export"])
+@pytest.mark.parametrize("command", ["show", "store", "generate", "export", "init"])
 def test_3_commands_on_a_store_execute_nothing_of_it(command: str, watched: Watched) -> None:
     assert not [f for f in watched.noted(command, "ran") if f.startswith(str(watched.home))]
 
@@ -217,14 +223,14 @@ def test_7_run_writes_into_the_store_alone(watched: Watched) -> None:
         "/proc/self/",
     )
     for name in COMMANDS:
-        mine = (*known, str(watched.home / "exported")) if name == "export" else known
+        mine = (*known, str(watched.home / "exported")) if name in ("export", "init") else known
         strange = [
             f for f in watched.noted(name, "write") if not f.startswith(mine) and "__pycache__" not in f
         ]
         assert not strange, f"{name} writes {strange}"
 
 
-@pytest.mark.parametrize("command", ["plan", "show", "store", "generate", "adapted", "export"])
+@pytest.mark.parametrize("command", ["plan", "show", "store", "generate", "adapted", "export", "init"])
 def test_8_what_only_looks_writes_nothing(command: str, watched: Watched) -> None:
     store = str(watched.home / "store")
     assert not [f for f in watched.noted(command, "write") if f.startswith(store)]

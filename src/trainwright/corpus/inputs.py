@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.files import expected
 from trainwright.core.method import UNTRAINED
 from trainwright.corpus import media
 from trainwright.corpus.chat import BY_TURN, Chat
@@ -150,23 +151,26 @@ class Inputs:
 
     def _references(self, rows: Sequence[Row], made: Arrays) -> Arrays:
         """What ``reference_log_probs`` has written of pairs, which must be these tokens."""
-        told = [json.loads(row[REFERENCE]) for row in rows]
-        self._check_known(rows, told, fingerprints(made), "reference_log_probs")
-        return {f"{field}_{REFERENCE}": np.array([one[field] for one in told], dtype=np.float32)
-                for field in (CHOSEN, REJECTED)}
+        with expected(self.corpus.folder):
+            told = [json.loads(row[REFERENCE]) for row in rows]
+            self._check_known(rows, told, fingerprints(made), "reference_log_probs")
+            return {f"{field}_{REFERENCE}": np.array([one[field] for one in told], dtype=np.float32)
+                    for field in (CHOSEN, REJECTED)}
 
     def _teachers(self, rows: Sequence[Row], made: Arrays) -> Arrays:
         """What ``teacher_logits`` has written of documents, which must be these tokens."""
-        told = [json.loads(row[TEACHER]) for row in rows]
-        self._check_known(rows, told, fingerprints(made, ("input_ids", "targets")), "teacher_logits")
-        learned, most = made["targets"] != UNTRAINED, told[0]["k"]
-        if any(one["k"] != most for one in told):
-            raise UserError("teacher_logits has kept more tokens (top_k) of some documents than of others.")
-        ids = np.zeros((*learned.shape, most), dtype=np.int64)
-        logp = np.zeros((*learned.shape, most), dtype=np.float32)
-        for row, one in enumerate(told):
-            ids[row, learned[row]] = _unpacked(one["ids"], "<i4", most)
-            logp[row, learned[row]] = _unpacked(one["logp"], "<f4", most)
+        with expected(self.corpus.folder):
+            told = [json.loads(row[TEACHER]) for row in rows]
+            self._check_known(rows, told, fingerprints(made, ("input_ids", "targets")), "teacher_logits")
+            learned, most = made["targets"] != UNTRAINED, told[0]["k"]
+            if any(one["k"] != most for one in told):
+                raise UserError("teacher_logits has kept more tokens (top_k) of some documents than of "
+                                "others.")
+            ids = np.zeros((*learned.shape, most), dtype=np.int64)
+            logp = np.zeros((*learned.shape, most), dtype=np.float32)
+            for row, one in enumerate(told):
+                ids[row, learned[row]] = _unpacked(one["ids"], "<i4", most)
+                logp[row, learned[row]] = _unpacked(one["logp"], "<f4", most)
         return {"teacher_ids": ids, "teacher_logp": logp}
 
     def _check_known(self, rows: Sequence[Row], told: Sequence[dict[str, Any]], of: Sequence[int],
@@ -195,6 +199,8 @@ class Inputs:
     def survey(self, rows: Sequence[Row]) -> Pairs:
         """What there is to say of pairs."""
         equal = empty = cut = 0
+        for field in (CHOSEN, REJECTED):
+            _check(rows, field)
         for row in rows:
             whole = [self.answer(row, field) for field in (CHOSEN, REJECTED)]
             kept = [self._cut(*one, keep_end=True) for one in whole]

@@ -295,7 +295,8 @@ def _counts_from_padding(kind: _Kind) -> bool:
 
 
 def read_config(place: str) -> Any:
-    """The config in a folder or of a Hub name, without running anything that lies there.
+    """The config in a folder or of a Hub name, without running anything that lies there. With which kernels a
+    model computes is not the folder's to say: transformers would fetch and run those of any name.
 
     Raises:
         UserError: it is no config, or has more layers than any model.
@@ -306,6 +307,7 @@ def read_config(place: str) -> Any:
         _check_read(read_json(folder / name, MOST_BYTES), str(folder / name))
     made = AutoConfig.from_pretrained(place, trust_remote_code=False, _configuration_file=name)
     packed.take_out(made)
+    made._attn_implementation = made._experts_implementation = None
     return made
 
 

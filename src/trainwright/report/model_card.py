@@ -90,14 +90,13 @@ def _steps(artifact: Artifact, store: Store) -> Iterator[str]:
 
 def _before(key: str, kept: dict[str, Artifact]) -> list[str]:
     """The artifact and all that it was made from, the earliest first."""
-    order: list[str] = []
+    order, seen = list[str](), set[str]()            # a stranger's manifests may name each other
     todo = [(key, False)]
     while todo:
         one, done = todo.pop()
-        if one not in kept or one in order:
-            continue
         if done:
             order.append(one)
-        else:
+        elif one in kept and one not in seen:
+            seen.add(one)
             todo += [(one, True), *((k, False) for k in sorted(sources_of(kept[one].manifest), reverse=True))]
     return order

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from trainwright.core import registry
 from trainwright.core.files import write_text
+from trainwright.core.shown import plain
 from trainwright.report import plots
 from trainwright.report.comparison.numbers import Arm, Result, cell, shown, words
 from trainwright.report.numbers import NONE, quantity
@@ -81,7 +82,7 @@ def latex(c: Result) -> str:
     """The answer as a table of the package booktabs, its caveats below."""
     costs = shown(c, COSTS)
     heads = ["", words(c.metric), "difference", r"95 % interval", "verdict", *(words(m) for m in costs)]
-    lines = [f"% {one}" for one in (str(c.json["title"]), "needs \\usepackage{booktabs}")]
+    lines = [f"% {one}" for one in (plain(str(c.json["title"])), "needs \\usepackage{booktabs}")]
     lines += [rf"\begin{{tabular}}{{l{'r' * 3}l{'r' * len(costs)}}}", r"\toprule", _line(heads), r"\midrule"]
     marks, notes = 0, []
     for a in c.arms:
