@@ -59,8 +59,11 @@ def test_names_are_no_markup(tmp_path: Path) -> None:
 
 
 def test_artifacts_that_were_made_from_each_other_end(tmp_path: Path) -> None:
-    made = [manifest(tmp_path / f"x-{key * 12}", hash=key * 12, stage="x", title="",
-                     inputs={"model": [{"stage": "x", "hash": other * 12}]}) for key, other in ("01", "12", "20")]
+    made = [
+        manifest(tmp_path / f"x-{key * 12}", hash=key * 12, stage="x", title="",
+                 inputs={"model": [{"stage": "x", "hash": other * 12}]})
+        for key, other in ("01", "12", "20")
+    ]
     text = model_card(made[0], Store(tmp_path))
     assert text.count("- x (train)") == 3
 
