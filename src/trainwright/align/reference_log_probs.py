@@ -12,7 +12,8 @@ chat template, the model or ``length`` change; a batch whose tokens are not thos
 Dropout is off. Documents that are no pair have null, and so have those that are held out.
 
 The pairs are those of the earlier corpus ``from.data``, whose tokenizer and template both stages use;
-``from.model`` is the reference.
+``from.model`` is the reference. With ``prompt = "short"`` it reads the prompt in the column of that name,
+which ``long_pairs`` writes, in place of the pair's own, for ``longpo`` (arXiv 2502.13922).
 
 Not for one epoch of a small model: the objective then asks the reference on the way for the same price.
 
@@ -21,7 +22,7 @@ Errors: no earlier corpus, no model; a model with another tokenizer than the cor
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainwright.core.method import Curate
 from trainwright.core.settings import Count, Row
@@ -41,6 +42,8 @@ class ReferenceLogProbs(Curate):
 
     length: Row = 512
     """Tokens of prompt and answer at most: that of ``examples`` in the stage that trains."""
+    prompt: Literal["prompt", "short"] = "prompt"
+    """The column of the prompt that the reference reads."""
     batch_tokens: Count = 8192
     """Tokens of a forward pass, roughly."""
     roles: ClassVar[dict[str, Role]] = {"model": Role(needed=True)}

@@ -6,6 +6,8 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -100,7 +102,13 @@ def of_texts(texts: Sequence[str], ctx: Context) -> list[dict[str, Any]]:
 def facts(ctx: Context) -> dict[str, dict[str, Any]]:
     """What the documents of the corpus say of each question: their metadata and, under ``answer`` where that
     has none, the last answer. Of several documents with one question, the first."""
-    corpus, found = open_corpus(ctx.path("data")), dict[str, dict[str, Any]]()
+    return _facts(ctx.path("data"))
+
+
+@lru_cache(maxsize=2)
+def _facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """Read once in a process: a rollout asks for them again and again."""
+    corpus, found = open_corpus(folder), dict[str, dict[str, Any]]()
     for split in ("train", "tune", "test"):
         documents = corpus.examples(split, ())
         for row in documents.rows(list(range(len(documents))), (*COLUMNS, METADATA)):

@@ -53,6 +53,9 @@ class Examples(Data):
     """Which documents of the corpus."""
     domains: tuple[str, ...] = ()
     """Domains to take; all of them by default."""
+    ends: bool = True
+    """Whether the token that ends an answer of a pair is learned; not where the pairs are steps of answers,
+    which go on (``itool``)."""
     image_size: int | None = None
     """Pixels of an image's side; default: what the model reads."""
     example: ClassVar[dict[str, Any]] = {"length": 24}
@@ -60,6 +63,9 @@ class Examples(Data):
     def __post_init__(self) -> None:
         if not self.fields or len(set(self.fields)) < len(self.fields):
             raise ValueError("fields names one field at least, and none twice")
+        if not self.ends and ("chosen" not in self.fields or "reference" in self.fields):
+            raise ValueError("ends = false goes with the fields chosen and rejected, and without reference, "
+                             "which was asked of whole answers")
         if self.length < 2 or (self.image_size is not None and self.image_size < 1):
             raise ValueError("length must be 2 or more and image_size positive, not "
                              f"{self.length} and {self.image_size}")
@@ -83,6 +89,9 @@ class Examples(Data):
         inputs = self.inputs(ctx.policy, ctx)
         made = inputs.batch(found.rows(numbers, inputs.columns))
         batch: Batch = {n: torch.from_numpy(a) for n, a in made.items()}
+        for side in () if self.ends else ("chosen_targets", "rejected_targets"):
+            learned = batch[side] != UNTRAINED
+            batch[side][learned & (learned.cumsum(1) == learned.sum(1, keepdim=True))] = UNTRAINED
         domain = torch.from_numpy(found.domains[numbers])
         if "input_ids" in batch:
             domain = domain[:, None].expand(-1, self.length).contiguous()
