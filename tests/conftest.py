@@ -183,7 +183,9 @@ def command(warm: Warm) -> Callable[..., subprocess.CompletedProcess[str]]:
     ) -> subprocess.CompletedProcess[str]:
         line = [sys.executable, *python, *map(str, words)]
         if python != ("-m", "trainwright") or not warm.fits():
-            return subprocess.run(line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120)
+            return subprocess.run(
+                line, cwd=cwd, env=environment(), text=True, capture_output=True, timeout=120
+            )
         program = warm.start(*words, cwd=cwd)
         out, err = program.communicate()
         return subprocess.CompletedProcess(line, program.poll() or 0, out, err)

@@ -12,7 +12,8 @@ prints what it did as JSON:
 
 - ``{"ranks": N, "nodes": M, "folder": …, "store": …, "words": [WORD …]}`` runs ``FOLDER/life.toml`` on so
   many ranks of so many machines: ``[CODE, OUTPUT]``;
-- ``{"start": [WORD …], "folder": …, "out": FILE, "err": FILE}`` starts ``trainwright WORD …``: its number;
+- ``{"start": [WORD …], "folder": …, "out": FILE, "err": FILE}`` starts ``trainwright WORD …``, or
+  a program in Python where the words are ``-c TEXT``: its number;
 - ``{"wait": NUMBER, "seconds": S}`` waits for one that was started: its code, or null where it still runs.
 """
 
@@ -193,7 +194,8 @@ def on_ranks(folder: Path, store: str, ranks: int, words: list[str],
 
 
 def start(words: list[str], folder: str, out: str, err: str) -> int:
-    """``python -m trainwright WORD …`` in a folder, with files for what it says; returns its number."""
+    """``python -m trainwright WORD …`` or ``python -c TEXT`` in a folder, with files for what it says;
+    returns its number."""
     pid = os.fork()
     if pid:
         return pid
@@ -203,8 +205,12 @@ def start(words: list[str], folder: str, out: str, err: str) -> int:
             os.dup2(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND), handle)
         os.chdir(folder)
         sys.path[0] = folder
-        sys.argv = ["trainwright", *words]
-        cli.main()
+        if words[:1] == ["-c"]:
+            sys.argv = words
+            exec(compile(words[1], "<text>", "exec"), {"__name__": "__main__"})
+        else:
+            sys.argv = ["trainwright", *words]
+            cli.main()
         code = 0
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import Warm, environment
 from trainwright.compare import spec as specs
 from trainwright.compare.compare import Comparison
 from trainwright.core import recipe as recipes
@@ -270,9 +270,10 @@ def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("file", "text"), [p for p in every("python") if "ClassVar" not in p.values[1]])
-def test_python_in_the_pages_runs(file: Path, text: str, workplace: Path) -> None:
-    done = python(workplace, "-c", text)
-    assert done.returncode == 0, f"{rel(file)}\n{text}\n{done.stderr[-3000:]}"
+def test_python_in_the_pages_runs(file: Path, text: str, workplace: Path, warm: Warm) -> None:
+    program = warm.start("-c", text, cwd=workplace)
+    _, said = program.communicate(250)
+    assert program.poll() == 0, f"{rel(file)}\n{text}\n{said[-3000:]}"
 
 
 @pytest.mark.parametrize(("file", "text"), [p for p in every("python") if "ClassVar" in p.values[1]])

@@ -24,7 +24,7 @@ import pytest
 
 import trainwright as tw
 from tests import forks
-from tests.conftest import LIFE, environment, write_texts
+from tests.conftest import LIFE, Warm, environment, write_texts
 from trainwright.core import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -100,16 +100,12 @@ def test_what_was_measured_is_what_it_is_without_interruption(told: tuple[Path, 
     assert rows["whole"] == rows["times"] == rows["operations"]
 
 
-class Program:
+class Run:
     """``python -m trainwright run`` as a process of its own."""
 
-    def __init__(self, folder: Path, store: str) -> None:
+    def __init__(self, warm: Warm, folder: Path, store: str) -> None:
         self.store = folder / store
-        line = [sys.executable, "-m", "trainwright", "run", "life.toml", "--store", store]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            line, cwd=folder, env=environment(), text=True, stdout=pipe, stderr=pipe
-        )
+        self.process = warm.start("run", "life.toml", "--store", store, cwd=folder)
 
     def at_step(self, step: int) -> None:
         """Wait until it has written down so many steps."""
@@ -128,17 +124,21 @@ class Program:
 
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=120)
-        return self.process.returncode, out, err
+        code = self.process.poll()
+        assert code is not None
+        return code, out, err
 
 
-def test_the_program_killed_interrupted_and_run_twice_at_once(told: tuple[Path, dict[str, Any]]) -> None:
+def test_the_program_killed_interrupted_and_run_twice_at_once(
+    told: tuple[Path, dict[str, Any]], warm: Warm
+) -> None:
     folder, _ = told
-    first = Program(folder, "mixed")
+    first = Run(warm, folder, "mixed")
     first.at_step(5)
     first.send(signal.SIGKILL)
     assert first.end()[0] == -signal.SIGKILL
 
-    second = Program(folder, "mixed")                      # Ctrl-C saves and says how to go on
+    second = Run(warm, folder, "mixed")                      # Ctrl-C saves and says how to go on
     second.at_step(12)
     second.send(signal.SIGINT)
     code, out, err = second.end()
@@ -154,10 +154,10 @@ def test_the_program_killed_interrupted_and_run_twice_at_once(told: tuple[Path, 
     # the newest checkpoint is damaged: the one before it is used
     file = newest / "rank-00000.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    third = Program(folder, "mixed")
+    third = Run(warm, folder, "mixed")
     third.at_step(step + 5)
     third.send(signal.SIGSTOP)
-    code, out, err = Program(folder, "mixed").end()  # meanwhile another wants to work on the same store
+    code, out, err = Run(warm, folder, "mixed").end()  # meanwhile another wants to work on the same store
     assert code == 2 and "another process is at work on the stage 'base'" in err and "Traceback" not in err, (
         out + err
     )
@@ -169,7 +169,7 @@ def test_the_program_killed_interrupted_and_run_twice_at_once(told: tuple[Path, 
         and f"the checkpoint {newest.name} is damaged; going on from the one before it" in out
     )
 
-    code, out, err = Program(folder, "mixed").end()
+    code, out, err = Run(warm, folder, "mixed").end()
     assert code == 0 and "resumed" in out, out + err
     assert weights(folder / "mixed") == weights(folder / "whole")
     check_clean(folder / "mixed")
@@ -215,7 +215,9 @@ def made(store: Path) -> dict[str, bytes]:
     return found | {f.parents[1].name: f.read_bytes() for f in store.glob("rounds.*/documents/*.parquet")}
 
 
-def test_self_training_killed_while_it_writes_and_trains_in_the_second_round(tmp_path: Path) -> None:
+def test_self_training_killed_while_it_writes_and_trains_in_the_second_round(
+    tmp_path: Path, warm: Warm
+) -> None:
     write_texts(tmp_path / "texts")
     text = (Path(__file__).parents[1] / "recipes" / "self_training.toml").read_text()
     for old, new in SMALL:
@@ -223,14 +225,14 @@ def test_self_training_killed_while_it_writes_and_trains_in_the_second_round(tmp
         assert many, old
     (tmp_path / "life.toml").write_text(text)
     store = tmp_path / "killed"
-    first = Program(tmp_path, "killed")
+    first = Run(warm, tmp_path, "killed")
     first.when(lambda: answers(store) >= 5)
     first.send(signal.SIGKILL)
     assert first.end()[0] == -signal.SIGKILL
     before = made(store)
     assert answers(store) >= 5
     assert {name.partition("-")[0] for name in before} == {"base", "rounds.1.written", "rounds.1.tune"}
-    second = Program(tmp_path, "killed")
+    second = Run(warm, tmp_path, "killed")
     second.when(lambda: steps(store) >= 7)
     second.send(signal.SIGKILL)
     assert second.end()[0] == -signal.SIGKILL

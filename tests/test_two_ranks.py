@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import forks
-from tests.conftest import LIFE, Ranks, environment, write_texts
+from tests.conftest import LIFE, Program, Ranks, Warm, environment, write_texts
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,9 @@ for _old, _new in (
     assert _old in RECIPE
     RECIPE = RECIPE.replace(_old, _new, 1)
 
-SLOW = '''"""Waits, so that a run can be interrupted; keeps something of its own where it is told to."""
+SLOW = '''"""Waits, so that a run can be interrupted, or presses Ctrl-C; keeps state of its own."""
+import os
+import signal
 import time
 from trainwright.core import sharding
 from trainwright.core.method import Update
@@ -54,32 +56,35 @@ class Wait(Update):
         return {"rank": {"mine": sharding.rank()}} if self.own else {}
 
     def update(self, updates, params, state, ctx):
-        time.sleep(0.1)
+        pressed = os.path.exists("pressed")
+        time.sleep(0.0 if pressed else 0.1)
+        if pressed and ctx.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
         return updates
 '''
 
 
-def start(folder: Path, ranks: int, store: str) -> subprocess.Popen[str]:
-    """The program, with torchrun where there are several ranks: as a user starts it."""
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    )
-    line = [sys.executable, *torchrun, "-m", "trainwright", "run", "life.toml", "--store", store]
+def start(folder: Path, store: str) -> subprocess.Popen[str]:
+    """The program on two ranks as a user starts it, with torchrun."""
+    line = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m",
+        "trainwright", "run", "life.toml", "--store", store,
+    ]
     return subprocess.Popen(
         line, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def interrupt(folder: Path, ranks: int, step: int, store: str) -> str:
-    """Run up to a step and press Ctrl-C."""
-    process, until = start(folder, ranks, store), time.monotonic() + 120
+def interrupt(folder: Path, process: subprocess.Popen[str] | Program, step: int, store: str) -> str:
+    """Let it run up to a step and press Ctrl-C."""
+    until = time.monotonic() + 120
     while forks.progress(folder / store) < step:
         assert process.poll() is None and time.monotonic() < until, process.communicate()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGINT)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode, out
-    return out
+    said = process.communicate(timeout=120)
+    assert process.returncode, said
+    return "".join(filter(None, said))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +116,7 @@ def figures(store: Path, stage: str) -> dict[str, Any]:
 
 def test_two_ranks_give_the_weights_of_one(home: Path) -> None:
     (home / "life.toml").write_text(RECIPE)
-    process = start(home, 2, "two")
+    process = start(home, "two")
     out, _ = process.communicate(timeout=200)
     assert not process.returncode, out
     assert out.count("base     started") == 1, "one of them talks"
@@ -140,11 +145,13 @@ def slow(home: Path, own: bool = False) -> None:
 
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_ranks(
-    before: int, after: int, home: Path, ranks: Ranks
+    before: int, after: int, home: Path, ranks: Ranks, warm: Warm
 ) -> None:
     slow(home)
     store = f"from{before}to{after}"
-    out = interrupt(home, before, 4, store)
+    run = ("run", "life.toml", "--store", store)
+    process = warm.start(*run, cwd=home) if before == 1 else start(home, store)
+    out = interrupt(home, process, 4, store)
     step = re.search(rf"stopped at step (\d+) of {STEPS}; run the same command to go on", out)
     assert step and 4 <= int(step[1]) < STEPS, out
     (saved,) = (home / store).glob(f"work/base-*/checkpoints/step-{int(step[1]):08d}")
@@ -156,7 +163,10 @@ def test_a_run_goes_on_with_another_number_of_ranks(
 
 def test_state_of_single_ranks_is_refused_on_another_number(home: Path, ranks: Ranks) -> None:
     slow(home, own=True)
-    interrupt(home, 2, 3, "own")
+    (home / "pressed").touch()
+    done = ranks(home, "own", 2)
+    (home / "pressed").unlink()
+    assert done.returncode == 128 + signal.SIGINT, done.stdout
     done = ranks(home, "own", 1)
     refused = "wait.1 keeps state of its own on each rank; go on with 2 ranks, not 1"
     assert done.returncode == 2 and refused in done.stdout, done.stdout
@@ -165,16 +175,16 @@ def test_state_of_single_ranks_is_refused_on_another_number(home: Path, ranks: R
     assert farthest(artifact(home / "one", "base"), artifact(home / "own", "base")) < TOLERANCE
 
 
-def test_a_mistake_that_one_rank_finds_is_told_once(home: Path) -> None:
+def test_a_mistake_that_one_rank_finds_is_told_once(home: Path, ranks: Ranks) -> None:
     """Rank 0 alone reads the documents; the other must not take its silence for a broken connection."""
     (home / "broken.jsonl").write_text('{"text": "one"}\n{"text": \n')
     (home / "life.toml").write_text(
         RECIPE.replace('paths = ["texts/prose", "texts/code"]', 'paths = ["broken.jsonl"]')
     )
-    process = start(home, 2, "broken")
-    out, _ = process.communicate(timeout=120)
+    done = ranks(home, "broken", 2)
+    out = done.stdout
     assert (
-        process.returncode
+        done.returncode
         and out.count("life.toml: stage 'corpus': broken.jsonl, line 2: this is no JSON object") == 1
     ), out
     assert "[rank1]: Traceback" not in out and not [*(home / "broken").rglob("*.tmp")], out
@@ -202,7 +212,7 @@ def test_a_mistake_that_another_rank_finds_alone_is_heard(home: Path, ranks: Ran
     (home / "life.toml").write_text(RECIPE.replace('{ use = "clip_gradients" }', '{ use = "./lone.py" }'))
     done = ranks(home, "lone", 2)
     told, closed = (done.stdout.find(said) for said in
-                    ("error: life.toml: stage 'base': only rank 1 knows.", "Connection closed by peer"))
+                    ("error: life.toml: stage 'base': only rank 1 knows", "Connection closed by peer"))
     assert done.returncode and told >= 0 and (closed < 0 or told < closed), done.stdout
 
 
@@ -225,6 +235,7 @@ def test_rows_that_do_not_divide_are_refused(home: Path, ranks: Ranks) -> None:
 
 def test_two_nodes_with_a_process_each_give_them_too(home: Path, ranks: Ranks) -> None:
     """Simulated on one machine: what torchrun says on two, and a network that is the loopback."""
+    (home / "life.toml").write_text(RECIPE)
     done = ranks(home, "nodes", 2, nodes=2)
     assert not done.returncode, done.stdout
     for stage in ("base", "adapt"):

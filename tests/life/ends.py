@@ -147,6 +147,7 @@ def main(folder: Path) -> dict[str, Any]:
     found["head"] = head(train)
     found["closed"] = end(train, "closed", arm=lambda: os.close(1))
     found["size"] = end(train, "size", arm=limited(resource.RLIMIT_FSIZE, 20_000))
+    found["corpus size"] = end(train, "corpus size", arm=limited(resource.RLIMIT_FSIZE, 2000))
     found["files"] = end(train, "files", arm=limited(resource.RLIMIT_NOFILE, 12))
     for name, pattern in (("store", "."), ("work", "work"), ("corpus", "corpus-*")):
 
@@ -161,5 +162,5 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    assert forks.registry.cards() and forks.stages()
+    forks.warm()
     print(json.dumps(main(Path(sys.argv[1]))))

@@ -121,5 +121,5 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    assert forks.registry.cards() and forks.stages()
+    forks.warm()
     print(json.dumps(main(Path(sys.argv[1]))))

@@ -76,7 +76,7 @@ def start(methods: list[str], out: Path) -> str:
                 continue
             try:
                 ended.answer()
-            except (Died, RuntimeError, UserError) as error:        # the other one waits for it: both end here
+            except (Died, RuntimeError, UserError) as error:    # the other one waits for it
                 return str(error)[-600:]
             both.remove(ended)
     return ""

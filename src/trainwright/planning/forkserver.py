@@ -1,11 +1,11 @@
-"""Processes that start with everything imported: they are forked from one that waits, idle, until it is asked.
+"""Processes that start with everything imported: they are forked from one that waits until it is asked.
 
 To import torch, transformers and this package takes seconds, which each process of a plan or a comparison
 would spend again. The one that is forked has imported them and done nothing else: it has no threads at work,
 and has not touched a GPU, so that a copy of it is as good as a fresh process. Python's own fork server would
 run the main module of whoever asks, and import from the folder that it is in.
 
-Linux only; elsewhere a fork is not safe with the libraries that torch stands on, and each process starts anew.
+Linux only; elsewhere a fork is not safe with what torch stands on, and each process starts anew.
 """
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _started(serve: str, other: socket.socket, more: str) -> subprocess.Popen[by
                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-# ---- in the other processes ----------------------------------------------------------------------------------
+# ---- in the other processes -------------------------------------------------------------------------
 
 
 def alone(handle: int, serve: Serve) -> None:

@@ -64,7 +64,7 @@ class Worker:
 
     def _send(self, what: Any) -> None:
         assert self.process is not None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):    # it has died: its answer will say so
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its answer will say so
             _send(self.process.writer, what)
 
     @property
