@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainwright.core.errors import UserError
-from trainwright.families.tensors import INDEX, Entry, Reader, Writer, same_rest
+from trainwright.families.tensors import INDEX, Entry, Reader, Writer, copy_rest, same_rest
 
 HELD = {"half": torch.arange(7).bfloat16() / 4, "flag": torch.tensor([True, False, True]),
         "whole": torch.arange(6.0).view(2, 3) - 2.5, "empty": torch.zeros(0, 4),
@@ -84,3 +84,19 @@ def test_twins_differ_in_their_weights_alone(folder: Path, tmp_path_factory: pyt
     assert same_rest([folder, other])
     (other / "tokenizer.json").write_text("{}")
     assert not same_rest([folder, other])
+
+
+def test_what_a_link_leads_to_is_not_copied(tmp_path: Path) -> None:
+    """But for the links of the Hub's cache, which lead to its blobs."""
+    hub = tmp_path / "models--a--b"
+    for name in ("snapshots/1", "blobs", "out"):
+        (hub / name).mkdir(parents=True)
+    (hub / "blobs" / "x").write_text("words")
+    (hub / "snapshots" / "1" / "vocab.txt").symlink_to("../../blobs/x")
+    copy_rest(hub / "snapshots" / "1", hub / "out")
+    assert (hub / "out" / "vocab.txt").read_text() == "words"
+    (tmp_path / "secret").write_text("key")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "vocab.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match=r"vocab\.txt is a link to a file outside"):
+        copy_rest(tmp_path / "model", tmp_path)

@@ -227,12 +227,28 @@ def same_rest(folders: Sequence[Path]) -> bool:
 
 
 def copy_rest(folder: Path, out: Path) -> None:
-    """Copy everything of a checkpoint beside its weights."""
+    """Copy everything of a checkpoint beside its weights.
+
+    Raises:
+        UserError: one of these files is a link that leads elsewhere: what lies there is not the checkpoint's.
+    """
+    templates = sorted((folder / TEMPLATES).iterdir()) if (folder / TEMPLATES).is_dir() else []
+    for file in (*rest(folder), *templates):
+        if not _stays(file, folder):
+            raise UserError(f"{file} is a link to a file outside of the checkpoint: put the file itself "
+                            "there.")
     for file in rest(folder):
         shutil.copy(file, out / file.name)
-    if (folder / TEMPLATES).is_dir():
+    if templates:
         shutil.copytree(
             folder / TEMPLATES,
             out / TEMPLATES,
             ignore=lambda _, names: [n for n in names if ".jinja" not in n],
         )
+
+
+def _stays(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, or among the blobs to which the links of the Hub's cache lead."""
+    place, home = file.resolve(), folder.resolve()
+    blobs = home.parents[1] / "blobs" if home.parent.name == "snapshots" else home
+    return place.is_relative_to(home) or place.is_relative_to(blobs)
