@@ -76,7 +76,7 @@ name = "NAME"
 kind = "train"
 from = { model = "base", data = "corpus"MORE }
 steps = STEPS
-batch_size = 8
+batch_size = BATCH
 accumulate = 2
 precision = "fp32"
 compile = false
@@ -91,9 +91,11 @@ ADAMW = '{ use = "adamw", lr = 3e-3, eps = 1e-6 }'
 SGD = '{ use = "torch_optim", optimizer = "SGD", lr = 1.0 }'
 
 
-def stage(name: str, steps: int, divide: str, optimizer: str, *, judged: bool = False) -> str:
+def stage(name: str, steps: int, divide: str, optimizer: str, *, judged: bool = False,
+          batch: int = 8) -> str:
     """A stage of reinforcement."""
     told = {"NAME": name, "STEPS": str(steps), "DIVIDE": divide, "OPTIMIZER": optimizer,
+            "BATCH": str(batch),
             "MORE": ', reward = "judge"' if judged else "",
             "TASK": "" if judged else 'task = { use = "./picky.py" }, '}
     text = STAGE
@@ -106,7 +108,7 @@ def recipe() -> str:
     """The beginning, a stage to be killed, one that the reward model grades, and a step by each division."""
     return "".join([BEGINNING, stage("learned", 10, "token", ADAMW),
                     stage("judged", 2, "answer", ADAMW, judged=True),
-                    *(stage(f"by_{divide}", 1, divide, SGD) for divide in DIVIDE)])
+                    *(stage(f"by_{divide}", 1, divide, SGD, batch=16) for divide in DIVIDE)])
 
 
 def die(*given: Any) -> Any:

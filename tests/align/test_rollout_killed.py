@@ -73,6 +73,9 @@ def test_every_division_is_the_same_on_two_ranks(divide: str, told: Told) -> Non
     start = weights(told[0], "whole1", "base")
     assert max(float((t - two[n]).abs().max()) for n, t in one.items()) < 1e-6
     assert max(float((t - start[n]).abs().max()) for n, t in one.items()) > 1e-4
+    for other in (d for d in killed.DIVIDE if d != divide):
+        another = weights(told[0], "whole1", f"by_{other}")
+        assert max(float((t - another[n]).abs().max()) for n, t in one.items()) > 1e-5
 
 
 def test_a_reward_model_grades_the_answers_of_a_later_stage(told: Told) -> None:
