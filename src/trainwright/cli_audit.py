@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,24 +32,23 @@ def audit(model: Annotated[str, typer.Argument(
     one page."""
     from trainwright.core import sharding
     from trainwright.core.context import Context
-    from trainwright.core.files import without_links
     from trainwright.core.stage import check_seed
     from trainwright.evaluate.audit._subject import found
     from trainwright.evaluate.audit._texts import Texts
     from trainwright.evaluate.audit._whole import audit as measure
-    from trainwright.life.run import command
-    from trainwright.report import audit as page
     from trainwright.storage.store import Store
     check_seed(seed, "audit")
-    kept = Store(store)
-    ctx = Context(seed=seed, device=sharding.device())
+    kept, ctx = Store(store), Context(seed=seed, device=sharding.device())
     subject = found(model, corpus, base, items or "", kept, ctx)
     how = Texts(domains=tuple(domain or ()), documents=documents, length=length)
-    told = measure(subject, how, ctx)
-    folder = out or without_links(kept.folder("reports", f"audit-{Path(model).name}"))
-    written = page.write(folder, told, command())
-    console = Terminal()
+    _show(measure(subject, how, ctx), out or kept.folder("reports", f"audit-{Path(model).name}"))
+
+
+def _show(told: dict[str, Any], folder: Path) -> None:
+    """Write the page, and say what was found."""
+    from trainwright.life.run import command
+    from trainwright.report import audit as page
+    written, console = page.write(folder, told, command()), Terminal()
     for line in page.summary(told):
-        colour = "red" if told["findings"] else "green"
-        console.print(styled(f"[{colour}]{{}}[/]", line), soft_wrap=True)
+        console.print(styled(f"[{'red' if told['findings'] else 'green'}]{{}}[/]", line), soft_wrap=True)
     console.print(f"report: {written}", soft_wrap=True)

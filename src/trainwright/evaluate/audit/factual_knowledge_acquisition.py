@@ -60,6 +60,8 @@ class FactualKnowledgeAcquisition(Data, Evaluator):
     """Questions of a forward pass."""
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
     makes: ClassVar[tuple[str, ...]] = ("fact_logp_*/*",)
+    expected_failures: ClassVar[dict[str, str]] = {
+        "measuring_moves_nothing": "in a training stage it also injects what it measures"}
     example: ClassVar[dict[str, Any]] = {"at": [1, 3], "facts": 4, "every": 2}
     beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "pack", "length": 64},)
 
