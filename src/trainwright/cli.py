@@ -138,6 +138,8 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     parameters, tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found
     before running is found here."""
     loaded = _load(recipe, changes)
+    from trainwright.planning import forkserver
+    forkserver.begin()                                          # imports beside this process
     from trainwright.core.recipe import own_code
     from trainwright.core.stage import plain
     from trainwright.planning.memory import parse_bytes

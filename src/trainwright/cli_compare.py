@@ -85,6 +85,8 @@ def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Bud
     spec = specs.load(recipe, {k: v for k, v in given.items() if v is not None},
                       [specs.parse_arm(a) for a in arm or ()],
                       dict(parse_change(c) for c in changes or ()), aa)
+    from trainwright.planning import forkserver
+    forkserver.begin()                                          # imports beside this process
     from trainwright.compare.compare import Comparison
     from trainwright.report.comparison.progress import ComparisonProgress
     from trainwright.storage.store import Store
