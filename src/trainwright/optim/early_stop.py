@@ -27,6 +27,7 @@ from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Command, Controller, State, Stop
 from trainwright.core.metrics import Metric, direction, improves
 from trainwright.core.settings import Count, Rate
+from trainwright.core.shown import brief
 
 
 class EarlyStop(Controller):
@@ -46,8 +47,8 @@ class EarlyStop(Controller):
 
     def __post_init__(self) -> None:
         if self.way is None:
-            raise ValueError(f"say better = \"lower\" or \"higher\": the name {self.metric!r} does not say "
-                             "which it is")
+            raise ValueError(f"metric: say better = \"lower\" or \"higher\": the name {brief(self.metric)} does "
+                             "not say which it is")
 
     @property
     def way(self) -> Literal["lower", "higher"] | None:
