@@ -82,8 +82,10 @@ def test_with_its_output_closed_it_runs_to_the_end(found: dict[str, Any]) -> Non
     assert end["code"] == 0 and not end["said"] and not end["left"]
 
 
-def test_files_that_may_not_grow(found: dict[str, Any]) -> None:
-    assert "File too large" in sentence(found["size"]) and "ulimit -f" in sentence(found["size"])
+@pytest.mark.parametrize("name", ["size", "corpus size"])
+def test_files_that_may_not_grow(name: str, found: dict[str, Any]) -> None:
+    assert "File too large" in sentence(found[name]) and "ulimit -f" in sentence(found[name])
+    assert not any("artifact.tmp" in f for f in found[name]["left"])
 
 
 def test_too_few_open_files(found: dict[str, Any]) -> None:

@@ -6,8 +6,8 @@ the best value so far in place of the last one. With v_1, v_2 … what was measu
 ``least``, and the stage ends after ``patience`` measurements in a row that are none.
 
 The weights that are left are the last ones, by then worse than the best: ``keep = "best:METRIC"`` in the
-stage keeps those. Do not use it with a schedule that decays to the end of the stage: the last and best part of
-that never comes. What decides must not be what is reported: measure the split ``tune`` on the way
+stage keeps those. Do not use it with a schedule that decays to the end of the stage: the last and best part
+of that never comes. What decides must not be what is reported: measure the split ``tune`` on the way
 (``{ use = "held_out", split = "tune" }``), and ``test`` in an ``evaluate`` stage.
 
 Errors: a metric whose name does not say which way is better, without ``better``; one that no evaluator of the
@@ -47,8 +47,8 @@ class EarlyStop(Controller):
 
     def __post_init__(self) -> None:
         if self.way is None:
-            raise ValueError(f"metric: say better = \"lower\" or \"higher\": the name {brief(self.metric)} does "
-                             "not say which it is")
+            raise ValueError(f"metric: say better = \"lower\" or \"higher\": the name {brief(self.metric)} "
+                             "does not say which it is")
 
     @property
     def way(self) -> Literal["lower", "higher"] | None:
