@@ -12,8 +12,9 @@ from tests.compare.tiny import comparison, fixed_costs, spec
 from trainwright.compare import compare as comparing
 from trainwright.compare import coordinate, tuning
 from trainwright.compare.arms import ArmRecipes
-from trainwright.compare.spec import Arm
+from trainwright.compare.spec import Arm, load
 from trainwright.core.errors import UserError
+from trainwright.papers import library
 
 AXES = {"a": [0, 1, 2, 3], "b": [0, 1, 2]}
 Point = dict[str, Any]
@@ -110,3 +111,18 @@ def test_early_stop_is_refused(tmp_path: Path) -> None:
     c.early_stop = True
     with pytest.raises(UserError, match='--early-stop ends trials that others beat, and search = "coord'):
         c.check()
+
+
+def test_the_study_tunes_every_optimizer_by_settings_of_its_own() -> None:
+    """Nine of them, each with two rates, that of the matrices of the blocks and that of all else, and each
+    with as many trials as a round of its settings takes."""
+    study = load(library.RECIPES / "fantastic_optimizers.toml")
+    recipes, optimizers = ArmRecipes(study), set()
+    for arm in study.arms:
+        first = coordinate.first(study, recipes, arm)
+        rates = [key for key in first[0] if key.endswith(".lr")]
+        assert "adamw.lr" in rates and len(rates) == 2 and len(first[0]) > 2
+        assert len(first) == study.settings.trials, "every setting is tried at every value"
+        optimizers.add(arm.add[0].get("optimizer", arm.add[0]["use"]))
+    assert len(optimizers) == len(study.arms) >= 8
+    assert study.settings.search == "coordinate" and study.currency == "tokens"
