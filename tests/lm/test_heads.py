@@ -12,10 +12,10 @@ from trainwright.align.reward_head import RewardHead
 from trainwright.check import tiny
 from trainwright.core.errors import UserError
 from trainwright.finetune.classifier import Classifier
-from trainwright.lm.heads import HeadSurgery, found
+from trainwright.lm.heads import PutsOnAHead, found
 from trainwright.lm.layers import Carrier
 
-METHODS: tuple[HeadSurgery, ...] = (RewardHead(), Classifier(classes=("a", "b"), pool="last"))
+METHODS: tuple[PutsOnAHead, ...] = (RewardHead(), Classifier(classes=("a", "b"), pool="last"))
 
 
 def own(model: nn.Module) -> dict[str, Tensor]:
@@ -23,7 +23,7 @@ def own(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
-def test_what_is_written_comes_back_and_the_model_is_as_it_was(method: HeadSurgery, tmp_path: Path) -> None:
+def test_what_is_written_comes_back_and_the_model_is_as_it_was(method: PutsOnAHead, tmp_path: Path) -> None:
     model, plain = tiny.model(), own(tiny.model())
     method.operate(model, context())
     assert found(model, method.place, Carrier) is model.get_submodule(method.place)

@@ -32,7 +32,7 @@ from torch import Tensor
 from trainwright.align._sampled import READS, need, ratio_of
 from trainwright.align.grpo import Grpo
 from trainwright.core.context import Context
-from trainwright.core.method import Batch
+from trainwright.core.method import Batch, Objective
 
 SHARE = 0.9
 """Of an answer's tokens whose ratio is below g."""
@@ -40,7 +40,7 @@ LEAST = 1e-4
 """Of g."""
 
 
-class GuideRlvr(Grpo):
+class GuideRlvr(Grpo, Objective):
     """The loss of GRPO, with another one for tokens that were sampled with a hint."""
 
     beside: ClassVar[tuple[dict[str, Any], ...]] = (

@@ -37,7 +37,7 @@ from torch import Tensor
 from trainwright.align.rollout import Answer, Rollout, Try
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import UNTRAINED, Batch
+from trainwright.core.method import UNTRAINED, Batch, Data
 from trainwright.core.settings import Between
 from trainwright.corpus.columns import ID, METADATA
 from trainwright.lm.asking import ANSWERED, Asked, answer_of, asked, reworded
@@ -48,7 +48,7 @@ LEAST = 0.001
 PROMPT, HINT = "{prompt}", "{hint}"
 
 
-class HintedRollout(Rollout):
+class HintedRollout(Rollout, Data):
     """Samples groups of answers, and with hints where all of a group are wrong."""
 
     hint: str = ""

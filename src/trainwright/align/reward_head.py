@@ -25,10 +25,11 @@ from typing import Any, ClassVar
 import torch
 
 from trainwright.align._rewards import NAME, Head
-from trainwright.lm.heads import HeadSurgery
+from trainwright.core.method import Surgery
+from trainwright.lm.heads import PutsOnAHead
 
 
-class RewardHead(HeadSurgery):
+class RewardHead(PutsOnAHead, Surgery):
     """A trained number on the state in which an answer ends."""
 
     place: ClassVar[str] = NAME

@@ -24,11 +24,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
+from trainwright.core.method import Surgery
 from trainwright.lm.classes import NAME, Head
-from trainwright.lm.heads import HeadSurgery
+from trainwright.lm.heads import PutsOnAHead
 
 
-class Classifier(HeadSurgery):
+class Classifier(PutsOnAHead, Surgery):
     """A trained head on the state of one place, or on the mean of all."""
 
     classes: tuple[str, ...]

@@ -1,9 +1,9 @@
 """Heads on a language model: how a method puts one on, keeps what it has learned, and takes it off.
 
 A head is a ``Carrier`` on the model itself, under a name of its own (``place``). To write a method that puts
-one on, derive from ``HeadSurgery`` and make the head::
+one on, derive from ``PutsOnAHead`` first, and make the head::
 
-    class RewardHead(HeadSurgery):
+    class RewardHead(PutsOnAHead, Surgery):
         place, called, file = "reward", "reward head", "reward.safetensors"
 
         def made(self, width, draw):
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Surgery
 from trainwright.lm import deltas
 from trainwright.lm.layers import Carried, Carrier
 
@@ -40,9 +39,10 @@ def put_on(model: nn.Module, place: str, head: Carrier) -> None:
     model.add_module(place, head.to(some.device).train(model.training))
 
 
-class HeadSurgery(Surgery):
-    """A surgery that adds one head to a model."""
+class PutsOnAHead:
+    """What a surgery does that adds one head to a model."""
 
+    name: str
     place: ClassVar[str]
     """The head's name on the model."""
     called: ClassVar[str]
