@@ -1,6 +1,7 @@
 """Batch-scheduled sampling: what is replaced, what is not, and corrections by hand."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 from tests.align.pairs import context
 from trainwright.align._sampled import end_tokens
 from trainwright.align.batch_scheduled_sampling import BatchScheduledSampling, Span, spans
+from trainwright.check import tiny
+from trainwright.core import checkpoint
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
@@ -82,6 +85,18 @@ def test_a_correction_stands_behind_the_models_own_answer() -> None:
         assert ids[begin + 1 - len(between):begin + 1].tolist() == between
         assert int(found[0]["attention_mask"][row].sum()) == end + 2
     assert seen > 1
+
+
+def test_it_goes_on_in_the_middle_of_a_phase(tmp_path: Path) -> None:
+    """The rows of steps that are left are those that were made at its beginning, by the model of then."""
+    method = BatchScheduledSampling(own=0.5, start=0.5, every=3)
+    whole = tiny.stage(method, tmp_path / "a")
+    whole.run(until=2)
+    checkpoint.save(whole, tmp_path / "saved", {})
+    whole.run(until=4)
+    again = tiny.stage(method, tmp_path / "b", saved=checkpoint.newest(tmp_path / "saved")[0])
+    again.run(until=4)
+    assert all(torch.equal(p, again.params[n]) for n, p in whole.params.items())
 
 
 def test_what_it_refuses() -> None:

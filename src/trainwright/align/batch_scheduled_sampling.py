@@ -76,7 +76,7 @@ class BatchScheduledSampling(Data):
     """Answers that are sampled at once."""
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
         {"use": "examples", "length": 32, "domains": ["chat"]}, {"use": "supervised"})
-    example: ClassVar[dict[str, Any]] = {"own": 0.5, "start": 0.5, "corrected": 0.25, "every": 2}
+    example: ClassVar[dict[str, Any]] = {"own": 0.5, "start": 0.5, "corrected": 0.25, "every": 1}
 
     def init(self, model: nn.Module, ctx: Context) -> State:
         if ctx.tokenizer is None or not writes(model) or families.family_of(model).name != "causal_lm":
@@ -109,7 +109,8 @@ class BatchScheduledSampling(Data):
         found = spans(rows["targets"])
         answers = parted(found, lambda mine: self._said(mine, rows, ctx), ctx)
         held["rows"] = self._mixed(rows, found, answers, share, ctx)
-        held["plain"] = {name: v for name, v in first.items() if not isinstance(v, Tensor)}
+        plain = {name: v for name, v in first.items() if not isinstance(v, Tensor)}
+        held["plain"] = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
         held["left"] = self.every
 
     def _said(self, mine: Sequence[Span], rows: dict[str, Tensor], ctx: Context) -> list[list[int]]:

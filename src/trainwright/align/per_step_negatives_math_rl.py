@@ -89,10 +89,8 @@ class PerStepNegativesMathRl(Curate):
             raise ValueError("separator must say what ends a step")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from daft import col
-
         from trainwright.corpus.provenance import because
-        from trainwright.corpus.selecting import columns, settled
+        from trainwright.corpus.selecting import columns, keep, settled
         rows = settled(documents, ctx)
         table = columns(rows.where(rows["messages"].not_null()), "id", "messages").sort_by("id")
         asked = {row["id"]: turns for row in table.to_pylist() if (turns := _prompt(row["messages"]))}
@@ -103,7 +101,7 @@ class PerStepNegativesMathRl(Curate):
             raise UserError(f"per_step_negatives_math_rl: of {len(asked)} prompts none makes a pair: "
                             f"{next(iter(why.values()))}.")
         because(ctx, list(why), list(why.values()))
-        return added(rows, pairs).where(col("id").is_in(list(pairs)))
+        return keep(added(rows, pairs), list(pairs))
 
     def pairs(self, asked: Mapping[str, Turns], writer: Writer,
               ctx: Context) -> tuple[dict[str, tuple[Turns, str, str]], dict[str, str]]:
