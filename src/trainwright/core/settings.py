@@ -65,6 +65,8 @@ Rate = Annotated[float, Between(0, FLOAT32)]
 """A number of 0 or more."""
 Positive = Annotated[float, Between(0, FLOAT32, above=True)]
 """A number above 0."""
+Seconds = Annotated[float, Between(0, 86_400, above=True)]
+"""How long something may take, a day at most."""
 Part = Annotated[float, Between(0, 1, below=True)]
 """A part that is never the whole, such as what a running mean keeps at each step: at least 0 and below 1."""
 Exponent = Annotated[float, Between(-10, 10)]

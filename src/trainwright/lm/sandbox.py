@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
-from trainwright.core.settings import Count, Positive
+from trainwright.core.settings import Count, Seconds
 
 JAIL = Path(__file__).with_name("_jail.py")
 PARTS = {
@@ -53,7 +53,7 @@ OVER = 124
 class Limits:
     """What a program may use."""
 
-    seconds: Positive = 5.0
+    seconds: Seconds = 5.0
     """Of time, whether it computes or sleeps."""
     megabytes: Count = 512
     """Of memory, each process."""

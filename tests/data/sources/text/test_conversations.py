@@ -130,7 +130,8 @@ def test_pairs_take_up_what_stands_beside_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", [{"weight": 0}, {"train": False}, {"training": False}, {"loss": 0.0},
-                                 {"weight": 1, "train": False}])
+                                 {"weight": 1, "train": False}, {"trainable": False}, {"loss_scale": 0},
+                                 {"masked": True}, {"mask": 1}, {"ignore": True, "weight": 1}])
 def test_an_answer_that_is_not_to_be_learned_has_weight_0(tmp_path: Path, key: dict[str, Any]) -> None:
     assert said(tmp_path, SAY | key, SAY | {"weight": 1}, SAY | {"train": None}) == [
         SAY | {"weight": 0},

@@ -28,8 +28,10 @@ TOOLS = ("tools", "functions")
 """Columns beside the turns that the first message takes up."""
 REFUSED = ("chat_template_kwargs",)
 """Columns beside the turns that would change what a chat template makes of them."""
-WEIGHTS = ("weight", "train", "training", "loss")
+WEIGHTS = ("weight", "train", "training", "loss", "trainable", "learn", "loss_weight", "loss_scale")
 """Keys of a message that say whether it is learned, by convention of several programs."""
+MASKED = ("masked", "mask", "ignore")
+"""Keys that say that it is not."""
 SILENT = ("assistant", "tool")
 """Roles that may say nothing: null is an empty text."""
 
@@ -253,19 +255,19 @@ def _call(call: Any, where: str) -> Any:
 
 def _weighed(message: Message, where: str) -> Message:
     """The message with ``weight`` 0 where the assistant's words are not learned, and without it elsewhere."""
-    said = {name: message.pop(name) for name in WEIGHTS if name in message}
+    said = {name: message.pop(name) for name in (*WEIGHTS, *MASKED) if name in message}
     for name, value in said.items():
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise UserError(
                 f"{where}: {name} of a message is 0 or 1, or false or true, not {brief(value)}: a "
                 "message is learned or not."
             )
-        if value and name != "weight" and message["role"] != "assistant":
+        if value and name in WEIGHTS[1:] and message["role"] != "assistant":
             raise UserError(
                 f"{where}: {name} of a message from {brief(message['role'])} is {brief(value)}, but "
                 "only what the assistant says is learned."
             )
-    unlearned = message["role"] == "assistant" and not all(said.values())
+    unlearned = message["role"] == "assistant" and any(bool(v) == (n in MASKED) for n, v in said.items())
     return message | ({"weight": 0} if unlearned else {})
 
 
