@@ -106,6 +106,11 @@ def grid(weight: Tensor, bits: int, symmetric: bool, group: int) -> Grid:
     return Grid(scale, zero, bits)
 
 
+def passed_through(places: Tensor) -> Tensor:
+    """Rounded to whole numbers, with the gradient of what was rounded."""
+    return places + (places.round() - places).detach()
+
+
 def check_group(group: int, inputs: int, name: str) -> None:
     """Raise a UserError where groups of this size do not fill the inputs of the layer called ``name``."""
     if group and inputs % group:
