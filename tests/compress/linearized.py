@@ -11,6 +11,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
 from trainwright.lm import linear_attention as linear
+from trainwright.lm import mixing
 
 IDS = torch.arange(48).reshape(2, 24) * 11 % 64
 
@@ -21,16 +22,16 @@ def converted(method: Surgery) -> nn.Module:
     return model.eval()
 
 
-def read_by_first_layer(model: nn.Module, ids: Tensor) -> linear.Heads:
+def read_by_first_layer(model: nn.Module, ids: Tensor) -> mixing.Heads:
     decoder = model.get_decoder()
     x = decoder.layers[0].input_layernorm(decoder.embed_tokens(ids))
     turned = decoder.rotary_emb(x, torch.arange(ids.shape[1])[None])
     return linear.projected(decoder.layers[0].self_attn, x, turned)
 
 
-def mixed(model: nn.Module, heads: linear.Heads) -> Tensor:
+def mixed(model: nn.Module, heads: mixing.Heads) -> Tensor:
     places = torch.arange(heads.q.shape[2]).expand(len(heads.q), -1)
-    return model.get_decoder().layers[0].self_attn.linear(heads, linear.seen_of(None, places))
+    return model.get_decoder().layers[0].self_attn.linear(heads, mixing.seen_of(None, places))
 
 
 @torch.no_grad()
@@ -79,4 +80,4 @@ def check_refusals(method: Surgery) -> None:
         method.operate(twice, Context())
     mask = torch.ones(2, 1, 24, 24, dtype=torch.bool)
     with pytest.raises(UserError, match="from left to right alone"):
-        linear.seen_of(mask, None)
+        mixing.seen_of(mask, None)

@@ -15,7 +15,7 @@ from tests.compress.linearized import (
 )
 from tests.lm.architectures import make
 from trainwright.compress.liger import Liger
-from trainwright.lm import linear_attention as linear
+from trainwright.lm import mixing
 
 METHOD = Liger(window=5)
 
@@ -74,8 +74,8 @@ def test_steep_decays_stay_numbers() -> None:
     draw = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 1, 40, 4, generator=draw) for _ in range(3))
     places = torch.arange(40)[None]
-    decay = torch.full_like(k, linear.STEEPEST)
-    out, state = linear.recurrence(q, k, v, decay, linear.seen_of(None, places))
+    decay = torch.full_like(k, mixing.STEEPEST)
+    out, state = mixing.recurrence(q, k, v, decay, mixing.seen_of(None, places))
     torch.testing.assert_close(state[0, 0], sum(torch.exp(torch.tensor(-5.0 * (39 - t))) * torch.outer(
         k[0, 0, t], v[0, 0, t]) for t in range(40)))
     assert out.isfinite().all()

@@ -20,7 +20,7 @@ from tests.compress.linearized import (
 from tests.lm.architectures import make
 from trainwright.compress.lolcats import Lolcats
 from trainwright.core.context import Context
-from trainwright.lm import linear_attention as linear
+from trainwright.lm import mixing
 
 METHOD = Lolcats(features=6, window=5)
 BATCH = {"input_ids": IDS, "targets": IDS.roll(-1, 1), "position_ids": torch.arange(24).expand(2, -1)}
@@ -54,7 +54,7 @@ def test_transfer_trains_the_maps_alone_towards_what_softmax_says() -> None:
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert {n.rpartition(".")[2] for n in trained} == {"map_q", "map_k", "balance"}
     heads = read_by_first_layer(model, IDS)
-    seen = linear.seen_of(None, BATCH["position_ids"])
+    seen = mixing.seen_of(None, BATCH["position_ids"])
     layers = [layer.self_attn for layer in model.get_decoder().layers]
     optimizer, values = torch.optim.Adam(trained.values(), lr=3e-2), []
     for _ in range(25):
@@ -65,7 +65,7 @@ def test_transfer_trains_the_maps_alone_towards_what_softmax_says() -> None:
         values.append(float(loss.detach().mean()))
     assert loss.shape == (2, 24) and values[-1] < 0.7 * values[0]
     with torch.no_grad():                                  # by hand, of the first layer, and softmax goes on
-        error = (layers[0].linear.mixed(heads, seen) - linear.softmax(heads, seen)).square().mean((1, 3))
+        error = (layers[0].linear.mixed(heads, seen) - mixing.softmax(heads, seen)).square().mean((1, 3))
         torch.testing.assert_close(model(**{n: BATCH[n] for n in ("input_ids",)}).logits,
                                    make("llama")(input_ids=IDS).logits, atol=1e-4, rtol=1e-4)
     layers[1].linear.balance.data.fill_(torch.nan)           # a layer learns from itself alone

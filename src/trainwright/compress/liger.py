@@ -36,7 +36,9 @@ from trainwright.core.context import Context
 from trainwright.core.method import Surgery
 from trainwright.core.settings import Count, Part
 from trainwright.lm import linear_attention as linear
-from trainwright.lm.linear_attention import Heads, Memory, Mixer, Seen
+from trainwright.lm import mixing
+from trainwright.lm.linear_attention import Memory, Mixer
+from trainwright.lm.mixing import Heads, Seen
 
 GATE = 16.0
 """By which the logarithm of a gate is divided."""
@@ -78,7 +80,7 @@ class Gated(Mixer):
     settings: Liger
 
     def forward(self, heads: Heads, seen: Seen) -> Tensor:
-        return self.mixed(linear.softmax_window(heads, seen, self.settings.window),
+        return self.mixed(mixing.softmax_window(heads, seen, self.settings.window),
                           self.over_time(heads, seen)[0])
 
     def mixed(self, window: Tensor, over_time: Tensor) -> Tensor:
@@ -86,7 +88,7 @@ class Gated(Mixer):
 
     def over_time(self, heads: Heads, seen: Seen) -> tuple[Tensor, Tensor]:
         q, k = heads.plain_q.softmax(-1), heads.plain_k.softmax(-1)
-        return linear.recurrence(q, k, heads.v, gate(heads.plain_k), seen)
+        return mixing.recurrence(q, k, heads.v, gate(heads.plain_k), seen)
 
     def remember(self, heads: Heads, seen: Seen, memory: Memory) -> None:
         linear.keep_window(heads, seen, self.settings.window, memory)
@@ -102,4 +104,4 @@ class Gated(Mixer):
 
 def gate(k: Tensor) -> Tensor:
     """The logarithm of what is kept of the state, [.., D]."""
-    return (F.logsigmoid(k) / GATE).clamp(min=linear.STEEPEST)
+    return (F.logsigmoid(k) / GATE).clamp(min=mixing.STEEPEST)

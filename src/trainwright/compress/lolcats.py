@@ -38,11 +38,12 @@ from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.method import UNTRAINED, Batch, Objective, State, Surgery
 from trainwright.core.settings import Count
-from trainwright.lm import deltas
+from trainwright.lm import deltas, mixing
 from trainwright.lm import linear_attention as linear
 from trainwright.lm.layers import freeze, installed
-from trainwright.lm.linear_attention import Heads, Memory, Mixer, Seen
+from trainwright.lm.linear_attention import Memory, Mixer
 from trainwright.lm.losses import body_states, field, positions, trained_tokens, way_of
+from trainwright.lm.mixing import Heads, Seen
 
 FILE = "lolcats.safetensors"
 SCALE = 1000.0
@@ -140,7 +141,7 @@ class Learned(Mixer):
     def forward(self, heads: Heads, seen: Seen) -> Tensor:
         if not (self.transferring and self.training):
             return self.mixed(heads, seen)
-        told = linear.softmax(heads, seen)
+        told = mixing.softmax(heads, seen)
         given = Heads(*(t.detach() for t in heads[:5]), heads.scaling)
         error = (self.mixed(given, seen) - told.detach()).square().mean((1, 3))
         if self.heard is not None:
@@ -150,8 +151,8 @@ class Learned(Mixer):
     def mixed(self, heads: Heads, seen: Seen) -> Tensor:
         """y [B, H, L, D]."""
         visible = seen.pairs()
-        near = linear.within(heads.q.shape[2], self.settings.window, heads.q.device)
-        scores = linear.scores(heads, visible & near)
+        near = mixing.within(heads.q.shape[2], self.settings.window, heads.q.device)
+        scores = mixing.scores(heads, visible & near)
         window = self.balance.sigmoid() * (scores - scores.amax(-1, keepdim=True).detach()).exp()
         far = self.phi(heads.q, self.map_q) @ self.phi(heads.k, self.map_k).mT
         weights = window + far.masked_fill(~(visible & ~near), 0)
