@@ -29,7 +29,7 @@ Errors: rows of several documents, or without targets; a model that writes no te
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
@@ -107,8 +107,11 @@ class BatchScheduledSampling(Data):
         share = self.start + (self.own - self.start) * min(1.0, ctx.step / max(1, ctx.steps - 1))
         ctx.note("own/share", share)
         found = spans(rows["targets"])
-        answers = parted(found, lambda mine: self._said(mine, rows, ctx), ctx)
-        held["rows"] = self._mixed(rows, found, answers, share, ctx)
+        said: dict[Span, list[int]] = {}
+        for size in sorted({span.last - span.first for span in found}):   # ranks write texts of one length
+            alike = [span for span in found if span.last - span.first == size]
+            said |= zip(alike, parted(alike, lambda mine: self._said(mine, rows, ctx), ctx), strict=True)
+        held["rows"] = self._mixed(rows, said, share, ctx)
         plain = {name: v for name, v in first.items() if not isinstance(v, Tensor)}
         held["plain"] = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
         held["left"] = self.every
@@ -123,13 +126,13 @@ class BatchScheduledSampling(Data):
         ends = end_tokens(ctx.policy, ctx.tokenizer)
         return [one.ids[:-1] if one.ids[-1] in ends else one.ids for one in said]
 
-    def _mixed(self, rows: dict[str, Tensor], found: Sequence[Span], answers: Sequence[Sequence[int]],
-               share: float, ctx: Context) -> dict[str, Tensor]:
+    def _mixed(self, rows: dict[str, Tensor], said: Mapping[Span, Sequence[int]], share: float,
+               ctx: Context) -> dict[str, Tensor]:
         out = rows | {name: rows[name].clone() for name in ("input_ids", "targets", "attention_mask")
                       if name in rows}
-        answers_of = Counter(span.row for span in found)
+        answers_of = Counter(span.row for span in said)
         many = other = 0
-        for span, answer in zip(found, answers, strict=True):
+        for span, answer in said.items():
             draw = torch.rand(1 + len(answer), generator=ctx.rng(f"own/{span.row}/{span.first}"))
             alone = answers_of[span.row] == 1
             if alone and draw[0] < self.corrected and self._correct(out, span, answer, ctx):
