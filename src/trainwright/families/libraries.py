@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import linecache
+import logging
 import re
 import traceback
 import warnings
@@ -15,12 +16,13 @@ PLAIN = (".json", ".jinja", ".model", ".txt", ".tiktoken", ".spm", ".codes", ".b
 
 
 def quiet() -> None:
-    """Keep transformers' bars, advice and errors, which are raised too, and the deprecations of
-    libraries, out of our output."""
-    from transformers.utils import logging
+    """Keep the bars, advice and errors of transformers and of the Hub's library, which are raised too, and
+    the deprecations of libraries, out of our output."""
+    from transformers.utils import logging as theirs
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    theirs.set_verbosity(theirs.CRITICAL)
+    theirs.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def first_line(error: Exception) -> str:

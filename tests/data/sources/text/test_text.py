@@ -203,6 +203,12 @@ def test_a_data_set_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {r["domain"] for r in found} == {"name"}
     with pytest.raises(UserError, match=r"cannot open hf://owner/name \(split 'none'\): Bad split: none"):
         rows(tmp_path, paths=["hf://owner/name"], split="none")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "json").mkdir()
+    for name in ("json", "../x", "./x", "/etc/x", "a/b/c", "", "a b", "https://x.org/y", "datasets/"):
+        with pytest.raises(UserError, match=r"names no data set of the Hub: write hf://OWNER/NAME"):
+            rows(tmp_path, paths=[f"hf://{name}"])
+    assert len(asked) == 2, "no folder of this machine is taken for a data set"
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(UserError, match=r'needs the library datasets: pip install "trainwright\[hub\]"'):
         rows(tmp_path, paths=["hf://owner/name"])

@@ -28,7 +28,9 @@ from __future__ import annotations
 
 import dataclasses
 import glob
+import logging
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -36,6 +38,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Curate
+from trainwright.core.shown import brief
 from trainwright.data.sources.text._conversations import ANSWER
 from trainwright.data.sources.text._folders import HUB, found
 
@@ -148,8 +151,12 @@ def _hub_rows(path: str, split: str, subset: str, how: Reading) -> Iterator[Row]
         import datasets
     except ImportError:
         raise UserError(f'{path} needs the library datasets: pip install "trainwright[hub]".') from None
+    name = path.removeprefix(HUB).removeprefix("datasets/")
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or Path(name).exists():
+        raise UserError(f"{brief(path)} names no data set of the Hub: write hf://OWNER/NAME, and a folder or "
+                        "a file of this machine by its path.")
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)     # what it says is raised, too
     try:
-        name = path.removeprefix(HUB).removeprefix("datasets/")
         rows = datasets.load_dataset(name, subset or None, split=split, streaming=True)
     except Exception as error:  # whatever the Hub, the network or the data set's own reader raises
         raise UserError(f"cannot open {path} (split {split!r}): {_first_line(error)}") from None
