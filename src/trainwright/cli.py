@@ -283,11 +283,9 @@ def export(stage: ArtifactName,
                help="The folder to write.", show_default=False)],
            dtype: Annotated[str, typer.Option(
                show_default=False,
-               help="float32 (the default), bfloat16 or float16; of a GGUF file Q8_0 (the default), Q4_0 or "
-                    "F16.")] = "",
+               help="float32 (default), bfloat16 or float16; for GGUF Q8_0 (default), Q4_0 or F16.")] = "",
            form: Annotated[str, typer.Option(
-               "--format", help="[cyan]checkpoint[/], or [cyan]gguf[/] for one file that llama.cpp "
-                                "reads.")] = "checkpoint",
+               "--format", help="[cyan]checkpoint[/], or [cyan]gguf[/] for llama.cpp.")] = "checkpoint",
            to: Annotated[str | None, typer.Option(
                show_default=False,
                help="Also hand it on: [cyan]hub:OWNER/NAME[/] makes a private repository of the Hugging Face "

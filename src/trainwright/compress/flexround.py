@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from trainwright.core import masks
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Count, Positive
 from trainwright.lm import quantized
 from trainwright.lm.calibration import Call, block_inputs
@@ -64,7 +64,7 @@ class FlexLinear(Reweighted):
         return ((places.clamp(-top, top - 1) - zero) * step.exp()).flatten(1)
 
 
-class Flexround(Quantizer):
+class Flexround(Quantizer, Surgery):
     """Learned rounding, block by block."""
 
     steps: Count = 200

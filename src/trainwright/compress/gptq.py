@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Positive
 from trainwright.lm import quantized, second_order
 from trainwright.lm.layers import as_linear_weight
 from trainwright.lm.quantized import Grid, Quantizer
 
 
-class GPTQ(Quantizer):
+class GPTQ(Quantizer, Surgery):
     """Weights rounded to a grid, each column correcting the errors of those before it."""
 
     act_order: bool = False

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Count
 from trainwright.lm import quantized
 from trainwright.lm.layers import as_linear_weight, in_out, linear_layers
@@ -62,7 +62,7 @@ class L4qLinear(Reweighted):
         return (places * step + offset).flatten(1)
 
 
-class L4q(Reweighting):
+class L4q(Reweighting, Surgery):
     """LoRA and the quantizer trained as one."""
 
     bits: quantized.Bits = 4

@@ -22,13 +22,13 @@ from typing import Literal
 from torch import nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.lm import sparsity
 from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.lm.structured import Structured
 
 
-class Magnitude(Structured):
+class Magnitude(Structured, Surgery):
     """Zeros for the smallest weights."""
 
     group: Literal["layer", "row"] = "layer"

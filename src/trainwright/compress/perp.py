@@ -19,7 +19,6 @@ Errors: a ``layers`` that matches no linear layer, or one that has an adapter.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -27,9 +26,8 @@ from torch import Tensor, nn
 
 from trainwright.core import masks
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Count
-from trainwright.lm import deltas
 from trainwright.lm.layers import LINEAR, as_linear_weight, linear_layers, put
 from trainwright.lm.losses import output_head
 from trainwright.lm.reweighted import Reweighted, Reweighting
@@ -58,7 +56,7 @@ class PerpLinear(Reweighted):
         return weight.float() + (added if self.kept is None else added * self.kept)
 
 
-class Perp(Reweighting):
+class Perp(Reweighting, Surgery):
     """Retraining of a pruned model that leaves its zeros alone."""
 
     rank: Count = 16
@@ -116,7 +114,3 @@ class Perp(Reweighting):
 
     def learned(self, model: nn.Module) -> dict[str, Tensor]:
         return super().learned(model) | {n: p.data for n, p in self.vectors(model).items()}
-
-    def save_delta(self, model: nn.Module, folder: Path) -> None:
-        """``perp.safetensors``: ``NAME.perp_A``, ``NAME.perp_B``, and biases and norms under their names."""
-        deltas.write(self.learned(model), folder / "perp.safetensors")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import State, Tensors, Update
+from trainwright.core.method import State, Surgery, Tensors, Update
 from trainwright.core.settings import Count, Part
 from trainwright.lm import sparsity
 from trainwright.lm.layers import as_linear_weight
@@ -70,7 +70,7 @@ class PSTLinear(Reweighted):
         return weights * (self.mask(scores) + (scores - scores.detach()))
 
 
-class PST(Reweighting, Update):
+class PST(Reweighting, Surgery, Update):
     """Surgery: scored layers. Update: how much of them is removed."""
 
     sparsity: Part = 0.5

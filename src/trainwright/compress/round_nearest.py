@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.lm import quantized
 from trainwright.lm.layers import as_linear_weight
 from trainwright.lm.quantized import Quantizer
 
 
-class RoundNearest(Quantizer):
+class RoundNearest(Quantizer, Surgery):
     """Weights rounded to a grid of few numbers."""
 
     @torch.no_grad()

@@ -28,14 +28,14 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Count, Positive
 from trainwright.lm import second_order, sparsity
 from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.lm.sparsity import Pruner
 
 
-class Sparsegpt(Pruner):
+class Sparsegpt(Pruner, Surgery):
     """Zeros, with the other weights adjusted to what the layer is given."""
 
     damping: Positive = 0.01

@@ -24,14 +24,14 @@ from torch import Tensor, nn
 
 from trainwright.core import sharding
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.lm import sparsity
 from trainwright.lm.calibration import block_inputs, through_blocks
 from trainwright.lm.layers import as_linear_weight, linear_layers
 from trainwright.lm.structured import UNITS, Structured
 
 
-class Wanda(Structured):
+class Wanda(Structured, Surgery):
     """Zeros for the weights of the lowest |W| times norm of the input."""
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from trainwright.compress.gptq import GPTQ
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap
+from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Count
 from trainwright.lm import second_order
 from trainwright.lm.layers import as_linear_weight
@@ -35,7 +35,7 @@ from trainwright.lm.quantized import Quantizer
 SCALE_BITS, FACTOR_BITS = 32, 16
 
 
-class ZeroquantV2(Quantizer):
+class ZeroquantV2(Quantizer, Surgery):
     """Quantized weights with a low-rank correction of their error."""
 
     rank: Count = 8

@@ -52,10 +52,8 @@ def build(
     computed = hardware.set_precision(model, precision)
     if checkpointing:
         sharding.checkpoint_blocks(model)
-    run = train(
-        model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every,
-        frozen=frozen, ctx=ctx,
-    )
+    run = train(model, methods, steps, accumulate=accumulate, precision=computed, eval_every=eval_every,
+                frozen=frozen, ctx=ctx)
     run.build(checkpoint.journal_of(rest) if rest else ())
     if saved:
         checkpoint.load_into(run, saved, rest, same)

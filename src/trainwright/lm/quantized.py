@@ -9,13 +9,13 @@ always on the grid: what is pruned stays so.
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainwright.core.errors import UserError
-from trainwright.core.method import Surgery
 from trainwright.core.settings import LARGEST, Between
 from trainwright.families import packed
 from trainwright.lm.layers import as_linear_weight, linear_layers
@@ -26,7 +26,8 @@ Group = Annotated[int, Between(0, LARGEST)]
 """Neighbouring inputs that share a grid; 0 means all inputs of an output."""
 
 
-class Quantizer(Surgery):
+@dataclass(frozen=True, kw_only=True)
+class Quantizer:
     """A method that puts weights of linear layers on grids."""
 
     bits: Bits = 4

@@ -14,11 +14,12 @@ writes and reads what they have learned. A subclass of each::
         def matrix(self):
             return as_linear_weight(self) * self.g.sigmoid()
 
-    class Halve(Reweighting):
+    class Halve(Reweighting, Surgery):
         puts = Halves
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainwright.core.context import Context
-from trainwright.core.method import ParamMap, Surgery
+from trainwright.core.method import ParamMap
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
     Adapter,
@@ -39,6 +40,8 @@ from trainwright.lm.layers import (
     linear_layers,
     put,
 )
+
+FILE = "reweighted.safetensors"
 
 
 class Reweighted(Adapter):
@@ -69,7 +72,8 @@ class Reweighted(Adapter):
         return self.plain()
 
 
-class Reweighting(Surgery):
+@dataclass(frozen=True, kw_only=True)
+class Reweighting:
     """A method that puts ``Reweighted`` layers in."""
 
     layers: str = "all-linear"
@@ -104,7 +108,7 @@ class Reweighting(Surgery):
                 for own, p in layer.named_parameters() if own not in ("weight", "bias")}
 
     def save_delta(self, model: nn.Module, folder: Path) -> None:
-        deltas.write(self.learned(model), folder / f"{self.name}.safetensors")
+        deltas.write(self.learned(model), folder / FILE)
 
     def load_delta(self, model: nn.Module, folder: Path) -> None:
-        deltas.read(self.learned(model), folder / f"{self.name}.safetensors")
+        deltas.read(self.learned(model), folder / FILE)

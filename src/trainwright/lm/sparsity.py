@@ -6,6 +6,7 @@ whole blocks to them.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from trainwright.core import masks
 from trainwright.core.errors import UserError
-from trainwright.core.method import Surgery
 from trainwright.lm.layers import as_linear_weight, linear_layers
 
 
-class Pruner(Surgery):
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
     """A method that removes weights of linear layers."""
 
     sparsity: float = 0.5

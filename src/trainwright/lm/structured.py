@@ -7,6 +7,7 @@ the share ``sparsity`` goes in each block, of blocks that share of all; at least
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ UNITS = {"rows": "mlp", "heads": "attention"}
 """The parts of a block in which units are removed."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Structured(Pruner):
     """A pruner that can remove whole units."""
 
@@ -76,7 +78,7 @@ class Structured(Pruner):
                 masks.keep(model, f"{name}.{own}", torch.zeros_like(p, dtype=torch.bool))
 
     def nothing(self) -> UserError:
-        return UserError(f"{self.name}: structure = {self.structure!r} finds nothing to remove in layers = "
+        return UserError(f"structure = {self.structure!r} finds nothing to remove in layers = "
                          f"{self.layers!r} of this model.")
 
 
