@@ -58,3 +58,13 @@ def test_what_it_refuses() -> None:
         fitted(rows, score="sums")
     with pytest.raises(UserError, match="from 0 to 1, not 64"):
         fitted([row | {"score": 64} for row in rows])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"exponent": 0.0}, {"exponent": -1.0}, {"exponent": 1e-9}, {"scale": 1e38}]
+)
+def test_an_error_that_no_number_of_examples_has(settings: dict[str, float]) -> None:
+    law = SuperficialAlignmentScaling(**{"exponent": 0.3, "target": 1e-3} | settings)
+    with pytest.raises(UserError, match=r"no number of examples has an error of 0\.001"):
+        law.suggest({})
+    assert "extrapolated" in law.doubts({})

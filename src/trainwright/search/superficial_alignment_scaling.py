@@ -27,6 +27,7 @@ Errors: a row without the score, or with one that is no share; fewer than four n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
@@ -38,7 +39,7 @@ from numpy.typing import NDArray
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Fit, ScalingLaw
-from trainwright.core.settings import Between, Exponent
+from trainwright.core.settings import LARGEST, Between, Exponent
 from trainwright.lm.fitting import Row, bootstrap, grouped, held_out, linear
 
 Numbers = NDArray[np.float64]
@@ -71,14 +72,18 @@ class SuperficialAlignmentScaling(ScalingLaw):
         return self.scale * examples**-self.exponent
 
     def needed(self) -> float:
-        """The examples at which the error is ``target``."""
-        return (self.scale / self.target) ** (1 / self.exponent)
+        """The examples at which the error is ``target``; infinite where it does not fall."""
+        powers = math.log(self.scale / self.target)
+        return math.exp(min(powers / self.exponent, 700.0)) if self.exponent > 0 else math.inf
 
     def needs_a_place(self) -> bool:
         return False
 
     def suggest(self, known: dict[str, float]) -> dict[str, Any]:
-        return {"random_subset.count": max(1, round(self.needed()))}
+        if (needed := self.needed()) > LARGEST:
+            raise UserError(f"superficial_alignment_scaling: with scale = {self.scale:g} and exponent = "
+                            f"{self.exponent:g} no number of examples has an error of {self.target:g}.")
+        return {"random_subset.count": max(1, round(needed))}
 
     def doubts(self, known: dict[str, float]) -> str:
         low, high = self.fitted_examples
