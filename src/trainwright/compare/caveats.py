@@ -1,6 +1,7 @@
 """What has to be said beside a verdict: an arm that was not tuned, or not as its baseline was, and so on."""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainwright.compare import tuning
@@ -40,11 +41,10 @@ def at_edge(c: Comparison, arm: str) -> dict[str, str]:
     return {key: f"{chosen[key]:g}" for key in tuning.edges([t["values"] for t in trials], chosen)}
 
 
-def rates(methods: list[dict[str, Any]]) -> list[str]:
+def rates(methods: list[dict[str, Any]], root: Path = Path()) -> list[str]:
     """The learning rates of a stage, one for each of its optimizers: ``adamw.lr``."""
-    cards = registry.cards()
-    return [f"{m['use']}.{name}" for m in methods
-            if (card := cards.get(str(m.get("use")))) is not None and card.is_a("Optimizer")
+    return [f"{registry.called(m['use'])}.{name}" for m in methods
+            if (card := registry.card_of(str(m.get("use")), root)) is not None and card.is_a("Optimizer")
             for name in (f[0] for f in card.settings) if name == "lr" or name.endswith("_lr")]
 
 
@@ -54,7 +54,7 @@ def _rates(c: Comparison, arm: str) -> list[str]:
         return []
     counts = {}
     for one in (a for a in c.spec.arms if a.name in (arm, c.spec.baseline)):
-        every = rates(c.recipes.stages(one, {})[c.recipes.stage].get("methods", []))
+        every = rates(c.recipes.stages(one, {})[c.recipes.stage].get("methods", []), c.spec.life.parent)
         searched = set(every) & {key for t in c.trials.get(one.name, []) for key in t["values"]}
         counts[one.name] = (len(searched), len(every))
     mine, theirs = counts[arm], counts[c.spec.baseline]

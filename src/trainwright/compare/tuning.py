@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from trainwright.compare.arms import ArmRecipes
@@ -70,7 +71,7 @@ def _space(spec: Spec, recipes: ArmRecipes, arm: Arm) -> tuple[list[dict[str, An
 
 def written(methods: Sequence[dict[str, Any]], use: str, name: str) -> Any:
     """A setting of a method as the stage has it, which is its default where it does not say."""
-    own = next(m for m in methods if m["use"] == use)
+    own = next(m for m in methods if registry.called(m["use"]) == use)
     for part in name.split("."):
         own = own.get(part, _default(use, part)) if isinstance(own, dict) else None
     return own
@@ -80,20 +81,21 @@ def _place(key: str, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> str
     """``lr`` as ``adamw.lr``: the one method of the arm that has the setting."""
     where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
     use, dot, name = key.partition(".")
-    if not dot or use not in [m["use"] for m in methods]:
+    if not dot or use not in [registry.called(m["use"]) for m in methods]:
         use, dot, name = "", "", key
-    uses = [str(m["use"]) for m in methods if not dot or m["use"] == use]
-    found = [one for one in uses if name.partition(".")[0] in _settings(one)]
+    uses = [str(m["use"]) for m in methods if not dot or registry.called(m["use"]) == use]
+    root = spec.life.parent
+    found = [registry.called(one) for one in uses if name.partition(".")[0] in _settings(one, root)]
     if len(found) == 1:
         return f"{found[0]}.{name}"
     if found:
         raise UserError(f"{where}: {' and '.join(found)} have this setting: say {found[0]}.{name}.")
-    known = {n for m in methods for n in _settings(str(m["use"]))}
+    known = {n for m in methods for n in _settings(str(m["use"]), root)}
     raise UserError(f"{where}: no method that the stage names has this setting{suggest(name, known)}.")
 
 
-def _settings(use: str) -> list[str]:
-    card = registry.cards().get(use)
+def _settings(use: str, root: Path) -> list[str]:
+    card = registry.card_of(use, root)
     return [f[0] for f in card.settings] if card else []
 
 
@@ -119,8 +121,8 @@ def _points(key: str, axis: Any, trials: int, methods: list[dict[str, Any]], spe
 
 
 def _default(use: str, name: str) -> Any:
-    card = registry.cards()[use]
-    said = next((f[2] for f in card.settings if f[0] == name), "")
+    card = registry.cards().get(use)                 # None of a file: what its recipe leaves out is not known
+    said = next((f[2] for f in card.settings if f[0] == name), "") if card else ""
     try:
         return float(said)
     except ValueError:

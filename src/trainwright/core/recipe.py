@@ -287,7 +287,8 @@ def change(table: dict[str, Any], key: str, value: Any, file: Path) -> None:
     at: Any = stages[whole]
     for part in parts[1:-1]:
         if isinstance(at, list):
-            at = next((m for m in at if isinstance(m, dict) and m.get("use") == part), None)
+            tables = [m for m in at if isinstance(m, dict)]
+            at = next((m for m in tables if registry.called(str(m.get("use"))) == part), None)
         else:
             at = at.setdefault(part, {})
         if not isinstance(at, (dict, list)):

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trainwright.core import source
-from trainwright.core.card import Card, kept_cards
+from trainwright.core.card import Card, kept_cards, read
 from trainwright.core.errors import UserError, exited, located, suggest
 from trainwright.core.settings import make
 from trainwright.core.shown import BRIEF, brief, cut
@@ -79,6 +79,19 @@ def locate(use: str, root: Path, where: str) -> Path:
             f"{where}: there is no method {brief(use)}{suggest(use, cards())}; `trainwright list` shows all."
         )
     return cards()[use].file
+
+
+def card_of(use: str, root: Path) -> Card | None:
+    """The card of an installed method or of a file; None where there is none."""
+    if use.endswith(".py"):
+        file = (root / use).resolve()
+        return read(file, file.stem, "") if file.is_file() else None
+    return cards().get(use)
+
+
+def called(use: str) -> str:
+    """The name under which a method's settings are changed: of a file it is that of the file."""
+    return Path(use).stem if use.endswith(".py") else use
 
 
 @cache

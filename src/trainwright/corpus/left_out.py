@@ -40,9 +40,14 @@ class Notes:
         if not chosen:
             return
         some = rows.take(chosen)
-        text = pc.utf8_slice_codeunits(pc.coalesce(some[TEXT], some[MESSAGES], some[CHOSEN]), 0, CHARACTERS)
-        noted = pa.table({ID: some[ID], "text": text}).cast(NOTED)
+        noted = pa.table({ID: some[ID], "text": beginnings(some)}).cast(NOTED)
         pq.write_table(noted, self.folder / f"texts-{self.number:03d}-{uuid.uuid4().hex}.parquet")
+
+
+def beginnings(rows: pa.Table) -> Any:
+    """Of each document the beginning of its text, or where it has none of what else there is to read."""
+    text = pc.if_else(pc.equal(rows[TEXT], ""), pa.scalar(None, rows[TEXT].type), rows[TEXT])
+    return pc.utf8_slice_codeunits(pc.coalesce(text, rows[MESSAGES], rows[CHOSEN]), 0, CHARACTERS)
 
 
 def place(name: str) -> float:
@@ -92,9 +97,8 @@ def _kept(names: set[str], files: Sequence[Path]) -> dict[str, str]:
             for group in range(opened.num_row_groups):
                 here = pc.is_in(opened.read_row_group(group, columns=[ID])[ID], value_set=wanted)
                 if pc.any(here).as_py():
-                    rows = opened.read_row_group(group, columns=[ID, TEXT, MESSAGES]).filter(here)
-                    text = pc.utf8_slice_codeunits(pc.coalesce(rows[TEXT], rows[MESSAGES]), 0, CHARACTERS)
-                    found |= dict(zip(rows[ID].to_pylist(), text.to_pylist(), strict=True))
+                    rows = opened.read_row_group(group, columns=[ID, TEXT, MESSAGES, CHOSEN]).filter(here)
+                    found |= dict(zip(rows[ID].to_pylist(), beginnings(rows).to_pylist(), strict=True))
     return found
 
 

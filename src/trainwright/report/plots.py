@@ -174,8 +174,10 @@ def effects(rows: Sequence[Effect], worse: str, better: str) -> Figure:
         axes.set_ylim(y - 0.75, -0.6)
         most = max([abs(x) for r in rows for x in (r.value, r.low or 0.0, r.high or 0.0)] + [1e-3])
         least = min([x for r in rows for x in (r.value, r.low or 0.0)] + [0.0])
-        room = 0.32 + 0.035 * max(len(r.said) for r in rows)
-        axes.set_xlim(least - (room if least else 0.04) * most, (1 + room) * most)
+        longest = max(len(r.said or signed(r.value)) for r in rows)
+        part = min(0.36, 0.03 + 0.017 * longest)                       # of the axis, that a text takes
+        room = part * (most - least) / (1 - part * (2 if least else 1))
+        axes.set_xlim(least - (room if least else 0.04 * most), most + room)
         axes.axvline(0, color=MUTED, linewidth=0.9)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _signed_tick(x)))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -43,6 +44,8 @@ class Progress(Listener):
         self.console = console or Terminal()
         self.states: dict[str, dict[str, str]] = {}
         """``kind``, ``state`` and, after a failure, ``why`` of each stage so far, for the page of the run."""
+        self.made: dict[str, Path] = {}
+        """The artifacts of the stages that are done."""
         self.live: Live | None = None
         self.stage_name, self.kind, self.info = "", "", {}  # type: tuple[str, str, dict[str, Any]]
         self.began = self.said = 0.0
@@ -58,6 +61,8 @@ class Progress(Listener):
         self.states[name] = {"kind": kind, "state": "resumed" if resumed else state}
         if "why" in info:
             self.states[name]["why"] = str(info["why"])
+        if "path" in info:
+            self.made[name] = Path(info["path"])
         if state in ("started", "resumed"):
             return self._start(name, kind, state, info)
         self._stop()
