@@ -16,6 +16,7 @@ for line in sys.stdin:
     told = json.loads(line)
     if told["do"] == "hang": time.sleep(100)
     if told["do"] == "die": os._exit(1)
+    if told["do"] == "talk": print("Warning: deprecated", flush=True)
     said = {"failed": "cannot"} if told["do"] == "fail" else {"answer": [os.getpid(), told["do"]]}
     print(json.dumps(said), flush=True)
 """
@@ -38,4 +39,7 @@ def test_a_worker_stays_until_it_hangs_or_dies(tmp_path: Path) -> None:
         with pytest.raises(Failed, match="it ended"):
             apart.ask({"do": "die"})
         assert apart.ask({"do": "x"})[0] not in (first, second)
+        with pytest.raises(Failed, match="something else than an answer"):
+            apart.ask({"do": "talk"})
+        assert apart.ask({"do": "x"})[1] == "x", "what it said later is no answer to this"
     assert apart.process is None

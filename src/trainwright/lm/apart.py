@@ -73,7 +73,11 @@ class Apart:
         if not line:
             self.close()
             raise Failed("it ended")
-        return json.loads(line)  # type: ignore[no-any-return]
+        try:
+            return dict(json.loads(line))
+        except (ValueError, TypeError, RecursionError):     # a library printed something
+            self.close()
+            raise Failed("it said something else than an answer") from None
 
     def close(self) -> None:
         """Kill the worker, if there is one."""
