@@ -36,8 +36,9 @@ def made(
     ctx = ctx or Context()
     ctx.folder, ctx.inputs = folder, {"model": [folder]}
     table = GradedPairs(**{"task": TASK} | settings).apply(documents.table(), ctx)
-    rows = columns(table, "id", "messages", "prompt", "chosen", "rejected").to_pylist()
-    return {row["id"]: row for row in rows if row["messages"]}
+    rows = columns(table, "id", "origin", "domain", "prompt", "chosen", "rejected").to_pylist()
+    assert len(rows) == len(list(documents.rows())) + sum(row["domain"] == "pairs" for row in rows)
+    return {row["origin"]: row for row in rows if row["domain"] == "pairs"}
 
 
 def content(turns: str) -> str:
@@ -48,20 +49,19 @@ def test_a_pair_is_the_first_of_the_best_and_of_the_worst(tmp_path: Path, monkey
     ctx = Context()
     before = {row["id"]: row for row in documents.rows() if row["messages"]}
     found = made(tmp_path, monkeypatch, [["no", "yes", "maybe", "never"], ["yes", "yes"], ["no", "no"]], ctx)
-    kept = [name for i, name in enumerate(sorted(found)) if i % 3 == 0]
+    assert sorted(found) == [name for i, name in enumerate(sorted(before)) if i % 3 == 0]
     for name, row in found.items():
-        if name in kept:
-            assert (content(row["chosen"]), content(row["rejected"])) == ("yes", "no")
-            assert json.loads(row["prompt"]) == json.loads(before[name]["messages"])[:-1]
-        else:
-            assert row["chosen"] == before[name]["chosen"] and row["messages"] == before[name]["messages"]
-    assert ctx.notes["graded_pairs/alike"][0][0] == pytest.approx(1 - len(kept) / len(found))
+        assert (content(row["chosen"]), content(row["rejected"])) == ("yes", "no")
+        assert json.loads(row["prompt"]) == json.loads(before[name]["messages"])[:-1]
+    assert ctx.notes["graded_pairs/alike"][0][0] == pytest.approx(1 - len(found) / len(before))
 
 
 def test_the_documents_answer_stands_in_where_all_are_wrong(tmp_path: Path, monkeypatch: Any) -> None:
     found = made(tmp_path, monkeypatch, [["no", "never"]], gold=True)
-    for row in found.values():
-        assert content(row["chosen"]) == json.loads(row["messages"])[-1]["content"]
+    before = {row["id"]: row for row in documents.rows() if row["messages"]}
+    assert found.keys() == before.keys()
+    for name, row in found.items():
+        assert content(row["chosen"]) == json.loads(before[name]["messages"])[-1]["content"]
         assert content(row["rejected"]) == "no"
 
 

@@ -22,6 +22,9 @@ class Talker:
     def __init__(self) -> None:
         self.read: list[dict[str, Any]] = []
 
+    def fits(self, turns: Any, tokens: int) -> bool:
+        return tokens < 1000
+
     def answers(self, turns: dict[str, Any], samples: int, *rest: Any) -> dict[str, list[str]]:
         self.read.append(turns)
         said = {name: one[-1]["content"] for name, one in turns.items()}
@@ -38,19 +41,21 @@ def made(folder: Path, monkeypatch: Any, **settings: Any) -> tuple[dict[str, dic
     table = LongPairs(**{"passage": 3, "longest": 6, "domains": ("prose",)} | settings).apply(
         documents.table(), ctx
     )
-    rows = columns(table, "id", "text", "prompt", "chosen", "rejected", "short", "domain").to_pylist()
-    return {row["id"]: row for row in rows if row["short"]}, talker
+    rows = columns(table, "id", "origin", "prompt", "chosen", "rejected", "short", "domain").to_pylist()
+    assert all((row["short"] is not None) == (row["domain"] == "pairs") for row in rows)
+    return {row["origin"]: row for row in rows if row["short"]}, talker
 
 
 def test_chosen_is_said_of_the_passage_and_rejected_of_the_whole(tmp_path: Path, monkeypatch: Any) -> None:
     found, _ = made(tmp_path, monkeypatch, question="Who?")
-    assert found and {row["domain"] for row in found.values()} == {"prose"}
-    for row in found.values():
+    texts = {row["id"]: row["text"] for row in documents.rows() if row["domain"] == "prose"}
+    assert found and found.keys() <= texts.keys()
+    for name, row in found.items():
         prompt, short, chosen, rejected = (
             json.loads(row[n]) for n in ("prompt", "short", "chosen", "rejected")
         )
         whole, part = (one[0]["content"].removesuffix("\n\nWho?") for one in (prompt, short))
-        assert whole == row["text"] and len(whole.split()) >= 6
+        assert whole == texts[name] and len(whole.split()) >= 6
         assert len(part.split()) == 3 and part in " ".join(whole.split())
         assert chosen == [{"role": "assistant", "content": "4 words"}]
         assert rejected == [{"role": "assistant", "content": f"{len(whole.split()) + 1} words"}]
@@ -67,8 +72,9 @@ def test_the_model_asks_the_question_of_the_passage(tmp_path: Path, monkeypatch:
 
 
 def test_what_it_refuses(tmp_path: Path, monkeypatch: Any) -> None:
-    with pytest.raises(UserError, match="no document that came in has 900 words"):
-        made(tmp_path, monkeypatch, longest=900)
+    for settings in ({"longest": 900}, {"new_tokens": 2000}):
+        with pytest.raises(UserError, match="no document that came in has"):
+            made(tmp_path, monkeypatch, **settings)
     monkeypatch.setattr(Talker, "answers", lambda self, turns, *rest: {name: ["same"] for name in turns})
     with pytest.raises(UserError, match="the same answer"):
         made(tmp_path / "other", monkeypatch, question="Who?")

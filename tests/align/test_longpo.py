@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.align import pairs
+from trainwright.align.dpo import Dpo
 from trainwright.align.longpo import Longpo, whole_rows
 from trainwright.check import tiny
 from trainwright.core.context import Context
@@ -59,7 +59,7 @@ def test_equal_answers_teach_nothing_and_a_missing_reference_is_refused() -> Non
 
 
 def test_another_reference_changes_the_loss_as_its_margin_does() -> None:
-    """What the reference makes of the short prompt enters as a difference: a shift of both changes nothing."""
+    """What the reference makes of the short prompt enters as a difference: to shift both changes nothing."""
     model, batch = pairs.moved(), given()
     shifted = batch | {name: batch[name] + 3 for name in ("chosen_reference", "rejected_reference")}
     turned = batch | {"chosen_reference": batch["chosen_reference"] - 30}
@@ -68,4 +68,13 @@ def test_another_reference_changes_the_loss_as_its_margin_does() -> None:
     )
     torch.testing.assert_close(one, same)
     assert (other < one).all()
-    assert json.dumps(Longpo().example) == "{}"
+
+
+def test_a_model_that_reads_the_long_prompt_is_dpos_reference() -> None:
+    model, batch, ctx = pairs.moved(), pairs.batch(), Context(frozen={"reference": tiny.model().eval()})
+    with torch.no_grad():
+        found = Longpo(reference="model", beta=0.2, preference=1.0).loss(model, batch, {}, ctx)
+        plain = Longpo(reference="model", beta=0.2, preference=0.0).loss(model, batch, {}, ctx)
+        other = Dpo(beta=0.2).loss(model, batch, {}, ctx)
+    torch.testing.assert_close(found - plain, other, rtol=1e-4, atol=1e-5)
+    assert not Longpo().asks() and Longpo(reference="model").asks()

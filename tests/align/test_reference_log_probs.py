@@ -1,6 +1,7 @@
 """Log-probabilities of a reference as a column: those that the objective would find by itself."""
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +80,27 @@ def test_a_pair_needs_both_answers_beside_it(asked: Path) -> None:
     with pytest.raises(UserError, match="no chosen_reference"):
         Dpo(reference="column").loss(tiny.model(), {n: t for n, t in rows(asked).items()
                                                     if "reference" not in n}, {}, ctx)
+
+
+def test_the_reference_may_read_another_prompt(tmp_path: Path) -> None:
+    """What it makes of the answers behind the short prompt, beside the tokens of the long one."""
+    import daft
+
+    place = tmp_path / "model"
+    families.save(moved(), place, tiny.tokenizer())
+    (tmp_path / "work").mkdir()
+    long, short = ([{"role": "user", "content": text}] for text in ("how many apples are left", "apples"))
+    said = {name: json.dumps([{"role": "assistant", "content": text}])
+            for name, text in (("chosen", "some more"), ("rejected", "today"))}
+    pair = {"id": "a", "text": "t", "messages": None} | said
+    table = daft.from_pylist([pair | {"prompt": json.dumps(long), "short": json.dumps(short)},
+                              pair | {"id": "b", "prompt": json.dumps(short), "short": json.dumps(short)}])
+    ctx = Context(inputs={"data": [tiny.corpus()], "model": [place]}, folder=tmp_path / "work")
+    own, other = (ReferenceLogProbs(length=LENGTH, prompt=prompt).apply(table, ctx).to_pydict()["reference"]
+                  for prompt in ("prompt", "short"))
+    own, other = ([json.loads(one) for one in told] for told in (own, other))
+    assert own[0]["of"] == other[0]["of"] and own[1] == other[1]
+    assert other[0]["chosen"] == pytest.approx(own[1]["chosen"], abs=1e-4) != own[0]["chosen"]
+    with pytest.raises(UserError, match="no column 'short'"):
+        ReferenceLogProbs(length=LENGTH, prompt="short").apply(table.exclude("short"), Context(
+            inputs=ctx.inputs, folder=place))

@@ -1,11 +1,11 @@
-"""Answers that a model of the recipe draws to conversations, and pairs of them as columns of a table."""
+"""Answers that a model of the recipe draws to conversations, and pairs of them as documents."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from daft import DataFrame
 
 Turns = list[dict[str, Any]]
-PAIR = ("prompt", "chosen", "rejected")
 
 
 class Step(NamedTuple):
@@ -64,6 +63,13 @@ class Writer:
     def ids(self, turns: Turns, begun: str = "") -> list[int]:
         """The tokens of that, and of how the answer begins."""
         return list(self.tokenizer(self.prompt(turns) + begun, add_special_tokens=False)["input_ids"])
+
+    def fits(self, turns: Turns, tokens: int) -> bool:
+        """Whether so many tokens have room behind a conversation in the model's positions."""
+        from trainwright.lm.losses import most_positions
+
+        most = most_positions(self.model)
+        return most is None or len(self.ids(turns)) + tokens <= most
 
     def answers(
         self,
@@ -152,20 +158,19 @@ class Writer:
         return {end} if isinstance(end, int) else set(end or ())
 
 
-def added(rows: DataFrame, pairs: Mapping[str, tuple[Turns, str, str]]) -> DataFrame:
-    """The table with pairs by the ids of their documents: a prompt, the better and the worse answer."""
-    import pyarrow as pa
+def paired(rows: DataFrame, pairs: Mapping[str, tuple[Turns, str, str]], domain: str, who: str) -> DataFrame:
+    """The table and documents of pairs: by documents' ids a prompt, the better and the worse answer."""
+    from trainwright.corpus.sources import document, table, union
 
-    from trainwright.corpus.selecting import attach
+    made = []
+    for name, (prompt, *answers) in pairs.items():
+        chosen, rejected = ([{"role": "assistant", "content": said}] for said in answers)
+        columns = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        one = document(id=paired_id(name, domain), domain=domain, source=who, origin=name, columns=columns)
+        made.append(one)
+    return union(rows, table(who, [partial(iter, made)]))
 
-    def told(part: int, one: tuple[Turns, str, str]) -> str:
-        made = one[0] if not part else [{"role": "assistant", "content": one[part]}]
-        return json.dumps(made, ensure_ascii=False)
 
-    made = {
-        f"new_{name}": pa.array([told(part, one) for one in pairs.values()], pa.large_string())
-        for part, name in enumerate(PAIR)
-    }
-    new = attach(rows, pa.table({"id": pa.array(list(pairs), pa.large_string())} | made))
-    kept = new.with_columns({name: new[f"new_{name}"].fill_null(new[name]) for name in PAIR})
-    return kept.select(*rows.column_names)
+def paired_id(name: str, domain: str) -> str:
+    """The id of the pair that is made from a document."""
+    return f"{name}#{domain}"

@@ -11,8 +11,8 @@ Frontiers in Open Language Model Post-Training" (arXiv 2411.15124) that are on p
 pairs of answers that are there. Prompts of which all answers are right, or all wrong, teach nothing: they
 have no pair, and their share is logged as ``graded_pairs/alike``; ``graded_pairs/right`` is the share of all
 answers that are right (grade 1). With ``gold``, a prompt whose answers are all wrong has the document's own
-answer as chosen. Conversations stay beside their pairs; held-out documents, documents that ask nothing and
-those without a pair stay what they are.
+answer as chosen. Pairs are documents of their own, in the domain ``domain`` and with the ``origin`` from
+which they were made; all others stay what they are.
 
 Not where a program cannot grade: with a reward model, ``from.reward`` of ``rollout``.
 
@@ -39,7 +39,7 @@ Turns = list[dict[str, Any]]
 
 
 class GradedPairs(Curate):
-    """Adds ``prompt``, ``chosen`` and ``rejected`` to conversations, of the model's own answers."""
+    """Writes pairs of a model's own answers to conversations."""
 
     task: dict[str, Any]
     """The task that grades, such as { use = "list_programs" }."""
@@ -51,6 +51,8 @@ class GradedPairs(Curate):
     """By how much the grades of a pair differ at least."""
     gold: bool = False
     """Whether the document's own answer is chosen where all that were drawn are wrong."""
+    domain: str = "pairs"
+    """Domain of the pairs."""
     new_tokens: Count = 64
     """Tokens of an answer at most."""
     batch_size: Count = 64
@@ -67,7 +69,7 @@ class GradedPairs(Curate):
     }
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.align._drawn import added
+        from trainwright.align._drawn import paired
         from trainwright.corpus.selecting import columns, settled
 
         rows = settled(documents, ctx)
@@ -85,9 +87,8 @@ class GradedPairs(Curate):
                 f"graded_pairs: to none of {len(asked)} prompts was there a right and a wrong answer: "
                 "draw more samples, or take easier or harder prompts."
             )
-        return added(
-            rows, {name: (asked[name][:-1], chosen, rejected) for name, (chosen, rejected) in pairs.items()}
-        )
+        made = {name: (asked[name][:-1], *answers) for name, answers in pairs.items()}
+        return paired(rows, made, self.domain, self.name)
 
     def _pairs(self, asked: dict[str, Turns], ctx: Context) -> dict[str, tuple[str, str]]:
         """Of prompts by the ids of their documents: the better and the worse answer."""

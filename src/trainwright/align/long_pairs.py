@@ -9,10 +9,12 @@ Optimization" (arXiv 2502.13922). Of each long document a passage of ``passage``
     prompt      the whole document and the question: what the policy reads for both answers
     short       the passage and the question: what the reference is to read for both
 
-The column ``short`` is read by ``{ use = "reference_log_probs", prompt = "short" }`` of the next corpus
-stage, with the model that was not changed yet, and ``longpo`` learns from the result. Documents of fewer
-words than ``longest`` are left as they are, as are those of which both answers are the same. What is rejected
-is what the model itself says with all of the text before it, never a text made worse on purpose.
+Documents that are too long for the model have no pair. The column ``short`` is read by ``{ use =
+"reference_log_probs", prompt = "short" }`` of the next corpus stage, with the model that was not changed yet,
+and ``longpo`` learns from the result. Documents of fewer words than ``longest`` have no pair, nor those of
+which both answers are the same. What is rejected is what the model itself says with all of the text before
+it, never a text made worse on purpose. Pairs are documents of their own, in the domain ``domain``, with the
+``origin`` from which they were made.
 
 Not where the model cannot answer from a short passage: it teaches itself. Left out: several questions on one
 document, as one conversation, and the extension of positions, which is a surgery of its own.
@@ -33,13 +35,14 @@ from trainwright.core.stage import Role
 if TYPE_CHECKING:
     from daft import DataFrame
 
+    from trainwright.align._drawn import Writer
     from trainwright.core.context import Context
 
 TEXT, QUESTION = "{text}", "{question}"
 
 
 class LongPairs(Curate):
-    """Adds ``prompt``, ``chosen``, ``rejected`` and ``short`` to long documents."""
+    """Writes pairs of a model's own answers to long documents, with the column ``short``."""
 
     passage: Count = 200
     """Words of the short passage."""
@@ -53,6 +56,8 @@ class LongPairs(Curate):
     """What the model reads: a passage or a document, and the question."""
     domains: tuple[str, ...] = ()
     """Domains of the documents; all of them by default."""
+    domain: str = "pairs"
+    """Domain of the pairs."""
     new_tokens: Count = 64
     """Tokens of a question and of an answer at most."""
     temperature: Rate = 0.0
@@ -65,9 +70,10 @@ class LongPairs(Curate):
         "again for each look"
     }
     example: ClassVar[dict[str, Any]] = {
-        "passage": 2,
-        "longest": 4,
-        "question": "Why?",
+        "passage": 1,
+        "longest": 2,
+        "template": "{text} {question}",
+        "question": "?",
         "new_tokens": 3,
         "domains": ["prose"],
         "temperature": 1.0,
@@ -86,20 +92,18 @@ class LongPairs(Curate):
 
         import pyarrow as pa
 
-        from trainwright.align._drawn import Writer, added
+        from trainwright.align._drawn import Writer, paired, paired_id
         from trainwright.corpus.selecting import attach, columns, settled
 
         rows = settled(documents, ctx)
         table = columns(rows.where(rows["messages"].is_null()), "id", "text", "domain").sort_by("id")
-        long = {
-            one["id"]: one["text"]
-            for one in table.to_pylist()
-            if len(str(one["text"] or "").split()) >= self.longest
-            and (not self.domains or one["domain"] in self.domains)
-        }
-        if not long:
-            raise UserError(f"long_pairs: no document that came in has {self.longest} words or more.")
         writer = Writer.of(ctx.path("model"), ctx, self.name)
+        long = {one["id"]: one["text"] for one in table.to_pylist() if self._long(one, writer)}
+        if not long:
+            raise UserError(
+                f"long_pairs: no document that came in has {self.longest} words or more and leaves the model "
+                "room for an answer."
+            )
         short = {name: self.part(text, f"{ctx.seed}/{name}") for name, text in long.items()}
         asked = self._questions(writer, short)
         read = {"short": short, "long": long}
@@ -120,10 +124,17 @@ class LongPairs(Curate):
                 "the short passage and to the whole."
             )
         made = {
-            "id": pa.array(list(pairs), pa.large_string()),
+            "id": pa.array([paired_id(name, self.domain) for name in pairs], pa.large_string()),
             "short": pa.array([json.dumps(prompts["short"][name]) for name in pairs], pa.large_string()),
         }
-        return attach(added(rows, pairs), pa.table(made))
+        return attach(paired(rows, pairs, self.domain, self.name), pa.table(made))
+
+    def _long(self, row: dict[str, Any], writer: Writer) -> bool:
+        """Whether a document is long, and not too long for the model with a question and an answer."""
+        asked, text = not self.domains or row["domain"] in self.domains, str(row["text"] or "")
+        tokens = self.new_tokens if self.question else 2 * self.new_tokens
+        long = asked and len(text.split()) >= self.longest
+        return long and writer.fits(self._turns(text, self.question), tokens)
 
     def part(self, text: str, seed: str) -> str:
         """A passage of a document, which begins at a word of its own."""

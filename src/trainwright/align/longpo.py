@@ -21,21 +21,22 @@ Not without the long answers of the model itself as rejected. The paper's settin
 a rate of 5e-7 with RMSprop, one epoch, and lengths that double from iteration to iteration, each from the
 model of the last.
 
-Errors: a batch without pairs or without what the reference made of them.
+Errors: a batch without pairs or without what the reference made of them; no reference.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainwright.align._pairs import SIDES, need, rows_of, teaching
+from trainwright.align._pairs import SIDES, check_reference, need, reference_pairs, rows_of, teaching
 from trainwright.core.context import Context
 from trainwright.core.method import UNTRAINED, Batch, Objective, State
 from trainwright.core.settings import Positive, Rate
+from trainwright.core.stage import Role
 from trainwright.lm.losses import token_losses
 
 
@@ -46,23 +47,37 @@ class Longpo(Objective):
     """How strongly the model is held to its reference."""
     preference: Rate = 0.01
     """Factor of the preference; that of the likelihood is 1."""
+    reference: Literal["column", "model"] = "column"
+    """Where the reference's log-probabilities come from: the column, made with the short prompt; or a frozen
+    model that reads the long one, as in DPO, to compare with."""
+    roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True, instead="model")}
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    example: ClassVar[dict[str, Any]] = {"reference": "model", "preference": 1.0}
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"use": "examples", "fields": ["chosen", "rejected", "reference"], "domains": ["chat"], "length": 32},
+        {"use": "examples", "fields": ["chosen", "rejected"], "domains": ["chat"], "length": 32},
     )
+
+    def asks(self) -> dict[str, Role]:
+        return self.roles if self.reference == "model" else {}
+
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        check_reference(self.name, self.reference, model, ctx)
+        return {}
 
     def count(self, batch: Batch) -> float:
         return float(teaching(self.name, batch).sum())
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
         learned = teaching(self.name, batch)
-        need(self.name, batch, [f"{side}_reference" for side in SIDES])
+        if self.reference == "column":
+            need(self.name, batch, [f"{side}_reference" for side in SIDES])
+        other = reference_pairs(self.reference, model, batch, ctx, packed=False)
         whole = whole_rows(batch)
         losses = token_losses(model, whole, ctx)
         answer = torch.cat([batch[f"{side}_targets"] for side in SIDES]) != UNTRAINED
         logp = -torch.where(answer[:, : losses.shape[1]], losses, 0).sum(1)
         chosen, rejected = logp.chunk(2)
-        apart = (chosen - batch["chosen_reference"]) - (rejected - batch["rejected_reference"])
+        apart = (chosen - other.chosen) - (rejected - other.rejected)
         tokens = (whole["targets"] != UNTRAINED).sum(1).chunk(2)[0]
         nll = losses.chunk(2)[0].sum(1) / tokens.clamp(min=1)
         if many := int(learned.sum()):

@@ -56,8 +56,11 @@ class ReferenceLogProbs(Curate):
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
         from trainwright.lm.model_columns import Asking, column_of
         pairs = Asking(self.name, "reference", ("chosen", "rejected"), self.length, self.batch_tokens,
-                       "preference pair")
-        return column_of(documents, ctx, pairs, documents["chosen"].not_null(), self._told)
+                       "preference pair", None if self.prompt == "prompt" else self.prompt)
+        which = documents["chosen"].not_null()
+        if self.prompt == "short" and self.prompt in documents.column_names:
+            which = which & documents[self.prompt].not_null()
+        return column_of(documents, ctx, pairs, which, self._told)
 
     def _told(self, model: nn.Module, batch: dict[str, Any], ctx: Context) -> Iterator[str]:
         """What the column holds of each pair."""
@@ -65,8 +68,10 @@ class ReferenceLogProbs(Curate):
 
         from trainwright.align._pairs import scored
         from trainwright.corpus.inputs import fingerprints
+        from trainwright.lm.model_columns import READ
+        read = {name.removeprefix(READ): t for name, t in batch.items() if name.startswith(READ)} or batch
         with torch.no_grad():
-            found = scored(model, batch, ctx, packed=False)
+            found = scored(model, read, ctx, packed=False)
         told = zip(found.chosen.tolist(), found.rejected.tolist(), fingerprints(batch), strict=True)
         for chosen, rejected, of in told:
             yield json.dumps({"chosen": chosen, "rejected": rejected, "of": of})

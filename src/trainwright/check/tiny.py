@@ -285,7 +285,8 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
     objective = next((m for m in needed if isinstance(m, Objective)), default("Objective"))
     rest = [m for m in needed if not isinstance(m, (Data, Objective))]
     if isinstance(method, Data):
-        return [*data, method, objective, default("Optimizer"), *rest]
+        learns = [] if isinstance(method, Objective) else [objective]
+        return [*data, method, *learns, default("Optimizer"), *rest]
     if isinstance(method, Objective):
         return [*data, method, default("Optimizer"), *rest]
     if isinstance(method, Optimizer):

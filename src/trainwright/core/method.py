@@ -103,8 +103,7 @@ class Data(Method):
     """Makes or changes batches. Composes by pulling: each pulls from the one before it."""
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
-        """This rank's rows of one whole step (``ctx.rows(n)`` says which). The first
-        of a chain never pulls."""
+        """This rank's rows of one whole step (``ctx.rows(n)``). The first of a chain never pulls."""
         raise NotImplementedError
 
     def epoch(self, ctx: Context) -> int | None:
@@ -116,8 +115,7 @@ class Data(Method):
         return None
 
     def preview(self, batch: Batch, ctx: Context) -> str:
-        """One example of a batch as a person would read it, with what is trained marked.
-        Printed before training."""
+        """One example of a batch as a person would read it, what is trained marked; printed first."""
         return ""
 
 
@@ -145,8 +143,7 @@ class Surgery(Method):
         raise NotImplementedError
 
     def resized(self, config: Any) -> Any:
-        """The transformers config of the model after the operation, given that of before: a
-        copy, where sizes change."""
+        """The transformers config after the operation, given that of before: a copy, where sizes change."""
         return config
 
     def fold(self, model: nn.Module) -> None:
@@ -185,8 +182,7 @@ class Objective(Method):
         raise NotImplementedError
 
     def loss(self, model: nn.Module, batch: Batch, state: State, ctx: Context) -> Tensor:
-        """One number per unit, rows first; entries that are no unit are zero. Never
-        divide: only the loop does."""
+        """One number per unit, rows first; entries that are no unit are 0. Only the loop divides."""
         raise NotImplementedError
 
 

@@ -31,6 +31,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+from trainwright.core.method import Task
 from trainwright.evaluate._solving import Asking, Question, Solved
 
 Check = Callable[[str, str], bool]
@@ -66,12 +67,12 @@ CHECKS: dict[str, Check] = {
 WORDS = ("bread", "river", "stone", "cloud", "apple", "night")
 
 
-class FollowsFormat(Asking):
+class FollowsFormat(Asking, Task):
     """Answers that follow the instructions on their form, or do not."""
 
     makes: ClassVar[tuple[str, ...]] = ("follows_format", "follows_format_*")
     example: ClassVar[dict[str, Any]] = {
-        "questions": ["Say something. Use only lower case. Use at most 9 words."],
+        "questions": ["Use no commas."],
         "new_tokens": 2,
     }
 

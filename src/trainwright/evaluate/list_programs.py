@@ -27,6 +27,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+from trainwright.core.method import Task
 from trainwright.evaluate._solving import Asking, Question, Solved
 
 PROGRAMS: dict[str, Callable[[list[str]], list[str]]] = {
@@ -45,7 +46,7 @@ ASKED = re.compile(r"([A-Z][a-z]+): ((?:\w+ )*\w+)")
 LETTERS = "abcdefgh"
 
 
-class ListPrograms(Asking):
+class ListPrograms(Asking, Task):
     """Results of small programs on lists, right or wrong."""
 
     programs: tuple[str, ...] = ("reverse", "sort", "last")

@@ -34,7 +34,8 @@ from typing import Any, ClassVar, Literal
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.settings import Count, Positive
+from trainwright.core.method import Task
+from trainwright.core.settings import Count, Seconds
 from trainwright.evaluate._solving import ANSWER, Solving, facts
 from trainwright.lm.apart import Apart, Failed
 
@@ -43,14 +44,14 @@ NUMBER = re.compile(r"-?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d)(?:/\d+)?)
 BOX = r"\boxed{"
 
 
-class MathAnswers(Solving):
+class MathAnswers(Solving, Task):
     """Results that are equal to those of the documents, or are not."""
 
     by: Literal["number", "expression"] = "number"
     """How results are compared."""
     answers: dict[str, str] = field(default_factory=dict)
     """Right answers by question, beside those of the documents."""
-    seconds: Positive = 5.0
+    seconds: Seconds = 5.0
     """Of a comparison of expressions, at most."""
     new_tokens: Count = 256
     """Tokens of an answer at most."""
@@ -60,6 +61,11 @@ class MathAnswers(Solving):
         "answers": {"What is 3 + 4?": "7"},
         "new_tokens": 2,
     }
+
+    def grade(self, prompt: str, answer: str) -> float:
+        """By the answers of the settings, as numbers; ``grader`` knows those of the documents."""
+        right = result(self.answers.get(prompt, ""))
+        return float(equal(right, result(answer))) if right else math.nan
 
     def grader(self, ctx: Context) -> Callable[[str, str], float]:
         if self.by == "expression" and importlib.util.find_spec("math_verify") is None:

@@ -70,15 +70,16 @@ class MultipleChoice(Task):
     makes: ClassVar[tuple[str, ...]] = ("multiple_choice", "multiple_choice_*")
     example: ClassVar[dict[str, Any]] = {"choices": ["yes", "no"], "domains": ["chat"], "most": 3}
 
+    def grade(self, prompt: str, answer: str) -> float:
+        """By the choices of the settings; ``grader`` knows those of the documents."""
+        return chosen(Choices(self.choices, 0), answer) if self.choices else math.nan
+
     def grader(self, ctx: Context) -> Callable[[str, str], float]:
         known = {question: self._of(told) for question, told in facts(ctx).items()}
 
         def grade(prompt: str, answer: str) -> float:
             found = known.get(prompt)
-            said = answer.strip().removesuffix(".")
-            return (
-                math.nan if found is None else float(said in (found.texts[found.right], LETTERS[found.right]))
-            )
+            return math.nan if found is None else chosen(found, answer)
 
         return grade
 
@@ -132,3 +133,8 @@ class MultipleChoice(Task):
                 losses = token_losses(model, padded(rows[at : at + self.batch_size], ctx), ctx)
             found.append(-losses.double().sum(1).cpu())
         return torch.cat(found) / torch.tensor(sizes, dtype=torch.float64).clamp(min=1)
+
+
+def chosen(one: Choices, answer: str) -> float:
+    """Whether an answer is the right choice, by its text or its letter, and nothing else."""
+    return float(answer.strip().removesuffix(".") in (one.texts[one.right], LETTERS[one.right]))

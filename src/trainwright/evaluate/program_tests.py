@@ -30,6 +30,7 @@ from typing import Any, ClassVar
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.core.method import Task
 from trainwright.core.settings import Count
 from trainwright.evaluate._solving import Solving, facts
 from trainwright.lm.sandbox import Limits, Ran, run, warning
@@ -37,7 +38,7 @@ from trainwright.lm.sandbox import Limits, Ran, run, warning
 BLOCK = re.compile(r"```[a-zA-Z0-9]*[ \t]*\n(.*?)```", re.DOTALL)
 
 
-class ProgramTests(Solving):
+class ProgramTests(Solving, Task):
     """Programs that pass the tests of their documents, or do not."""
 
     tests: str = ""
@@ -55,6 +56,10 @@ class ProgramTests(Solving):
         "most": 2,
         "new_tokens": 2,
     }
+
+    def grade(self, prompt: str, answer: str) -> float:
+        """By the tests of the settings; ``grader`` knows those of the documents."""
+        return float(self.ran(prompt, answer, self.tests).how == "passed") if self.tests else math.nan
 
     def grader(self, ctx: Context) -> Callable[[str, str], float]:
         tests = {asked: str(told.get("tests") or self.tests) for asked, told in facts(ctx).items()}

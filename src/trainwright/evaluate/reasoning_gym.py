@@ -31,7 +31,8 @@ from torch import nn
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.settings import Count, Positive
+from trainwright.core.method import Task
+from trainwright.core.settings import Count, Seconds
 from trainwright.evaluate._solving import Asking, Question, Solved, facts
 from trainwright.lm.apart import Apart, Failed
 
@@ -40,7 +41,7 @@ LEVEL = "level"
 ENTRY = "entry"
 
 
-class ReasoningGym(Asking):
+class ReasoningGym(Asking, Task):
     """Answers that a generator of questions grades."""
 
     dataset: str = "chain_sum"
@@ -49,7 +50,7 @@ class ReasoningGym(Asking):
     """Its settings; "level" stands for the level of a question."""
     fresh: Count | None = None
     """Level of questions that are made here, as many as ``most``; default: those of the corpus are asked."""
-    seconds: Positive = 5.0
+    seconds: Seconds = 5.0
     """Of grading an answer, at most."""
     makes: ClassVar[tuple[str, ...]] = ("reasoning_gym", "reasoning_gym_*")
     needs: ClassVar[tuple[str, ...]] = ("reasoning_gym",)
@@ -63,6 +64,10 @@ class ReasoningGym(Asking):
             raise UserError(f"reasoning_gym: {self.dataset}: {error}") from None
         kept = json.loads(json.dumps(entry, default=str))
         return Question(entry["question"], str(entry["answer"]), {ENTRY: kept})
+
+    def grade(self, prompt: str, answer: str) -> float:
+        """Not known without the document, or the question that was made here: ``grader`` knows them."""
+        return math.nan
 
     def grader(self, ctx: Context) -> Callable[[str, str], float]:
         self._package()

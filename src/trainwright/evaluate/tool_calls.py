@@ -29,6 +29,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+from trainwright.core.method import Task
 from trainwright.evaluate._solving import Asking, Question, Solved
 
 VERBS, NOUNS = ("add", "get", "set", "find", "drop"), ("note", "time", "task", "file", "user", "price")
@@ -39,14 +40,14 @@ ASKED = re.compile(r"Tools: .*?\. Call (\w+)(?: with (.*))?\.$", re.DOTALL)
 VALUE = re.compile(r'(\w+) ("(?:[^"\\]|\\.)*"|-?\d+|true|false)')
 
 
-class ToolCalls(Asking):
+class ToolCalls(Asking, Task):
     """Calls of functions as JSON, right or wrong."""
 
     functions: int = 2
     """Functions that a prompt of ``task_questions`` lists."""
     makes: ClassVar[tuple[str, ...]] = ("tool_calls", "tool_calls_*")
     example: ClassVar[dict[str, Any]] = {
-        "questions": ['Tools: get_time(city: string). Call get_time with city "red".'],
+        "questions": ["Tools: f(n: integer). Call f with n 3."],
         "new_tokens": 2,
     }
 

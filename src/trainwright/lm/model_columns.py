@@ -12,6 +12,7 @@ from torch import nn
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
+from trainwright.corpus.columns import PROMPT
 from trainwright.corpus.inputs import Inputs
 from trainwright.corpus.selecting import attach, columns, settled
 from trainwright.corpus.tokens import open_corpus
@@ -19,6 +20,7 @@ from trainwright.corpus.tokens import open_corpus
 if TYPE_CHECKING:
     from daft import DataFrame, Expression
 
+READ = "read_"
 Told = Callable[[nn.Module, dict[str, Any], Context], Iterator[str]]
 """From the model and a batch (``Inputs.batch`` as tensors on the device) to a string for each row."""
 
@@ -38,6 +40,9 @@ class Asking(NamedTuple):
     """Tokens of a forward pass, roughly."""
     what: str = "document to read"
     """What there must be at least one of."""
+    prompt: str | None = None
+    """A column of prompts that the model reads in place of a pair's own: its batch then has the same
+    inputs a second time, made with them, under names that begin with ``READ``."""
 
 
 def column_of(documents: DataFrame, ctx: Context, asking: Asking, which: Expression,
@@ -55,7 +60,10 @@ def column_of(documents: DataFrame, ctx: Context, asking: Asking, which: Express
         raise UserError(f"{asking.who}: the corpus was tokenized by another tokenizer than the model's "
                         "own: make it with from = { tokenizer = … } of the model's stage.")
     inputs = Inputs(corpus, asking.fields, asking.length, tokenizer=own)
-    table = columns(rows.where(which), *inputs.columns)
+    other = () if asking.prompt is None else (asking.prompt,)
+    if missing := [name for name in other if name not in rows.column_names]:
+        raise UserError(f"{asking.who}: the documents have no column {missing[0]!r}: long_pairs writes it.")
+    table = columns(rows.where(which), *inputs.columns, *other)
     if not len(table):
         raise UserError(f"{asking.who}: no document that came in is a {asking.what}.")
     found = table.sort_by("id").to_pylist()
@@ -63,7 +71,11 @@ def column_of(documents: DataFrame, ctx: Context, asking: Asking, which: Express
     many = max(1, asking.batch_tokens // (len(asking.fields) * asking.length))
     said: list[str] = []
     for at in range(0, len(found), many):
-        made = inputs.batch(found[at:at + many])
+        part = found[at:at + many]
+        made = inputs.batch(part)
+        if asking.prompt is not None:
+            read = inputs.batch([row | {PROMPT: row[asking.prompt]} for row in part])
+            made |= {f"{READ}{name}": array for name, array in read.items()}
         said += told(model, {n: torch.from_numpy(a).to(ctx.device) for n, a in made.items()}, ctx)
     return attach(rows, pa.table({"id": pa.array([row["id"] for row in found], pa.large_string()),
                                   asking.column: pa.array(said, pa.large_string())}))

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import trainwright
+from tests.align import pairs
 from tests.corpus.corpora import build, texts
 from tests.corpus.test_columns import picture
 from trainwright.core.context import Context
@@ -163,3 +164,14 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
                        ({"image_size": 0}, "image_size positive")):
         with pytest.raises(ValueError, match=why):
             Examples(**wrong)
+
+
+def test_the_end_of_an_answer_may_be_left_out() -> None:
+    whole, steps = (pairs.batch(ends=ends) for ends in (True, False))
+    for side in ("chosen", "rejected"):
+        learned, kept = (one[f"{side}_targets"] != -100 for one in (whole, steps))
+        assert (learned.sum(1) - kept.sum(1)).tolist() == [1] * len(learned)
+        last = learned.shape[1] - 1 - learned.flip(1).int().argmax(1)
+        assert not kept[torch.arange(len(kept)), last].any() and not (kept & ~learned).any()
+    with pytest.raises(ValueError, match="ends = false goes with"):
+        Examples(fields=("chosen", "rejected", "reference"), ends=False)
