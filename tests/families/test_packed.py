@@ -98,3 +98,15 @@ def test_weights_off_their_grid_and_other_layers_are_refused() -> None:
     RoundNearest().operate(other, Context())
     with pytest.raises(UserError, match=r'holds nn\.Linear alone, and .* is Conv1D: write stored = "float"'):
         packed.ask(other, "a stage")
+
+
+def test_a_layer_as_wide_as_a_group_has_the_same_kind_of_grid(tmp_path: Path) -> None:
+    test_the_same_weights_come_back(tmp_path, 4, 16)
+
+
+def test_two_kinds_of_grids_are_refused() -> None:
+    model = tiny.model()
+    for bits, layers in ((4, "attention"), (8, "mlp")):
+        RoundNearest(bits=bits, layers=layers).operate(model, Context())
+    with pytest.raises(UserError, match=r"holds grids of one kind, .* differ in bits or group_size"):
+        packed.ask(model, "a stage")

@@ -65,7 +65,23 @@ def ask(model: nn.Module, where: str) -> None:
         if not torch.equal(_values(weight, grids), weight):
             raise UserError(f'{where}: the weights of {name} are not on their grid any more: '
                             'write precision = "fp32", and let no other method change them.')
+    sizes = {n: model.get_submodule(n).in_features for n in held}
+    if len(kinds := _kinds(held, sizes)) > 1:
+        (_, first), (_, other) = list(kinds.items())[:2]
+        raise UserError(f'{where}: stored = "packed" holds grids of one kind, by which transformers makes '
+                        f"floats of all, and those of {first} and {other} differ in bits or group_size: take the "
+                        'same for all, or write stored = "float".')
     model.__dict__[ASKED] = True
+
+
+def _kinds(held: dict[str, Grids], sizes: dict[str, int]) -> dict[tuple[int, bool, int], str]:
+    """The kinds of grids (bits, with zeros or not, inputs that share one), each with its first layer."""
+    grouped = any(g.scale.shape[1] > 1 for g in held.values())
+    found: dict[tuple[int, bool, int], str] = {}
+    for name, g in held.items():
+        each = sizes[name] // g.scale.shape[1] if grouped else 0
+        found.setdefault((g.bits, g.zero is not None, each), name)
+    return found
 
 
 def _values(weight: Tensor, grids: Grids) -> Tensor:
@@ -94,9 +110,10 @@ def pack(model: nn.Module) -> dict[str, Any] | None:
     from compressed_tensors.quantization import QuantizationConfig
     held: dict[str, Grids] = model.__dict__.pop(KEPT)
     groups: dict[str, Any] = {}
+    grouped = any(g.scale.shape[1] > 1 for g in held.values())
     for name, grids in held.items():
         layer = model.get_submodule(name)
-        scheme = _scheme(name, grids, layer.weight.shape[1])
+        scheme = _scheme(name, grids, layer.weight.shape[1] if grouped else 0)
         same = groups.setdefault(repr(scheme.weights), scheme)
         same.targets = sorted({*same.targets, name})
         parts = {"weight": layer.weight.detach(), "weight_scale": grids.scale}
@@ -113,11 +130,11 @@ def pack(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _scheme(name: str, grids: Grids, inputs: int) -> Any:
+    """What the format calls the grids of a layer with so many inputs; 0 where no layer has groups."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    count = grids.scale.shape[1]
     weights = QuantizationArgs(num_bits=grids.bits, symmetric=grids.zero is None,
-                               strategy="channel" if count == 1 else "group",
-                               group_size=None if count == 1 else inputs // count)
+                               strategy="group" if inputs else "channel",
+                               group_size=inputs // grids.scale.shape[1] if inputs else None)
     return QuantizationScheme(targets=[name], weights=weights, format=FORMAT)
 
 
