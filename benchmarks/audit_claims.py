@@ -95,7 +95,7 @@ def learning_curve_prediction(seed: int, store: Path) -> Pair:
 
 def factual_knowledge_acquisition(seed: int, store: Path) -> Pair:
     """The decay of what is memorized: of facts that were paraphrased, and of those that were repeated."""
-    facts = {"use": "factual_knowledge_acquisition", "at": [40, 55, 70, 85, 100], "facts": 32, "every": 5,
+    facts = {"use": "factual_knowledge_acquisition", "at": [40, 55, 70, 85, 100], "facts": 16, "every": 5,
              "window": 14}
     made = lived(seed, store, corpus(3.0, 0.04), base(300_000, facts))
     last = made["base"].metrics()[-1]

@@ -85,8 +85,10 @@ def test_rows_are_documents_apart() -> None:
     assert first["targets"].tolist() == [2, 3, 9, 5, 9, -100]
     assert first["position_ids"].tolist() == [0, 1, 2, 0, 1, 2]
     assert second["input_ids"].tolist() == [6, 7, 8, 5, 4, 0]
-    with pytest.raises(UserError, match="make rows longer"):
-        packed([[0] * 9], 6)
+    [begin, rest] = packed([[1, 2, 3, 4, 5, 6, 7, 8, 9]], 6)
+    assert begin["targets"].tolist() == [2, 3, 4, 5, 6, 7]
+    assert rest["input_ids"].tolist() == [7, 8, 0, 0, 0, 0]
+    assert len(packed([[1, 2], [3, 4]], 6, alone=True)) == 2
 
 
 def test_what_is_known_and_what_is_told(ctx: Context) -> None:
@@ -112,7 +114,7 @@ def test_what_is_known_and_what_is_told(ctx: Context) -> None:
             FactualKnowledgeAcquisition(**settings)
     with pytest.raises(UserError, match="the stage has 6 steps"):
         FactualKnowledgeAcquisition(at=(6,)).init(model, ctx)
-    with pytest.raises(UserError, match="more than half"):
+    with pytest.raises(UserError, match="more than the 16 of a step"):
         ctx.step = 1
-        FactualKnowledgeAcquisition(at=(1,), facts=64).next(
+        FactualKnowledgeAcquisition(at=(1,), facts=120).next(
             lambda: pack.next(None, rows, ctx), state, copy.copy(ctx))  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ lands, rivers), and their number is ``facts``. Batch sizes, stages and sizes of 
 
 Not to be measured from a fresh optimizer in the middle of a run: its first steps change E.
 
-Errors: ``at`` beyond the steps of the stage; rows too few or too short for the passages; no tokenizer.
+Errors: ``at`` beyond the steps of the stage; too few rows for the passages; no tokenizer; batches that are no
+rows of tokens.
 """
 from __future__ import annotations
 
@@ -40,6 +41,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, Evaluator, State
 from trainwright.core.settings import Count
 from trainwright.evaluate.audit._inventions import LEVELS, Fact, invented
+from trainwright.evaluate.audit._replaced import REPLACED, check_rows
 from trainwright.lm.losses import evaluating, field, padded, token_losses
 
 CONDITIONS = ("duplicate", "paraphrase", "once", "never")
@@ -63,7 +65,6 @@ class FactualKnowledgeAcquisition(Data, Evaluator):
     expected_failures: ClassVar[dict[str, str]] = {
         "measuring_moves_nothing": "in a training stage it also injects what it measures"}
     example: ClassVar[dict[str, Any]] = {"at": [1, 3], "facts": 4, "every": 2}
-    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "pack", "length": 64},)
 
     def __post_init__(self) -> None:
         if not self.at or min(self.at) < 0 or sorted(set(self.at)) != list(self.at):
@@ -97,20 +98,20 @@ class FactualKnowledgeAcquisition(Data, Evaluator):
     def injected(self, batch: Batch, ctx: Context) -> Batch:
         """The batch with some rows replaced by those of this step's passages."""
         mine, length = field(batch, "input_ids").shape
-        rows = packed(self.passages(ctx), length)
+        check_rows(batch, self.name)
+        rows = packed(self.passages(ctx), length, not batch.get("packed", True))
         every = ctx.batch_rows or mine
-        if len(rows) > every // 2:
+        if len(rows) > every:
             raise UserError(f"factual_knowledge_acquisition: the passages of a step are {len(rows)} rows of "
-                            f"{length} tokens, more than half of the {every} of a step: take fewer facts.")
+                            f"{length} tokens, more than the {every} of a step: take fewer facts.")
         here = range(every)[ctx.rows(every)]
         places = torch.randperm(every, generator=ctx.rng("factual_knowledge_acquisition"))[:len(rows)]
-        out = {name: batch[name].clone() for name in ("input_ids", "targets", "position_ids", "document",
-                                                      "address") if name in batch}
+        out = {name: batch[name].clone() for name in REPLACED if name in batch}
         for place, row in zip(places.tolist(), rows, strict=True):
             if place in here:
                 for name, tensor in out.items():
                     tensor[place - here.start] = row[name]
-        return batch | out | {"packed": True}
+        return batch | out
 
     def passages(self, ctx: Context) -> list[list[int]]:
         """The tokens of what is injected at this step."""
@@ -176,16 +177,14 @@ class FactualKnowledgeAcquisition(Data, Evaluator):
 
 
 
-def packed(texts: Sequence[Sequence[int]], length: int) -> list[dict[str, Tensor]]:
-    """Texts as rows, as many in each as there is room for; what is left is padding."""
+def packed(texts: Sequence[Sequence[int]], length: int, alone: bool = False) -> list[dict[str, Tensor]]:
+    """Texts as rows, as many in each as there is room for, or one; what is left is padding. A text that is
+    longer than a row goes on in the next one, as a document of its own."""
     rows: list[dict[str, Tensor]] = []
     used, number = length, 0
-    for ids in texts:
+    for ids in (text[at:at + length + 1] for text in texts for at in range(0, len(text) - 1, length)):
         many = len(ids) - 1
-        if many > length:
-            raise UserError(f"factual_knowledge_acquisition: a passage has {len(ids)} tokens, and a row "
-                            f"{length}: make rows longer.")
-        if used + many > length:
+        if used + many > length or alone:
             rows.append({"input_ids": torch.zeros(length, dtype=torch.int64),
                          "targets": torch.full((length,), UNTRAINED), "position_ids": torch.arange(length),
                          "document": torch.full((length,), -1), "address": torch.full((length,), -1)})

@@ -42,11 +42,9 @@ from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Batch, Data, State
 from trainwright.core.stage import CORPUS, Role
 from trainwright.corpus.tokens import open_corpus
+from trainwright.evaluate.audit._replaced import REPLACED, check_rows
 from trainwright.lm.losses import field
 from trainwright.lm.rows import Cut, Rows, rows_of
-
-REPLACED = ("input_ids", "targets", "position_ids", "document", "address")
-"""What a row of a batch consists of, beside its domain."""
 
 
 class TrainOnceAnswerAll(Data):
@@ -60,7 +58,6 @@ class TrainOnceAnswerAll(Data):
     """Which documents of the experiments are trained on."""
     roles: ClassVar[dict[str, Role]] = {"experiments": CORPUS._replace(instead="data")}
     example: ClassVar[dict[str, Any]] = {"shares": {"code": 0.2, "prose": 0.1}}
-    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "pack", "length": 32},)
 
     def __post_init__(self) -> None:
         if not self.shares or min(self.shares.values()) <= 0 or sum(self.shares.values()) > 0.5:
@@ -84,9 +81,7 @@ class TrainOnceAnswerAll(Data):
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         batch, taken = pull(), state["shared"]["taken"]
         mine, length = len(field(batch, "input_ids")), field(batch, "input_ids").shape[1]
-        if missing := [name for name in REPLACED[:4] if name not in batch]:
-            raise UserError("train_once_answer_all replaces rows of tokens, and the batch has no "
-                            f"{', '.join(missing)}: pull from pack.")
+        check_rows(batch, self.name)
         every = ctx.batch_rows or mine
         here = range(every)[ctx.rows(every)]
         out = {name: batch[name].clone() for name in REPLACED if name in batch}
@@ -100,7 +95,8 @@ class TrainOnceAnswerAll(Data):
             ctx.note(f"rows/{name}", float(len(places)))
             for i, place in enumerate(places.tolist()):
                 if place in here:
-                    row = self.rows(name, length, ctx).batch([(name, first + i)])
+                    alone = not batch.get("packed", True)
+                    row = self.rows(name, length, alone, ctx).batch([(name, first + i)])
                     for part, tensor in out.items():
                         tensor[place - here.start] = row[part][0]
                     domain[place - here.start] = domains.index(name)
@@ -115,9 +111,9 @@ class TrainOnceAnswerAll(Data):
             out[name], order = order[:many], order[many:]
         return out
 
-    def rows(self, name: str, length: int, ctx: Context) -> Rows:
-        """The rows of an experiment: whole documents, as long as a row holds."""
-        return rows_of(self.folder(ctx), self.split, (name,), Cut(length, True, False), ctx.seed)
+    def rows(self, name: str, length: int, alone: bool, ctx: Context) -> Rows:
+        """The rows of an experiment: whole documents, as far as a row holds one; ``alone``: one a row."""
+        return rows_of(self.folder(ctx), self.split, (name,), Cut(length, True, alone), ctx.seed)
 
     def folder(self, ctx: Context) -> Any:
         """The corpus of the experiments."""
