@@ -19,9 +19,10 @@ Compared is what a step does to the chance of success, not how low that is: a ha
 The reference of ``dpo`` is that model. Per-step pairs drawn by advantage make DPO advantage-weighted
 reinforcement: its optimum is ref exp(A / beta).
 
-Documents of which nothing was right or nothing wrong, or no step falls by ``drop``, are left out, each with
-its reason. Ends of steps are ``separator``; ungraded answers are no answers. With few rollouts Q is noise
-(of 4, its standard error is up to 0.25), and ``drop`` must be above it. It costs ``answers`` solutions a
+Pairs are documents of their own, in the domain ``domain`` and with the ``origin`` from which they were made;
+there is none where nothing was right or nothing wrong, or where no step falls by ``drop``. Ends of steps are
+``separator``; ungraded answers are no answers. With few rollouts Q is noise (of 4, its standard error is up
+to 0.25), and ``drop`` must be above it. It costs ``answers`` solutions a
 prompt, and ``rollouts`` for each step of one of them.
 
 With ``whole = false`` a pair ends with the step at which it parts, as in the paper; ``examples`` reads such
@@ -40,7 +41,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from trainwright.align._drawn import Turns, Writer, added
+from trainwright.align._drawn import Turns, Writer, paired
 from trainwright.core import registry
 from trainwright.core.errors import UserError
 from trainwright.core.method import Curate, Task
@@ -68,6 +69,8 @@ class PerStepNegativesMathRl(Curate):
     """Grade from which a solution is right."""
     separator: str = "\n"
     """What ends a step."""
+    domain: str = "pairs"
+    """The domain of the pairs."""
     whole: bool = True
     """Whether the answers of a pair go on to their ends, or end with the step at which they part."""
     new_tokens: Count = 128
@@ -89,8 +92,7 @@ class PerStepNegativesMathRl(Curate):
             raise ValueError("separator must say what ends a step")
 
     def apply(self, documents: DataFrame, ctx: Context) -> DataFrame:
-        from trainwright.corpus.provenance import because
-        from trainwright.corpus.selecting import columns, keep, settled
+        from trainwright.corpus.selecting import columns, settled
         rows = settled(documents, ctx)
         table = columns(rows.where(rows["messages"].not_null()), "id", "messages").sort_by("id")
         asked = {row["id"]: turns for row in table.to_pylist() if (turns := _prompt(row["messages"]))}
@@ -100,8 +102,7 @@ class PerStepNegativesMathRl(Curate):
         if not pairs:
             raise UserError(f"per_step_negatives_math_rl: of {len(asked)} prompts none makes a pair: "
                             f"{next(iter(why.values()))}.")
-        because(ctx, list(why), list(why.values()))
-        return keep(added(rows, pairs), list(pairs))
+        return paired(rows, pairs, self.domain, self.name)
 
     def pairs(self, asked: Mapping[str, Turns], writer: Writer,
               ctx: Context) -> tuple[dict[str, tuple[Turns, str, str]], dict[str, str]]:
