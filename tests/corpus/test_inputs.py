@@ -141,6 +141,8 @@ def test_what_there_is_to_say_of_pairs(tmp_path: Path) -> None:
     assert told == (4, 2, 1, 1)
     assert str(told) == ("of 4 pairs 2 have two equal answers, 1 an answer that says nothing, and 1 are cut "
                          "to the length of a row")
+    with pytest.raises(UserError, match="the document 'bare' has no chosen"):
+        inputs.survey([{"id": "bare", "prompt": None, "chosen": None, "rejected": None}])
 
 
 def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
