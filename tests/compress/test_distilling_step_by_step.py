@@ -1,11 +1,16 @@
 """Distilling step-by-step: each half is a mean of its own, however long the other is."""
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from tests.lm.architectures import IDS, make
+from trainwright.check import tiny
 from trainwright.compress.distilling_step_by_step import DistillingStepByStep
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.lm.losses import token_losses
 
 TARGETS = IDS.roll(-1, 1).masked_fill(torch.tensor([[True], [False]]) & (torch.arange(20) < 17), -100)
@@ -29,7 +34,12 @@ def test_each_half_is_divided_by_its_own_tokens() -> None:
 
 def test_a_batch_without_its_half_gives_zeros_that_can_go_backward() -> None:
     model = make("llama")
-    one = {n: t[:1] if isinstance(t, torch.Tensor) else t for n, t in BATCH.items()}
+    one: dict[str, Any] = {n: t[:1] if isinstance(t, torch.Tensor) else t for n, t in BATCH.items()}
     values = DistillingStepByStep(half="reasons").loss(model, one, {}, Context())
     values.sum().backward()
     assert values.shape == (1, 20) and not values.any()
+
+
+def test_a_corpus_without_reasons_is_refused() -> None:
+    with pytest.raises(UserError, match="none of explain: with_rationales makes one"):
+        DistillingStepByStep(half="reasons").init(tiny.model(), tiny.context(tiny.place()))

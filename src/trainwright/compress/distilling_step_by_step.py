@@ -20,7 +20,7 @@ Equal steps are not equal compute: compare with answers alone on as many tokens,
 dealt out at random. Not for reasons and answer in one text, which is the ablation that needs the reasons when
 it is used, nor behind ``pack``: a row with both halves is read twice.
 
-Errors: batches without domains; a step in which a half has no token.
+Errors: a corpus without reasons; a step in which a half has no token.
 """
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from trainwright.core.context import Context
+from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Objective, State
+from trainwright.corpus.tokens import open_corpus
 from trainwright.lm.losses import field, token_losses, trained_tokens
 
 
@@ -43,9 +45,19 @@ class DistillingStepByStep(Objective):
     """Domains whose documents are reasons; all others are answers."""
     example: ClassVar[dict[str, Any]] = {}
 
+    def init(self, model: nn.Module, ctx: Context) -> State:
+        if self.half == "reasons" and ctx.inputs.get("data"):
+            known = open_corpus(ctx.path("data")).domains
+            if not set(known) & set(self.reasons):
+                raise UserError(f"distilling_step_by_step: the corpus has the domains {', '.join(known)}, "
+                                f"and none of {', '.join(self.reasons)}: with_rationales makes one.")
+        return {}
+
     def targets(self, batch: Batch) -> Tensor:
-        """Those of the half, -100 elsewhere."""
+        """Those of the half, -100 elsewhere; all of a batch without reasons, as before there is a corpus."""
         named = [name in self.reasons for name in batch["domains"]]
+        if not any(named):
+            named = [self.half == "reasons" for _ in named]
         reasons = torch.tensor(named, device=batch["domain"].device)[batch["domain"]]
         mine = reasons if self.half == "reasons" else ~reasons
         return field(batch, "targets").masked_fill(~mine, UNTRAINED)

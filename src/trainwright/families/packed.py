@@ -67,10 +67,10 @@ def ask(model: nn.Module, where: str) -> None:
                             'write precision = "fp32", and let no other method change them.')
     sizes = {n: model.get_submodule(n).in_features for n in held}
     if len(kinds := _kinds(held, sizes)) > 1:
-        (_, first), (_, other) = list(kinds.items())[:2]
-        raise UserError(f'{where}: stored = "packed" holds grids of one kind, by which transformers makes '
-                        f"floats of all, and those of {first} and {other} differ in bits or group_size: take the "
-                        'same for all, or write stored = "float".')
+        first, other = list(kinds.values())[:2]
+        raise UserError(f'{where}: stored = "packed" holds grids of one kind, by which transformers reads '
+                        f"all of them, and those of {first} and {other} differ in bits or group_size: take "
+                        'the same for all, or write stored = "float".')
     model.__dict__[ASKED] = True
 
 
