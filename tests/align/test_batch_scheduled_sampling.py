@@ -105,3 +105,6 @@ def test_what_it_refuses() -> None:
     with pytest.raises(UserError, match="rows of one document each"):
         method.next(lambda: {"input_ids": torch.zeros(8, 3), "packed": True,
                              "targets": torch.full((8, 3), UNTRAINED)}, method.init(ctx.policy, ctx), ctx)
+    with pytest.raises(UserError, match="answers of a rollout are the model's own already"):
+        method.next(lambda: {"input_ids": torch.zeros(8, 3), "logp": torch.zeros(8, 3),
+                             "targets": torch.full((8, 3), UNTRAINED)}, method.init(ctx.policy, ctx), ctx)

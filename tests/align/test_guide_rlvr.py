@@ -65,5 +65,7 @@ def test_how_a_step_is_cut_changes_nothing() -> None:
     whole = GuideRlvr().loss(model, batch, {}, context())
     parts = [GuideRlvr().loss(model, one, {}, context()) for one in cut(batch, 4)]
     torch.testing.assert_close(torch.cat(parts), whole, atol=1e-6, rtol=1e-5)
+    with pytest.raises(UserError, match="some answers were drawn with a hint that is not in the batch"):
+        Grpo().count(batch)
     with pytest.raises(UserError, match=r"the batch has no hinted: take \{ use = \"hinted_rollout\" \}"):
         GuideRlvr().count(sampled())

@@ -36,10 +36,13 @@ T, U = TypeVar("T"), TypeVar("U")
 
 
 def need(who: str, batch: Batch, names: Sequence[str] = READS, data: str = "rollout") -> None:
-    """Refuse a batch that is not of a rollout."""
+    """Refuse a batch that is not of the data method ``data``."""
     if missing := [name for name in names if name not in batch]:
         raise UserError(f"{who}: the batch has no {missing[0]}: take {{ use = \"{data}\" }} as the data "
                         "method.")
+    if "hinted" in batch and data == "rollout":
+        raise UserError(f"{who}: some answers were drawn with a hint that is not in the batch: take {{ use = "
+                        "\"rollout\" } as the data method, or guide_rlvr as the loss.")
 
 
 def trimmed(batch: Batch) -> Batch:

@@ -101,6 +101,9 @@ class BatchScheduledSampling(Data):
         if "targets" not in first or "input_ids" not in first or first.get("packed"):
             raise UserError("batch_scheduled_sampling: it needs rows of one document each, with targets: put "
                             "it behind { use = \"examples\" }.")
+        if "logp" in first:
+            raise UserError("batch_scheduled_sampling: answers of a rollout are the model's own already, and "
+                            "with other tokens before them their log-probabilities would not be theirs.")
         every = [join([batch]) for batch in batches]
         rows = {name: torch.cat([b[name] for b in every]) for name, t in first.items()
                 if isinstance(t, Tensor)}

@@ -57,6 +57,7 @@ from trainwright.align._pairs import check_reference, frozen
 from trainwright.align._sampled import (
     MOST_MISMATCH,
     NOTHING,
+    READS,
     advantages,
     averaged,
     learned_of,
@@ -102,6 +103,10 @@ class Grpo(Objective, Controller):
     most_mismatch: Positive = MOST_MISMATCH
     """Half the mean squared difference of the log-probabilities of sampling and training that stops the
     stage."""
+    source: ClassVar[str] = "rollout"
+    """The data method that makes its batches."""
+    reads: ClassVar[tuple[str, ...]] = READS
+    """What of a batch is its own."""
     roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True, instead="model")}
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
@@ -122,7 +127,7 @@ class Grpo(Objective, Controller):
         yield from mismatched(view, self.most_mismatch)
 
     def count(self, batch: Batch) -> float:
-        need(self.name, batch)
+        need(self.name, batch, self.reads, self.source)
         learned = batch["targets"] != UNTRAINED
         if self.divide == "token":
             return max(float(learned.sum()), NOTHING)

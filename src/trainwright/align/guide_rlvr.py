@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainwright.align._sampled import READS, need, ratio_of
+from trainwright.align._sampled import READS, ratio_of
 from trainwright.align.grpo import Grpo
 from trainwright.core.context import Context
 from trainwright.core.method import Batch, Objective
@@ -43,6 +43,8 @@ LEAST = 1e-4
 class GuideRlvr(Grpo, Objective):
     """The loss of GRPO, with another one for tokens that were sampled with a hint."""
 
+    source: ClassVar[str] = "hinted_rollout"
+    reads: ClassVar[tuple[str, ...]] = (*READS, "hinted")
     beside: ClassVar[tuple[dict[str, Any], ...]] = (
         {
             "use": "hinted_rollout",
@@ -56,10 +58,6 @@ class GuideRlvr(Grpo, Objective):
         },
     )
     example: ClassVar[dict[str, Any]] = {}
-
-    def count(self, batch: Batch) -> float:
-        need(self.name, batch, (*READS, "hinted"), "hinted_rollout")
-        return super().count(batch)
 
     def surrogate(self, logp: Tensor, moved: Tensor, batch: Batch, learned: Tensor) -> Tensor:
         free = super().surrogate(logp, moved, batch, learned)

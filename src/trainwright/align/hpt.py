@@ -143,7 +143,7 @@ class Hpt(Data, Objective, Controller):
     def _demonstration(self, batch: Batch, row: int, ctx: Context) -> dict[str, Tensor]:
         """The row of the document that asked: its prompt, and its answer as what is learned."""
         folder, number = ctx.path("data"), [int(batch["asked"][row])]
-        found = documents_of(folder, batch["split"], batch["selected"])
+        found = documents_of(folder, batch["split"], tuple(batch["selected"]))
         told = found.rows(number, (ID, PROMPT, CHOSEN, MESSAGES))[0]
         field = CHOSEN if told[PROMPT] and told[CHOSEN] else TEXT
         if field == TEXT and (told[PROMPT] or not told[MESSAGES]):
