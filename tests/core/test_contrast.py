@@ -131,6 +131,17 @@ def test_what_is_computed_twice_has_the_same_dropout() -> None:
         assert torch.allclose(halves[name], parameter.grad, atol=1e-6), name  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_an_update_may_ask_for_its_gradients_again(parts: int) -> None:
+    """As it does in the chain, where no graph is made."""
+    run = still(train(Contrast()))
+    batches = cut(run.pull(), parts)
+    once = run.gradients(batches)
+    with torch.no_grad():
+        again = run.gradients(batches)
+    assert all(torch.equal(grad, again[name]) for name, grad in once.items())
+
+
 def test_an_encoder_may_be_frozen() -> None:
     run = train(Contrast())
     run.model.b.requires_grad_(False)

@@ -42,7 +42,8 @@ def backward(run: Train, key: str, method: Objective, batches: list[Batch], unit
     if len(values) != len(next(iter(leaves.values()))):
         raise UserError(f"{key} contrasts the rows of a step and must give a number for each, rows first.")
     weights = _weights(run, values.detach(), batches)
-    loss = (values * weights).sum() * (method.weight / units)
+    with torch.enable_grad():                             # an update that asks for gradients again has none
+        loss = (values * weights).sum() * (method.weight / units)
     torch.autograd.backward(loss)
     mine = {n: _own(t.grad) * sharding.world() for n, t in leaves.items() if t.grad is not None}
     for i, batch in enumerate(batches):
