@@ -51,11 +51,19 @@ def test_every_method_where_none_is_named(corpus: Artifact) -> None:
 
 
 def test_what_cannot_be_shown(corpus: Artifact, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"'minhas' dropped nothing \(did you mean 'minhash'"):
+    with pytest.raises(UserError, match=r"no method 'minhas' acted on it \(did you mean 'minhash'"):
         left_out.shown(corpus, "minhas", 5)
     write_manifest(tmp_path, {"loss": 1.0})
     with pytest.raises(UserError, match="is no corpus: only a corpus drops documents"):
         left_out.shown(Artifact(tmp_path), None, 5)
+
+
+def test_nothing_dropped_is_an_answer_too(corpus: Artifact, tmp_path: Path) -> None:
+    write_manifest(tmp_path, {"curated": [{"method": "given", "dropped": 0}], "empty_documents": 0})
+    console = Console(width=100, record=True)
+    console.print(left_out.shown(Artifact(tmp_path), None, 5))
+    console.print(left_out.shown(corpus, "given", 5))
+    assert "dropped no document." in console.export_text()
 
 
 def test_rows_of_the_page(corpus: Artifact) -> None:

@@ -16,7 +16,6 @@ from trainwright.core.method import KINDS, Curate, Method
 from trainwright.core.recipe import Recipe, place_of
 from trainwright.core.stage import Role, Stage, label_of, plain, stages
 from trainwright.storage import identity
-from trainwright.storage.artifact import Artifact
 from trainwright.storage.store import Store, key_of, stamp
 
 
@@ -251,8 +250,3 @@ def table(method: Method, use: str) -> dict[str, Any]:
     """A method as a recipe would write it, with all settings."""
     settings: dict[str, Any] = dataclasses.asdict(method)  # type: ignore[call-overload]
     return {"use": use} | settings
-
-
-def artifacts(store: Store, all_jobs: list[Job]) -> dict[str, Artifact]:
-    """What is in the store already, by stage."""
-    return {j.stage.name: a for j in all_jobs if (a := store.find(j.stage.name, j.key)) is not None}

@@ -23,21 +23,19 @@ def shown(artifact: Artifact, by: str | None, most: int) -> Group:
     """Examples of dropped documents for the terminal, ``most`` of each method, or of one method alone.
 
     Raises:
-        UserError: the artifact is no corpus, it dropped nothing, or not by this method.
+        UserError: the artifact is no corpus, or none that this method acted on.
     """
-    counted = {row["method"]: row["dropped"] for row in artifact.figures.get("curated", ()) if row["dropped"]}
-    if artifact.figures.get("empty_documents"):
-        counted["corpus"] = artifact.figures["empty_documents"]
     if "curated" not in artifact.figures:
         raise UserError(f"{artifact.path.name} is no corpus: only a corpus drops documents.")
-    if not counted:
-        raise UserError(f"{artifact.path.name} dropped no document.")
+    counted = {row["method"]: row["dropped"] for row in artifact.figures["curated"]}
+    counted["corpus"] = artifact.figures.get("empty_documents", 0)
     if by is not None and by not in counted:
-        raise UserError(f"{artifact.path.name}: {by!r} dropped nothing{suggest(by, counted)}; dropped by: "
-                        f"{', '.join(counted)}.")
+        raise UserError(f"{artifact.path.name}: no method {by!r} acted on it{suggest(by, counted)}.")
+    if not (counted[by] if by is not None else sum(counted.values())):
+        return Group(Text(f"{artifact.path.name if by is None else by} dropped no document."))
     rows = left_out.examples(artifact.path)
     parts: list[Any] = []
-    for method in [by] if by is not None else counted:
+    for method in [by] if by is not None else [name for name, many in counted.items() if many]:
         mine = [row for row in rows if row["method"] == method][:most]
         many = f"{counted[method]:,} documents" if counted[method] > 1 else "1 document"
         some = f"; {len(mine)} of them" if len(mine) < counted[method] else ""
