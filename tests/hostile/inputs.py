@@ -295,6 +295,7 @@ def manifest(draw: Draw) -> Input:
             ("store", "ls"), ("show", "base"), ("store", "show", "base"), ("store", "verify"),
             ("generate", "base", "-p", "x"), ("store", "rm", "base-0000000000000000"),
             ("fit-law", "step_law"), ("export", "base", "out"),
+            ("audit", "base", "--corpus", "base"),
         ]
     )
     return Input(f"manifest: {how}", words, {f"store/base-{'0' * 16}/manifest.json": raw})

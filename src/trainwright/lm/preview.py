@@ -4,6 +4,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import Any
 
+from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.core.shown import plain
 
@@ -14,6 +15,9 @@ MOST, RUN = 600, 200
 def preview(batch: Batch, tokenizer: Any) -> str:
     """The first row that trains anything, decoded: what is trained stands between ⟦ ⟧,
     documents are parted by │."""
+    if tokenizer is None:
+        raise UserError("the corpus has tokens and no tokenizer.json that says what they mean: it is not "
+                        "whole.")
     trained = (batch["targets"] != UNTRAINED).any(1).nonzero()
     if not len(trained):
         return "(no token of this batch is trained)"
