@@ -112,7 +112,7 @@ def main() -> None:
             sizes.append({"size": size, "parameters": parameters, "speed_up": [asdict(one) for one in found],
                           "comparisons": [kept(r) for r in results]})
     out = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
-           "command": "python benchmarks/optimizers.py --out benchmarks/results/fantastic_optimizers.json",
+           "command": f"python benchmarks/optimizers.py --seeds {given.seeds} --out FILE",
            "versions": versions(), "sizes": sizes, "arm": means(by_size["larger"]),
            "baseline": means(by_size["smaller"]), "seconds": round(time.perf_counter() - start, 1)}
     given.out.write_text(json.dumps(out, indent=1) + "\n")
