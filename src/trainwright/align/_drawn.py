@@ -78,28 +78,26 @@ class Writer:
         new_tokens: int,
         temperature: float,
         batch_size: int,
-        begun: Mapping[str, str] | None = None,
+        key: str = "",
     ) -> dict[str, list[str]]:
-        """``samples`` answers to each of some conversations; where one has ``begun``, what comes then.
+        """``samples`` answers to each of some conversations.
 
-        What is drawn depends on the seed, the name of the conversation and the number of the answer alone.
+        What is drawn depends on the seed, ``key``, the conversation's name and the answer's number alone.
         """
         from trainwright.lm.generation import Prompt, room, written
 
         prompts = []
         for name, turns in asked.items():
-            ids = self.ids(turns, (begun or {}).get(name, ""))
+            ids = self.ids(turns)
             left = room(self.model, len(ids), new_tokens, self.who)
-            prompts += [
-                Prompt(ids, left, self.ctx.rng(f"{self.who}/{name}/{i}", at=0).initial_seed(), temperature)
-                for i in range(samples)
-            ]
+            keys = [f"{self.who}/{key}/{name}/{i}" for i in range(samples)]
+            seeds = [self.ctx.rng(one, at=0).initial_seed() for one in keys]
+            prompts += [Prompt(ids, left, seed, temperature) for seed in seeds]
         said = [
             self.tokenizer.decode(ids, skip_special_tokens=True)
             for ids in written(self.model, self.tokenizer, prompts, self.ctx, batch_size=batch_size, top_k=0)
         ]
         return {name: said[i * samples : (i + 1) * samples] for i, name in enumerate(asked)}
-
 
     def steps(
         self,

@@ -111,7 +111,7 @@ class LongPairs(Curate):
             which: {name: self._turns(text, asked[name]) for name, text in texts.items()}
             for which, texts in read.items()
         }
-        said = {which: self._said(writer, turns) for which, turns in prompts.items()}
+        said = {which: self._said(writer, turns, which) for which, turns in prompts.items()}
         pairs = {
             name: (prompts["long"][name], said["short"][name], said["long"][name])
             for name in long
@@ -151,12 +151,13 @@ class LongPairs(Curate):
                 name: [{"role": "user", "content": self.ask.replace(TEXT, text)}]
                 for name, text in short.items()
             },
+            "question",
         )
 
     def _turns(self, text: str, question: str) -> list[dict[str, Any]]:
         parts = self.template.split(TEXT)
         return [{"role": "user", "content": text.join(part.replace(QUESTION, question) for part in parts)}]
 
-    def _said(self, writer: Any, turns: dict[str, list[dict[str, Any]]]) -> dict[str, str]:
-        said = writer.answers(turns, 1, self.new_tokens, self.temperature, self.batch_size)
+    def _said(self, writer: Any, turns: dict[str, list[dict[str, Any]]], key: str) -> dict[str, str]:
+        said = writer.answers(turns, 1, self.new_tokens, self.temperature, self.batch_size, key)
         return {name: one[0].strip() for name, one in said.items()}

@@ -158,17 +158,20 @@ class SelfSampledPartialSolutions(Data, Objective):
         return list(ctx.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def _batch(self, prompts: Sequence[list[int]], buffers: Sequence[Buffer], ctx: Context) -> Batch:
-        """``program_ids``, ``program_targets`` [R, most, L] and ``program_there`` [R, most]."""
+        """``program_ids``, ``program_attention_mask`` and ``program_targets`` [R, most, L], and
+        ``program_there`` [R, most]."""
         end, shape = _end(ctx), (len(prompts), self.most, self.length)
         ids, targets = torch.zeros(shape, dtype=torch.int64), torch.full(shape, UNTRAINED)
+        seen = torch.zeros_like(ids)
         for row, (prompt, buffer) in enumerate(zip(prompts, buffers, strict=True)):
             for place, (text, whole) in enumerate(buffer.learned(self.most)):
                 said = [*self._ids(text, ctx), *([end] if whole and end is not None else [])]
                 line = torch.tensor([*prompt, *said][: self.length])
-                ids[row, place, : len(line)] = line
+                ids[row, place, : len(line)], seen[row, place, : len(line)] = line, 1
                 targets[row, place, len(prompt) - 1 : len(line) - 1] = line[len(prompt) :]
         return {
             "program_ids": ids,
+            "program_attention_mask": seen,
             "program_targets": targets,
             "program_there": (targets != UNTRAINED).any(-1),
             "packed": False,
