@@ -122,7 +122,7 @@ def _seen(
 
 def _searches(subject: Subject, chosen: Sequence[str]) -> Iterator[tuple[str, Leaks]]:
     """What is looked for: the test documents of each domain, and the items."""
-    known = _rows(subject.corpus, "test")
+    known = list(_rows(subject.corpus, "test"))
     for domain in chosen:
         found = [text for _, of, text in known if of == domain]
         if found:
@@ -155,17 +155,19 @@ def _leaked(name: str, search: Leaks, subject: Subject, findings: list[str]) -> 
     }
 
 
-def _rows(folder: Path, split: str) -> list[tuple[str, str, str]]:
-    """Id, domain and text of a corpus' documents of a split."""
+def _rows(folder: Path, split: str) -> Iterator[tuple[str, str, str]]:
+    """Id, domain and text of a corpus' documents of a split, a few at a time in memory."""
     index = pq.read_table(folder / "tokens" / "index.parquet", columns=["id", "split"]).to_pydict()
     mine = {i for i, s in zip(index["id"], index["split"], strict=True) if s == split}
     files = sorted((folder / "documents").glob("*.parquet"))
     if not files:
         raise UserError(f"{folder} is no corpus: it has no documents.")
-    rows = (
-        row for file in files for row in pq.read_table(file, columns=["id", "domain", "text"]).to_pylist()
-    )
-    return [(row["id"], row["domain"], row["text"] or "") for row in rows if row["id"] in mine]
+    for file in files:
+        with pq.ParquetFile(file, pre_buffer=False) as parquet:
+            for batch in parquet.iter_batches(batch_size=256, columns=["id", "domain", "text"]):
+                for row in batch.to_pylist():
+                    if row["id"] in mine:
+                        yield row["id"], row["domain"], row["text"] or ""
 
 
 # ---- what is measured --------------------------------------------------------------------------------------
