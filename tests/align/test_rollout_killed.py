@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.align import killed
 from tests.conftest import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 Told = tuple[Path, dict[str, list[int]]]
 CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")
 
@@ -26,7 +26,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     folder, around = tmp_path_factory.mktemp("killed"), environment()
     around["PYTHONPATH"] += f":{Path(__file__).parents[2]}"
     line = [sys.executable, killed.__file__, str(folder)]
-    done = subprocess.run(line, env=around, text=True, capture_output=True, timeout=550)
+    done = subprocess.run(line, env=around, text=True, capture_output=True, timeout=800)
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
