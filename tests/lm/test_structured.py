@@ -1,4 +1,4 @@
-"""Neurons, heads and blocks: the smallest are gone with all their weights, and the others compute the same."""
+"""Neurons, heads and blocks: the smallest are gone with all their weights; the others compute the same."""
 from __future__ import annotations
 
 from pathlib import Path
