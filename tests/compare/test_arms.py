@@ -122,3 +122,13 @@ def test_settings_of_a_method_of_one_s_own_file_are_tuned_under_its_name(tmp_pat
     stage = recipes.stages(mine, found[1])["adapt"]["methods"]
     assert {"use": "./mine.py", "lr": 1e-3} in stage and "adamw" not in [m["use"] for m in stage]
     assert caveats.rates(stage, tmp_path) == ["mine.lr"]
+
+
+def test_what_else_the_evaluation_takes_is_there_for_every_arm(tmp_path: Path) -> None:
+    found = tiny.spec(tmp_path)
+    judge = next(t for t in found.table["stage"] if t["name"] == "judge")
+    judge["from"] = {**judge["from"], "teacher": "base", "oracle": "base"}
+    judge["methods"] = [{"use": "teacher_hacking"}]
+    made = ArmRecipes(found).run(found.arms[0], 0, Length(steps=8))
+    assert made.stages[-1].inputs == {"models": ("adapt",), "data": ("corpus",), "teacher": ("base",),
+                                      "oracle": ("base",)}

@@ -149,8 +149,9 @@ class ArmRecipes:
         return {t["name"]: copy.deepcopy(t) for t in self.spec.table["stage"] if not _measures(t)}
 
     def _judge(self, stages: dict[str, dict[str, Any]], model: str, split: str) -> dict[str, Any]:
-        """The stage that measures a model."""
-        sources = {"models": [model], "data": self.data(stages)}
+        """The stage that measures a model, beside whatever else the recipe's evaluation takes."""
+        own = next((t.get("from", {}) for t in self._judges()), {})
+        sources = {**own, "models": [model], "data": self.data(stages)}
         return {"name": self.judge, "kind": "evaluate", "from": sources, "methods": self.evaluators(split)}
 
     def _seed(self, stages: dict[str, dict[str, Any]], seed: int) -> None:

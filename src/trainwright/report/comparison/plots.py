@@ -21,7 +21,7 @@ from trainwright.report.plots import WIDTH, Line, Values
 CURRENCIES = {"tokens": "tokens", "flops": "FLOPs", "seconds": "seconds of training"}
 WIDE = 7.4
 """Inches of the differences, and of what stands below them, where there are many arms."""
-QUALITY_OVER = ("seconds_per_step", "peak_memory_bytes", "trainable_parameters")
+QUALITY_OVER = ("stored_bytes", "seconds_per_step", "peak_memory_bytes", "trainable_parameters")
 
 
 @dataclass(frozen=True)
