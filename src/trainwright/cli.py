@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from trainwright import cli_audit, cli_compare, cli_ends, cli_papers
+from trainwright import cli_audit, cli_compare, cli_ends, cli_papers, cli_run
 from trainwright.cli_compare import Changes, StoreDir
 from trainwright.core import ending
 from trainwright.core.card import kinds
@@ -17,11 +17,8 @@ from trainwright.core.errors import UserError, located
 from trainwright.report.terminal import Terminal, styled
 
 if TYPE_CHECKING:
-    from trainwright.core.listener import Listener
     from trainwright.core.method import Decode
     from trainwright.core.recipe import Recipe
-    from trainwright.report.progress import Progress
-    from trainwright.storage.store import Store
 
 KINDS = ", ".join(kinds())
 """The kinds of method, for help."""
@@ -79,7 +76,7 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
             told = trackers.life(loaded) if loaded.trackers else None
             hear = Listeners(progress, *(trackers.make(t, made_in.folder("trackers"), told)
                                          for t in loaded.trackers if told is not None),
-                             *([_live(loaded, made_in)] if live else []))
+                             *([cli_run.live(loaded, made_in)] if live else []))
     try:
         run_recipe(loaded, made_in, hear)
     except KeyboardInterrupt as stopped:                   # said before the report
@@ -92,41 +89,7 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
             sharding.stop()                                # connection is an error
         if main and progress.states:
             with suppress(Exception) if sys.exception() else nullcontext():       # which is what to report
-                _report(loaded, made_in, progress)
-
-
-def _live(recipe: Recipe, store: Store) -> Listener:
-    """The page of a run while it runs."""
-    from trainwright.report.live import Live
-    page = Live(_place(recipe, store), recipe.title, [stage.name for stage in recipe.stages])
-    Terminal().print(f"live page: {page.file}", soft_wrap=True)
-    return page
-
-
-def _place(recipe: Recipe, store: Store) -> Path:
-    """The folder of a recipe's pages."""
-    from trainwright.core import files
-    return files.without_links(store.folder("reports", recipe.file.stem or "recipe"))
-
-
-def _report(recipe: Recipe, store: Store, progress: Progress) -> None:
-    """The tables and the page of what has run, including a stage that failed."""
-    from trainwright.planning.plan import plan as make_plan
-    from trainwright.report import notebook, page
-    from trainwright.report.planned import render
-    from trainwright.report.progress import evaluation_table
-    from trainwright.storage.artifact import Artifact
-    planned = make_plan(recipe, store, estimate=False)
-    made, states = {name: Artifact(path) for name, path in progress.made.items()}, progress.states
-    manifests: list[dict[str, Any]] = [(made[name].manifest if name in made else {"stage": name}) | state
-                                       for name, state in states.items()]
-    for m in manifests:
-        if "numbers" in m.get("figures", {}):
-            Terminal().print(evaluation_table(m["figures"]))
-    folders = [made[name].path if name in made else Path() for name in states]
-    out = page.write(_place(recipe, store), recipe.text, recipe.title, manifests, folders,
-                     notebook.text(render(planned)))
-    Terminal().print(f"report: {out}", soft_wrap=True)
+                cli_run.report(loaded, made_in, progress)
 
 
 @app.command()
