@@ -4,6 +4,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -97,7 +98,13 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
          fit: Annotated[str | None, typer.Option(
              metavar="MEMORY", show_default=False,
              help="Propose settings with which each training stage fits into so much memory, such as "
-                  "[cyan]24GiB[/].")] = None) -> None:
+                  "[cyan]24GiB[/].")] = None,
+         ranks: Annotated[int, typer.Option(
+             metavar="N", min=0, max=65536, show_default=False,
+             help="Predict the memory of each of N ranks of another machine, without allocating it.")] = 0,
+         memory: Annotated[str | None, typer.Option(
+             metavar="MEMORY", show_default=False,
+             help="What each of the ranks has, such as [cyan]80GiB[/]; more is refused.")] = None) -> None:
     """Show what a recipe will do, without doing it: who acts in which place and in what order, what it owns,
     parameters, tokens and FLOPs, and the peak memory and time to expect. Every mistake that can be found
     before running is found here."""
@@ -107,16 +114,18 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     from trainwright.core.recipe import own_code
     from trainwright.core.stage import plain
     from trainwright.planning.memory import parse_bytes
+    from trainwright.planning.plan import Machine
     from trainwright.planning.plan import plan as make_plan
     from trainwright.report import planned
     from trainwright.storage.store import Store
     limit = parse_bytes(fit) if fit is not None else None
     for file in own_code(*map(plain, loaded.stages)):
         Terminal().print(f"plan runs {file}, since the recipe names it", soft_wrap=True)
-    Terminal().print(planned.render(make_plan(loaded, Store(store), estimate=limit is None)))
+    machine = Machine(max(ranks, 1), parse_bytes(memory) if memory else inf) if ranks or memory else None
+    Terminal().print(planned.render(make_plan(loaded, Store(store), limit is None, machine=machine)))
     if fit is not None and limit is not None:
         from trainwright.planning.fit import propose
-        Terminal().print(planned.proposals(propose(loaded, Store(store), limit), fit.strip()), soft_wrap=True)
+        Terminal().print(planned.proposals(propose(loaded, Store(store), limit, ranks), fit.strip()), soft_wrap=True)
 
 
 @app.command()

@@ -55,7 +55,7 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
         from trainwright import families
-        from trainwright.compare import live
+        from trainwright.planning import live
         from trainwright.core import flops, sharding
         from trainwright.core.listener import Listener
         from trainwright.life.jobs import jobs

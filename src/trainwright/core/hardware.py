@@ -34,8 +34,12 @@ def set_precision(model: nn.Module, asked: str) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """A context in which modules compute in a precision (``auto`` decided) that their weights do not have."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """A context in which modules compute in a precision (``auto`` decided) that their weights do not have.
+
+    A weight is converted where it is used and not kept: with checkpointing, and on shards, a copy of all
+    weights would stay until the loss is there.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 @cache

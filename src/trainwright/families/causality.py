@@ -10,16 +10,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.families.base import create, family_of, has_family, is_pretrained, made_from, skeleton
+from trainwright.families.configs import shrunk
 from trainwright.families.libraries import first_line, left_open
 
 LEAK = 1e-4
 """Relative difference that rounding does not explain."""
 HALF = 8
 """Tokens that stay, and as many behind them that change."""
+NARROW = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+"""What makes a model small of which nothing but its architecture matters."""
 MOST = 4_000_000
 """Parameters up to which a model is made only to be measured."""
 
@@ -30,6 +34,7 @@ def is_causal(model: nn.Module) -> bool:
     Looked at is what the head reads, where there is a head (it moves whatever the head's weights are), else
     the output.
     """
+    model = measurable(model)
     device = next(model.parameters()).device
     embedding = _token_embedding(model)
     draw = Context(seed=0).rng("causal")
@@ -41,6 +46,13 @@ def is_causal(model: nn.Module) -> bool:
     with torch.no_grad(), evaluating(model), torch.autocast(device.type, enabled=False):
         seen = _outputs(model, ids)[:, :half].float()
     return bool((seen[0] - seen[1]).abs().max() <= LEAK * seen.abs().max())
+
+
+def measurable(model: nn.Module) -> nn.Module:
+    """The model itself, or a small one of its architecture where its tensors have no contents (a plan's)."""
+    if not isinstance(next(model.parameters()), FakeTensor):
+        return model
+    return _small(_Key(made_from(model)))
 
 
 def check_causal(model: nn.Module) -> None:
@@ -79,6 +91,22 @@ class _Key:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and other.text == self.text
+
+
+@cache
+def _small(key: _Key) -> nn.Module:
+    """A model of few parameters of a config's architecture; as wide as that where it cannot be narrow."""
+    family = family_of(key.config)
+    for changes in NARROW, NARROW | {"head_dim": 8}, {}:
+        config = shrunk(key.config, **changes) if changes else family.smaller(key.config)
+        try:
+            model = create(config, 0, "")
+            with torch.no_grad(), evaluating(model):
+                _outputs(model, torch.zeros(1, 2, dtype=torch.int64))
+            return model
+        except Exception:                                    # a type with rules of its own
+            continue
+    return create(key.config, 0, "")
 
 
 @cache

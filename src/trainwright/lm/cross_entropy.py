@@ -19,10 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 CPU_TILE, GPU_TILE = 1024, 4096
 """Positions, and words, of a tile: 4 MiB of float32 for a core's cache, 64 MiB for a GPU that
 wants large products."""
+MOST_PLANNED = 256
+"""Tiles in a plan, which costs milliseconds for each."""
 LEAST = torch.finfo(torch.float32).min
 """Taken for the largest logit of a tile whose words are all impossible (-inf)."""
 
@@ -148,8 +151,10 @@ def cast(
 
 def tiles(h: Tensor, w: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of positions and words; the words' loop is the outer one, so that a part of the
-    head stays in the cache."""
+    head stays in the cache. Where nothing is computed (in a plan), fewer and larger ones say as much."""
     size = CPU_TILE if h.device.type == "cpu" else GPU_TILE
+    while isinstance(h, FakeTensor) and len(w) * len(h) > MOST_PLANNED * size**2:
+        size *= 2
     for word, row in product(range(0, len(w), size), range(0, len(h), size)):
         yield slice(row, min(row + size, len(h))), slice(word, min(word + size, len(w)))
 

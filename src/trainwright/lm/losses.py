@@ -4,7 +4,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -19,7 +19,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.families import evaluating, takes_positions, token_logits
-from trainwright.families.causality import LEAK
+from trainwright.families.causality import LEAK, measurable
 from trainwright.lm.balanced import balance_weight, balanced_losses
 from trainwright.lm.cross_entropy import tiled_cross_entropy
 from trainwright.lm.encoder_decoder import encoded_losses, has_encoder
@@ -204,7 +204,11 @@ def way_of(model: nn.Module) -> Way:
         if way is None:
             families.check_causal(model)
         with torch.no_grad(), evaluating(model), torch.autocast(sharding.device().type, enabled=False):
-            way = _ways[model] = _look(model, head)
+            real = measurable(model)
+            way = _look(real, head if real is model else output_head(real))
+            if real is not model and head is not None:
+                way = replace(way, head=weakref.ref(head))
+            _ways[model] = way
     return way
 
 

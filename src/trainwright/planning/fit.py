@@ -11,7 +11,7 @@ from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe
 from trainwright.life.jobs import Job, jobs
-from trainwright.planning.plan import StagePlan, examine
+from trainwright.planning.plan import Machine, StagePlan, examine
 from trainwright.planning.probe import Probe, Probes
 from trainwright.stages._training import stage_of
 from trainwright.stages.train import TrainStage
@@ -41,10 +41,13 @@ class _NoProbe(Exception):
     """The machine has less memory than the limit, and too little for a probe of the stage."""
 
 
-def propose(recipe: Recipe, store: Store, limit: float) -> list[Proposal]:
-    """For each training stage that is to run, the first of its ``options`` that fits into ``limit`` bytes."""
+def propose(recipe: Recipe, store: Store, limit: float, ranks: int = 0) -> list[Proposal]:
+    """For each training stage that is to run, the first of its ``options`` that fits into ``limit`` bytes; of
+    each of so many ``ranks`` of another machine, where there are any."""
+    machine = Machine(ranks) if ranks else None
     with Probes() as probes, Probes(shared=True) as quick:
-        return [_propose(recipe, job, store, limit, probes, quick) for job in jobs(recipe, store)
+        return [_propose(recipe, job, _Search(recipe, job.stage.name, store, limit, machine), probes, quick)
+                for job in jobs(recipe, store)
                 if job.stage.trains and not store.find(job.stage.name, job.key)]
 
 
@@ -66,17 +69,18 @@ def options(stage: TrainStage, rows: int, tokens: int | None) -> list[list[Chang
     return [[{k: v for k, v in c.items() if v != getattr(stage, k)} for c in group] for group in groups]
 
 
-def _propose(recipe: Recipe, job: Job, store: Store, limit: float, probes: Probes, quick: Probes) -> Proposal:
-    name, stage, least = job.stage.name, stage_of(job), float("inf")
+def _propose(recipe: Recipe, job: Job, search: _Search, probes: Probes, quick: Probes) -> Proposal:
+    name, stage, least, limit = job.stage.name, stage_of(job), float("inf"), search.limit
     for group in options(stage, stage.batch_rows(job), stage.row_tokens(job)):
-        search = _Search(recipe, name, store, limit)
+        search = dataclasses.replace(search, least=float("inf"), fixed=0.0, line=None)
         try:
             for changes in group:
                 planned = search.tried(changes, quick, last=changes is group[-1])
                 if search.fixed > limit:
                     note = f"between two steps it takes {search.fixed / 2**30:.2f} GiB already"
                     return Proposal(name, False, note=note)
-                if planned is not None and planned.figures.get("memory_bytes", 0.0) <= limit:
+                tried = planned is not None and planned.predicted is None
+                if tried and planned.figures.get("memory_bytes", 0.0) <= limit:
                     planned = search.tried(changes, probes, last=True)       # in a process of its own
                 if planned is not None and "memory_bytes" not in planned.figures:
                     return Proposal(name, None, note=planned.note)
@@ -90,13 +94,18 @@ def _propose(recipe: Recipe, job: Job, store: Store, limit: float, probes: Probe
     return Proposal(name, False, note=note)
 
 
+@dataclass
 class _Search:
     """Goes through the changes of a group, and probes those that are likely to fit by earlier probes."""
 
-    def __init__(self, recipe: Recipe, stage: str, store: Store, limit: float) -> None:
-        self.recipe, self.stage, self.store, self.limit = recipe, stage, store, limit
-        self.least, self.fixed = float("inf"), 0.0
-        self.line: Callable[[int], float] | None = None
+    recipe: Recipe
+    stage: str
+    store: Store
+    limit: float
+    machine: Machine | None = None
+    least: float = float("inf")
+    fixed: float = 0.0
+    line: Callable[[int], float] | None = None
 
     def tried(self, changes: Changes, probes: Probes, last: bool) -> StagePlan | None:
         """The plan with these changes; None where they are not worth a probe, or not possible."""
@@ -107,12 +116,15 @@ class _Search:
             rows = stage.batch_rows(job) // stage.accumulate
             if self.line is not None and self.line(rows) > self.limit and not last:
                 return None
-            planned = examine(changed, job, self.store, probes, self.check)
+            planned = examine(changed, job, self.store, probes, self.check, self.machine)
         except _Least:
             return None
         except UserError:                          # a law chose a batch that does not divide like this
             return None
-        if "memory_bytes" in planned.figures:
+        if planned.predicted is not None:
+            self.least = min(self.least, planned.figures["memory_bytes"])
+            self.fixed = planned.predicted.weights + planned.predicted.states
+        elif "memory_bytes" in planned.figures:
             probe, memory = probes.of(changed, job, self.store), planned.figures["memory_bytes"]
             assert probe is not None                   # or there would be no such figure
             self.least, self.fixed = min(self.least, memory), probe.fixed

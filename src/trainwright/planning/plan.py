@@ -7,19 +7,20 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from trainwright import families
-from trainwright.core import sharding, working
+from trainwright.core import ledger, sharding, working
 from trainwright.core.context import Context
-from trainwright.core.errors import located
+from trainwright.core.errors import UserError, located
 from trainwright.core.method import Method
 from trainwright.core.recipe import Recipe
 from trainwright.life.jobs import Job, jobs
+from trainwright.planning.predicted import Predicted, Unpredictable, predict
 from trainwright.planning.probe import Probes
 from trainwright.stages._memory import floor, refuse
 from trainwright.stages._training import stage_of
 from trainwright.storage.store import Store
 
 LARGEST = 6e8
-"""Parameters up to which a plan makes the model and probes it."""
+"""Parameters up to which a plan makes the model and probes it; beyond them it predicts."""
 CORPUS_LEAVES = 180 * 2**20
 """What making a corpus leaves behind in its process: code and caches of the table engine (measured)."""
 
@@ -35,6 +36,8 @@ class StagePlan:
     """parameters, trainable, steps, tokens, flops, seconds, memory_bytes: as far as known."""
     owns: list[str] = field(default_factory=list)
     note: str = ""
+    predicted: Predicted | None = None
+    """Where its memory was predicted and not tried."""
 
 
 @dataclass
@@ -55,11 +58,29 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(recipe: Recipe, store: Store, estimate: bool = True, probes: Probes | None = None) -> Plan:
+@dataclass(frozen=True)
+class Machine:
+    """A machine that is not this one: so many ranks of so many bytes each."""
+
+    ranks: int = 1
+    memory: float = float("inf")
+
+    def refuse(self, needed: float, where: str) -> None:
+        """Raise a UserError where a rank would need more than it has."""
+        if needed > self.memory:
+            sizes = f"needs about {needed / 2**30:.1f} GiB of memory and has {self.memory / 2**30:.1f} GiB"
+            raise UserError(
+                f"{where}: each of {self.ranks} ranks {sizes}: take more ranks, raise accumulate, set "
+                "checkpointing = true, or train fewer parameters (trainwright plan --fit proposes settings)."
+            )
+
+
+def plan(recipe: Recipe, store: Store, estimate: bool = True, probes: Probes | None = None,
+         machine: Machine | None = None) -> Plan:
     """Check everything that can be checked before running, and estimate what each stage will cost.
 
     An estimate takes seconds for each training stage. ``probes`` are kept from one plan to the next, so that
-    none is taken twice.
+    none is taken twice. For another ``machine`` memory is predicted (``predicted.predict``), time is not.
 
     Raises:
         UserError: any mistake in the recipe, claims that collide, or more memory than the machine has.
@@ -69,15 +90,16 @@ def plan(recipe: Recipe, store: Store, estimate: bool = True, probes: Probes | N
         for job in jobs(recipe, store):
             if estimate:
                 working.on(f"estimating the stage {job.stage.name}")
-            one = examine(recipe, job, store, taken if estimate else None, refuse)
+            check = machine.refuse if machine else refuse
+            one = examine(recipe, job, store, taken if estimate else None, check, machine)
             if not one.cached:
-                refuse(one.figures.get("memory_bytes", 0.0), job.where)
+                check(one.figures.get("memory_bytes", 0.0), job.where)
             out.stages.append(one)
         return out
 
 
 def examine(recipe: Recipe, job: Job, store: Store, probes: Probes | None,
-            check: Callable[[float, str], None]) -> StagePlan:
+            check: Callable[[float, str], None], machine: Machine | None = None) -> StagePlan:
     """One stage: with measured figures where it is in the store, else with estimates where ``probes`` exist.
 
     Before it is probed, ``check`` gets the bytes that it needs at the very least, and where it stands.
@@ -94,8 +116,8 @@ def examine(recipe: Recipe, job: Job, store: Store, probes: Probes | None,
     elif probes is not None:
         with located(job.where):
             try:
-                _estimate(recipe, job, store, probes, out, check)
-            except Unknown as why:
+                _estimate(recipe, job, store, probes, out, check, machine)
+            except (Unknown, Unpredictable) as why:
                 out.note = str(why)
     return out
 
@@ -123,7 +145,7 @@ class Unknown(Exception):
 
 
 def _estimate(recipe: Recipe, job: Job, store: Store, probes: Probes, out: StagePlan,
-              check: Callable[[float, str], None]) -> None:
+              check: Callable[[float, str], None], machine: Machine | None) -> None:
     stage = stage_of(job)
     config = stage.start_config(job, store)
     if config is None:
@@ -143,13 +165,17 @@ def _estimate(recipe: Recipe, job: Job, store: Store, probes: Probes, out: Stage
     if stage.epochs is None or there:
         out.figures["steps"] = ctx.steps = stage.steps_of(job, ctx)
         out.figures["tokens"] = ctx.steps * ctx.batch_rows * (tokens or 0)
-    check(floor(job, skeleton, store), job.where)
+    if machine is None:
+        check(floor(job, skeleton, store), job.where)
     source = stage.origin(job)
     if source is not None and not job.ready(store) and source.unfolded(store, job.where):
         raise Unknown("a part of the model is not in its config: "
                       "memory and time are estimated once it is made.")
-    if total > LARGEST or (tokens is None and not job.ready(store)):
-        raise Unknown("memory and time are estimated for language models of up to 600 M parameters.")
+    if tokens is None and not job.ready(store):
+        raise Unknown("memory and time are estimated for language models.")
+    if machine is not None or total > LARGEST:
+        _predict(job, store, out, machine)
+        return
     probe, rows = probes.of(recipe, job, store), ctx.batch_rows // stage.accumulate
     if probe is None:
         raise Unknown("its objective scores more than tokens: memory and time are estimated once its data is "
@@ -159,6 +185,20 @@ def _estimate(recipe: Recipe, job: Job, store: Store, probes: Probes, out: Stage
     if "steps" in out.figures:
         out.figures["flops"] = probe.flops_per_token * out.figures["tokens"]
         out.figures["seconds"] = probe.seconds(rows, stage.accumulate, ctx.steps)
+
+
+def _predict(job: Job, store: Store, out: StagePlan, machine: Machine | None) -> None:
+    """Memory of a machine that is not this one, or of a model that is too large to try."""
+    found = out.predicted = predict(job, store, machine.ranks if machine else 1)
+    own = 0.0 if machine or sharding.device().type != "cpu" else ledger.memory() + left_behind(job, store)
+    out.figures |= {"parameters": found.parameters, "trainable": found.trainable,
+                    "memory_bytes": found.peak + own}
+    if "tokens" in out.figures:
+        out.figures["flops"] = found.flops_per_token * out.figures["tokens"]
+    parts = {"weights": found.weights, "gradients": found.gradients, "optimizer": found.states,
+             "gathered": found.gathered, "activations and the rest": found.activations}
+    told = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in parts.items() if size)
+    out.note = f"predicted, not tried. GiB of a rank: {told}. The time is the FLOPs over what a rank does."
 
 
 def left_behind(job: Job, store: Store) -> float:

@@ -27,7 +27,10 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self.known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self.known: dict[int, tuple[weakref.ref[torch.UntypedStorage], int, int]] = {}
+        """By the storage: its number and bytes."""
+        self.made = 0
+        """Storages so far; the number of the next."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -45,14 +48,21 @@ class Live(TorchDispatchMode):
             return                                       # what holds the bits is counted by itself
         storage = found.untyped_storage()
         key, size = id(storage), storage.nbytes()
-        held = self.known.get(key)
-        ref = held[0] if held else weakref.ref(storage, lambda _: self._drop(key))
-        self.known[key] = (ref, size)
-        self.now += size - (held[1] if held else 0)
-        self.peak = max(self.peak, self.now)
+        ref, number, before = self.known.get(key) or (None, self.made, 0)
+        if ref is None:
+            self.made += 1
+            ref = weakref.ref(storage, lambda _: self._drop(key))
+        self.known[key] = (ref, number, size)
+        self.change(number, size - before)
 
     def _drop(self, key: int) -> None:
-        self.now -= self.known.pop(key)[1]
+        _, number, size = self.known.pop(key)
+        self.change(number, -size)
+
+    def change(self, number: int, size: int) -> None:
+        """A storage has so many bytes more, or fewer."""
+        self.now += size
+        self.peak = max(self.peak, self.now)
 
 
 class Peak:

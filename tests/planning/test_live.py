@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainwright.compare import live
+from trainwright.planning import live
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there the allocator counts")
 KB = 1000 * 4

@@ -1,0 +1,120 @@
+"""Memory that is predicted is what is counted when the step is taken."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainwright.core import recipe
+from trainwright.core.errors import UserError
+from trainwright.life.jobs import Job, jobs
+from trainwright.planning import live, plan, predicted, probe
+from trainwright.planning.fit import propose
+from trainwright.planning.predicted import Unpredictable, predict
+from trainwright.storage.store import Store
+
+TEXT = """title = "Sizes"
+
+[[stage]]
+name = "corpus"
+kind = "corpus"
+vocab_size = 300
+methods = [{{ use = "text", paths = ["texts"] }}]
+
+[[stage]]
+name = "base"
+kind = "train"
+from = {{ data = "corpus" }}
+model = {{ type = "llama", hidden_size = {wide}, intermediate_size = {inner}, num_hidden_layers = {deep}, \
+num_attention_heads = 4, num_key_value_heads = 2, max_position_embeddings = 4096, vocab_size = {words} }}
+steps = 4
+batch_size = {rows}
+accumulate = {parts}
+checkpointing = {again}
+precision = "{precision}"
+compile = false
+methods = [{{ use = "pack", length = {length} }}, {{ use = "next_token" }}, {more} \
+{{ use = "clip_gradients" }}, \
+{{ use = "{optimizer}", lr = 1e-3 }}]
+"""
+SMALL = {"wide": 64, "inner": 128, "deep": 3, "words": 2000, "rows": 4, "parts": 1, "again": "false",
+         "precision": "fp32", "length": 64, "more": "", "optimizer": "adamw"}
+LARGE = SMALL | {"wide": 4096, "inner": 14336, "deep": 32, "words": 128256, "rows": 64, "precision": "bf16",
+                 "length": 2048, "again": "true"}
+
+
+def job(folder: Path, **changes: Any) -> tuple[recipe.Recipe, Job, Store]:
+    (folder / "texts").mkdir(exist_ok=True)
+    (folder / "texts" / "one.txt").write_text("a text\n")
+    (folder / "sizes.toml").write_text(TEXT.format(**SMALL | changes))
+    loaded, store = recipe.load(folder / "sizes.toml"), Store(folder / "store")
+    return loaded, next(j for j in jobs(loaded, store) if j.stage.trains), store
+
+
+def counted(one: Job, store: Store) -> int:
+    """The bytes of the second step, taken."""
+    run, _ = probe.build(one, store)
+    stage: Any = one.stage
+    run.ctx.batch_rows, parts = stage.batch_rows(one) // stage.accumulate, min(stage.accumulate, 2)
+    gc.collect()
+    with live.counting() as peak:
+        for _ in range(2):
+            grads = run.gradients([run.pull() for _ in range(parts)])
+            predicted._update(run, grads)
+            del grads
+    return peak.bytes
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    {"rows": 8, "parts": 2, "again": "true"},
+    {"precision": "bf16", "again": "true"},
+    {"precision": "bf16-true"},
+    {"more": '{ use = "lora", rank = 4 },'},
+])
+def test_it_is_what_a_step_takes(changes: dict[str, Any], tmp_path: Path) -> None:
+    _, one, store = job(tmp_path, **changes)
+    assert predict(one, store).peak == pytest.approx(counted(one, store), rel=0.01)
+
+
+def test_eight_billion_parameters_on_eight_ranks_of_another_machine(tmp_path: Path) -> None:
+    """By hand: weights, as many gradients, two states, all float32, an eighth of each."""
+    block, table = 4096 * (2 * 4096 + 2 * 2048 + 3 * 14336 + 2), 4096 * 128256
+    loaded, one, store = job(tmp_path, **LARGE)
+    found = predict(one, store, 8)
+    assert found.parameters == 32 * block + 2 * table + 4096
+    assert found.weights == found.gradients == found.parameters * 4 / 8
+    assert found.states == pytest.approx(2 * found.weights, rel=1e-6), "and a few counters"
+    assert found.gathered == 4 * (2 * (2 * table + 4096) + 3 * block), "the rest of the model, and blocks"
+    kept = 8 * 2048 * 4096 * 4 * 32                            # the inputs of the blocks
+    assert kept < found.activations < 2 * kept, "a copy of all weights in bfloat16 would be 15 GiB more"
+    planned = plan.plan(loaded, store, machine=plan.Machine(8, 80 * 2**30))
+    assert planned.stages[-1].figures["memory_bytes"] == pytest.approx(found.peak, rel=1e-6)
+    with pytest.raises(UserError, match=r"each of 8 ranks needs about \d+\.\d GiB of memory and has 20\.0"):
+        plan.plan(loaded, store, machine=plan.Machine(8, 20 * 2**30))
+
+
+def test_rows_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    _, one, store = job(tmp_path)
+    with pytest.raises(UserError, match="a step of 4 rows does not divide over 3 ranks and 1 micro-batches"):
+        predict(one, store, 3)
+
+
+def test_what_looks_at_numbers_is_not_predicted(tmp_path: Path) -> None:
+    loaded, one, store = job(tmp_path, optimizer="sgd_sai")
+    with pytest.raises(Unpredictable, match="looks at numbers"):
+        predict(one, store)
+    planned = plan.plan(loaded, store, machine=plan.Machine(2))
+    assert "looks at numbers" in planned.stages[-1].note
+    assert "memory_bytes" not in planned.stages[-1].figures
+
+
+def test_settings_are_found_that_fit_a_rank_of_another_machine(tmp_path: Path) -> None:
+    loaded, one, store = job(tmp_path, rows=16, length=512)
+    (found,) = propose(loaded, store, 0.6 * predict(one, store, 2).peak, ranks=2)
+    assert found.fits and found.changes["accumulate"] in (2, 4, 8)
+    (none,) = propose(loaded, store, 1000.0, ranks=2)
+    assert none.fits is False
