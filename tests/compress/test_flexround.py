@@ -1,13 +1,10 @@
 """FlexRound: the rule of its gradient, weights on the grid of the step, and blocks nearer to whole ones."""
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
-from tests.compress.test_wanda import context
 from trainwright.check import tiny
 from trainwright.compress.flexround import FlexLinear, Flexround
 from trainwright.compress.magnitude import Magnitude
@@ -54,20 +51,21 @@ def test_large_weights_move_further() -> None:
 
 
 @pytest.mark.parametrize("net", [tiny.LLAMA, tiny.GPT2])
-def test_blocks_come_nearer_to_what_they_were(net: str, tmp_path: Path) -> None:
+def test_blocks_come_nearer_to_what_they_were(net: str) -> None:
     whole, rounded, model = tiny.model(net).eval(), tiny.model(net).eval(), tiny.model(net).eval()
     for one in (whole, rounded, model):
         one.config.use_cache = False                                                     # type: ignore[union-attr]
         Magnitude(pattern="2:4").operate(one, Context())
-    ctx = context(tmp_path, model)
+    ids = torch.arange(96).view(4, 24)
+    data = {"input_ids": ids, "position_ids": torch.arange(24).expand(4, 24)}
+    ctx = Context(batches=lambda: iter([data]), policy=model)
     RoundNearest(bits=2).operate(rounded, ctx)
-    Flexround(bits=2, steps=60, lr=0.02).operate(model, ctx)
-    ids = next(iter(ctx.batches()))["input_ids"]                                         # type: ignore[misc]
+    Flexround(bits=2, steps=25, lr=0.03).operate(model, ctx)
     with torch.no_grad():
         hidden = [one(ids, output_hidden_states=True).hidden_states[-1] for one in (whole, rounded, model)]
     far = [float((h - hidden[0]).square().mean()) for h in hidden[1:]]
     assert far[1] < 0.8 * far[0]
-    assert "by rounding to nearest" in ctx.texts["flexround"]
+    assert "by rounding to nearest" in ctx.texts["flexround/blocks"] and "flexround" not in ctx.texts
     held: dict[str, packed.Grids] = model.__dict__[packed.KEPT]
     for name, grids in held.items():
         weight = as_linear_weight(model.get_submodule(name)).detach()
@@ -76,6 +74,12 @@ def test_blocks_come_nearer_to_what_they_were(net: str, tmp_path: Path) -> None:
     assert len(held) == (14 if net == tiny.LLAMA else 8)
 
 
-def test_no_data() -> None:
+def test_few_tokens_and_no_data() -> None:
+    model = tiny.model().eval()
+    model.config.use_cache = False                                                       # type: ignore[union-attr]
+    few = {"input_ids": torch.arange(5)[None], "position_ids": torch.arange(5)[None]}
+    ctx = Context(batches=lambda: iter([few]), policy=model)
+    Flexround(steps=1).operate(model, ctx)
+    assert "saw fewer calibration tokens than they have inputs" in ctx.texts["flexround"]
     with pytest.raises(UserError, match=r"flexround looks at data: name a corpus as from\.data"):
         Flexround().operate(tiny.model(), Context())

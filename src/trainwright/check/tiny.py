@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import copy
+import dataclasses
 import random
 import shutil
 import tempfile
@@ -33,7 +34,6 @@ from trainwright.core.method import (
     Objective,
     Optimizer,
     State,
-    Surgery,
     Tensors,
     Update,
 )
@@ -291,9 +291,8 @@ def beside(method: Method | None, folder: Path) -> list[Method]:
         return [*data, method, default("Optimizer"), *rest]
     if isinstance(method, Optimizer):
         others = method.params[1:] if method.params.startswith("!") else f"!{method.params}"
-        alone = method.params == "*" or isinstance(
-            method, Surgery
-        )  # such a surgery freezes what it does not train
+        chosen = any(f.name == "params" for f in dataclasses.fields(method))
+        alone = method.params == "*" or not chosen           # which itself freezes what it does not train
         return [*data, objective, method, *([] if alone else [default("Optimizer", params=others)]), *rest]
     return [*data, objective, default("Optimizer"), *rest, *([method] if method else [])]
 

@@ -16,7 +16,8 @@ before it make of the data, from that of the whole block in the whole model.
 
 Zeros of a mask stay. ``stored = "packed"`` of the stage writes the bits. Left out is the authors' search for
 the first s and z among shrunken ranges. Memory: the hidden states of the calibration data twice, and three
-further numbers for each weight of one block. Not without some hundred rows of data: what it learns fits them.
+further numbers for each weight of one block. Not for few calibration tokens: where there are fewer than a
+layer has inputs, that is said.
 Errors: no ``from.data``; a ``layers`` that matches no linear layer of a block; a group that does not fill a
 layer.
 """
@@ -33,9 +34,9 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery
 from trainwright.core.settings import Count, Positive
-from trainwright.lm import quantized
+from trainwright.lm import quantized, second_order
 from trainwright.lm.calibration import Call, block_inputs
-from trainwright.lm.layers import as_linear_weight, block_names, put
+from trainwright.lm.layers import as_linear_weight, block_names, in_out, put
 from trainwright.lm.quantized import Grid, Quantizer, passed_through
 from trainwright.lm.reweighted import Reweighted
 
@@ -94,7 +95,9 @@ class Flexround(Quantizer, Surgery):
             whole = [_next(call, target) for call, target in zip(whole, targets, strict=True)]
         if not told:
             raise UserError(f"{self.name}: layers = {self.layers!r} matches no linear layer of a block.")
-        ctx.show(self.name, "\n".join(
+        tokens = sum(call[0][0].shape[:-1].numel() for call in rounded)
+        second_order.say_how_few(ctx, self.name, [(n, in_out(m)[0], tokens) for n, m in layers.items()])
+        ctx.show(f"{self.name}/blocks", "\n".join(
             f"{block}: squared error {before:.3g} before it is rounded, {nearest:.3g} by rounding to nearest "
             f"and {now:.3g} as learned" for block, before, nearest, now in told))
         return None
