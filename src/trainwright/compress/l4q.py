@@ -75,6 +75,8 @@ class L4q(Reweighting, Surgery):
     """Scale of the addition, divided by the rank."""
     neutral: ClassVar[bool] = False
     puts: ClassVar[type[Reweighted]] = L4qLinear
+    expected_failures: ClassVar[dict[str, str]] = {
+        "two_ranks_make_one_run": "a sum in another order moves some weights to the next point of their grid"}
     example: ClassVar[dict[str, Any]] = {"rank": 2, "alpha": 4.0}
 
     @property
