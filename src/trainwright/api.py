@@ -10,9 +10,9 @@ from trainwright.core import recipe as recipes
 from trainwright.core import registry
 from trainwright.core.card import Card
 from trainwright.core.errors import UserError
-from trainwright.core.listener import Listener
 from trainwright.core.loop import Train
 from trainwright.core.recipe import Recipe
+from trainwright.life.listener import Listener
 from trainwright.life.run import run as _run
 from trainwright.planning import plan as planning
 from trainwright.report import cards, notebook, planned

@@ -64,7 +64,7 @@ def run(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("sto
     """
     loaded = _load(recipe, changes)                        # before what takes seconds to import
     from trainwright.core import sharding
-    from trainwright.core.listener import Listener, Listeners
+    from trainwright.life.listener import Listener, Listeners
     from trainwright.life.run import run as run_recipe
     from trainwright.report import trackers
     from trainwright.report.progress import Progress

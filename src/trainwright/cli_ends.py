@@ -18,9 +18,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from trainwright import cli_machine as machine
-from trainwright.core import ending, working
+from trainwright.core import ending
 from trainwright.core.errors import UserError, exited
 from trainwright.core.shown import plain
+from trainwright.life import working
 from trainwright.report.terminal import Terminal, styled
 
 RANK_0_FIRST = 15.0
@@ -94,7 +95,7 @@ def carry_out(app: Callable[[], None]) -> None:
 
 def _with_line(why: str) -> str:
     """A mistake with the line of the recipe that it is about; a setting of ``--set`` has none."""
-    from trainwright.core.lines import line_of
+    from trainwright.planning.lines import line_of
     line = None if "--set" in sys.argv else line_of(why)
     return why if line is None else f"{why.rstrip('.')} (line {line})"
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from trainwright.report.terminal import Terminal
 
 if TYPE_CHECKING:
-    from trainwright.core.listener import Listener
     from trainwright.core.recipe import Recipe
+    from trainwright.life.listener import Listener
     from trainwright.report.progress import Progress
     from trainwright.storage.store import Store
 

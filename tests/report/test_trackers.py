@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from trainwright.core.errors import UserError
-from trainwright.core.listener import Listener
 from trainwright.core.recipe import load
+from trainwright.life.listener import Listener
 from trainwright.report import trackers
 
 LIFE = trackers.Life("life", {"recipe": {"seed": 3, "text": "[[stage]]"}, "hardware": "a machine",

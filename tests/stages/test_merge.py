@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trainwright import families
 from trainwright.core import masks
 from trainwright.core.errors import UserError
-from trainwright.core.listener import Listener
 from trainwright.core.recipe import load
 from trainwright.corpus import bpe
 from trainwright.families import tensors
 from trainwright.life.jobs import jobs
+from trainwright.life.listener import Listener
 from trainwright.life.run import run
 from trainwright.planning.plan import plan
 from trainwright.storage.store import Store

@@ -13,9 +13,9 @@ from tests.conftest import LIFE, Ranks, write_texts
 from trainwright import families
 from trainwright.core import registry, sharding
 from trainwright.core.errors import UserError
-from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe, parse
 from trainwright.life.jobs import Job, jobs
+from trainwright.life.listener import Listener
 from trainwright.life.run import run
 from trainwright.planning.plan import plan
 from trainwright.search.step_law import StepLaw

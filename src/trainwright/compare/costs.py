@@ -55,11 +55,11 @@ class Stepper:
 
     def __init__(self, recipe: Recipe, stage: str, store: Path) -> None:
         from trainwright import families
-        from trainwright.planning import live
         from trainwright.core import flops, sharding
-        from trainwright.core.listener import Listener
         from trainwright.life.jobs import jobs
+        from trainwright.life.listener import Listener
         from trainwright.life.stage_run import StageRun
+        from trainwright.planning import live
         from trainwright.stages._training import assemble, parameter_counts, state_bytes
         families.quiet()
         sharding.start()

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from trainwright.compare.failures import FAILURES, Failed, ask, reason
 from trainwright.core import files
 from trainwright.core.errors import UserError
-from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
+from trainwright.life.listener import Listener
 from trainwright.planning.worker import Worker
 from trainwright.storage.artifact import Artifact
 from trainwright.storage.store import Store

@@ -150,22 +150,22 @@ class Train:
             ctx.again = partial(self.gradients, batches)
             grads = self.gradients(batches, note=True)                             # 4 objective
             ctx.grads = grads if any(m.reads_grads for _, m in self.of(Update)) else {}
+            norm = sharding.norm(list(grads.values()))             # an update may overwrite the gradients
             with torch.no_grad():
                 self.chain.step(grads, self.params, self.states, ctx)              # 5 update
             self.settle()                                                          # 6 settle
         ctx.grads, ctx.again = {}, None
+        if "grad_norm" not in ctx.notes:
+            ctx.note("grad_norm", norm)
         ctx.step += 1
-            norm = sharding.norm(list(grads.values()))             # an update may overwrite the gradients
         # waits for the device, whose time counts too
         noted = collect(ctx.notes)
         self.row = (
             self.ledger.row(ctx, batches, time.perf_counter() - began, count.flops if count else None) | noted
-        if "grad_norm" not in ctx.notes:
-            ctx.note("grad_norm", norm)
         )
         self.row["lr"] = ctx.peak_lr * float(ctx.knobs["lr"])
         if self.row["loss"] != self.row["loss"] or abs(self.row["loss"]) == float("inf"):
-            raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}")
+            raise Diverged(f"the loss is {self.row['loss']} at step {ctx.step}.")
         if ctx.step == self.steps or (self.eval_every and ctx.step % self.eval_every == 0):
             self.evaluation = self.measure()                                       # 7 measure
             self.row |= {f"eval/{n}": v for n, v in self.evaluation.items()}

@@ -12,9 +12,9 @@ from typing import Any
 
 from trainwright.core import ending, sharding
 from trainwright.core.errors import UserError, located
-from trainwright.core.listener import Listener
 from trainwright.core.recipe import Recipe
 from trainwright.life.jobs import Job, jobs
+from trainwright.life.listener import Listener
 from trainwright.life.saving import CHECKPOINTS
 from trainwright.life.stage_run import StageRun
 from trainwright.storage.artifact import Artifact

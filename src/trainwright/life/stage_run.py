@@ -7,8 +7,8 @@ from typing import Any
 
 from trainwright.core import sharding
 from trainwright.core.context import Context
-from trainwright.core.listener import Listener
 from trainwright.life.jobs import Job
+from trainwright.life.listener import Listener
 from trainwright.storage.store import Store
 
 PICTURES = "pictures"

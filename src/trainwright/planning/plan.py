@@ -7,11 +7,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 from trainwright import families
-from trainwright.core import ledger, sharding, working
+from trainwright.core import ledger, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError, located
 from trainwright.core.method import Method
 from trainwright.core.recipe import Recipe
+from trainwright.life import working
 from trainwright.life.jobs import Job, jobs
 from trainwright.planning.predicted import Predicted, Unpredictable, predict
 from trainwright.planning.probe import Probes

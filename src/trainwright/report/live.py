@@ -16,8 +16,8 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from trainwright.core.files import write_text
-from trainwright.core.listener import Listener
 from trainwright.core.shown import plain
+from trainwright.life.listener import Listener
 from trainwright.report.numbers import NONE, count, duration, size, value
 
 EVERY = 5.0

@@ -10,8 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trainwright.core.listener import Listener
 from trainwright.core.stage import Stage, stages
+from trainwright.life.listener import Listener
 from trainwright.report.numbers import (
     NONE,
     SIGNED,

@@ -23,8 +23,9 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
 
-from trainwright.core import ending, working
+from trainwright.core import ending
 from trainwright.core.shown import plain
+from trainwright.life import working
 
 
 class Terminal(Console):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import read_json, write_text
-from trainwright.core.listener import Listener
 from trainwright.core.stage import plain
+from trainwright.life.listener import Listener
 from trainwright.storage.artifact import MANIFEST
 
 if TYPE_CHECKING:

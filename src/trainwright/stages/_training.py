@@ -101,7 +101,7 @@ def _loop(run: Train, site: StageRun, kept: Sequence[Snapshots | Best]) -> None:
     except Diverged as error:
         good = checkpoint.newest(saver.folder)[0]
         left = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
-        raise UserError(f"{site.job.where}: {error}; {left}. Lower the learning rate, clip gradients, "
+        raise UserError(f"{site.job.where}: {str(error).rstrip('.')}; {left}. Lower the learning rate, clip gradients, "
                         "or look at the data of that step.") from None
     finally:
         metrics.close()

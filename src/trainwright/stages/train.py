@@ -90,12 +90,12 @@ class TrainStage(Stage):
     each is ``NAME@500``, which later stages take as ``from.model`` (its weights) or
     ``from.state`` (the optimizer and the
     place in the data too)."""
-    seed: Seed | None = None
-    """Seed of this stage; default: the recipe's."""
-
     keep: str = "last"
     """Which weights the stage hands on: those of the ``last`` step, or ``best:METRIC``, such as
     ``best:loss/code``: those that measured best on the way (each ``eval_every`` steps, and at the end)."""
+    seed: Seed | None = None
+    """Seed of this stage; default: the recipe's."""
+
     def check(self, where: str) -> None:
         far = {k: v for k in ("tokens", "steps", "epochs") if (v := getattr(self, k)) is not None}
         if len(far) != 1:
@@ -114,12 +114,12 @@ class TrainStage(Stage):
         if self.frozen != "whole" and self.compile is True:
             raise UserError(f'{where}: frozen = "{self.frozen}" is not compiled: leave compile = true out.')
         self._check_snapshots(where)
+        self._check_keep(where)
         starts = [f"from.{role}" for role in ("model", "state") if role in self.inputs] + ["model"] * (
             self.model is not None
         )
         if len(starts) != 1:
             raise UserError(
-        self._check_keep(where)
                 f"{where}: say one of from.model (go on with a model), from.state (go on with a run) and "
                 f"model (make "
                 f"one from scratch); it has {' and '.join(starts) or 'none'}."
@@ -142,11 +142,6 @@ class TrainStage(Stage):
         if len(set(map(str, self.snapshots))) < len(self.snapshots):
             raise UserError(f"{where}: snapshots names a state twice.")
 
-    def children(self) -> dict[str, tuple[Made, ...]]:
-        return {f"{self.name}@{at}": ("model", "state") for at in self.snapshots}
-
-    def subfolder(self, label: str, where: str) -> str:
-        kept = [str(at) for at in self.snapshots]
     @property
     def best(self) -> str:
         """The number whose best weights it keeps; empty where it keeps the last ones."""
@@ -162,6 +157,11 @@ class TrainStage(Stage):
             raise UserError(f"{where}: keep = {self.keep!r}: the name {self.best!r} does not say which way "
                             "is better; keep the best of a number such as loss/DOMAIN or accuracy/DOMAIN.")
 
+    def children(self) -> dict[str, tuple[Made, ...]]:
+        return {f"{self.name}@{at}": ("model", "state") for at in self.snapshots}
+
+    def subfolder(self, label: str, where: str) -> str:
+        kept = [str(at) for at in self.snapshots]
         if label not in kept:
             raise UserError(
                 f"{where}: {self.name!r} keeps no snapshot {label!r}; it keeps {', '.join(kept) or 'none'}."

@@ -13,8 +13,8 @@ from tests.corpus.corpora import build
 from tests.data.frames import frame, told
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.listener import Listener
 from trainwright.data.filter.decontaminate import Decontaminate
+from trainwright.life.listener import Listener
 
 
 class Heard(Listener):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainwright.core.lines import line_of
+from trainwright.planning.lines import line_of
 
 RECIPE = """title = "A life"
 sed = 3

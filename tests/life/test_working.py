@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from trainwright.core import working
+from trainwright.life import working
 from trainwright.report.terminal import Terminal
 
 
