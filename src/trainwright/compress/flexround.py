@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import masks
+from trainwright.core import masks, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import ParamMap, Surgery
@@ -114,7 +114,7 @@ class Flexround(Quantizer, Surgery):
             adam.param_groups[0]["lr"] = self.lr * (1 + math.cos(math.pi * step / self.steps)) / 2
             loss = (_hidden(block, calls[at]) - targets[at]).square().mean()
             for p, grad in zip(trained, torch.autograd.grad(loss, trained), strict=True):
-                p.grad = grad
+                p.grad = sharding.summed(grad) / sharding.world()     # each rank has a part of the rows
             adam.step()
 
     def close(self, model: nn.Module, name: str) -> None:
