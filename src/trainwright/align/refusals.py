@@ -64,7 +64,7 @@ class Refusals(Evaluator):
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
     makes: ClassVar[tuple[str, ...]] = ("average_precision", "answered", "accuracy_answered", "accuracy_all",
                                         "refused_unknown")
-    example: ClassVar[dict[str, Any]] = {"domains": ["chat"], "most": 4, "new_tokens": 2}
+    example: ClassVar[dict[str, Any]] = {"domains": ["chat"], "most": 4, "new_tokens": 2, "ask": "Sure?"}
 
     def __post_init__(self) -> None:
         if not self.ask.strip():

@@ -100,6 +100,8 @@ class Ast(Surgery, Optimizer):
     neutral: ClassVar[bool] = False
     reads_grads: ClassVar[bool] = False
     example: ClassVar[dict[str, Any]] = {"lr": 1e-3, "every": 2, "ramp": 4}
+    expected_failures: ClassVar[dict[str, str]] = {
+        "params_limit_it": "the masks act in the forward pass, whoever updates the weights"}
 
     def __post_init__(self) -> None:
         sparsity.check(0.0, self.pattern)

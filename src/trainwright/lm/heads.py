@@ -42,7 +42,7 @@ def put_on(model: nn.Module, place: str, head: Carrier) -> None:
 class PutsOnAHead:
     """What a surgery does that adds one head to a model."""
 
-    name: str
+    name: ClassVar[str]
     place: ClassVar[str]
     """The head's name on the model."""
     called: ClassVar[str]
