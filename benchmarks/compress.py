@@ -36,9 +36,8 @@ from trainwright.compress.magnitude import Magnitude
 from trainwright.compress.round_nearest import RoundNearest
 from trainwright.compress.sparsegpt import Sparsegpt
 from trainwright.compress.wanda import Wanda
-from trainwright.core import frozen
 from trainwright.core.context import Context
-from trainwright.families import gguf_file, packed
+from trainwright.families import frozen, gguf_file, packed
 from trainwright.lm import quantized
 
 SIZES = {"6 M": (256, 704, 4, 4000), "1 M": (64, 192, 2, 1000)}  # hidden, inner, layers, vocabulary

@@ -30,7 +30,7 @@ MOST_LINES = 400
 STANDING_IN = {"check", "planning"}
 """Rooms with methods of their own that no recipe names: they stand in for others where a stage is tried."""
 METHOD_FOLDERS = set(registry.FOLDERS)
-BELOW: dict[str, set[str]] = {"core": set(), "families": {"core"}, "corpus": {"core", "families"}}
+BELOW: dict[str, set[str]] = {"core": set(), "families": {"core"}, "corpus": {"core", "families", "storage"}}
 """What each room may import beside itself; a room that is not here may import all but the command line."""
 BELOW["storage"] = {"core"}
 BELOW["lm"] = {"core", "families", "corpus", "storage"}

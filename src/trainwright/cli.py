@@ -125,7 +125,8 @@ def plan(recipe: RecipeFile, changes: Changes = None, store: StoreDir = Path("st
     Terminal().print(planned.render(make_plan(loaded, Store(store), limit is None, machine=machine)))
     if fit is not None and limit is not None:
         from trainwright.planning.fit import propose
-        Terminal().print(planned.proposals(propose(loaded, Store(store), limit, ranks), fit.strip()), soft_wrap=True)
+        found = propose(loaded, Store(store), limit, ranks)
+        Terminal().print(planned.proposals(found, fit.strip()), soft_wrap=True)
 
 
 @app.command()

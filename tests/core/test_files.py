@@ -78,20 +78,3 @@ def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="y is a link: a store writes within itself only"):
         files.room(tmp_path / "y")
     assert files.without_links(tmp_path) == tmp_path and not os.path.lexists(tmp_path / "y")
-
-
-def test_an_entry_of_a_cache_is_vouched_for(tmp_path: Path) -> None:
-    parts = [tmp_path / f"abc.{ending}" for ending in ("bin", "json")]
-    sums = tmp_path / "abc.sums"
-    assert not files.vouched(sums)
-    for part in parts:
-        part.write_text(part.name)
-    files.vouch(*parts)
-    assert files.vouched(sums)
-    for other in ('{"../x": "0"}', "[]", "{", "7", '{"abc.bin": 7}', '{"none": "0"}'):
-        right = sums.read_text()
-        sums.write_text(other)
-        assert not files.vouched(sums)
-        sums.write_text(right)
-    parts[0].write_text("abc.bim")
-    assert not files.vouched(sums)

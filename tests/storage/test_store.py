@@ -19,10 +19,11 @@ import pytest
 
 from trainwright.core import files
 from trainwright.core.errors import UserError
-from trainwright.core.files import sweep
 from trainwright.life import run
+from trainwright.storage import caches
 from trainwright.storage import store as store_module
 from trainwright.storage.artifact import Artifact
+from trainwright.storage.caches import sweep
 from trainwright.storage.store import Store, key_of, stamp
 
 
@@ -422,7 +423,7 @@ def test_caches_are_verified_too(tmp_path: Path) -> None:
     store = Store(tmp_path)
     entry, package = store.folder("cache", "tokens") / "abc.bin", store.folder("cache", "some-package")
     entry.write_bytes(b"tokens")
-    files.vouch(entry)
+    caches.vouch(entry)
     (package / "config.json").write_text("{}")
     files.seal(package)
     assert list(store.verify()) == []

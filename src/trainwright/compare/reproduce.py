@@ -22,14 +22,13 @@ from trainwright.compare.compare import Comparison
 from trainwright.compare.execute import Watch, write
 from trainwright.compare.spec import Arm, Spec
 from trainwright.compare.verdicts import Verdict
-from trainwright.core import hardware
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import make
 from trainwright.papers import evidence, library
 from trainwright.papers.evidence import Told
 from trainwright.papers.paper import Claim, Paper
 from trainwright.storage.store import Store
-from trainwright.storage.versions import versions
+from trainwright.storage.versions import describe, versions
 
 SEEDS = 5
 """Pairs that a program measures; a suite has its own number."""
@@ -184,7 +183,7 @@ def entry(paper: Paper, claim: Claim, found: Measured) -> dict[str, Any]:
             "baseline_values": list(found.baseline), "also": found.also, "code": evidence.code_of(claim),
             "carried": False, "note": "", "runs": found.runs, "seconds": found.seconds,
             "tuning_trials": found.trials, "command": f"trainwright reproduce {paper.id} --claim {number}",
-            "date": date.today().isoformat(), "hardware": hardware.describe(), "versions": versions()}
+            "date": date.today().isoformat(), "hardware": describe(), "versions": versions()}
 
 
 def _stated(claim: Claim) -> dict[str, Any]:

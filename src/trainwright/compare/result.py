@@ -10,9 +10,8 @@ from trainwright.compare import aa, caveats, deciding, rows, tuning
 from trainwright.compare.costs import Costs
 from trainwright.compare.execute import Record
 from trainwright.compare.spec import Spec
-from trainwright.core import hardware
 from trainwright.life.run import command
-from trainwright.storage.versions import git_commit, versions
+from trainwright.storage.versions import describe, git_commit, versions
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
@@ -68,7 +67,7 @@ def assemble(c: Comparison, records: dict[str, list[Record]], start: dict[str, f
             "race": deciding.summary(spec, records, c.failed), "caveats": caveats.of_arms(c, seen),
             "warnings": caveats.warnings(c),
             "said": _sentences(c), "command": command(), "seconds": seconds,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": hardware.describe(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"), "hardware": describe(),
             "versions": versions(), "git": git_commit(spec.life.parent), "seed": spec.seed}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from trainwright.core import checkpoint, hardware, sharding
 from trainwright.core.batches import Calibration
 from trainwright.core.context import Context
-from trainwright.core.frozen import Frozen
+from trainwright.core.held import Hold
 from trainwright.core.loop import Train
 from trainwright.core.method import Data, Method
 
@@ -27,7 +27,7 @@ def build(
     precision: str = "fp32",
     eval_every: int = 0,
     checkpointing: bool = False,
-    frozen: Frozen = "whole",
+    frozen: Hold | None = None,
     saved: Path | None = None,
     same: bool = True,
     train: type[Train] = Train,
@@ -39,7 +39,7 @@ def build(
         model: with its starting weights, untouched.
         precision: as a recipe says it, ``auto`` included.
         saved: a checkpoint to go on from.
-        frozen: how the matrices that no method trains are held.
+        frozen: puts the matrices that no method trains into another form.
         same: whether its methods must be these (``checkpoint.load_into``).
 
     Raises:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from trainwright.core import frozen, parts, registry, sharding
+from trainwright.core import parts, registry, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.files import SUMS, Damaged, checksum, expected, read_json, sync
+from trainwright.core.held import Held, held
 from trainwright.core.method import Surgery
 from trainwright.core.parts import PLAN, TYPES, Entry
 
@@ -62,7 +63,7 @@ def save(train: Train, folder: Path, extra: dict[str, Any]) -> Path:
 
 def _weights(train: Train) -> dict[str, Tensor]:
     """The model's tensors, under the names that they have in a checkpoint."""
-    return frozen.held({f"model/{n}": t for n, t in train.model.state_dict().items()})
+    return held({f"model/{n}": t for n, t in train.model.state_dict().items()})
 
 
 def _begin(part: Path) -> None:
@@ -176,7 +177,7 @@ def load_into(train: Train, path: Path, rest: dict[str, Any], same: bool = True)
         knobs = {n: v for n, v in rest["knobs"].items()
                  if same or any(f"knob:{n}" in owned for owned in train.owned.values())}
     weights = {n: tensors.get(f"model/{n}", t) for n, t in train.model.state_dict().items()}
-    train.model.load_state_dict({n: t for n, t in weights.items() if not isinstance(t, frozen.FourBits)},
+    train.model.load_state_dict({n: t for n, t in weights.items() if not isinstance(t, Held)},
                                 strict=False)                          # bits are filled where they lie
     train.states |= states
     train.ctx.step, train.ctx.knobs, train.row = rest["step"], train.ctx.knobs | knobs, rest["row"]

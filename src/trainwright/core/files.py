@@ -25,8 +25,6 @@ ANY = 1 << 40
 """… and of those that grow with a run."""
 SUMS = "checksums.json"
 """Beside what it vouches for: the checksum of every other file of a folder."""
-SUMMED = ".sums"
-"""Ending of the file beside an entry of a cache that holds the checksums of its files."""
 HASHERS = 8
 """Threads that hash at a time, at most."""
 MISREAD = (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError,
@@ -139,25 +137,6 @@ def without_links(folder: Path) -> Path:
     return folder
 
 
-def sweep(cache: Path) -> None:
-    """Remove what a process that was killed left of a file it was making (``NAME.PID``); one that is alive
-    keeps its own."""
-    for part in cache.iterdir():
-        owner = part.suffix.removeprefix(".")
-        if owner.isdecimal() and not _alive(int(owner)):
-            part.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except PermissionError:                                    # another user's
-        return True
-    except (ProcessLookupError, OverflowError):
-        return False
-    return process != os.getpid()                              # of this number, and of a life before this one
-
-
 def sync(path: Path) -> None:
     """Wait until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -234,18 +213,3 @@ def intact(folder: Path, made: bool = False) -> list[str]:
         return bad
     _INTACT[at] = looks
     return []
-
-
-def vouch(*entry: Path) -> None:
-    """Put the checksums of the files of an entry of a cache beside them, as ``NAME.sums``. It is written
-    last: an entry without it is not whole."""
-    write_text(entry[0].with_suffix(SUMMED), json.dumps({file.name: checksum(file) for file in entry}))
-
-
-def vouched(sums: Path) -> bool:
-    """Whether the files that a ``NAME.sums`` names are there, and as they were."""
-    try:
-        told = read_json(sums)
-        return all("/" not in name and checksum(sums.parent / name) == value for name, value in told.items())
-    except (OSError, Damaged, AttributeError, TypeError):
-        return False

@@ -1,7 +1,6 @@
 """What this machine is good at."""
 from __future__ import annotations
 
-import platform
 from functools import cache
 from pathlib import Path
 
@@ -58,13 +57,6 @@ def compile_pays(model: nn.Module, tokens: int) -> bool:
     parameters = sum(p.numel() for p in model.parameters())
     device = next(model.parameters()).device.type
     return 6.0 * parameters * tokens > COMPILE_FLOPS.get(device, float("inf"))
-
-
-def describe() -> str:
-    """The machine in a few words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}"
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def memory_bytes() -> float:

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwright.core import contrast, flops, frozen, hardware, masks, sharding
+from trainwright.core import contrast, flops, hardware, masks, sharding
 from trainwright.core.batches import collect, cut, join, pull
 from trainwright.core.chain import Chain
 from trainwright.core.claims import check_alive, check_claims, check_steps, name_all, trainable
 from trainwright.core.context import Context, View
 from trainwright.core.errors import UserError
+from trainwright.core.held import Hold
 from trainwright.core.ledger import Ledger
 from trainwright.core.method import (
     Batch,
@@ -52,7 +53,7 @@ class Train:
         precision: ``bf16`` is autocast over float32 weights; ``fp32`` and ``bf16-true`` compute in the
             weights' own type.
         eval_every: steps between evaluations; the last step is always followed by one.
-        frozen: how the matrices that no method trains are held (``core/frozen.py``).
+        frozen: how the matrices that no method trains are held (``families/frozen.py``).
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Train:
         accumulate: int = 1,
         precision: str = "fp32",
         eval_every: int = 0,
-        frozen: frozen.Frozen = "whole",
+        frozen: Hold | None = None,
         ctx: Context | None = None,
     ) -> None:
         self.model, self.methods, self.steps = model, tuple(methods), steps
@@ -95,8 +96,8 @@ class Train:
             self.performed.append(surgery)
             brought.setdefault(surgery.name, set()).update(trainable(self.model) - before)
         check_alive(brought, self.model)
-        if self.frozen != "whole":
-            frozen.freeze(self.model, self.frozen)
+        if self.frozen is not None:
+            self.frozen(self.model)
         self.ctx.step = 0
         self.journal = list(journal)
         self.model = sharding.shard(self.model)
@@ -302,9 +303,9 @@ class Train:
                 self.stopped = f"{who}: {why}"
                 self.evaluation = self.measure()
             case Operate(surgery):
-                if self.frozen != "whole":
+                if self.frozen is not None:
                     raise UserError(f"{who} changes the model in training ({surgery.name}), which it cannot "
-                                    f'with frozen = "{self.frozen}"; leave one of the two out.')
+                                    'where its stage says "frozen"; leave one of the two out.')
                 self.journal.append((self.ctx.step, surgery))
                 self.performed.append(surgery)
                 self.follow(surgery.operate(self.model, self.ctx))

@@ -17,8 +17,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor import empty as empty_sharded
 from torch.utils.checkpoint import checkpoint
 
-from trainwright.core import ending, frozen
+from trainwright.core import ending
 from trainwright.core.errors import UserError
+from trainwright.core.held import Held
 
 WAIT = timedelta(days=1)
 """How long ranks wait for one that works alone (on a corpus, for example); one that dies
@@ -133,7 +134,7 @@ def shard(model: nn.Module) -> nn.Module:
         return model
     mesh = init_device_mesh(device().type, (world(),))
     scalars = {p for p in model.parameters() if not p.ndim}
-    whole = scalars | {p for p in model.parameters() if isinstance(p, frozen.FourBits)}
+    whole = scalars | {p for p in model.parameters() if isinstance(p, Held)}
     for block in blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)

@@ -56,7 +56,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
             yield from ((node.level, node.module or "", one.name) for one in node.names)
         elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
             todo += node.orelse
-        else:                                                       # imports are statements: only these hold any
+        else:                                                       # only statements hold imports
             todo += (one for name in BODIES for one in getattr(node, name, ()))
 
 

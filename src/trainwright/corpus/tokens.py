@@ -22,8 +22,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.files import MISREAD, SUMMED, expected, read_json, room, sweep, vouch, vouched
+from trainwright.core.files import MISREAD, expected, read_json, room
 from trainwright.corpus.chat import Chat
+from trainwright.storage.caches import SUMMED, sweep, vouch, vouched
 
 if TYPE_CHECKING:
     from trainwright.corpus.examples import Examples

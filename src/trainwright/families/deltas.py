@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainwright.core import checkpoint, frozen, hardware, masks
+from trainwright.core import checkpoint, hardware, masks
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.files import expected, read_json
 from trainwright.core.method import Surgery
+from trainwright.families import frozen
 from trainwright.families.base import made_from, skeleton
 from trainwright.families.checkpoints import BACKBONE, save
 from trainwright.families.configs import CONFIG, PART

@@ -36,8 +36,8 @@ from torch.autograd.function import once_differentiable
 
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.frozen import FourBits, dense
 from trainwright.core.method import Surgery
+from trainwright.families.frozen import FourBits, dense
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
     Adapter,

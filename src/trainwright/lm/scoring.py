@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from trainwright import families
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.files import SUMMED, room, sweep, vouch, vouched
+from trainwright.core.files import room
 from trainwright.core.method import UNTRAINED
 from trainwright.corpus.chat import Chat
 from trainwright.corpus.tokens import Document, Encoder
 from trainwright.lm.losses import body_states, evaluating, most_positions, padded, positions, token_losses
+from trainwright.storage.caches import SUMMED, sweep, vouch, vouched
 from trainwright.storage.store import key_of, stamp
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainwright.core.frozen import FourBits
+from trainwright.core.held import Held
 
 
 class Live(TorchDispatchMode):
@@ -44,7 +44,7 @@ class Live(TorchDispatchMode):
         """Count the storage of a tensor; one that is known may have another size by now."""
         if not isinstance(found, torch.Tensor) or found.device.type == "meta":
             return
-        if found.layout != torch.strided or isinstance(found, FourBits):
+        if found.layout != torch.strided or isinstance(found, Held):
             return                                       # what holds the bits is counted by itself
         storage = found.untyped_storage()
         key, size = id(storage), storage.nbytes()

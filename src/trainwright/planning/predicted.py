@@ -28,6 +28,7 @@ from trainwright.core.context import ENDLESS, Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Method, Objective, Surgery, Tensors, Update, Weigh
+from trainwright.families import frozen
 from trainwright.life.jobs import Job
 from trainwright.planning.live import Live
 from trainwright.planning.synthetic import Synthetic
@@ -112,7 +113,7 @@ def predict(job: Job, store: Store, ranks: int = 1) -> Predicted:
     with journal:
         try:
             run = build(model, methods, ENDLESS, ctx, precision=stage.precision,
-                        checkpointing=stage.checkpointing, frozen=stage.frozen)
+                        checkpointing=stage.checkpointing, frozen=frozen.holding(stage.frozen))
             run.accumulate = 1
             return _told(run, journal, ranks, rows * (stage.row_tokens(job) or 0), min(stage.accumulate, 2))
         except DataDependentOutputException as error:

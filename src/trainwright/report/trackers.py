@@ -36,11 +36,10 @@ class Life(NamedTuple):
 
 def life(recipe: Recipe) -> Life:
     """What there is to tell of a recipe."""
-    from trainwright.core import hardware
-    from trainwright.storage.versions import versions
+    from trainwright.storage.versions import describe, versions
     stages = {stage.name: plain(stage) for stage in recipe.stages}
     told = {"title": recipe.title, "seed": recipe.seed, "stages": stages, "text": recipe.text}
-    return Life(recipe.file.stem, {"recipe": told, "hardware": hardware.describe(), "versions": versions()})
+    return Life(recipe.file.stem, {"recipe": told, "hardware": describe(), "versions": versions()})
 
 
 def make(name: str, folder: Path, of: Life) -> Listener:

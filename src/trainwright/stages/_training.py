@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from trainwright import families
-from trainwright.core import checkpoint, flops, frozen, hardware, sharding
+from trainwright.core import checkpoint, flops, hardware, sharding
 from trainwright.core.batches import cut
 from trainwright.core.build import build
 from trainwright.core.checkpoint import STATE
@@ -22,6 +22,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Decode, Method, Objective, Surgery, Weigh
+from trainwright.families import frozen
 from trainwright.life.jobs import Job, Source
 from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
 from trainwright.life.stage_run import StageRun
@@ -101,8 +102,9 @@ def _loop(run: Train, site: StageRun, kept: Sequence[Snapshots | Best]) -> None:
     except Diverged as error:
         good = checkpoint.newest(saver.folder)[0]
         left = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
-        raise UserError(f"{site.job.where}: {str(error).rstrip('.')}; {left}. Lower the learning rate, clip gradients, "
-                        "or look at the data of that step.") from None
+        why = str(error).rstrip(".")
+        raise UserError(f"{site.job.where}: {why}; {left}. Lower the learning rate, clip gradients, or look at "
+                        "the data of that step.") from None
     finally:
         metrics.close()
 
@@ -165,7 +167,8 @@ def assemble(
     ctx.compile = worth if stage.compile == "auto" else stage.compile
     return build(model, methods(model) if methods else job.methods, own if steps is None else steps, ctx,
                  accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
-                 checkpointing=stage.checkpointing, frozen=stage.frozen, saved=saved, same=same)
+                 checkpointing=stage.checkpointing, frozen=frozen.holding(stage.frozen), saved=saved,
+                 same=same)
 
 
 def _tokenizer(job: Job, ctx: Context) -> Any:

@@ -24,6 +24,7 @@ from trainwright.core import files
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.files import Damaged
 from trainwright.storage.artifact import MANIFEST, Artifact, sources_of
+from trainwright.storage.caches import SUMMED, vouched
 
 MOST_FILES = 100_000
 """Files below a folder beyond which it is neither a checkpoint nor a corpus."""
@@ -247,7 +248,7 @@ class Store:
         place = self.root / "cache"
         for found in files.within(place):
             file = place / found
-            if file.suffix == files.SUMMED and not files.vouched(file):
+            if file.suffix == SUMMED and not vouched(file):
                 yield f"cache/{found}", (f"{file.with_suffix('')} is not as it was written; it is made again "
                                          "when it is next needed")
             if file.name == files.SUMS and (bad := files.broken(file.parent)):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
 import sys
 from functools import cache
@@ -66,3 +67,11 @@ def _commit(head: str, places: list[Path]) -> str | None:
 
 def _git(file: Path) -> str:
     return read_bytes(file, MOST_GIT).decode().strip()
+
+
+def describe() -> str:
+    """The machine in a few words."""
+    import torch
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()} x {torch.cuda.device_count()}"
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

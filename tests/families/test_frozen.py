@@ -10,13 +10,14 @@ from torch.nn import functional as F
 
 from trainwright import families
 from trainwright.check import tiny
-from trainwright.core import checkpoint, frozen
+from trainwright.core import checkpoint
 from trainwright.core.build import build
 from trainwright.core.errors import UserError
-from trainwright.core.frozen import FourBits, dense, pack
 from trainwright.core.loop import Train
 from trainwright.core.method import Surgery
 from trainwright.data.order.pack import Pack
+from trainwright.families import frozen
+from trainwright.families.frozen import FourBits, dense, pack
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.loram import Loram
 from trainwright.finetune.paca import Paca
@@ -83,7 +84,7 @@ def test_it_computes_as_the_weights_and_backward_keeps_the_bits() -> None:
 def run_with(adapter: Surgery, kind: str, table: frozen.Frozen, saved: Path | None = None) -> Train:
     methods = [Pack(length=32), adapter, NextToken(), Adamw(lr=1e-2)]
     ctx = tiny.context(tiny.scratch(), kind)
-    return build(tiny.model(kind), methods, 3, ctx, frozen=table, saved=saved)
+    return build(tiny.model(kind), methods, 3, ctx, frozen=frozen.holding(table), saved=saved)
 
 
 @pytest.mark.parametrize(("adapter", "kind", "table"), [

@@ -19,6 +19,7 @@ Nothing can be written into it.
 """
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from trainwright.core.errors import UserError
+from trainwright.core.held import Held, Hold, held
 
 Frozen = Literal["whole", "nf4", "int4"]
 """How frozen matrices are held: as they are, or in four bits."""
@@ -54,7 +56,7 @@ class Sizes(NamedTuple):
     """float32 [1]."""
 
 
-class FourBits(Tensor):
+class FourBits(Held):
     """A frozen matrix in four bits. See ``pack`` and ``dense``."""
 
     codes: Tensor
@@ -81,7 +83,6 @@ class FourBits(Tensor):
         return FourBits(self.codes, self.sizes, self.table, shape, dtype or self.dtype, self.turned ^ turn)
 
     def held(self) -> dict[str, Tensor]:
-        """The tensors that hold it, by name."""
         return {"codes": self.codes, "sizes": self.sizes.codes, "scales": self.sizes.scales,
                 "mean": self.sizes.mean}
 
@@ -161,6 +162,11 @@ def _pairs(table: str, device: torch.device) -> Tensor:
 # ---- models --------------------------------------------------------------------------------------------
 
 
+def holding(how: Frozen) -> Hold | None:
+    """What a stage's ``frozen`` asks for; None for weights as they are."""
+    return None if how == "whole" else partial(freeze, table=how)
+
+
 @torch.no_grad()
 def freeze(model: nn.Module, table: str) -> None:
     """Hold the frozen weights of the linear layers in the model's blocks in four bits, in place.
@@ -195,15 +201,6 @@ def thaw(model: nn.Module) -> None:
         for name, p in module._parameters.items():
             if isinstance(p, FourBits):
                 module._parameters[name] = nn.Parameter(dense(p), requires_grad=False)
-
-
-def held(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by name, those in four bits as the several that hold them."""
-    out: dict[str, Tensor] = {}
-    for name, t in tensors.items():
-        bits = t.held() if isinstance(t, FourBits) else {}
-        out |= {f"{name}/{part}": of for part, of in bits.items()} or {name: t}
-    return out
 
 
 def weight_bytes(model: nn.Module) -> int:
