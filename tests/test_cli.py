@@ -56,8 +56,8 @@ def invoke(*words: Any, cwd: Path | None = None) -> Result:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = {"audit", "init", "schema", "run", "plan", "compare", "papers", "reproduce", "map", "list", "show",
-                "new", "check", "export", "generate", "fit-law", "smallest", "speed-up", "store ls",
+    promised = {"audit", "init", "schema", "run", "plan", "compare", "papers", "reproduce", "map", "list",
+                "show", "new", "check", "export", "generate", "fit-law", "smallest", "speed-up", "store ls",
                 "store show", "store rm", "store verify"}
     assert set(commands()) == promised
 

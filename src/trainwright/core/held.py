@@ -1,5 +1,5 @@
-"""Frozen weights that are held in another form, such as four bits each: what the core must know of them, which
-is that they are neither cut into shards nor copied into."""
+"""Frozen weights that are held in another form, such as four bits each. What the core must know of them: they
+are neither cut into shards nor copied into."""
 from __future__ import annotations
 
 from collections.abc import Callable

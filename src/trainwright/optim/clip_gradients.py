@@ -4,7 +4,8 @@
 entries of all parameters that ``params`` matches, on all ranks, every update u becomes
     u <- u min(1, norm / (N + 1e-6)).
 Logs N as ``grad_norm``, which is that of all gradients where nothing clips. The factor stays a tensor, so
-that nothing waits for the device. Name it before the optimizer: after Adam, whose steps have a size of their own, it would clip something else.
+that nothing waits for the device. Name it before the optimizer: after Adam, whose steps have a size of their
+own, it would clip something else.
 
 Errors: a norm that is not above 0.
 """

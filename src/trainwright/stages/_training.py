@@ -103,8 +103,8 @@ def _loop(run: Train, site: StageRun, kept: Sequence[Snapshots | Best]) -> None:
         good = checkpoint.newest(saver.folder)[0]
         left = f"the last good checkpoint is {good}" if good else "there was no checkpoint yet"
         why = str(error).rstrip(".")
-        raise UserError(f"{site.job.where}: {why}; {left}. Lower the learning rate, clip gradients, or look at "
-                        "the data of that step.") from None
+        raise UserError(f"{site.job.where}: {why}; {left}. Lower the learning rate, clip gradients, or look "
+                        "at the data of that step.") from None
     finally:
         metrics.close()
 
