@@ -80,7 +80,7 @@ def _quick() -> Iterator[None]:
     """A plan without the steps in another process that an estimate rests on: they take half a minute. And the
     program built from its functions once, not for every command."""
     whole, build = plan.plan, typer.main.get_command
-    plan.plan = lambda recipe, store, estimate=True: whole(recipe, store, estimate=False)
+    plan.plan = lambda recipe, store, estimate=True, **more: whole(recipe, store, estimate=False, **more)
     typer.main.get_command = _built
     try:
         yield

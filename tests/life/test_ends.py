@@ -64,7 +64,7 @@ def test_a_signal_in_another_stage_ends_it_at_once(name: str, found: dict[str, A
 
 
 def test_a_stage_that_fails_leaves_nothing(found: dict[str, Any]) -> None:
-    assert "no such luck." in sentence(found["fails"]) and not found["fails"]["left"]
+    assert "no such luck" in sentence(found["fails"]) and not found["fails"]["left"]
 
 
 def test_a_closed_pipe_ends_it_like_a_signal(found: dict[str, Any]) -> None:
