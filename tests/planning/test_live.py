@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +14,15 @@ from trainwright.planning import live
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there the allocator counts")
 KB = 1000 * 4
 """Bytes of a thousand float32 numbers."""
+
+
+@pytest.fixture(autouse=True)
+def _still() -> Iterator[None]:
+    """What other tests have left is not freed in the middle of one."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def grown(work) -> int:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,8 +86,7 @@ def spec_of(paper: Paper, claim: Claim) -> Spec:
     verdicts.expects(claim.expects, where)
     file = suites()[claim.suite] if claim.suite else library.RECIPES / claim.recipe
     arms = [arm_of(name, claim.arms[name], where) for name in (claim.baseline, claim.arm)]
-    spec = specs.load(file, {"baseline": claim.baseline}, arms)
-    return replace(spec, arms=tuple(arms))                 # without those that a recipe has of its own
+    return specs.load(file, {"baseline": claim.baseline}, arms, own=False)
 
 
 def at_a_time() -> int:

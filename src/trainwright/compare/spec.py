@@ -168,7 +168,7 @@ class Spec:
 
 
 def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] = (),
-         recipe_changes: dict[str, Any] | None = None, aa: bool = False) -> Spec:
+         recipe_changes: dict[str, Any] | None = None, aa: bool = False, own: bool = True) -> Spec:
     """A comparison from a file with ``[compare]`` and ``[[arm]]``, or from a recipe and the command line.
 
     Args:
@@ -176,6 +176,7 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
         arms: more arms, or all of them.
         recipe_changes: settings of the recipe, as with ``--set``.
         aa: compare one arm (the baseline) with itself.
+        own: with the arms of the file.
 
     Raises:
         UserError: any mistake that can be found without the methods and the data.
@@ -183,6 +184,8 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
     table, text = recipes.read(file)
     given = fit(table.pop("compare", {}), dict[str, Any], f"{file}: compare") | (changes or {})
     listed = table.pop("arm", [])
+    if not own:
+        listed = []
     if not isinstance(listed, list):
         raise UserError(f"{file}: arms are a list: write [[arm]], not [arm].")
     life = file
@@ -190,8 +193,8 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
         if "stage" in table:
             raise UserError(f"{file}: the stages are in this file: compare.recipe = {given['recipe']!r} "
                             "would be a second life.")
-        life, own = file.parent / str(given["recipe"]), table
-        table = {k: v for k, v in recipes.read(life)[0].items() if k not in ("compare", "arm")} | own
+        life, rest = file.parent / str(given["recipe"]), table
+        table = {k: v for k, v in recipes.read(life)[0].items() if k not in ("compare", "arm")} | rest
     for name in ("stage", "metric"):
         if name not in given:
             raise UserError(f"{file}: say which {name} is compared: --{name}, or {name} in the table "

@@ -33,7 +33,8 @@ def schema() -> Schema:
     kinds = {name: _stage(name, kind) for name, kind in stages().items()}
     tables = {"type": "array", "items": {"type": "object"}}
     return {
-        "$schema": DRAFT, "title": "A Trainwright recipe", "type": "object", "required": ["stage"],
+        "$schema": DRAFT, "title": "A Trainwright recipe", "type": "object",
+        "anyOf": [{"required": ["stage"]}, {"required": ["compare"]}],
         "properties": {"title": {"type": "string"}, "seed": {"type": "integer", "minimum": 0},
                        "trackers": {"type": "array"}, "compare": {"type": "object"}, "arm": tables,
                        "stage": {"type": "array", "items": {"$ref": "#/$defs/stage"}}},

@@ -57,7 +57,7 @@ def test_nothing_of_a_user_is_a_command_of_latex() -> None:
     result = sample.single()
     result["title"] = "two\nlines \\end{document}"
     first = export.latex(read(result)).splitlines()[0]
-    assert first == "% two lines \\end{document}", "a comment is one line"
+    assert first == "% two\\nlines \\end{document}", "a comment is one line"
 
 
 def test_bibtex_has_the_papers_that_docstrings_name_each_once() -> None:
