@@ -477,7 +477,7 @@ PLANNED: dict[str, tuple[list[Change], tuple[str, ...]]] = {
     ),
     "a vocabulary beyond all reason": (
         [('type = "llama"', 'type = "llama", vocab_size = 1_000_000_000_000_000_000')],
-        (BASE, "transformers cannot make this model"),
+        (BASE, "model.vocab_size must be a whole number below 2**31 in size"),
     ),
     "heads that do not divide": ([("num_attention_heads = 2", "num_attention_heads = 3")], (BASE, "heads")),
 }

@@ -160,7 +160,8 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path) -> None:
         Inputs(Corpus(tmp_path / "bare"), ["text"], 8)
     lent = Inputs(Corpus(tmp_path / "bare"), ["text"], 8, tokenizer=corpus.tokenizer)
     assert lent.encoder is not None
-    assert set(NEEDS) == {"text", "chosen", "rejected", "image", "label", "number", "reference"}
+    assert set(NEEDS) == {"text", "chosen", "rejected", "image", "label", "number", "reference",
+                          "teacher"}
 
 
 class Shown(Curate):

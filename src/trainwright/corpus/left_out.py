@@ -46,8 +46,9 @@ class Notes:
 
 def beginnings(rows: pa.Table) -> Any:
     """Of each document the beginning of its text, or where it has none of what else there is to read."""
-    text = pc.if_else(pc.equal(rows[TEXT], ""), pa.scalar(None, rows[TEXT].type), rows[TEXT])
-    return pc.utf8_slice_codeunits(pc.coalesce(text, rows[MESSAGES], rows[CHOSEN]), 0, CHARACTERS)
+    own, said, chosen = (rows[name].cast(pa.large_string()) for name in (TEXT, MESSAGES, CHOSEN))
+    text = pc.if_else(pc.equal(own, ""), pa.scalar(None, own.type), own)
+    return pc.utf8_slice_codeunits(pc.coalesce(text, said, chosen), 0, CHARACTERS)
 
 
 def place(name: str) -> float:

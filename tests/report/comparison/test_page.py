@@ -60,7 +60,7 @@ def test_page_tells_the_answer(written: Path) -> None:
         *sample.SAID.values(),
     ):
         assert said in seen, said
-    assert text.count('class="plot" role="img" aria-label="') == 1 + 1 + 3 + 3 + 4
+    assert text.count('class="plot" role="img" aria-label="') == 1 + 1 + 3 + 4 + 4
     assert "nan<" not in text and "None" not in text
 
 
