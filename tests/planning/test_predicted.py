@@ -43,7 +43,7 @@ methods = [{{ use = "pack", length = {length} }}, {{ use = "next_token" }}, {mor
 """
 SMALL = {"wide": 64, "inner": 128, "deep": 3, "words": 2000, "rows": 4, "parts": 1, "again": "false",
          "precision": "fp32", "length": 64, "more": "", "optimizer": "adamw"}
-LARGE = SMALL | {"wide": 4096, "inner": 14336, "deep": 32, "words": 128256, "rows": 64, "precision": "bf16",
+LARGE = SMALL | {"wide": 4096, "inner": 14336, "deep": 8, "words": 128256, "rows": 64, "precision": "bf16",
                  "length": 2048, "again": "true"}
 
 
@@ -83,21 +83,21 @@ def test_it_is_what_a_step_takes(changes: dict[str, Any], tmp_path: Path) -> Non
         assert predict(one, store).peak == pytest.approx(worker.ask(counted, loaded, store), rel=0.01)
 
 
-def test_eight_billion_parameters_on_eight_ranks_of_another_machine(tmp_path: Path) -> None:
+def test_billions_of_parameters_on_eight_ranks_of_another_machine(tmp_path: Path) -> None:
     """By hand: weights, as many gradients, two states, all float32, an eighth of each."""
     block, table = 4096 * (2 * 4096 + 2 * 2048 + 3 * 14336 + 2), 4096 * 128256
     loaded, one, store = job(tmp_path, **LARGE)
     found = predict(one, store, 8)
-    assert found.parameters == 32 * block + 2 * table + 4096
+    assert found.parameters == 8 * block + 2 * table + 4096
     assert found.weights == found.gradients == found.parameters * 4 / 8
     assert found.states == pytest.approx(2 * found.weights, rel=1e-6), "and a few counters"
     assert found.gathered == 4 * (2 * (2 * table + 4096) + 3 * block), "the rest of the model, and blocks"
-    kept = 8 * 2048 * 4096 * 4 * 32                            # the inputs of the blocks
-    assert kept < found.activations < 2 * kept, "a copy of all weights in bfloat16 would be 15 GiB more"
+    kept = 8 * 2048 * 4096 * 4 * 8                            # the inputs of the blocks
+    assert kept < found.activations < 3 * kept, "a copy of all weights in bfloat16 would be 5 GiB more"
     planned = plan.plan(loaded, store, machine=plan.Machine(8, 80 * 2**30))
     assert planned.stages[-1].figures["memory_bytes"] == pytest.approx(found.peak, rel=1e-6)
-    with pytest.raises(UserError, match=r"each of 8 ranks needs about \d+\.\d GiB of memory and has 20\.0"):
-        plan.plan(loaded, store, machine=plan.Machine(8, 20 * 2**30))
+    with pytest.raises(UserError, match=r"each of 8 ranks needs about \d+\.\d GiB of memory and has 10\.0"):
+        plan.plan(loaded, store, machine=plan.Machine(8, 10 * 2**30))
 
 
 def test_rows_that_do_not_divide_are_refused(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from trainwright.core.errors import UserError
 from trainwright.planning.worker import Died, Worker
 
 RANKS = "two_ranks_make_one_run"
+ENDED = "on two processes: "
+"""With this begins what ends both of them."""
 CLOSE = 1e-5
 """How far weights on two ranks may be from those on one: sums are taken in another order."""
 UNTIL = 3
@@ -32,7 +34,7 @@ LOOK = 2.0
 """Seconds between two looks at the processes."""
 STILL = 30
 """Looks in a row without progress after which they stand still."""
-IDLE = 0.01
+IDLE = 0.02
 """Processor seconds a look up to which two processes only wait for each other."""
 ENDLESS = 600.0
 """Processor seconds for one method after which it is taken to have no end."""
@@ -45,12 +47,12 @@ def check_ranks(methods: list[str]) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "found.jsonl"
             why = start(left, out)
-            for line in out.read_text().splitlines() if out.is_file() else ():
-                found.setdefault(
-                    *json.loads(line)
-                )  # what one process says first is the cause of what the other says
+            told = [json.loads(line) for line in out.read_text().splitlines()] if out.is_file() else []
+        for name, problem in told:
+            found.setdefault(name, problem)     # what one process says first is the cause of the other's
         hung = next((m for m in left if m not in found), None)
-        if hung is not None:  # go on behind the one at which the two processes stood still
+        if hung is not None and not any(problem.startswith(ENDED) for _, problem in told):
+            # go on behind the one at which the two processes stood still
             found[hung] = f"the two processes came to no end: do both do the same work? {why}".rstrip()
     return found
 
@@ -149,7 +151,7 @@ def ranks(out: Path, methods: dict[str, str]) -> None:
             continue
         mine = outcome(use)
         if "error" in mine:  # the other process may wait for this one: end both, start anew
-            write(out, name, f"on two processes: {mine['error']}")
+            write(out, name, f"{ENDED}{mine['error']}")
             os._exit(1)
         both = sharding.gather(difference(single[use], mine))
         write(out, name, both[0] or both[1])

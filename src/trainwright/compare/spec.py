@@ -184,8 +184,6 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
     table, text = recipes.read(file)
     given = fit(table.pop("compare", {}), dict[str, Any], f"{file}: compare") | (changes or {})
     listed = table.pop("arm", [])
-    if not own:
-        listed = []
     if not isinstance(listed, list):
         raise UserError(f"{file}: arms are a list: write [[arm]], not [arm].")
     life = file
@@ -201,7 +199,7 @@ def load(file: Path, changes: dict[str, Any] | None = None, arms: Sequence[Arm] 
                             "[compare].")
     settings: Settings = make(Settings, given, f"{file}: compare")
     every = [make(Arm, one if isinstance(one, dict) else {"name": one}, f"{file}: arm {i}")
-             for i, one in enumerate(listed, 1)]
+             for i, one in enumerate(listed if own else (), 1)]
     if aa and not every and not arms:                      # the recipe as it is, against itself
         every = [Arm(name=settings.baseline or "recipe")]
     spec = Spec(settings, (*every, *arms), table, file, life, "", 0, text, aa)

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from trainwright import families
+from trainwright.core import sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Evaluator
@@ -105,7 +106,7 @@ class Cat(Evaluator):
         for at in range(0, len(order), self.batch_size):
             made = inputs.batch(found.rows(order[at:at + self.batch_size], inputs.columns))
             batch = {n: torch.from_numpy(a).to(ctx.device) for n, a in made.items()}
-            hidden = body_states(model, batch["input_ids"], positions(model, batch))
+            hidden = sharding.within(model, body_states, batch["input_ids"], positions(model, batch))
             states.append(pooled(hidden, batch["attention_mask"], "mean").float().cpu().numpy())
             labels.append(made["labels"])
         return np.concatenate(states or [np.zeros((0, 1), np.float32)]), np.concatenate(labels)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,7 +84,8 @@ def counting() -> Iterator[Peak]:
         return
     with Live() as live:
         for one in gc.get_objects():
-            if issubclass(type(one), torch.Tensor):          # asking some objects for their class warns
+            kind = type(one)                                 # asking some objects for their class warns
+            if issubclass(kind, torch.Tensor) and not issubclass(kind, FakeTensor):
                 live.add(one)
         yield peak
         peak.bytes = live.peak
