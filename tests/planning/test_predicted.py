@@ -93,7 +93,7 @@ def test_billions_of_parameters_on_eight_ranks_of_another_machine(tmp_path: Path
     assert found.states == pytest.approx(2 * found.weights, rel=1e-6), "and a few counters"
     assert found.gathered == 4 * (2 * (2 * table + 4096) + 3 * block), "the rest of the model, and blocks"
     kept = 8 * 2048 * 4096 * 4 * 8                            # the inputs of the blocks
-    assert kept < found.activations < 3 * kept, "a copy of all weights in bfloat16 would be 5 GiB more"
+    assert kept < found.activations < 4 * kept, "a copy of all weights in bfloat16 would be 5 GiB more"
     planned = plan.plan(loaded, store, machine=plan.Machine(8, 80 * 2**30))
     assert planned.stages[-1].figures["memory_bytes"] == pytest.approx(found.peak, rel=1e-6)
     with pytest.raises(UserError, match=r"each of 8 ranks needs about \d+\.\d GiB of memory and has 10\.0"):
