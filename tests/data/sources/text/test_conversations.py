@@ -209,6 +209,8 @@ def test_keys_that_only_other_rows_have_are_no_arguments_in_parquet(tmp_path: Pa
             {"messages": [ASK, SAY | {"tools": [TOOL]}]},
             "message 2 has tools, which belong to the first message",
         ),
+        ({"messages": [ASK, SAY], "weight": 0.5}, "the column 'weight' is 0.5, and no row counts more"),
+        ({"messages": [ASK, SAY], "train": False}, "the column 'train' is False, and no row counts more"),
         ({"messages": [ASK, SAY | {"weight": 0.5}]}, "weight of a message is 0 or 1.* not 0.5"),
         ({"messages": [ASK, SAY | {"weight": "0"}]}, "weight of a message is 0 or 1.* not '0'"),
         (

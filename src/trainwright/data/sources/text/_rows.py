@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MEDIA = ("image", "audio")
 UNKNOWN = "not understood, kept as metadata"
+OF_A_ROW = ("weight", "sample_weight", "loss_weight", "loss_scale", "train", "training", "trainable")
+"""Columns that say how much a whole row counts."""
 LISTED = 20
 """Columns that are named at most."""
 
@@ -81,6 +83,7 @@ def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
         used.add("text" if viewed else how.field)
     used |= spoken
     rest = {key: value for key, value in row.items() if key not in used}
+    _check_weights(rest, where)
     if rest:
         how.unknown({str(key) for key in rest} - {how.id})
     try:
@@ -90,6 +93,16 @@ def row_to_document(row: Any, written: str, line: int, how: Reading) -> Row:
         raise UserError(f"{where}: {error}.") from None
     except RecursionError:
         raise UserError(f"{where}: its values are nested too deeply.") from None
+
+
+def _check_weights(rest: Mapping[Any, Any], where: str) -> None:
+    """Refuse a column that says of a whole row that it counts less, or more."""
+    for name in OF_A_ROW:
+        value = rest.get(name)
+        if isinstance(value, bool | int | float) and value != 1:
+            raise UserError(f"{where}: the column {name!r} is {brief(value)}, and no row counts more or less "
+                            "than another: leave the row out, or the column, or name it as a number "
+                            f"(columns = {{ number = {name!r} }}) for a method to read.")
 
 
 def typed(row: Mapping[str, Any], named: Mapping[str, str], where: str) -> tuple[dict[str, Any], set[str]]:
