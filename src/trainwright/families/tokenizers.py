@@ -1,8 +1,10 @@
 """Tokenizers: read from a folder, and which of their tokens end a text, a turn, or what a model writes."""
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from torch import nn
@@ -24,13 +26,16 @@ SAYS = "generation_config.json"
 """The file that says how a model writes."""
 ANSWER = "qx"
 """What the assistant says where a template is asked how a turn ends."""
+TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
+PATIENCE = 20.0
+"""Seconds for a template to write that, which takes milliseconds."""
 
 
 def load_tokenizer(location: str | Path, where: str) -> Any:
     """The tokenizer in a folder (a checkpoint or a corpus) or of a Hub name, or None where there is none.
 
     Raises:
-        UserError: it cannot be read, or has no entries.
+        UserError: it cannot be read, has no entries, or a chat template that comes to no end.
     """
     from transformers import AutoTokenizer
     quiet()
@@ -49,6 +54,9 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
         raise UserError(f"{where}: cannot load the tokenizer of {location}: {told}") from None
     if not made.vocab_size:
         raise UserError(f"{where}: the tokenizer of {location} has no entries: its files are not whole.")
+    if made.chat_template is not None and not _ends(_Template(made)):
+        raise UserError(f"{where}: the chat template of {location} comes to no end: a question and its "
+                        f"answer were not written in {PATIENCE:g} seconds. Take it out, or give it another.")
     return made
 
 
@@ -111,11 +119,25 @@ class _Template:
 
 
 @cache
+def _ends(of: _Template) -> bool:
+    """Whether the template writes a short talk in good time. It is a stranger's program, in a sandbox that
+    bounds each of its loops and not all of them together."""
+
+    def write() -> None:
+        with suppress(Exception):                          # what is wrong is told where it is used
+            of.tokenizer.apply_chat_template(TALK, tokenize=False)
+
+    writer = Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(PATIENCE)
+    return not writer.is_alive()
+
+
+@cache
 def _turn_end(of: _Template) -> int | None:
     tokenizer = of.tokenizer
-    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
     try:
-        said = tokenizer.apply_chat_template(talk, tokenize=False)
+        said = tokenizer.apply_chat_template(TALK, tokenize=False)
     except Exception:                                      # a template of conversations of another kind
         return None
     behind = said.rpartition(ANSWER)[2].lstrip()
