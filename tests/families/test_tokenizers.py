@@ -177,3 +177,13 @@ def test_a_template_that_comes_to_no_end_is_refused(
     talker.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="comes to no end: a question and its answer were not written"):
         families.load_tokenizer(tmp_path, "some.toml")
+
+
+def test_a_name_of_the_hub_is_not_a_folder_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers prefers a folder, which may be a stranger's."""
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="hf://owner/name is also the name of a folder here"):
+        families.load_tokenizer("hf://owner/name", "some.toml")
+    with pytest.raises(UserError, match="hf://owner/name is also the name of a folder here"):
+        families.load_config("hf://owner/name", "some.toml")

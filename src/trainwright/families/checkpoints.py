@@ -20,7 +20,7 @@ from trainwright.families import gguf_file, packed
 from trainwright.families.base import BUFFERS, Family, families, family_of, made_from
 from trainwright.families.configs import PART
 from trainwright.families.libraries import PLAIN, check_tensors, first_line, quiet
-from trainwright.families.tokenizers import load_tokenizer, stop_at
+from trainwright.families.tokenizers import load_tokenizer, not_here, stop_at
 from trainwright.families.weights import WEIGHTS, check_weights
 
 BACKBONE = "backbone"
@@ -74,6 +74,7 @@ def _special(location: str | Path) -> Family | None:
 
 
 def _config(family: Family, location: str | Path, where: str, doing: str) -> Any:
+    not_here(str(location), where)
     name = str(location).removeprefix("hf://")
     try:
         return family.config_in(name)

@@ -39,6 +39,7 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
     """
     from transformers import AutoTokenizer
     quiet()
+    not_here(str(location), where)
     if isinstance(location, Path) and not any((location / file).is_file() for file in WORDS):
         return None
     try:
@@ -58,6 +59,17 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
         raise UserError(f"{where}: the chat template of {location} comes to no end: a question and its "
                         f"answer were not written in {PATIENCE:g} seconds. Take it out, or give it another.")
     return made
+
+
+def not_here(name: str, where: str) -> None:
+    """Refuse a name of the Hub that a folder here has too: transformers would read that.
+
+    Raises:
+        UserError: there is such a folder.
+    """
+    if name.startswith("hf://") and Path(name.removeprefix("hf://")).exists():
+        raise UserError(f"{where}: {name} is also the name of a folder here, which would be read in its "
+                        "place: start the command elsewhere, or name the folder itself.")
 
 
 def _pieces(folder: Path) -> str:
