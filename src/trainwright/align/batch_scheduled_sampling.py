@@ -140,7 +140,8 @@ class BatchScheduledSampling(Data):
             alone = answers_of[span.row] == 1
             if alone and draw[0] < self.corrected and self._correct(out, span, answer, ctx):
                 continue
-            for t, token in enumerate(answer):
+            room = out["input_ids"].shape[1] - span.first - 1  # a row's last token is no context
+            for t, token in enumerate(answer[:room]):
                 if draw[1 + t] < share:
                     many, other = many + 1, other + (token != int(rows["targets"][span.row, span.first + t]))
                     out["input_ids"][span.row, span.first + 1 + t] = token

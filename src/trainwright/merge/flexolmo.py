@@ -46,7 +46,7 @@ from trainwright.core.stage import MODELS, Role
 from trainwright.families.tensors import Reader
 from trainwright.lm import deltas
 from trainwright.lm.layers import LINEAR, Carrier, block_names, freeze, installed, put, roles
-from trainwright.lm.losses import body_states, positions
+from trainwright.lm.losses import body_states, field, positions
 from trainwright.merge._data import Sample
 
 FILE = "flexolmo.safetensors"
@@ -212,7 +212,7 @@ def mean_state(model: nn.Module, batches: list[Any]) -> Tensor:
     the CPU."""
     total, many = torch.zeros(()), torch.zeros(())
     for batch in batches:
-        there = batch["targets"] != UNTRAINED
+        there = field(batch, "targets") != UNTRAINED
         states = body_states(model, batch["input_ids"], positions(model, batch))[there]
         total, many = total.to(states.device) + states.float().sum(0), many.to(states.device) + len(states)
     return (sharding.summed(total) / sharding.summed(many).clamp(min=1)).cpu()
