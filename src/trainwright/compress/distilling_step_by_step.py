@@ -56,8 +56,8 @@ class DistillingStepByStep(Objective):
     def targets(self, batch: Batch) -> Tensor:
         """Those of the half, -100 elsewhere; all of a batch without reasons, as before there is a corpus."""
         if "domains" not in batch:
-            raise UserError("distilling_step_by_step: the rows do not say of which domain they are: make them "
-                            "by examples or pack.")
+            raise UserError("distilling_step_by_step: the rows do not say of which domain they are: make "
+                            "them by examples or pack.")
         named = [name in self.reasons for name in batch["domains"]]
         if not any(named):
             named = [self.half == "reasons" for _ in named]
