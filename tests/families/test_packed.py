@@ -34,8 +34,10 @@ def made(life: Path, *stages: dict[str, Any]) -> dict[str, Artifact]:
     return run(parse({"seed": 3, "stage": [CORPUS, WIDE, *stages]}, life), Store(life.parent / "store"))
 
 
-@pytest.mark.parametrize("group_size", [0, 8])
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])
+@pytest.mark.parametrize(("bits", "group_size"), [
+    *((bits, size) for size in (0, 8) for bits in (2, 3, 4, 5, 8)),
+    pytest.param(4, 16, id="a layer as wide as a group"),
+])
 def test_the_same_weights_come_back(tmp_path: Path, bits: int, group_size: int) -> None:
     from transformers import AutoModelForCausalLM
     model, ids = tiny.model().eval(), torch.arange(20)[None]
@@ -98,10 +100,6 @@ def test_weights_off_their_grid_and_other_layers_are_refused() -> None:
     RoundNearest().operate(other, Context())
     with pytest.raises(UserError, match=r'holds nn\.Linear alone, and .* is Conv1D: write stored = "float"'):
         packed.ask(other, "a stage")
-
-
-def test_a_layer_as_wide_as_a_group_has_the_same_kind_of_grid(tmp_path: Path) -> None:
-    test_the_same_weights_come_back(tmp_path, 4, 16)
 
 
 def test_two_kinds_of_grids_are_refused() -> None:

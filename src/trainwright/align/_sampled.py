@@ -27,6 +27,9 @@ FARTHEST = 20.0
 """Of a log-ratio, before it becomes a ratio."""
 NOTHING = 1e-9
 """Units of a micro-batch without a graded answer: the loss is 0, and the stage goes on."""
+SMALL = {"task": {"use": "matches", "pattern": "[aeiou]", "whole": False}, "group": 4, "prompts": 4,
+         "epochs": 2, "new_tokens": 4, "length": 32, "domains": ["chat"]}
+"""Settings of a rollout beside which methods that learn from one are tried."""
 MOST_MISMATCH = 0.005
 """Of ``mismatch/v2``: log-probabilities that are a tenth of a nat apart."""
 READS = ("logp", "reward", "group", "group_rewards", "group_graded", "group_tokens", "temperature")

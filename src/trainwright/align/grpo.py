@@ -58,6 +58,7 @@ from trainwright.align._sampled import (
     MOST_MISMATCH,
     NOTHING,
     READS,
+    SMALL,
     advantages,
     averaged,
     learned_of,
@@ -109,9 +110,7 @@ class Grpo(Objective, Controller):
     """What of a batch is its own."""
     roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True, instead="model")}
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
-    beside: ClassVar[tuple[dict[str, Any], ...]] = (
-        {"use": "rollout", "task": {"use": "matches", "pattern": "[aeiou]", "whole": False}, "group": 4,
-         "prompts": 4, "epochs": 2, "new_tokens": 4, "length": 32, "domains": ["chat"]},)
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "rollout", **SMALL},)
     example: ClassVar[dict[str, Any]] = {"kl": 0.05}
 
     def asks(self) -> dict[str, Role]:

@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from trainwright.align._sampled import READS, ratio_of
+from trainwright.align._sampled import READS, SMALL, ratio_of
 from trainwright.align.grpo import Grpo
 from trainwright.core.context import Context
 from trainwright.core.method import Batch, Objective
@@ -45,18 +45,7 @@ class GuideRlvr(Grpo, Objective):
 
     source: ClassVar[str] = "hinted_rollout"
     reads: ClassVar[tuple[str, ...]] = (*READS, "hinted")
-    beside: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "use": "hinted_rollout",
-            "task": {"use": "matches", "pattern": "[aeiou]", "whole": False},
-            "group": 4,
-            "prompts": 4,
-            "epochs": 2,
-            "new_tokens": 4,
-            "length": 32,
-            "domains": ["chat"],
-        },
-    )
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "hinted_rollout", **SMALL},)
     example: ClassVar[dict[str, Any]] = {}
 
     def surrogate(self, logp: Tensor, moved: Tensor, batch: Batch, learned: Tensor) -> Tensor:

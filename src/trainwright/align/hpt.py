@@ -52,6 +52,7 @@ from trainwright.align._sampled import (
     MOST_MISMATCH,
     NOTHING,
     ROWS,
+    SMALL,
     advantages,
     averaged,
     learned_of,
@@ -102,18 +103,7 @@ class Hpt(Data, Objective, Controller):
     """Half the mean squared difference of the log-probabilities of sampling and training that stops the
     stage."""
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
-    beside: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "use": "rollout",
-            "task": {"use": "matches", "pattern": "[aeiou]", "whole": False},
-            "group": 4,
-            "prompts": 4,
-            "epochs": 2,
-            "new_tokens": 4,
-            "length": 32,
-            "domains": ["chat"],
-        },
-    )
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "rollout", **SMALL},)
     example: ClassVar[dict[str, Any]] = {"gamma": 1}
 
     def init(self, model: nn.Module, ctx: Context) -> State:

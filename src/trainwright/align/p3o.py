@@ -47,6 +47,7 @@ from trainwright.align._sampled import (
     FARTHEST,
     MOST_MISMATCH,
     NOTHING,
+    SMALL,
     learned_of,
     mismatched,
     need,
@@ -81,18 +82,7 @@ class P3o(Objective, Controller):
     roles: ClassVar[dict[str, Role]] = {"reference": Role(needed=True, instead="model")}
     families: ClassVar[tuple[str, ...]] = ("causal_lm",)
     contrasts: ClassVar[bool] = True
-    beside: ClassVar[tuple[dict[str, Any], ...]] = (
-        {
-            "use": "rollout",
-            "task": {"use": "matches", "pattern": "[aeiou]", "whole": False},
-            "group": 4,
-            "prompts": 4,
-            "epochs": 2,
-            "new_tokens": 4,
-            "length": 32,
-            "domains": ["chat"],
-        },
-    )
+    beside: ClassVar[tuple[dict[str, Any], ...]] = ({"use": "rollout", **SMALL},)
 
     def asks(self) -> dict[str, Role]:
         return self.roles if self.beta and self.reference == "model" else {}
