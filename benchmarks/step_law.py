@@ -26,11 +26,11 @@ import torch
 from rich.console import Console
 
 import trainwright as tw
-from trainwright.core import hardware
 from trainwright.core.context import Context
 from trainwright.planning import runs
 from trainwright.report import fitted
 from trainwright.search.step_law import StepLaw
+from trainwright.storage.versions import describe
 
 SIZES = {"small": (64, 176, 2, 2), "large": (128, 352, 3, 4)}
 """Hidden and intermediate size, layers, heads: 0.1 and 0.6 M parameters without embeddings."""
@@ -145,7 +145,7 @@ def main() -> None:
         spread = runs.intervals(fit)
         results = {
             "date": datetime.date.today().isoformat(),
-            "hardware": hardware.describe(),
+            "hardware": describe(),
             "python": platform.python_version(),
             "torch": torch.__version__,
             "command": " ".join(sys.argv),

@@ -44,6 +44,19 @@ def test_weights_become_bfloat16_only_where_that_is_asked_for() -> None:
     assert {b.dtype for n, b in model.named_buffers() if "inv_freq" in n} == {torch.float32}
 
 
+@pytest.mark.parametrize(("best", "autocast", "true"), [("bf16", "bf16", "bf16-true"), ("fp32",) * 3])
+def test_what_is_left_to_the_machine_is_what_it_is_fast_at(
+    best: str, autocast: str, true: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "best_precision", lambda: best)
+    assert (hardware.decided("auto"), hardware.decided("auto-true")) == (autocast, true)
+    assert all(hardware.decided(asked) == asked for asked in ("bf16", "bf16-true", "fp32"))
+    model = llama()
+    assert hardware.set_precision(model, "auto-true") == true
+    wanted = torch.bfloat16 if true == "bf16-true" else torch.float32
+    assert {p.dtype for p in model.parameters()} == {wanted}
+
+
 def test_small_steps_that_would_be_lost_are_told() -> None:
     model = llama()
     run = cast(Train, SimpleNamespace(params=dict(model.named_parameters())))

@@ -20,16 +20,23 @@ def best_precision() -> str:
     return "bf16" if cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "fp32"
 
 
+def decided(asked: str) -> str:
+    """A precision as a stage asks for it, with ``auto`` and ``auto-true`` decided by what the hardware is
+    fast at."""
+    best = best_precision()
+    return {"auto": best, "auto-true": "bf16-true" if best == "bf16" else best}.get(asked, asked)
+
+
 def set_precision(model: nn.Module, asked: str) -> str:
-    """The precision that a stage asks for, ``auto`` decided; for ``bf16-true`` the model's
-    weights are made bfloat16.
+    """The precision that a stage asks for, decided; for ``bf16-true`` the model's weights are made bfloat16.
 
     Buffers stay as they are: rotary frequencies in bfloat16 would tell far positions no longer apart.
     """
-    if asked == "bf16-true":
+    precision = decided(asked)
+    if precision == "bf16-true":
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    return best_precision() if asked == "auto" else asked
+    return precision
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

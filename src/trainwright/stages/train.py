@@ -69,10 +69,10 @@ class TrainStage(Stage):
     """Rows of one step, over all ranks and micro-batches, instead of ``batch_tokens``."""
     accumulate: int = 1
     """Micro-batches that a step is cut into on each rank; it never changes the loss."""
-    precision: Literal["auto", "bf16", "bf16-true", "fp32"] = "auto"
+    precision: Literal["auto", "auto-true", "bf16", "bf16-true", "fp32"] = "auto"
     """``bf16`` is autocast with float32 weights; ``auto`` takes it where the hardware is fast at it.
     ``bf16-true``: the weights are bfloat16, half as large, for adapters on a model that is frozen; what an
-    adapter adds stays float32."""
+    adapter adds stays float32. ``auto-true`` takes that where the hardware is fast at it, else ``fp32``."""
     frozen: Literal["whole", "nf4", "int4"] = "whole"
     """How the matrices of the blocks that are not trained are held, beside an adapter: ``nf4`` and ``int4``
     take about four bits a weight, in blocks of 64 (QLoRA). The model that the stage leaves is made of what
