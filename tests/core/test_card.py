@@ -49,8 +49,9 @@ class Middle(Optimizer):
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache folder in which nothing is, and a process that remembers nothing."""
+    """A cache folder in which nothing is, and a process that remembers nothing, of the methods of one place."""
     forget()
+    monkeypatch.setattr(registry, "FOLDERS", ("optim",))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "trainwright"
     monkeypatch.undo()
