@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from tests.data.frames import told
 from trainwright.check import documents
 from trainwright.core.context import Context
+from trainwright.core.recipe import parse, read
 from trainwright.corpus.documents import empty
 from trainwright.data.sources.physics_of_lms_3_1 import (
     ATTRIBUTES,
@@ -21,6 +23,11 @@ from trainwright.data.sources.physics_of_lms_3_1 import (
     places,
     pool,
 )
+from trainwright.life.run import run
+from trainwright.papers import library
+from trainwright.storage.store import Store
+
+RECIPE = library.RECIPES / "knowledge_extraction.toml"
 
 
 def made(seed: int = 0, **settings: Any) -> dict[str, Any]:
@@ -91,3 +98,63 @@ def test_it_is_the_same_each_time_and_adds_to_what_is_there() -> None:
     for wrong in ({"people": 1}, {"paraphrases": 0}, {"asked": 1.5}):
         with pytest.raises(ValueError):
             PhysicsOfLms_3_1(**wrong)
+
+
+# ---- whatever is fine-tuned afterwards --------------------------------------------------------------------
+
+
+def stages() -> dict[str, dict[str, Any]]:
+    """Those of the recipe that tells stored knowledge from knowledge that can be extracted."""
+    return {stage["name"]: stage for stage in read(RECIPE)[0]["stage"]}
+
+
+def test_the_recipe_fine_tunes_in_the_same_ways_after_either_kind_of_biographies() -> None:
+    """A model that has read nothing but biographies learns, in each way, nothing but questions about one half
+    of the people, and all are asked about the other half."""
+    found, ways = stages(), {}
+    (once,), (often,) = (found[kind]["methods"] for kind in ("once", "often"))
+    assert once.get("paraphrases", 1) == 1 < often["paraphrases"] and often["permute"]
+    for kind in ("once", "often"):
+        base = found[f"base_{kind}"]
+        tuned = {name: one for name, one in found.items()
+                 if one.get("from", {}).get("model") == f"base_{kind}"}
+        for stage, read_here in ((base, ["bio"]), *((one, ["qa"]) for one in tuned.values())):
+            (rows,) = (m for m in stage["methods"] if m["use"] == "pack")
+            assert rows["domains"] == read_here and stage["from"]["data"] == kind
+        ways[kind] = base["tokens"], base["model"], base["methods"], [
+            (one["tokens"], one["methods"]) for one in tuned.values()]
+        judge = found[f"judge_{kind}"]
+        assert judge["from"] == {"models": [base["name"], *tuned], "data": kind}
+        assert {"memorization", "knowledge_extraction"} == {m["use"] for m in judge["methods"]}
+        assert not any("domain" in m for m in judge["methods"]), "the domain is qa_test by default"
+    assert ways["once"] == ways["often"]
+    rates = [(m["use"], m.get("lr")) for _, methods in ways["once"][3] for m in methods]
+    assert len(ways["once"][3]) >= 3 and ("lora", None) in rates
+    assert len({lr for use, lr in rates if use == "adamw"}) >= 3
+
+
+@pytest.mark.slow
+def test_stored_and_extracted_are_told_apart_before_and_after_fine_tuning(tmp_path: Path) -> None:
+    """The recipe, small: after either kind of biographies the model itself and what was fine-tuned of it, all
+    weights or an adapter, say how much they have by heart and how much of the rest they can be asked for."""
+    found = stages()
+    kept = [one for name, one in found.items() if not name.endswith("gently") and "probe" not in name]
+    for stage in kept:
+        if stage["kind"] == "corpus":
+            stage["methods"][0]["people"] = 4
+            stage |= {"vocab_size": 300} if "vocab_size" in stage else {}
+        elif stage["kind"] == "train":
+            stage |= {"tokens": 4096, "compile": False}
+            stage.get("model", {}).update(hidden_size=16, intermediate_size=24, num_hidden_layers=1)
+        else:
+            stage["from"]["models"] = [m for m in stage["from"]["models"] if not m.endswith("gently")]
+    made = run(parse({"seed": 0, "stage": kept}, RECIPE), Store(tmp_path))
+    for kind in ("once", "often"):
+        told = made[f"judge_{kind}"].figures["numbers"]
+        base, tuned = told.pop(f"base_{kind}"), told
+        assert set(tuned) == {f"{kind}_full", f"{kind}_lora"}
+        for one in (base, *tuned.values()):
+            assert {f"{what}/{of}" for what in ("memorized", "exact_match", "answer_loss")
+                    for of in (*ATTRIBUTES, "mean")} <= set(one)
+        for one in tuned.values():
+            assert one["answer_loss/mean"] < base["answer_loss/mean"], "it has seen how answers look"
