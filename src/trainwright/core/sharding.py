@@ -129,9 +129,12 @@ def device() -> torch.device:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Shard the model in place with FSDP2: each block of its longest module list, then the rest."""
-    if world() == 1:
-        return model
+    """Shard the model in place over all ranks; a lone process has it whole."""
+    return model if world() == 1 else cut(model)
+
+
+def cut(model: nn.Module) -> nn.Module:
+    """Shard the model in place with FSDP2, on the device: each block of its longest list, then the rest."""
     mesh = init_device_mesh(device().type, (world(),))
     scalars = {p for p in model.parameters() if not p.ndim}
     whole = scalars | {p for p in model.parameters() if isinstance(p, Held)}
@@ -140,6 +143,7 @@ def shard(model: nn.Module) -> nn.Module:
     fully_shard(model, mesh=mesh, ignored_params=whole)
     # FSDP takes none: every rank has them, and their mean gradient
     for p in scalars:
+        p.data = p.data.to(device())
         p.register_post_accumulate_grad_hook(_mean)  # type: ignore[no-untyped-call]
     model._within = MethodType(lambda self, fn, *args: fn(self, *args), model)  # type: ignore[assignment]
     register_fsdp_forward_method(model, "_within")
