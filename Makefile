@@ -8,8 +8,9 @@ STORE ?= store
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -qq -c constraints.txt
-# Workers that wait without spinning: two cores are enough for two test processes and what they start.
-QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# Workers that wait without spinning: two cores are enough for two test processes and what they start. What they
+# import is compiled once, not by each of a hundred processes anew, even where the environment asks for that.
+QUIET := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST := $(QUIET) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
