@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainwright.core import sharding
+
 FILE = "masks.safetensors"
 KEPT = "_masks"
 """Where a module carries its masks."""
@@ -31,7 +33,7 @@ def keep(model: nn.Module, name: str, mask: Tensor) -> None:
     held = of(model)
     model.__dict__[KEPT] = held | {name: held[name] & mask if name in held else mask}
     with torch.no_grad():
-        parameter.masked_fill_(~mask, 0)
+        sharding.local(parameter).masked_fill_(sharding.local(sharding.like(~mask, parameter)), 0)
 
 
 def of(model: nn.Module) -> dict[str, Tensor]:

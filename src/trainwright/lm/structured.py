@@ -61,7 +61,7 @@ class Structured(Pruner):
             worth = summed(part, {n: scores[n].float().square() for n in (*part.readers, part.writer)})
             stay = max(1, part.units - round(self.sparsity * part.units))
             kept = worth.topk(stay).indices.sort().values
-            for name, mask in _masks(part, layers, kept).items():
+            for name, mask in unit_masks(part, layers, kept).items():
                 sparsity.prune(model, name, layers[name], mask)
         return len(found)
 
@@ -82,7 +82,7 @@ class Structured(Pruner):
                          f"{self.layers!r} of this model.")
 
 
-def _masks(part: Part, layers: Mapping[str, nn.Module], kept: Tensor) -> dict[str, Tensor]:
+def unit_masks(part: Part, layers: Mapping[str, nn.Module], kept: Tensor) -> dict[str, Tensor]:
     """The masks ([out, in], true: kept) of a part that keeps these units."""
     out = {}
     for name in (*part.readers, part.writer):
