@@ -27,8 +27,10 @@ SAYS = "generation_config.json"
 ANSWER = "qx"
 """What the assistant says where a template is asked how a turn ends."""
 TALK = [{"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER}]
+LONG = [turn | {"content": "a word and another " * 200} for _ in range(16) for turn in TALK]
+"""A talk of many turns, each of a page."""
 PATIENCE = 20.0
-"""Seconds for a template to write that, which takes milliseconds."""
+"""Seconds for a template to write both, which takes milliseconds."""
 
 
 def load_tokenizer(location: str | Path, where: str) -> Any:
@@ -56,8 +58,8 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
     if not made.vocab_size:
         raise UserError(f"{where}: the tokenizer of {location} has no entries: its files are not whole.")
     if made.chat_template is not None and not _ends(_Template(made)):
-        raise UserError(f"{where}: the chat template of {location} comes to no end: a question and its "
-                        f"answer were not written in {PATIENCE:g} seconds. Take it out, or give it another.")
+        raise UserError(f"{where}: the chat template of {location} comes to no end: a short talk and "
+                        f"a long one were not written in {PATIENCE:g} seconds. Take it out, or give it another.")
     return made
 
 
@@ -132,12 +134,13 @@ class _Template:
 
 @cache
 def _ends(of: _Template) -> bool:
-    """Whether the template writes a short talk in good time. It is a stranger's program, in a sandbox that
-    bounds each of its loops and not all of them together."""
+    """Whether the template writes a short talk and a long one in good time. It is a stranger's program, in a
+    sandbox that bounds each of its loops and not all of them together."""
 
     def write() -> None:
-        with suppress(Exception):                          # what is wrong is told where it is used
-            of.tokenizer.apply_chat_template(TALK, tokenize=False)
+        for talk in (TALK, LONG):
+            with suppress(Exception):                      # what is wrong is told where it is used
+                of.tokenizer.apply_chat_template(talk, tokenize=False)
 
     writer = Thread(target=write, daemon=True)
     writer.start()
