@@ -59,7 +59,7 @@ def load_tokenizer(location: str | Path, where: str) -> Any:
         raise UserError(f"{where}: the tokenizer of {location} has no entries: its files are not whole.")
     if made.chat_template is not None and not _ends(_Template(made)):
         raise UserError(f"{where}: the chat template of {location} comes to no end: a short talk and "
-                        f"a long one were not written in {PATIENCE:g} seconds. Take it out, or give it another.")
+                        f"a long one were not written in {PATIENCE:g} seconds. Remove or replace it.")
     return made
 
 
