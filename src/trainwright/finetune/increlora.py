@@ -1,7 +1,8 @@
 """IncreLoRA: a LoRA of rank 1 everywhere, whose ranks grow during training where the loss depends on them.
 
 "IncreLoRA: Incremental Parameter Allocation Method for Parameter-Efficient Fine-tuning" (arXiv 2308.12043).
-For W [out, in]
+Left out is a learning rate that new components have of their own (a warm-up and a decay, an option there):
+the schedule of the stage is that of all, as for every other method. For W [out, in]
 
     y = W x + dW x,   dW = alpha / (r + 1e-5)  B diag(E) A,   A [., in], B [out, .] ~ N(0, 0.02^2),
 
@@ -25,11 +26,9 @@ step of less than the learning rate). Where the model is sharded every rank has 
 the stage began.
 
 Name it before clip_gradients and the optimizer: it adds the gradient of that term. As long as ranks grow the
-dense gradient of a layer is formed briefly, one row of the batch at a time. This differs from the
-authors' code: s sums over those rows, so that neither accumulation nor ranks change it; the budget is not
-overshot; and components are held orthogonal to one another (theirs, in blocks of their own, are only
-normalized). Left out is the learning rate of new components (a warm-up and a decay of their own, an option
-there): the schedule of the stage is that of all.
+dense gradient of a layer is formed briefly, one row of the batch at a time. This differs from the authors'
+code: s sums over those rows, so that neither accumulation nor ranks change it; the budget is not overshot;
+and components are held orthogonal to one another (theirs, in blocks of their own, are only normalized).
 
 Do not use it where all layers matter alike, or for a short stage: scores need some tens of steps.
 

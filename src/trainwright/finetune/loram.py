@@ -1,10 +1,11 @@
 """LoRAM: train LoRA on a pruned model, and put what it learned back into the whole one.
 
 "Train Small, Infer Large: Memory-Efficient LoRA Training for Large Language Models" (arXiv 2502.13533). Its
-pruned base in 4 bits (QLoRAM) is ``frozen = "nf4"`` of the stage; the whole model stays as it is. In each
-block but the first and the last ones, the share ``ratio`` of the feed-forward neurons, and of the key-value
-heads with the query heads that they serve, is left out. With R and C the rows and columns of a layer W
-[out, in] that stay,
+pruned base in 4 bits (QLoRAM) is ``frozen = "nf4"`` of the stage; the whole model stays as it is. Not here
+are scores by gradients or by inverse Hessians, since a method that prunes may come before this one, and in
+the alignment the training of embeddings and norms, which would have to be held twice. In each block but the
+first and the last ones, the share ``ratio`` of the feed-forward neurons, and of the key-value heads with the
+query heads that they serve, is left out. With R and C the rows and columns of a layer W [out, in] that stay,
 
     in training:   y = (W'[R, C] + s B A) x,   A [rank, len(C)] and B [len(R), rank] trained, s = alpha/rank,
     otherwise:     y = (W + s B* A*) x,   A* [rank, in] having A as its columns C, B* [out, rank] B as rows R,
@@ -35,11 +36,10 @@ Training holds only the pruned weights; the whole ones wait in a file in the sta
 the system's folder for temporary files) and are read whenever the model is not training. The output head has
 an addition too, unless its weights are those of the embeddings.
 
-Left out too: scores by gradients or by inverse Hessians (those that stay are the largest, by the sum of
-squares over the layers that share a unit, or drawn at random); in the alignment, the training of embeddings
-and norms, which the authors' script trains too: they would have to be held twice, and are here those of the
-whole model. Attention with queries, keys and values in one layer (GPT-2) stays whole. Single zeros are stored
-as any weight: they save no memory here.
+The units that stay are the largest, by the sum of squares over the layers that share a unit, or drawn at
+random. In the alignment embeddings and norms, which the authors' script trains too, are those of the whole
+model. Attention with queries, keys and values in one layer (GPT-2) stays whole. Single zeros are stored as
+any weight: they save no memory here.
 
 Do not use it where the whole model fits: LoRA on it learns more. The training loss logged is that of the
 pruned model, far above the one that is measured.

@@ -3,8 +3,9 @@
 "SaRA: High-Efficient Diffusion Model Fine-tuning with Progressive Sparse Low-Rank Adaptation" (arXiv
 2409.06633). The authors' weight decay of 0.01 on what is trained is left to the optimizer, and what is
 trained is a vector: only with ``{ use = "adamw", weight_decay = 0.01, decay_1d = true }`` does it decay.
-Biases, norms and embeddings, of which the authors train the small entries too, stay frozen here. Of each
-weight W [out, in] the entries smaller in size than a threshold t are trained, everything else is frozen:
+Biases, norms and embeddings, of which the authors train the small entries too, stay frozen here: vectors have
+no rank to keep low, and a word that is not read has no gradient. Of each weight W [out, in] the entries
+smaller in size than a threshold t are trained, everything else is frozen:
 
     M = (|W| < t),   y = W x + b,
     loss + nuclear ||W * M||_*   (the nuclear norm of one matrix a step, drawn at random),

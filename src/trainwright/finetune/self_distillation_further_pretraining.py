@@ -1,7 +1,8 @@
 """Further pretraining that holds hidden states to a teacher: the same start, already pretrained further.
 
-"Self-Distillation for Further Pre-training of Transformers" (arXiv 2210.02871). In three stages, from
-pretrained w0:
+"Self-Distillation for Further Pre-training of Transformers" (arXiv 2210.02871). Left out are the masks that
+the paper puts over parts of an input: a causal model has none, and both models read the same tokens. In three
+stages, from pretrained w0:
 
     1. teacher: from w0, further pretraining on the target texts with the plain loss;
     2. student: again from w0, not from the teacher, on the same texts, with
@@ -10,10 +11,9 @@ pretrained w0:
     3. fine-tuning of the student.
 
 This is the second term; name it beside ``next_token``, with ``from = { model = "base", teacher = "teacher", …
-}``. The paper masks parts of an input; a causal model has no mask, and both models read the same tokens. The
-squared distance is the sum over the H entries, as in the paper's norm, averaged over positions; where another
-width is to be regularized alike, ``weight`` falls as 1 / H. For more rounds let the student be the teacher of
-the next one, which also starts from w0.
+}``. The squared distance is the sum over the H entries, as in the paper's norm, averaged over positions;
+where another width is to be regularized alike, ``weight`` falls as 1 / H. For more rounds let the student be
+the teacher of the next one, which also starts from w0.
 
 The target texts are trained on twice: compare it with further pretraining of twice the length. It costs a
 second forward and backward pass, and the teacher's forward pass; the teacher is whole on each rank. Do not

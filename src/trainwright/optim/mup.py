@@ -1,8 +1,11 @@
 """muP: initial weights and learning rates by width, so that the rate tuned on a narrow model fits a wide one.
 
 "Tensor Programs V: Tuning Large Neural Networks via Zero-Shot Hyperparameter Transfer" (arXiv 2203.03466).
-With m = hidden size / ``base``, d and d0 the sizes of a head here and in the base model, and the initial
-weights and the rate lr those of the base model (transformers draws weights with one deviation at any width),
+Left out: the rules for SGD, whose step depends on the scale of the gradient; the advice to begin with a head
+and queries of zero, by which the model of the base width would no longer be the one that was tuned; and
+widths that do not grow in proportion to the hidden size, for which there is no single m. With m = hidden size
+/ ``base``, d and d0 the sizes of a head here and in the base model, and the initial weights and the rate lr
+those of the base model (transformers draws weights with one deviation at any width),
 
     parameter                           initial weights        rate
     matrices of the blocks              / sqrt(m)              lr / m
@@ -24,9 +27,7 @@ a model (``from.model``) names it for the rates alone. Parameters that other sur
 Heads need no care where their number grows with the width; where their size does, say ``base_head``.
 
 It is for Adam and its kin alone, whose step does not depend on the scale of the gradient: do not use it with
-SGD, which has other rates (in the paper's table 3), or with Muon, which has others again. Left out: the
-rules for SGD; the paper's advice to begin with a head and queries of zero; widths that do not grow in
-proportion to the hidden size.
+SGD, which has other rates (in the paper's table 3), or with Muon, which has others again.
 
 Errors: a model whose dimensions are not known (experts, another layout than Llama's or GPT-2's).
 State: ``shared``: rates, by parameter; ``param``: rate, where it is not one number (queries, keys and values

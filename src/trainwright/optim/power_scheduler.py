@@ -1,6 +1,7 @@
 """Power scheduler: a learning rate that is a power of the tokens seen, for any batch size and run length.
 
-"Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler" (arXiv 2408.13359). With
+"Power Scheduler: A Batch Size and Token Number Agnostic Learning Rate Scheduler" (arXiv 2408.13359). Left
+out: the paper's comparison over architectures (mixtures of experts), whose widths ``mup`` does not know. With
 n the tokens trained on before a step, B the tokens of a step divided by those of a sequence (``sequence``;
 4096 in the paper), and lr the optimizer's,
     power(n) = min(lr, B a n^b),
@@ -19,8 +20,7 @@ matrix of width d has the rate lr / (d / 256). The paper's stage is
     { use = "mup", base = 256, embedding = 12.0, residual = 0.22 },
     { use = "power_scheduler" },
 lr is the largest rate among the optimizers; all of them are scaled by the same factor. Without ``mup`` choose
-lr to suit the model, as usual: 0.02 is far too high for a wide one. Left out: the paper's comparison over
-architectures (mixtures of experts), whose widths ``mup`` does not know.
+lr to suit the model, as usual: 0.02 is far too high for a wide one.
 
 Errors: settings out of range; parts longer than the stage; rows without a fixed number of tokens.
 State: ``shared``: tokens of a step, and lr.

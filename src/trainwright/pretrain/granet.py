@@ -1,8 +1,11 @@
 """GraNet: prune gradually by magnitude during training, and regrow weights with large gradients each time.
 
-"Sparse Training via Boosting Pruning Plasticity with Neuroregeneration" (arXiv 2106.10404). Weights of the
-blocks' matrices (see ``params``) are either visible or held at zero. After every ``every``-th step, with
-i = 1, 2 … counting these events, and i0 and i1 those of ``begin`` and ``end``, it does in this order:
+"Sparse Training via Boosting Pruning Plasticity with Neuroregeneration" (arXiv 2106.10404). Left out: masks
+on embeddings and head, whose rows of rare words have hardly a gradient to grow by (the paper's image models
+have neither); pruning by layer (GraNet_uniform), a variant there; and the study of pruning plasticity, which
+is no method. Weights of the blocks' matrices (see ``params``) are either visible or held at zero. After every
+``every``-th step, with i = 1, 2 … counting these events, and i0 and i1 those of ``begin`` and ``end``, it
+does in this order:
  1. Pruning, for i >= i0: the density falls to
         d = density + (initial_density - density) (1 - (i - i0) / (i1 - i0))^3,   then ``density`` from i1 on.
     The round(d N) weights largest in magnitude of all N together, not per matrix, stay visible.
@@ -19,11 +22,10 @@ is hidden.
 
 With ``initial_density`` below 1 training is sparse from the start: random masks with the density of each
 matrix proportional to the sum of its dimensions over their product (ERK). ``regeneration = 0`` is gradual
-magnitude pruning, the baseline; ``initial_density = density`` is RigL with this schedule. Logs
-``density``. Where the authors' code seems to differ from its intention this follows the paper: the code
-stops one pruning short of ``end`` and keeps one weight fewer than scheduled, its ERK masks have their
-density only on average, and it clears only the momentum of SGD. Left out: masks on layers outside the blocks,
-pruning by layer (GraNet_uniform), and the study of pruning plasticity.
+magnitude pruning, the baseline; ``initial_density = density`` is RigL with this schedule. Logs ``density``.
+Where the authors' code seems to differ from its intention this follows the paper: the code stops one pruning
+short of ``end`` and keeps one weight fewer than scheduled, its ERK masks have their density only on average,
+and it clears only the momentum of SGD.
 
 Name it before ``clip_gradients`` and the optimizer. The defaults are the paper's for CIFAR. Masked matrices
 are multiplied as dense ones, so it saves no time here. Do not use it in a stage of few steps, which leaves no

@@ -1,8 +1,8 @@
 """PolyCom: the feed-forward layers use a polynomial with trained coefficients in place of GELU or SwiGLU.
 
 "Polynomial Composition Activations: Unleashing the Dynamics of Large Language Models" (arXiv 2411.03884).
-A feed-forward layer is down(act(up(x))): two matrices and no gate. With z [.., hidden] the output of up,
-elementwise,
+Left out: the paper's mixtures of experts, whose layers lie in one tensor a block. A feed-forward layer is
+down(act(up(x))): two matrices and no gate. With z [.., hidden] the output of up, elementwise,
 
     polynorm:  act(z) = w_1 N(z^3) + w_2 N(z^2) + w_3 N(z) + b,    N(u) = u / sqrt(mean(u^2) + 1e-6),
     polyrelu:  act(z) = w_1 relu(z)^3 + w_2 relu(z)^2 + w_3 relu(z) + b.

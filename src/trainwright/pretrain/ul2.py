@@ -1,7 +1,8 @@
 """UL2, a mixture of denoisers: parts of each text are hidden in one of several ways; the model predicts them.
 
-"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). Each text starts with the token of its mode,
-in place of what its tokenizer puts in front.
+"UL2: Unifying Language Learning Paradigms" (arXiv 2205.05131). Left out: lengths of spans that are drawn
+around their mean, in whose place T5's rule stands, since by it exactly the share of tokens is hidden that a
+denoiser names. Each text starts with the token of its mode, in place of what its tokenizer puts in front.
 A denoiser (mean, rate) hides, of a text of L tokens,
     N = round(rate L) tokens, between 1 and L - 1, in n = max(1, round(N / mean)) spans.
 N and L - N are each cut into n parts, all cuts equally likely, and the parts alternate, so that a text
@@ -32,8 +33,8 @@ and ends), in a causal stage all. The mode takes the place of a token and is nev
 evaluation a text has as many targets and bytes with a mode as without. Compare runs at equal tokens, as the
 paper does, and say what they are at equal targets (``trained_tokens`` of a run).
 
-Do not use it with short rows: where a text is shorter than mean / rate its denoiser hides a single span.
-The preview shows the counts. Left out: span lengths drawn around the mean, in whose place T5's rule stands.
+Do not use it with short rows: where a text is shorter than mean / rate its denoiser hides a single span. The
+preview shows the counts.
 
 Errors: modes that the tokenizer does not have; too few ids; control tokens that occur in a text; more spans
 than sentinels; a model that cannot take such a mask.

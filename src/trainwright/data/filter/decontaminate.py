@@ -1,10 +1,11 @@
 """Drops documents that share runs of words with held-out documents and benchmarks, or cuts these out of them.
 
-"Language Models are Few-Shot Learners" (arXiv 2005.14165, appendix C). Both sides are cut into runs of
-``ngram`` words, ignoring case, punctuation and space. A document is contaminated by a benchmark if at least
-``least`` of its places begin a run that a text of that benchmark has, too. A text of fewer than ``ngram``
-words is searched for as a whole, down to ``shortest`` words; shorter ones would match by chance and are
-only counted.
+"Language Models are Few-Shot Learners" (arXiv 2005.14165, appendix C). Left out: that the appendix ignores
+runs which more than 10 documents share, as templates, since they would have to be counted over the whole
+corpus first; raise ``least`` instead. Both sides are cut into runs of ``ngram`` words, ignoring case,
+punctuation and space. A document is contaminated by a benchmark if at least ``least`` of its places begin a
+run that a text of that benchmark has, too. A text of fewer than ``ngram`` words is searched for as a whole,
+down to ``shortest`` words; shorter ones would match by chance and are only counted.
 
 A benchmark is
 
@@ -17,8 +18,7 @@ documents (books) for one match costs too much: each match goes with ``window`` 
 what is left becomes documents of their own (``ORIGINAL#piece/N``, with its standard columns and its split),
 pieces of fewer than ``shortest_piece`` characters are dropped, and a document that falls into more than
 ``pieces`` is dropped whole. A word at the edge of a hole goes with it; texts are normalized to NFC.
-Conversations, pairs and documents with other content are never cut but dropped. The appendix also ignores
-runs that more than 10 documents share, as templates; raise ``least`` instead.
+Conversations, pairs and documents with other content are never cut but dropped.
 
 Each of them is reported, even if nothing was found: contaminated documents, texts of the benchmark found in
 some document, texts too short to search for. The log and the artifact (``texts`` and ``figures`` of its

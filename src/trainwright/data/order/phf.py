@@ -1,10 +1,12 @@
 """Pretraining with human preferences: segments of a text are marked good or bad, and the model learns which.
 
-"Pretraining Language Models with Human Preferences" (arXiv 2302.08582). A segment has a badness s: a line
-the share of its characters that ``patterns`` match (telephone numbers, insults), a sentence the probability
-that ``from.classifier`` gives ``bad_class``, or a document its ``column``, a score that a method wrote. It is
-bad if s > ``threshold``. ``mode`` says what follows, with p the probability of the token that is predicted
-and s the score of *its* segment:
+"Pretraining Language Models with Human Preferences" (arXiv 2302.08582). Left out: that the embeddings of the
+control tokens start at the mean of all others with a bit of noise, since a model that is made here has them
+from the first step on, and they start like all others. A segment has a badness s: a line the share of its
+characters that ``patterns`` match (telephone numbers, insults), a sentence the probability that
+``from.classifier`` gives ``bad_class``, or a document its ``column``, a score that a method wrote. It is bad
+if s > ``threshold``. ``mode`` says what follows, with p the probability of the token that is predicted and s
+the score of *its* segment:
 
     conditional    a control token before each segment, <good> or <bad>, except in the share ``silent`` of
                    them; all is learned, the control tokens too: -log p
@@ -22,12 +24,12 @@ model behaves as after ordinary training.
 Put it after ``pack``; it is the objective too, in place of ``next_token``. The control tokens ``good`` and
 ``bad`` are those of the tokenizer, from ``control_tokens = ["<good>", "<bad>"]`` in the corpus stage. With a
 tokenizer that lacks them they are the model's last two ids, <good> the last, which must be beyond the
-tokenizer (``model = { vocab_size = … }``), unless ``last`` names ids that no text has. Their embeddings start
-like all others (in the paper, as the mean with a bit of noise). They push the end of a row out, so rows
-should be long compared with segments. A segment that a row cuts counts as far as it is in the row.
-``filtering`` spends positions on what it does not learn; ``filter`` in the corpus stage does not. A document
-without a score is good, gets no control token, and has the reward 0. The authors' code of RWR takes off an
-untrained value, and its unlikelihood at a threshold of 0 mixes the two losses; both are as in the paper here.
+tokenizer (``model = { vocab_size = … }``), unless ``last`` names ids that no text has. They push the end of a
+row out, so rows should be long compared with segments. A segment that a row cuts counts as far as it is in
+the row. ``filtering`` spends positions on what it does not learn; ``filter`` in the corpus stage does not. A
+document without a score is good, gets no control token, and has the reward 0. The authors' code of RWR takes
+off an untrained value, and its unlikelihood at a threshold of 0 mixes the two losses; both are as in the
+paper here.
 
 Not with a score that is wrong about what is bad: everything rests on it. A classifier reads each sentence in
 the training loop, which costs a forward pass of it.

@@ -1,8 +1,10 @@
 """Keeps the documents that a linear rule on indicators ranks best, fitted on losses after tuning on samples.
 
-"Instruction Mining: High-Quality Instruction Data Selection for Large Language Models" (InstructMining,
-arXiv 2307.06290). The worth of a set of documents D is the loss L on ``from.target`` of a model tuned on
-it; for indicators I_i of a document,
+"Instruction Mining: High-Quality Instruction Data Selection for Large Language Models" (InstructMining, arXiv
+2307.06290). Left out: BlendSearch over the number of documents, in whose place a grid is refined, since there
+is one dimension; and the choice of indicators by their significance, which is left to the reader of the
+coefficients. The worth of a set of documents D is the loss L on ``from.target`` of a model tuned on it; for
+indicators I_i of a document,
 
     log L(D) = b_0 + sum_i b_i mean_D(I_i) + noise
 

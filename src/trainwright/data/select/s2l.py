@@ -1,8 +1,10 @@
 """Small to large: samples alike from clusters of documents on which a small model's loss fell alike.
 
 "SmallToLarge (S2L): Scalable Data Selection for Fine-tuning Large Language Models by Summarizing Training
-Trajectories of Small Models" (arXiv 2403.07384). The checkpoints of a small proxy, ``from.models`` in order
-of training, give each document i its trajectory of losses (mean nats a token, in evaluation mode)
+Trajectories of Small Models" (arXiv 2403.07384). Left out: that the authors' code passes over clusters of one
+or two documents at first, since the paper's rule has it not. The checkpoints of a small proxy,
+``from.models`` in order of training, give each document i its trajectory of losses (mean nats a token, in
+evaluation mode)
 
     v_i = (loss_i(c_1), ..., loss_i(c_T)),
 

@@ -1,10 +1,12 @@
 """Biographies of people who do not exist, and questions about them: can a model use what it has memorized?
 
 "Physics of Language Models: Part 3.1, Knowledge Storage and Extraction" (arXiv 2309.14316), its data bioS.
-Each of N people has a unique full name (pools of 400, 400 and 1,000 first, middle and last names) and six
-attributes: birth date (200 years, 12 months, 28 days), birth city (of 200), university (300), major (100),
-company (263) and the company's city, which the company decides. A biography has a sentence for each. The
-knowledge is augmented by
+Left out: bioR, biographies that a language model rewrites (``wrap`` is such a writer); people who are written
+about more than others, since two of these in one corpus write about the same people; and models that read in
+both directions, which ``knowledge_extraction`` cannot ask. Each of N people has a unique full name (pools of
+400, 400 and 1,000 first, middle and last names) and six attributes: birth date (200 years, 12 months, 28
+days), birth city (of 200), university (300), major (100), company (263) and the company's city, which the
+company decides. A biography has a sentence for each. The knowledge is augmented by
 
 * ``paraphrases`` M (the paper's multiM): M biographies of each person, in other wordings;
 * ``permute``: the sentences in random order, different in each biography;
