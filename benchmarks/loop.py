@@ -185,6 +185,7 @@ def against_trainer(
     prose = {"use": "python_library", "megabytes": megabytes, "domains": ["prose"]}
     place = corpus(folder, [prose], {"vocab_size": 4096 if megabytes > 1 else 512})
     tokenizer = families.load_tokenizer(place, "benchmark")
+    tokenizer.pad_token = tokenizer.eos_token               # their collator pads
     model = llama(size, len(tokenizer))
     data = Dataset.from_dict({"text": texts(place)}).map(
         lambda d: tokenizer(d["text"], truncation=True, max_length=512), remove_columns=["text"]
@@ -270,7 +271,7 @@ def against_sft(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    batch, words = 8, {**words, "chat_template": "by_turn"}
+    batch, words = 8, {"chat_template": "by_turn", **words}
     place = corpus(folder, [{"use": "python_questions", "most": 400}], words)
     chats = [json.loads(m) for m in texts(place, "messages")]
     tokenizer = families.load_tokenizer(place, "benchmark")
@@ -281,19 +282,22 @@ def against_sft(
         return families.load(source, "benchmark").to(sharding.device()) if source else llama(
             size, len(tokenizer))
 
-    # TRL needs a template with generation markers: ours for ChatML, and SmolLM2's default system
-    # turn said in the messages.
+    # TRL needs a template with generation markers: ours for ChatML, and the default system turn that
+    # SmolLM2's has, said in the messages.
     system = {
         "role": "system",
         "content": "You are a helpful AI assistant named SmolLM, trained by Hugging Face",
     }
     marked = copy.deepcopy(tokenizer)
     marked.chat_template = chat.built_in()["chatml"].read_text()
-    spoken = [[system, *c] for c in chosen]
-    for plain, said in zip(chosen, spoken, strict=True):
-        assert tokenizer.apply_chat_template(plain, tokenize=False) == marked.apply_chat_template(
-            said, tokenize=False
-        )
+
+    def written(tokenizer: Any, chat: list[Any]) -> Any:
+        return tokenizer.apply_chat_template(chat, tokenize=False)
+
+    said = [] if written(tokenizer, chosen[0]) == written(marked, chosen[0]) else [system]
+    spoken = [[*said, *c] for c in chosen]
+    for plain, marks in zip(chosen, spoken, strict=True):
+        assert written(tokenizer, plain) == written(marked, marks)
 
     def theirs() -> float:
         arguments = SFTConfig(
