@@ -10,11 +10,15 @@ from trainwright.core.errors import UserError
 END_OF_TEXT, PADDING, MASK = "<|endoftext|>", "<|padding|>", "<|mask|>"
 
 LONGEST = 1024
-"""Letters, digits, signs or spaces in a row that are one word to the trainer, whose work grows
-with the square of a word's length; a longer run is several words to it. The tokenizer that is
-made knows no such limit."""
-RUNS = re.compile("|".join(f"(?<!{kind})(?:{kind}){{{LONGEST + 1},}}"
-                           for kind in (r"[^\W\d_]", r"\d", r"[^\w\s]|_", r"\s")))
+"""Characters in a row that are one word to the trainer, at most, whose work grows with the square of a word's
+length. The tokenizer that is made knows no such limit."""
+RUNS = re.compile(rf"(?<![^ \n])[^ \n]{{{LONGEST + 1},}}|(?<!\s)\s{{{LONGEST + 1},}}")
+"""Where a longer word can be: no word has a blank or a line's end within, unless it is all blanks. Letters,
+digits and signs are not told apart, about which versions of Unicode differ."""
+
+MOST = 10_000_000
+"""Letters of all different words that the trainer is given, each of which takes about 250 bytes there. Beyond
+them a word counts only if it was among those before."""
 
 
 def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] = (),
@@ -38,7 +42,7 @@ def train(texts: Iterable[str | None], vocab_size: int, controls: Sequence[str] 
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(_words(texts), trainers.BpeTrainer(
+    backend.train_from_iterator(_known(_words(texts)), trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
     backend.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, backend.token_to_id(END_OF_TEXT))])
@@ -62,3 +66,23 @@ def _words(texts: Iterable[str | None]) -> Iterator[str]:
             at = run.end()
         if text:
             yield text[at:]
+
+
+def _known(texts: Iterable[str]) -> Iterator[str]:
+    """The texts; once they have had too many different words, without words that are new."""
+    seen: set[str] = set()
+    size = 0
+    for text in texts:
+        words = text.split()
+        new = set(words) - seen
+        more = sum(map(len, new))
+        if size + more <= MOST:
+            seen |= new
+            size += more
+            yield text
+            continue
+        for word in dict.fromkeys(words):
+            if word in new and size + len(word) <= MOST:
+                seen.add(word)
+                size += len(word)
+        yield " ".join(word for word in words if word in seen)
