@@ -121,3 +121,18 @@ def test_settings_are_found_that_fit_a_rank_of_another_machine(tmp_path: Path) -
     assert found.fits and found.changes["accumulate"] in (2, 4, 8)
     (none,) = propose(loaded, store, 1000.0, ranks=2)
     assert none.fits is False
+
+
+def test_a_teacher_counts_before_it_is_made(tmp_path: Path) -> None:
+    """A student of one row of 16 tokens: hardly anything but weights is there."""
+    _, teacher, _ = job(tmp_path)
+    text = (tmp_path / "sizes.toml").read_text()
+    student = text[text.index('[[stage]]\nname = "base"'):]
+    for old, new in (('"base"', '"student"'), ('data = "corpus" }', 'data = "corpus", teacher = "base" }'),
+                     ("next_token", "distill"), ("size = 4", "size = 1"), ("length = 64", "length = 16")):
+        student = student.replace(old, new)
+    (tmp_path / "sizes.toml").write_text(text + "\n" + student)
+    store = Store(tmp_path / "store")
+    found = predict(jobs(recipe.load(tmp_path / "sizes.toml"), store)[-1], store)
+    whole = predict(teacher, store).weights
+    assert whole < found.peak - found.weights - found.gradients - found.states < 2 * whole

@@ -82,6 +82,21 @@ def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> No
     )
 
 
+def test_a_teacher_that_is_not_made_yet_has_fresh_weights(life: Path) -> None:
+    life.write_text(
+        life.read_text()
+        .replace('from = { model = "base", data = "corpus" }',
+                 'from = { model = "base", data = "corpus", teacher = "base" }')
+        .replace('"code"] }, { use = "next_token" }', '"code"] }, { use = "distill" }')
+    )
+    train, _ = probe.build(*job_of(life, "adapt"))
+    teacher = train.ctx.frozen["teacher"]
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    train.ctx.batch_rows = 4
+    train.step()
+    assert train.row["distillation/forward"] == 0, "fresh weights of one seed: it is its own teacher"
+
+
 def test_made_up_rows_hold_two_documents() -> None:
     made = probe.Synthetic(tokens=8, vocabulary=50)
     batch = made.next(lambda: {}, {}, Context(batch_rows=3))

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from trainwright.families import frozen
 from trainwright.life.jobs import Job
 from trainwright.planning.live import Live
 from trainwright.planning.synthetic import Synthetic
-from trainwright.stages._training import stage_of
+from trainwright.stages._training import others, stage_of
 from trainwright.storage.store import Store
 
 
@@ -109,16 +109,32 @@ def predict(job: Job, store: Store, ranks: int = 1) -> Predicted:
         raise UserError(f"{job.where}: a step of {whole} rows does not divide over {ranks} ranks and "
                         f"{stage.accumulate} micro-batches: take a multiple of {ranks * stage.accumulate}.")
     ctx.batch_rows = rows = whole // (ranks * stage.accumulate)
+    ctx.frozen = _frozen(job, store, fake, ctx.device)
+    beside = sum(_bytes(m.parameters()) for m in ctx.frozen.values())
     gc.collect()
     with journal:
         try:
             run = build(model, methods, ENDLESS, ctx, precision=stage.precision,
                         checkpointing=stage.checkpointing, frozen=frozen.holding(stage.frozen))
             run.accumulate = 1
-            return _told(run, journal, ranks, rows * (stage.row_tokens(job) or 0), min(stage.accumulate, 2))
+            parts = min(stage.accumulate, 2)
+            told = _told(run, journal, ranks, rows * (stage.row_tokens(job) or 0), parts)
+            return replace(told, peak=told.peak + beside)          # each rank has the others whole
         except DataDependentOutputException as error:
             raise Unpredictable(f"a method looks at numbers, which a prediction does not have ({error})."
                                 ) from None
+
+
+def _frozen(job: Job, store: Store, fake: FakeTensorMode, device: torch.device) -> dict[str, nn.Module]:
+    """The models that stay as they are (a reference, a teacher), by role, without contents."""
+    out = {}
+    for role, source in others(job).items():
+        config = source.config(store, job.where)
+        if config is None:
+            raise Unpredictable(f"the {role} is not on this machine yet.")
+        other = _bare(families.skeleton(config, job.where), fake, device)
+        out[role] = other.eval().requires_grad_(False)
+    return out
 
 
 def _told(run: Train, journal: Journal, ranks: int, tokens: int, parts: int) -> Predicted:

@@ -142,8 +142,8 @@ def assemble(
 ) -> Train:
     """The stage's loop, built; the same for a run and for those that try one.
 
-    What the stage is made from is taken where it is there; a model that is not yet made has
-    fresh weights of its config.
+    What the stage is made from is taken where it is there; a model that is not yet made, be it
+    the one to train or one that stays as it is, has fresh weights of its config.
 
     Args:
         ctx: with ``inputs`` as far as they are there.
@@ -158,10 +158,8 @@ def assemble(
     ctx.batch_rows = stage.batch_rows(job)
     known = stage.epochs is None or "data" in ctx.inputs
     own = stage.steps_of(job, ctx) if known else 0
-    for role in set(ctx.inputs) - set(stage.roles):
-        source = job.inputs[role][0]
-        if len(job.inputs[role]) == 1 and (source.job is None or source.job.stage.makes == "model"):
-            ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
+    for role, source in others(job).items():
+        ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
     tokens = own * ctx.batch_rows * (stage.row_tokens(job) or 1)
     worth = stage.frozen == "whole" and hardware.compile_pays(model, tokens)
     ctx.compile = worth if stage.compile == "auto" else stage.compile
@@ -169,6 +167,13 @@ def assemble(
                  accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
                  checkpointing=stage.checkpointing, frozen=frozen.holding(stage.frozen), saved=saved,
                  same=same)
+
+
+def others(job: Job) -> dict[str, Source]:
+    """The models that a stage has beside the one that it trains (a reference, a teacher), by role."""
+    alone = {role: found[0] for role, found in job.inputs.items()
+             if role not in job.stage.roles and len(found) == 1}
+    return {role: s for role, s in alone.items() if s.job is None or s.job.stage.makes == "model"}
 
 
 def _tokenizer(job: Job, ctx: Context) -> Any:
