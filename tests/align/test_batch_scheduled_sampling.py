@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from tests.align.pairs import context
-from trainwright.align._sampled import end_tokens
 from trainwright.align.batch_scheduled_sampling import BatchScheduledSampling, Span, spans
 from trainwright.check import tiny
 from trainwright.core import checkpoint
@@ -16,7 +15,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.data.order.examples import Examples
-from trainwright.lm.generation import Prompt, sampled
+from trainwright.lm.generation import Prompt, end_tokens, sampled
 
 PLAIN = Examples(length=32, domains=("chat",))
 

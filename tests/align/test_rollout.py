@@ -17,7 +17,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch
 from trainwright.lm.asking import Asked
-from trainwright.lm.generation import Prompt, Sampled, written
+from trainwright.lm.generation import Prompt, Sampled, sampled
 from trainwright.lm.logprobs import token_logprobs
 
 SMALL: dict[str, Any] = Rollout.example | {"domains": ("chat",)}
@@ -59,7 +59,7 @@ def test_an_answer_depends_on_its_own_seed_and_not_on_the_rows_beside_it() -> No
     row = one["input_ids"][0].tolist()
     start = int((one["targets"][0] != UNTRAINED).int().argmax()) + 1
     seeds = [ctx.rng(f"rollout/{p}/{k}", at=0).initial_seed() for p in range(4) for k in range(4)]
-    said = [written(ctx.policy, ctx.tokenizer, [Prompt(row[:start], 4, seed, 1.0)], ctx, top_k=0)[0]
+    said = [sampled(ctx.policy, ctx.tokenizer, [Prompt(row[:start], 4, seed, 1.0)], ctx)[0].ids
             for seed in seeds]
     assert list(answers(one)[0]) in said
 

@@ -11,7 +11,7 @@ and of sampling, should agree. Noted there of the answers' tokens, in nats, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -110,13 +110,6 @@ def parted(things: Sequence[T], work: Callable[[Sequence[T]], Sequence[U]], ctx:
     places = range(each * sharding.world())[ctx.rows(each * sharding.world())]
     mine = work([things[i % len(things)] for i in places])
     return [one for part in sharding.gather(list(mine)) for one in part][:len(things)]
-
-
-def end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """The tokens that end an answer: those of the model's generation config, else the tokenizer's."""
-    end = model.generation_config.eos_token_id
-    end = tokenizer.eos_token_id if end is None else end
-    return {end} if isinstance(end, int) else set(end or ())
 
 
 def learned_of(rows: Batch) -> Tensor:

@@ -37,14 +37,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainwright import families
-from trainwright.align._sampled import end_tokens, parted
+from trainwright.align._sampled import parted
 from trainwright.core import sharding
 from trainwright.core.batches import join
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import UNTRAINED, Batch, Data, State
 from trainwright.core.settings import Between, Count
-from trainwright.lm.generation import COLDEST, Prompt, sampled, writes
+from trainwright.lm.generation import COLDEST, Prompt, end_tokens, sampled, writes
 
 Share = Annotated[float, Between(0, 1)]
 

@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from trainwright import families
 from trainwright.align._rewards import head_of, rewards
-from trainwright.align._sampled import end_tokens, parted
+from trainwright.align._sampled import parted
 from trainwright.core import registry, sharding
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
@@ -59,7 +59,7 @@ from trainwright.core.stage import Role
 from trainwright.corpus.tokens import open_corpus
 from trainwright.data.order.examples import documents_of, order
 from trainwright.lm.asking import COLUMNS, Asked, asked
-from trainwright.lm.generation import COLDEST, Prompt, Sampled, sampled, writes
+from trainwright.lm.generation import COLDEST, Prompt, Sampled, end_tokens, sampled, writes
 from trainwright.lm.losses import most_positions
 from trainwright.lm.vllm_sampling import check_vllm, sampled_by_vllm
 

@@ -25,6 +25,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Decode
 from trainwright.core.shown import brief
+from trainwright.lm.drawing import Draw, Drawing, no_numbers
 from trainwright.lm.losses import most_positions
 
 Processor = Callable[[Tensor, Tensor], Tensor]
@@ -81,16 +82,27 @@ def sampled(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context,
     """Tokens drawn from all that a model may say after each prompt, with their log-probabilities.
 
     Nothing but the temperature shapes the scores: neither the model's generation config nor ``ctx.decode``.
+    How they are drawn, and what makes it quick, says ``drawing.py``.
 
     Args:
         prompts: as in ``written``, of a temperature above 0.
         together: whether all ranks write at once, as many prompts each, with a model that is sharded over
             them: a rank that is done goes on for the others.
     """
+    for p in prompts:
+        check_temperature(p.temperature)
+    drawing = Drawing.of(model)
+
     def write(part: Sequence[Prompt]) -> list[Sampled]:
-        heard: list[Tensor] = []
-        chain = _chain(model, part, replace(ctx, decode=()), 0, heard)
-        said = _batch(model, tokenizer, part, ctx, chain, together)
+        if drawing is not None and (told := drawing.answers(part, end_tokens(model, tokenizer), together)):
+            return [Sampled(*one) for one in told]
+        draw, heard = Draw(part, next(model.parameters()).device), list[Tensor]()
+
+        def choose(tokens: Tensor, scores: Tensor) -> Tensor:
+            token, logp = draw(scores)
+            heard.append(logp.cpu())
+            return torch.zeros_like(scores).scatter_(1, token[:, None], 1.0)
+        said = _batch(model, tokenizer, part, ctx, [choose], together)
         logp = torch.stack(heard, 1).tolist()
         return [Sampled(ids, row[:len(ids)]) for ids, row in zip(said, logp, strict=True)]
     return _in_batches(model, prompts, batch_size, write)
@@ -100,7 +112,10 @@ def _in_batches(model: Any, prompts: Sequence[Prompt], batch_size: int,
                 write: Callable[[Sequence[Prompt]], list[T]]) -> list[T]:
     """What ``write`` makes of prompts of about one length at a time, in their order."""
     out: dict[int, T] = {}
-    order = sorted(range(len(prompts)), key=lambda i: (prompts[i].new_tokens, len(prompts[i].ids)))
+
+    def place(i: int) -> tuple[int, int, tuple[int, ...]]:
+        return prompts[i].new_tokens, len(prompts[i].ids), tuple(prompts[i].ids)
+    order = sorted(range(len(prompts)), key=place)
     with families.evaluating(model), torch.no_grad():
         while order:
             new = prompts[order[0]].new_tokens
@@ -114,12 +129,12 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, 
            together: bool = False) -> list[list[int]]:
     from transformers import GenerationConfig, LogitsProcessorList
     device, two_parts = next(model.parameters()).device, bool(model.config.is_encoder_decoder)
-    end = model.generation_config.eos_token_id
-    end = tokenizer.eos_token_id if end is None else end
+    ends = end_tokens(model, tokenizer)
     pad = next((n for n in (tokenizer.pad_token_id, tokenizer.eos_token_id) if n is not None), 0)
     told = model.generation_config
     how = GenerationConfig(max_new_tokens=prompts[0].new_tokens, do_sample=False, num_beams=1,
-                           pad_token_id=pad, eos_token_id=end, bos_token_id=told.bos_token_id,
+                           pad_token_id=pad, eos_token_id=sorted(ends) or None,
+                           bos_token_id=told.bos_token_id,
                            decoder_start_token_id=told.decoder_start_token_id,
                            forced_bos_token_id=told.forced_bos_token_id)
     width = max(len(p.ids) for p in prompts)
@@ -134,7 +149,7 @@ def _batch(model: Any, tokenizer: Any, prompts: Sequence[Prompt], ctx: Context, 
                               attention_mask=torch.tensor([there for _, there in rows], device=device),
                               generation_config=how, logits_processor=LogitsProcessorList(chain),
                               synced_gpus=together)
-    return [_ended(row, end) for row in made[:, 1 if two_parts else width:].tolist()]
+    return [_ended(row, ends) for row in made[:, 1 if two_parts else width:].tolist()]
 
 
 @contextmanager
@@ -149,16 +164,20 @@ def _alone(model: Any) -> Iterator[None]:
         model.generation_config = told
 
 
-def _ended(ids: list[int], end: int | list[int] | None) -> list[int]:
+def end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens of which each ends a text: the model's, else the tokenizer's."""
+    end = model.generation_config.eos_token_id
+    end = tokenizer.eos_token_id if end is None else end
+    return {end} if isinstance(end, int) else set(end or ())
+
+
+def _ended(ids: list[int], ends: set[int]) -> list[int]:
     """A row without what fills it up behind the token that ends it."""
-    ends = {end} if isinstance(end, int) else set(end or ())
     return next((ids[:i + 1] for i, token in enumerate(ids) if token in ends), ids)
 
 
-def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | None,
-           heard: list[Tensor] | None = None) -> list[Processor]:
-    """What the scores of a batch go through; ``heard`` gets the log-probabilities of what is drawn, a place
-    at a time."""
+def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | None) -> list[Processor]:
+    """What the scores of a batch go through."""
     from transformers import TopKLogitsWarper
     for p in prompts:
         check_temperature(p.temperature)
@@ -175,10 +194,7 @@ def _chain(model: Any, prompts: Sequence[Prompt], ctx: Context, top_k: int | Non
     divisor = torch.where(warmth > 0, warmth, 1.0)[:, None]
 
     def choose(tokens: Tensor, scores: Tensor) -> Tensor:
-        chosen = drawn(scores, draws, warmth > 0)
-        if heard is not None:
-            heard.append(scores.log_softmax(-1).gather(1, chosen.argmax(-1, keepdim=True))[:, 0].cpu())
-        return chosen
+        return drawn(scores, draws, warmth > 0)
     return [numbers, lambda tokens, scores: scores / divisor.to(scores.device), *shaping, choose]
 
 
@@ -189,10 +205,7 @@ def numbers(tokens: Tensor, scores: Tensor) -> Tensor:
         UserError: they are no numbers, from which nothing could be drawn.
     """
     if bool(scores.isnan().any()):
-        raise UserError(
-            "the model gives no numbers (NaN) as scores of the next token: its weights are damaged, or it "
-            "diverged when it was trained."
-        )
+        raise no_numbers()
     return scores
 
 
