@@ -10,6 +10,8 @@ learning-curve-prediction     a power law through the snapshots of the first hal
                               beside it the loss of the last of them (error in nats)
 factual-knowledge-acquisition invented facts that are repeated word by word are forgotten faster than those
                               that are paraphrased (the share lost with each factor of ten in steps)
+gpt-3                         documents that hold an item of an exam, planted in five shapes, are found by
+                              runs of 13 words; beside them exact copies (the share of documents that stay)
 
 ``trainwright reproduce PAPER`` calls it and judges the pairs. A few minutes each on two CPU cores.
 """
@@ -25,6 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import trainwright as tw
+from trainwright.core.context import Context
+from trainwright.corpus.sources import document, table
+from trainwright.data.filter.decontaminate import Decontaminate
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.evaluate.audit.planted import plant
 
 MODEL = {"type": "llama", "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4,
          "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
@@ -102,9 +110,31 @@ def factual_knowledge_acquisition(seed: int, store: Path) -> Pair:
     return (last["fact_decay_memorization/paraphrase"], last["fact_decay_memorization/duplicate"])
 
 
+def gpt_3(seed: int, store: Path) -> Pair:
+    """The share of the leaking documents that stay: without exact copies of an item, and behind
+    ``decontaminate``."""
+    planted = plant(seed=seed)
+    leaks = [(i, text) for found in planted.leaks.values() for i, text in found.items()]
+    rows = [document(id=str(n), domain="web", source="planted", text=text)
+            for n, text in enumerate([text for _, text in leaks] + planted.clean)]
+    with tempfile.TemporaryDirectory() as scratch:
+        exam, folder = Path(scratch, "exam"), Path(scratch, "stage")
+        exam.mkdir()
+        folder.mkdir()
+        for i, item in enumerate(planted.items):
+            (exam / f"{i}.txt").write_text(item.text, encoding="utf-8")
+        left = Decontaminate(files=(str(exam),)).apply(table("planted", [rows.__iter__]),
+                                                       Context(folder=folder))
+        kept = {int(name) for name in left.select("id").to_pydict()["id"]}
+    copies = sum(planted.items[i].text in text for i, text in leaks)
+    lost = len(planted.clean) - sum(n >= len(leaks) for n in kept)
+    print(f"of {len(planted.clean)} clean documents {lost} are lost")
+    return 1 - copies / len(leaks), sum(n < len(leaks) for n in kept) / len(leaks)
+
+
 CLAIMS: dict[str, Callable[[int, Path], Pair]] = {
     "min-k-prob": min_k_prob, "dc-pdd": dc_pdd, "learning-curve-prediction": learning_curve_prediction,
-    "factual-knowledge-acquisition": factual_knowledge_acquisition}
+    "factual-knowledge-acquisition": factual_knowledge_acquisition, "gpt-3": gpt_3}
 """By paper: the baseline's number and the method's, for a seed."""
 
 

@@ -349,6 +349,13 @@ def test_what_does_not_fit_is_refused(given: dict, words: str) -> None:
         operated("llama", Lst(**given))
 
 
+@pytest.mark.parametrize("start", ["pruned", "random"])
+def test_a_model_with_an_encoder_is_refused(start: str) -> None:
+    config = tf.T5Config(vocab_size=64, d_model=16, d_ff=32, d_kv=4, num_heads=4, num_layers=2)
+    with pytest.raises(UserError, match="a model with an encoder needs two side networks"):
+        Lst(reduction=2, start=start).operate(families.create(config, 0, "here"), Context(seed=0))
+
+
 def test_an_architecture_that_cannot_be_cut_starts_at_random() -> None:
     experts = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
     with pytest.raises(UserError, match=r"experts.*set start = \"random\""):

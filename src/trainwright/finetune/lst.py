@@ -1,8 +1,9 @@
 """LST: train a small network beside a frozen one, which reads its hidden states and predicts in its place.
 
-"LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning" (arXiv 2206.06522). With h_i
-[.., d] the output of block i of the frozen backbone and e the input of its first block, for each block i that
-has a side block,
+"LST: Ladder Side-Tuning for Parameter and Memory Efficient Transfer Learning" (arXiv 2206.06522). Left out:
+models with an encoder (the paper's T5), whose two side networks would read one another: here a model has one.
+With h_i [.., d] the output of block i of the frozen backbone and e the input of its first block, for each
+block i that has a side block,
 
     s = Down_0(e);   mu_i = sigmoid(a_i / 0.1),   s = Block_i(mu_i s + (1 - mu_i) Down_i(h_i));
     logits = head(Up(norm(s)))
@@ -30,8 +31,8 @@ later stages, evaluation and ``generate`` load both, transformers alone does not
 Do not use it where memory does not matter (LoRA reaches more with as many parameters), or for speed:
 generating costs more than before.
 
-Errors: a reduction that does not divide a width; a layer that does not exist; an architecture that start =
-"pruned" cannot read.
+Errors: a reduction that does not divide a width; a layer that does not exist; a model with an encoder; an
+architecture that start = "pruned" cannot read.
 """
 from __future__ import annotations
 
@@ -51,6 +52,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
 from trainwright.lm import deltas
+from trainwright.lm.encoder_decoder import has_encoder
 from trainwright.lm.pruned import cut_decoder, importance, small_config
 
 FILE = "lst.safetensors"
@@ -92,6 +94,9 @@ class Lst(Surgery):
         return {"*"}
 
     def operate(self, model: nn.Module, ctx: Context) -> None:
+        if has_encoder(model):
+            raise UserError("lst: a model with an encoder needs two side networks, of which one reads the "
+                            "other; this method makes one, for a model that has a decoder alone.")
         decoder, config = model.get_decoder(), model.config.get_text_config()
         layers = self.chosen(len(sharding.blocks(decoder)))
         worth = importance(model, self.samples, self.reduction, ctx) if self.start == "pruned" else {}

@@ -3,6 +3,7 @@ behind <bad>."""
 from __future__ import annotations
 
 import re
+from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -229,12 +230,15 @@ def test_a_classifier_scores_sentences(folder: Path, tmp_path: Path) -> None:
     data = Pack(length=60)
     plain = data.next(pytest.fail, data.init(nn.Identity(), ctx), ctx)  # type: ignore[arg-type]
     made = method.next(lambda: plain, method.init(model_of(folder), ctx), ctx)
-    tokenizer, ids = open_corpus(folder).tokenizer, made["input_ids"][0].tolist()
-    marks = [i for i, token in enumerate(ids) if token >= BAD]
-    for begin, end in pairwise(marks):
-        text = str(tokenizer.decode(ids[begin + 1:end], skip_special_tokens=True))
-        if made["document"][0, begin] == made["document"][0, end] and text.strip():
-            assert (found.badness([text])[0] > middle) == (ids[begin] == BAD), text
+    tokenizer, seen = open_corpus(folder).tokenizer, Counter[int]()
+    for ids, documents in zip(made["input_ids"].tolist(), made["document"].tolist(), strict=True):
+        marks = [i for i, token in enumerate(ids) if token >= BAD]
+        for begin, end in pairwise(marks):
+            text = str(tokenizer.decode(ids[begin + 1:end], skip_special_tokens=True))
+            if documents[begin] == documents[end] and text.strip():
+                assert (found.badness([text])[0] > middle) == (ids[begin] == BAD), text
+                seen[ids[begin]] += 1
+    assert min(seen[GOOD], seen[BAD]) > 5
     with pytest.raises(UserError, match="'mean' is none of the classes kind, rude"):
         Phf(bad_class="mean").init(model_of(folder), ctx)
     with pytest.raises(UserError, match="needs a classifier"):
