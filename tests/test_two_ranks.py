@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from tests import forks
 from tests.conftest import LIFE, Program, Ranks, Warm, environment, write_texts
+from trainwright import families
 
 pytestmark = pytest.mark.slow
 
@@ -241,3 +242,88 @@ def test_two_nodes_with_a_process_each_give_them_too(home: Path, ranks: Ranks) -
     for stage in ("base", "adapt"):
         assert farthest(artifact(home / "one", stage), artifact(home / "nodes", stage)) < TOLERANCE
     assert json.loads((artifact(home / "nodes", "base") / "manifest.json").read_text())["ranks"] == 2
+
+
+LOOK = '''"""Writes down how many bytes of tensors a rank owns, mapped ones left out."""
+import gc
+import json
+
+import torch
+from trainwright.core import sharding
+from trainwright.core.method import Surgery
+from trainwright.families.mapped import is_mapped
+
+
+def look(what):
+    gc.collect()
+    seen = {}
+    for t in gc.get_objects():
+        if type(t) in (torch.Tensor, torch.nn.Parameter) and t.device.type == "cpu" and not is_mapped(t):
+            seen[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+    with open(f"seen-{sharding.world()}-{sharding.rank()}.jsonl", "a") as file:
+        print(json.dumps([what, sum(seen.values())]), file=file)
+
+
+class Look(Surgery):
+    """Looks."""
+
+    def operate(self, model, ctx):
+        look("surgery")
+
+    def fold(self, model):
+        look("export")
+'''
+GPT2 = """type = "gpt2", n_embd = 256, n_layer = 2, n_head = 2, n_positions = 64, attn_pdrop = 0.0, \
+resid_pdrop = 0.0, embd_pdrop = 0.0"""
+WIDE = re.sub(r'type = "llama"[^}]*', GPT2, RECIPE.split('[[stage]]\nname = "adapt"')[0])
+for _old, _new in (
+    (f"steps = {STEPS}", "steps = 2"),
+    ('[{ use = "pack"', '[{ use = "./look.py" }, { use = "pack"'),
+):
+    assert _old in WIDE
+    WIDE = WIDE.replace(_old, _new, 1)
+WIDE += """
+[[stage]]
+name = "adapt"
+kind = "train"
+from = { model = "start", data = "corpus" }
+steps = 2
+batch_tokens = 256
+precision = "fp32"
+compile = false
+frozen = "nf4"
+methods = [{ use = "pack", length = 32 }, { use = "next_token" }, { use = "lora", rank = 2 },
+           { use = "./look.py" }, { use = "adamw", lr = 1e-2, eps = 1e-6 }]
+"""
+"""Drawn with tied embeddings and Conv1D; read from a bfloat16 file and held in four bits. Wide enough for the
+matrices to be mapped."""
+
+
+def test_no_rank_owns_a_whole_model(home: Path, ranks: Ranks) -> None:
+    """Neither for surgery nor to export it, and the weights are those of one rank."""
+    (home / "look.py").write_text(LOOK)
+    (home / "life.toml").write_text(WIDE)
+    config = families.from_table(
+        {"type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 300,
+         "max_position_embeddings": 64}, None, "a test")
+    families.save(families.create(config, 1, "a test").bfloat16(), home / "start", None)
+    for number in (1, 2):
+        done = ranks(home, f"wide{number}", number)
+        assert not done.returncode, done.stdout
+    sizes = []
+    for stage in ("base", "adapt"):
+        files = [artifact(home / store, stage) / "model.safetensors" for store in ("wide1", "wide2")]
+        assert farthest(files[0].parent, files[1].parent) < TOLERANCE
+        sizes.append(files[0].stat().st_size)
+        assert sizes[-1] == files[1].stat().st_size
+    alone, first, second = (
+        [json.loads(line) for line in (home / f"seen-{name}.jsonl").read_text().splitlines()]
+        for name in ("1-0", "2-0", "2-1"))
+    assert alone[0][1] > 0.99 * sizes[0], "what is counted would show a whole model"
+    for mine, places in ((first, (0, 3)), (second, (0, 1))):
+        assert all(mine[at][0] == "surgery" and mine[at][1] < 0.1 * size
+                   for at, size in zip(places, sizes, strict=True)), (mine, sizes)
+    (whole, _), exports = ([size for what, size in mine if what == "export"] for mine in (alone, first))
+    assert exports[0] < 0.55 * whole, "no model beside its shards"
+    assert exports[1] < 0.3 * sizes[1], "four bits a weight, and what is not in blocks"

@@ -62,7 +62,7 @@ def cpu_flags() -> frozenset[str]:
 def compile_pays(model: nn.Module, tokens: int) -> bool:
     """Whether the stage is long enough for torch.compile."""
     parameters = sum(p.numel() for p in model.parameters())
-    device = next(model.parameters()).device.type
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     return 6.0 * parameters * tokens > COMPILE_FLOPS.get(device, float("inf"))
 
 

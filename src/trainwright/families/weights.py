@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from trainwright.core import hardware
+from trainwright.core import hardware, sharding
 from trainwright.core.errors import UserError
 from trainwright.core.files import expected, read_json
 
@@ -68,12 +68,13 @@ def _instead(folder: Path) -> str:
 
 
 def check_sizes(model: nn.Module, folder: Path) -> None:
-    """Refuse a model (without weights) that does not fit into memory, before any of it is made.
+    """Refuse a model (without weights) of which a rank's part does not fit into memory, before any of it is
+    made.
 
     Where the files hold far fewer numbers than the config asks for, that is what is wrong.
     """
     wanted, there = sum(p.numel() for p in model.parameters()), hardware.memory_bytes()
-    if 4 * wanted <= there:
+    if 4 * wanted <= there * sharding.world():
         return
     held = sum(_numbers(file) for file in weight_files(folder))
     if wanted > 2 * held:

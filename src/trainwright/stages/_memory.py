@@ -55,13 +55,13 @@ def floor(job: Job, model: nn.Module, store: Store) -> float:
     They are the float32 weights, gradients and what the updates remember, found by letting surgeries and
     updates act on tensors without data (``model`` is used up), the weights of reference and teacher, and
     ``kept``. Left out are all other activations, the logits, copies, and the process itself. What cannot act
-    without data counts as nothing. Ranks share all of it but the model that each makes before it is sharded.
+    without data counts as nothing. Ranks share the model in training.
     """
-    config, whole = families.made_from(model), 4.0 * _count(model)
+    config = families.made_from(model)
     asked = [s for role, sources in job.inputs.items() if role not in job.stage.roles for s in sources]
     others = [s.config(store, job.where) for s in asked if s.job is None or s.job.stage.makes == "model"]
     frozen = sum(4.0 * _count(families.skeleton(c, job.where)) for c in others if c is not None)
-    share = max(whole, _in_training(job, model) / sharding.world()) + frozen + kept(job, config)
+    share = _in_training(job, model) / sharding.world() + frozen + kept(job, config)
     return share if torch.cuda.is_available() else share * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

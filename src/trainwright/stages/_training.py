@@ -6,12 +6,12 @@ import copy
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from trainwright import families
 from trainwright.core import checkpoint, flops, hardware, sharding
@@ -23,6 +23,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Decode, Method, Objective, Surgery, Weigh
 from trainwright.families import frozen
+from trainwright.families.mapped import Scratch
 from trainwright.life.jobs import Job, Source
 from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
 from trainwright.life.stage_run import StageRun
@@ -155,18 +156,21 @@ def assemble(
     stage = stage_of(job)
     ctx.tokenizer, ctx.decode = _tokenizer(job, ctx), job.of(Decode)
     model = start(job, store, ctx)
-    ctx.batch_rows = stage.batch_rows(job)
+    ctx.batch_rows, device = stage.batch_rows(job), ctx.device
     known = stage.epochs is None or "data" in ctx.inputs
     own = stage.steps_of(job, ctx) if known else 0
     for role, source in others(job).items():
-        ctx.frozen[role] = _weights(source, job, store).to(ctx.device).eval().requires_grad_(False)
+        ctx.frozen[role] = _weights(source, job, store).to(device).eval().requires_grad_(False)
     tokens = own * ctx.batch_rows * (stage.row_tokens(job) or 1)
-    worth = stage.frozen == "whole" and hardware.compile_pays(model, tokens)
+    worth = stage.frozen == stage.frozen_tables == "whole" and hardware.compile_pays(model, tokens)
     ctx.compile = worth if stage.compile == "auto" else stage.compile
-    return build(model, methods(model) if methods else job.methods, own if steps is None else steps, ctx,
-                 accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
-                 checkpointing=stage.checkpointing, frozen=frozen.holding(stage.frozen), saved=saved,
-                 same=same)
+    if sharding.world() > 1:
+        ctx.device = torch.device("cpu")             # where surgeries act, until the model is cut into shards
+    with _spread(store):
+        return build(model, methods(model) if methods else job.methods, own if steps is None else steps, ctx,
+                     accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
+                     checkpointing=stage.checkpointing, saved=saved, same=same,
+                     frozen=frozen.holding(stage.frozen, stage.frozen_tables))
 
 
 def others(job: Job) -> dict[str, Source]:
@@ -192,7 +196,17 @@ def _tokenizer(job: Job, ctx: Context) -> Any:
 
 def start(job: Job, store: Store, ctx: Context) -> nn.Module:
     """The stage's model before any method acts, with its starting weights, and a tokenizer that
-    is known to be its own."""
+    is known to be its own. On several ranks it lies in files that are mapped (``families/mapped.py``)."""
+    several = sharding.world() > 1
+    coarse = hardware.decided(stage_of(job).precision) == "bf16-true"
+    model = _start(job, store, ctx, torch.bfloat16 if several and coarse else None)
+    if several and coarse:
+        Scratch(store.folder("cache")).convert(model, torch.bfloat16)
+    return model if several else model.to(ctx.device)
+
+
+def _start(job: Job, store: Store, ctx: Context, kind: torch.dtype | None) -> nn.Module:
+    """The same, on the CPU. ``kind``: of the large weights of a checkpoint that is all of the model."""
     stage = stage_of(job)
     source = stage.origin(job)
     if source is None:
@@ -207,10 +221,11 @@ def start(job: Job, store: Store, ctx: Context) -> nn.Module:
             if known
             else stage.start_config(job, store)
         )
-        model = families.create(config, run.seed, job.where)
+        with _spread(store):
+            model = families.create(config, run.seed, job.where)
         families.stop_at(model, ctx.tokenizer)
-        return model.to(ctx.device)
-    model = _weights(source, job, store)
+        return model
+    model = _weights(source, job, store, None if source.unfolded(store, job.where) else kind)
     own = families.load_tokenizer(source.path(store, job.where), job.where) if source.ready(store) else None
     if own is not None and ctx.tokenizer is not None and own.get_vocab() != ctx.tokenizer.get_vocab():
         raise UserError(
@@ -226,14 +241,22 @@ def start(job: Job, store: Store, ctx: Context) -> nn.Module:
             f"embeddings."
         )
     families.stop_at(model, ctx.tokenizer)
-    return model.to(ctx.device)
+    return model
 
 
-def _weights(source: Source, job: Job, store: Store) -> nn.Module:
-    """The model of a source, with fresh weights where it is not made yet."""
+def _weights(source: Source, job: Job, store: Store, kind: torch.dtype | None = None) -> nn.Module:
+    """The model of a source, with fresh weights where it is not made yet. ``kind``: on several ranks, of the
+    large weights that are read."""
     if source.ready(store):
-        return source.load(store, job.where)
-    return families.create(source.config(store, job.where), job.seed, job.where)
+        with _spread(store, kind):
+            return source.load(store, job.where)  # type: ignore[no-any-return]
+    with _spread(store):
+        return families.create(source.config(store, job.where), job.seed, job.where)
+
+
+def _spread(store: Store, kind: torch.dtype | None = None) -> AbstractContextManager[None]:
+    """On several ranks, put the large weights that modules are given within into mapped files."""
+    return Scratch(store.folder("cache")).catching(kind) if sharding.world() > 1 else nullcontext()
 
 
 def state_bytes(run: Train) -> int:
@@ -294,9 +317,8 @@ def _export(run: Train, site: StageRun, out: Path) -> None:
     """Write the model as a plain checkpoint; adapters are saved beside it and folded in where they can.
     The live run is over."""
     with run.viewed(), torch.no_grad():
-        weights = _whole(run)
-        if sharding.main():
-            model = run.model if weights is None else _unsharded(run, site, weights)
+        model = run.model if sharding.world() == 1 else _unsharded(run, site)
+        if model is not None:
             for name in families.write(model, run.performed, site.job.seed, out, run.ctx.tokenizer):
                 site.listener.say(
                     f"{site.job.stage.name}: {name} cannot be folded into the weights: the model is "
@@ -319,20 +341,24 @@ def _export_snapshot(site: StageRun, label: str) -> None:
     sharding.barrier()
 
 
-def _whole(run: Train) -> dict[str, Any] | None:
-    """All weights on rank 0, gathered from the shards; None where there are no shards."""
-    if sharding.world() == 1:
-        return None
-    return get_model_state_dict(run.model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-
-
-def _unsharded(run: Train, site: StageRun, weights: dict[str, Any]) -> nn.Module:
-    """The model as the loop had it, in one process."""
-    job = site.job
-    model = start(job, site.store, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
-    for surgery in run.performed:
-        surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
-    model.load_state_dict(weights)
+def _unsharded(run: Train, site: StageRun) -> nn.Module | None:
+    """On rank 0 the model as the loop had it, in mapped files, where it is folded and written; None on the
+    others. Tensors are gathered one after the other, and none is kept."""
+    job, scratch = site.job, Scratch(site.store.folder("cache"))
+    model, own = None, dict[str, Any]()
+    if sharding.main():
+        model = start(job, site.store, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
+        hardware.set_precision(model, run.precision)
+        with scratch.catching():
+            for surgery in run.performed:
+                surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
+        own = model.state_dict(keep_vars=True)
+    for name, shard in run.model.state_dict().items():
+        whole = sharding.full(shard)
+        if model is not None:
+            to = own.pop(name)
+            to.data = scratch.copied(whole)
+    assert not own, f"the model has no {next(iter(own), '')}"
     return model
 
 
