@@ -17,7 +17,8 @@ from trainwright.core.loop import Train
 from trainwright.core.method import Surgery
 from trainwright.data.order.pack import Pack
 from trainwright.families import frozen
-from trainwright.families.frozen import FourBits, dense, pack
+from trainwright.families.bits import dense
+from trainwright.families.frozen import FourBits, pack
 from trainwright.finetune.lora import Lora
 from trainwright.finetune.loram import Loram
 from trainwright.finetune.paca import Paca
@@ -81,10 +82,11 @@ def test_it_computes_as_the_weights_and_backward_keeps_the_bits() -> None:
         held.data.mul_(2)
 
 
-def run_with(adapter: Surgery, kind: str, table: frozen.Frozen, saved: Path | None = None) -> Train:
+def run_with(adapter: Surgery, kind: str, table: frozen.Frozen, saved: Path | None = None,
+             tables: frozen.Tables = "whole") -> Train:
     methods = [Pack(length=32), adapter, NextToken(), Adamw(lr=1e-2)]
     ctx = tiny.context(tiny.scratch(), kind)
-    return build(tiny.model(kind), methods, 3, ctx, frozen=frozen.holding(table), saved=saved)
+    return build(tiny.model(kind), methods, 3, ctx, frozen=frozen.holding(table, tables), saved=saved)
 
 
 @pytest.mark.parametrize(("adapter", "kind", "table"), [

@@ -13,9 +13,7 @@ their mean is taken off, and what is left of 256 of them shares one float32 scal
 (float8_e4m3fn; the bitsandbytes library has a table of its own there). A weight takes
 4 + 8/64 + 32/(64 * 256) = 4.13 bits. Zeros stay zeros.
 
-The tensor that holds them (``FourBits``) has the shape and the type of the weights that it stands for. Every
-operation on it makes them for its own time; autograd keeps the bits, and backward makes the weights again.
-Nothing can be written into it.
+The tensor that holds them is a ``FourBits``, used as ``families/bits.py`` says.
 """
 from __future__ import annotations
 
@@ -24,13 +22,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
+from trainwright.core import sharding
 from trainwright.core.errors import UserError
-from trainwright.core.held import Held, Hold, held
+from trainwright.core.held import Hold, held
+from trainwright.families.bits import Bits
+from trainwright.families.frozen_tables import freeze_tables
 
 Frozen = Literal["whole", "nf4", "int4"]
-"""How frozen matrices are held: as they are, or in four bits."""
+"""How frozen matrices of the blocks are held: as they are, or in four bits."""
+Tables = Literal["whole", "int8"]
+"""The same of embeddings and head, see ``families/frozen_tables.py``."""
 BLOCK, GROUP = 64, 256
 """Weights that share a size; sizes that share a scale."""
 NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -40,9 +42,6 @@ NF4 = (-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.
 """The table of the paper's appendix E, as its authors' library bitsandbytes has it."""
 TABLES = {"nf4": NF4, "int4": tuple(k / 7.5 for k in range(-8, 8))}
 TOP = torch.finfo(torch.float8_e4m3fn).max
-aten = torch.ops.aten
-SAME = (aten.detach.default, aten.alias.default, aten.clone.default)
-TURNED = (aten.t.default, aten.transpose.int, aten.permute.default)
 
 
 class Sizes(NamedTuple):
@@ -56,15 +55,15 @@ class Sizes(NamedTuple):
     """float32 [1]."""
 
 
-class FourBits(Held):
-    """A frozen matrix in four bits. See ``pack`` and ``dense``."""
+class FourBits(Bits):
+    """A frozen matrix in four bits. See ``pack``."""
 
     codes: Tensor
     """uint8 [weights / 2], the earlier weight in the higher half."""
     sizes: Sizes
     table: str
-    turned: bool
-    """Whether it stands for the transposed matrix of the one that was packed."""
+    many: ClassVar[str] = "four"
+    setting: ClassVar[str] = "frozen"
 
     @staticmethod
     def __new__(cls, codes: Tensor, sizes: Sizes, table: str, shape: torch.Size, dtype: torch.dtype,
@@ -78,7 +77,6 @@ class FourBits(Held):
         super().__init__()
 
     def like(self, dtype: torch.dtype | None = None, turn: bool = False) -> FourBits:
-        """The same bits as another tensor: of another type, or transposed."""
         shape = torch.Size(reversed(self.shape)) if turn else self.shape
         return FourBits(self.codes, self.sizes, self.table, shape, dtype or self.dtype, self.turned ^ turn)
 
@@ -86,23 +84,15 @@ class FourBits(Held):
         return {"codes": self.codes, "sizes": self.sizes.codes, "scales": self.sizes.scales,
                 "mean": self.sizes.mean}
 
-    @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (),  # type: ignore[override]
-                           kwargs: dict[str, Any] | None = None) -> Any:
-        given = kwargs or {}
-        if func in SAME and isinstance(args[0], FourBits):
-            return args[0].like()
-        if func in TURNED:
-            order = [place % 2 for place in (args[1] if func is aten.permute.default else args[1:])]
-            stays = order in ([0, 1], [0, 0], [1, 1]) and (func is aten.permute.default or order != [0, 1])
-            return args[0].like(turn=not stays)
-        if func is aten._to_copy.default and given.get("device", args[0].device) == args[0].device:
-            return args[0].like(given.get("dtype"))
-        for value, argument in zip(args, func._schema.arguments, strict=False):
-            if isinstance(value, FourBits) and argument.alias_info and argument.alias_info.is_write:
-                raise UserError("a method writes into weights that are frozen in four bits: leave out the "
-                                'stage\'s "frozen", or that method.')
-        return func(*tree_map_only(FourBits, dense, args), **tree_map_only(FourBits, dense, given))
+    def dense(self, dtype: torch.dtype | None = None) -> Tensor:
+        kind, sizes = dtype or self.dtype, self.sizes
+        groups = torch.arange(len(sizes.codes), device=self.device) // GROUP
+        largest = sizes.codes.float() * sizes.scales[groups] + sizes.mean
+        pairs = _pairs(self.table, self.device)
+        values = pairs.index_select(0, self.codes.int()).view(-1, BLOCK).mul_(largest[:, None])
+        shape = torch.Size(reversed(self.shape)) if self.turned else self.shape
+        whole = values.view(-1)[:shape.numel()].view(shape).to(kind)
+        return whole.t() if self.turned else whole
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"FourBits({list(self.shape)}, {self.table})"
@@ -128,24 +118,6 @@ def _sizes(largest: Tensor) -> Sizes:
     return Sizes(codes.view(-1)[:len(largest)].clone(), scales, mean)
 
 
-def dense(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The weights themselves, as a tensor of their own where they are in four bits.
-
-    Args:
-        dtype: of the result; default: that of ``weight``.
-    """
-    if not isinstance(weight, FourBits):
-        return weight if dtype is None else weight.to(dtype)
-    kind, sizes = dtype or weight.dtype, weight.sizes
-    groups = torch.arange(len(sizes.codes), device=weight.device) // GROUP
-    largest = sizes.codes.float() * sizes.scales[groups] + sizes.mean
-    pairs = _pairs(weight.table, weight.device)
-    values = pairs.index_select(0, weight.codes.int()).view(-1, BLOCK).mul_(largest[:, None])
-    shape = torch.Size(reversed(weight.shape)) if weight.turned else weight.shape
-    whole = values.view(-1)[:shape.numel()].view(shape).to(kind)
-    return whole.t() if weight.turned else whole
-
-
 class _Known:
     """The two numbers that each byte stands for, by table and device."""
 
@@ -162,9 +134,16 @@ def _pairs(table: str, device: torch.device) -> Tensor:
 # ---- models --------------------------------------------------------------------------------------------
 
 
-def holding(how: Frozen) -> Hold | None:
-    """What a stage's ``frozen`` asks for; None for weights as they are."""
-    return None if how == "whole" else partial(freeze, table=how)
+def holding(how: Frozen, tables: Tables) -> Hold | None:
+    """What a stage's ``frozen`` and ``frozen_tables`` ask for; None for weights as they are."""
+    return None if how == tables == "whole" else partial(_hold, how=how, tables=tables)
+
+
+def _hold(model: nn.Module, how: Frozen, tables: Tables) -> None:
+    if how != "whole":
+        freeze(model, how)
+    if tables != "whole":
+        freeze_tables(model)
 
 
 @torch.no_grad()
@@ -179,7 +158,10 @@ def freeze(model: nn.Module, table: str) -> None:
         raise UserError(f'frozen = "{table}" is about weights that are not trained, and here all those of '
                         "the blocks are: name an adapter, such as lora, or leave it out.")
     for module in found:
-        module._parameters["weight"] = nn.Parameter(pack(module.weight, table), requires_grad=False)  # type: ignore[arg-type]
+        weight: Any = module.weight
+        # of a model that will be cut into shards, each matrix moves alone
+        bits = pack(weight.to(sharding.device()) if sharding.world() > 1 else weight, table)
+        module._parameters["weight"] = nn.Parameter(bits, requires_grad=False)
 
 
 def _frozen(model: nn.Module) -> list[nn.Module]:
@@ -196,11 +178,15 @@ def _frozen(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def thaw(model: nn.Module) -> None:
-    """Give the model the weights that its bits stand for, as ordinary parameters, in place."""
+    """Give the model the weights that its bits stand for, as ordinary parameters, in place; what is tied
+    stays tied."""
+    thawed: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, p in module._parameters.items():
-            if isinstance(p, FourBits):
-                module._parameters[name] = nn.Parameter(dense(p), requires_grad=False)
+            if isinstance(p, Bits):
+                if id(p) not in thawed:
+                    thawed[id(p)] = nn.Parameter(p.dense(), requires_grad=False)
+                module._parameters[name] = thawed[id(p)]
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -37,7 +37,7 @@ from torch.autograd.function import once_differentiable
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.method import Surgery
-from trainwright.families.frozen import FourBits, dense
+from trainwright.families.bits import Bits, dense
 from trainwright.lm import deltas
 from trainwright.lm.layers import (
     Adapter,
@@ -175,7 +175,7 @@ class Columns(torch.autograd.Function):
 def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, index: Tensor, scale: float,
             kind: torch.dtype) -> Tensor:
     """``of(V)`` in the dtype ``kind``. Autograd does not see what is put into ``data`` and taken out."""
-    if weight.dtype != kind or isinstance(weight, FourBits) or torch.compiler.is_compiling():
+    if weight.dtype != kind or isinstance(weight, Bits) or torch.compiler.is_compiling():
         return of(copied(weight, columns, index, scale, kind))
     old = weight.index_select(1, index)
     try:
@@ -187,7 +187,7 @@ def product(of: Callable[[Tensor], Tensor], weight: Tensor, columns: Tensor, ind
 
 def copied(weight: Tensor, columns: Tensor, index: Tensor, scale: float, kind: torch.dtype) -> Tensor:
     """A copy of ``weight`` [out, in] in the dtype ``kind``, with ``scale * columns`` at ``index``."""
-    whole = dense(weight, kind) if isinstance(weight, FourBits) else weight.to(kind, copy=True)
+    whole = dense(weight, kind) if isinstance(weight, Bits) else weight.to(kind, copy=True)
     return whole.index_copy_(1, index, columns.mul(scale).to(kind))
 
 

@@ -77,6 +77,9 @@ class TrainStage(Stage):
     """How the matrices of the blocks that are not trained are held, beside an adapter: ``nf4`` and ``int4``
     take about four bits a weight, in blocks of 64 (QLoRA). The model that the stage leaves is made of what
     these bits stand for."""
+    frozen_tables: Literal["whole", "int8"] = "whole"
+    """How embeddings and head are held, where neither is trained: ``int8`` takes eight bits a weight, and a
+    scale for each word."""
     compile: bool | Literal["auto"] = "auto"
     """torch.compile; ``auto`` where the stage is long enough to earn it back."""
     checkpointing: bool = False
@@ -111,8 +114,10 @@ class TrainStage(Stage):
             if getattr(self, key) < 0:
                 raise UserError(f"{where}: {key} must not be negative, not {getattr(self, key)}.")
         check_seed(self.seed, where)
-        if self.frozen != "whole" and self.compile is True:
-            raise UserError(f'{where}: frozen = "{self.frozen}" is not compiled: leave compile = true out.')
+        for key in ("frozen", "frozen_tables"):
+            if getattr(self, key) != "whole" and self.compile is True:
+                raise UserError(
+                    f'{where}: {key} = "{getattr(self, key)}" is not compiled: leave compile = true out.')
         self._check_snapshots(where)
         self._check_keep(where)
         starts = [f"from.{role}" for role in ("model", "state") if role in self.inputs] + ["model"] * (
