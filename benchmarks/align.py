@@ -1,22 +1,31 @@
-"""DPO beside TRL's: the same pairs, the same losses; tokens a second and the most memory.
+"""DPO and GRPO beside TRL's: the same losses; tokens a second and the most memory.
 
-    python benchmarks/align.py [--model PATH] [--pairs 8] [--steps 8] [--rounds 3] [--length 256] [--quick]
-        [--out benchmarks/results/align.json]
+    python benchmarks/align.py [dpo] [grpo] [--rounds 3] [--quick] [--out benchmarks/results/align.json]
+        dpo:  [--model PATH] [--pairs 8] [--steps 8] [--length 256]
+        grpo: [--asked 8] [--group 8] [--prompt 96] [--new 64] [--rollouts 5]
 
-Both train all weights of one model in float32 with torch's AdamW on the same token ids, against a second,
-frozen model. TRL is its ``DPOTrainer``'s own loss on batches that are padded to their longest answer, as its
-collator makes them, without the rest of its trainer; ours is the objective ``dpo``, with its answers packed
-into rows and padded. Lengths of prompts and answers are drawn evenly, so that a half of a padded batch is
-padding at worst. Each side runs in a process of its own, in turn, ``rounds`` times.
+Both train all weights of one model in float32 with torch's AdamW. Each side runs in a process of its own, in
+turn, ``rounds`` times.
 
-tokens_per_second  tokens of prompts and answers, without padding, by the seconds of a step; the median over
-                   steps and rounds, the first step of each left out
+dpo   The same token ids, against a second, frozen model. TRL is its ``DPOTrainer``'s own loss on batches that
+      are padded to their longest answer, as its collator makes them, without the rest of its trainer; ours is
+      the objective ``dpo``, with its answers packed into rows and padded. Lengths of prompts and answers are
+      drawn evenly, so that a half of a padded batch is padding at worst. Without ``--model`` a Llama of 30
+      million parameters with a vocabulary of 49,152 is made.
+grpo  Whole runs, from prompts to weights: sampling ``group`` answers of ``new`` tokens to each of ``asked``
+      prompts of up to ``prompt`` tokens, grading, and a step on all of them, ``rollouts`` times
+      (``align_grpo.py``). Losses and gradients are compared on batches that are the same. A Llama of 7
+      million parameters with a vocabulary of 16,384.
+
+tokens_per_second  the median over steps and rounds, the first step of each left out: for dpo tokens of
+                   prompts and answers, without padding; for grpo tokens of answers, by the seconds of a whole
+                   step; ``sampled_per_second`` by those of sampling and grading alone, ``trained_per_second``
+                   by the rest
 ratio              of those to TRL's, the median over the rounds
 peak_bytes         the most memory in use, less what was before the models were there
 losses             of each step; ``furthest`` is how far ours are from TRL's at most
 
-Without ``--model`` a Llama of 30 million parameters with a vocabulary of 49,152 is made. ``--quick`` is for
-trying it: a tiny one. Needs trl and datasets, and a machine on which nothing else runs.
+``--quick`` is for trying it: tiny models. Needs trl and datasets, and a machine on which nothing else runs.
 """
 from __future__ import annotations
 
@@ -29,13 +38,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks import align_grpo
 from trainwright import families
 from trainwright.align.dpo import Dpo
 from trainwright.core import ledger
@@ -44,6 +55,9 @@ from trainwright.core.method import UNTRAINED, Batch
 from trainwright.storage.versions import describe
 
 SIDES = ("trl", "packed", "padded")
+DPO = {"pairs": 8, "steps": 8, "length": 256}
+GRPO = {"asked": 8, "group": 8, "prompt": 96, "new": 64, "rollouts": 5}
+"""Sizes, by option."""
 BETA, LR = 0.1, 1e-5
 SHAPE = {"type": "llama", "hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 6,
          "num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 1024,
@@ -119,8 +133,16 @@ def loss_of(side: str, model: nn.Module, reference: nn.Module) -> Callable[[Inpu
     return ours
 
 
-def worker(side: str, given: argparse.Namespace) -> dict[str, Any]:
-    """One side's run in this process."""
+def work(worker: str, given: argparse.Namespace) -> dict[str, Any]:
+    """What a process of its own measures."""
+    what, side = worker.split(":")
+    if what == "dpo":
+        return steps(side, given)
+    return align_grpo.losses(given) if side == "losses" else align_grpo.whole(side, given)
+
+
+def steps(side: str, given: argparse.Namespace) -> dict[str, Any]:
+    """One side's steps of DPO in this process."""
     import trainwright.lm.logprobs  # noqa: F401  # both sides have the libraries in memory
     ledger.reset_peak()
     before = ledger.memory()
@@ -139,54 +161,103 @@ def worker(side: str, given: argparse.Namespace) -> dict[str, Any]:
         losses.append(float(value))
         seconds.append(time.perf_counter() - began)
     tokens = [int(b["attention_mask"].sum()) for b in data]
+    speeds = [n / s for n, s in zip(tokens, seconds, strict=True)]
     return {"losses": losses, "peak_bytes": ledger.peak_memory() - before,
-            "tokens_per_second": [n / s for n, s in zip(tokens, seconds, strict=True)][1:]}
+            "tokens_per_second": statistics.median(speeds[1:])}
 
 
-def compared(given: argparse.Namespace) -> dict[str, Any]:
-    """All sides in turn, each in a process of its own."""
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+def told(given: argparse.Namespace, worker: str) -> dict[str, Any]:
+    """What a process of its own says."""
+    out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", worker],
+                         capture_output=True, text=True, check=False)
+    if out.returncode:
+        raise SystemExit(f"{worker}: {out.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(out.stdout.splitlines()[-1])
+    return found
+
+
+def in_turn(given: argparse.Namespace, what: str, sides: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of all sides."""
+    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(given.rounds):
-        for side in SIDES:
-            out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", side],
-                                 capture_output=True, text=True, check=False)
-            if out.returncode:
-                raise SystemExit(f"{side}: {out.stderr[-2000:]}")
-            runs[side].append(json.loads(out.stdout.splitlines()[-1]))
-    speeds = {side: [statistics.median(r["tokens_per_second"]) for r in mine] for side, mine in runs.items()}
-    return {side: {
-        "tokens_per_second": statistics.median(speeds[side]),
-        "ratio": statistics.median(a / b for a, b in zip(speeds[side], speeds["trl"], strict=True)),
-        "peak_bytes": min(r["peak_bytes"] for r in mine), "losses": mine[0]["losses"],
-        "furthest": max(abs(a - b) for a, b in zip(mine[0]["losses"], runs["trl"][0]["losses"], strict=True))}
-        for side, mine in runs.items()}
+        for side in sides:
+            runs[side].append(told(given, f"{what}:{side}"))
+    return runs
+
+
+def ratios(runs: dict[str, list[dict[str, Any]]], side: str, name: str) -> float:
+    """The median of the rounds of a figure by TRL's."""
+    figures = zip(runs[side], runs["trl"], strict=True)
+    return statistics.median(a[name] / b[name] for a, b in figures)
+
+
+def dpo(given: argparse.Namespace) -> dict[str, Any]:
+    runs = in_turn(given, "dpo", SIDES)
+    found = {}
+    for side, mine in runs.items():
+        apart = zip(mine[0]["losses"], runs["trl"][0]["losses"], strict=True)
+        found[side] = {
+            "tokens_per_second": statistics.median(r["tokens_per_second"] for r in mine),
+            "ratio": ratios(runs, side, "tokens_per_second"), "losses": mine[0]["losses"],
+            "peak_bytes": min(r["peak_bytes"] for r in mine),
+            "furthest": max(abs(a - b) for a, b in apart)}
+    return found
+
+
+def grpo(given: argparse.Namespace) -> dict[str, Any]:
+    runs = in_turn(given, "grpo", ("trl", "ours"))
+    speeds = ("tokens_per_second", "sampled_per_second", "trained_per_second")
+    found: dict[str, Any] = {"sizes": {n: getattr(given, n) for n in GRPO}}
+    for side, mine in runs.items():
+        found[side] = {name: statistics.median(r[name] for r in mine) for name in speeds} | {
+            "tokens": statistics.mean(r["tokens"] for r in mine),
+            "peak_bytes": min(r["peak_bytes"] for r in mine),
+            "ratio": {name: ratios(runs, side, name) for name in speeds}}
+    return found | {"losses": told(given, "grpo:losses")}
+
+
+def say(what: str, found: dict[str, Any]) -> None:
+    if what == "dpo":
+        for side, one in found.items():
+            print(f"dpo   {side:7} {one['tokens_per_second']:9,.0f} tokens/s   {one['ratio']:5.2f} x TRL   "
+                  f"{one['peak_bytes'] / 2**20:7,.0f} MiB   losses off by {one['furthest']:.1e} at most")
+        return
+    for side in ("trl", "ours"):
+        one = found[side]
+        parts = "   ".join(f"{name.split('_')[0]} {one[name]:7,.0f}/s {ratio:5.2f} x"
+                           for name, ratio in one["ratio"].items())
+        print(f"grpo  {side:7} {parts}   {one['peak_bytes'] / 2**20:7,.0f} MiB")
+    print(f"grpo  losses off by {found['losses']['furthest']:.1e} at most, gradients by "
+          f"{found['losses']['gradients']:.1e} of the greatest")
 
 
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser.add_argument("what", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--model")
-    for name, usual in (("pairs", 8), ("steps", 8), ("rounds", 3), ("length", 256)):
+    for name, usual in (DPO | GRPO | {"rounds": 3}).items():
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     if given.worker:
-        print(json.dumps(worker(given.worker, given)))
+        print(json.dumps(work(given.worker, given)))
         return
-    found = compared(given)
-    for side, one in found.items():
-        print(f"{side:7} {one['tokens_per_second']:9,.0f} tokens/s   {one['ratio']:5.2f} x TRL   "
-              f"{one['peak_bytes'] / 2**20:7,.0f} MiB   losses off by {one['furthest']:.1e} at most")
+    found = {}
+    for what in given.what:
+        found[what] = PARTS[what](given)
+        say(what, found[what])
     if given.out:
         import trl
         given.out.write_text(json.dumps({
             "date": datetime.date.today().isoformat(), "hardware": describe(),
             "trl": trl.__version__, "python": platform.python_version(), "torch": torch.__version__,
-            "command": " ".join(sys.argv),
-            "dpo": found}, indent=1) + "\n")
+            "command": " ".join(sys.argv)} | found, indent=1) + "\n")
 
+
+PARTS = {"dpo": dpo, "grpo": grpo}
 
 if __name__ == "__main__":
     main()
