@@ -1,4 +1,5 @@
-"""What the benchmarks share: the facts of a run, and two sides in turn."""
+"""What the benchmarks share: the facts of a run, and two sides in turn. It imports no library by itself: what
+is measured of a process is then not its memory."""
 from __future__ import annotations
 
 import datetime
@@ -9,11 +10,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
-from trainwright.core import hardware
-from trainwright.storage.versions import describe
-
 
 def say(line: str) -> None:
     print(line, flush=True)
@@ -21,6 +17,10 @@ def say(line: str) -> None:
 
 def facts(precision: str = "auto") -> dict[str, Any]:
     """When, where and with what a benchmark ran; the precision is the one that was computed in."""
+    import torch
+
+    from trainwright.core import hardware
+    from trainwright.storage.versions import describe
     return {"date": datetime.date.today().isoformat(), "hardware": describe(),
             "python": platform.python_version(), "torch": torch.__version__,
             "precision": hardware.decided(precision), "command": " ".join(sys.argv)}
@@ -28,6 +28,7 @@ def facts(precision: str = "auto") -> dict[str, Any]:
 
 def settle() -> None:
     """Wait for what a GPU still has to do."""
+    import torch
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

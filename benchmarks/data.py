@@ -5,29 +5,28 @@ large table goes through.
                               [--folder DIR] [--out benchmarks/results/data.json]
 
 rates     documents per second: filter, dedup, score, select against datasets' map, filter and sort (with
-          datasketch for dedup, transformers for score), from files to a file; pack against a map that joins
-          and cuts. Paired, in turn; each run has a process of its own, and the peers all cores. What comes
-          out is told beside it
+          datasketch for dedup, transformers for score), and against datatrove's filter and MinHash, from
+          files to a file; pack against a map that joins and cuts. In turn; each run has a process of its own,
+          and the peers all cores. What comes out is told beside it
 memory    peak memory and seconds while a generated table of so many gigabytes goes through filter, minhash
           and decontaminate
 
 Text is made up: words of syllables, frequent and rare; a tenth of the documents are near-duplicates. Each
 process first does the same on a small table, so that imports do not count. datasets turns files into its own
-format when it opens them for the first time; that counts, since ours reads them each time, and the ratio
-without it ("opened") is told beside. A peer that is not installed is left out, and told: pip install
-datasketch. Disk: about 1.5 times
---gigabytes, in --folder.
+format when it opens them for the first time; that counts, since ours reads them each time. Selection from a
+table that it has opened before has a line of its own. datatrove is given words cut at blanks, as we are, and
+not spaCy's. Peak memory is that of the largest process. A peer that is not installed is left out, and told:
+pip install datasketch datatrove. Disk: about 1.5 times --gigabytes, in --folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import json
 import os
-import platform
 import random
+import resource
 import shutil
 import statistics
 import subprocess
@@ -42,6 +41,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.common import facts, say, spread
 
 LIMIT = 3e9
 """Bytes that a table of any size may take on its way through filters."""
@@ -64,8 +66,13 @@ METHODS: dict[str, list[dict[str, Any]]] = {
 TABLES = {"score": "short", "pack": "tenth"}
 """Smaller tables of what takes longer: a hundredth, of documents that a model sees at once,
 and a tenth of the text."""
-PEERS = {"filter": ("datasets",), "dedup": ("datasets", "datasketch"), "score": ("datasets", "transformers"),
-         "select": ("datasets",), "pack": ("datasets",)}
+NEEDS = {"datasets": {"filter": (), "dedup": ("datasketch",), "score": ("transformers",), "select": (),
+                      "pack": ()},
+         "datatrove": {"filter": (), "dedup": ()}}
+"""What each peer is measured with, and what it needs there beside itself."""
+OPENED = "datasets, opened"
+WHY = {OPENED: "it maps an uncompressed copy that it made when it opened the files; ours reads the files"}
+"""Why we may be behind."""
 THROUGH = {"filter": METHODS["filter"][0], "minhash": {"use": "minhash"},
            "decontaminate": {"use": "decontaminate", "files": ["benchmark.jsonl"]}}
 
@@ -109,8 +116,10 @@ def rows(size: float, words: int) -> Iterator[dict[str, Any]]:
         total, number = total + len(text), number + 1
 
 
-def make_table(folder: Path, size: float, words: int = 500, most: int | None = None) -> int:
-    """Parquet files of about 256 MB of text; gives the documents."""
+def make_table(
+    folder: Path, size: float, words: int = 500, most: int | None = None, per_file: float = 256e6
+) -> int:
+    """Parquet files of about so many bytes of text; gives the documents."""
     from trainwright.corpus.documents import ARROW
     schema = ARROW.append(pa.field("score", pa.float64()))
     folder.mkdir(parents=True)
@@ -124,7 +133,7 @@ def make_table(folder: Path, size: float, words: int = 500, most: int | None = N
             file = file or pq.ParquetWriter(folder / f"{count:09d}.parquet", schema, compression="zstd")
             file.write_table(pa.Table.from_pylist(held, schema))
             held = []
-            if in_file > 256e6:
+            if in_file > per_file:
                 file.close()
                 file, in_file = None, 0
         if count == most:
@@ -141,7 +150,8 @@ def prepare(place: Path, megabytes: float) -> dict[str, int]:
     """All that the rates need; documents of each table."""
     sizes = {"table": (1e6, 500), "tenth": (1e5, 500), "short": (1e4, 120)}
     counts = {
-        name: make_table(place / name, megabytes * size, words) for name, (size, words) in sizes.items()
+        name: make_table(place / name, megabytes * size, words, per_file=megabytes * size / 2 / cores())
+        for name, (size, words) in sizes.items()
     }
     make_model(place, place / "tenth")
     return counts
@@ -183,7 +193,6 @@ def through(
     methods: list[dict[str, Any]], table: Path, out: Path, inputs: dict[str, list[Path]]
 ) -> dict[str, Any]:
     """A table through methods as a corpus stage sends it, into files."""
-    from trainwright.core import ledger
     from trainwright.core.context import Context
     from trainwright.corpus import documents
 
@@ -205,12 +214,11 @@ def through(
         "seconds": time.perf_counter() - began,
         "kept": writer.rows,
         "loss": mean,
-        "peak_bytes": ledger.peak_memory(),
+        "peak_bytes": largest(),
     }
 
 
 def our_rows(place: Path) -> dict[str, Any]:
-    from trainwright.core import ledger
     from trainwright.core.context import Context
 
     ctx, pack = (
@@ -225,14 +233,20 @@ def our_rows(place: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - began,
         "kept": tokens,
         "loss": None,
-        "peak_bytes": ledger.peak_memory(),
+        "peak_bytes": largest(),
     }
+
+
+def largest() -> float:
+    """Peak memory of this process, or of the largest that it started."""
+    from trainwright.core import ledger
+
+    return max(ledger.peak_memory(), 1024.0 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def theirs(what: str, place: Path, out: Path) -> dict[str, Any]:
     import datasets
 
-    from trainwright.core import ledger
     datasets.disable_caching()
     datasets.disable_progress_bars()
     table = place / TABLES.get(what, "table")
@@ -250,7 +264,7 @@ def theirs(what: str, place: Path, out: Path) -> dict[str, Any]:
         made.to_parquet(str(out / "out.parquet"))
     kept = made if what == "pack" else len(made)
     return {"seconds": time.perf_counter() - began, "opening": opening, "kept": kept, "loss": loss,
-            "peak_bytes": ledger.peak_memory()}
+            "peak_bytes": largest()}
 
 
 def cores() -> int:
@@ -337,6 +351,56 @@ def their_rows(data: Any, place: Path) -> tuple[int, None]:
     return sum(batch["input_ids"].numel() for batch in made.iter(64)), None
 
 
+def datatrove(what: str, place: Path, out: Path) -> dict[str, Any]:
+    """The same as a pipeline of datatrove, from files to files, a task for each core."""
+    from loguru import logger
+    logger.remove()
+    table, began = str(place / TABLES.get(what, "table")), time.perf_counter()
+    {"filter": trove_filter, "dedup": trove_dedup}[what](table, out)
+    seconds = time.perf_counter() - began
+    kept = sum(pq.read_metadata(f).num_rows for f in (out / "out").glob("*.parquet"))
+    return {"seconds": seconds, "opening": 0.0, "kept": kept, "loss": None, "peak_bytes": largest()}
+
+
+def execute(steps: list[Any], out: Path, tasks: int) -> None:
+    from datatrove.executor import LocalPipelineExecutor
+
+    LocalPipelineExecutor(steps, tasks=tasks, workers=min(tasks, cores()), start_method="fork",
+                          logging_dir=str(out / f"log{len(list(out.glob('log*')))}")).run()
+
+
+def trove_filter(table: str, out: Path) -> None:
+    from datatrove.pipeline.filters import LambdaFilter
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
+
+    execute([ParquetReader(table), LambdaFilter(lambda d: len(d.text) >= 3000 and "ba" in d.text),
+             ParquetWriter(str(out / "out"))], out, cores())
+
+
+def trove_dedup(table: str, out: Path) -> None:
+    """Signatures, buckets, clusters, filter: 16 bands of 8 hashes, which is a threshold of 0.71."""
+    import xxhash
+    from datatrove.pipeline.dedup import minhash
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
+
+    class Words:
+        def word_tokenize(self, text: str) -> list[str]:
+            return text.split()
+
+    minhash.load_word_tokenizer = lambda language: Words()
+    # xxhash takes no text any more
+    minhash.create_hash_func = lambda config: lambda text: xxhash.xxh64_intdigest(text.encode())
+    config = minhash.MinhashConfig(n_grams=3, num_buckets=16, hashes_per_bucket=8)
+    places = [str(out / name) for name in ("signatures", "buckets", "removed")]
+    execute([ParquetReader(table), minhash.MinhashDedupSignature(places[0], config)], out, cores())
+    execute([minhash.MinhashDedupBuckets(places[0], places[1], config=config)], out, config.num_buckets)
+    execute([minhash.MinhashDedupCluster(places[1], places[2], config=config)], out, 1)
+    last = [ParquetReader(table), minhash.MinhashDedupFilter(places[2]), ParquetWriter(str(out / "out"))]
+    execute(last, out, cores())
+
+
 # ---- the comparison ----------------------------------------------------------------------------------------
 
 
@@ -365,42 +429,50 @@ def child(side: str, what: str, place: Path) -> dict[str, Any]:
 def rates(given: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     prepare(place / "small", 0.5)
     counts, out = prepare(place, given.megabytes), []
-    for what, peers in PEERS.items():
-        missing = [p for p in peers if importlib.util.find_spec(p) is None]
+    for what in METHODS:
+        missing = {peer: [n for n in (peer, *needs[what]) if importlib.util.find_spec(n) is None]
+                   for peer, needs in NEEDS.items() if what in needs}
+        sides = ["ours", *(peer for peer, lacks in missing.items() if not lacks)]
+        got: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        for turn in range(given.pairs):
+            for i in range(len(sides)):
+                side = sides[(i + turn) % len(sides)]
+                got[side].append(child(side, what, place))
         many = counts[TABLES.get(what, "table")]
-        got: dict[str, list[dict[str, Any]]] = {"ours": [], "theirs": []}
-        for pair in range(given.pairs):
-            for side in (("ours", "theirs"), ("theirs", "ours"))[pair % 2]:
-                if side == "ours" or not missing:
-                    got[side].append(child(side, what, place))
-        out.append(compared(what, many, got, missing))
+        for peer, lacks in missing.items():
+            out.append(compared(what, many, peer, got["ours"], got.get(peer, []), lacks))
+        if what == "select" and "datasets" in got:
+            opened = [run | {"opening": 0.0} for run in got["datasets"]]
+            out.append(compared(what, many, OPENED, got["ours"], opened, []))
     return out
 
 
 def compared(
-    what: str, many: int, got: dict[str, list[dict[str, Any]]], missing: list[str]
+    what: str, many: int, peer: str, ours: list[dict[str, Any]], theirs: list[dict[str, Any]],
+    missing: list[str],
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"what": what, "documents": many, "missing": missing}
-    for side, runs in ((s, r) for s, r in got.items() if r):
-        row[side] = many / statistics.median(r["seconds"] + r.get("opening", 0.0) for r in runs)
-        row[f"{side}_peak_bytes"] = max(r["peak_bytes"] for r in runs)
-        row |= {f"{side}_{n}": runs[0].get(n) for n in ("kept", "loss", "opening")}
+    """One line of the table: what we do in a second beside a peer, in pairs."""
+    row: dict[str, Any] = {"what": what, "peer": peer, "documents": many, "missing": missing}
+    for side, runs in (("ours", ours), ("theirs", theirs)):
+        if runs:
+            row[side] = many / statistics.median(r["seconds"] + r.get("opening", 0.0) for r in runs)
+            row[f"{side}_peak_bytes"] = max(r["peak_bytes"] for r in runs)
+            row |= {f"{side}_{n}": runs[0].get(n) for n in ("kept", "loss", "opening")}
     line = (
         f"{what:8} {many:9,} documents  ours {row['ours']:10,.0f}/s {row['ours_peak_bytes'] / 1e6:6,.0f} MB"
     )
     if missing:
-        say(f"{line}  no peer: {', '.join(missing)} not installed")
+        say(f"{line}  {peer}: {', '.join(missing)} not installed")
         return row
-    both = list(zip(got["ours"], got["theirs"], strict=True))
-    ratios = [(t["seconds"] + t["opening"]) / o["seconds"] for o, t in both]
-    row |= {"ratio": statistics.median(ratios), "low": min(ratios), "high": max(ratios),
-            "ratio_opened": statistics.median(t["seconds"] / o["seconds"] for o, t in both)}
+    row |= spread([(t["seconds"] + t["opening"]) / o["seconds"] for o, t in zip(ours, theirs, strict=True)])
+    if row["ratio"] < 1 and peer in WHY:
+        row["why"] = WHY[peer]
     say(
-        f"{line}  theirs {row['theirs']:10,.0f}/s {row['theirs_peak_bytes'] / 1e6:6,.0f} MB  ratio "
-        f"{row['ratio']:.2f} "
-        f"[{row['low']:.2f}, {row['high']:.2f}], opened {row['ratio_opened']:.2f}  "
-        f"kept {row['ours_kept']:,} and {row['theirs_kept']:,}"
-        + (f"  loss {row['ours_loss']:.4f} and {row['theirs_loss']:.4f}" if row["ours_loss"] else "")
+        f"{line}  theirs {row['theirs']:10,.0f}/s {row['theirs_peak_bytes'] / 1e6:6,.0f} MB  "
+        f"ratio {row['ratio']:.2f} [{row['low']:.2f}, {row['high']:.2f}]  "
+        f"kept {row['ours_kept']:,} and {row['theirs_kept']:,}  "
+        + (f"loss {row['ours_loss']:.4f} and {row['theirs_loss']:.4f}  " if row["ours_loss"] else "")
+        + peer + (f": {row['why']}" if "why" in row else "")
     )
     return row
 
@@ -427,10 +499,6 @@ def memory(given: argparse.Namespace, place: Path) -> list[dict[str, Any]]:
     return out
 
 
-def say(line: str) -> None:
-    print(line, flush=True)
-
-
 PARTS: dict[str, Callable[[argparse.Namespace, Path], list[dict[str, Any]]]] = {
     "rates": rates,
     "memory": memory,
@@ -441,7 +509,7 @@ def one_side(given: argparse.Namespace) -> None:
     if given.side == "through":
         found = through([THROUGH[given.what]], given.folder / "large", given.out, {})
     else:
-        side = {"ours": ours, "theirs": theirs}[given.side]
+        side = {"ours": ours, "datasets": theirs, "datatrove": datatrove}[given.side]
         side(given.what, given.folder / "small", given.out / "small")
         found = side(given.what, given.folder, given.out / "whole")
     print(json.dumps(found))
@@ -470,9 +538,7 @@ def main() -> None:
         return one_side(given)
     if given.quick:
         given.megabytes, given.gigabytes, given.pairs = 5.0, 0.02, 1
-    from trainwright.core import hardware
-    results: dict[str, Any] = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
-                               "python": platform.python_version(), "command": " ".join(sys.argv)}
+    results = facts()
     say(results["hardware"])
     with tempfile.TemporaryDirectory(dir=given.folder) as place:
         for part in given.parts or PARTS:
