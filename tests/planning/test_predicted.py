@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trainwright.core import recipe
@@ -76,11 +78,21 @@ def counted(loaded: recipe.Recipe, store: Store) -> int:
     {"precision": "bf16", "again": "true"},
     {"precision": "bf16-true"},
     {"more": '{ use = "lora", rank = 4 },'},
+    {"rows": 1, "length": 512, "again": "true"},
 ])
 def test_it_is_what_a_step_takes(changes: dict[str, Any], tmp_path: Path) -> None:
     loaded, one, store = job(tmp_path, **changes)
     with Worker(1) as worker:
         assert predict(one, store).peak == pytest.approx(worker.ask(counted, loaded, store), rel=0.01)
+
+
+def test_documents_cost_what_those_of_the_corpus_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the lengths 1, 3 and 8 (what a row has room for) a token has (1 + 9 + 64) / 12 in its document."""
+    sizes = SimpleNamespace(length=np.array([1, 3, 100]))
+    monkeypatch.setattr(predicted, "open_corpus", lambda at: SimpleNamespace(select=lambda split: sizes))
+    source = SimpleNamespace(ready=lambda store: True, path=lambda store, where: Path())
+    one: Any = SimpleNamespace(source=lambda role: source, where="")
+    assert predicted._document(one, Store(Path()), 8) == 6
 
 
 def test_billions_of_parameters_on_eight_ranks_of_another_machine(tmp_path: Path) -> None:

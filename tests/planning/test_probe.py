@@ -12,7 +12,7 @@ from trainwright import families
 from trainwright.core import hardware
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
-from trainwright.core.method import Data, Evaluator
+from trainwright.core.method import UNTRAINED, Data, Evaluator
 from trainwright.core.recipe import Recipe, load
 from trainwright.life.jobs import Job, jobs
 from trainwright.life.run import run
@@ -103,6 +103,14 @@ def test_made_up_rows_hold_two_documents() -> None:
     assert batch["packed"] and batch["position_ids"][2].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert batch["document"][0].tolist() == [0] * 4 + [1] * 4 and batch["input_ids"].shape == (3, 8)
     assert isinstance(made, Data) and not isinstance(made, Evaluator)
+
+
+def test_made_up_documents_are_as_long_as_they_are_told() -> None:
+    batch = probe.Synthetic(tokens=8, vocabulary=50, document=3).next(lambda: {}, {}, Context(batch_rows=2))
+    assert batch["position_ids"][1].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert (batch["targets"][0] == UNTRAINED).nonzero()[:, 0].tolist() == [2, 5, 7]
+    whole = probe.Synthetic(tokens=8, vocabulary=50, document=90).next(lambda: {}, {}, Context(batch_rows=2))
+    assert not whole["packed"] and not whole["document"].any()
 
 
 def test_small_stages_are_tried_whole(life: Path) -> None:

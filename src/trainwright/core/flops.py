@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 DENSE, BLOCK = 8, 8
 
+# torch has formulas for the attention of GPUs alone; a CPU's is counted alike
+flop_registry[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = flop_registry[
+    torch.ops.aten._scaled_dot_product_flash_attention
+]
+flop_registry[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward] = flop_registry[
+    torch.ops.aten._scaled_dot_product_flash_attention_backward
+]
+
 
 class Count(TorchDispatchMode):
     """The FLOPs of what runs within it: 2 for each multiplication with an addition, of matrix

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 
+import trainwright.lm.document_attention  # noqa: F401  (which rows of several documents are attended to by)
 from trainwright import families
 from trainwright.core import sharding
 from trainwright.core.context import Context

@@ -3,7 +3,8 @@
 The stage is built as a run builds it, of tensors that have a shape, a type and a device, and no contents
 (torch's fake tensors), and takes two steps of synthetic rows: what every operation makes, and what autograd
 and the optimizer keep, is written down with its bytes. So a model of 70 billion parameters is planned in
-seconds on a laptop.
+seconds on a laptop. Documents are as long as those of the corpus where it is there (attention costs by them),
+else half a row.
 
 On N ranks (FSDP2, as in ``core.sharding``) the weights, their gradients and what the optimizer remembers are
 counted as a part of N, everything else whole, and on top of it what is gathered: the parameters outside of
@@ -17,6 +18,7 @@ import gc
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -28,6 +30,7 @@ from trainwright.core.context import ENDLESS, Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Train
 from trainwright.core.method import Method, Objective, Surgery, Tensors, Update, Weigh
+from trainwright.corpus.tokens import open_corpus
 from trainwright.families import frozen
 from trainwright.life.jobs import Job
 from trainwright.planning.live import Live
@@ -99,9 +102,10 @@ def predict(job: Job, store: Store, ranks: int = 1) -> Predicted:
         raise Unpredictable("the model is not on this machine yet.")
     ctx = Context(seed=job.seed, device=sharding.device(), root=job.root)
     fake, journal = FakeTensorMode(allow_non_fake_inputs=True), Journal()
-    model = _bare(families.skeleton(config, job.where), fake, ctx.device)
+    model, tokens = _bare(families.skeleton(config, job.where), fake, ctx.device), stage.row_tokens(job) or 0
     methods: list[Method] = [
-        Synthetic(tokens=stage.row_tokens(job) or 0, vocabulary=families.vocabulary_of(model) or 2),
+        Synthetic(tokens=tokens, vocabulary=families.vocabulary_of(model) or 2,
+                  document=_document(job, store, tokens)),
         *(m for m in job.methods if isinstance(m, (Surgery, Objective, Weigh, Update))),
     ]
     whole = stage.batch_rows(job)
@@ -136,6 +140,19 @@ def _frozen(job: Job, store: Store, fake: FakeTensorMode, device: torch.device) 
         other = _bare(families.skeleton(config, job.where), fake, device)
         out[role] = other.eval().requires_grad_(False)
     return out
+
+
+def _document(job: Job, store: Store, tokens: int) -> int:
+    """Tokens of a document of such a length that attention within documents costs what it does in the corpus,
+    whose documents are cut where a row ends; 0 where the corpus is not there."""
+    source = job.source("data")
+    if source is None or not tokens or not source.ready(store):
+        return 0
+    try:
+        sizes = np.minimum(open_corpus(source.path(store, job.where)).select("train").length, tokens)
+    except UserError:                                            # no corpus of texts, or nothing to train on
+        return 0
+    return round(float((sizes**2).sum() / sizes.sum()))
 
 
 def _told(run: Train, journal: Journal, ranks: int, tokens: int, parts: int) -> Predicted:

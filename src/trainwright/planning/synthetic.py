@@ -21,21 +21,23 @@ def synthetic(rows: int, tokens: int, vocabulary: int, ctx: Context) -> Batch:
 
 
 class Synthetic(Data):
-    """Stands in for the data of a corpus that is not made yet: rows of two packed documents, in which the end
-    of each has no next token to learn."""
+    """Stands in for the data of a corpus: rows of packed documents, in which the end of each has no next
+    token to learn."""
 
     tokens: int
     """Positions in a row."""
     vocabulary: int
     """Tokens to draw from."""
+    document: int = 0
+    """Tokens of a document; 0: half a row."""
 
     def next(self, pull: Callable[[], Batch], state: State, ctx: Context) -> Batch:
         batch: dict[str, Any] = synthetic(ctx.batch_rows, self.tokens, self.vocabulary, ctx)
-        second = torch.arange(self.tokens, device=ctx.device) >= self.tokens // 2
-        batch["position_ids"] = batch["position_ids"] - second * (self.tokens // 2)
-        batch["document"] = batch["document"] + second
-        batch["targets"][:, [self.tokens // 2 - 1, self.tokens - 1]] = UNTRAINED
-        return batch | {"packed": True}
+        size = min(self.document, self.tokens) or max(1, -(-self.tokens // 2))
+        place = batch["position_ids"]
+        batch["document"], batch["position_ids"] = place // size, place % size
+        batch["targets"][:, size - 1 :: size] = batch["targets"][:, -1] = UNTRAINED
+        return batch | {"packed": size < self.tokens}
 
     def row_tokens(self) -> int:
         return self.tokens

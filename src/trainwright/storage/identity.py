@@ -24,7 +24,7 @@ from trainwright.core.settings import FILE
 if TYPE_CHECKING:
     from trainwright.core.method import Method
 
-FORMAT = 2
+FORMAT = 3
 """Number of everything that no method's imports reach: the loop, the stages, the corpus. Raised when results
 change."""
 CLAIMS = ("example", "beside", "needs", "expected_failures")
