@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,8 @@ class Scratch:
         try:
             handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(handle, 0, size)       # a full disk is an error here, and a signal later
+                if sys.platform == "linux":
+                    os.posix_fallocate(handle, 0, size)   # a full disk is an error here, and a signal later
                 storage = torch.UntypedStorage.from_file(str(file), True, size)
             finally:
                 os.close(handle)
