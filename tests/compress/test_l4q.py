@@ -52,6 +52,15 @@ def test_gradients_are_those_of_the_paper() -> None:
         assert torch.allclose(made.lora_A.grad, 2.0 * made.lora_B.T @ passed, atol=1e-5)  # type: ignore[arg-type]
 
 
+def test_an_offset_of_weights_inside_the_range_has_no_gradient_at_all() -> None:
+    """Not one of rounding errors, of which Adam would make whole steps."""
+    made = layer()
+    with torch.no_grad():
+        made.step.mul_(1.1)                                    # the range holds all weights
+    made.matrix().backward(torch.randn(3, 8, generator=torch.Generator().manual_seed(3)))
+    assert not made.offset.grad.any() and made.step.grad.all()                           # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("net", [tiny.LLAMA, tiny.GPT2])
 def test_no_adapter_is_left_and_few_values_in_a_group(net: str) -> None:
     model, method = tiny.model(net), L4q(bits=2, group_size=8, rank=2)
