@@ -105,14 +105,15 @@ def test_a_reference_counts_and_what_looks_at_weights_does_not_stop_it(life: Pat
     )
 
 
-def test_ranks_share_all_but_the_model_that_each_makes(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_model(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, count = floor(life)
     monkeypatch.setattr(sharding, "world", lambda: 2)
     assert floor(life)[0] == (16 * count + 4 * TENSORS) / 2 + KEPT / 2
     monkeypatch.setattr(sharding, "world", lambda: 8)
-    assert floor(life)[0] == 4 * count + KEPT / 8
+    each = (16 * count + 4 * TENSORS + KEPT) / 8
+    assert floor(life)[0] == each, "less than the weights: no rank makes the whole model in memory of its own"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert floor(life)[0] == 4 * (4 * count + KEPT / 8), "four of them on this machine"
+    assert floor(life)[0] == 4 * each, "four of them on this machine"
 
 
 def test_a_run_refuses_before_anything_runs_with_the_sentence_of_the_plan(
