@@ -6,7 +6,8 @@ loop      a step of our loop against a bare PyTorch loop, eager and compiled
 trainer   tokens trained on a second, against transformers' Trainer
 sft       chats trained on a second, against TRL's SFTTrainer, at the same loss
 adapters  a step of PaCA and others, and its memory, against PEFT's LoRA
-packing   a step of rows of 8,192 tokens that hold 16 documents each, against the same documents as rows
+packing   attention by documents in a row of 8,192 tokens, against a mask over all of it; and a step of such
+          rows, of 16 documents each, against the same documents as rows
 plan      the memory that is predicted without allocating it, against what the steps then take
 fsdp      a step of the model cut by FSDP2 on one rank, against the model as it is
 claims    five claims of papers, at a hundred times the tokens of their evidence and two seeds
@@ -184,8 +185,23 @@ def packing(tiny: bool, precision: str) -> list[Row]:
     mine, theirs, ratios = paired(runs[0].step, runs[1].step, 2 if tiny else 6)
     what = f"packed rows of {length:,} against rows of one document, {size}"
     found = [row(f"a step of {what}", mine * 1e3, theirs * 1e3, "ms", ratios)]
-    # on a GPU the second peak has the first model in it
-    return found if torch.cuda.is_available() else [*found, row(f"memory of {what}", *peaks, "MiB")]
+    if not torch.cuda.is_available():                       # there the second peak has the first model in it
+        found.append(row(f"memory of {what}", *peaks, "MiB"))
+    runs.clear()
+    free()
+    return [*masked(tiny, precision), *found]
+
+
+def masked(tiny: bool, precision: str) -> list[Row]:
+    """Loss and gradients of one row, without a mask and with one."""
+    from benchmarks import packing as one
+
+    model, size, length = (one.llama(), "tiny", 512) if tiny else (loop.llama("160M"), "160M", 8192)
+    told = one.row(model, length, 2 if tiny else 6, precision)
+    seconds, held = told["seconds"], told["bytes"]
+    what = f"a row of {length:,} by documents against a mask, {size}"
+    return [row(what, seconds["documents"] * 1e3, seconds["mask"] * 1e3, "ms") | seconds | told,
+            row(f"memory of {what}", held["documents"] / 2**20, held["mask"] / 2**20, "MiB")]
 
 
 LIFE = """title = "Memory"
