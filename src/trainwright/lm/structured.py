@@ -86,7 +86,8 @@ def unit_masks(part: Part, layers: Mapping[str, nn.Module], kept: Tensor) -> dic
     """The masks ([out, in], true: kept) of a part that keeps these units."""
     out = {}
     for name in (*part.readers, part.writer):
-        mask = torch.zeros_like(as_linear_weight(layers[name]), dtype=torch.bool)
+        weight = as_linear_weight(layers[name])
+        mask = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device)
         if name == part.writer:
             mask[:, places(kept, part.units, mask.shape[1])] = True
         else:
