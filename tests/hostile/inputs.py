@@ -58,12 +58,12 @@ def edited_text(draw: Draw) -> Input:
 
 
 def _insert(text: str, draw: Draw) -> str:
-    at = draw.randrange(len(text))
+    at = draw.randrange(max(1, len(text)))
     return text[:at] + draw.choice(TOKENS) + text[at:]
 
 
 def _drop(text: str, draw: Draw) -> str:
-    at = draw.randrange(len(text))
+    at = draw.randrange(max(1, len(text)))
     return text[:at] + text[at + draw.randrange(1, 60) :]
 
 
@@ -75,13 +75,15 @@ def _twice(text: str, draw: Draw) -> str:
 
 def _swap(text: str, draw: Draw) -> str:
     lines = text.split("\n")
+    if len(lines) < 2:
+        return text
     one, two = draw.sample(range(len(lines)), 2)
     lines[one], lines[two] = lines[two], lines[one]
     return "\n".join(lines)
 
 
 def _end(text: str, draw: Draw) -> str:
-    return text[: draw.randrange(len(text))]
+    return text[: draw.randrange(max(1, len(text)))]
 
 
 def _requote(text: str, draw: Draw) -> str:
