@@ -13,10 +13,12 @@ from tests.compare.tiny import Count, fixed_costs, recipe
 from trainwright.compare import costs as costing
 from trainwright.compare import reproduce, verdicts
 from trainwright.compare.compare import Comparison
+from trainwright.core import hardware
 from trainwright.core.errors import UserError
 from trainwright.papers import evidence
 from trainwright.papers.library import papers
 from trainwright.papers.paper import parse
+from trainwright.report import paper_pages
 from trainwright.storage.store import Store
 
 HEAD = '[compare]\nstage = "adapt"\nmetric = "loss/code"\nseeds = 2\nbaseline = "full"\n'
@@ -142,6 +144,8 @@ def test_what_got_worse_stands_beside_the_verdict(tmp_path, life):
     reproduce.save(PAPER, entries, tmp_path)
     one = evidence.told(PAPER, tmp_path)[0]
     assert one.word == "reproduced" and one.worse == [worse]
+    assert paper_pages.price(one) == (
+        f'3 seeds, 10 runs, 12 s; `precision = "auto"` was {hardware.best_precision()}; worse: `loss/prose`')
 
 
 def test_there_is_nothing_to_do_where_all_is_measured(tmp_path):

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainwright.compare import spec as specs
-from trainwright.compare import verdicts
+from trainwright.compare import suite, verdicts
 from trainwright.compare.compare import Comparison
 from trainwright.compare.execute import Watch, write
 from trainwright.compare.spec import Arm, Spec
 from trainwright.compare.verdicts import Verdict
+from trainwright.core import hardware
 from trainwright.core.errors import UserError, suggest
 from trainwright.core.settings import make
 from trainwright.papers import evidence, library
@@ -51,11 +52,6 @@ class Measured(NamedTuple):
     trials: int
 
 
-def suites() -> dict[str, Path]:
-    """The shared suites by name."""
-    return {f.stem: f for f in sorted(evidence.SUITES.glob("*.toml"))}
-
-
 # ---- arms ------------------------------------------------------------------------------------------------
 
 
@@ -81,10 +77,10 @@ def spec_of(paper: Paper, claim: Claim) -> Spec:
         UserError: a suite that is not there, or arms that are none.
     """
     where = f"{paper.id}.toml: {claim.says!r}"
-    if claim.suite and claim.suite not in suites():
-        raise UserError(f"{where}: there is no suite {claim.suite!r}{suggest(claim.suite, suites())}.")
+    if claim.suite and claim.suite not in suite.names():
+        raise UserError(f"{where}: there is no suite {claim.suite!r}{suggest(claim.suite, suite.names())}.")
     verdicts.expects(claim.expects, where)
-    file = suites()[claim.suite] if claim.suite else library.RECIPES / claim.recipe
+    file = suite.find(claim.suite) if claim.suite else library.RECIPES / claim.recipe
     arms = [arm_of(name, claim.arms[name], where) for name in (claim.baseline, claim.arm)]
     return specs.load(file, {"baseline": claim.baseline}, arms, own=False)
 
@@ -181,7 +177,8 @@ def entry(paper: Paper, claim: Claim, found: Measured) -> dict[str, Any]:
             "baseline_values": list(found.baseline), "also": found.also, "code": evidence.code_of(claim),
             "carried": False, "note": "", "runs": found.runs, "seconds": found.seconds,
             "tuning_trials": found.trials, "command": f"trainwright reproduce {paper.id} --claim {number}",
-            "date": date.today().isoformat(), "hardware": describe(), "versions": versions()}
+            "date": date.today().isoformat(), "hardware": describe(), "precision": hardware.best_precision(),
+            "versions": versions()}
 
 
 def _stated(claim: Claim) -> dict[str, Any]:
@@ -223,6 +220,47 @@ def due(papers: Iterable[Paper], folder: Path) -> list[tuple[Paper, list[Claim]]
     return found
 
 
-def price(claim: Claim, entries: dict[str, dict[str, Any]]) -> float | None:
-    """Seconds that an earlier measurement of a claim took, if there was one."""
-    return entries[claim.says].get("seconds") if claim.says in entries else None
+class Price(NamedTuple):
+    """What a comparison is expected to take."""
+
+    seconds: float
+    timed: bool
+    """From runs that were timed; else ``USUAL`` is assumed."""
+
+
+def price(paper: Paper, group: Sequence[Claim], folder: Path, jobs: int = 1) -> Price:
+    """What claims that share their runs will take: what they took last time, where their suite is still the
+    same, or as many runs as they need of what a run of the suite takes; runs are made ``jobs`` at a time."""
+    claim = group[0]
+    last = evidence.read(paper, folder).get(claim.says)
+    if claim.script:
+        known = last.get("seconds") if last else None
+        return Price(USUAL, False) if known is None else Price(known, True)
+    spec = spec_of(paper, claim)
+    each = suite.seconds_of_a_run(claim.suite, folder) if claim.suite else None
+    if each is None and last and last.get("seconds") and last.get("differences") and _same(claim, last):
+        each = last["seconds"] / (2 * len(last["differences"]))
+    if each is None:
+        return Price(USUAL, False)
+    comparison = Comparison(spec, Store(folder), Watch())
+    trials = sum(map(len, comparison.candidates.values())) * spec.settings.tune_seeds
+    return Price(each * (2 * spec.settings.seeds + trials) / jobs, True)
+
+
+def _same(claim: Claim, entry: dict[str, Any]) -> bool:
+    """Whether a measurement was made in the suite, or by the recipe, of today."""
+    place = f"{'suite' if claim.suite else 'recipe'} {claim.place}"
+    return bool(entry.get("code", {}).get(place) == evidence.code_of(claim).get(place))
+
+
+def cheapest_first(todo: Iterable[tuple[Paper, list[Claim]]], folder: Path,
+                   jobs: int = 1) -> list[tuple[Price, Paper, list[Claim]]]:
+    """Comparisons in the order in which they are made: those of a suite one after another, as they share
+    runs, and of suites and comparisons the cheapest first; what was never timed comes last."""
+    listed = [(price(paper, group, folder, jobs), paper, group)
+              for paper, claims in todo for group in together(claims)]
+    total: dict[str, tuple[bool, float]] = {}
+    for cost, _, group in listed:
+        untimed, seconds = total.get(group[0].place, (False, 0.0))
+        total[group[0].place] = (untimed or not cost.timed, seconds + cost.seconds)
+    return sorted(listed, key=lambda one: (*total[one[2][0].place], one[2][0].place, one[0].seconds))

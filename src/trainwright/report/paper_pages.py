@@ -107,10 +107,12 @@ def row(one: Told) -> tuple[str, ...]:
 
 
 def price(one: Told) -> str:
-    """Seeds, runs and time of a measurement, and what else got worse."""
+    """Seeds, runs and time of a measurement, what the machine was fast at, and what else got worse."""
     assert one.verdict is not None and one.entry is not None
     took = one.entry["seconds"]
     parts = [f"{one.verdict['n']} seeds, {one.entry['runs']} runs" + (f", {duration(took)}" if took else "")]
+    if "precision" in one.entry:
+        parts.append(f"`precision = \"auto\"` was {one.entry['precision']}")
     if one.worse:
         parts.append("worse: " + ", ".join(f"`{r['metric']}`" for r in one.worse))
     return "; ".join(parts)
