@@ -44,6 +44,18 @@ def test_before_during_and_after(page: live.Live) -> None:
     assert "refresh" not in text(page) and "a run, finished" in text(page) and "index.html" in text(page)
 
 
+def test_the_training_before_stays_until_there_is_another(page: live.Live) -> None:
+    """While models are judged, and at the end, the last curve is still there."""
+    page.stage("base", "train", "started", {})
+    page.step("base", row(7))
+    page.stage("judge", "evaluate", "started", {})
+    page.write()
+    assert "7 of 100" in text(page) and '<h2 id="loss">base</h2>' in text(page)
+    page.step("judge", row(1))
+    page.write()
+    assert "7 of 100" not in text(page) and '<h2 id="loss">judge</h2>' in text(page)
+
+
 def test_a_run_that_fails_says_why(page: live.Live) -> None:
     page.stage("base", "train", "failed", {"why": "the loss is nan"})
     try:

@@ -33,6 +33,9 @@ def test_counts(x: float | None, text: str) -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
+        (0.0996, "0.1 s"),
+        (0.041, "41 ms"),
+        (0.00041, "0.4 ms"),
         (0.41, "0.4 s"),
         (9.97, "10 s"),
         (48.2, "48 s"),

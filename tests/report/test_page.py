@@ -165,6 +165,29 @@ def test_every_string_of_a_user_is_escaped(tmp_path: Path) -> None:
     assert all(f.parent == out.parent for f in out.parent.rglob("*"))  # a stage's name makes no path
 
 
+def test_what_was_not_measured_on_a_domain_has_no_column_there(tmp_path: Path) -> None:
+    """Losses of prose and the accuracy on questions are two tables, losses first, and no dash fills them."""
+    numbers = {m: {"accuracy/asked": 0.5, "loss/prose": 2.0, "perplexity/prose": 7.4} for m in ("a", "b")}
+    figures = {"numbers": numbers, "baseline": "a", "old": ["prose"], "new": []}
+    manifest = {"stage": "judge", "kind": "evaluate", "figures": figures}
+    text = page.write(tmp_path / "r", "", "t", [manifest], [tmp_path], "").read_text()
+    found = [plain for plain in re.findall(r"<table>.*?</table>", text, re.DOTALL) if "Evaluation" in plain]
+    assert [re.findall(r'scope="col"[^>]*>([^<]+)<', one) for one in found] == [
+        ["model", "loss", "perplexity"], ["model", "accuracy"]]
+    assert "old: Δ is the forgetting" in found[0] and "Δ" not in found[1] and "–" not in "".join(found)
+
+
+def test_what_is_of_no_domain_stands_below_the_table(tmp_path: Path) -> None:
+    """Samples are measured as a whole, losses by domain: no row of dashes."""
+    evaluation = {"loss/code": 2.5, "sample_tokens": 40.0, "distinct_2": 0.949}
+    manifest = {"stage": "base", "kind": "train", "figures": {"steps": 3, "evaluation": evaluation}}
+    text = page.write(tmp_path / "r", "", "t", [manifest], [tmp_path], "").read_text()
+    assert "sample tokens 40 · distinct 2 0.949" in text
+    assert text.count('class="left">all</th>') == 1                              # that of the ledger
+    whole = page.StageView(manifest | {"figures": {"evaluation": {"accuracy": 0.5}}}, tmp_path)
+    assert [row.values for row in whole.ends] == [{"accuracy": 0.5}] and whole.beside == []
+
+
 def test_a_failed_stage_shows_its_reason_and_nothing_is_needed(tmp_path: Path) -> None:
     manifests = [
         {"stage": "corpus", "kind": "corpus"},

@@ -93,7 +93,8 @@ def build(folder: Path, methods: list[Curate], settings: CorpusSettings, ctx: Co
     dropped = f", {table.empty:,} empty ones dropped" if table.empty else ""
     names = sorted(set(table.domains))
     where = f"the domain {names[0]}" if len(names) == 1 else f"{len(names)} domains ({', '.join(names)})"
-    say(f"documents: {len(table.ids):,} ({table.bytes / 1e6:.1f} MB) in {where}{dropped}")
+    size = f"{table.bytes / 1e6:.1f} MB" if table.bytes >= 1e6 else f"{table.bytes / 1e3:.1f} kB"
+    say(f"documents: {len(table.ids):,} ({size}) in {where}{dropped}")
     encoder = _encoder(folder, table, settings, say)
     figures = _tokenize(folder / "tokens", table, encoder, cache / "tokens", say)
     notes = {name: float(sum(value for value, _ in told)) for name, told in ctx.notes.items()}

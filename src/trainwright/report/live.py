@@ -50,13 +50,13 @@ class Live(Listener):
 
     def stage(self, name: str, kind: str, state: str, info: dict[str, Any]) -> None:
         self.states[name] = {"started": "running", "resumed": "running"}.get(state, state)
-        if state in ("started", "resumed"):
-            self.stage_name, self.rows, self.every, self.seen = name, [], 1, 0
         if "why" in info:
             self.lines = [*self.lines, f"{name} failed: {info['why']}"][-LINES:]
 
     def step(self, stage: str, row: dict[str, float]) -> None:
-        """Keep the row, and draw nothing."""
+        """Keep the row, and draw nothing. The rows of the training before stay until there are others."""
+        if stage != self.stage_name:
+            self.stage_name, self.rows, self.every, self.seen = stage, [], 1, 0
         if self.seen % self.every == 0 or _measured(row):
             self.rows.append(row)
         if len(self.rows) > ROWS:

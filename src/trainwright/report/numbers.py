@@ -52,9 +52,11 @@ def share(x: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0.4 s``, ``48 s``, ``2 min 12 s``, ``3 h 05 min``, ``2 d 4 h``."""
+    """``40 ms``, ``0.4 s``, ``48 s``, ``2 min 12 s``, ``3 h 05 min``, ``2 d 4 h``."""
     if seconds is None or not math.isfinite(seconds):
         return NONE
+    if 0 < seconds < 0.0995:
+        return f"{1000 * seconds:.{0 if seconds >= 0.001 else 1}f} ms"
     if seconds < 99.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     whole = round(seconds)

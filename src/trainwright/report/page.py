@@ -51,6 +51,14 @@ class StageView:
         return [(domain, role, list(rows)) for (domain, role), rows in grouped]
 
     @property
+    def tables(self) -> list[tuple[tuple[str, ...], list[tuple[str, str, list[Measured]]]]]:
+        """The domains by what was measured on them, losses first: a table each, without empty columns."""
+        found: dict[tuple[str, ...], list[tuple[str, str, list[Measured]]]] = {}
+        for domain in self.domains:
+            found.setdefault(tuple(metrics_of(domain[2])), []).append(domain)
+        return sorted(found.items(), key=lambda table: not set(table[0]) & set(numbers.SIGNED))
+
+    @property
     def lossy(self) -> bool:
         """Whether it compares losses with those of a baseline."""
         measured_losses = any(m in numbers.SIGNED for r in self.rows for m in r.values)
@@ -58,8 +66,17 @@ class StageView:
 
     @property
     def ends(self) -> list[Measured]:
-        """What was measured at the end of training."""
-        return measured({"numbers": {self.name: self.figures.get("evaluation") or {}}})
+        """What was measured at the end of training: by domain, where anything was."""
+        rows = measured({"numbers": {self.name: self.figures.get("evaluation") or {}}})
+        return [row for row in rows if row.domain] or rows
+
+    @property
+    def beside(self) -> list[tuple[str, str]]:
+        """What was measured of no domain, where ``ends`` is by domain: words and the value."""
+        found = self.figures.get("evaluation") or {}
+        whole = {name: x for name, x in found.items() if "/" not in name}
+        return [] if len(whole) == len(found) else [
+            (metric_name(name), f"{x:,.0f}" if x == round(x) else value(x)) for name, x in whole.items()]
 
     @property
     def name(self) -> str:

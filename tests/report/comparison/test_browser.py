@@ -41,6 +41,24 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return written
 
 
+BESIDE = """() => [...document.querySelectorAll('.card table, .card svg.plot')].filter(
+  e => e.getBoundingClientRect().right > e.closest('.card').getBoundingClientRect().right + 1
+).map(e => e.textContent.trim().slice(0, 40))"""
+"""Tables and plots that leave their card."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["few", "many", "ladder"])
+def test_nothing_leaves_its_card_on_paper(browser: Any, pages: dict[str, Path], name: str) -> None:  # noqa: F811
+    """A4 with Chromium's margins is 717 pixels wide, and paper does not scroll."""
+    shown = browser.new_page(viewport={"width": 717, "height": 1040})
+    shown.goto(pages[name].as_uri())
+    shown.emulate_media(media="print")
+    assert shown.locator(".card table").count() and shown.evaluate(BESIDE) == []
+    assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    shown.close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
 @pytest.mark.parametrize("name", ["few", "many", "merge", "raced", "ladder"])

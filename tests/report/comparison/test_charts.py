@@ -43,6 +43,20 @@ def test_differences_show_every_seed_and_the_noise_floor() -> None:
     assert texts[:2] == ["+0.037 [0.032, 0.043]", "worse"] and texts[-1] == "failed"
 
 
+def test_ticks_of_an_axis_have_the_same_decimals() -> None:
+    """Of 0.4, 0.48 and 0.56 s the first is written 0.40 s; zero stays zero, other units keep their own."""
+    seconds = charts.Even(lambda x: charts.cost_tick("seconds_per_step", x))
+    assert seconds.format_ticks([0.0, 0.4, 0.48, 0.56]) == ["0 s", "0.40 s", "0.48 s", "0.56 s"]
+    memory = charts.Even(lambda x: charts.cost_tick("peak_memory_bytes", x))
+    assert memory.format_ticks([8e8, 1e9, 1.2e9]) == ["800 MB", "1.0 GB", "1.2 GB"]
+    assert charts.Even(str).format_ticks([1e-7, -2.5]) == ["1e-07", "-2.5"]
+
+
+def test_of_two_arms_none_is_far_off() -> None:
+    """With a third arm that is near, the one at 1.0 is an arrow; alone with one it is drawn."""
+    assert charts.edge([row(0.04), row(1.0)], 0.0) == pytest.approx(1.12 * 1.01)
+
+
 def test_front_by_hand() -> None:
     """Of (1, 5), (2, 3), (2, 4), (3, 3) and (4, 1) the third and the fourth are beaten by the second."""
     points = [(4.0, 1.0), (3.0, 3.0), (2.0, 4.0), (2.0, 3.0), (1.0, 5.0)]

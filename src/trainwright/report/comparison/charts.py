@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import Formatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from trainwright.report.comparison.labels import NAME, spread
 from trainwright.report.comparison.numbers import LETTERS, shorten
@@ -105,7 +105,7 @@ def edge(rows: Sequence[Row], noise: float) -> float:
     ends = sorted(max(furthest(r, 1), -furthest(r, -1)) for r in rows if r.mean is not None)
     if not ends:
         return 1.1 * noise or 1.0
-    usual = max(ends[(len(ends) - 1) // 2], noise)
+    usual = max(ends[len(ends) // 2], noise)
     return 1.12 * max([x for x in ends if x <= BEYOND * usual] + [noise]) or 1.0
 
 
@@ -137,7 +137,7 @@ def furthest(row: Row, side: int) -> float:
 
 def panels(drawn: Sequence[Panel], columns: int = 3, size: tuple[float, float] = PANEL) -> Figure:
     """Small plots side by side, each of ``size`` inches: one for a page, all of them for a picture."""
-    columns = min(columns, len(drawn))
+    columns = 2 if len(drawn) == 4 else min(columns, len(drawn))
     rows = math.ceil(len(drawn) / columns)
     with matplotlib.rc_context(RC):
         figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
@@ -148,6 +148,33 @@ def panels(drawn: Sequence[Panel], columns: int = 3, size: tuple[float, float] =
             axes.set_axis_off()
         spread(figure)
     return figure
+
+
+class Even(Formatter):
+    """Writes the ticks of an axis with the same decimals wherever their unit is the same: 0.40 s, 0.48 s."""
+
+    def __init__(self, say: Callable[[float], str]) -> None:
+        self.say = say
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """One value, as it stands alone."""
+        return self.say(x)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        """All of an axis."""
+        parts = [text.partition(" ") for text in map(self.say, values)]
+        most: dict[str, int] = {}
+        for number, _, unit in parts:
+            most[unit] = max(most.get(unit, 0), len(number.partition(".")[2]))
+        return [_padded(number, most[unit]) + gap + unit for number, gap, unit in parts]
+
+
+def _padded(number: str, decimals: int) -> str:
+    """A number with so many decimals; zero and what is none stay as they are."""
+    whole, _, part = number.partition(".")
+    if not whole.lstrip("-").isdecimal() or not decimals or number == "0":
+        return number
+    return f"{whole}.{part.ljust(decimals, '0')}"
 
 
 def against_baseline(arm: Line, base: Line | None, xlabel: str, title: str) -> Panel:
@@ -188,7 +215,7 @@ def cost(points: Sequence[Point], metric: str, xlabel: str, ylabel: str, lower: 
         axes.autoscale_view()
         _dress(axes, ylabel, xlabel)
         axes.set_title("↙ better" if lower else "↖ better", loc="right", color=MUTED, fontsize=9)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: cost_tick(metric, x)))
+        axes.xaxis.set_major_formatter(Even(lambda x: cost_tick(metric, x)))
         for p, name in zip(points, shorten([p.label for p in points]), strict=True):
             axes.annotate(name, (p.x, p.y), xytext=(0, 0), textcoords="offset points", va="center",
                           fontsize=9, color=tint(p.colour), gid=NAME)
@@ -267,4 +294,4 @@ def _dress(axes: Axes, title: str, xlabel: str) -> None:
     axes.set_title(title, loc="left", color=MUTED, fontsize=9)
     axes.set_xlabel(xlabel)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{float(f'{y:.3e}'):g}"))
+    axes.yaxis.set_major_formatter(Even(lambda y: f"{float(f'{y:.3e}'):g}"))
