@@ -212,6 +212,17 @@ def test_flops_are_those_of_the_documents(both: Both) -> None:
     assert found[0] - found[1] == 2 * (2 + 5) * 2 * 4 * 4 * (4 * 32**2 - squares)
 
 
+def test_the_operation_keeps_to_what_it_says_of_itself() -> None:
+    """Its shapes without contents, its gradient, and that it writes into nothing that it was given."""
+    mask, _ = mask_of(ROWS)
+    g = torch.Generator().manual_seed(0)
+    given = [torch.randn(4, heads, 32, 8, generator=g).requires_grad_() for heads in (4, 2, 2)]
+    checked = torch.library.opcheck(
+        document_attention.blocks, (*given, mask.edges, 0.3),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+    assert set(checked.values()) == {"SUCCESS"}
+
+
 # ---- a GPU's kernel ----------------------------------------------------------------------------------
 
 

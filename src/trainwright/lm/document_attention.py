@@ -190,7 +190,7 @@ def attention(
     position_bias: Tensor | None = None,
     cache: Any = None,
     softcap: float | None = None,
-    **unused: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """As ``sdpa_attention_forward``, called by transformers with [R, heads, L, size] each, to
     [R, L, heads, size]; by documents where nothing else is asked for."""
@@ -202,9 +202,16 @@ def attention(
             scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
             return way(*_in_one_type(query, key, value), documents, scale), None
         attention_mask = documents.dense()
-    out: tuple[Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
-        position_bias=position_bias, cache=cache, softcap=softcap)
+    return _by_mask(module, query, key, value, attention_mask, others | {
+        "dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias,
+        "cache": cache, "softcap": softcap})
+
+
+def _by_mask(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+             given: dict[str, Any]) -> tuple[Tensor, None]:
+    """As transformers does it, with all that it has handed over: a paged cache reads what is known to it
+    alone."""
+    out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
     return out
 
 
