@@ -64,7 +64,7 @@ class Scratch:
             try:
                 if sys.platform == "linux":
                     os.posix_fallocate(handle, 0, size)   # a full disk is an error here, and a signal later
-                storage = torch.UntypedStorage.from_file(str(file), True, size)
+                made = torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype, device="cpu")
             finally:
                 os.close(handle)
                 file.unlink()
@@ -72,7 +72,7 @@ class Scratch:
             why = error.strerror if isinstance(error, OSError) else "its files cannot be mapped"
             raise UserError(f"{self.folder} has no room for {size / 2**30:.2f} GiB of a model ({why}): set "
                             "TMPDIR to a folder on a local disk.") from None
-        return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape)
+        return made.view(shape)
 
     @contextmanager
     def catching(self, dtype: torch.dtype | None = None) -> Iterator[None]:
