@@ -1,14 +1,15 @@
 """Compression, Trainwright against llm-compressor and torchao: seconds, memory, bytes on disk, and error.
 
-    python benchmarks/compress.py [--quick] [--peers FOLDER] [--out FILE]
+    python benchmarks/compress.py [--quick] [--peers FOLDER] [--note WORDS] [--out FILE]
 
 ``--peers`` is a folder into which the peers were put, as by ``pip install --no-deps --target FOLDER
-llmcompressor compressed-tensors loguru torchao``; those that are not there are left out.
+llmcompressor compressed-tensors loguru torchao``; those that are not there are said to be absent.
 
 The first table is about whole models: a generated Llama with random weights in float32, each method in a
 process of its own (memory is the largest resident set as the system accounts for it, seconds are those of the
 method). The error is that of the logits, as a share of their length: with random weights it compares formats
-and methods, not what a model would lose. The second table gives the same layers and the same inputs to our
+and methods, not what a model would lose; torchao's row is followed by what it takes beside ours of as many
+bits. The second table gives the same layers and the same inputs to our
 solvers and to llm-compressor's: seconds, how much each changes what the layer computes, and how many entries
 differ.
 """
@@ -16,8 +17,11 @@ differ.
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib.util
 import json
+import os
+import platform
 import resource
 import subprocess
 import sys
@@ -53,6 +57,8 @@ OURS: dict[str, Callable[[], Any]] = {
 FILES = {f"GGUF {kind}": kind for kind in gguf_file.TYPES}
 HELD = {f"frozen = {table}": table for table in frozen.TABLES}
 PEERS = {"torchao, int8 weights": "torchao"}
+BESIDE = {"torchao, int8 weights": "round_nearest, 8 bits"}
+SOLVERS = "llmcompressor"
 
 
 def model(size: str) -> Any:
@@ -133,7 +139,7 @@ def layer(size: str) -> tuple[Tensor, Tensor]:
 
 def solvers(size: str) -> list[dict[str, Any]]:
     """The second table; empty without llm-compressor."""
-    if importlib.util.find_spec("llmcompressor") is None:
+    if importlib.util.find_spec(SOLVERS) is None:
         return []
     w, x = layer(size)
     gram, every = x.T @ x, torch.ones_like(w, dtype=torch.bool)
@@ -182,6 +188,7 @@ def main() -> None:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     asked.add_argument("--quick", action="store_true", help="a model of 1 M parameters")
     asked.add_argument("--peers", type=Path, help="folder of llm-compressor and torchao")
+    asked.add_argument("--note", default="", help="what a reader should know of the machine")
     asked.add_argument("--out", type=Path, help="where to write the numbers as JSON")
     asked.add_argument("--row", help=argparse.SUPPRESS)
     given = asked.parse_args()
@@ -192,18 +199,30 @@ def main() -> None:
         print(json.dumps(one(given.row, size)))
         return
     there = [name for name, package in PEERS.items() if importlib.util.find_spec(package) is not None]
-    found = [_apart(name, sys.argv[1:]) for name in (*OURS, *HELD, *FILES, *there)]
+    absent = [p for p in (*PEERS.values(), SOLVERS) if importlib.util.find_spec(p) is None]
     print(f"{'method':<24} {'seconds':>8} {'peak MiB':>9} {'bytes':>11} {'of bf16':>8} {'error':>7}")
-    for r in found:
+    found = dict[str, dict[str, Any]]()
+    for name in (*OURS, *HELD, *FILES, *there):
+        r = found[name] = _apart(name, sys.argv[1:])
         print(f"{r['method']:<24} {r['seconds']:8.2f} {r['peak_bytes'] / 2**20:9.0f} {r['stored_bytes']:11,} "
-              f"{r['of_bf16']:8.2f} {r['error']:7.4f}")
+              f"{r['of_bf16']:8.2f} {r['error']:7.4f}", flush=True)
+    for name in there:
+        mine, other = found[BESIDE[name]], found[name]
+        told = ", ".join(f"{of} {mine[of] / other[of]:.2f}" for of in ("seconds", "peak_bytes",
+                                                                      "stored_bytes", "error"))
+        print(f"{BESIDE[name]} / {name}: {told}")
+    for package in absent:
+        print(f"{package} is absent: nothing is measured beside it")
     beside = solvers(size)
     for r in beside:
         print(f"{r['method']:<24} ours {r['seconds']:.2f} s, error {r['error']:.5f}; llm-compressor "
               f"{r['their_seconds']:.2f} s, error {r['their_error']:.5f}; {100 * r['differ']:.2f} % of them "
               "differ")
     if given.out is not None:
-        facts = {"threads": torch.get_num_threads(), "models": found, "layers": beside}
+        facts = {"date": datetime.date.today().isoformat(), "note": given.note, "absent": absent,
+                 "hardware": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+                 "threads": torch.get_num_threads(),
+                 "versions": {"torch": torch.__version__}, "models": [*found.values()], "layers": beside}
         given.out.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
