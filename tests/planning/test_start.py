@@ -98,8 +98,11 @@ def test_a_recipe_for_preferences_runs(tmp_path: Path, model: str) -> None:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     made, said = written(tmp_path, "prefer", model, str(tmp_path / "pairs.jsonl"))
     assert made["stage"][0]["chat_template"] == "by_turn" and "60 pairs" in said[0]
-    done = run(load(tmp_path / "prefer.toml"), Store(tmp_path / "store"))["preferred"]
-    assert done.figures["steps"] == made["stage"][1]["steps"] >= start.LEAST
+    done = run(load(tmp_path / "prefer.toml"), Store(tmp_path / "store"))
+    assert done["preferred"].figures["steps"] == made["stage"][1]["steps"] >= start.LEAST
+    found = done["judge"].figures["numbers"]
+    assert len(found) == 2 and found["preferred"]["preference_margin"] > found["model"]["preference_margin"]
+    assert all(one["preference_pairs"] > 0 for one in found.values())
 
 
 def test_without_a_model_a_corpus_trains_its_tokenizer(tmp_path: Path) -> None:

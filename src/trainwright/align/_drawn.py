@@ -84,7 +84,7 @@ class Writer:
 
         What is drawn depends on the seed, ``key``, the conversation's name and the answer's number alone.
         """
-        from trainwright.lm.generation import Prompt, room, written
+        from trainwright.lm.generation import Prompt, room, sampled, written
 
         prompts = []
         for name, turns in asked.items():
@@ -93,10 +93,12 @@ class Writer:
             keys = [f"{self.who}/{key}/{name}/{i}" for i in range(samples)]
             seeds = [self.ctx.rng(one, at=0).initial_seed() for one in keys]
             prompts += [Prompt(ids, left, seed, temperature) for seed in seeds]
-        said = [
-            self.tokenizer.decode(ids, skip_special_tokens=True)
-            for ids in written(self.model, self.tokenizer, prompts, self.ctx, batch_size=batch_size, top_k=0)
-        ]
+        given = (self.model, self.tokenizer, prompts, self.ctx)
+        if temperature:
+            drawn = [one.ids for one in sampled(*given, batch_size=batch_size)]
+        else:
+            drawn = written(*given, batch_size=batch_size, top_k=0)
+        said = [self.tokenizer.decode(ids, skip_special_tokens=True) for ids in drawn]
         return {name: said[i * samples : (i + 1) * samples] for i, name in enumerate(asked)}
 
     def steps(
