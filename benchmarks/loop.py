@@ -45,9 +45,10 @@ from trainwright.planning.synthetic import synthetic
 
 SIZES = {  # vocabulary, hidden, intermediate, layers, heads: about 1, 10 and 30 M parameters
     "1M": (4096, 128, 352, 4, 4), "10M": (8192, 320, 864, 6, 5), "30M": (8192, 512, 1376, 8, 8)}
-OTHERS = {"tiny": (512, 32, 64, 2, 2), "160M": (32_000, 768, 2048, 12, 12),
+OTHERS = {"tiny": (512, 32, 64, 2, 2), "100M": (32_000, 640, 1792, 14, 10),
+          "160M": (32_000, 768, 2048, 12, 12), "300M": (32_000, 1024, 2816, 21, 16),
           "550M": (32_000, 1536, 4096, 20, 12)}
-"""For a test, and for a GPU."""
+"""For a test, for curves, and for a GPU."""
 ROWS, LENGTH = 16, 256
 
 

@@ -39,6 +39,7 @@ def pages() -> dict[str, str]:
     out["map.html"] = field.page(links=True)
     out |= paper_pages.pages()
     out["_generated/pairs.md"] = pairs_table()
+    out |= {f"_generated/scale-{part}.md": f"{text}\n" for part, text in scale_tables().items()}
     return out
 
 
@@ -274,6 +275,143 @@ def pairs_table() -> str:
         )
         + "\n"
     )
+
+
+# ---- how costs grow --------------------------------------------------------------------------------
+
+GIB = 2**30
+
+
+def results(name: str) -> dict[str, Any]:
+    """The figures of a benchmark; empty where it has not run."""
+    file = DOCS.parent / "benchmarks" / "results" / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def scale_tables() -> dict[str, str]:
+    """By part what ``benchmarks/scale.py`` measured, and what follows from it."""
+    found = results("scale")
+    makers = {"models": model_curve, "ranks": rank_curve, "text": text_curve, "shards": shard_curve,
+              "jobs": job_curve}
+    out = dict.fromkeys((*makers, "large"), "Not measured yet.")
+    for part, make in makers.items():
+        if part in found:
+            on = f"{found[part]['hardware']}, torch {found[part]['torch']}, {found[part]['date']}"
+            out[part] = f"{make(found[part]['rows'])}\n\nMeasured on: {on}."
+    if {"ranks", "text", "shards"} <= found.keys():
+        out["large"] = large(found)
+    return out
+
+
+def model_curve(rows: list[dict[str, Any]]) -> str:
+    told = [(r["size"], f"{r['parameters'] / 1e6:,.1f} M", f"{r['flops_per_token'] / 1e6:,.0f} M",
+             f"{r['seconds_per_token'] * 1e6:,.0f} µs",
+             f"{r['flops_per_token'] / r['seconds_per_token'] / 1e9:,.0f} G",
+             f"{r['update_seconds'] * 1e3:,.0f} ms", f"{r['peak_bytes'] / 2**20:,.0f} MiB",
+             f"{r['peak_bytes'] / r['parameters']:,.0f} B") for r in rows]
+    head = ("model", "parameters", "FLOPs a token", "gradients a token", "FLOPs a second", "update a step",
+            "peak memory", "a parameter")
+    return table(head, told)
+
+
+def rank_curve(rows: list[dict[str, Any]]) -> str:
+    names = ("weights", "gradients", "states", "gathered", "activations", "peak")
+    told = [(str(r["ranks"]), *(f"{r[n] / GIB:,.1f}" for n in names)) for r in rows]
+    found = table(("ranks", *names[:-1], "in all, GiB each"), told)
+    real = [(r["stage"], f"{r['parameters'] / 1e6:,.0f} M",
+             *(f"{max(run['peak_bytes']) / GIB:.2f} GiB" for run in r["runs"]), f"{r['share']:.2f}")
+            for r in results("sharding").get("rows", ())]
+    head = ("measured on this machine", "parameters", "one rank", "a rank of two", "share")
+    return f"{found}\n\n{table(head, real)}" if real else found
+
+
+def text_curve(rows: list[dict[str, Any]]) -> str:
+    told = [(r["what"], f"{r['megabytes']:,} MB", f"{r['documents']:,}", f"{r['seconds']:,.0f} s",
+             f"{r['megabytes'] / r['seconds']:,.1f} MB/s", f"{r['peak_bytes'] / 2**20:,.0f} MiB")
+            for r in rows]
+    for what in dict.fromkeys(r["what"] for r in rows):
+        seconds = beyond([r for r in rows if r["what"] == what], 10_000)
+        told.append((what, "10,000 MB", "", f"{seconds:,.0f} s", f"{10_000 / seconds:,.1f} MB/s",
+                     "(the line through the last two)"))
+    whole = results("data")
+    told += [(r["what"], f"{1000 * r['gigabytes']:,.0f} MB", f"{r['documents']:,}", f"{r['seconds']:,.0f} s",
+              f"{1000 * r['gigabytes'] / r['seconds']:,.1f} MB/s",
+              f"{r['peak_bytes'] / 2**20:,.0f} MiB (measured, {whole['date']})")
+             for r in whole.get("memory", ())]
+    return table(("what", "text", "documents", "time", "rate", "peak memory"), told)
+
+
+def beyond(rows: list[dict[str, Any]], megabytes: float) -> float:
+    """Seconds for more text than was measured, on the line through the last two."""
+    a, b = rows[-2:]
+    slope = (b["seconds"] - a["seconds"]) / (b["megabytes"] - a["megabytes"])
+    return float(b["seconds"] + slope * (megabytes - b["megabytes"]))
+
+
+def shard_curve(rows: list[dict[str, Any]]) -> str:
+    told = [(f"{r['shards']:,}", f"{r['open_seconds'] * 1e3:,.1f} ms",
+             f"{r['first_read_seconds'] * 1e6:,.0f} µs", f"{r['read_seconds'] * 1e6:,.0f} µs",
+             str(r["descriptors"])) for r in rows]
+    return table(("shards", "opening", "a first read", "once more", "descriptors of the process"), told)
+
+
+def job_curve(rows: list[dict[str, Any]]) -> str:
+    one = rows[0]["seconds"]
+    told = [(str(r["jobs"]), str(r["runs"]), f"{r['seconds']:,.0f} s", f"{one / r['seconds']:.2f}",
+             str(r["cores"])) for r in rows]
+    return table(("at a time", "runs", "time", "faster than one at a time", "cores"), told)
+
+
+RANKS, PEAK, SHARE, MEMORY = 8, 989e12, 0.4, 80 * GIB
+"""GPUs, their FLOPs a second in bfloat16 as the maker gives them, the share that is reached, their memory."""
+TEXT, TOKEN, DISK, CORES = 1e12, 4.0, 2e9, 64
+"""Bytes of text, of a token, that a disk writes a second, and cores of the machine."""
+SHARD = 8 << 20
+"""Bytes of text in a shard."""
+
+
+def large(found: dict[str, Any]) -> str:
+    """What 8 billion parameters on eight GPUs and a terabyte of text come to, line by line."""
+    one = next(r for r in found["ranks"]["rows"] if r["ranks"] == RANKS)
+    many = TEXT / TOKEN
+    work, saved = many * one["flops_per_token"], 3 * 4 * one["parameters"]
+    parts = [one[n] / GIB for n in ("weights", "gradients", "states", "gathered", "activations")]
+    rows = [
+        ("tokens", f"{TEXT:.0e} B / {TOKEN:g} B", f"{many / 1e9:,.0f} G"),
+        ("FLOPs, blocks computed twice", f"{many:.2e} × {one['flops_per_token']:.3g}", f"{work:.2e}"),
+        ("training", f"{work:.2e} / ({RANKS} × {PEAK:.3g} × {SHARE:g}) s",
+         f"{work / (RANKS * PEAK * SHARE) / 86_400:,.0f} days"),
+        ("memory of a rank", " + ".join(f"{part:.1f}" for part in parts),
+         f"{one['peak'] / GIB:,.1f} of {MEMORY / GIB:.0f} GiB"),
+        ("a checkpoint", f"{one['parameters']:.3g} × 3 × 4 B",
+         f"{saved / 1e9:,.0f} GB, {saved / DISK:,.0f} s at {DISK / 1e9:g} GB/s"),
+        ("tokens on disk", f"{many:.3g} × 4 B (more than 65,536 words)", f"{4 * many / 1e12:,.0f} TB"),
+    ]
+    return table(("what", "arithmetic", "comes to"), rows + large_text(found))
+
+
+def large_text(found: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """The same of the text alone."""
+    corpus = [r for r in found["text"]["rows"] if r["what"] == "corpus"][-1]
+    dedup = [r for r in found["text"]["rows"] if r["what"] == "minhash"][-1]
+    whole = [r for r in results("data").get("memory", ()) if r["what"] == "minhash"]
+    rates = {"making tokens": corpus["megabytes"] / corpus["seconds"],
+             "near-duplicates": dedup["megabytes"] / dedup["seconds"]}
+    if whole:
+        rates["near-duplicates"] = 1000 * whole[0]["gigabytes"] / whole[0]["seconds"]
+    cores = found["text"]["cores"]
+    rows = [(what, f"{TEXT:.0e} B / ({rate / cores:,.2f} MB/s of a core × {CORES})",
+             f"{TEXT / 1e6 / (rate / cores * CORES) / 3600:,.1f} h") for what, rate in rates.items()]
+    each, took = 1e6 * corpus["megabytes"] / corpus["documents"], found["shards"]["rows"][-1]
+    held, opening = corpus["index_bytes"] / corpus["documents"], took["first_read_seconds"]
+    return [
+        *rows,
+        ("shards", f"{TEXT:.0e} B / {SHARD >> 20} MiB", f"{TEXT / SHARD:,.0f}"),
+        ("64 rows from closed shards", f"64 × {opening * 1e6:,.0f} µs", f"{64e3 * opening:,.0f} ms"),
+        ("documents", f"{TEXT:.0e} B / {each:,.0f} B", f"{TEXT / each / 1e6:,.0f} M"),
+        ("index in the memory of a rank", f"{TEXT / each:.2e} × {held:,.0f} B",
+         f"{TEXT / each * held / GIB:,.0f} GiB, {RANKS * TEXT / each * held / GIB:,.0f} for {RANKS} ranks"),
+    ]
 
 
 def kinds_table() -> str:
