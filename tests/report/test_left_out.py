@@ -50,6 +50,12 @@ def test_every_method_where_none_is_named(corpus: Artifact) -> None:
     assert "keep_long dropped 1 document" in said and "[b]x" in said and "minhash dropped" in said
 
 
+def test_a_score_that_counts_has_no_decimals() -> None:
+    row = {"method": "m", "reason": "shares runs", "partner": "b"}
+    assert left_out.because(row | {"score": 48.0}) == "shares runs · 48 · of b"
+    assert left_out.because(row | {"score": 0.8125}) == "shares runs · 0.812 · of b"
+
+
 def test_what_cannot_be_shown(corpus: Artifact, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no method 'minhas' acted on it \(did you mean 'minhash'"):
         left_out.shown(corpus, "minhas", 5)

@@ -84,6 +84,7 @@ def _lengths(axes: Axes, lengths: dict[str, list[float]], colour: str) -> None:
         axes.bar(edges[:-1], numbers, np.diff(edges), align="edge", color=shade)
     axes.set_xscale("log")
     axes.set_xlabel("characters")
+    axes.tick_params(axis="x", pad=5)                          # clear of the zero beside it
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))

@@ -64,8 +64,9 @@ def _pair(row: dict[str, Any]) -> Table:
 def because(row: dict[str, Any]) -> str:
     """Why a document was dropped, in a line."""
     parts = [row["reason"] or row["method"]]
-    if row["score"] is not None:
-        parts.append(value(row["score"]))
+    score = row["score"]
+    if score is not None:
+        parts.append(f"{score:,.0f}" if score == round(score) else value(score))
     if row["partner"] is not None:
         parts.append(f"of {row['partner']}")
     return " · ".join(parts)
