@@ -20,7 +20,7 @@ from typing import Any
 from tests import forks
 from trainwright.align import rollout
 from trainwright.align.rollout import Rollout
-from trainwright.lm import generation
+from trainwright.lm.drawing import Draw
 
 PLACES = ("sampling", "grading", "epochs")
 SECOND, BETWEEN = 4, 6
@@ -132,7 +132,7 @@ def deadly(place: str) -> None:
 
     def sampling(self: Rollout, tries: Any, ctx: Any) -> Any:
         if ctx.step == SECOND:
-            generation.drawn = third(generation.drawn)
+            Draw.__call__ = third(Draw.__call__)  # type: ignore[method-assign]
         return answers(self, tries, ctx)
 
     def grading(self: Rollout, questions: Any, said: Any, ctx: Any) -> Any:

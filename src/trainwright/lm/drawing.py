@@ -76,7 +76,8 @@ class Roomy(DynamicLayer):  # type: ignore[misc]
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows."""
-        self.whole = [t.index_select(0, rows) for t in self.whole]
+        more = self.whole[0].shape[2] - self.known
+        self.whole = [_grown(t, rows, more) for t in (self.keys, self.values)]
         self._show()
 
     def _show(self) -> None:
