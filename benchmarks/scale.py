@@ -8,7 +8,7 @@ ranks   memory of each of 1 to 64 ranks that train 8 billion parameters, predict
 text    seconds and peak memory of taking out near-duplicates, and of making tokens, for 20, 80 and 320 MB;
         and what a rank holds of the index
 shards  opening a corpus of 1 to 5,000 shards and reading from each, and the descriptors that stay open
-jobs    a comparison of eight runs, one, two and four at a time
+jobs    a comparison of six short runs, one, two and four at a time
 
 Each part takes about two minutes on two quiet CPU cores and may run alone: what the file has of the others is
 kept. ``docs/scale.md`` reads its figures from there. ``--tiny`` is to see that it runs.
@@ -20,6 +20,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -231,11 +232,11 @@ def read(place: Path, many: int) -> Row:
 
 # ---- runs at a time ----------------------------------------------------------------------------------------
 
-SEEDS, STEPS_A_RUN = 4, 20
+SEEDS, STEPS_A_RUN = 3, 15
 
 
 def jobs(tiny: bool) -> list[Row]:
-    """Two arms and four seeds of the suite of pretraining, without tuning; the corpus is there before."""
+    """Two arms and three seeds of the suite of pretraining, without tuning; the corpus is there before."""
     from trainwright.papers import evidence
 
     arms = [specs.parse_arm("cosine: cosine"), specs.parse_arm("constant: -cosine, constant")]
@@ -247,15 +248,15 @@ def jobs(tiny: bool) -> list[Row]:
         spec.stage_table("corpus")["methods"][0]["megabytes"] = 0.3
     rows = []
     with tempfile.TemporaryDirectory() as made:
+        first = Comparison(spec, Store(Path(made) / "before"))
+        for arm in spec.arms:
+            if before := first.recipes.common(arm):
+                run_recipe(before, first.store, Watch())
         for many in (1, 2) if tiny else (1, 2, 4):
-            own = replace(spec, text=f"{spec.text}\n# {many}")
-            comparison = Comparison(own, Store(Path(made) / str(many)), Watch(), many)
-            for arm in own.arms:
-                if before := comparison.recipes.common(arm):
-                    run_recipe(before, comparison.store, Watch())
+            store = Store(shutil.copytree(Path(made) / "before", Path(made) / str(many), symlinks=True))
             began = time.perf_counter()
-            comparison.run()
-            rows.append({"jobs": many, "runs": 2 * own.settings.seeds, "cores": data.cores(),
+            Comparison(spec, store, Watch(), many).run()
+            rows.append({"jobs": many, "runs": 2 * spec.settings.seeds, "cores": data.cores(),
                          "seconds": time.perf_counter() - began})
             say(f"{many} at a time  {rows[-1]['runs']} runs in {rows[-1]['seconds']:6.1f} s")
     return rows
