@@ -22,7 +22,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -40,6 +39,7 @@ from trainwright.compress.magnitude import Magnitude
 from trainwright.compress.round_nearest import RoundNearest
 from trainwright.compress.sparsegpt import Sparsegpt
 from trainwright.compress.wanda import Wanda
+from trainwright.core import ledger
 from trainwright.core.context import Context
 from trainwright.families import frozen, gguf_file, packed
 from trainwright.lm import quantized
@@ -92,8 +92,7 @@ def one(name: str, size: str) -> dict[str, Any]:
         began = time.perf_counter()
         after, stored, seconds = _made(name, made, data, Path(folder), began)
     error = float((after - before).norm() / before.norm())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"method": name, "seconds": seconds, "peak_bytes": peak, "stored_bytes": stored,
+    return {"method": name, "seconds": seconds, "peak_bytes": ledger.peak_memory(), "stored_bytes": stored,
             "of_bf16": stored / plain, "error": error}
 
 

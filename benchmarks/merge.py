@@ -102,19 +102,28 @@ METHODS: dict[str, tuple[str, dict[str, Any], bool, int]] = {
 }
 
 
+LAUNCHER = """
+import json, os, subprocess, sys, time
+with open("log.txt", "wb") as out:
+    start = time.perf_counter()
+    process = subprocess.Popen(sys.argv[1:], stdout=out, stderr=out)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+print(json.dumps([status, seconds, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+"""What starts a command and waits for it: a process of few megabytes, since Linux counts the memory of the
+process that starts another as the other's."""
+
+
 def measured(command: list[str], folder: Path) -> dict[str, float]:
     """Seconds and memory of a command, as the system accounts for its process."""
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-    log = folder / "log.txt"
-    with open(log, "wb") as out:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=out, env=environment)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", LAUNCHER, *command], cwd=folder, env=environment,
+                          capture_output=True, text=True, check=True)
+    status, seconds, cpu, kib = json.loads(done.stdout)
     if status:
-        raise SystemExit(f"{' '.join(command)} failed:\n{log.read_text()[-2000:]}")
-    return {"wall_seconds": round(seconds, 2), "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-            "peak_mib": round(used.ru_maxrss / 1024, 1)}
+        raise SystemExit(f"{' '.join(command)} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
+    return {"wall_seconds": round(seconds, 2), "cpu_seconds": round(cpu, 2), "peak_mib": round(kib / 1024, 1)}
 
 
 def ours(method: str, folder: Path) -> tuple[dict[str, float], Path]:
