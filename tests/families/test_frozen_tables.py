@@ -13,6 +13,7 @@ from trainwright import families
 from trainwright.check import tiny
 from trainwright.core import checkpoint
 from trainwright.core.errors import UserError
+from trainwright.core.recipe import parse
 from trainwright.families.bits import dense
 from trainwright.families.frozen_tables import EightBits, freeze_tables, pack_rows
 from trainwright.lm.cross_entropy import tiled_cross_entropy
@@ -74,3 +75,11 @@ def test_a_stage_trains_resumes_and_leaves_a_plain_model(tmp_path: Path, kind: s
 def test_tables_that_are_trained_are_refused() -> None:
     with pytest.raises(UserError, match="all are: name an adapter"):
         freeze_tables(tiny.model())
+
+
+@pytest.mark.parametrize(("key", "how"), [("frozen", "nf4"), ("frozen_tables", "int8")])
+def test_a_stage_with_fewer_bits_is_not_compiled(key: str, how: str) -> None:
+    stage = {"name": "tuned", "kind": "train", "model": {"type": "llama"}, "steps": 1, "methods": [],
+             key: how, "compile": True}
+    with pytest.raises(UserError, match=f'{key} = "{how}" is not compiled'):
+        parse({"title": "a test", "stage": [stage]}, Path("mine.toml"), "")
