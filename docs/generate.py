@@ -81,7 +81,8 @@ def by_folder() -> dict[str, list[Card]]:
 
 
 def method_page(card: Card) -> str:
-    rows = [(f"`{name}`", f"`{kind}`", f"`{written(default)}`" if default else "needed", inline(doc))
+    rows = [(f"`{name}`", f"`{cards.in_words(kind)}`", f"`{written(default)}`" if default else "needed",
+             inline(doc))
             for name, kind, default, doc in cards.settings_of(card)]
     settings = table(("setting", "type", "default", "what it means"), rows) if rows else "It has none."
     first, _, rest = told_once(card.doc.strip()).partition("\n\n")
@@ -481,7 +482,8 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """A text in a table: a bar in it is none of the table's, and in code it needs no mark."""
+    return re.sub(r"(`[^`]*`)|\|", lambda found: found[1] or "\\|", " ".join(text.split()))
 
 
 def plain(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainwright.core import registry
-from trainwright.report.cards import settings_of
+from trainwright.report.cards import in_words, settings_of
 
 
 def test_a_group_of_settings_is_followed_by_its_own() -> None:
@@ -21,3 +21,10 @@ def test_other_settings_are_those_of_the_card() -> None:
     assert [row for row in settings_of(card) if "." not in row[0] and row[0] != "writer"] == [
         row for row in card.settings if row[0] != "writer"
     ]
+
+
+def test_types_are_said_in_words() -> None:
+    assert in_words("Count") == "int (1 or more)" and in_words("int | float") == "int | float"
+    assert in_words("Literal['sqrt', 'linear']") == '"sqrt" | "linear"'
+    assert in_words("tuple[Part, ...]") == "tuple[float (at least 0 and below 1), ...]"
+    assert in_words("FilePath") == "str" and in_words("Writer") == "Writer"

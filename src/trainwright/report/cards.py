@@ -2,17 +2,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trainwright.core import registry
+from trainwright.core import registry, settings
 from trainwright.core.card import Card, Setting, kinds
 from trainwright.core.errors import UserError, suggest
-from trainwright.core.settings import groups_of
+from trainwright.core.settings import Between, groups_of
 from trainwright.papers import evidence, library
 from trainwright.report import papers
 from trainwright.report.wrapped import indented
@@ -97,15 +98,29 @@ def artifact_card(artifact: Artifact) -> Group:
 def card(c: Card) -> Group:
     """What a method does, its settings, its evidence."""
     head = Text.assemble((c.name, "bold cyan"), f"  {c.kind}" + (f" in {c.folder}" if c.folder else ""))
-    settings = Table(box=None, pad_edge=False, header_style="bold")
+    rows = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("setting", "type", "default", "what it means"):
-        settings.add_column(column, style="cyan" if column == "setting" else "")
+        rows.add_column(column, style="cyan" if column == "setting" else "")
     for name, kind, default, doc in settings_of(c):
         shown = Text(default) if default else Text("needed", "red")
-        settings.add_row(Text(name), Text(kind), shown, Text(doc))
+        rows.add_row(Text(name), Text(in_words(kind)), shown, Text(doc))
     parts: list[Any] = [head, Text(), Text(c.doc.strip()), Text()]
-    parts += [settings, Text()] if settings.row_count else [Text("It has no settings."), Text()]
+    parts += [rows, Text()] if rows.row_count else [Text("It has no settings."), Text()]
     return Group(*parts, claims(c.name))
+
+
+def in_words(kind: str) -> str:
+    """A type as people read it: ``Count`` is ``int (1 or more)``, a choice is its values."""
+    chosen = re.sub(r"Literal\[([^\]]*)\]",
+                    lambda found: found[1].replace("'", '"').replace(", ", " | "), kind)
+    return re.sub(r"\b[A-Z]\w+\b", lambda found: _alias(found[0]), chosen)
+
+
+def _alias(name: str) -> str:
+    """What a name of ``core/settings.py`` for a type stands for; other names stay."""
+    base, *limits = get_args(vars(settings).get(name)) or (None,)
+    between = next((str(one) for one in limits if isinstance(one, Between)), "")
+    return name if base is None else base.__name__ + (f" ({between})" if between else "")
 
 
 def settings_of(c: Card) -> list[Setting]:
