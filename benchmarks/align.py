@@ -166,7 +166,7 @@ def steps(side: str, given: argparse.Namespace) -> dict[str, Any]:
             "tokens_per_second": statistics.median(speeds[1:])}
 
 
-def told(given: argparse.Namespace, worker: str) -> dict[str, Any]:
+def told(worker: str) -> dict[str, Any]:
     """What a process of its own says."""
     out = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--worker", worker],
                          capture_output=True, text=True, check=False)
@@ -181,7 +181,7 @@ def in_turn(given: argparse.Namespace, what: str, sides: Sequence[str]) -> dict[
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(given.rounds):
         for side in sides:
-            runs[side].append(told(given, f"{what}:{side}"))
+            runs[side].append(told(f"{what}:{side}"))
     return runs
 
 
@@ -213,7 +213,7 @@ def grpo(given: argparse.Namespace) -> dict[str, Any]:
             "tokens": statistics.mean(r["tokens"] for r in mine),
             "peak_bytes": min(r["peak_bytes"] for r in mine),
             "ratio": {name: ratios(runs, side, name) for name in speeds}}
-    return found | {"losses": told(given, "grpo:losses")}
+    return found | {"losses": told("grpo:losses")}
 
 
 def say(what: str, found: dict[str, Any]) -> None:
@@ -234,7 +234,7 @@ def say(what: str, found: dict[str, Any]) -> None:
 def main() -> None:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("what", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("what", nargs="*", choices=[*PARTS, []], metavar="{dpo,grpo}")
     parser.add_argument("--model")
     for name, usual in (DPO | GRPO | {"rounds": 3}).items():
         parser.add_argument(f"--{name}", type=int, default=usual)
@@ -246,7 +246,7 @@ def main() -> None:
         print(json.dumps(work(given.worker, given)))
         return
     found = {}
-    for what in given.what:
+    for what in given.what or PARTS:
         found[what] = PARTS[what](given)
         say(what, found[what])
     if given.out:
