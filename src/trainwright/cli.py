@@ -137,6 +137,9 @@ def init(template: Annotated[str | None, typer.Argument(
          model: Annotated[str | None, typer.Option(
              show_default=False,
              help="A checkpoint's folder, package://NAME, or hf://OWNER/NAME.")] = None,
+         columns: Annotated[str | None, typer.Option(
+             show_default=False,
+             help="Columns of other names: prompt=question,answer=reply.")] = None,
          out: Annotated[Path | None, typer.Option(
              show_default=False, help="The recipe to write; default: the template's name.")] = None,
          store: StoreDir = Path("store")) -> None:
@@ -153,7 +156,7 @@ def init(template: Annotated[str | None, typer.Argument(
     from trainwright.planning import start
     from trainwright.storage.store import Store
     file = out or Path(f"{template}.toml")
-    for line in start.write(template, model, data, file, Store(store)):
+    for line in start.write(template, model, data, file, Store(store), columns):
         console.print(line, soft_wrap=True)
     console.print(f"wrote {file}: look at it, then", soft_wrap=True)
     how = "compare" if template == "compare" else "run"

@@ -177,6 +177,19 @@ def test_nothing_is_written_over_and_no_model_is_guessed(tmp_path: Path, model: 
         written(tmp_path, "chat", None, data)
 
 
+def test_columns_of_other_names_are_named(tmp_path: Path, model: str) -> None:
+    file = tmp_path / "own.csv"
+    file.write_text("frage,antwort\n" + "".join(f"Say {i},It is {i}.\n" for i in range(30)))
+    out, store = tmp_path / "own.toml", Store(tmp_path / "store")
+    with pytest.raises(UserError, match=r"there is no column 'text'.*init: --columns"):
+        start.write("chat", model, str(file), out, store)
+    with pytest.raises(UserError, match=r"--columns: frage is no list such as prompt=question,answer=reply"):
+        start.write("chat", model, str(file), out, store, "frage")
+    start.write("chat", model, str(file), out, store, "prompt=frage, answer=antwort")
+    [text] = tomllib.loads(out.read_text())["stage"][0]["methods"]
+    assert text["columns"] == {"prompt": "frage", "answer": "antwort"}
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"text": "a"}\n{"text": ')
     with pytest.raises(UserError, match=r"mine\.jsonl, line 2: this is no JSON object"):

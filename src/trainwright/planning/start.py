@@ -66,8 +66,12 @@ class Seen:
     notes: tuple[str, ...]
 
 
-def write(name: str, model: str | None, data: str, out: Path, store: Store) -> list[str]:
+def write(name: str, model: str | None, data: str, out: Path, store: Store,
+          columns: str | None = None) -> list[str]:
     """Write the recipe and return what was seen, a line each.
+
+    Args:
+        columns: those of other names, as ``prompt=question,answer=reply``.
 
     Raises:
         UserError: no such template, data that are not what it needs, a file that is there already.
@@ -83,12 +87,13 @@ def write(name: str, model: str | None, data: str, out: Path, store: Store) -> l
     tokenizer = families.load_tokenizer(_place(source, store), "--model") if source else None
     if source and tokenizer is None:
         raise UserError(f"--model: {model} has no tokenizer.")
-    seen = look(data, tokenizer)
+    named = _columns(columns)
+    seen = look(data, tokenizer, named)
     if name in NEEDS and seen.kind != NEEDS[name]:
         raise UserError(f"--data: {data} holds {KINDS[seen.kind]}, and {name!r} needs {KINDS[NEEDS[name]]}; "
                         f"{'try continue' if seen.kind == 'text' else 'see trainwright show text'}.")
     config = source.config(store, "--model") if source else None
-    fields = _fields(name, model, data, out, seen, config)
+    fields = _fields(name, model, data, out, seen, config) | {"columns": _columns_setting(named)}
     made = string.Template((FOLDER / f"{name}.toml").read_text(encoding="utf-8")).substitute(fields)
     made = "\n".join(line.rstrip() for line in made.split("\n") if line != "\0")
     stages = {k: v for k, v in tomllib.loads(made).items() if k not in ("compare", "arm")}
@@ -104,9 +109,23 @@ def _place(source: Source, store: Store) -> Any:
 # ---- the data ------------------------------------------------------------------------------------------
 
 
-def look(data: str, tokenizer: Any) -> Seen:
+def _columns(named: str | None) -> dict[str, str]:
+    """``prompt=question,answer=reply`` as the setting of the method."""
+    pairs = [one.partition("=") for one in named.split(",")] if named else []
+    if any(not (name.strip() and column.strip()) for name, _, column in pairs):
+        raise UserError(f"--columns: {plain(named or '')} is no list such as prompt=question,answer=reply.")
+    return {name.strip(): column.strip() for name, _, column in pairs}
+
+
+def _columns_setting(named: dict[str, str]) -> str:
+    """What follows ``paths`` in a recipe."""
+    inner = ", ".join(f"{name} = {_quoted(column)}" for name, column in named.items())
+    return f", columns = {{ {inner} }}" if inner else ""
+
+
+def look(data: str, tokenizer: Any, columns: dict[str, str]) -> Seen:
     """The first documents of a file, a folder or a data set, in a model's tokens where it has a tokenizer."""
-    method = registry.create({"use": "text", "paths": [data]}, Path(), "--data")
+    method = registry.create({"use": "text", "paths": [data], "columns": columns}, Path(), "--data")
     table = method.apply(empty(), Context()).limit(LOOKED + 1)  # type: ignore[attr-defined]
     rows = [row for batch in stream(table) for row in batch.to_pylist()]
     if not rows:

@@ -136,7 +136,8 @@ def _fits(name: str, value: Any) -> bool:
 def _text(row: Mapping[str, Any], field: str, where: str) -> str:
     if field not in row:
         raise UserError(f"{where}: there is no column {field!r}; {_columns(row)}: name that of the documents "
-                        "with field, or those of a conversation with columns = { prompt = …, answer = … }.")
+                        "with field, or those of a conversation with columns = { prompt = …, answer = … } "
+                        "(init: --columns prompt=…,answer=…).")
     if row[field] is not None and not isinstance(row[field], str):
         raise UserError(f"{where}: the column {field!r} must hold text, not {brief(str(row[field]))}.")
     return row[field] or ""
