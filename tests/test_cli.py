@@ -56,9 +56,9 @@ def invoke(*words: Any, cwd: Path | None = None) -> Result:
 
 
 def test_the_commands_are_those_that_are_promised() -> None:
-    promised = {"audit", "init", "schema", "run", "plan", "compare", "papers", "reproduce", "map", "list",
-                "show", "new", "check", "export", "generate", "fit-law", "smallest", "speed-up", "store ls",
-                "store show", "store rm", "store verify"}
+    promised = {"audit", "init", "schema", "run", "plan", "compare", "papers", "reproduce", "suite", "map",
+                "list", "show", "new", "check", "export", "generate", "fit-law", "smallest", "speed-up",
+                "store ls", "store show", "store rm", "store verify"}
     assert set(commands()) == promised
 
 
@@ -356,6 +356,10 @@ def test_a_comparison_of_one_s_own_leaves_a_table_a_page_and_a_result(life: Path
 
 @pytest.mark.parametrize(("words", "says"), [
     (("papers", "--verdict", "wrong"), "there is no verdict 'wrong'"),
+    (("suite", "pretrian", "--aa"), "there is no suite 'pretrian' (did you mean 'pretrain'?)"),
+    (("suite", "pretrain"), "say what is measured: --tune, --tricks or --aa"),
+    (("suite", "merge", "--tune"), "the suite merge has no search: tuning/merge.toml is not there"),
+    (("suite", "pretrain", "--aa", "--set", "seed=1"), "--set makes another suite: name another folder"),
     (("reproduce",), "name the paper whose claims are measured, or say --all"),
     (("reproduce", "paca", "--all"), "name the paper whose claims are measured, or say --all"),
     (("reproduce", "pacca"), "there is no paper 'pacca' (did you mean 'paca'?)"),
@@ -377,5 +381,6 @@ def test_papers_are_listed_shown_and_mapped(tmp_path: Path) -> None:
     assert "arxiv.org/abs/1711.09846" in invoke("show", "pbt").stdout
     said = invoke("reproduce", "--all", "--dry-run", "--evidence", tmp_path).stdout
     assert "claims of" in said and "comparisons: about" in said and not list(tmp_path.iterdir())
+    assert "  pretrain: " in said and "not timed yet" in said
     invoke("map", "--out", tmp_path / "map.html")
     assert "paca" in (tmp_path / "map.html").read_text()

@@ -132,3 +132,20 @@ def test_what_else_the_evaluation_takes_is_there_for_every_arm(tmp_path: Path) -
     made = ArmRecipes(found).run(found.arms[0], 0, Length(steps=8))
     assert made.stages[-1].inputs == {"models": ("adapt",), "data": ("corpus",), "teacher": ("base",),
                                       "oracle": ("base",)}
+
+
+def test_an_arm_is_judged_with_methods_of_its_own(tmp_path: Path) -> None:
+    arms = (Arm(name="full"), Arm(name="good", judge=({"use": "behind_good"},)))
+    found = ArmRecipes(tiny.spec(tmp_path, arms))
+    judged = [[m["use"] for m in found.run(arm, 0, Length()).stages[-1].methods] for arm in arms]
+    assert judged == [["held_out"], ["held_out", "behind_good"]]
+
+
+def test_settings_of_the_model_that_a_stage_makes_are_tuned_too(tmp_path: Path) -> None:
+    key = "model.hidden_size"
+    found = tiny.spec(tmp_path, stage="base", metric="loss/prose", tune={key: [16, 32]})
+    recipes, arm = ArmRecipes(found), found.arms[0]
+    assert tuning.candidates(found, recipes, arm) == [{key: 16}, {key: 32}]
+    assert recipes.stages(arm, {key: 32})["base"]["model"]["hidden_size"] == 32
+    with pytest.raises(UserError, match="no method that the stage names has this setting"):
+        tuning.candidates(tiny.spec(tmp_path, stage="base", tune={"model.width": [1]}), recipes, arm)

@@ -153,8 +153,26 @@ def test_there_is_nothing_to_do_where_all_is_measured(tmp_path):
     made = {c.says: reproduce.entry(PAPER, replace(c, suite="adapt"), measured([0.1, 0.2], [1.0, 1.0]))
             for c in PAPER.claims[:1]}
     reproduce.save(PAPER, made, tmp_path)
-    assert reproduce.price(PAPER.claims[0], evidence.read(PAPER, tmp_path)) == 12.0
-    assert reproduce.price(PAPER.claims[1], evidence.read(PAPER, tmp_path)) is None
+    assert reproduce.due([PAPER], tmp_path) == [(PAPER, list(PAPER.claims[:2]))], "of another suite"
+
+
+def test_a_price_is_that_of_the_runs_that_are_needed(tiny, monkeypatch):
+    """Two arms of two seeds and one trial each, two at a time, at what a run was seen to take."""
+    claim = PAPER.claims[1]
+    assert reproduce.price(PAPER, [claim], tiny) == (reproduce.USUAL, False)
+    monkeypatch.setattr(reproduce.suite, "seconds_of_a_run", lambda name, folder: {"life": 10.0}[name])
+    assert reproduce.price(PAPER, [claim], tiny, jobs=2) == (2 * 2 * 10.0 / 2, True)
+
+
+def test_the_cheapest_suite_comes_first_and_what_was_never_timed_last(monkeypatch, tmp_path):
+    claims = [replace(PAPER.claims[0], suite=name, says=f"{name} {i}")
+              for i, name in enumerate(("dear", "unknown", "cheap", "dear"))]
+    claims[3] = replace(claims[3], compares="full against lora")
+    costs = {"dear 0": 50.0, "dear 3": 40.0, "cheap 2": 60.0, "unknown 1": 1.0}
+    monkeypatch.setattr(reproduce, "price", lambda paper, group, folder, jobs: reproduce.Price(
+        costs[group[0].says], group[0].suite != "unknown"))
+    listed = reproduce.cheapest_first([(PAPER, claims)], tmp_path)
+    assert [group[0].says for _, _, group in listed] == ["cheap 2", "dear 3", "dear 0", "unknown 1"]
 
 
 def test_an_arm_that_fails_is_no_evidence(tmp_path, monkeypatch):

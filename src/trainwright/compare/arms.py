@@ -20,6 +20,8 @@ ALONE = ("Optimizer", "Arithmetic")
 """Kinds of which a stage has one: an arm's takes the place of the recipe's."""
 CURVE_TOKENS = 8000
 """Held-out tokens that each measurement during training uses, for the curve of an arm."""
+MODEL = "model"
+"""Stands for the model that a stage makes, where a setting of it is tuned as one of a method is."""
 LENGTHS = ("tokens", "steps", "epochs")
 """Settings of a training stage that say how long it is."""
 
@@ -58,6 +60,7 @@ class ArmRecipes:
         if (kind := _kind(stages[self.stage])) is not None and kind.trains:
             self._limit(stages[self.stage], length, curve)
         judge = self._judge(stages, self.stage, split) | {"seed": seed}
+        judge["methods"] = [*judge["methods"], *copy.deepcopy(arm.judge)]
         return self._recipe(stages, [self.stage], [judge])
 
     def start(self) -> Recipe | None:
@@ -109,7 +112,7 @@ class ArmRecipes:
             named = any(key.startswith(f"{n}.") for n in stages)
             recipes.change(whole, key if named else f"{self.stage}.{key}", value, self.spec.file)
         for key, value in values.items():
-            recipes.change(whole, f"{self.stage}.methods.{key}", value, self.spec.file)
+            recipes.change(whole, f"{self.stage}.{_place(key)}", value, self.spec.file)
         return stages
 
     def data(self, stages: dict[str, dict[str, Any]]) -> str:
@@ -250,6 +253,11 @@ class ArmRecipes:
     def _card(self, method: dict[str, Any]) -> Card | None:
         """The card of an installed method, or of a user's own file."""
         return registry.card_of(str(method.get("use")), self.spec.life.parent)
+
+
+def _place(key: str) -> str:
+    """Where a tuned setting stands in its stage: ``methods.adamw.lr``, ``model.initializer_range``."""
+    return key if key.startswith(f"{MODEL}.") else f"methods.{key}"
 
 
 def _kind(table: dict[str, Any]) -> type[Stage] | None:

@@ -61,7 +61,7 @@ def _others(at: tuning.Values, key: str, values: list[Any]) -> Iterator[tuning.V
 
 
 def _start(axes: Axes, recipes: ArmRecipes, arm: Arm) -> tuning.Values:
-    methods = recipes.stages(arm, {})[recipes.stage].get("methods", ())
+    methods = tuning.tunable(recipes.stages(arm, {})[recipes.stage])
     out = {}
     for key, values in axes.items():
         use, name = key.split(".", 1)

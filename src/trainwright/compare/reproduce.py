@@ -15,8 +15,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainwright.compare import coordinate, suite, tuning, verdicts
 from trainwright.compare import spec as specs
-from trainwright.compare import suite, verdicts
+from trainwright.compare.arms import ArmRecipes
 from trainwright.compare.compare import Comparison
 from trainwright.compare.execute import Watch, write
 from trainwright.compare.spec import Arm, Spec
@@ -242,8 +243,8 @@ def price(paper: Paper, group: Sequence[Claim], folder: Path, jobs: int = 1) -> 
         each = last["seconds"] / (2 * len(last["differences"]))
     if each is None:
         return Price(USUAL, False)
-    comparison = Comparison(spec, Store(folder), Watch())
-    trials = sum(map(len, comparison.candidates.values())) * spec.settings.tune_seeds
+    tried = coordinate.first if spec.settings.search == "coordinate" else tuning.candidates
+    trials = sum(len(tried(spec, ArmRecipes(spec), arm)) for arm in spec.arms) * spec.settings.tune_seeds
     return Price(each * (2 * spec.settings.seeds + trials) / jobs, True)
 
 

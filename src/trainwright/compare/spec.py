@@ -35,6 +35,8 @@ class Arm:
     stage, those of the compared one."""
     stage: tuple[dict[str, Any], ...] = ()
     """Whole stages: in place of the recipe's of that name, or one more before the compared stage."""
+    judge: tuple[dict[str, Any], ...] = ()
+    """Methods with which its models are measured beside the evaluators, such as ``behind_good``."""
     search: dict[str, Any] | None = None
     """Its own search space; default: that of ``tune``."""
 

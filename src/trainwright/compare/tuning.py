@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainwright.compare.arms import ArmRecipes
+from trainwright.compare.arms import MODEL, ArmRecipes
 from trainwright.compare.execute import Record, Unit, Watch, failure, recorded, run_unit, write
 from trainwright.compare.failures import FAILURES, reason
 from trainwright.compare.spec import Arm, Spec
@@ -29,7 +29,7 @@ FINE = 1025
 FIRST_SEED = 1_000_003
 """Seeds of trials begin here; those of final runs begin at 0."""
 Values = dict[str, Any]
-"""``{"adamw.lr": 1e-3}``: method and setting, and the value to try."""
+"""``{"adamw.lr": 1e-3}``: method and setting, and the value to try; also ``model.initializer_range``."""
 
 
 def candidates(spec: Spec, recipes: ArmRecipes, arm: Arm) -> list[Values]:
@@ -65,8 +65,14 @@ def axes(spec: Spec, recipes: ArmRecipes, arm: Arm) -> dict[str, list[Any]]:
 def _space(spec: Spec, recipes: ArmRecipes, arm: Arm) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The methods of the compared stage, and what is tuned of them, as METHOD.SETTING."""
     space = spec.settings.tune if arm.search is None else arm.search
-    methods = list(recipes.stages(arm, {})[recipes.stage].get("methods", ())) if space else []
+    methods = tunable(recipes.stages(arm, {})[recipes.stage]) if space else []
     return methods, {_place(key, methods, spec, arm): axis for key, axis in space.items()}
+
+
+def tunable(stage: dict[str, Any]) -> list[dict[str, Any]]:
+    """What of a stage can be tuned: its methods, and the model that it makes as if it were one of them."""
+    made = stage.get("model")
+    return [*stage.get("methods", ()), *([{"use": MODEL, **made}] if isinstance(made, dict) else [])]
 
 
 def written(methods: Sequence[dict[str, Any]], use: str, name: str) -> Any:
@@ -81,6 +87,8 @@ def _place(key: str, methods: list[dict[str, Any]], spec: Spec, arm: Arm) -> str
     """``lr`` as ``adamw.lr``: the one method of the arm that has the setting."""
     where = f"{spec.file}: arm {arm.name!r}: tune {key!r}"
     use, dot, name = key.partition(".")
+    if use == MODEL and any(m["use"] == MODEL and name in m for m in methods):
+        return key
     if not dot or use not in [registry.called(m["use"]) for m in methods]:
         use, dot, name = "", "", key
     uses = [str(m["use"]) for m in methods if not dot or registry.called(m["use"]) == use]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from trainwright.papers import evidence, library
 from trainwright.papers.evidence import Told
 from trainwright.papers.paper import STAGES, Paper
-from trainwright.report import interval, papers
+from trainwright.report import interval, papers, suite_pages
 from trainwright.report.numbers import NONE, duration
 
 HEAD = ("claim", "verdict", "difference", "measured", "price")
@@ -88,6 +88,7 @@ def evidence_tables() -> str:
     out = [table(("verdict", "claims", "what it means"), rows)]
     if stale:
         out.append(f"{stale} measurements are older than the code that they measured, and say so.")
+    out += ["## The suites", suite_pages.tables()]
     for paper, told in sorted(mine, key=lambda one: (STAGES.index(one[0].stage), one[0].id)):
         out += [f"## [{paper.id}](papers/{paper.id}.md)", plain(paper.title),
                 table(HEAD, [row(one) for one in told])]
@@ -113,9 +114,17 @@ def price(one: Told) -> str:
     parts = [f"{one.verdict['n']} seeds, {one.entry['runs']} runs" + (f", {duration(took)}" if took else "")]
     if "precision" in one.entry:
         parts.append(f"`precision = \"auto\"` was {one.entry['precision']}")
+    parts += [told for told in (suite_pages.noise(one.claim.suite, one.claim.metric), doubt(one)) if told]
     if one.worse:
         parts.append("worse: " + ", ".join(f"`{r['metric']}`" for r in one.worse))
     return "; ".join(parts)
+
+
+def doubt(one: Told) -> str:
+    """That a trick gains more on the suite's baseline than the claim does."""
+    assert one.verdict is not None and one.entry is not None
+    return suite_pages.doubts(one.claim.suite, one.claim.metric, one.verdict["difference"],
+                              one.entry["better"], set(evidence.code_of(one.claim)))
 
 
 def counted(words: Counter[str]) -> str:
