@@ -35,8 +35,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# asking whether there is a GPU must not begin to use it: what is forked later could not
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+if __name__ == "__main__":
+    # asking whether there is a GPU must not begin to use it: what is forked later could not
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # of several GPUs one is measured; others' trainers would take all
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
 
 import torch
 import torch.distributed as dist

@@ -380,20 +380,21 @@ MEMORY = """
 import sys, torch
 from torch import nn
 from trainwright import families
-from trainwright.core import hardware, ledger
+from trainwright.core import hardware, ledger, sharding
 from trainwright.core.context import Context
 from trainwright.planning.synthetic import synthetic
 from trainwright.lm.losses import token_losses
 config = families.from_table({"type": "llama", "vocab_size": 49152, "hidden_size": 256,
                               "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
                               "tie_word_embeddings": True}, None, "x")
-model = families.create(config, 0, "x")
-batch = synthetic(16, 512, 49152, Context())
+ctx = Context(device=sharding.device())
+model = families.create(config, 0, "x").to(ctx.device)
+batch = synthetic(16, 512, 49152, ctx)
 ledger.reset_peak()
 before = ledger.memory()
-with hardware.autocast(torch.device("cpu"), sys.argv[2]):
+with hardware.autocast(ctx.device, sys.argv[2]):
     if sys.argv[1] == "ours":
-        loss = token_losses(model, batch, Context()).mean()
+        loss = token_losses(model, batch, ctx).mean()
     else:
         logits = model(input_ids=batch["input_ids"], use_cache=False).logits.flatten(0, 1)
         loss = nn.functional.cross_entropy(logits.float(), batch["targets"].flatten())
