@@ -104,3 +104,9 @@ def test_what_cannot_lose_units_is_refused() -> None:
         Efficientllm(layers="attention").claims(build("gpt2"))
     with pytest.raises(UserError, match="no step of 12 is one at which units could go"):
         train(build("llama"), Efficientllm(begin=10, every=5), Adamw())
+
+
+@pytest.mark.parametrize("line", ["", "nowhere 1", f"{DOWN} -1", f"{DOWN} 99", f"{DOWN} one"])
+def test_what_a_journal_would_not_note_is_refused(line: str) -> None:
+    with pytest.raises(UserError, match="which is no layer of the model with numbers of its units"):
+        Efficientllm(gone=(line,)).operate(build("llama"), Context())

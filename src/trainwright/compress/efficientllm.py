@@ -100,11 +100,11 @@ class Efficientllm(Surgery, Controller, Update):
         layers, by_writer = linear_layers(model, self.layers), {p.writer: p for p in self.parts(model)}
         hidden: Tensors = {}
         for line in self.gone:
-            writer, *numbers = line.split()
-            if writer not in by_writer:
-                raise UserError(f"efficientllm: gone names {writer}, which is no layer of it; a recipe "
-                                "leaves gone out.")
-            part = by_writer[writer]
+            writer, *numbers = line.split() or [""]
+            part = by_writer.get(writer)
+            if part is None or not all(n.isdecimal() and int(n) < part.units for n in numbers):
+                raise UserError(f"efficientllm: gone has {line[:60]!r}, which is no layer of the model with "
+                                "numbers of its units; a recipe leaves gone out.")
             stay = torch.ones(part.units, dtype=torch.bool)
             stay[[int(n) for n in numbers]] = False
             for name, mask in unit_masks(part, layers, stay.nonzero()[:, 0]).items():
