@@ -199,7 +199,7 @@ def _fields(name: str, model: str | None, data: str, out: Path, seen: Seen, conf
     fields = {"file": plain(shlex.quote(out.name)), "model": own, "data": _quoted(_local(data, out)),
               "seen": _counted(seen), "test": f"{test:g}", "title": _quoted(f"{TITLES[name]} {seen.domain}"),
               "question": _quoted(seen.first), "prompt": plain(shlex.quote(seen.first)),
-              "metric": _quoted(f"loss/{seen.domain}"),
+              "metric": _quoted(f"loss/{seen.domain}"), "domain": _quoted(seen.domain),
               "objective": "supervised" if seen.kind == "conversation" else "next_token",
               "template": _template_line(seen), "tokenizer": f"tokenizer = {own}" if model
               else f"vocab_size = {WORDS}                                     # of a tokenizer trained on it"}
