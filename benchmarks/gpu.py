@@ -271,7 +271,7 @@ def fsdp(tiny: bool, precision: str) -> list[Row]:
         return loop.train(place(loop.llama(size)), precision, rows=many, length=length)
 
     try:
-        one, other = run(sharding.cut), run(lambda model: model)
+        one, other = run(sharding.shard), run(lambda model: model)
         losses = []
         for _ in range(3):
             one.step(), other.step()

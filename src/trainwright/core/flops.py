@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 DENSE, BLOCK = 8, 8
 
 # torch has formulas for the attention of GPUs alone; a CPU's is counted alike
-flop_registry[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = flop_registry[
-    torch.ops.aten._scaled_dot_product_flash_attention
-]
-flop_registry[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward] = flop_registry[
-    torch.ops.aten._scaled_dot_product_flash_attention_backward
-]
+for _way in ("", "_backward"):
+    _gpu, _cpu = (getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention{kind}{_way}")
+                  for kind in ("", "_for_cpu"))
+    flop_registry[_cpu] = flop_registry[_gpu]
 
 
 class Count(TorchDispatchMode):

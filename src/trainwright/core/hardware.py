@@ -7,10 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-COMPILE_FLOPS = {"cpu": 4e13, "cuda": 3e16}
-"""Work of a stage from which torch.compile earns back its start (measured: 15 to 60 s); fixed, so that
-a run is reproducible."""
-
 
 @cache
 def best_precision() -> str:
@@ -21,8 +17,7 @@ def best_precision() -> str:
 
 
 def decided(asked: str) -> str:
-    """A precision as a stage asks for it, with ``auto`` and ``auto-true`` decided by what the hardware is
-    fast at."""
+    """A precision that a stage asks for; ``auto`` and ``auto-true`` follow what the hardware is fast at."""
     best = best_precision()
     return {"auto": best, "auto-true": "bf16-true" if best == "bf16" else best}.get(asked, asked)
 
@@ -57,13 +52,6 @@ def cpu_flags() -> frozenset[str]:
         return frozenset()
     lines = [line.partition(":")[2] for line in text.splitlines() if line.startswith(("flags", "Features"))]
     return frozenset(lines[0].split()) if lines else frozenset()
-
-
-def compile_pays(model: nn.Module, tokens: int) -> bool:
-    """Whether the stage is long enough for torch.compile."""
-    parameters = sum(p.numel() for p in model.parameters())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return 6.0 * parameters * tokens > COMPILE_FLOPS.get(device, float("inf"))
 
 
 def memory_bytes() -> float:

@@ -100,8 +100,9 @@ class Train:
             self.frozen(self.model)
         self.ctx.step = 0
         self.journal = list(journal)
-        self.ctx.policy = self.model = sharding.shard(self.model)
-        self.ctx.device = sharding.device() if sharding.world() > 1 else self.ctx.device
+        self.ctx.policy = self.model
+        if sharding.world() > 1:
+            self.model, self.ctx.device = sharding.shard(self.model), sharding.device()
         self.refresh()
         check_steps(self.methods, [n for n, p in self.params.items() if p.requires_grad])
         self.states: dict[str, State] = {k: self.begin(m) for k, m in self.named_methods}

@@ -129,11 +129,6 @@ def device() -> torch.device:
 
 
 def shard(model: nn.Module) -> nn.Module:
-    """Shard the model in place over all ranks; a lone process has it whole."""
-    return model if world() == 1 else cut(model)
-
-
-def cut(model: nn.Module) -> nn.Module:
     """Shard the model in place with FSDP2, on the device: each block of its longest list, then the rest."""
     mesh = init_device_mesh(device().type, (world(),))
     scalars = {p for p in model.parameters() if not p.ndim}

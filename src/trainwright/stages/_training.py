@@ -31,6 +31,10 @@ from trainwright.stages._kept import BEST, Best, Snapshots
 from trainwright.stages.train import SNAPSHOTS, TrainStage
 from trainwright.storage.store import Store
 
+COMPILE_FLOPS = {"cpu": 4e13, "cuda": 3e16}
+"""Work of a stage from which torch.compile earns back its start (measured: 15 to 60 s); fixed, so that a run
+is reproducible."""
+
 
 def stage_of(job: Job) -> TrainStage:
     """The settings of a job that trains."""
@@ -162,7 +166,7 @@ def assemble(
     for role, source in others(job).items():
         ctx.frozen[role] = _weights(source, job, store).to(device).eval().requires_grad_(False)
     tokens = own * ctx.batch_rows * (stage.row_tokens(job) or 1)
-    worth = stage.frozen == stage.frozen_tables == "whole" and hardware.compile_pays(model, tokens)
+    worth = stage.frozen == stage.frozen_tables == "whole" and _compile_pays(model, tokens)
     ctx.compile = worth if stage.compile == "auto" else stage.compile
     if sharding.world() > 1:
         ctx.device = torch.device("cpu")             # where surgeries act, until the model is cut into shards
@@ -171,6 +175,12 @@ def assemble(
                      accumulate=stage.accumulate, precision=stage.precision, eval_every=stage.eval_every,
                      checkpointing=stage.checkpointing, saved=saved, same=same,
                      frozen=frozen.holding(stage.frozen, stage.frozen_tables))
+
+
+def _compile_pays(model: nn.Module, tokens: int) -> bool:
+    """Whether the stage is long enough for torch.compile."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return 6.0 * parameters * tokens > COMPILE_FLOPS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def others(job: Job) -> dict[str, Source]:
