@@ -219,6 +219,8 @@ def through(
 
 
 def our_rows(place: Path) -> dict[str, Any]:
+    from torch import nn
+
     from trainwright.core.context import Context
 
     ctx, pack = (
@@ -226,7 +228,7 @@ def our_rows(place: Path) -> dict[str, Any]:
         create({"use": "pack", "length": LENGTH}),
     )
     began = time.perf_counter()
-    state, tokens = pack.init(None, ctx), 0
+    state, tokens = pack.init(nn.Identity(), ctx), 0
     for _ in range(pack.epoch(ctx) // 64):
         tokens += pack.next(lambda: {}, state, ctx)["input_ids"].numel()
     return {
