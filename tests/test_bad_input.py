@@ -483,6 +483,7 @@ PLANNED: dict[str, tuple[list[Change], tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_plan_refuses(name: str, home: Home, say: Say) -> None:
     changes, words = PLANNED[name]
@@ -597,6 +598,7 @@ CORPORA: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CORPORA)
 def test_a_corpus_refuses(name: str, home: Home, say: Say) -> None:
     for file, data in FILES.items():

@@ -71,6 +71,7 @@ def test_help_is_worth_reading(name: str) -> None:
             assert parameter.help and parameter.opts[0].upper() in printed.upper(), parameter.name
 
 
+@pytest.mark.slow
 def test_no_words_show_the_help(command: Command, tmp_path: Path) -> None:
     done = command(cwd=tmp_path)
     assert "Usage: " in done.stdout + done.stderr and "Traceback" not in done.stderr
@@ -220,6 +221,7 @@ def test_a_plan_before_anything_is_there(folder: Path) -> None:
     assert not (folder / "planned").exists()
 
 
+@pytest.mark.slow
 def test_a_run_makes_every_stage_once(lived: tuple[Path, str, str]) -> None:
     folder, first, second = lived
     for stage in ("corpus", "base", "adapt", "merged", "judge"):
@@ -258,6 +260,7 @@ def test_only_what_depends_on_a_change_runs_again(lived: tuple[Path, str, str], 
     assert "lr=0.02" in printed.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_a_changed_text_is_read_again(lived: tuple[Path, str, str], tmp_path: Path) -> None:
     shutil.copytree(lived[0] / "texts", tmp_path / "texts")
     text = (lived[0] / "life.toml").read_text().split('[[stage]]\nname = "base"')[0]
@@ -284,6 +287,7 @@ def test_the_store_is_shown_and_thinned(lived: tuple[Path, str, str], tmp_path: 
     assert "holds no artifact yet" in " ".join(empty.split())
 
 
+@pytest.mark.slow
 def test_export_and_generate(lived: tuple[Path, str, str], tmp_path: Path) -> None:
     folder = lived[0]
     invoke("export", "base", tmp_path / "out", "--dtype", "bfloat16", cwd=folder)
@@ -312,6 +316,7 @@ def test_check_tells_of_a_method(tmp_path: Path) -> None:
 COMPARED = ("--stage", "adapt", "--metric", "loss/code", "--arm", "full:")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "said"), [
     ((*COMPARED,), "needs two arms"),
     ((*COMPARED, "--arm", "same:"), "do not differ"),

@@ -91,6 +91,7 @@ def command_names() -> list[str]:
     return list(names(typer.main.get_command(app), "trainwright"))
 
 
+@pytest.mark.slow
 def test_every_command_is_told_of() -> None:
     generated = pages()["_generated/commands.md"]
     for name in command_names():
@@ -127,6 +128,7 @@ def test_every_extra_is_told_of() -> None:
     assert not [e for e in extras if f"`{e}`" not in told]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(registry.cards()))
 def test_card_renders(name: str) -> None:
     card, page = registry.cards()[name], pages()[f"methods/{name}.md"]
@@ -169,6 +171,7 @@ def beside_texts(file: Path, folder: Path) -> Path:
     return Path(shutil.copy(file, folder / ".cache")) if names else file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", sorted((ROOT / "recipes").glob("*.toml")), ids=rel)
 def test_recipes_are_right(file: Path, tmp_path: Path) -> None:
     file = beside_texts(file, tmp_path)
@@ -276,6 +279,7 @@ def test_python_in_the_pages_runs(file: Path, text: str, workplace: Path, warm: 
     assert program.poll() == 0, f"{rel(file)}\n{text}\n{said[-3000:]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("file", "text"), [p for p in every("python") if "ClassVar" in p.values[1]])
 def test_method_in_the_pages_is_one(file: Path, text: str, tmp_path: Path) -> None:
     name = re.findall(r"^class (\w+)", text, flags=re.M)[0]

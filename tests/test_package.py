@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import environment, write_texts
 from trainwright import SILENCE
 
@@ -64,6 +66,7 @@ def attempts(body: str, folder: Path) -> list[list[str]]:
     return json.loads(done.stdout.rpartition("SEEN ")[2])  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_an_outsiders_method_that_imports_daft_makes_no_attempt_to_connect(tmp_path: Path) -> None:
     write_texts(tmp_path / "texts")
     (tmp_path / "mine.py").write_text(OUTSIDER)
@@ -73,6 +76,7 @@ def test_an_outsiders_method_that_imports_daft_makes_no_attempt_to_connect(tmp_p
                     "assert life['corpus'].path.is_dir()", tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_watch_sees_what_daft_does_by_itself(tmp_path: Path) -> None:
     found = attempts("import daft\ndaft.from_pydict({'a': [1]}).collect()", tmp_path)
     assert any("scarf" in args for _, args in found)

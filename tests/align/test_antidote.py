@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -37,6 +38,7 @@ def inputs(model: torch.nn.Module, batches: list[dict[str, Tensor]], names: list
     return {n: t.sqrt() for n, t in sums.items()}
 
 
+@pytest.mark.slow
 def test_the_scores_are_those_of_the_model_before(tmp_path: Path) -> None:
     """In the second block too, although the first has lost weights by then."""
     model, before = tiny.model().eval(), tiny.model().eval()

@@ -39,6 +39,7 @@ def test_spans_by_hand() -> None:
     assert spans(targets) == [Span(0, 1, 2), Span(0, 4, 4), Span(2, 0, 0), Span(2, 3, 3)]
 
 
+@pytest.mark.slow
 def test_the_context_is_the_models_own_and_the_labels_are_right() -> None:
     """With a probability of 1 each answer's context is what the model said, as far as it goes."""
     plain, _ = steps(None, 2)
@@ -58,6 +59,7 @@ def test_the_context_is_the_models_own_and_the_labels_are_right() -> None:
     assert changed > 16
 
 
+@pytest.mark.slow
 def test_a_probability_of_none_changes_nothing_and_it_rises_over_the_stage() -> None:
     plain, _ = steps(None, 4)
     none, _ = steps(BatchScheduledSampling(own=0.0, every=2), 4)
@@ -86,6 +88,7 @@ def test_a_correction_stands_behind_the_models_own_answer() -> None:
     assert seen > 1
 
 
+@pytest.mark.slow
 def test_it_goes_on_in_the_middle_of_a_phase(tmp_path: Path) -> None:
     """The rows of steps that are left are those that were made at its beginning, by the model of then."""
     method = BatchScheduledSampling(own=0.5, start=0.5, every=3)

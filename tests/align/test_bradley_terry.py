@@ -50,6 +50,7 @@ def test_pairs_that_teach_nothing() -> None:
     assert all(g is None or g.isfinite().all() for g in grads)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_trl() -> None:
     compute_loss = pytest.importorskip("trl").RewardTrainer.compute_loss
     pairs, model = batch(), headed()

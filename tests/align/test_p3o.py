@@ -63,6 +63,7 @@ def test_what_the_clips_stop() -> None:
     assert slopes("joint", 2.0) == [0.0, 0.0] and slopes("joint", -2.0) == [1.2, -1.2]
 
 
+@pytest.mark.slow
 def test_only_graded_answers_of_one_prompt_are_compared() -> None:
     batch, method = sampled(), P3o(beta=0.0, clip="none")
     assert method.count(batch) == 3 + 6                       # pairs of three and of four graded answers

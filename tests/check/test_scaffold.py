@@ -33,6 +33,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", kinds())
 def test_a_new_method_passes_every_law(kind: str, checkout: Path, tmp_path: Path) -> None:
     folder = "evaluate" if kind == "Decode" else None
@@ -56,6 +57,7 @@ def test_a_paper_that_has_a_file_keeps_it(checkout: Path) -> None:
     assert len(scaffold.write("a_new_one", "Update", "optim", checkout)) == 2 and mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_its_own_test_is_still_to_be_written(checkout: Path) -> None:
     method, test, _ = scaffold.write("a_new_one", "Update", "optim", checkout)
     words = test.read_text().replace("trainwright.optim.a_new_one", "a_new_one")

@@ -89,6 +89,7 @@ def test_it_begins_with_the_arm_as_written(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_comparison_tunes_each_arm_by_its_own_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

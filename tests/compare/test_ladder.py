@@ -83,6 +83,7 @@ def test_rates_are_only_transferred_by_a_method_that_every_arm_has(tmp_path) -> 
                     lambda one: comparison(tmp_path, one))
 
 
+@pytest.mark.slow
 def test_rates_that_are_transferred_are_tuned_at_the_smallest_size_alone(tmp_path) -> None:
     """``adamw`` stands in for a method that makes rates the same: all arms have it."""
     sizes = [{"name": n, "set": {"adapt.steps": s}} for n, s in (("a", 8), ("b", 9), ("c", 10))]

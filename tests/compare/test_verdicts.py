@@ -76,6 +76,7 @@ def test_fieller_has_no_ends_where_the_baseline_may_be_zero() -> None:
     assert verdicts.fieller(same / 2, same) == pytest.approx((0.5, 0.5))
 
 
+@pytest.mark.slow
 def test_the_ratio_s_interval_covers_it_and_leaves_one_out_with_the_test() -> None:
     draw = np.random.default_rng(1)
     covered = 0

@@ -50,6 +50,7 @@ def test_large_weights_move_further() -> None:
     assert torch.allclose(made.log_each.grad, expected, atol=1e-5)                       # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", [tiny.LLAMA, tiny.GPT2])
 def test_blocks_come_nearer_to_what_they_were(net: str) -> None:
     whole, rounded, model = tiny.model(net).eval(), tiny.model(net).eval(), tiny.model(net).eval()

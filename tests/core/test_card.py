@@ -49,7 +49,7 @@ class Middle(Optimizer):
 
 @pytest.fixture
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A cache folder in which nothing is, and a process that remembers nothing, of the methods of one place."""
+    """An empty cache folder, and a process that remembers nothing, of the methods of one place."""
     forget()
     monkeypatch.setattr(registry, "FOLDERS", ("optim",))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -101,6 +101,7 @@ def test_a_vision_classifier_learns_by_the_same_loop():
     assert run.row["eval/accuracy"] == run.evaluation["accuracy"]
 
 
+@pytest.mark.slow
 def test_resumes_bit_for_bit_twice(tmp_path: Path):
     whole = train(9)
     whole.run()
@@ -206,6 +207,7 @@ class At(Controller):
         return [self.what] if view.step == self.step else []
 
 
+@pytest.mark.slow
 def test_commands_stop_set_and_fail():
     run = train(9, At(what=Stop("enough")), Accuracy())
     run.run()
@@ -292,6 +294,7 @@ def test_a_batch_with_nothing_to_learn_is_an_error():
         Train(convnet(), [Digits(), Nothing(), Adamw()], 5).run()
 
 
+@pytest.mark.slow
 def test_adding_an_evaluator_moves_no_number():
     a, b = train(6), train(6, Accuracy(), eval_every=1)
     a.run()

@@ -47,6 +47,7 @@ def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
     assert taken == [f"d{number:04d}" for number in range(MANY)]
 
 
+@pytest.mark.slow
 def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path,
                                          monkeypatch: pytest.MonkeyPatch) -> None:
     async def noting(batch: pa.RecordBatch) -> None:
@@ -61,6 +62,7 @@ def test_files_are_read_no_faster_either(read: list[int], tmp_path: Path,
     assert sum(read) > MANY * SIZE
 
 
+@pytest.mark.slow
 def test_only_the_columns_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: set[str] = set()
 
@@ -87,6 +89,7 @@ def written(folder: Path) -> Path:
     return folder / "rows.parquet"
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_batch_does_not_keep_its_texts(tmp_path: Path) -> None:
     frame, before = documents.parquet([written(tmp_path)]), pa.total_allocated_bytes()
     for keep in (streaming.owned, lambda column: column):

@@ -225,6 +225,7 @@ def test_a_cache_that_is_a_link_is_not_written_to(tmp_path: Path, tokenizer: Any
     assert not list((tmp_path / "outside").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts descriptors in /proc")
 def test_a_corpus_of_many_shards_needs_few_descriptors(tmp_path: Path) -> None:
     """5,000 shards in three corpora, one after the other: far less than the 1,024 that a process may open."""

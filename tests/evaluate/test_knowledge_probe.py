@@ -47,6 +47,7 @@ def model_of(ctx: Context) -> Any:
     return families.create(families.from_table(table, ctx.tokenizer, "here"), 0, "here")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 4])
 def test_what_is_there_is_read_and_what_is_not_is_not(tmp_path: Path, rank: int) -> None:
     ctx = context(folder(tmp_path / "c"))

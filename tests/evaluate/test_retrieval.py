@@ -106,6 +106,7 @@ def test_mistakes_are_named(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> No
             Retrieval(**settings)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_shows_the_sheet_with_words(tmp_path: Path) -> None:
     write_pictures(tmp_path / "pictures")
     (tmp_path / "life.toml").write_text(LIFE)

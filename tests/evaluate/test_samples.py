@@ -64,6 +64,7 @@ def test_a_sample_ends_where_the_positions_do(tmp_path: Path):
         Samples(prompts=("many words " * 9,)).measure(model, ctx)
 
 
+@pytest.mark.slow
 def test_the_decoding_methods_of_a_stage_shape_them(life: Path) -> None:
     """In a training stage, and in an evaluation: there the likeliest token alone is left."""
     said = {}

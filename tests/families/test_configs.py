@@ -105,6 +105,7 @@ def trained_rows(model: nn.Module) -> torch.Tensor:
     return embedding.weight.grad.abs().sum(1) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ONE_ROLE)
 def test_the_end_of_a_text_is_learned(kind: str, tokenizer: Any) -> None:
     """The tokenizer has one token for the beginning and the end of a text, and none for padding."""

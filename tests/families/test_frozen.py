@@ -89,6 +89,7 @@ def run_with(adapter: Surgery, kind: str, table: frozen.Frozen, saved: Path | No
     return build(tiny.model(kind), methods, 3, ctx, frozen=frozen.holding(table, tables), saved=saved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapter", "kind", "table"), [
     (QLORA, tiny.LLAMA, "nf4"), (QLORA, tiny.GPT2, "int4"), (QPACA, tiny.GPT2, "nf4"),
     (QLORAM, tiny.LLAMA, "nf4")],

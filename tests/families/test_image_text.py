@@ -76,6 +76,7 @@ def test_transformers_makes_pixels_as_the_checkpoint_says(tmp_path: Path, tokeni
     )
 
 
+@pytest.mark.slow
 def test_another_way_to_make_pixels_is_kept(tmp_path: Path, tokenizer: Any) -> None:
     families.save(made(tokenizer), tmp_path / "a", tokenizer)
     file = tmp_path / "a" / "preprocessor_config.json"

@@ -55,6 +55,7 @@ def test_the_same_weights_come_back(tmp_path: Path, bits: int, group_size: int) 
     assert torch.equal(theirs(input_ids=ids).logits, logits), "packed as it is, decompressed by transformers"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_a_life_goes_on_behind_bits(life: Path, tmp_path: Path, symmetric: bool) -> None:
     few = FEW | {"methods": [FEW["methods"][0] | {"symmetric": symmetric}, FEW["methods"][1]]}

@@ -83,6 +83,7 @@ def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path, capsys: pytest.Captu
 # ---- ends -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("template", "behind", "prompt"),
     [

@@ -160,6 +160,7 @@ def draws_of(run: Train) -> list[set[str]]:
     return out
 
 
+@pytest.mark.slow
 def test_a_draw_is_fixed_in_a_round_and_made_anew_for_the_next() -> None:
     draws = draws_of(stage(Hft(rounds=3), 8))
     # of 8 steps: ceil(8 / 3), ceil(16 / 3)

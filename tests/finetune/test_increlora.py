@@ -129,6 +129,7 @@ def test_allocation_by_hand() -> None:
     assert allocate(state, 12, grow=1, most=4) == {"a": 4, "b": 4, "c": 4} and state["ranks"]["b"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("grow", "rank"), [(1, 3), (2, 3), (3, 2)])
 def test_the_budget_is_met_exactly_and_never_overshot(grow: int, rank: int) -> None:
     method = Increlora(**SHORT | {"rank": rank, "grow": grow})
@@ -145,6 +146,7 @@ def test_the_budget_is_met_exactly_and_never_overshot(grow: int, rank: int) -> N
     assert run.states["increlora.1"]["shared"]["ranks"] == ranks
 
 
+@pytest.mark.slow
 def test_ranks_grow_where_the_loss_depends_on_the_addition() -> None:
     """All blocks but the second are cut off from the loss: their layers stay at rank 1."""
     method = Increlora(rank=2, begin=2, end=6, every=2, most=8)
@@ -164,6 +166,7 @@ def trained(run) -> int:
     return sum(p.numel() for p in run.model.parameters() if p.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grow", [1, 2])
 def test_what_is_trained_and_stored_is_that_of_lora_and_one_reserve(grow: int) -> None:
     """At the start as a LoRA of rank 1 + grow, in the end as one of the average rank: never room for more."""
@@ -217,6 +220,7 @@ def test_each_component_has_an_age_of_its_own() -> None:
     assert seen == round(2 * 14 / 3)
 
 
+@pytest.mark.slow
 def test_new_components_move() -> None:
     method = Increlora(**SHORT)
     run = train(build(), method, ADAM, steps=12)

@@ -170,6 +170,7 @@ def test_the_artifact_is_the_model_for_us_and_the_plain_one_is_as_it_was(kind: s
     assert torch.equal(plain(input_ids=IDS).logits, before(input_ids=IDS).logits)
 
 
+@pytest.mark.slow
 def test_checkpointing_and_bf16_agree() -> None:
     model = operated("llama")
     exact = moved(model)

@@ -92,6 +92,7 @@ def test_most_of_peft_is_there() -> None:
     } <= {*tuners()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", tuners())
 @pytest.mark.filterwarnings("ignore")
 def test_a_tuner(config: str, tmp_path: Path) -> None:

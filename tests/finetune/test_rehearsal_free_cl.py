@@ -43,6 +43,7 @@ def test_ewc_adds_the_gradient_of_its_penalty() -> None:
     assert torch.allclose(pulled(method, now, {"start": W0, "fisher": fisher}, grad), grad + w.grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [tiny.LLAMA, tiny.GPT2])
 def test_the_fisher_information_by_hand(kind: str, tmp_path: Path) -> None:
     """The mean over rows of the squared gradient of a row's mean loss, from the model's own logits;

@@ -73,12 +73,14 @@ def stage_cases() -> tuple[tuple[StageCase, ...], tuple[str, ...]]:
     return tuple(accepted), tuple(wrong)
 
 
+@pytest.mark.slow
 def test_every_value_in_every_setting_of_a_method_is_taken_or_refused_in_a_sentence() -> None:
     accepted, wrong = method_cases()
     assert not wrong, "\n".join(wrong[:20])
     assert len(accepted) > 1000, "the values reach the settings"
 
 
+@pytest.mark.slow
 def test_every_value_in_every_setting_of_a_stage_is_taken_or_refused_in_a_sentence() -> None:
     assert not stages.missing(), "a kind of stage has no example here"
     accepted, wrong = stage_cases()

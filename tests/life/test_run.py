@@ -59,6 +59,7 @@ def test_a_stage_that_fails_leaves_nothing_but_what_was_paid_for(paid: bool, lif
     assert paid or not any((store.root / "work").iterdir())
 
 
+@pytest.mark.slow
 def test_training_that_fails_keeps_its_checkpoints(life: Path) -> None:
     """Its sentence names the last good one."""
     spoil = '''"""Spoils the weights in the fifth step."""
@@ -90,6 +91,7 @@ def flip(file: Path) -> None:
     files._INTACT.clear()                                       # as in another process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["corpus-*/tokens/00000.bin", "corpus-*/tokens/index.parquet",
                                   "base-*/model.safetensors", "base-*/tokenizer.json"])
 def test_a_flipped_bit_is_found_before_it_is_used(what: str, life: Path) -> None:

@@ -126,6 +126,7 @@ def trained(accumulate: int, **changes: Any) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 def test_it_acts_and_micro_batches_change_nothing() -> None:
     whole, cut = trained(1), trained(4)
     assert all(torch.allclose(whole[n], cut[n], atol=1e-4) for n in whole)

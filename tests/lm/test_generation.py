@@ -69,6 +69,7 @@ def test_a_draw_is_that_of_multinomial() -> None:
     assert drawn(scores, draws, torch.ones(50).bool()).argmax(1).tolist() == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("decode", "how"), [
     ((), {}), ((Nucleus(p=0.7),), {"top_k": 0, "top_p": 0.7}), ((MinP(p=0.2),), {"top_k": 0, "min_p": 0.2}),
     ((Nucleus(p=0.9), MinP(p=0.1)), {"top_k": 0, "top_p": 0.9, "min_p": 0.1})])
@@ -80,6 +81,7 @@ def test_it_writes_what_transformers_writes(model: Any, decode: tuple[Decode, ..
         assert said == [by_transformers(model, one, **how) for one in asked]
 
 
+@pytest.mark.slow
 def test_a_text_depends_on_its_prompt_and_seed_alone(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = [*prompts(), *prompts(0.0), *prompts(1.3, new_tokens=7)]
     ctx = Context(decode=(Nucleus(p=0.9),))
@@ -174,6 +176,7 @@ def test_a_text_ends_with_its_last_token(model: Any) -> None:
         model.generation_config.eos_token_id = before
 
 
+@pytest.mark.slow
 def test_models_of_encoder_and_decoder_write_from_the_beginning() -> None:
     table = {"type": "bart", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32,
              "decoder_ffn_dim": 32, "encoder_attention_heads": 2, "decoder_attention_heads": 2,

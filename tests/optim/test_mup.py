@@ -177,6 +177,7 @@ def test_activations_are_flat_over_width(kind: str) -> None:
     assert steep.pop("logits") > 0.5 and min(steep.values()) > 1, steep
 
 
+@pytest.mark.slow
 def test_twice_as_wide_activations_move_as_far() -> None:
     """The same from 64 to 128, where the other parametrization doubles most of them."""
     narrow, wide = (moved("llama", width, mup=True) for width in (64, 128))

@@ -76,6 +76,7 @@ def asked(life: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return ask
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "changes"), [
     (PROCESS + 8 * ROW, {}),
     (PROCESS + 7 * ROW, {"accumulate": 2}),
@@ -91,6 +92,7 @@ def test_the_first_that_fits_is_proposed(limit: float, changes: Changes, asked: 
     assert found.figures["seconds"] > 0 and found.stage == "base"
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_is_not_tried(asked: Any) -> None:
     asked(PROCESS + 3 * ROW)
     assert [t["accumulate"] for _, t in Linear.tried] == [1, 4, 8, 8], (
@@ -98,6 +100,7 @@ def test_what_cannot_fit_is_not_tried(asked: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nothing_fits(asked: Any) -> None:
     found = asked(PROCESS + 0.4 * ROW)
     assert found.fits is False and not found.changes and "it needs 0.98 GiB at the least" in found.note
@@ -108,6 +111,7 @@ def test_nothing_fits(asked: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_more_than_this_machine_has_is_not_tried(asked: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 10.0)
     found = asked(1e9)

@@ -34,6 +34,7 @@ def grown(work) -> int:
     return peak.bytes - nothing.bytes
 
 
+@pytest.mark.slow
 def test_what_is_alive_at_once_counts_and_what_was_freed_does_not() -> None:
     def one_after_another() -> None:
         for _ in range(5):
@@ -46,12 +47,14 @@ def test_what_is_alive_at_once_counts_and_what_was_freed_does_not() -> None:
     assert grown(all_at_once) == 5 * KB
 
 
+@pytest.mark.slow
 def test_views_share_their_bytes_and_results_in_place_add_none() -> None:
     held = torch.zeros(1000)
     assert grown(lambda: held.view(10, 100).t()[2:]) == 0
     assert grown(lambda: held.add_(1)) == 0
 
 
+@pytest.mark.slow
 def test_what_autograd_keeps_is_counted_until_it_is_used() -> None:
     """exp keeps its result, so a chain of four holds four; with recomputation nothing is kept."""
     x = torch.zeros(1000, requires_grad=True)
@@ -68,6 +71,7 @@ def test_what_autograd_keeps_is_counted_until_it_is_used() -> None:
     assert grown(chain) == 4 * KB and grown(without) == 2 * KB
 
 
+@pytest.mark.slow
 def test_a_step_by_hand() -> None:
     """Weights are there before; a step adds gradients of their size, and Adam two states."""
     net = nn.Linear(100, 100, bias=False)
@@ -85,6 +89,7 @@ def test_a_step_by_hand() -> None:
     assert 3 * weights <= grown(step) < 6 * weights + 2000   # with temporary tensors of its formula
 
 
+@pytest.mark.slow
 def test_it_is_the_same_number_each_time() -> None:
     net = nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16))
 

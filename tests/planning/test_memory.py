@@ -64,6 +64,7 @@ TENSORS = 21
 """Parameters of the tiny model: each has a counter of steps, of four bytes."""
 
 
+@pytest.mark.slow
 def test_the_least_is_weights_gradients_states_and_the_inputs_of_blocks(life: Path) -> None:
     needed, count = floor(life)
     assert needed == 16 * count + 4 * TENSORS + KEPT

@@ -89,6 +89,7 @@ def test_the_estimated_memory_is_what_the_stage_takes(life: Path, command: Comma
     assert abs(told["memory_bytes"] / found - 1) < 0.1, (told["memory_bytes"], found)
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_twice(life: Path) -> None:
     store, probes = Store(life.parent / "store"), Here()
     first = plan(load(life), store, probes=probes)
@@ -112,6 +113,7 @@ def test_a_corpus_in_the_same_process_is_charged(life: Path) -> None:
     assert [plans.left_behind(s.job, store) for s in before] == [0.0] * 5
 
 
+@pytest.mark.slow
 def test_the_key_follows_what_changes_a_result_and_nothing_else(life: Path) -> None:
     def keys(**changes: object) -> list[str]:
         recipe = load(life, {k.replace("__", "."): v for k, v in changes.items()})
@@ -129,6 +131,7 @@ def test_the_key_follows_what_changes_a_result_and_nothing_else(life: Path) -> N
     assert not set(keys(seed=4)) & set(whole), "a seed changes everything that draws"
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_an_error(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 1e8)
     with pytest.raises(
@@ -145,6 +148,7 @@ def test_what_cannot_fit_is_refused_before_it_is_tried(life: Path) -> None:
     assert not probes.taken
 
 
+@pytest.mark.slow
 def test_what_cannot_be_known_yet_is_said(life: Path) -> None:
     life.write_text(life.read_text().replace("steps = 6", "epochs = 1"))
     base = plan(load(life), Store(life.parent / "store"), probes=Here()).stages[1]

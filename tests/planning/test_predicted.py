@@ -72,6 +72,7 @@ def counted(loaded: recipe.Recipe, store: Store) -> int:
     return peak.bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     {},
     {"rows": 8, "parts": 2, "again": "true"},
@@ -95,6 +96,7 @@ def test_documents_cost_what_those_of_the_corpus_do(monkeypatch: pytest.MonkeyPa
     assert predicted._document(one, Store(Path()), 8) == 6
 
 
+@pytest.mark.slow
 def test_billions_of_parameters_on_eight_ranks_of_another_machine(tmp_path: Path) -> None:
     """By hand: weights, as many gradients, two states, all float32, an eighth of each."""
     block, table = 4096 * (2 * 4096 + 2 * 2048 + 3 * 14336 + 2), 4096 * 128256
@@ -118,6 +120,7 @@ def test_rows_that_do_not_divide_are_refused(tmp_path: Path) -> None:
         predict(one, store, 3)
 
 
+@pytest.mark.slow
 def test_what_looks_at_numbers_is_not_predicted(tmp_path: Path) -> None:
     loaded, one, store = job(tmp_path, optimizer="sgd_sai")
     with pytest.raises(Unpredictable, match="looks at numbers"):
@@ -127,6 +130,7 @@ def test_what_looks_at_numbers_is_not_predicted(tmp_path: Path) -> None:
     assert "memory_bytes" not in planned.stages[-1].figures
 
 
+@pytest.mark.slow
 def test_settings_are_found_that_fit_a_rank_of_another_machine(tmp_path: Path) -> None:
     loaded, one, store = job(tmp_path, rows=16, length=512)
     (found,) = propose(loaded, store, 0.6 * predict(one, store, 2).peak, ranks=2)

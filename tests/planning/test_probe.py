@@ -59,6 +59,7 @@ def job_of(life: Path, stage: str) -> tuple[Job, Store]:
     return job, store
 
 
+@pytest.mark.slow
 def test_a_stage_is_built_before_its_corpus_is_there_and_after(life: Path) -> None:
     life.write_text(
         life.read_text().replace('{ use = "wsd" }', '{ use = "wsd" }, { use = "held_out", length = 32 }')

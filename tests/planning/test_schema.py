@@ -24,6 +24,7 @@ def validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", RECIPES, ids=lambda f: f.stem)
 def test_every_recipe_is_accepted(file: Path, validator: jsonschema.Draft202012Validator) -> None:
     errors = [f"{list(e.absolute_path)}: {e.message[:200]}"
@@ -31,6 +32,7 @@ def test_every_recipe_is_accepted(file: Path, validator: jsonschema.Draft202012V
     assert not errors
 
 
+@pytest.mark.slow
 def test_every_method_is_accepted_as_its_example(validator: jsonschema.Draft202012Validator) -> None:
     """The examples are what the battery runs."""
     bad = {}

@@ -56,6 +56,7 @@ def written(tmp_path: Path, name: str, model: str | None, data: str) -> tuple[di
     return tomllib.loads((tmp_path / f"{name}.toml").read_text()), said
 
 
+@pytest.mark.slow
 def test_a_model_is_tuned_on_chats_as_they_are(tmp_path: Path, model: str) -> None:
     made, said = written(tmp_path, "chat", model, chats(tmp_path / "mine.jsonl"))
     corpus, tuned, judge = made["stage"]

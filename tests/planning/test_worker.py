@@ -24,6 +24,7 @@ def one() -> Iterator[Worker]:
         yield made
 
 
+@pytest.mark.slow
 def test_it_answers_from_one_other_process(one: Worker) -> None:
     first = one.ask(os.getpid)
     assert first != os.getpid() and one.ask(os.getpid) == first
@@ -118,6 +119,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_it_ends_with_one_that_is_killed_even_in_the_middle_of_its_work() -> None:
     line = [sys.executable, "-c", PARENT]
     with subprocess.Popen(line, env=environment(), stdout=subprocess.PIPE, text=True) as parent:

@@ -281,6 +281,7 @@ def test_causal_batches_have_no_prefix() -> None:
     assert "prefix" not in plain and torch.equal(plain["input_ids"], open_["input_ids"])
 
 
+@pytest.mark.slow
 def test_it_learns_to_restore_what_is_hidden() -> None:
     run = Train(build(), [Rising(), SMALL, NextToken(), Adamw(lr=1e-2)], 25, ctx=context())
     run.run(until=1)

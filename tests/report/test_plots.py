@@ -22,6 +22,7 @@ def test_smoothing_by_hand() -> None:
     assert np.allclose(plots.smooth(line, 0.1), line)  # nothing to smooth
 
 
+@pytest.mark.slow
 def test_thinning_keeps_spikes_and_the_page_small() -> None:
     rows = sample.rows(50_000, 8.0, 3.0, {"prose": (8.0, 3.1)}, 1000)
     rows[33_333]["loss"] = 40.0

@@ -106,6 +106,7 @@ def test_all_good_runs_place_the_best_better_than_the_best_run_alone() -> None:
     assert np.mean(off[0.0025]) < 0.7 * np.mean(off[1e-9])
 
 
+@pytest.mark.slow
 def test_what_the_runs_were_goes_into_the_law() -> None:
     rows = PLANTED.made_up(Context())
     law = fitted([r | {"optimizer": "lion", "final_lr": 2e-5} for r in rows]).law

@@ -35,6 +35,7 @@ def written(life: Path, name: str, *decode: dict[str, Any], temperature: float =
     return {row["id"]: row["text"] for row in originals(rows, ["new"], "a test")}
 
 
+@pytest.mark.slow
 def test_decoding_methods_shape_what_a_local_model_writes(life: Path) -> None:
     likeliest = written(life, "likeliest", temperature=0.0)
     assert likeliest == written(life, "only", {"use": "min_p", "p": 1.0}) != written(life, "drawn")

@@ -53,6 +53,7 @@ def weights(artifact: Artifact) -> dict[str, torch.Tensor]:
     return dict(families.load(artifact.path, "a test").state_dict())
 
 
+@pytest.mark.slow
 def test_rounds_are_stages_of_their_own(life: Path) -> None:
     found = {j.stage.name: j for j in jobs(recipe(life), store(life))}
     assert list(found) == [
@@ -70,6 +71,7 @@ def test_rounds_are_stages_of_their_own(life: Path) -> None:
     assert [found[f"loop.{r}.tune"].seed for r in (1, 2, 3)] == [3, 4, 5]
 
 
+@pytest.mark.slow
 def test_later_stages_take_the_last_round_or_another(life: Path) -> None:
     judge = JUDGE | {
         "name": "end",
@@ -81,6 +83,7 @@ def test_later_stages_take_the_last_round_or_another(life: Path) -> None:
     assert told["loop.1.tune"] == made["loop.1.judge"].figures["numbers"]["loop.1.tune"]
 
 
+@pytest.mark.slow
 def test_rounds_are_what_the_stages_would_be_by_hand(life: Path) -> None:
     rounds = run(recipe(life, LOOP | {"rounds": 2}), store(life))
     hand = [TRAIN | {"name": f"by_hand_{i}", "from": {"model": before, "data": "corpus"}, "seed": 2 + i}
@@ -91,6 +94,7 @@ def test_rounds_are_what_the_stages_would_be_by_hand(life: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_it_ends_when_the_metric_no_longer_improves_and_the_best_round_counts(life: Path) -> None:
     # and it falls in every round
     until = {"stage": "judge", "metric": "loss/prose", "better": "higher", "patience": 2}
@@ -106,6 +110,7 @@ def test_it_ends_when_the_metric_no_longer_improves_and_the_best_round_counts(li
     assert again.keys() == made.keys(), "run again, everything is there"
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_the_second_round_goes_on_to_the_bit(
     life: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +170,7 @@ def test_mistakes_are_one_sentence(life: Path, changes: dict[str, Any], sentence
         recipe(life, LOOP | changes)
 
 
+@pytest.mark.slow
 def test_a_metric_that_is_not_measured_is_one_sentence(life: Path) -> None:
     loop = LOOP | {"until": {"stage": "judge", "metric": "loss/poetry"}}
     with pytest.raises(UserError, match=r"until\.metric 'loss/poetry' was not measured \(did you mean"):

@@ -195,6 +195,7 @@ def test_two_laws_fill_in_different_settings(folder: Path) -> None:
         both("./same.py")
 
 
+@pytest.mark.slow
 def test_a_batch_is_whole_rows_and_the_same_on_several_ranks(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

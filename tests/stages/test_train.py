@@ -56,6 +56,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(t, b[n]) for n, t in a.items())
 
 
+@pytest.mark.slow
 def test_a_snapshot_holds_the_weights_of_then(life: Path) -> None:
     made = lives(life, (SHORT, f"{SHORT}\nsnapshots = [3, 0.5, 1.0]"))
     base = made["base"]
@@ -64,11 +65,13 @@ def test_a_snapshot_holds_the_weights_of_then(life: Path) -> None:
     assert same(at["1.0"], weights(base)) and not same(at["3"], weights(base))
 
 
+@pytest.mark.slow
 def test_snapshots_change_no_weight(life: Path) -> None:
     plain = weights(lives(life)["base"])
     assert same(plain, weights(lives(life, (SHORT, f"{SHORT}\nsnapshots = [2]"))["base"]))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_a_snapshot_to_the_bit(life: Path) -> None:
     on = STAGE.format(label="2", steps=6, schedule="wsd")
     made = lives(life, more(on), (SHORT, f"{SHORT}\nsnapshots = [2]"))
@@ -79,6 +82,7 @@ def test_a_run_goes_on_from_a_snapshot_to_the_bit(life: Path) -> None:
     assert [row["step"] for row in made["on"].metrics()] == [3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_extended_as_if_it_had_been_longer(life: Path) -> None:
     constant = ('{ use = "wsd" }', '{ use = "constant" }')
     whole = lives(life, constant, ("steps = 6", "steps = 9"))["base"]
@@ -88,6 +92,7 @@ def test_a_finished_run_is_extended_as_if_it_had_been_longer(life: Path) -> None
     assert made["base"].figures["steps"] == 6 and same(weights(made["on"]), weights(whole))
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_a_model_for_later_stages(life: Path) -> None:
     text = life.read_text().replace("steps = 6", "steps = 6\nsnapshots = [3]", 1)
     life.write_text(text.replace('models = ["base", "adapt"]', 'models = ["base@3", "base"]'))
@@ -98,6 +103,7 @@ def test_a_snapshot_is_a_model_for_later_stages(life: Path) -> None:
     assert all(torch.allclose(t, (early[n] + late[n]) / 2) for n, t in merged.items())
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_keeps_its_snapshots(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainwright.core import loop
     step, seen = loop.Train.step, list[int]()
@@ -117,6 +123,7 @@ def test_a_run_that_is_interrupted_keeps_its_snapshots(life: Path, monkeypatch: 
     assert {f.name for f in (made["base"].path / "snapshots").iterdir()} == {"2", "5"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -158,6 +165,7 @@ def test_what_cannot_be_is_one_sentence(life: Path, old: str, new: str, sentence
         run(load(life), Store(life.parent / "store"))
 
 
+@pytest.mark.slow
 def test_other_methods_may_go_on_with_a_state(life: Path) -> None:
     """The optimizer goes on; a schedule that is new begins, and what one that is gone had set is gone."""
     on = STAGE.format(label="3", steps=6, schedule="linear")
@@ -219,6 +227,7 @@ def test_roles_are_asked_for_and_given(life: Path, tables: list[dict[str, Any]],
         planned(life, *tables)
 
 
+@pytest.mark.slow
 def test_several_corpora_are_one_data(life: Path) -> None:
     two = CORPUS | {
         "name": "two",
@@ -237,6 +246,7 @@ def test_several_corpora_are_one_data(life: Path) -> None:
         run(parse({"stage": [CORPUS, two, lost]}, life), Store(life.parent / "store"))
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_found_fewer_tokens_than_it_was_asked_for_goes_on(life: Path) -> None:
     """Before it is trained, a corpus' vocabulary is known only from above."""
     text = life.read_text().replace("vocab_size = 300", "vocab_size = 2000")

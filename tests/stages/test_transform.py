@@ -33,6 +33,7 @@ def matrices(artifact: Artifact) -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_the_model_is_written_with_its_mask_and_its_figures(life: Path) -> None:
     done = made(life, PRUNE)
     before, after = matrices(done["base"]), matrices(done["pruned"])
@@ -48,6 +49,7 @@ def test_the_model_is_written_with_its_mask_and_its_figures(life: Path) -> None:
     assert bits <= (done["pruned"].path / masks.FILE).stat().st_size <= bits + 4096, "one bit a weight"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("methods", [[], [{"use": "lora", "rank": 2}]], ids=["all weights", "an adapter"])
 def test_training_goes_on_within_the_mask(life: Path, methods: list[dict[str, Any]]) -> None:
     on = TRAIN | {"name": "retrained", "from": {"model": "pruned", "data": "corpus"},
@@ -61,6 +63,7 @@ def test_training_goes_on_within_the_mask(life: Path, methods: list[dict[str, An
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_it_looks_at_calibration_rows(life: Path) -> None:
     wanda = PRUNE | {"from": {"model": "base", "data": "corpus"}, "calibration": 16, "batch_size": 4,
                      "methods": [{"use": "wanda", "sparsity": 0.5}, {"use": "pack", "length": 32}]}

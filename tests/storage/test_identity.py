@@ -179,6 +179,7 @@ def test_helpers_of_this_package_count_and_the_core_has_a_number(
     assert (identity.code(package / "data" / "near.py") != before) is follows
 
 
+@pytest.mark.slow
 def test_every_private_half_of_a_method_is_found() -> None:
     """The files beside a method that its name begins with a line for: the algorithm of ``minhash`` was once
     left out."""

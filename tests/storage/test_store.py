@@ -450,6 +450,7 @@ def test_a_folder_of_too_many_files_is_not_looked_through(
         stamp(tmp_path / "none")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["~nobody-of-this-name", "s3:x", "file:x", "C:\\x", "a*b", "[a]", "a%20b"])
 def test_whatever_a_store_is_called_its_files_lie_in_it(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

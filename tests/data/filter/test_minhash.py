@@ -42,6 +42,7 @@ def planted(draw: random.Random) -> list[dict[str, str]]:
     return rows
 
 
+@pytest.mark.slow
 def test_planted_duplicates_go_and_nothing_else(tmp_path: Path) -> None:
     """Recall and precision on duplicates with one word in thirty replaced, whose resemblance is about
     0.82."""

@@ -64,6 +64,7 @@ def last_parts(life: Path, base: list[dict[str, Any]], last: list[dict[str, Any]
             for name in ("base", "on", "whole")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [[], [{"use": "mixture", "weights": BASE}]], ids=["as_it_is", "prose"])
 def test_the_last_part_from_a_state_is_one_run_to_the_bit(life: Path, base: list[dict[str, Any]]) -> None:
     found = last_parts(life, base, [{"use": "mixture", "weights": LAST}])

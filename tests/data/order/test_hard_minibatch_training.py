@@ -66,6 +66,7 @@ def by_hand(model: nn.Module, batch: Batch) -> float:
     return total / count
 
 
+@pytest.mark.slow
 def test_each_round_is_what_the_network_of_now_finds_hardest(tmp_path: Path) -> None:
     method = HardMinibatchTraining(length=64)
     run = tiny.stage(method, tmp_path, train=Watching)
@@ -92,6 +93,7 @@ def small(delta: float, tmp_path: Path) -> tuple[HardMinibatchTraining, Train]:
     return method, run
 
 
+@pytest.mark.slow
 def test_picks_are_spread_over_the_epoch(tmp_path: Path) -> None:
     """The losses of an epoch's own steps fall as it learns, and nine in ten of the highest are of its first
     half; the network of now prefers no half."""
@@ -107,6 +109,7 @@ def test_picks_are_spread_over_the_epoch(tmp_path: Path) -> None:
     assert len(picked) == many // 2 and 0.3 < float((picked < many / 2).double().mean()) < 0.7
 
 
+@pytest.mark.slow
 def test_the_pass_is_counted_exactly(tmp_path: Path) -> None:
     """In the ledger are the FLOPs of the steps and a forward pass over all mini-batches before each round,
     whichever steps are counted; tokens are those of the steps."""

@@ -63,6 +63,7 @@ def test_words_are_what_people_call_so(tokenizer: Any) -> None:
         "the", "lighthouses", ",", "keeper"]
 
 
+@pytest.mark.slow
 def test_the_share_of_tokens_and_what_becomes_of_them(tokenizer: Any) -> None:
     special, there = torch.tensor(tokenizer.all_special_ids), batch_of(tokenizer)["document"] >= 0
     counts, ways = [], torch.zeros(3)

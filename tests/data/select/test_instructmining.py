@@ -124,6 +124,7 @@ def test_sizes_by_hand() -> None:
     assert between({1: 1.0, 4: 2.0}, 1) == (2,) and between({4: 2.0}, 3) == ()
 
 
+@pytest.mark.slow
 def test_a_model_scores_and_the_rule_selects(tmp_path: Path) -> None:
     """The paper's indicators, written by the methods that this one names, are columns that it reads."""
     ctx = tiny.curating(tmp_path)

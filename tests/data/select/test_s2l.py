@@ -53,6 +53,7 @@ def test_small_groups_are_taken_whole_and_the_others_share_what_is_left() -> Non
         assert whole.all() or not whole.any() or sizes[whole].max() <= taken[~whole].max()
 
 
+@pytest.mark.slow
 def test_clusters_are_those_of_trajectories(tmp_path: Path, checkpoints: list[Path]) -> None:
     ctx = context(tmp_path / "s", models=checkpoints)
     chosen = kept(S2l(clusters=3, count=23).apply(rows(), ctx))
@@ -79,6 +80,7 @@ def proxy(life: Path, *models: str) -> Recipe:
     return parse({"seed": 3, "stage": stages}, life)
 
 
+@pytest.mark.slow
 def test_the_trajectories_are_those_of_one_run(life: Path, tmp_path: Path) -> None:
     names = ("proxy@0.25", "proxy@0.5", "proxy")
     store = Store(life.parent / "store")

@@ -61,6 +61,7 @@ def some() -> list[dict[str, Any]]:
     return read(megabytes=0.3)
 
 
+@pytest.mark.slow
 def test_both_domains_are_filled_and_no_more(some: list[dict[str, Any]]) -> None:
     for domain in ("code", "prose"):
         size = sum(len(r["text"].encode()) for r in some if r["domain"] == domain)
@@ -147,6 +148,7 @@ def test_mistakes_in_settings(given: dict[str, Any], told: str) -> None:
         read(**given)
 
 
+@pytest.mark.slow
 def test_a_corpus_of_it(tmp_path: Path) -> None:
     figures = build(tmp_path / "c", None, PythonLibrary(megabytes=0.1), vocab_size=500)
     assert set(figures["domains"]) == {"code", "prose"}

@@ -30,6 +30,7 @@ def writer(stub: Stub, name: str, domain: str = "") -> Any:
     return stub.method(Entigraph, sizes=(2,), keep_originals=True, domain=domain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "domain"), [("wrap", ""), ("wrap", "new"), ("entigraph", "")])
 def test_beside_the_source_in_one_stage(tmp_path: Path, name: str, domain: str) -> None:
     with serving(rule) as stub:
@@ -41,6 +42,7 @@ def test_beside_the_source_in_one_stage(tmp_path: Path, name: str, domain: str) 
     assert all(found[new] == found[original] for new, original in written.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("wrap",), ("entigraph", "wrap")])
 def test_in_later_stages(tmp_path: Path, names: tuple[str, ...]) -> None:
     """A later stage does not even ask the writer about a document that is held out."""
@@ -59,6 +61,7 @@ def test_in_later_stages(tmp_path: Path, names: tuple[str, ...]) -> None:
     assert all(found[new] == "train" for new in found if "#" in new)
 
 
+@pytest.mark.slow
 def test_two_writers_in_one_stage(tmp_path: Path) -> None:
     with serving(rule) as stub:
         build(tmp_path / "one", TEXTS, writer(stub, "entigraph"), writer(stub, "wrap"), **SPLITS)

@@ -58,6 +58,7 @@ def test_a_failure_that_passes_is_not_noticed(tmp_path: Path) -> None:
         assert len(stub.bodies) == 12
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_loses_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     with serving(lambda prompt, body: prompt) as stub:
         stub.failing = lambda turn: 200 if turn < 40 else 500

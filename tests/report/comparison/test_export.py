@@ -27,6 +27,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_csv_has_every_difference_and_every_run(written: Path) -> None:
     result = sample.result()
     found = {(r["arm"], r["metric"]): r for r in rows(written / "comparisons.csv")}
@@ -69,6 +70,7 @@ def test_bibtex_has_the_papers_that_docstrings_name_each_once() -> None:
     assert "pack" not in export.uses(read(sample.result()))
 
 
+@pytest.mark.slow
 def test_a_picture_is_there_in_lines_and_the_same_each_time(tmp_path: Path) -> None:
     c = read(sample.bare(sample.single()))
     (tmp_path / "again").mkdir()

@@ -53,6 +53,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ladder.write(tmp_path_factory.mktemp("ladder"), result())
 
 
+@pytest.mark.slow
 def test_the_page_says_what_becomes_of_each_effect(written: Path) -> None:
     text = written.read_text()
     found, seen = Checked(text), plain(text)
@@ -84,6 +85,7 @@ def test_costs_are_shares_in_percent(written: Path) -> None:
     assert ladder.number(t, {"mean": -0.123, "low": -0.13, "high": -0.116}) == "−12.3 % [−13.0, −11.6]"
 
 
+@pytest.mark.slow
 def test_every_string_of_a_user_is_escaped(tmp_path: Path) -> None:
     evil = result()
     for t in evil["trends"]:

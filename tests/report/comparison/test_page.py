@@ -37,6 +37,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return page.write(tmp_path_factory.mktemp("comparison") / "report", sample.result())
 
 
+@pytest.mark.slow
 def test_page_tells_the_answer(written: Path) -> None:
     text = written.read_text()
     found = Checked(text)
@@ -64,6 +65,7 @@ def test_page_tells_the_answer(written: Path) -> None:
     assert "nan<" not in text and "None" not in text
 
 
+@pytest.mark.slow
 def test_caveats_stand_beside_the_verdict_in_the_table_and_in_words(written: Path) -> None:
     text = written.read_text()
     said = "tuned to the edge of what was tried: adamw.lr 0.01"
@@ -139,6 +141,7 @@ def test_letters_that_the_font_lacks_and_mathematics(tmp_path: Path) -> None:
     assert "漢 $x_1$" in page.write(tmp_path, result).read_text()
 
 
+@pytest.mark.slow
 def test_a_merge_has_no_curve_no_tuning_and_no_budget(tmp_path: Path) -> None:
     text = plain(page.write(tmp_path, sample.plain()).read_text())
     there = {f.name for f in tmp_path.iterdir()}
@@ -180,6 +183,7 @@ def test_an_arm_without_the_main_metric_is_said_to_have_none(tmp_path: Path) -> 
     assert "not measured" in plain(page.write(tmp_path, result).read_text())
 
 
+@pytest.mark.slow
 def test_nothing_to_draw_but_failures(tmp_path: Path) -> None:
     result = sample.result()
     result["comparisons"] = [c for c in result["comparisons"] if c["verdict"] == "failed"]
@@ -188,6 +192,7 @@ def test_nothing_to_draw_but_failures(tmp_path: Path) -> None:
     assert "galore failed" in text and "better than" not in text
 
 
+@pytest.mark.slow
 def test_what_arms_selected_is_drawn_where_they_differ(tmp_path: Path) -> None:
     def kept(n: int) -> dict[str, Any]:
         return {

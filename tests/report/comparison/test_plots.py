@@ -44,6 +44,7 @@ def test_curves_without_any_seed_or_any_arm(tmp_path: Path) -> None:
     assert plots.curves(read(result), tmp_path) == []
 
 
+@pytest.mark.slow
 def test_the_budget_s_currency_comes_first(tmp_path: Path) -> None:
     result = sample.single() | {"budget": {"currency": "seconds", "amount": 60}}
     assert [p.picture for p in plots.curves(read(result), tmp_path)] == [
@@ -80,6 +81,7 @@ def test_where_more_is_better_trials_far_below_are_off_the_axis() -> None:
     assert plots._limits(read(result)) == pytest.approx((0.62 - 1.15 * 0.02, 0.62 + 0.12 * 0.02))
 
 
+@pytest.mark.slow
 def test_values_in_words_and_a_single_value_can_be_drawn(tmp_path: Path) -> None:
     result = sample.single()
     result["arms"][0]["trials"] = [

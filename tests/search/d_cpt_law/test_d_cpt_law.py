@@ -171,6 +171,7 @@ def test_a_larger_learnability_means_a_lower_loss() -> None:
     assert ACROSS.learnability("music") < ACROSS.learnability("medicine") and easy < with_k[0] < hard
 
 
+@pytest.mark.slow
 def test_a_domain_without_runs_is_predicted_from_its_short_run() -> None:
     """Fitted on four domains, the law gives the losses on the fifth, of which there is a short run."""
     rows = runs_across(("math", "law", "music", "medicine"), noise=1e-3)
@@ -198,6 +199,7 @@ def test_mistakes_across_domains_are_said() -> None:
             make(DCptLaw, SETTINGS | setting, "here")
 
 
+@pytest.mark.slow
 def test_the_command_divides_compute(tmp_path: Path) -> None:
     """Without parameters and tokens, which it chooses."""
     file = tmp_path / "rows.jsonl"

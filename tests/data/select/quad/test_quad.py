@@ -89,6 +89,7 @@ def test_eigenvalues_are_the_fisher_matrix_in_the_kronecker_basis() -> None:
     torch.testing.assert_close(basis.T @ basis, torch.eye(len(basis), dtype=torch.float64))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "settings"), [
     ("llama", {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}),
     ("gpt2", {"n_layer": 1, "n_embd": 8, "n_head": 2})])

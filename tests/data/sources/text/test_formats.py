@@ -69,6 +69,7 @@ def test_the_rows_of_a_table_in_any_format(tmp_path: Path, name: str) -> None:
     assert {row["domain"] for row in found} == {"t"} and found[1]["source"].startswith(f"{name}:")
 
 
+@pytest.mark.slow
 def test_a_compressed_table_is_longer_than_what_is_read_at_once(tmp_path: Path) -> None:
     many = [{"text": f"{number} " * 40} for number in range(20_000)]
     (tmp_path / "t.jsonl.zst").write_bytes(zstandard(jsonl(many).encode()))
