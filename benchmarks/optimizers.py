@@ -31,9 +31,8 @@ from trainwright.compare.arms import Length
 from trainwright.compare.compare import Comparison
 from trainwright.compare.execute import Record, Watch
 from trainwright.compare.speed_up import SpeedUp, of_results, sentence
-from trainwright.core import hardware
 from trainwright.storage.store import Store
-from trainwright.storage.versions import versions
+from trainwright.storage.versions import describe, versions
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "fantastic_optimizers.toml"
 SIZES: dict[str, dict[str, Any]] = {
@@ -111,7 +110,7 @@ def main() -> None:
                 print(f"  {sentence(one)}", flush=True)
             sizes.append({"size": size, "parameters": parameters, "speed_up": [asdict(one) for one in found],
                           "comparisons": [kept(r) for r in results]})
-    out = {"date": datetime.date.today().isoformat(), "hardware": hardware.describe(),
+    out = {"date": datetime.date.today().isoformat(), "hardware": describe(),
            "command": f"python benchmarks/optimizers.py --seeds {given.seeds} --out FILE",
            "versions": versions(), "sizes": sizes, "arm": means(by_size["larger"]),
            "baseline": means(by_size["smaller"]), "seconds": round(time.perf_counter() - start, 1)}
