@@ -215,7 +215,7 @@ PLANNED: dict[str, tuple[list[Change], tuple[str, ...]]] = {
     ),
     "unknown precision": (
         [('precision = "fp32"', 'precision = "fp16"')],
-        (f"{BASE}: precision must be one of 'auto', 'bf16', 'bf16-true', 'fp32', not 'fp16'",),
+        (f"{BASE}: precision must be one of 'auto', 'auto-true', 'bf16', 'bf16-true', 'fp32', not 'fp16'",),
     ),
     "unknown engine": (
         [("tune = 0.1", 'engine = "spark"')],

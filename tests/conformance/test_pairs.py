@@ -50,7 +50,7 @@ def test_a_method_of_two_kinds_stands_once(tmp_path: Path) -> None:
 
 def test_what_diverges_or_does_not_resume_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainwright.core.errors import UserError
-    from trainwright.core.loop import Diverged, Train
+    from trainwright.core.loop import Diverged, Stopped, Train
 
     def fails(error: Exception):
         def run(self, until=None, on_step=None):
@@ -61,6 +61,8 @@ def test_what_diverges_or_does_not_resume_is_broken(monkeypatch: pytest.MonkeyPa
     assert pairs.outcome("clip_gradients", "lora").verdict == "broken"
     monkeypatch.setattr(Train, "run", fails(UserError("not with this one")))
     assert pairs.outcome("clip_gradients", "lora").verdict == "refused late"
+    monkeypatch.setattr(Train, "run", fails(Stopped("grpo stopped the stage")))
+    assert pairs.outcome("grpo", "neftune").verdict == "refused late"
 
 
 def test_each_pair_once() -> None:

@@ -21,7 +21,7 @@ def test_every_paper_and_every_taxonomy_is_on_it() -> None:
     assert all(of in classes[view] for p in data["papers"] for view, of in p["place"].items())
     claims = [c for p in data["papers"] for c in p["claims"]]
     drawn = [c["word"] for c in claims if "<svg" in c["svg"]]
-    assert drawn and not {"open", "not tested"} & set(drawn), "what was measured has its interval, and no other"
+    assert drawn and not {"open", "not tested"} & set(drawn), "only what was measured has an interval"
 
 
 def test_it_needs_nothing_from_elsewhere() -> None:

@@ -25,15 +25,15 @@ from trainwright.check.laws import TRAINS, copied, difference, timeless
 from trainwright.check.subject import load, reported, weights
 from trainwright.core import checkpoint, registry
 from trainwright.core.errors import UserError
-from trainwright.core.loop import Diverged, Train
+from trainwright.core.loop import Diverged, Stopped, Train
 from trainwright.core.method import Data, Method, Objective, Optimizer, Surgery
 
 UNTIL, CUT = 3, 2
 
 
 Verdict = Literal["works", "refused", "refused late", "broken"]
-"""``refused`` is said before the first step, ``refused late`` by what first acts in the run; ``broken`` is
-everything else."""
+"""``refused`` is said before the first step, ``refused late`` by what first acts in the run or stops it as
+failed; ``broken`` is everything else."""
 
 
 class Pair(NamedTuple):
@@ -92,7 +92,7 @@ def outcome(a: str, b: str) -> Pair:
             checkpoint.save(whole, folder / "checkpoints", {})
             whole.run(until=UNTIL, on_step=lambda row: rows.append(timeless(row)))
         except Diverged as error:
-            return Pair(a, b, "broken", str(error))
+            return Pair(a, b, verdict if isinstance(error, Stopped) else "broken", str(error))
         except UserError as error:
             return Pair(a, b, verdict, str(error))
         except Exception as error:

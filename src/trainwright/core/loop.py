@@ -39,7 +39,11 @@ from trainwright.core.method import (
 
 
 class Diverged(UserError):
-    """The loss is not a number, or a controller stopped the stage as failed."""
+    """The loss is not a number."""
+
+
+class Stopped(Diverged):
+    """A controller stopped the stage as failed, and says why."""
 
 
 class Train:
@@ -300,7 +304,7 @@ class Train:
                 self.ctx.knobs[knob] = value
             case Stop(why, failed):
                 if failed:
-                    raise Diverged(f"{who} stopped the stage at step {self.ctx.step}: {why}")
+                    raise Stopped(f"{who} stopped the stage at step {self.ctx.step}: {why}")
                 self.stopped = f"{who}: {why}"
                 self.evaluation = self.measure()
             case Operate(surgery):

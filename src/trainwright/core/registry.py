@@ -115,12 +115,8 @@ def load(file: Path) -> type[Method]:
            if isinstance(v, type) and issubclass(v, Method) and issubclass(v, tuple(KINDS.values()))
            and v.__module__ == module.__name__ and not v.__name__.startswith("_")]
     if len(own) != 1:
-        names = (
-            f": {', '.join(c.__name__ for c in own)}"
-            if own
-            else ": no class derives from a kind such as Update"
-        )
-        raise UserError(f"{file} must define one method, and it defines {len(own)}{names}.")
+        names = ", ".join(c.__name__ for c in own) or "no class derives from a kind such as Update"
+        raise UserError(f"{file} must define one method, and it defines {len(own)}: {names}.")
     return own[0]
 
 
@@ -150,17 +146,17 @@ _BESIDE: dict[str, Path] = {}
 @contextmanager
 def _importing_beside(file: Path) -> Iterator[None]:
     """While a user's file runs, it can import what lies beside it: behind all that is installed, and never
-    what lies beside another user's file under the same name."""
-    folder, before, path = file.parent, set(sys.modules), list(sys.path)
+    what lies beside another user's file under the same name. Python leaves no compiled files there."""
+    folder, before, path, keeps = file.parent, set(sys.modules), list(sys.path), sys.dont_write_bytecode
     for name in [n for n, place in _BESIDE.items() if place != folder]:
         sys.modules.pop(name, None)
         del _BESIDE[name]
     importlib.invalidate_caches()
-    sys.path = [*path, str(folder)]
+    sys.path, sys.dont_write_bytecode = [*path, str(folder)], True
     try:
         yield
     finally:
-        sys.path = path
+        sys.path, sys.dont_write_bytecode = path, keeps
         for name in sys.modules.keys() - before:
             lies, top = Path(getattr(sys.modules[name], "__file__", None) or "/"), name.partition(".")[0]
             if lies in (folder / f"{top}.py", folder / top) or folder / top in lies.parents:

@@ -48,6 +48,7 @@ from trainwright.core.errors import UserError, suggest
 from trainwright.core.method import Evaluator
 from trainwright.core.settings import FilePath
 from trainwright.core.stage import Role
+from trainwright.families.factory import uncompiled
 
 SAMPLES = 100
 """Bootstrap samples for the standard error of a metric that is no mean."""
@@ -149,7 +150,8 @@ class LmEval(Evaluator):
                     f"{task!r}{hint if len(hint) < 200 else ': see lm-eval ls'}."
                 )
         try:
-            tasks = manager.load(list(self.tasks))
+            with uncompiled():                          # tasks may bring Python of their own
+                tasks = manager.load(list(self.tasks))
         except Exception as error:  # a download or a file, through several libraries
             why = " ".join(str(error).split())[:300]
             raise UserError(f"lm_eval: {', '.join(self.tasks)} could not be loaded: {why}") from error
