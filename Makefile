@@ -48,10 +48,10 @@ demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.t
 test: install ## run all tests
 	$(PYTEST) -n 2 --dist worksteal
 
-check: install ## ruff, mypy and the fast tests: what one runs while working
+check: install ## ruff, mypy and the fast tests, but those of single methods: what one runs while working
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST) -n 2 --dist worksteal -m 'not slow' -q
+	$(PYTEST) -n 2 --dist worksteal -m 'not slow' --house -q
 
 pairs: install ## every two methods in one training stage: they work together, or are refused with a reason
 	$(BIN)/python -m trainwright.check.pairs benchmarks/results/pairs.json

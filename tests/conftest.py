@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import trainwright
+from trainwright.core.registry import FOLDERS
 
 Ranks = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -66,6 +67,16 @@ old = ["prose"]
 new = ["code"]
 methods = [{ use = "held_out", length = 32 }]
 """  # noqa: E501
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--house", action="store_true", help="leave out the tests of single methods")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``--house``, the rooms of methods; None leaves the decision to others."""
+    inside = collection_path.relative_to(Path(__file__).parent).parts
+    return True if config.getoption("house") and inside and inside[0] in FOLDERS else None
 
 
 def write_texts(folder: Path) -> Path:

@@ -234,6 +234,7 @@ def test_a_run_makes_every_stage_once(lived: tuple[Path, str, str]) -> None:
     assert "⟦" in first, "an example with what is trained is printed"
 
 
+@pytest.mark.slow
 def test_a_models_artifact_is_a_checkpoint_of_transformers(lived: tuple[Path, str, str]) -> None:
     folder = artifact(lived[0], "base")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

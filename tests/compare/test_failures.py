@@ -10,6 +10,7 @@ from trainwright.compare.failures import Failed, ask, attempt, reason
 from trainwright.planning.worker import Worker
 
 
+@pytest.mark.slow
 def test_failures_bugs_and_death():
     with Worker(threads=1) as worker:
         assert ask(worker, os.getenv, "OMP_NUM_THREADS") == "1"

@@ -147,6 +147,7 @@ time.sleep(600)
 '''
 
 
+@pytest.mark.slow
 def test_a_rank_ends_with_its_launcher() -> None:
     """torchrun that is killed tells nobody."""
     with subprocess.Popen(

@@ -139,6 +139,7 @@ def test_settings_are_found_that_fit_a_rank_of_another_machine(tmp_path: Path) -
     assert none.fits is False
 
 
+@pytest.mark.slow
 def test_a_teacher_counts_before_it_is_made(tmp_path: Path) -> None:
     """A student of one row of 16 tokens: hardly anything but weights is there."""
     _, teacher, _ = job(tmp_path)

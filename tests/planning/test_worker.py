@@ -31,6 +31,7 @@ def test_it_answers_from_one_other_process(one: Worker) -> None:
     assert one.ask(operator.add, 2, 3) == 5
 
 
+@pytest.mark.slow
 def test_what_was_begun_goes_on_while_another_works(one: Worker, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with Worker() as other:

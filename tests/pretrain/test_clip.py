@@ -151,6 +151,7 @@ def write_pictures(folder: Path) -> None:
             (folder / colour / f"{i}.txt").write_text(f"A {colour} square, number {i % 4}.")
 
 
+@pytest.mark.slow
 def test_two_ranks_make_one_contrast(tmp_path: Path, ranks: Ranks) -> None:
     write_pictures(tmp_path / "pictures")
     (tmp_path / "life.toml").write_text(LIFE)

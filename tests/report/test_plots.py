@@ -85,6 +85,7 @@ NAMES = ["C:\\data", "\\1\\g<0>", "[/red]", "$x$", "<b>&\"'", "#1c2530", ' id="x
 NAMES += ["\u202eabc"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_drawn_as_they_are(name: str, tmp_path: Path) -> None:
     rows = [{"step": s, "steps": 2, "loss": 2.0, f"eval/loss/{name}": 1.0} for s in (1, 2)]

@@ -37,6 +37,7 @@ def same(a: Artifact, b: Artifact) -> bool:
     return left.keys() == right.keys() and all(torch.equal(t, right[n]) for n, t in left.items())
 
 
+@pytest.mark.slow
 def test_the_best_weights_are_those_of_the_step_that_measured_best(life: Path) -> None:
     made = lives(life)
     rows = [row["eval/loss/code"] for row in made.metrics()]
@@ -48,6 +49,7 @@ def test_the_best_weights_are_those_of_the_step_that_measured_best(life: Path) -
     assert not same(made, lives(life, length="steps = 6\neval_every = 1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [2, 5])
 def test_a_run_that_resumes_keeps_the_same_to_the_bit(life: Path, monkeypatch: pytest.MonkeyPatch, at: int
                                                       ) -> None:

@@ -70,6 +70,7 @@ def test_the_page_says_what_becomes_of_each_effect(written: Path) -> None:
     assert text.count('class="plot" role="img"') == 3 and "None" not in text and "nan<" not in text
 
 
+@pytest.mark.slow
 def test_nothing_beyond_the_largest_size_is_called_measured(written: Path) -> None:
     seen = plain(written.read_text())
     assert seen.count("Extrapolated to 50 T FLOPs:") == 2 and "if it goes on along its line" in seen

@@ -85,6 +85,7 @@ def test_a_race_says_what_it_took_and_what_is_open(tmp_path: Path) -> None:
     assert '<span class="tag not-decided">not decided</span>' in text and "4 seeds, fewer than five" in seen
 
 
+@pytest.mark.slow
 def test_everything_that_was_compared_is_on_the_page(written: Path) -> None:
     result, seen = sample.result(), plain(written.read_text())
     for one in result["comparisons"]:
