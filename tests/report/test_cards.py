@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
 from trainwright.core import registry
-from trainwright.report.cards import in_words, settings_of
+from trainwright.core.errors import UserError
+from trainwright.report.cards import artifact_card, in_words, settings_of
+from trainwright.storage.artifact import Artifact
+
+ROW = {"method": "[red]text", "in": 0, "written": 3, "dropped": 0, "out": 3}
 
 
 def test_a_group_of_settings_is_followed_by_its_own() -> None:
@@ -28,3 +40,23 @@ def test_types_are_said_in_words() -> None:
     assert in_words("Literal['sqrt', 'linear']") == '"sqrt" | "linear"'
     assert in_words("tuple[Part, ...]") == "tuple[float (at least 0 and below 1), ...]"
     assert in_words("FilePath") == "str" and in_words("Writer") == "Writer"
+
+
+def kept(folder: Path, curated: Any) -> Artifact:
+    """An artifact whose figures say so."""
+    told = {"stage": "corpus", "inputs": {}, "figures": {"curated": curated}, "settings": {}}
+    (folder / "manifest.json").write_text(json.dumps(told))
+    return Artifact(folder)
+
+
+@pytest.mark.parametrize("curated", [7, "x", [7], [{}], [ROW | {"in": "many"}], [ROW | {"out": None}]])
+def test_figures_that_are_none_are_damage(curated: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+        artifact_card(kept(tmp_path, curated))
+
+
+def test_names_of_an_artifact_are_shown_as_they_are(tmp_path: Path) -> None:
+    shown = Console(width=100, record=True, file=io.StringIO())
+    shown.print(artifact_card(kept(tmp_path, [ROW])))
+    text = shown.export_text()
+    assert "[red]text" in text and "methods: none" in text

@@ -335,6 +335,14 @@ def test_one_damaged_manifest_is_named_and_skipped(
     assert store.remove(name) == tmp_path / name and not os.path.lexists(tmp_path / name)
 
 
+def test_settings_that_name_no_methods_have_none(tmp_path: Path) -> None:
+    made = add(Store(tmp_path), "base", "1")
+    file = made.path / "manifest.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"settings": {"steps": 3}}))
+    assert Store(tmp_path).named("base").manifest["settings"] == {"methods": [], "steps": 3}
+
+
 def test_an_artifact_under_another_name_is_none_of_that_name(tmp_path: Path) -> None:
     store = Store(tmp_path)
     add(store, "base", "1").path.rename(tmp_path / "base-2")

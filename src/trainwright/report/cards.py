@@ -13,11 +13,12 @@ from rich.text import Text
 from trainwright.core import registry, settings
 from trainwright.core.card import Card, Setting, kinds
 from trainwright.core.errors import UserError, suggest
+from trainwright.core.files import expected
 from trainwright.core.settings import Between, groups_of
 from trainwright.papers import evidence, library
 from trainwright.report import papers
 from trainwright.report.wrapped import indented
-from trainwright.storage.artifact import Artifact
+from trainwright.storage.artifact import MANIFEST, Artifact
 from trainwright.storage.store import Store
 
 
@@ -90,7 +91,8 @@ def artifact_card(artifact: Artifact) -> Group:
     ]
     counted: list[Any] = []
     if manifest["figures"].get("curated"):
-        counted = [Text(), curated.table(manifest["figures"])]
+        with expected(artifact.path / MANIFEST):            # figures may be anything, too
+            counted = [Text(), curated.table(manifest["figures"])]
     more = Text(f"trainwright store show {artifact.path.name} prints all of it", "dim")
     return Group(head, Text(), *lines, *counted, Text(), more)
 

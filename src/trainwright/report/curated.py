@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from rich.table import Table
+from rich.text import Text
 
 from trainwright.report.numbers import count, short
 from trainwright.report.plots import GRID, INK, MUTED, RC, WIDTH, tint
@@ -25,7 +26,7 @@ def table(figures: dict[str, Any]) -> Table:
         out.add_column(column, justify="left" if column == "method" else "right")
     for row in figures["curated"]:
         counts = (f"{row[k]:,}" if row[k] else "" for k in ("in", "written", "dropped"))
-        out.add_row(row["method"], *counts, f"{row['out']:,}")
+        out.add_row(Text(f"{row['method']}"), *counts, f"{row['out']:,}")
     return out
 
 

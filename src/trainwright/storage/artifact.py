@@ -73,7 +73,9 @@ def checked(told: Any) -> dict[str, Any]:
                 raise TypeError("an input has no name")
             if not isinstance(one.get("artifact"), str | None):
                 raise TypeError("an input is of no artifact")
-    if not all(isinstance(m["use"], str) for m in out["settings"].get("methods", ())):
+    out["settings"] = USUAL["settings"] | out["settings"]
+    methods = out["settings"]["methods"]
+    if not isinstance(methods, list) or not all(isinstance(m["use"], str) for m in methods):
         raise TypeError("a method has no name")
     return out
 
