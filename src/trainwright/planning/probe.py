@@ -3,7 +3,8 @@
 The stage is built as a run builds it: its model, its methods and its data where those exist already, fresh
 weights and synthetic rows where they do not. Where the recipe's own micro-batches are quick, the probe takes
 steps of those and of nothing else, so that memory has the history that it will have in the run. Where they
-are slow, or other sizes are asked for too, it takes steps of few rows, then of more. Peak memory and seconds
+are slow, or other sizes are asked for too, it takes steps of few rows, then of more; where a few rows alone
+take a second, each size has one micro-batch. Peak memory and seconds
 are close to linear in the rows of a micro-batch: what was not tried is read off the line through the two
 nearest points. Each probe has a process of its own, because what an earlier one left behind would count
 against it. Nothing comes from a table; the constants for what no probe measures are in capitals.
@@ -38,8 +39,10 @@ MOST_STEPS = 9
 """With micro-batches of one size."""
 STEADY = 4
 """Least steps with the recipe's micro-batches: the second is slow too, while memory still grows."""
-SECONDS, SECONDS_A_PARAMETER = 4.0, 1e-7
+SECONDS, SECONDS_A_PARAMETER = 4.0, 5e-8
 """How long a probe takes; longer for a large model."""
+SLOW = 1.0
+"""Seconds of the first micro-batch, beyond which there is one of each size."""
 WORK = 1e12
 """FLOPs that a probe spends however slow the machine is, so that a busy one estimates no worse …"""
 MOST_SECONDS = 20.0
@@ -199,6 +202,7 @@ class _Effort:
         self.run, self.parts, self.began = run, parts, time.perf_counter()
         self.enough = part * (SECONDS + SECONDS_A_PARAMETER * parameter_counts(run)["parameters"])
         self.work, self.work_a_row = part * WORK, 0.0
+        self.slow, self.held = False, Tensors()
 
     def count(self, rows: int) -> tuple[float, int]:
         """FLOPs and tokens of so many rows."""
@@ -207,23 +211,27 @@ class _Effort:
         batch = run.pull()
         if not all(m.count(batch) for _, m in run.of(Objective)):
             return 0.0, 0
+        began = _now()
         with flops.counting() as counter:
-            run.gradients([batch])
+            grads = run.gradients([batch])
+        self.slow = _now() - began > SLOW
+        if self.slow and self.parts > 1:                # as an earlier micro-batch of the step leaves them
+            self.parts, self.held = 1, grads
         self.work_a_row = counter.flops / rows
         return counter.flops, batch["input_ids"].numel() if "input_ids" in batch else 0
 
     def point(self, rows: int, least: int) -> Point:
         """``least`` steps with micro-batches of so many rows, fewer where they take long and more where they
-        are quick; the first warms up."""
+        are quick; the first warms up. A single one where they are slow: what was counted has warmed up."""
         self.run.ctx.batch_rows, self.run.accumulate = rows * self.parts, self.parts
         ledger.reset_peak()
-        took = [self.step(), self.step()]
-        while len(took) < MOST_STEPS:
+        took = [self.step()] if self.slow else [self.step(), self.step()]
+        while len(took) < MOST_STEPS and not self.slow:
             more = MOST_SECONDS if len(took) < least else 0.0
             if sum(took[-1]) >= 0.5 * self.left() + more:
                 break
             took.append(self.step())
-        forth, rest = (statistics.median(t[i] for t in took[1:]) for i in (0, 1))
+        forth, rest = (statistics.median(t[i] for t in took[1:] or took) for i in (0, 1))
         return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
 
     def step(self) -> tuple[float, float]:
@@ -247,10 +255,11 @@ class _Effort:
         return self.enough - (_now() - self.began)
 
     def next(self, points: list[Point], real: int, base: float) -> int:
-        """Rows of the next micro-batch to try, 0 to stop: two steps of them must be worth their time, and
-        fit."""
+        """Rows of the next micro-batch to try, 0 to stop: two steps of them (one where they are slow) must be
+        worth their time, and fit."""
         last = points[-1]
-        second, flop = 2 * self.parts * last.seconds / last.rows, 2 * self.parts * self.work_a_row
+        steps = 1 if self.slow else 2
+        second, flop = (steps * self.parts * each for each in (last.seconds / last.rows, self.work_a_row))
         worth = max(self.left() / second, self.work / flop if flop else 0.0)
         most = min(worth, (self.left() + MOST_SECONDS) / second)
         room = (SHARE * hardware.memory_bytes() - base) / max(1.0, (last.bytes - base) / last.rows)
