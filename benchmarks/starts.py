@@ -11,8 +11,8 @@ dry run  ``compare recipes/compare_adapters.toml --dry-run``: the costs of a ste
 compare  the same comparison with trials and runs of two steps each, two at a time: all of its processes, and
          nearly nothing of its training; corpus and model are there before
 
-Told are seconds to the end and to the first thing that a terminal shows, the ratios forked / anew, and whether
-the numbers that a comparison ends with are the same.
+Told are seconds to the end and to the first thing that a terminal shows, the ratios forked / anew, and
+whether the numbers that a comparison ends with are the same.
 """
 from __future__ import annotations
 

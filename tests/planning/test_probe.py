@@ -114,6 +114,23 @@ def test_made_up_documents_are_as_long_as_they_are_told() -> None:
     assert not whole["packed"] and not whole["document"].any()
 
 
+def test_where_a_few_rows_take_long_each_size_is_tried_once(
+    life: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside gradients, as an earlier micro-batch of the step leaves them."""
+    life.write_text(life.read_text().replace("steps = 6", "steps = 6\naccumulate = 2", 1))
+    monkeypatch.setattr(probe, "SLOW", 0.0)
+    tried, step = list[tuple[int, bool]](), _Effort.step
+
+    def once(self: _Effort) -> tuple[float, float]:
+        tried.append((self.run.ctx.batch_rows, self.held.keys() == self.run.params.keys()))
+        return step(self)
+
+    monkeypatch.setattr(_Effort, "step", once)
+    taken = probe.take(load(life), life.parent / "store", "base", 0.05)
+    assert tried == [(point.rows, True) for point in taken.points] and taken.points[-1].rows == 4
+
+
 def test_small_stages_are_tried_whole(life: Path) -> None:
     taken = probe.take(load(life), life.parent / "store", "base", 0.05)
     assert taken.points[-1].rows == 8, "the micro-batch of the recipe"
@@ -125,7 +142,7 @@ class _Fake(_Effort):
     """An effort without a stage: two micro-batches a step, so many seconds and FLOPs left."""
 
     def __init__(self, seconds: float, work: float) -> None:
-        self.parts, self.work, self.work_a_row, self.seconds = 2, work, 100.0, seconds
+        self.parts, self.work, self.work_a_row, self.seconds, self.slow = 2, work, 100.0, seconds, False
 
     def left(self) -> float:
         return self.seconds
