@@ -1,6 +1,6 @@
 """How soon commands that start many processes are done, where these are forked and where each starts anew.
 
-    python benchmarks/starts.py [--pairs 3] [--out benchmarks/results/starts.json]
+    python benchmarks/starts.py [COMMAND ...] [--pairs 3] [--out FILE]
 
 "anew" is the same program, told that it may not fork: as on systems other than Linux, and as everywhere
 before there was a process to fork from, each process begins with an empty Python and imports what it needs.
@@ -12,7 +12,8 @@ compare  the same comparison with trials and runs of two steps each, two at a ti
          nearly nothing of its training; corpus and model are there before
 
 Told are seconds to the end and to the first thing that a terminal shows, the ratios forked / anew, and
-whether the numbers that a comparison ends with are the same.
+whether the numbers that a comparison ends with are the same. Each command takes some minutes and may be timed
+alone: what the file has of the others is kept.
 """
 from __future__ import annotations
 
@@ -114,17 +115,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("commands", nargs="*", choices=[*COMMANDS, []], help="only these")
     parser.add_argument("--pairs", type=int, default=3, help="runs of each command on each side")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
     results = facts()
+    known = json.loads(given.out.read_text())["rows"] if given.out and given.out.is_file() else []
     say(f"{results['hardware']}")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         kept = prepared(folder)
-        results["rows"] = [compared(what, kept, given.pairs, folder) for what in COMMANDS]
-    if given.out:
-        given.out.write_text(json.dumps(results, indent=1) + "\n")
+        for what in given.commands or COMMANDS:
+            row = compared(what, kept, given.pairs, folder)
+            known = [*(r for r in known if r["what"] != what), row]
+            if given.out:
+                given.out.write_text(json.dumps(results | {"rows": known}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

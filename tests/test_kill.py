@@ -29,7 +29,7 @@ from trainwright.core import checkpoint
 
 pytestmark = pytest.mark.slow
 
-STEPS = 40
+STEPS = 30
 RECIPE = LIFE.split('[[stage]]\nname = "adapt"')[0]
 for _old, _new in (("steps = 6", f"steps = {STEPS}"), ("save_every = 2", "save_every = 3"),
                    ("batch_tokens = 256", "batch_tokens = 1024"),

@@ -244,14 +244,28 @@ def test_two_nodes_with_a_process_each_give_them_too(home: Path, ranks: Ranks) -
     assert json.loads((artifact(home / "nodes", "base") / "manifest.json").read_text())["ranks"] == 2
 
 
-LOOK = '''"""Writes down how many bytes of tensors a rank owns, mapped ones left out."""
+LOOK = '''"""Writes down how many bytes of tensors a rank owns, mapped ones left out, and which are made whole."""
 import gc
 import json
 
 import torch
+from torch.distributed.tensor import DTensor
 from trainwright.core import sharding
 from trainwright.core.method import Surgery
 from trainwright.families.mapped import is_mapped
+
+full_tensor = DTensor.full_tensor
+
+
+def whole(shard):
+    made = full_tensor(shard)
+    if made.ndim:
+        with open(f"whole-{sharding.world()}-{sharding.rank()}", "a") as file:
+            print(tuple(made.shape), file=file)
+    return made
+
+
+DTensor.full_tensor = whole
 
 
 def look(what):
@@ -311,6 +325,7 @@ def test_no_rank_owns_a_whole_model(home: Path, ranks: Ranks) -> None:
     for number in (1, 2):
         done = ranks(home, f"wide{number}", number)
         assert not done.returncode, done.stdout
+    assert not [*home.glob("whole-*")], "each rank has written its own rows"
     sizes = []
     for stage in ("base", "adapt"):
         files = [artifact(home / store, stage) / "model.safetensors" for store in ("wide1", "wide2")]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainwright import families
 from trainwright.core.errors import UserError
-from trainwright.families.mapped import LARGE, Scratch, is_mapped
+from trainwright.families.mapped import LARGE, Scratch, is_mapped, taken, write_rows
 from trainwright.planning.live import Live
 
 TABLE = {"type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3,
@@ -126,3 +126,16 @@ def test_a_full_disk_is_told(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) 
 def test_TMPDIR_is_where_scratch_files_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert Scratch(Path("elsewhere")).folder == tmp_path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_rows_that_several_write_are_one_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In any order; whoever has no rows writes none."""
+    whole, file = (torch.arange(7 * 3).view(7, 3) % 2).to(dtype), tmp_path / "whole"
+    for begin, end in ((7, 7), (4, 7), (0, 4)):
+        write_rows(whole[begin:end], begin, file)
+    made = taken(file, whole.shape, dtype)
+    assert made.dtype == dtype and made.equal(whole) and is_mapped(made) and not file.exists()
+    write_rows(torch.ones(5), 0, file)
+    write_rows(torch.zeros(2), 5, file)
+    assert taken(file, torch.Size([7]), torch.float32).tolist() == [1] * 5 + [0] * 2

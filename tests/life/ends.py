@@ -30,7 +30,7 @@ class Waiting(Update):
     """Waits."""
 
     def update(self, updates, params, state, ctx):
-        time.sleep(0.05)
+        time.sleep(0.02)
         return updates
 '''
 CURATE = '''"""Does what no method should."""

@@ -5,11 +5,11 @@ several ranks its large tensors are then pages of files, not of the process: the
 is in use and may write back or drop the rest, so that a rank owns its shards and little more. Nothing else
 changes: the same code draws the same numbers into other pages.
 
-A checkpoint in the type that is asked for is mapped where it lies, and takes no more disk. What is drawn,
-converted or gathered goes to scratch files in ``TMPDIR`` where that is set (a local disk, not one in memory),
-else in the store. They lose their names as soon as they are open, so that they go when the process ends,
-however it ends. What is written in place into a mapped checkpoint becomes the process's own until the model
-is cut into shards.
+A checkpoint in the type that is asked for is mapped where it lies, and takes no more disk. What is drawn
+or converted goes to scratch files in ``TMPDIR`` where that is set (a local disk, not one in memory), else in
+the store. They lose their names as soon as they are open, so that they go when the process ends, however it
+ends. What ranks have trained they write, each its own rows, into files of the store. What is written in place
+into a mapped checkpoint becomes the process's own until the model is cut into shards.
 """
 from __future__ import annotations
 
@@ -106,6 +106,31 @@ class Scratch:
             return
         if kind != t.dtype or (not is_mapped(t) and t.untyped_storage().nbytes() == t.nbytes):
             parameter.data = self.copied(t, kind)
+
+
+def write_rows(t: Tensor, at: int, file: Path) -> None:
+    """Write rows of a tensor to their place in the file of the whole one, which others write too.
+
+    Args:
+        at: the number of the first row.
+    """
+    rows = t.detach().cpu().contiguous()
+    left = memoryview(rows.view(-1).view(torch.uint8).numpy())
+    handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        place = at * (rows[0].nbytes if len(rows) else 0)
+        while left:
+            done = os.pwrite(handle, left, place)
+            left, place = left[done:], place + done
+    finally:
+        os.close(handle)
+
+
+def taken(file: Path, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The tensor in a file whose rows are all written; the file loses its name."""
+    made = torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype, device="cpu")
+    file.unlink()
+    return made.view(shape)
 
 
 def is_mapped(t: Tensor) -> bool:

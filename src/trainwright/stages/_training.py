@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from trainwright import families
 from trainwright.core import checkpoint, flops, hardware, sharding
@@ -22,7 +23,7 @@ from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
 from trainwright.core.method import Data, Decode, Method, Objective, Surgery, Weigh
-from trainwright.families import frozen
+from trainwright.families import frozen, mapped
 from trainwright.families.mapped import Scratch
 from trainwright.life.jobs import Job, Source
 from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
@@ -353,21 +354,34 @@ def _export_snapshot(site: StageRun, label: str) -> None:
 
 def _unsharded(run: Train, site: StageRun) -> nn.Module | None:
     """On rank 0 the model as the loop had it, in mapped files, where it is folded and written; None on the
-    others. Tensors are gathered one after the other, and none is kept."""
-    job, scratch = site.job, Scratch(site.store.folder("cache"))
-    model, own = None, dict[str, Any]()
+    others. Each rank writes its own rows into the files, and no tensor is sent."""
+    job, folder = site.job, site.work / "whole"
     if sharding.main():
-        model = start(job, site.store, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
-        hardware.set_precision(model, run.precision)
-        with scratch.catching():
-            for surgery in run.performed:
-                surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
-        own = model.state_dict(keep_vars=True)
-    for name, shard in run.model.state_dict().items():
-        whole = sharding.full(shard)
-        if model is not None:
-            to = own.pop(name)
-            to.data = scratch.copied(whole)
+        shutil.rmtree(folder, ignore_errors=True)               # of an attempt that was killed
+        folder.mkdir(parents=True)
+    sharding.barrier()
+    trained = run.model.state_dict()
+    files = {name: folder / str(i) for i, name in enumerate(trained)}
+
+    def write() -> None:
+        for name, t in trained.items():
+            if isinstance(t, DTensor):                          # what is not cut into rows, rank 0 has whole
+                rows, (first, *_) = sharding.part(t)
+                mapped.write_rows(rows, first, files[name])
+
+    sharding.everywhere(write)
+    if not sharding.main():
+        return None
+    model = start(job, site.store, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
+    hardware.set_precision(model, run.precision)
+    scratch = Scratch(site.store.folder("cache"))
+    with scratch.catching():
+        for surgery in run.performed:
+            surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
+    own = model.state_dict(keep_vars=True)
+    for name, t in trained.items():
+        sharded = isinstance(t, DTensor)
+        own.pop(name).data = mapped.taken(files[name], t.shape, t.dtype) if sharded else scratch.copied(t)
     assert not own, f"the model has no {next(iter(own), '')}"
     return model
 
