@@ -244,7 +244,7 @@ def test_two_nodes_with_a_process_each_give_them_too(home: Path, ranks: Ranks) -
     assert json.loads((artifact(home / "nodes", "base") / "manifest.json").read_text())["ranks"] == 2
 
 
-LOOK = '''"""Writes down how many bytes a rank owns, mapped ones left out, and which tensors are made whole."""
+LOOK = '''"""Writes down how many bytes a rank owns, but for mapped ones, and what is made whole."""
 import gc
 import json
 
