@@ -6,8 +6,8 @@
 One row of each length, of documents of about 300 tokens, goes through the loss and its gradients of a small
 Llama (hidden 64, two layers, four heads, two of keys and values). Seconds are medians of pairs, fewer of long
 rows, where a pair is slow enough to say something; bytes are all tensors alive at once at most, counted. That
-both give the same losses and gradients is measured, too. Rows are taken apart here whatever their length; in
-training only those of ``document_attention.LONG`` positions and more are. About two minutes on two quiet cores.
+both give the same losses and gradients is measured, too. Rows of any length are taken apart here; in training
+only those of ``document_attention.LONG`` positions and more are. About two minutes on two quiet CPU cores.
 """
 
 from __future__ import annotations

@@ -114,12 +114,12 @@ def test_made_up_documents_are_as_long_as_they_are_told() -> None:
     assert not whole["packed"] and not whole["document"].any()
 
 
-def test_where_a_few_rows_take_long_each_size_is_tried_once(
+def test_where_a_few_rows_are_much_work_each_size_is_tried_once(
     life: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside gradients, as an earlier micro-batch of the step leaves them."""
     life.write_text(life.read_text().replace("steps = 6", "steps = 6\naccumulate = 2", 1))
-    monkeypatch.setattr(probe, "SLOW", 0.0)
+    monkeypatch.setattr(probe, "MUCH", 0.0)
     tried, step = list[tuple[int, bool]](), _Effort.step
 
     def once(self: _Effort) -> tuple[float, float]:

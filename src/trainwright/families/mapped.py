@@ -122,6 +122,9 @@ def write_rows(t: Tensor, at: int, file: Path) -> None:
         while left:
             done = os.pwrite(handle, left, place)
             left, place = left[done:], place + done
+    except OSError as error:
+        error.filename = str(file)
+        raise
     finally:
         os.close(handle)
 

@@ -3,11 +3,11 @@
 The stage is built as a run builds it: its model, its methods and its data where those exist already, fresh
 weights and synthetic rows where they do not. Where the recipe's own micro-batches are quick, the probe takes
 steps of those and of nothing else, so that memory has the history that it will have in the run. Where they
-are slow, or other sizes are asked for too, it takes steps of few rows, then of more; where a few rows alone
-take a second, each size has one micro-batch. Peak memory and seconds
-are close to linear in the rows of a micro-batch: what was not tried is read off the line through the two
-nearest points. Each probe has a process of its own, because what an earlier one left behind would count
-against it. Nothing comes from a table; the constants for what no probe measures are in capitals.
+are slow, or other sizes are asked for too, it takes steps of few rows, then of more: of each size one, where
+a few rows alone are much work for a CPU. Peak memory and seconds are close to linear in the rows of a
+micro-batch: what was not tried is read off the line through the two nearest points. Each probe has a process
+of its own, because what an earlier one left behind would count against it. Nothing comes from a table; the
+constants for what no probe measures are in capitals.
 """
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ STEADY = 4
 """Least steps with the recipe's micro-batches: the second is slow too, while memory still grows."""
 SECONDS, SECONDS_A_PARAMETER = 4.0, 5e-8
 """How long a probe takes; longer for a large model."""
-SLOW = 1.0
-"""Seconds of the first micro-batch, beyond which there is one of each size."""
+MUCH = 2e11
+"""FLOPs of the first micro-batch, beyond which there is one of each size on a CPU."""
 WORK = 1e12
 """FLOPs that a probe spends however slow the machine is, so that a busy one estimates no worse …"""
 MOST_SECONDS = 20.0
@@ -211,10 +211,9 @@ class _Effort:
         batch = run.pull()
         if not all(m.count(batch) for _, m in run.of(Objective)):
             return 0.0, 0
-        began = _now()
         with flops.counting() as counter:
             grads = run.gradients([batch])
-        self.slow = _now() - began > SLOW
+        self.slow = run.ctx.device.type == "cpu" and counter.flops > MUCH
         if self.slow and self.parts > 1:                # as an earlier micro-batch of the step leaves them
             self.parts, self.held = 1, grads
         self.work_a_row = counter.flops / rows
