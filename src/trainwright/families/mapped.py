@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,8 +23,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from trainwright.core import sharding
 from trainwright.core.errors import UserError
 
 LARGE = 1 << 16
@@ -108,6 +111,24 @@ class Scratch:
             parameter.data = self.copied(t, kind)
 
 
+def write_shards(tensors: dict[str, Tensor], folder: Path) -> dict[str, Path]:
+    """Write what this rank has of tensors that are cut into rows, each to its file; returns the files once all
+    ranks have written. What is not cut, each rank has whole."""
+    if sharding.main():
+        shutil.rmtree(folder, ignore_errors=True)               # of an attempt that was killed
+        folder.mkdir(parents=True)
+    sharding.barrier()
+    files = {n: folder / str(i) for i, (n, t) in enumerate(tensors.items()) if isinstance(t, DTensor)}
+
+    def write() -> None:
+        for name, file in files.items():
+            rows, (first, *_) = sharding.part(tensors[name])
+            write_rows(rows, first, file)
+
+    sharding.everywhere(write)
+    return files
+
+
 def write_rows(t: Tensor, at: int, file: Path) -> None:
     """Write rows of a tensor to their place in the file of the whole one, which others write too.
 
@@ -129,11 +150,12 @@ def write_rows(t: Tensor, at: int, file: Path) -> None:
         os.close(handle)
 
 
-def taken(file: Path, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The tensor in a file whose rows are all written; the file loses its name."""
-    made = torch.from_file(str(file), shared=True, size=shape.numel(), dtype=dtype, device="cpu")
+def taken(file: Path, like: Tensor) -> Tensor:
+    """The tensor in a file whose rows are all written, of the whole shape and the type of ``like``; the file
+    loses its name."""
+    made = torch.from_file(str(file), shared=True, size=like.numel(), dtype=like.dtype, device="cpu")
     file.unlink()
-    return made.view(shape)
+    return made.view(like.shape)
 
 
 def is_mapped(t: Tensor) -> bool:

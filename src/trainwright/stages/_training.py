@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from trainwright import families
 from trainwright.core import checkpoint, flops, hardware, sharding
@@ -355,21 +354,8 @@ def _export_snapshot(site: StageRun, label: str) -> None:
 def _unsharded(run: Train, site: StageRun) -> nn.Module | None:
     """On rank 0 the model as the loop had it, in mapped files, where it is folded and written; None on the
     others. Each rank writes its own rows into the files, and no tensor is sent."""
-    job, folder = site.job, site.work / "whole"
-    if sharding.main():
-        shutil.rmtree(folder, ignore_errors=True)               # of an attempt that was killed
-        folder.mkdir(parents=True)
-    sharding.barrier()
-    trained = run.model.state_dict()
-    files = {name: folder / str(i) for i, name in enumerate(trained)}
-
-    def write() -> None:
-        for name, t in trained.items():
-            if isinstance(t, DTensor):                          # what is not cut into rows, rank 0 has whole
-                rows, (first, *_) = sharding.part(t)
-                mapped.write_rows(rows, first, files[name])
-
-    sharding.everywhere(write)
+    job, trained = site.job, run.model.state_dict()
+    files = mapped.write_shards(trained, site.work / "whole")
     if not sharding.main():
         return None
     model = start(job, site.store, Context(seed=job.seed, tokenizer=run.ctx.tokenizer))
@@ -380,8 +366,7 @@ def _unsharded(run: Train, site: StageRun) -> nn.Module | None:
             surgery.operate(model, Context(seed=job.seed, root=job.root, inputs=site.inputs))
     own = model.state_dict(keep_vars=True)
     for name, t in trained.items():
-        sharded = isinstance(t, DTensor)
-        own.pop(name).data = mapped.taken(files[name], t.shape, t.dtype) if sharded else scratch.copied(t)
+        own.pop(name).data = mapped.taken(files[name], t) if name in files else scratch.copied(t)
     assert not own, f"the model has no {next(iter(own), '')}"
     return model
 
