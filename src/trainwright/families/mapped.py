@@ -112,8 +112,8 @@ class Scratch:
 
 
 def write_shards(tensors: dict[str, Tensor], folder: Path) -> dict[str, Path]:
-    """Write what this rank has of tensors that are cut into rows, each to its file; returns the files once all
-    ranks have written. What is not cut, each rank has whole."""
+    """Write what this rank has of tensors that are cut into rows, each to its file; returns the files once
+    all ranks have written. What is not cut, each rank has whole."""
     if sharding.main():
         shutil.rmtree(folder, ignore_errors=True)               # of an attempt that was killed
         folder.mkdir(parents=True)
