@@ -240,6 +240,23 @@ def test_a_merge_is_compared_without_a_budget(place):
     }
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_what_several_runs_of_a_seed_use_is_made_once(jobs, place, monkeypatch):
+    """Two at a time do not make it at once, and none takes it away from the others."""
+    arms = (Arm(name="average"), Arm(name="mostly base", set={"methods.interpolate.weights": [0.9, 0.1]}),
+            Arm(name="mostly new", set={"methods.interpolate.weights": [0.1, 0.9]}))
+    made, store = [], Store(place / "store")
+    c = comparison(place, arms=arms, stage="merged", metric="loss/mean", seeds=2, reseed=["adapt"])
+    c.jobs = jobs
+    monkeypatch.setattr(c.watch, "stage", lambda name, kind, state, told: made.append((name, state)), False)
+    before = {f.name for f in store.root.glob("adapt-*")}
+    result = c.run()
+    assert [len(arm["runs"]) for arm in result["arms"]] == [2, 2, 2]
+    assert not any(arm["failed"] or any(r["failed"] for r in arm["runs"]) for arm in result["arms"])
+    assert jobs > 1 or made.count(("adapt", "finished")) <= 2, "once for each seed"
+    assert {f.name for f in store.root.glob("adapt-*")} <= before, "and it goes with the last of them"
+
+
 def test_a_transformation_is_compared_like_a_merge(place):
     """Two shares of zeros in what ``adapt`` learned; a seed reaches both it and the compared stage."""
     arms = (

@@ -236,7 +236,8 @@ class Comparison:
         recipe = self.recipes.run(arm, seed, self.lengths[arm.name], values, split, curve)
         made = {j.stage.name: j for j in jobs_of(recipe, self.store)}
         own = dict.fromkeys(n for n in (*self.spec.settings.reseed, stage, judge) if n in made)
-        return Unit(key_of(made[judge].key, stage), arm.name, seed, values, recipe, stage, judge, tuple(own))
+        return Unit(key_of(made[judge].key, stage), arm.name, seed, values, recipe, stage, judge,
+                    tuple((name, made[name].key) for name in own))
 
     def beyond(self) -> list[Unit]:
         """The baseline's runs with seeds beyond those compared: an A/A comparison makes them."""

@@ -6,8 +6,9 @@ import os
 import queue
 import statistics
 import threading
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,8 +39,10 @@ class Unit:
     stage: str
     """Whose costs and weights these are."""
     judge: str
-    own: tuple[str, ...]
-    """Stages of which no other run makes use."""
+    own: tuple[tuple[str, str], ...]
+    """Names and keys of the stages that are of its seed or its arm."""
+    lent: tuple[str, ...] = ()
+    """Those of them that other runs use, too: they stay."""
 
     @property
     def label(self) -> str:
@@ -107,10 +110,10 @@ def run_unit(unit: Unit, root: Path, keep: bool, listener: Listener | None = Non
     record = {"arm": unit.arm, "seed": unit.seed, "values": unit.values,
               "numbers": with_mean(judge["numbers"][unit.stage]), "figures": stage.figures,
               "curve": curve(stage.metrics()), "failed": None, "pruned": False,
-              "hashes": {name: made[name].manifest["hash"] for name in (*unit.own,)}, "selected": selected}
+              "hashes": {name: made[name].manifest["hash"] for name, _ in unit.own}, "selected": selected}
     write(store.folder("runs") / f"{unit.key}.json", record)
-    for name in unit.own if not keep else ():
-        if name not in before:
+    for name, _ in unit.own if not keep else ():
+        if name not in before and name not in unit.lent:
             store.remove(made[name].path.name, force=True)
     return record
 
@@ -162,8 +165,30 @@ def run_all(units: Sequence[Unit], store: Store, watch: Watch, jobs: int = 1,
             out[unit.key] = record
             watch.done(unit.label, record)
     run = _on_ray if engine == "ray" else _parallel if jobs > 1 else _here
-    out |= run(todo, store, watch, jobs, keep)
+    uses = Counter(one for unit in todo for one in unit.own)
+    lent = {one for one, times in uses.items() if times > 1}
+    there = {one for one in lent if store.find(*one)}
+    todo = [replace(unit, lent=tuple(one[0] for one in unit.own if one in lent)) for unit in todo]
+    while todo:
+        turn, todo = _turn(todo, {one for one in lent if not store.find(*one)})
+        out |= run(turn, store, watch, jobs, keep)
+    for one in () if keep else lent - there:
+        if (made := store.find(*one)) is not None:
+            store.remove(made.path.name, force=True)
     return out
+
+
+def _turn(todo: list[Unit], missing: set[tuple[str, str]]) -> tuple[list[Unit], list[Unit]]:
+    """Runs of which no two would make the same stage, and those that wait for them."""
+    turn, later, making = list[Unit](), list[Unit](), set[tuple[str, str]]()
+    for unit in todo:
+        makes = missing.intersection(unit.own)
+        if makes & making:
+            later.append(unit)
+        else:
+            turn.append(unit)
+            making |= makes
+    return turn, later
 
 
 def _here(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
