@@ -114,17 +114,19 @@ class Scratch:
 def write_shards(tensors: dict[str, Tensor], folder: Path) -> dict[str, Path]:
     """Write what this rank has of tensors that are cut into rows, each to its file; returns the files once
     all ranks have written. What is not cut, each rank has whole."""
-    if sharding.main():
-        shutil.rmtree(folder, ignore_errors=True)               # of an attempt that was killed
-        folder.mkdir(parents=True)
-    sharding.barrier()
     files = {n: folder / str(i) for i, (n, t) in enumerate(tensors.items()) if isinstance(t, DTensor)}
+
+    def begin() -> None:
+        if sharding.main():
+            shutil.rmtree(folder, ignore_errors=True)           # of an attempt that was killed
+            folder.mkdir(parents=True)
 
     def write() -> None:
         for name, file in files.items():
             rows, (first, *_) = sharding.part(tensors[name])
             write_rows(rows, first, file)
 
+    sharding.everywhere(begin)
     sharding.everywhere(write)
     return files
 
