@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -38,15 +39,19 @@ from typing import Any
 
 import daft  # noqa: F401  (imported here, so that a forked process need not)
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: F401
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 import trainwright
 from trainwright import cli
 from trainwright.core import registry
 from trainwright.core.stage import stages
+from trainwright.report import page, plots
 from trainwright.storage import identity
 
 PATIENCE = 120
 """Seconds after which a rank that stands still is killed."""
+OTHERS = ("pandas", "pydantic", "ray", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg")
+"""What libraries import only when they are used: daft looks whether it runs within ray."""
 OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree"}
 
 
@@ -57,9 +62,17 @@ def warm() -> None:
         if not module.name.endswith("__main__"):
             with contextlib.suppress(ImportError):              # an extra that is not installed
                 importlib.import_module(module.name)
+    for other in OTHERS:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(other)
+    get_checkpoint_conversion_mapping("llama")
+    plots.svg(plots.Figure(), "none", "none")
+    page.environment().get_template("run.html")
     assert stages()
     for card in registry.cards().values():
         identity.code(card.file)
+    gc.collect()
+    gc.freeze()                                                 # what is not touched is not copied
 
 
 def fork(

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,13 @@ ROWS = 4000
 """Rows of a stage that are kept to be drawn; of more, every other one goes."""
 LINES = 12
 """Lines that a run said, as many as stay on the page."""
+
+
+@cache
+def environment() -> Environment:
+    """The templates, each compiled once."""
+    return Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
+                       trim_blocks=True, lstrip_blocks=True)
 
 
 class Live(Listener):
@@ -96,9 +104,7 @@ class Live(Listener):
             figure = plots.training(rows, {n: 1 + i for i, n in enumerate(domains)})
             label = f"Training loss of {self.stage_name} so far, now {value(rows[-1].get('loss'))}."
             plot = Markup(plots.svg(figure, "live", label)) if figure else None
-        environment = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
-                                  trim_blocks=True, lstrip_blocks=True)
-        text = environment.get_template("live.html").render(
+        text = environment().get_template("live.html").render(
             title=self.title, ended=self.ended, states=list(self.states.items()), plot=plot,
             stage=self.stage_name, facts=self.facts(rows), lines=self.lines, every=round(EVERY),
             running=duration(time.monotonic() - self.began))

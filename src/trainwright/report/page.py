@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
             _plot_selection(stage, out)
         elif stage.rows:
             _plot_evaluation(stage, colours, out)
-    text = _environment().get_template("run.html").render(
+    text = environment().get_template("run.html").render(
         title=title, plan=plan.strip(), recipe=highlight(recipe_text), stages=stages, facts=facts(stages),
         story=story(stages), trained=[s for s in stages if s.trains], made=made_at_once(stages),
         judged=[s for s in stages if s.rows], total=total(stages),
@@ -194,7 +195,9 @@ def write(out: Path, recipe_text: str, title: str, manifests: list[dict[str, Any
     return page
 
 
-def _environment() -> Environment:
+@cache
+def environment() -> Environment:
+    """The templates, each compiled once."""
     made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
                        trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"count": count, "size": size, "duration": duration, "value": value, "signed": signed,

@@ -54,6 +54,7 @@ def write(folder: Path, result: dict[str, Any]) -> Path:
 
 @cache
 def environment() -> Environment:
+    """The templates, each compiled once."""
     made = Environment(loader=PackageLoader("trainwright.report", "templates"), autoescape=True,
                        trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"duration": numbers.duration, "words": words, "unit": unit_words, "p": numbers.p_value,
