@@ -18,6 +18,7 @@ import trainwright
 from trainwright.core.registry import FOLDERS
 
 Ranks = Callable[..., subprocess.CompletedProcess[str]]
+Forked = Callable[[str, Path], Any]
 
 LIFE = """title = "A tiny life"
 seed = 3
@@ -182,6 +183,23 @@ def warm() -> Iterator[Warm]:
     server = Warm()
     yield server
     server.close()
+
+
+@pytest.fixture(scope="session")
+def forked(warm: Warm) -> Forked:
+    """``forked(module, folder)`` is what ``main(folder)`` of a module returns, by way of JSON, in a process
+    that is forked from the warm one; it may fork others, and change what it has imported."""
+
+    def run(module: str, folder: Path) -> Any:
+        root = str(Path(__file__).parents[1])
+        program = warm.start("-c", f"import json, pathlib, sys; sys.path.insert(0, {root!r}); "
+                                   f"import {module} as asked; "
+                                   f"print(json.dumps(asked.main(pathlib.Path({str(folder)!r}))))",
+                             cwd=folder)
+        said, errors = program.communicate(800)
+        assert program.poll() == 0, errors + "".join(f.read_text()[-2000:] for f in folder.glob("*.log"))
+        return json.loads(said)
+    return run
 
 
 @pytest.fixture

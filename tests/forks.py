@@ -1,14 +1,14 @@
-"""Runs the program in forked processes, which saves its imports. A program of its own, in two ways.
+"""Runs the program in forked processes, which saves its imports.
 
-``python tests/forks.py FOLDER`` runs ``FOLDER/life.toml`` in three stores below FOLDER and
-prints what it did as JSON:
+``main(FOLDER)`` runs ``FOLDER/life.toml`` in three stores below FOLDER and tells what it did:
 
 - ``whole``: without interruption;
 - ``times``: killed at random times, again and again, each process going on where the one before it died;
 - ``operations``: killed right before the 1st, the 2nd, … file operation of saving, then of
   the export and the commit.
 
-``python tests/forks.py`` does what lines on its standard input ask for, and answers each with one line:
+``python tests/forks.py`` is a program of its own: it does what lines on its standard input ask for, and
+answers each with one line:
 
 - ``{"ranks": N, "nodes": M, "folder": …, "store": …, "words": [WORD …]}`` runs ``FOLDER/life.toml`` on so
   many ranks of so many machines: ``[CODE, OUTPUT]``;
@@ -257,15 +257,11 @@ def serve() -> None:
         print(json.dumps(told), flush=True)
 
 
-def main() -> None:
-    warm()
-    if not sys.argv[1:]:
-        serve()
-        return
-    at = Path(sys.argv[1])
-    print(json.dumps({"whole": ended(fork(at, "whole")), "times": at_times(at, "times"),
-                      "operations": at_operations(at, "operations")}))
+def main(folder: Path) -> dict[str, Any]:
+    return {"whole": ended(fork(folder, "whole")), "times": at_times(folder, "times"),
+            "operations": at_operations(folder, "operations")}
 
 
 if __name__ == "__main__":
-    main()
+    warm()
+    serve()

@@ -12,8 +12,6 @@ import os
 import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -24,7 +22,7 @@ import pytest
 
 import trainwright as tw
 from tests import forks
-from tests.conftest import LIFE, Warm, environment, write_texts
+from tests.conftest import LIFE, Forked, Warm, write_texts
 from trainwright.core import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -53,15 +51,12 @@ def check_clean(store: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def told(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> tuple[Path, dict[str, Any]]:
     """A folder in which the program was killed many times, and what was done to it."""
     folder = tmp_path_factory.mktemp("kill")
     write_texts(folder / "texts")
     (folder / "life.toml").write_text(RECIPE)
-    line = [sys.executable, forks.__file__, str(folder)]
-    done = subprocess.run(line, env=environment(), text=True, capture_output=True, timeout=280)
-    assert done.returncode == 0, done.stderr + "".join(f.read_text()[-2000:] for f in folder.glob("*.log"))
-    return folder, json.loads(done.stdout)
+    return folder, forked("tests.forks", folder)
 
 
 def test_killed_at_random_times(told: tuple[Path, dict[str, Any]]) -> None:

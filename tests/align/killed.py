@@ -1,5 +1,5 @@
 """Reinforcement that is killed where it samples, where it grades and between its epochs, in forked processes
-on one rank and on two: ``python tests/align/killed.py FOLDER`` prints as JSON how each process ended.
+on one rank and on two: ``main`` tells how each process ended.
 
 A base, preference pairs and a reward model are made once, in the store ``start``; every other store begins as
 a copy of it. ``whole1`` and ``whole2`` are left alone, on so many ranks; of ``killed1`` and ``killed2`` the
@@ -8,11 +8,9 @@ last rank dies at each of ``PLACES`` in turn, and the same command goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,7 +164,3 @@ def main(folder: Path) -> dict[str, list[int]]:
                 codes[store].append(forks.on_ranks(folder, store, ranks, [], arm)[0])
     return codes
 
-
-if __name__ == "__main__":
-    assert forks.registry.cards() and forks.stages()
-    print(json.dumps(main(Path(sys.argv[1]))))

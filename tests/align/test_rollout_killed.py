@@ -4,8 +4,6 @@ rank and on two; and two ranks sample and learn what one does."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.align import killed
-from tests.conftest import environment
+from tests.conftest import Forked
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 Told = tuple[Path, dict[str, list[int]]]
@@ -22,13 +20,9 @@ CLOCKS = ("seconds", "tokens_per_second", "memory_bytes")
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    folder, around = tmp_path_factory.mktemp("killed"), environment()
-    around["PYTHONPATH"] += f":{Path(__file__).parents[2]}"
-    line = [sys.executable, killed.__file__, str(folder)]
-    done = subprocess.run(line, env=around, text=True, capture_output=True, timeout=800)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+def told(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> Told:
+    folder = tmp_path_factory.mktemp("killed")
+    return folder, forked("tests.align.killed", folder)
 
 
 def weights(folder: Path, store: str, stage: str) -> dict[str, Tensor]:

@@ -1,5 +1,5 @@
-"""A machine that fails in every kind of stage and in a comparison, in forked processes:
-``python tests/life/faults.py FOLDER`` prints as JSON what came of it.
+"""A machine that fails in every kind of stage and in a comparison, in forked processes: ``main`` tells what
+came of it.
 
 A life with a stage of each kind is run in three stores, and so is a comparison. ``whole`` is left alone. In
 ``killed`` a process dies before the 1st, then the 8th, 64th … change of a file in the folder of a stage. In
@@ -10,7 +10,6 @@ goes on where the one before it ended.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import sys
@@ -119,7 +118,3 @@ def main(folder: Path) -> dict[str, Any]:
             )
     return found
 
-
-if __name__ == "__main__":
-    forks.warm()
-    print(json.dumps(main(Path(sys.argv[1]))))

@@ -4,14 +4,12 @@ makes is the same to the bit."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import environment
+from tests.conftest import Forked
 from tests.life import faults
 from trainwright.core.stage import stages
 
@@ -22,14 +20,9 @@ OWN = {"manifest.json", "checksums.json", "metrics.jsonl"}
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
+def told(tmp_path_factory: pytest.TempPathFactory, forked: Forked) -> Told:
     folder = tmp_path_factory.mktemp("faults")
-    around = environment()
-    around["PYTHONPATH"] += f":{Path(__file__).parents[2]}"
-    line = [sys.executable, faults.__file__, str(folder)]
-    done = subprocess.run(line, env=around, text=True, capture_output=True, timeout=800)
-    assert done.returncode == 0, done.stderr
-    return folder, json.loads(done.stdout)
+    return folder, forked("tests.life.faults", folder)
 
 
 def contents(store: Path) -> dict[str, bytes]:
