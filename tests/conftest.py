@@ -80,6 +80,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if config.getoption("house") and inside and inside[0] in FOLDERS else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests begin each half, one file after another in turn. Two processes that take a half each,
+    and at the end quick tests of the other's, make no costly fixture twice."""
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    quick = [item for item in items if not item.get_closest_marker("slow")]
+    half = {path: i % 2 for i, path in enumerate(dict.fromkeys(item.path for item in slow))}
+    first, second = ([item for item in slow if half[item.path] == which] for which in (0, 1))
+    room = max(0, (len(items) + 1) // 2 - len(first))
+    items[:] = [*first, *quick[:room], *second, *quick[room:]]
+
+
 def write_texts(folder: Path) -> Path:
     """Twelve documents of each of two domains, the same on every machine."""
     draw = random.Random(0)
