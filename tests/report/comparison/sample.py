@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
 from tests.report.sample import VERSIONS
 from trainwright.compare.statistics import holm, noise_floor, paired, verdict
+from trainwright.report.comparison import export
 
 SEEDS = 5
 TOKENS = 200_000
@@ -468,3 +474,17 @@ def plain() -> dict[str, Any]:
         "git": None,
         "hardware": "",
     }
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Pages whose pictures to take along are empty files: drawn three times each, they are most of the work
+    of a page. What stands on the page is drawn."""
+    def picture(figure: Figure, out: Path, name: str) -> str:
+        for kind in export.FORMATS:
+            (out / f"{name}.{kind}").touch()
+        return f"{name}.png"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "picture", picture)
+        yield

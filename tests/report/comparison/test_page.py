@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def plain(text: str) -> str:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of the sample."""
     return page.write(tmp_path_factory.mktemp("comparison") / "report", sample.result())
+
+
+@pytest.fixture(autouse=True)
+def _quick(written: Path) -> Iterator[None]:
+    """One page has all its pictures."""
+    with sample.without_pictures():
+        yield
 
 
 @pytest.mark.slow
