@@ -3,8 +3,8 @@ came of it.
 
 A life with a stage of each kind is run in three stores, and so is a comparison. ``whole`` is left alone. In
 ``killed`` a process dies before the 1st, then the 16th, 256th … change of a file in the folder of a stage. In
-``full`` no room is left on the disk from the 1st, 16th, 256th … file on that a stage makes there. Each process
-goes on where the one before it ended.
+``full`` no room is left on the disk from the 1st, 16th, 256th … file on that a stage makes there. Each
+process goes on where the one before it ended.
 """
 
 from __future__ import annotations
