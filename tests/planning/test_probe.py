@@ -18,6 +18,7 @@ from trainwright.life.jobs import Job, jobs
 from trainwright.life.run import run
 from trainwright.planning import probe
 from trainwright.planning.probe import Point, Probe, _Effort
+from trainwright.pretrain.next_token import NextToken
 from trainwright.storage.store import Store
 
 MEASURED = Probe(
@@ -138,6 +139,28 @@ def test_small_stages_are_tried_whole(life: Path) -> None:
     assert all(p.bytes > taken.fixed > 0 and p.seconds > 0 and p.rest > 0 for p in taken.points)
 
 
+@pytest.mark.slow
+def test_an_objective_that_looks_at_several_rows_is_given_as_many(
+    life: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 8 rows; with its corpus there, and the first micro-batch of three at most."""
+    store = Store(life.parent / "store")
+    run(load(life), store)
+    count, group = NextToken.count, 1
+
+    def grouped(self: NextToken, batch: dict[str, Any]) -> float:
+        if len(batch["input_ids"]) % group:
+            raise UserError("next_token: a row is left over")
+        return count(self, batch)
+
+    monkeypatch.setattr(NextToken, "count", grouped)
+    monkeypatch.setattr(probe, "FIRST", 96)
+    monkeypatch.setattr(_Effort, "affords", lambda *given: False)
+    for group, tried in ((1, [2, 8]), (2, [2, 8]), (4, [8])):
+        taken = probe.take(load(life), store.root, "base", 0.05)
+        assert taken is not None and [p.rows for p in taken.points] == tried
+
+
 class _Fake(_Effort):
     """An effort without a stage: two micro-batches a step, so many seconds and FLOPs left."""
 
@@ -151,8 +174,8 @@ class _Fake(_Effort):
 @pytest.mark.parametrize(
     ("seconds", "work", "rows"),
     [
-        (80.0, 0.0, 20),  # two steps of two micro-batches of 20 rows, a second a row
-        (0.0, 8000.0, 5),  # so much work is worth it however slow the machine is, for 20 seconds more
+        (80.0, 0.0, 16),  # two steps of two micro-batches of 20 rows, a second a row: a quarter of 64
+        (0.0, 8000.0, 4),  # so much work is worth it however slow the machine is, for 20 seconds more
         (1.0, 0.0, 4),  # a line takes two points
         (1e6, 0.0, 64),  # and no more than the recipe asks for
     ],
@@ -170,7 +193,7 @@ def test_the_next_point_is_worth_its_time(
 def test_a_point_that_memory_may_not_hold_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     # a thousand bytes a row, and a thousand without any
     first = Point(2, 3000.0, 2.0, 0.0)
-    for available, rows in ((13_500.0, 9), (7_500.0, 5), (3_500.0, 0)):
+    for available, rows in ((13_500.0, 8), (7_500.0, 4), (3_500.0, 0)):
         monkeypatch.setattr(hardware, "memory_bytes", lambda: available)  # noqa: B023
         assert _Fake(1e6, 0.0).next([first], 64, 1000.0) == rows
 

@@ -121,13 +121,17 @@ def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe | No
     real = stage.batch_rows(job) // (sharding.world() * stage.accumulate)
     tokens_a_row = stage.row_tokens(job) or FIRST
     effort = _Effort(run, min(stage.accumulate, 2), part)
-    points, rows = list[Point](), min(real, max(1, FIRST // tokens_a_row))
-    try:
-        counted, tokens = effort.count(rows)
-    except (UserError, KeyError):
-        if job.ready(store):
-            raise
-        return None
+    points, few = list[Point](), _halved(real, FIRST // tokens_a_row)
+    for rows in (few, real):                        # an objective may look at several rows at once
+        try:
+            counted, tokens = effort.count(rows)
+            break
+        except (UserError, KeyError):
+            if rows < real:
+                continue
+            if job.ready(store):
+                raise
+            return None
     rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
     while rows:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
@@ -136,6 +140,15 @@ def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe | No
     flops_per_token = counted / tokens if tokens else 0.0
     return Probe(counts["parameters"], counts["trainable"], flops_per_token, fixed, tuple(points), compiled,
                  run.ctx.device.type)
+
+
+def _halved(real: int, most: float) -> int:
+    """The largest of ``real`` rows, half of them, a quarter … that is no more than ``most``: what takes rows
+    in twos or in groups can do with it. At least one."""
+    rows = max(1, real)
+    while rows > max(1.0, most):
+        rows //= 2
+    return rows
 
 
 class Probes:
@@ -262,9 +275,9 @@ class _Effort:
         worth = max(self.left() / second, self.work / flop if flop else 0.0)
         most = min(worth, (self.left() + MOST_SECONDS) / second)
         room = (SHARE * hardware.memory_bytes() - base) / max(1.0, (last.bytes - base) / last.rows)
-        rows = min(real, int(min(most, room)))
-        if len(points) == 1 and room >= 2 * last.rows:
-            rows = max(rows, min(real, 2 * last.rows))                   # a line takes two points
+        rows = _halved(real, min(most, room))
+        if len(points) == 1 and room >= 3 * last.rows:
+            rows = max(rows, _halved(real, 3 * last.rows))               # a line takes two points
         tells = rows == real or rows > 1.5 * last.rows or len(points) == 1
         return rows if rows > last.rows and tells else 0
 
