@@ -67,10 +67,11 @@ def ids(one):
 
 @pytest.mark.parametrize(("paper", "group"), TESTED, ids=ids)
 def test_every_claim_with_arms_is_a_comparison(paper, group):
-    spec = reproduce.spec_of(paper, group[0])
+    spec = reproduce.spec_of(paper, *group)
     assert [a.name for a in spec.arms] == [group[0].baseline, group[0].arm] and spec.settings.seeds >= 5
     for claim in group:
         verdicts.expects(claim.expects, paper.id)
+        assert spec.way(claim.metric or spec.settings.metric), "a number of which nobody says when it is better"
 
 
 TODAY = random.Random(datetime.date.today().toordinal()).sample(TESTED, min(4, len(TESTED)))
@@ -177,7 +178,7 @@ def test_the_cheapest_suite_comes_first_and_what_was_never_timed_last(monkeypatc
 def test_an_arm_that_fails_is_no_evidence(tmp_path, monkeypatch):
     row = {"arm": "lora", "metric": "loss/code", "difference": None, "verdict": "failed",
            "reason": "no memory"}
-    monkeypatch.setattr(reproduce, "spec_of", lambda paper, claim: None)
+    monkeypatch.setattr(reproduce, "spec_of", lambda paper, *claims: None)
     monkeypatch.setattr(reproduce.Comparison, "run", lambda self: {"comparisons": [row]})
     with pytest.raises(UserError, match=r"^mine: lora failed in the suite life: no memory$"):
         reproduce.reproduce(PAPER, PAPER.claims, Store(tmp_path), tmp_path / "evidence", Count())

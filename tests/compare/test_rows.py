@@ -39,6 +39,16 @@ def test_differences_are_taken_seed_by_seed_and_bytes_as_they_are(tmp_path) -> N
     assert stored["exact"] and (stored["low"], stored["high"], stored["p"]) == (2, 2, None)
 
 
+def test_other_numbers_are_compared_where_it_is_said_when_they_are_better(tmp_path) -> None:
+    made = runs(BASE, SLOW)
+    for run in (run for listed in made.values() for run in listed):
+        run["metrics"]["right"] = -run["metrics"]["loss/code"]
+    assert "right" not in {r["metric"] for r in rows.comparisons(comparison(tmp_path, seeds=4), made)}
+    told = rows.comparisons(comparison(tmp_path, seeds=4, also={"right": "higher"}), made)
+    (one,) = [r for r in told if r["metric"] == "right"]
+    assert (one["better"], one["verdict"]) == ("higher", "worse") and one["difference"] < 0
+
+
 def test_a_metric_that_a_run_lacks_has_no_row(tmp_path) -> None:
     made = runs(BASE, SLOW)
     del made["slow"][2]["metrics"]["gain/code"]

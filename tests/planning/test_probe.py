@@ -146,17 +146,17 @@ def test_an_objective_that_looks_at_several_rows_is_given_as_many(
     """Of 8 rows; with its corpus there, and the first micro-batch of three at most."""
     store = Store(life.parent / "store")
     run(load(life), store)
-    count, group = NextToken.count, 1
+    count, group = NextToken.count, [1]
 
     def grouped(self: NextToken, batch: dict[str, Any]) -> float:
-        if len(batch["input_ids"]) % group:
+        if len(batch["input_ids"]) % group[0]:
             raise UserError("next_token: a row is left over")
         return count(self, batch)
 
     monkeypatch.setattr(NextToken, "count", grouped)
     monkeypatch.setattr(probe, "FIRST", 96)
     monkeypatch.setattr(_Effort, "affords", lambda *given: False)
-    for group, tried in ((1, [2, 8]), (2, [2, 8]), (4, [8])):
+    for group[0], tried in ((1, [2, 8]), (2, [2, 8]), (4, [8])):
         taken = probe.take(load(life), store.root, "base", 0.05)
         assert taken is not None and [p.rows for p in taken.points] == tried
 

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from trainwright.compare import coordinate, deciding, tuning
+from trainwright.compare import coordinate, deciding, rows, tuning
 from trainwright.compare import costs as costing
 from trainwright.compare.arms import ArmRecipes, Length
 from trainwright.compare.execute import Record, Unit, Watch, failure, run_all, with_mean
@@ -105,14 +105,17 @@ class Comparison:
                 self._job(self.recipes.run(arm, 0, Length(self.limit(None)), values))
 
     def _check_metric(self) -> None:
-        judge = self.recipes.run(self.spec.arms[0], 0, Length())
-        evaluators = jobs_of(judge, self.store)[-1].methods
+        judges = [self.recipes.run(arm, 0, Length()) for arm in self.spec.arms]
+        evaluators: list[Any] = jobs_of(judges[0], self.store)[-1].methods
+        every = [m for judge in judges for m in jobs_of(judge, self.store)[-1].methods]
         metric = self.spec.settings.metric
-        makers = [m for m in evaluators if m.may_make(metric)]  # type: ignore[attr-defined]
-        if not makers:
-            made = sorted({p for m in evaluators for p in m.makes})  # type: ignore[attr-defined]
-            raise UserError(f"{self.spec.file}: compare: no evaluator makes the metric {metric!r}; "
-                            f"they make {', '.join(made) or 'no numbers'}.")
+        more = [name for name in self.spec.settings.also if name not in rows.COSTS]
+        makers = [m for m in evaluators if m.may_make(metric)]
+        for name, among in ((metric, evaluators), *((name, every) for name in more)):
+            if not any(m.may_make(name) for m in among):
+                made = sorted({p for m in among for p in m.makes})
+                raise UserError(f"{self.spec.file}: compare: no evaluator makes the metric {name!r}; "
+                                f"they make {', '.join(made) or 'no numbers'}.")
         if any(self.candidates.values()) and not self.recipes.evaluators("tune"):
             raise UserError(f"{self.spec.file}: compare: {makers[0].name} cannot measure {metric!r} on "
                             "documents kept for tuning; name an evaluator that has a split (held_out), or "

@@ -71,8 +71,8 @@ def arm_of(name: str, given: Any, where: str) -> Arm:
     return arm
 
 
-def spec_of(paper: Paper, claim: Claim) -> Spec:
-    """The comparison that tests a claim.
+def spec_of(paper: Paper, claim: Claim, *more: Claim) -> Spec:
+    """The comparison that tests a claim, and others of the same arms.
 
     Raises:
         UserError: a suite that is not there, or arms that are none.
@@ -83,7 +83,8 @@ def spec_of(paper: Paper, claim: Claim) -> Spec:
     verdicts.expects(claim.expects, where)
     file = suite.find(claim.suite) if claim.suite else library.RECIPES / claim.recipe
     arms = [arm_of(name, claim.arms[name], where) for name in (claim.baseline, claim.arm)]
-    return specs.load(file, {"baseline": claim.baseline}, arms, own=False)
+    also = {c.metric: c.better for c in (claim, *more) if c.metric and c.better}
+    return specs.load(file, {"baseline": claim.baseline, "also": also}, arms, own=False)
 
 
 def at_a_time() -> int:
@@ -123,7 +124,7 @@ def together(claims: Iterable[Claim]) -> list[list[Claim]]:
 def _run(paper: Paper, group: list[Claim], store: Store, watch: Watch, jobs: int) -> list[Measured]:
     if group[0].script:
         return [_program(paper, claim, store) for claim in group]
-    comparison = Comparison(spec_of(paper, group[0]), store, watch, jobs)
+    comparison = Comparison(spec_of(paper, *group), store, watch, jobs)
     result = comparison.run()
     rows = [r for r in result["comparisons"] if r["arm"] == group[0].arm]
     return [_row(paper, claim, comparison.spec, result, rows) for claim in group]

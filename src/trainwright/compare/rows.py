@@ -10,7 +10,6 @@ from trainwright.compare import deciding
 from trainwright.compare.execute import recorded
 from trainwright.compare.sequential import anytime, corrected
 from trainwright.compare.statistics import holm, noise_floor, paired, verdict
-from trainwright.core.metrics import direction
 
 if TYPE_CHECKING:
     from trainwright.compare.compare import Comparison
@@ -60,7 +59,7 @@ def _metrics(c: Comparison, runs: Runs) -> list[str]:
     main = c.spec.settings.metric
     seen = dict.fromkeys(m for listed in runs.values() for r in listed for m in r["metrics"])
     changes = [m for m in seen if m.startswith(("gain/", "forgetting/"))]
-    rest = [m for m in seen if m not in (main, *changes, *COSTS) and direction(m)]
+    rest = [m for m in seen if m not in (main, *changes, *COSTS) and c.spec.way(m)]
     return [main, *changes, *rest, *(m for m in COSTS if m in seen)]
 
 
@@ -71,7 +70,7 @@ def _row(c: Comparison, name: str, metric: str, mine: Sequence[dict[str, Any]],
              for a, b in zip(mine, base, strict=not c.spec.settings.until_decided)]
     if any(x is None or y is None or not (math.isfinite(x) and math.isfinite(y)) for x, y in pairs):
         return None
-    better = c.spec.better if metric == c.spec.settings.metric else direction(metric) or "lower"
+    better = c.spec.way(metric) or "lower"
     if metric == "seconds_per_step":
         cost = c.costs[name]
         pairs = list(zip(cost.rounds, cost.baseline_rounds, strict=True))

@@ -87,6 +87,9 @@ class Settings:
     """What decides, such as ``loss/code``: a number of an evaluator."""
     better: Literal["lower", "higher"] | None = None
     """Which way the metric is better, where its name does not say."""
+    also: dict[str, Literal["lower", "higher"]] = field(default_factory=dict)
+    """Other numbers to compare whose names do not say which way they are better: ``{ sums = "higher" }``;
+    losses, accuracies and the like are compared anyway."""
     baseline: str | None = None
     """Arm with which the others are compared; default: the first."""
     tune: dict[str, Any] = field(default_factory=dict)
@@ -158,7 +161,12 @@ class Spec:
 
     @property
     def better(self) -> Literal["lower", "higher"]:
-        return self.settings.better or direction(self.settings.metric) or "lower"
+        return self.way(self.settings.metric) or "lower"
+
+    def way(self, metric: str) -> Literal["lower", "higher"] | None:
+        """Which way a number is better, as far as one knows."""
+        said = self.settings.better if metric == self.settings.metric else None
+        return said or self.settings.also.get(metric) or direction(metric)
 
     def stage_table(self, name: str) -> dict[str, Any]:
         """A stage of the recipe as it is written."""
