@@ -71,7 +71,7 @@ def test_every_claim_with_arms_is_a_comparison(paper, group):
     assert [a.name for a in spec.arms] == [group[0].baseline, group[0].arm] and spec.settings.seeds >= 5
     for claim in group:
         verdicts.expects(claim.expects, paper.id)
-        assert spec.way(claim.metric or spec.settings.metric), "a number of which nobody says when it is better"
+        assert spec.way(claim.metric or spec.settings.metric), "nobody says when this number is better"
 
 
 TODAY = random.Random(datetime.date.today().toordinal()).sample(TESTED, min(4, len(TESTED)))
