@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--house", action="store_true", help="leave out the tests of single methods")
 
 
+def pytest_configure() -> None:
+    """Signals that whoever started the tests lets them ignore (``nohup``, a shell in the background) are
+    heard again: tests send them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """With ``--house``, the rooms of methods; None leaves the decision to others."""
     inside = collection_path.relative_to(Path(__file__).parent).parts
@@ -133,15 +142,19 @@ class Warm:
     trainwright`` does it, without the seconds that this takes each time."""
 
     def __init__(self) -> None:
-        self.around = environment()
+        self.around, self.asked = environment(), 0
         self.server = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("forks.py"))], env=self.around, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, **what: Any) -> Any:
         assert self.server.stdin is not None and self.server.stdout is not None
-        print(json.dumps(what), file=self.server.stdin, flush=True)
-        return json.loads(self.server.stdout.readline())
+        self.asked += 1
+        print(json.dumps(what | {"number": self.asked}), file=self.server.stdin, flush=True)
+        while True:                                # answers for which a test did not wait any longer
+            number, answer = json.loads(self.server.stdout.readline())
+            if number == self.asked:
+                return answer
 
     def fits(self) -> bool:
         """Whether the environment is the one that the server was started in."""
@@ -168,8 +181,12 @@ class Program:
         self.pid: int = warm.ask(start=words, folder=str(cwd.resolve()), out=self.out, err=self.err)
 
     def poll(self, seconds: float = 0.0) -> int | None:
-        if self.returncode is None:
-            self.returncode = self.warm.ask(wait=self.pid, seconds=seconds)
+        until = time.monotonic() + seconds
+        while self.returncode is None:             # the server is not kept for longer than a moment
+            left = until - time.monotonic()
+            self.returncode = self.warm.ask(wait=self.pid, seconds=max(0.0, min(1.0, left)))
+            if left <= 1.0:
+                break
         return self.returncode
 
     def communicate(self, timeout: float = 120) -> tuple[str, str]:

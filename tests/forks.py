@@ -8,7 +8,7 @@
   the export and the commit.
 
 ``python tests/forks.py`` is a program of its own: it does what lines on its standard input ask for, and
-answers each with one line:
+answers each with one line, which begins with the ``number`` of what was asked:
 
 - ``{"ranks": N, "nodes": M, "folder": …, "store": …, "words": [WORD …]}`` runs ``FOLDER/life.toml`` on so
   many ranks of so many machines: ``[CODE, OUTPUT]``;
@@ -254,7 +254,7 @@ def serve() -> None:
         else:
             told = on_ranks(Path(asked["folder"]), asked["store"], asked["ranks"], asked["words"],
                             nodes=asked["nodes"])
-        print(json.dumps(told), flush=True)
+        print(json.dumps([asked["number"], told]), flush=True)
 
 
 def main(folder: Path) -> dict[str, Any]:
