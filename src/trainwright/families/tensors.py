@@ -152,6 +152,14 @@ class Writer:
         if not self.order:
             self._begin(0)
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing stays open where it ends early."""
+        if self._file is not None:
+            self._file.close()
+
     def add(self, name: str, pieces: Iterable[Tensor]) -> None:
         """The next tensor of ``order``, in pieces that make it up one after the other."""
         if name in self._first:

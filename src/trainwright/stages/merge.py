@@ -120,11 +120,12 @@ class MergeStage(Stage):
         methods: list[Arithmetic] = job.of(Arithmetic)
         for method in methods:
             method.prepare(ctx)
-        writer = tensors.Writer(run.out, made := self._made(before or sources[0]))
+        made = self._made(before or sources[0])
         kinds = {entry.name: entry.dtype for entry in made}
-        for name in writer.order:
-            writer.add(name, streamed(name, sources, before, methods, ctx, kinds[name]))
-        size = writer.close()
+        with tensors.Writer(run.out, made) as writer:
+            for name in writer.order:
+                writer.add(name, streamed(name, sources, before, methods, ctx, kinds[name]))
+            size = writer.close()
         for method in methods:
             method.leave(run.out, ctx)
         tensors.copy_rest(folders[0], run.out)
