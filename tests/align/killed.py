@@ -163,4 +163,3 @@ def main(folder: Path) -> dict[str, list[int]]:
                         deadly(place)
                 codes[store].append(forks.on_ranks(folder, store, ranks, [], arm)[0])
     return codes
-

@@ -157,4 +157,3 @@ def main(folder: Path) -> dict[str, Any]:
 
         found[f"no {name}"] = end(train, f"no {name}", at_step(train, f"no {name}", remove))
     return found
-

@@ -2,8 +2,8 @@
 came of it.
 
 A life with a stage of each kind is run in three stores, and so is a comparison. ``whole`` is left alone. In
-``killed`` a process dies before the 1st, then the 16th, 256th … change of a file in the folder of a stage. In
-``full`` no room is left on the disk from the 1st, 16th, 256th … file on that a stage makes there. Each
+``killed`` a process dies before the 1st, then the 8th, 64th … change of a file in the folder of a stage. In
+``full`` no room is left on the disk from the 1st, 8th, 64th … file on that a stage makes there. Each
 process goes on where the one before it ended.
 """
 
@@ -31,7 +31,7 @@ from trainwright.storage.store import Store
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 STORE = ".store"
-STRIDE = 16
+STRIDE = 8
 MOST = 60
 """Processes after which something does not get on."""
 STAGES = ("corpus", "base", "merged", "judge", "pruned", "rounds.2.tune")
@@ -117,4 +117,3 @@ def main(folder: Path) -> dict[str, Any]:
                 folder, f"{what} {name}{STORE}", places if fault else [], fault or die, words
             )
     return found
-

@@ -105,21 +105,26 @@ class Comparison:
                 self._job(self.recipes.run(arm, 0, Length(self.limit(None)), values))
 
     def _check_metric(self) -> None:
-        judges = [self.recipes.run(arm, 0, Length()) for arm in self.spec.arms]
-        evaluators: list[Any] = jobs_of(judges[0], self.store)[-1].methods
-        every = [m for judge in judges for m in jobs_of(judge, self.store)[-1].methods]
         metric = self.spec.settings.metric
-        more = [name for name in self.spec.settings.also if name not in rows.COSTS]
-        makers = [m for m in evaluators if m.may_make(metric)]
-        for name, among in ((metric, evaluators), *((name, every) for name in more)):
-            if not any(m.may_make(name) for m in among):
-                made = sorted({p for m in among for p in m.makes})
-                raise UserError(f"{self.spec.file}: compare: no evaluator makes the metric {name!r}; "
-                                f"they make {', '.join(made) or 'no numbers'}.")
+        makers = self._makers(metric, self.spec.arms[:1])
+        for name in self.spec.settings.also:
+            if name not in rows.COSTS:
+                self._makers(name, self.spec.arms)
         if any(self.candidates.values()) and not self.recipes.evaluators("tune"):
             raise UserError(f"{self.spec.file}: compare: {makers[0].name} cannot measure {metric!r} on "
                             "documents kept for tuning; name an evaluator that has a split (held_out), or "
                             "do not tune.")
+
+    def _makers(self, metric: str, arms: Sequence[Arm]) -> list[Any]:
+        """The evaluators of these arms that make a number, one at least."""
+        judges = [jobs_of(self.recipes.run(arm, 0, Length()), self.store)[-1] for arm in arms]
+        evaluators: list[Any] = [m for judge in judges for m in judge.methods]
+        makers = [m for m in evaluators if m.may_make(metric)]
+        if not makers:
+            made = sorted({p for m in evaluators for p in m.makes})
+            raise UserError(f"{self.spec.file}: compare: no evaluator makes the metric {metric!r}; "
+                            f"they make {', '.join(made) or 'no numbers'}.")
+        return makers
 
     def _job(self, recipe: Recipe) -> Any:
         return next(j for j in jobs_of(recipe, self.store) if j.stage.name == self.recipes.stage)

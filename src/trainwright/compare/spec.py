@@ -247,7 +247,7 @@ def _checked(spec: Spec) -> Spec:
     if s.points < 0:
         raise UserError(f"{where}: points = {s.points}: say how often a run is measured on the way; 0 is "
                         "never.")
-    if not s.better and direction(s.metric) is None:
+    if spec.way(s.metric) is None:
         raise UserError(f"{where}: say better = \"lower\" or \"higher\": the name {s.metric!r} does not "
                         "say which it is.")
     _check_budget(spec, where)

@@ -276,8 +276,8 @@ class _Effort:
         most = min(worth, (self.left() + MOST_SECONDS) / second)
         room = (SHARE * hardware.memory_bytes() - base) / max(1.0, (last.bytes - base) / last.rows)
         rows = _halved(real, min(most, room))
-        if len(points) == 1 and room >= 3 * last.rows:
-            rows = max(rows, _halved(real, 3 * last.rows))               # a line takes two points
+        if len(points) == 1:                                             # a line takes two points
+            rows = max(rows, _halved(real, min(3 * last.rows, room)))
         tells = rows == real or rows > 1.5 * last.rows or len(points) == 1
         return rows if rows > last.rows and tells else 0
 

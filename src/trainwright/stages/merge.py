@@ -164,9 +164,8 @@ class MergeStage(Stage):
         return [e._replace(dtype=dtype) if dtype and e.dtype.is_floating_point else e for e in entries]
 
 
-PIECE = 1 << 18
-"""Entries that are combined at once, where a method can do with a part of a tensor: few enough that the C
-library uses their memory again instead of asking the system for it each time."""
+PIECE = 1 << 20
+"""Entries that are combined at once, where a method can do with a part of a tensor."""
 
 
 def streamed(
