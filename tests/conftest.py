@@ -1,6 +1,7 @@
 """What many tests share: a folder of texts, a tiny life in one recipe, and the program as a process."""
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -98,6 +99,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     first, second = ([item for item in slow if half[item.path] == which] for which in (0, 1))
     room = max(0, (len(items) + 1) // 2 - len(first))
     items[:] = [*first, *quick[:room], *second, *quick[room:]]
+
+
+def pytest_collection_finish() -> None:
+    """What importing and collecting left behind is not looked through again by the collections of garbage
+    that plans and probes begin with."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_texts(folder: Path) -> Path:

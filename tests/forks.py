@@ -45,6 +45,7 @@ import trainwright
 from trainwright import cli
 from trainwright.core import registry
 from trainwright.core.stage import stages
+from trainwright.life.saving import Metrics
 from trainwright.report import page, plots
 from trainwright.storage import identity
 
@@ -117,17 +118,36 @@ def progress(store: Path) -> int:
         return 0
 
 
+def held(last: int) -> None:
+    """In a process that is to be killed: it stands still once it has written down so many steps, so that on
+    a fast machine too it is no further when it dies."""
+    write, begin = Metrics.write, Metrics.__init__
+
+    def stand(step: int) -> None:
+        if step >= last:
+            time.sleep(PATIENCE)
+
+    def begun(self: Metrics, file: Path, step: int) -> None:
+        stand(step)
+        begin(self, file, step)
+
+    def written(self: Metrics, row: dict[str, float]) -> None:
+        write(self, row)
+        stand(int(row["step"]))
+    Metrics.__init__, Metrics.write = begun, written            # type: ignore[method-assign]
+
+
 def at_times(folder: Path, store: str) -> list[int]:
     """Kill at random times until one process gets to the end; returns the steps that were
-    written down at each death."""
+    written down at each death: two before a step, then one to four more each time."""
     draw, died = random.Random(1), list[int]()
     while True:
-        # the first two die before they train
         target = died[-1] + draw.randint(1, 3) if len(died) > 1 else 0
-        pid, begun, patience = fork(folder, store), time.monotonic(), draw.uniform(0.1, 0.8)
+        pid, begun = fork(folder, store, partial(held, target and target + 1)), time.monotonic()
+        patience, after = draw.uniform(0.1, 0.8), draw.uniform(0, 0.05)
         while (code := ended(pid, wait=False)) is None:
-            if progress(folder / store) > target if target else time.monotonic() - begun > patience:
-                time.sleep(draw.uniform(0, 0.05))
+            if progress(folder / store) >= target if target else time.monotonic() - begun > patience:
+                time.sleep(after)
                 os.kill(pid, signal.SIGKILL)
                 code = ended(pid)
                 break
