@@ -2,15 +2,14 @@
 the same rows."""
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
+from tests.conftest import Warm
 
 LIFE = """title = "a selection"
 [[stage]]
@@ -44,12 +43,14 @@ methods = [
 ]
 """
 CARRY_OUT = """
-import logging, sys
+import logging, os
 import trainwright as tw
-if sys.argv[1] == "ray":
+engine = "ENGINE"
+if engine == "ray":
     import ray
+    os.environ["RAY_AUTH_MODE"] = "disabled"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-tw.run(tw.load(sys.argv[1] + ".toml"), sys.argv[1])
+tw.run(tw.load(engine + ".toml"), engine)
 """
 MIXED = """
 from trainwright.corpus import documents
@@ -63,12 +64,12 @@ except UserError as error:
 """
 
 
-def carried_out(folder: Path, code: str, *words: str) -> str:
+def carried_out(warm: Warm, folder: Path, code: str) -> str:
     """In a process of its own: one has one engine."""
-    ran = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True,
-                         env=os.environ | {"RAY_AUTH_MODE": "disabled"})
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    return ran.stdout
+    program = warm.start("-c", code, cwd=folder)
+    said, errors = program.communicate(300)
+    assert program.poll() == 0, errors[-3000:]
+    return said
 
 
 def documents(store: Path, stage: str) -> list[dict[str, Any]]:
@@ -78,11 +79,11 @@ def documents(store: Path, stage: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_the_same_rows_on_ray(tmp_path: Path) -> None:
+def test_the_same_rows_on_ray(tmp_path: Path, warm: Warm) -> None:
     pytest.importorskip("ray")
     for engine in ("native", "ray"):
         (tmp_path / f"{engine}.toml").write_text(LIFE.replace("ENGINE", engine))
-        carried_out(tmp_path, CARRY_OUT, engine)
+        carried_out(warm, tmp_path, CARRY_OUT.replace("ENGINE", engine))
     for stage in ("raw", "chosen"):
         here, there = (documents(tmp_path / engine, stage) for engine in ("native", "ray"))
         names = [[(r["id"], r["text"], r["domain"], r["source"]) for r in rows] for rows in (here, there)]
@@ -93,6 +94,6 @@ def test_the_same_rows_on_ray(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_process_has_one_engine(tmp_path: Path) -> None:
+def test_a_process_has_one_engine(tmp_path: Path, warm: Warm) -> None:
     pytest.importorskip("ray")
-    assert 'this process has already run a table on engine = "native"' in carried_out(tmp_path, MIXED)
+    assert 'this process has already run a table on engine = "native"' in carried_out(warm, tmp_path, MIXED)

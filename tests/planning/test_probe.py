@@ -51,7 +51,10 @@ def test_compiled_code_starts_late_and_is_quicker_and_smaller() -> None:
     step = 4.5 / probe.COMPILE_GAIN["cpu"] + 0.25
     assert compiled.seconds(8, 1, 100) == pytest.approx(probe.COMPILE_SECONDS["cpu"] + 100 * step)
     kept = 1000 + 4 * 60
-    assert compiled.memory_bytes(8) == pytest.approx(kept + probe.COMPILE_KEEPS * (3000 - kept))
+    of_it = kept + probe.COMPILE_TAKES["cpu"]
+    assert compiled.memory_bytes(8) == pytest.approx(of_it + probe.COMPILE_KEEPS * (3000 - kept))
+    beside = replace(compiled, device="cuda")
+    assert beside.memory_bytes(8) == pytest.approx(kept + probe.COMPILE_KEEPS * (3000 - kept))
 
 
 def job_of(life: Path, stage: str) -> tuple[Job, Store]:

@@ -172,12 +172,12 @@ def each(work: Callable[[Path], T], folder: Path, names: Sequence[str]) -> dict[
 
 def seal(folder: Path) -> None:
     """Put everything below a folder on the disk, and its checksums beside it, in ``checksums.json``."""
-    def settled(file: Path) -> str:
-        sync(file)
-        return checksum(file)
-
     names = [name for name in within(folder) if name != SUMS]
-    write_text(folder / SUMS, json.dumps(each(settled, folder, names)))
+    with ThreadPoolExecutor(1) as beside:               # the disk writes while the processor hashes
+        settled = beside.submit(each, sync, folder, names)
+        sums = each(checksum, folder, names)
+        settled.result()
+    write_text(folder / SUMS, json.dumps(sums))
 
 
 def broken(folder: Path) -> list[str]:

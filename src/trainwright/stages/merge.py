@@ -124,7 +124,7 @@ class MergeStage(Stage):
         kinds = {entry.name: entry.dtype for entry in made}
         with tensors.Writer(run.out, made) as writer:
             for name in writer.order:
-                writer.add(name, streamed(name, sources, before, methods, ctx, kinds[name]))
+                writer.add(name, ahead(streamed(name, sources, before, methods, ctx, kinds[name])))
             size = writer.close()
         for method in methods:
             method.leave(run.out, ctx)
@@ -186,6 +186,16 @@ def streamed(
         old = None if before is None else before.piece(name, start, start + PIECE)
         held = [s.piece(name, start, start + PIECE) for s in sources]
         yield combined(name, held, old, methods, ctx, dtype)
+
+
+def ahead(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same pieces, the next of which is made while one is written."""
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(1) as beside:
+        coming = beside.submit(next, pieces, None)
+        while (piece := coming.result()) is not None:
+            coming = beside.submit(next, pieces, None)
+            yield piece
 
 
 def combined(
