@@ -104,6 +104,8 @@ class MergeStage(Stage):
         return sharding.led(partial(self._merge, run)) or {}
 
     def _merge(self, run: StageRun) -> dict[str, Any]:
+        import torch
+
         from trainwright.core.method import Arithmetic
         from trainwright.families import tensors
         job, ctx = run.job, run.context()
@@ -122,9 +124,10 @@ class MergeStage(Stage):
             method.prepare(ctx)
         made = self._made(before or sources[0])
         kinds = {entry.name: entry.dtype for entry in made}
+        torch.empty(KEPT, dtype=torch.uint8)                    # taken and given back
         with tensors.Writer(run.out, made) as writer:
             for name in writer.order:
-                writer.add(name, ahead(streamed(name, sources, before, methods, ctx, kinds[name])))
+                writer.add(name, streamed(name, sources, before, methods, ctx, kinds[name]))
             size = writer.close()
         for method in methods:
             method.leave(run.out, ctx)
@@ -164,6 +167,9 @@ class MergeStage(Stage):
         return [e._replace(dtype=dtype) if dtype and e.dtype.is_floating_point else e for e in entries]
 
 
+KEPT = (1 << 25) - (1 << 16)
+"""Bytes that the C library keeps from now on for the next piece, once it was given as many back at a time;
+otherwise it asks the system for new pages for each (glibc's mallopt(3), M_MMAP_THRESHOLD)."""
 PIECE = 1 << 20
 """Entries that are combined at once, where a method can do with a part of a tensor."""
 
@@ -186,16 +192,6 @@ def streamed(
         old = None if before is None else before.piece(name, start, start + PIECE)
         held = [s.piece(name, start, start + PIECE) for s in sources]
         yield combined(name, held, old, methods, ctx, dtype)
-
-
-def ahead(pieces: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same pieces, the next of which is made while one is written."""
-    from concurrent.futures import ThreadPoolExecutor
-    with ThreadPoolExecutor(1) as beside:
-        coming = beside.submit(next, pieces, None)
-        while (piece := coming.result()) is not None:
-            coming = beside.submit(next, pieces, None)
-            yield piece
 
 
 def combined(
