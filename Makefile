@@ -47,7 +47,7 @@ demo: $(VENV)/.runtime ## install what a user needs and run recipes/quickstart.t
 	@echo "report: $(CURDIR)/$(STORE)/reports/quickstart/index.html"
 
 test: install ## run all tests
-	$(PYTEST) -n 3 --dist worksteal
+	$(PYTEST) -n 2 --dist worksteal
 
 check: install ## ruff, mypy and the fast tests, but those of single methods: what one runs while working
 	$(BIN)/ruff check .

@@ -91,19 +91,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow tests begin each worker's part, one file after another in turn. Workers that take a part each,
-    and at the end quick tests of another's, make no costly fixture twice."""
-    many = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    """The slow tests begin each half, one file after another in turn. Two processes that take a half each,
+    and at the end quick tests of the other's, make no costly fixture twice."""
     slow = [item for item in items if item.get_closest_marker("slow")]
     quick = [item for item in items if not item.get_closest_marker("slow")]
-    turn = {path: i % many for i, path in enumerate(dict.fromkeys(item.path for item in slow))}
-    left, ordered = len(items), list[pytest.Item]()
-    for worker in range(many):
-        first = [item for item in slow if turn[item.path] == worker]
-        room = max(0, left // (many - worker) - len(first))         # as many as pytest-xdist will give it
-        ordered += [*first, *quick[:room]]
-        quick, left = quick[room:], left - len(first) - room
-    items[:] = [*ordered, *quick]
+    half = {path: i % 2 for i, path in enumerate(dict.fromkeys(item.path for item in slow))}
+    first, second = ([item for item in slow if half[item.path] == which] for which in (0, 1))
+    room = max(0, (len(items) + 1) // 2 - len(first))
+    items[:] = [*first, *quick[:room], *second, *quick[room:]]
 
 
 def pytest_collection_finish() -> None:
