@@ -263,6 +263,7 @@ def png(figure: Figure, path: Path) -> Path:
     with matplotlib.rc_context(RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")     # a domain's name may have letters that the font lacks
         figure.savefig(path, dpi=200, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")                   # it is laid out: another format need not do it again
     return path
 
 
