@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from functools import cache
@@ -450,5 +451,18 @@ def test_nothing_is_unpickled() -> None:
             if rel(f) != "src/trainwright/planning/worker.py"
             for call, name in calls(f)
             if name.startswith(PICKLES)
+        ]
+    )
+
+
+def test_nothing_is_kept_that_is_not_the_project_s() -> None:
+    """What Git keeps is text of ours, and a few pictures: no package that someone fetched, nothing large."""
+    told = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    kept = [ROOT / name for name in told.stdout.split("\0") if name] if not told.returncode else []
+    report(
+        [
+            f"{rel(f)}: {f.stat().st_size:,} bytes of a sort that is not kept"
+            for f in kept
+            if f.is_file() and (f.suffix in (".whl", ".gz", ".zip", ".tar") or f.stat().st_size > 1 << 20)
         ]
     )
