@@ -1,11 +1,11 @@
 """FLOPs of whole steps, counted where they are spent: forward, backward, passes without gradients, updates.
 
-To watch every operation costs a few microseconds for each, which small models on fast devices would
-feel. So each of the first
-``DENSE`` steps is counted, and then one step, drawn from the seed, of every ``BLOCK``; the others are
-taken to cost what the last counted ones did on average. What a method does now and then is thereby
-counted as often as it happens; a pass over many batches, which would make such an average wrong for long,
-is counted exactly where the method says so (``apart``).
+To watch every operation takes about 20 microseconds for each: 8 % of a step of LoRA on SmolLM2 and two
+threads, more where the device is faster. So each of the first ``DENSE`` steps is counted, and then one step,
+drawn from the seed, of every ``BLOCK``; the others are taken to cost what the last counted ones did on
+average. What a method does now and then is thereby counted as often as it happens; a pass over many
+batches, which would make such an average wrong for long, is counted exactly where the method says so
+(``apart``).
 """
 
 from __future__ import annotations
