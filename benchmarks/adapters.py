@@ -11,8 +11,8 @@ fast at that, else in float32 (``--precision bf16-true`` and ``fp32`` say which)
 is float32. ``--precision bf16`` is autocast over float32 weights.
 
 step       seconds of a step: in turn with one of LoRA and one of full fine-tuning; medians, and medians of
-           the paired ratios. FLOPs are not counted: the first eight steps of a run would all be of those whose
-           operations are watched, later ones an eighth
+           the paired ratios. FLOPs are not counted: the first eight steps of a run are all among those whose
+           operations are watched, later ones one in eight
 kept       bytes that a pass keeps for backward, without parameters and buffers
 peak       the most memory that the model and three steps take, each in a process of its own, without what the
            libraries take

@@ -46,6 +46,7 @@ from trainwright import cli
 from trainwright.core import registry
 from trainwright.core.stage import stages
 from trainwright.life.saving import Metrics
+from trainwright.planning import forkserver
 from trainwright.report import page, plots
 from trainwright.storage import identity
 
@@ -57,8 +58,9 @@ OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.
 
 
 def warm() -> None:
-    """Import what any command may need, and know the code of every method: processes that are forked later
-    need not."""
+    """Import what any command may need, know the code of every method, and start what plans and comparisons
+    fork their processes from: processes that are forked later need not."""
+    forkserver.begin()
     for module in pkgutil.walk_packages(trainwright.__path__, "trainwright."):
         if not module.name.endswith("__main__"):
             with contextlib.suppress(ImportError):              # an extra that is not installed

@@ -67,28 +67,31 @@ class Standing(Update):
 '''
 
 
-@pytest.mark.slow
-def test_a_method_that_knows_of_shards_is_caught(tmp_path: Path) -> None:
-    for name, text in (("sharded", SHARDED), ("own", OWN), ("waiting", WAITING)):
-        (tmp_path / f"{name}.py").write_text(text)
-    sharded, own, waiting = (str(tmp_path / f"{name}.py") for name in ("sharded", "own", "waiting"))
-    problems = check_ranks([sharded, own, waiting])
-    assert "two processes come to another" in problems[sharded]
-    assert problems[own] == "", "state of single ranks may depend on their number"
-    assert "only one of two stops" in problems[waiting]
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What two processes came to, by method, in this order."""
+    folder = tmp_path_factory.mktemp("methods")
+    texts = {"sharded": SHARDED, "own": OWN, "waiting": WAITING, "standing": STANDING, "behind": OWN}
+    for name, text in texts.items():
+        (folder / f"{name}.py").write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "STILL", 5)
+        problems = check_ranks([str(folder / f"{name}.py") for name in texts])
+    return {Path(file).stem: why for file, why in problems.items()}
 
 
 @pytest.mark.slow
-def test_two_processes_that_wait_for_each_other_are_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ranks, "STILL", 5)
-    (tmp_path / "standing.py").write_text(STANDING)
-    (tmp_path / "own.py").write_text(OWN)
-    problems = check_ranks([str(tmp_path / "standing.py"), str(tmp_path / "own.py")])
-    assert "came to no end" in problems[str(tmp_path / "standing.py")]
-    assert "stood still and were stopped" in problems[str(tmp_path / "standing.py")]
-    assert problems[str(tmp_path / "own.py")] == "", "what comes behind it is tried all the same"
+def test_a_method_that_knows_of_shards_is_caught(found: dict[str, str]) -> None:
+    assert "two processes come to another" in found["sharded"]
+    assert found["own"] == "", "state of single ranks may depend on their number"
+    assert "only one of two stops" in found["waiting"]
+
+
+@pytest.mark.slow
+def test_two_processes_that_wait_for_each_other_are_stopped(found: dict[str, str]) -> None:
+    assert "came to no end" in found["standing"]
+    assert "stood still and were stopped" in found["standing"]
+    assert found["behind"] == "", "what comes behind it is tried all the same"
 
 
 @pytest.fixture

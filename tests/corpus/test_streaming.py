@@ -41,7 +41,7 @@ def test_a_reader_waits_for_whoever_takes_the_rows(read: list[int]) -> None:
     taken = []
     for batch in documents.stream(frame.where(frame["domain"] == "d")):
         taken += batch["id"].to_pylist()
-        time.sleep(0.02 * len(batch))
+        time.sleep(0.005 * len(batch))
         ahead = (len(read) - len(taken)) * SIZE
         assert ahead < 64 << 20, f"{ahead >> 20} of {MANY * SIZE >> 20} MB were read ahead"
     assert taken == [f"d{number:04d}" for number in range(MANY)]

@@ -18,7 +18,8 @@ from tests import forks
 from tests.conftest import LIFE, write_texts
 
 PATIENCE = 90.0
-WAITING = '''"""Waits at each step."""
+WAITING = '''"""Waits at each step for whoever wants to disturb it."""
+import os
 import time
 from trainwright.core.method import Update
 
@@ -27,7 +28,7 @@ class Waiting(Update):
     """Waits."""
 
     def update(self, updates, params, state, ctx):
-        time.sleep(0.02)
+        time.sleep(0.02 if "DISTURBED" in os.environ else 0.0)
         return updates
 '''
 CURATE = '''"""Does what no method should."""
@@ -107,6 +108,10 @@ def at_step(here: Path, store: str, act: Callable[[int], object]) -> Callable[[i
     return do
 
 
+def disturbed() -> None:
+    os.environ["DISTURBED"] = "yes"
+
+
 def when_curating(here: Path, store: str, number: int) -> Callable[[int], None]:
     def do(pid: int) -> None:
         wait(pid, lambda: any((here / store).glob("work/corpus-*/*/begun")))
@@ -137,7 +142,8 @@ def main(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         name = number.name
-        found[f"train {name}"] = end(train, name, at_step(train, name, lambda pid, n=number: os.kill(pid, n)))
+        kill = at_step(train, name, lambda pid, n=number: os.kill(pid, n))
+        found[f"train {name}"] = end(train, name, kill, disturbed)
         found[f"corpus {name}"] = end(slow, name, when_curating(slow, name, number))
     found["again"] = end(train, "SIGTERM")
     found["fails"] = end(fails, "fails")
@@ -155,5 +161,5 @@ def main(folder: Path) -> dict[str, Any]:
             ):
                 shutil.rmtree(place, ignore_errors=True)
 
-        found[f"no {name}"] = end(train, f"no {name}", at_step(train, f"no {name}", remove))
+        found[f"no {name}"] = end(train, f"no {name}", at_step(train, f"no {name}", remove), disturbed)
     return found

@@ -63,8 +63,12 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 def beside(file: Path) -> Path | None:
     """The folder in which a user's own file finds what it imports; None for the files of installed
     packages."""
-    installed = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    return None if ROOT in file.parents or any(i in file.parents for i in installed) else file.parent
+    return None if ROOT in file.parents or any(i in file.parents for i in _installed()) else file.parent
+
+
+@cache
+def _installed() -> list[Path]:
+    return [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 
 
 def resolve(file: Path, level: int, module: str, name: str, folder: Path | None) -> list[Path]:

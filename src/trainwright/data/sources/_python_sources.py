@@ -53,8 +53,9 @@ def releases(distribution: str) -> list[tuple[str, metadata.Distribution | None]
     return found
 
 
+@cache
 def packages(distribution: str) -> dict[str, list[File]]:
-    """The files of those releases that are programs or documentation."""
+    """The files of those releases that are programs or documentation; nobody changes these lists."""
     found = {}
     for release, package in releases(distribution):
         if package is None:
