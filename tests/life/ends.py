@@ -152,7 +152,7 @@ def main(folder: Path) -> dict[str, Any]:
     found["size"] = end(train, "size", arm=limited(resource.RLIMIT_FSIZE, 20_000))
     found["corpus size"] = end(train, "corpus size", arm=limited(resource.RLIMIT_FSIZE, 2000))
     found["files"] = end(train, "files", arm=limited(resource.RLIMIT_NOFILE, 16))
-    found["few files"] = end(train, "few files", arm=limited(resource.RLIMIT_NOFILE, 9))
+    found["few files"] = end(train, "few files", arm=limited(resource.RLIMIT_NOFILE, 10))
     for name, pattern in (("store", "."), ("work", "work"), ("corpus", "corpus-*")):
 
         def remove(pid: int, name: str = name, pattern: str = pattern) -> None:

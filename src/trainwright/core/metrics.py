@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Annotated, Any, Literal
+
+from trainwright.core.settings import hints_of
 
 Way = Literal["lower", "higher"]
 WAYS: dict[str, Way] = {
@@ -33,6 +34,5 @@ def improves(value: float, than: float, way: Way, by: float = 0.0) -> bool:
 
 def watched(settings: Any) -> dict[str, str]:
     """The settings of a method that name numbers of the evaluations on the way, with what they name."""
-    hints = typing.get_type_hints(type(settings), include_extras=True)
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)
-            if MARK in getattr(hints[f.name], "__metadata__", ())}
+            if MARK in getattr(hints_of(settings.__class__)[f.name], "__metadata__", ())}

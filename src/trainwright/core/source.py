@@ -11,6 +11,7 @@ from trainwright.core.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 """The folder of this package."""
+INSTALLED = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 BODIES = ("body", "orelse", "handlers", "finalbody", "cases")
 """Where syntax trees keep the statements that stand in others."""
 
@@ -63,12 +64,7 @@ def imports(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
 def beside(file: Path) -> Path | None:
     """The folder in which a user's own file finds what it imports; None for the files of installed
     packages."""
-    return None if ROOT in file.parents or any(i in file.parents for i in _installed()) else file.parent
-
-
-@cache
-def _installed() -> list[Path]:
-    return [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    return None if ROOT in file.parents or any(i in file.parents for i in INSTALLED) else file.parent
 
 
 def resolve(file: Path, level: int, module: str, name: str, folder: Path | None) -> list[Path]:

@@ -13,13 +13,13 @@ import os
 import stat
 import typing
 from collections.abc import Callable, Iterator
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainwright.core import source
 from trainwright.core.errors import UserError
-from trainwright.core.settings import FILE
+from trainwright.core.settings import FILE, hints_of
 
 if TYPE_CHECKING:
     from trainwright.core.method import Method
@@ -205,14 +205,9 @@ def files_of(method: Method, root: Path) -> list[Path]:
 
 def _named(settings: Any) -> Iterator[str]:
     cls: Any = type(settings)
-    hints = _hints(cls)
+    hints = hints_of(cls)
     for field in dataclasses.fields(settings):
         yield from _strings(getattr(settings, field.name), _marked(hints[field.name]))
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
 
 
 def _marked(kind: Any) -> bool:
