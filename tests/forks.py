@@ -76,6 +76,7 @@ def warm() -> None:
         identity.code(card.file)
     gc.collect()
     gc.freeze()                                                 # what is not touched is not copied
+    gc.set_threshold(50_000, 20, 20)                            # as in ``conftest.py``
 
 
 def fork(

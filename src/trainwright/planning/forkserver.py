@@ -36,7 +36,8 @@ MODULES = ("trainwright.planning.probe", "trainwright.compare.costs", "trainwrig
 METHODS = ("trainwright.data.sources.text.text", "trainwright.data.order.pack",
            "trainwright.pretrain.next_token", "trainwright.optim.adamw", "trainwright.evaluate.held_out")
 """What most recipes use; artifacts depend on their code, which takes a third of a second to read."""
-START = """import json, sys
+START = """import gc, json, sys
+gc.disable()                                # while modules are imported: nearly all of it stays
 sys.path[:] = json.loads(sys.argv[1])
 from trainwright.planning import forkserver, worker
 forkserver.{serve}(int(sys.argv[2]){more})"""
@@ -162,6 +163,7 @@ def _started(serve: str, other: socket.socket, more: str) -> subprocess.Popen[by
 
 def alone(handle: int, serve: Serve) -> None:
     """A process that is not forked."""
+    gc.enable()
     ending.leave_to_parent()
     serve(handle)
 
@@ -176,6 +178,7 @@ def main(handle: int, serve: Serve) -> None:
                 identity.code(Path(file))
     gc.collect()
     gc.freeze()                                                 # what is not touched is not copied
+    gc.enable()
     control = socket.socket(fileno=handle)
     heard, wake = socket.socketpair()
     heard.setblocking(False)
