@@ -20,10 +20,9 @@ def quiet() -> None:
     the deprecations of libraries, out of our output."""
     from transformers.utils import logging as theirs
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
-    for logger in (theirs.get_logger("transformers"), logging.getLogger("huggingface_hub")):
-        if logger.level != logging.CRITICAL:                    # to set it takes a walk over all loggers
-            logger.setLevel(logging.CRITICAL)
+    theirs.set_verbosity(theirs.CRITICAL)
     theirs.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
 
 
 def first_line(error: Exception) -> str:

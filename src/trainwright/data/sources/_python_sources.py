@@ -53,9 +53,8 @@ def releases(distribution: str) -> list[tuple[str, metadata.Distribution | None]
     return found
 
 
-@cache
 def packages(distribution: str) -> dict[str, list[File]]:
-    """The files of those releases that are programs or documentation; nobody changes these lists."""
+    """The files of those releases that are programs or documentation."""
     found = {}
     for release, package in releases(distribution):
         if package is None:
