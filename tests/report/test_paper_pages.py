@@ -22,10 +22,16 @@ def test_every_paper_has_a_page_and_stands_in_the_index() -> None:
 def test_every_claim_is_a_row_with_its_price() -> None:
     page = paper_pages.page(papers()["mam-adapter"])
     rows = [line for line in page.splitlines() if line.startswith(("| it learns", "| with 6.7"))]
-    assert len(rows) == 2 and "**reproduced**<br>*old:" in rows[0] and "<svg" in rows[0]
-    assert "worse: `forgetting/prose`" in rows[0] and "5 seeds" in rows[0]
-    assert "**open**" in rows[1] and "not measured yet" in rows[1]
-    assert all(line.count("|") == 6 for line in rows)
+    told = evidence.told(papers()["mam-adapter"])
+    assert len(rows) == len(told) == 2 and all(line.count("|") == 6 for line in rows)
+    for one, line in zip(told, rows, strict=True):
+        assert f"**{one.word}**" in line and "<svg" in line and "5 seeds" in line
+        assert not one.worse or f"worse: `{one.worse[0]['metric']}`" in line
+        assert ("*old:" in line) == bool(evidence.old(one))
+    for paper in papers().values():
+        if any(one.word == evidence.OPEN for one in evidence.told(paper)):
+            page = paper_pages.page(paper)
+            assert "**open**" in page and "not measured yet" in page
 
 
 def test_the_evidence_counts_what_it_shows() -> None:
