@@ -40,8 +40,8 @@ def test_a_card_shows_each_claim_with_its_interval_or_its_reason() -> None:
     card = text(shown.card(papers()["corda"]))
     for number, one in enumerate(evidence.told(papers()["corda"]), 1):
         assert one.verdict is not None and f"{number}. {one.claim.says} {one.word}" in card
-        told = [f"{one.verdict[k]:+.3f}".replace("-", "−") for k in ("difference", "low", "high")]
-        assert f"corda against LoRA in adapt: {one.claim.metric} {told[0]} [{told[1]}, {told[2]}], 5 seeds." in card
+        x, low, high = [f"{one.verdict[k]:+.3f}".replace("-", "−") for k in ("difference", "low", "high")]
+        assert f"corda against LoRA in adapt: {one.claim.metric} {x} [{low}, {high}], 5 seeds." in card
     assert "https://arxiv.org/abs/2406.05223" in card and "here: corda" in card
     told = text(shown.card(papers()["quad"]))
     assert "needs scale: models of this size guess on such tasks." in told
