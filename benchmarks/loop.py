@@ -149,8 +149,8 @@ def against_bare(
 
 def overhead(quick: bool, precision: str) -> list[dict[str, Any]]:
     """The models of ``SIZES``, eager and compiled."""
-    pairs, steps = {"1M": 8, "10M": 8, "30M": 8}, {"1M": 6, "10M": 2, "30M": 1}
-    return [against_bare(size, precision, compiled, 4 if quick else pairs[size], steps[size])
+    steps = {"1M": 6, "10M": 2, "30M": 1}
+    return [against_bare(size, precision, compiled, 4 if quick else 8, steps[size])
             for size in (("1M",) if quick else SIZES) for compiled in (False, True)]
 
 

@@ -32,7 +32,7 @@ sys.addaudithook(watch)
 {body}
 for thread in threading.enumerate():
     if thread is not threading.current_thread():
-        thread.join(10 if thread.name != "DaftBackgroundEventLoop" else 1)     # which never ends
+        thread.join(10)
 print("SEEN", json.dumps(seen))
 """
 
