@@ -1,12 +1,13 @@
 """What `trainwright plan` predicts against what the stage then takes: peak memory, and seconds of all steps.
 
-    python benchmarks/plan.py [--quick] [--out benchmarks/results/plan.json]
+    python benchmarks/plan.py [WAY ...] [--quick] [--out benchmarks/results/plan.json]
 
-Full training, LoRA, activation checkpointing and accumulation, on models of 1, 10 and 30 M parameters and
-rows of 128 and 512 tokens of real text. Each plan and each stage has a process of its own; nothing is shared
-but the corpus and the models that LoRA starts from, which are made once. An error is predicted / measured -
-1; of each stage it is the median of three, each with a plan and a run of its own, since either may meet
-another process, or an allocator that keeps more. About half an hour on two quiet CPU cores.
+Full training, LoRA, activation checkpointing and accumulation, full training and LoRA compiled, on models of
+1, 10 and 30 M parameters and rows of 128 and 512 tokens of real text. Each plan and each stage has a process
+of its own; nothing is shared but the corpus, the models that LoRA starts from, which are made once, and the
+code that torch compiled for the plan. An error is predicted / measured - 1; of each stage it is the median of
+three, each with a plan and a run of its own, since either may meet another process, or an allocator that keeps
+more. Three quarters of an hour on two quiet CPU cores.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ SIZES = {  # hidden, intermediate, layers, heads; tokens and number of the steps
 LENGTHS = (128, 512)
 ROUNDS = 3
 """Plans and runs of each stage; of their errors the median counts."""
-WAYS = {"full": {}, "checkpointing": {"checkpointing": True}, "accumulate": {"accumulate": 4}, "lora": {}}
+WAYS = {"full": {}, "checkpointing": {"checkpointing": True}, "accumulate": {"accumulate": 4}, "lora": {},
+        "compiled": {"compile": True}, "compiled-lora": {"compile": True}}
 """Settings of a stage."""
 VOCABULARY = 8192
 CORPUS = f"""[[stage]]
@@ -65,7 +67,7 @@ def stage(name: str, size: str, length: int, way: str, more: dict[str, Any]) -> 
         f"num_hidden_layers = {layers}, num_attention_heads = {heads}, "
         f"max_position_embeddings = 512, tie_word_embeddings = true }}"
     )
-    adapter = ['{ use = "lora", rank = 8 }'] if way == "lora" else []
+    adapter = ['{ use = "lora", rank = 8 }'] if way.endswith("lora") else []
     methods = [
         f'{{ use = "pack", length = {length} }}',
         '{ use = "next_token" }',
@@ -75,7 +77,7 @@ def stage(name: str, size: str, length: int, way: str, more: dict[str, Any]) -> 
     ]
     source = (
         f'from = {{ data = "corpus", model = "base{size}" }}'
-        if way == "lora"
+        if way.endswith("lora")
         else f'from = {{ data = "corpus" }}\n{model}'
     )
     settings = {"batch_tokens": tokens, **more}
@@ -178,9 +180,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("ways", nargs="*", metavar="WAY", help=f"of {', '.join(WAYS)}; all of them")
     parser.add_argument("--quick", action="store_true", help="two cases: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
+    if wrong := [w for w in given.ways if w not in WAYS]:
+        parser.error(f"{', '.join(wrong)}: there is only {', '.join(WAYS)}")
     # an exception, so that what was started ends, too
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     facts = {
@@ -198,7 +203,7 @@ def main() -> None:
         folder = Path(made)
         run(folder, CORPUS + "".join(base(s) for s in dict.fromkeys(s for s, _ in cells)))
         for size, length in cells:
-            rows += cell(folder, size, length, ["full", "lora"] if given.quick else list(WAYS))
+            rows += cell(folder, size, length, ["full", "lora"] if given.quick else given.ways or list(WAYS))
             # what was measured is kept if the rest is not
             if given.out:
                 given.out.write_text(

@@ -39,7 +39,9 @@ Tune = Annotated[list[str] | None, typer.Option(
     show_default=False,
     help="Tune for every arm: [cyan]lr[/], [cyan]lr=1e-4,1e-3[/] or [cyan]adamw.lr=1e-4..1e-2[/].")]
 Trials = Annotated[int | None, typer.Option(help="Tuning trials of each arm.", show_default=False)]
-Jobs = Annotated[int, typer.Option(help="Runs at a time, each in a process of its own.", min=1)]
+Jobs = Annotated[int, typer.Option(
+    min=0, help="Runs at a time, each in a process of its own; 0: one for each core, as far as memory goes, "
+                "and one on a GPU or where the budget is in seconds.")]
 Engine = Annotated[Literal["native", "ray"], typer.Option(
     help="native, or ray: a Ray cluster whose nodes share the store.")]
 AA = Annotated[bool, typer.Option(
@@ -66,7 +68,7 @@ Compared = Annotated[Path, typer.Argument(
 def compare(recipe: Compared, stage: Stage = None, arm: Arms = None, budget: Budget = None,
             seeds: Seeds = None, metric: Metric = None, baseline: Baseline = None, tune: Tune = None,
             trials: Trials = None,
-            changes: Changes = None, jobs: Jobs = 1, engine: Engine = "native", aa: AA = False,
+            changes: Changes = None, jobs: Jobs = 0, engine: Engine = "native", aa: AA = False,
             until_decided: UntilDecided = False, most_seeds: MostSeeds = None, margin: Margin = None,
             ladder: Climb = False, early_stop: EarlyStop = False, keep: Keep = False, dry_run: DryRun = False,
             store: StoreDir = Path("store")) -> None:

@@ -51,16 +51,17 @@ def reproduce(paper: Annotated[str | None, typer.Argument(
     if (paper is None) != every:
         raise UserError("name the paper whose claims are measured, or say --all.")
     from trainwright.compare import reproduce as reproducing
+    from trainwright.compare.execute import at_a_time
     if every:
         todo = reproducing.due(library.papers().values(), evidence)
     else:
         found = library.find(str(paper))
         todo = [(found, _chosen(found, claim))]
-    at_a_time = jobs or reproducing.at_a_time()
-    listed = reproducing.cheapest_first(todo, evidence, at_a_time)
+    jobs = jobs or at_a_time()
+    listed = reproducing.cheapest_first(todo, evidence, jobs)
     _announce(listed)
     failed = [] if dry_run else [(one.id, why) for _, one, group in listed
-                                 if (why := _measured(one, group, evidence, at_a_time, store, every))]
+                                 if (why := _measured(one, group, evidence, jobs, store, every))]
     for name, why in failed:
         Terminal().print(styled("[red]{}[/] was not measured: {}", name, why), soft_wrap=True)
     if failed:
@@ -139,7 +140,7 @@ def suite(name: Annotated[str, typer.Argument(help="A shared suite, such as pret
     """Measure a suite in which claims are tested: how its baseline is tuned, and how far it lies from
     itself."""
     from trainwright.compare import suite as suites
-    from trainwright.compare.reproduce import at_a_time
+    from trainwright.compare.execute import at_a_time
     from trainwright.core.recipe import parse_change
     chosen = [part for part, wanted in zip(suites.PARTS, (tune, tricks, aa), strict=True) if wanted]
     suites.find(name)

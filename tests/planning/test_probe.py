@@ -26,7 +26,6 @@ MEASURED = Probe(
     trainable=60,
     flops_per_token=6.0,
     fixed=1000.0,
-    compiled=False,
     device="cpu",
     points=(Point(1, 2000.0, 1.0, 0.5), Point(4, 2600.0, 2.5, 0.4), Point(8, 3000.0, 4.5, 0.25)),
 )
@@ -47,7 +46,7 @@ def test_seconds_are_micro_batches_and_the_rest_of_each_step() -> None:
 
 
 def test_compiled_code_starts_late_and_is_quicker_and_smaller() -> None:
-    compiled = replace(MEASURED, compiled=True)
+    compiled = replace(MEASURED, guessed=True)
     step = 4.5 / probe.COMPILE_GAIN["cpu"] + 0.25
     assert compiled.seconds(8, 1, 100) == pytest.approx(probe.COMPILE_SECONDS["cpu"] + 100 * step)
     kept = 1000 + 4 * 60
@@ -214,7 +213,7 @@ def test_each_has_its_process_or_all_share_one(life: Path, monkeypatch: pytest.M
 
     def ask(self: Any, function: Any, *arguments: Any) -> Any:
         asked.append((self, arguments[-1]))
-        return len(asked)
+        return replace(MEASURED, parameters=len(asked))
 
     monkeypatch.setattr(probe.Worker, "ask", ask)
     recipe, job, store = base_of(life)
@@ -228,6 +227,34 @@ def test_each_has_its_process_or_all_share_one(life: Path, monkeypatch: pytest.M
             probes.known.clear()
             probes.of(recipe, job, store)
     assert asked[2][0] is asked[3][0] and [part for _, part in asked] == [1.0, 1.0, probe.BRIEF, probe.BRIEF]
+
+
+def test_code_that_was_made_for_a_probe_is_there_for_the_next(
+    life: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def ask(self: Any, *anything: Any) -> Any:
+        asked.append(self)
+        return replace(MEASURED, anew=len(asked) == 1, parameters=len(asked))
+
+    monkeypatch.setattr(probe.Worker, "ask", ask)
+    assert probe.Probes().of(*base_of(life)).parameters == 2, "what making it took in memory does not count"
+    assert asked[0] is not asked[1], "in a process that has not made it"
+
+
+@pytest.mark.slow
+def test_where_the_run_compiles_the_probe_does(life: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = life.parent / "inductor"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    life.write_text(life.read_text().replace("compile = false", "compile = true"))
+    recipe, job, store = base_of(life)
+    taken = probe.Probes().of(recipe, job, store)
+    assert [p.rows for p in taken.points] == [8] and taken.start > 0, "as the run takes them"
+    assert not taken.guessed and not taken.anew and any(cache.rglob("*.so"))
+    assert taken.flops_per_token > 0 and taken.seconds(8, 1, 0) == taken.start
+    brief = probe.Probes(brief=True).of(recipe, job, store)
+    assert brief.guessed and not brief.start, "a search compiles nothing"
 
 
 def test_a_probe_that_is_killed_is_a_mistake_of_its_stage(

@@ -29,6 +29,7 @@ class Comparison:
     """A comparison under way; ``failed`` holds why arms were given up, ``counted`` the runs that count.
 
     Args:
+        jobs: runs at a time; 0: as many as an ``estimate`` finds right.
         given: settings that are tuned elsewhere, by arm: there are no trials then.
     """
 

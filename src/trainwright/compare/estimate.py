@@ -4,6 +4,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainwright.compare.compare import Comparison
+from trainwright.compare.execute import at_a_time
 from trainwright.core.errors import UserError
 from trainwright.life.jobs import jobs
 from trainwright.planning.plan import plan
@@ -32,18 +33,22 @@ class Estimate:
     shared: list[tuple[str, bool]]
     seconds: float | None
     memory_bytes: float | None
+    """Of all runs that are made at a time."""
+    at_a_time: int = 1
     until: bool = False
     """Whether seeds are added until all is decided: runs and seconds are then the most that it may take."""
 
 
 def estimate(c: Comparison) -> Estimate:
-    """Check everything and estimate; nothing runs but a short probe of each arm.
+    """Check everything and estimate; nothing runs but a short probe of each arm. ``c.jobs`` is decided where
+    that was left open.
 
     Raises:
         UserError: whatever ``Comparison.check`` finds.
     """
     c.check()
-    arms, before, probes = [], 0.0, Probes()               # kept: what all arms come from is probed once
+    arms, before = [], 0.0
+    probes = Probes(brief=True)                            # kept: what all arms come from is probed once
     for i, arm in enumerate(c.spec.arms):
         figures: dict[str, float] = {}
         if c.trains:
@@ -57,9 +62,19 @@ def estimate(c: Comparison) -> Estimate:
     listed = jobs(common, c.store) if common else []
     shared = [(j.stage.name, c.store.find(j.stage.name, j.key) is not None) for j in listed]
     known = [a for a in arms if a.seconds is not None]
-    total = before + sum((a.runs + a.trials) * (a.seconds or 0.0) for a in known) / c.jobs if known else None
     memory = max((a.memory_bytes for a in arms if a.memory_bytes), default=None)
-    return Estimate(arms, shared, total, memory, c.spec.settings.until_decided)
+    c.jobs = c.jobs or _at_a_time(c, memory)
+    total = before + sum((a.runs + a.trials) * (a.seconds or 0.0) for a in known) / c.jobs if known else None
+    if memory is not None:
+        memory *= c.jobs
+    return Estimate(arms, shared, total, memory, c.jobs, c.spec.settings.until_decided)
+
+
+def _at_a_time(c: Comparison, memory: float | None) -> int:
+    """How many runs to make at a time. Where seconds are spent each has the machine to itself; Ray has its
+    own count of what its nodes can take."""
+    alone = c.spec.currency == "seconds" or c.engine == "ray"
+    return 1 if alone else at_a_time(memory)
 
 
 def _arm(c: Comparison, name: str, figures: dict[str, float], trials: int) -> ArmEstimate:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from trainwright.compare.failures import FAILURES, Failed, ask, reason
-from trainwright.core import files
+from trainwright.core import files, hardware
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe
 from trainwright.life.listener import Listener
@@ -21,6 +23,8 @@ from trainwright.planning.worker import Worker
 from trainwright.storage.artifact import Artifact
 from trainwright.storage.store import Store
 
+SHARE = 0.8
+"""Part of the memory there is that all runs at a time may come to need."""
 Record = dict[str, Any]
 """Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``,
 ``hashes``, ``failed``, ``pruned``, ``selected``."""
@@ -150,6 +154,15 @@ def failure(unit: Unit, why: str, pruned: bool = False) -> Record:
     """The record of a run that ended before its end."""
     return {"arm": unit.arm, "seed": unit.seed, "values": unit.values, "numbers": {}, "figures": {},
             "curve": None, "failed": why, "pruned": pruned, "hashes": {}, "selected": {}}
+
+
+def at_a_time(memory: float | None = None) -> int:
+    """Runs to make at a time: on a CPU one for each core, which keeps all of them busier than one run on all
+    of them does, as far as there are ``memory`` bytes for each; on a GPU one."""
+    if torch.cuda.is_available():
+        return 1
+    room = SHARE * hardware.memory_bytes() / memory if memory else float("inf")
+    return max(1, int(min(os.cpu_count() or 1, room)))
 
 
 def run_all(units: Sequence[Unit], store: Store, watch: Watch, jobs: int = 1,

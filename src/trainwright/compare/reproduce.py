@@ -6,7 +6,6 @@ suite's. Claims of the same two arms share their runs, and all claims of a paper
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -85,12 +84,6 @@ def spec_of(paper: Paper, claim: Claim, *more: Claim) -> Spec:
     arms = [arm_of(name, claim.arms[name], where) for name in (claim.baseline, claim.arm)]
     also = {c.metric: c.better for c in (claim, *more) if c.metric and c.better}
     return specs.load(file, {"baseline": claim.baseline, "also": also}, arms, own=False)
-
-
-def at_a_time() -> int:
-    """Runs of a suite to make at a time: their models are too small to keep two cores busy."""
-    import torch
-    return 1 if torch.cuda.is_available() else os.cpu_count() or 1
 
 
 # ---- measuring -------------------------------------------------------------------------------------------

@@ -217,9 +217,31 @@ def _reap(running: dict[int, int]) -> None:
             os.close(running.pop(pid))
 
 
+_forked_from = 0
+
+
+def untouched() -> float:
+    """Bytes of libraries that were read for this process and that it has not used so far: one that imports
+    them itself, as a run does, has them in its memory. 0 where it was not forked."""
+    if not _forked_from or os.getppid() != _forked_from:
+        return 0.0
+    return max(0.0, _library_bytes(_forked_from) - _library_bytes(os.getpid()))
+
+
+def _library_bytes(pid: int) -> float:
+    """Of files, mapped and in use."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    return float(status.partition("RssFile:")[2].split()[0]) * 1024
+
+
 def _child(talk: int, serve: Serve) -> None:
     """What a forked process does; it never comes back."""
+    global _forked_from
     try:
+        _forked_from = os.getppid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         serve(talk)

@@ -6,15 +6,20 @@ steps of those and of nothing else, so that memory has the history that it will 
 are slow, or other sizes are asked for too, it takes steps of few rows, then of more: of each size one, where
 a few rows alone are much work for a CPU. Peak memory and seconds are close to linear in the rows of a
 micro-batch: what was not tried is read off the line through the two nearest points. Each probe has a process
-of its own, because what an earlier one left behind would count against it. Nothing comes from a table; the
-constants for what no probe measures are in capitals.
+of its own, because what an earlier one left behind would count against it.
+
+Where the run compiles its steps, the probe does, with the recipe's own micro-batches: what the compiler
+takes, keeps and gains differs too much from model to model to be guessed. The code lies in torch's cache from
+then on, where the run finds it; a probe that had to make it is taken again, since the memory in which it was
+made is none that the run takes. Only where that is too much to try, or too little time is given, is it
+guessed. Nothing comes from a table; the constants for what no probe measures are in capitals.
 """
 from __future__ import annotations
 
 import statistics
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,6 +33,7 @@ from trainwright.core.loop import Train
 from trainwright.core.method import Batch, Method, Objective, Surgery, Tensors, Update, Weigh
 from trainwright.core.recipe import Recipe
 from trainwright.life.jobs import Job, jobs
+from trainwright.planning import forkserver
 from trainwright.planning.synthetic import Synthetic
 from trainwright.planning.worker import Died, Worker
 from trainwright.stages._training import assemble, parameter_counts, stage_of, state_bytes
@@ -51,15 +57,16 @@ SHARE = 0.8
 """Part of the memory there is that a probe may come to need."""
 BRIEF = 0.2
 """Part of a probe's effort where there are many."""
+COMPILED_SECONDS = 60.0
+"""What two steps with the recipe's micro-batches may take for a probe to compile them, the compiler aside."""
 COMPILE_SECONDS = {"cpu": 22.0, "cuda": 60.0}
-"""What torch.compile takes at the start: measured with an empty cache (3 s with a full one); not probed."""
+"""What torch.compile takes at the start, with an empty cache: a guess, where it is not tried."""
 COMPILE_GAIN = {"cpu": 1.2, "cuda": 1.0}
-"""How much faster compiled code is: on CPUs in bfloat16 1.1 at 30 M parameters, 1.3 at 1 M; not probed."""
+"""How much faster compiled code is (on CPUs in bfloat16 1.1 at 30 M parameters, 1.3 at 1 M): a guess."""
 COMPILE_KEEPS = 0.65
-"""Part of the memory of a micro-batch that compiled code takes: measured on CPUs; not probed."""
+"""Part of the memory of a micro-batch that compiled code takes: a guess."""
 COMPILE_TAKES = {"cpu": 250e6, "cuda": 0.0}
-"""Bytes that the compiler leaves in the process: measured with a full cache, an empty one takes up to a tenth
-of a gigabyte more; not probed."""
+"""Bytes that the compiler leaves in the process, with a full cache: a guess."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +88,18 @@ class Probe:
     flops_per_token: float
     fixed: float
     points: tuple[Point, ...]
-    compiled: bool
     device: str
+    guessed: bool = False
+    """Whether the run compiles its steps and the probe did not."""
+    start: float = 0.0
+    """Seconds that the compiler took at the start."""
+    anew: bool = False
+    """Whether it made code that was not in its cache: the next process finds it there."""
 
     def memory_bytes(self, rows: int) -> float:
         """The peak with micro-batches of so many rows."""
         peak = self._line(rows, [p.bytes for p in self.points], self.fixed)
-        if not self.compiled:
+        if not self.guessed:
             return peak
         gradients = 4.0 * self.trainable
         kept = COMPILE_KEEPS * max(0.0, peak - self.fixed - gradients)
@@ -96,8 +108,8 @@ class Probe:
     def seconds(self, rows: int, accumulate: int, steps: int) -> float:
         """Of all steps."""
         forth = max(0.0, self._line(rows, [p.seconds for p in self.points], 0.0)) * accumulate
-        if not self.compiled:
-            return steps * (forth + self.points[-1].rest)
+        if not self.guessed:
+            return self.start + steps * (forth + self.points[-1].rest)
         step = forth / COMPILE_GAIN[self.device] + self.points[-1].rest
         return COMPILE_SECONDS[self.device] + steps * step
 
@@ -136,14 +148,20 @@ def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe | No
             if job.ready(store):
                 raise
             return None
-    rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
-    while rows:
+    tried = compiled and tokens > 0 and part == 1.0 and effort.compiles(real, rows, base)
+    if tried:
+        points.append(effort.compiled(real))
+    else:
+        rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
+    while rows and not tried:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
         rows = effort.next(points, real, base)
-    fixed = base + state_bytes(run)
+    more = forkserver.untouched()
+    fixed = base + state_bytes(run) + more
+    points = [replace(p, bytes=p.bytes + more) for p in points]
     flops_per_token = counted / tokens if tokens else 0.0
-    return Probe(counts["parameters"], counts["trainable"], flops_per_token, fixed, tuple(points), compiled,
-                 run.ctx.device.type)
+    return Probe(counts["parameters"], counts["trainable"], flops_per_token, fixed, tuple(points),
+                 run.ctx.device.type, compiled and not tried, effort.start, tried and effort.anew())
 
 
 def _halved(real: int, most: float) -> int:
@@ -158,12 +176,13 @@ def _halved(real: int, most: float) -> int:
 class Probes:
     """Takes probes of stages, each once.
 
-    Each has a process of its own. Where ``shared``, one process takes them all, and more briefly: enough to
-    search with.
+    Each has a process of its own. ``brief`` ones take a fifth of the time, and compile nothing; where they
+    are ``shared``, too, one process takes them all: enough to search with.
     """
 
-    def __init__(self, shared: bool = False) -> None:
+    def __init__(self, shared: bool = False, brief: bool = False) -> None:
         self.worker = Worker() if shared else None
+        self.part = BRIEF if shared or brief else 1.0
         self.known: dict[tuple[str, str, bool], Probe | None] = {}
 
     def __enter__(self) -> Probes:
@@ -185,10 +204,12 @@ class Probes:
         return self.known[key]
 
     def _take(self, recipe: Recipe, job: Job, store: Store) -> Probe | None:
-        try:
+        def ask() -> Probe | None:
             with nullcontext(self.worker) if self.worker is not None else Worker() as worker:
-                part = BRIEF if worker is self.worker else 1.0
-                return worker.ask(take, recipe, store.root, job.stage.name, part)
+                return worker.ask(take, recipe, store.root, job.stage.name, self.part)
+        try:
+            found = ask()
+            return ask() if found is not None and found.anew else found
         except Died as why:
             raise UserError(f"{job.where}: the process that tried a few rows of it was ended by {why}; "
                             "most likely there is too little memory.") from None
@@ -216,16 +237,18 @@ class _Effort:
     """Takes steps of a stage, and decides how many more are worth their time."""
 
     def __init__(self, run: Train, parts: int, part: float) -> None:
-        self.run, self.parts, self.began = run, parts, time.perf_counter()
+        self.run, self.began = run, time.perf_counter()
+        self.parts = self.accumulate = parts
         self.enough = part * (SECONDS + SECONDS_A_PARAMETER * parameter_counts(run)["parameters"])
         self.work, self.work_a_row = part * WORK, 0.0
         self.slow, self.held = False, Tensors()
+        self.start = 0.0
 
     def count(self, rows: int) -> tuple[float, int]:
         """FLOPs and tokens of so many rows."""
         run = self.run
         run.ctx.batch_rows = rows
-        batch = run.pull()
+        self.counted = batch = run.pull()
         if not all(m.count(batch) for _, m in run.of(Objective)):
             return 0.0, 0
         with flops.counting() as counter:
@@ -250,6 +273,31 @@ class _Effort:
         forth, rest = (statistics.median(t[i] for t in took[1:] or took) for i in (0, 1))
         return Point(rows, ledger.peak_memory(), forth / self.parts, rest)
 
+    def compiles(self, rows: int, counted: int, base: float) -> bool:
+        """Whether steps with micro-batches of so many rows can be tried as the run takes them, compiled."""
+        began = _now()
+        self.run.gradients([self.counted])
+        seconds = 2 * self.accumulate * rows * (_now() - began) / counted
+        return seconds <= COMPILED_SECONDS and self._fits(rows, counted, base)
+
+    def compiled(self, rows: int) -> Point:
+        """Compiled steps with micro-batches of so many rows."""
+        self.run.ctx.compile, self.held = True, Tensors()
+        self.run.ctx.batch_rows, self.run.accumulate = rows * self.accumulate, self.accumulate
+        ledger.reset_peak()
+        first, took = self.step(), [self.step()]
+        while len(took) < STEADY and sum(map(sum, (*took, took[-1]))) < MOST_SECONDS:
+            took.append(self.step())
+        forth, rest = (statistics.median(t[i] for t in took) for i in (0, 1))
+        self.start = max(0.0, sum(first) - forth - rest)
+        return Point(rows, ledger.peak_memory(), forth / self.accumulate, rest)
+
+    @staticmethod
+    def anew() -> bool:
+        """Whether the compiler made code that it did not find in its cache."""
+        from torch._dynamo.utils import counters
+        return bool(counters["inductor"]["fxgraph_cache_miss"])
+
     def step(self) -> tuple[float, float]:
         """Seconds of the gradients, and of the rest of a step."""
         clock, began = _Timed(self.run), _now()
@@ -262,9 +310,11 @@ class _Effort:
     def affords(self, rows: int, counted: int, base: float) -> bool:
         """Whether two steps with micro-batches of so many rows are little work, and fit, going by
         ``counted`` rows."""
+        return 0 < 2 * self.parts * self.work_a_row * rows <= self.work and self._fits(rows, counted, base)
+
+    def _fits(self, rows: int, counted: int, base: float) -> bool:
         needed = base + (ledger.peak_memory() - base) * rows / counted
-        little = 0 < 2 * self.parts * self.work_a_row * rows <= self.work
-        return little and needed <= SHARE * hardware.memory_bytes()
+        return needed <= SHARE * hardware.memory_bytes()
 
     def left(self) -> float:
         """Seconds."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -14,26 +13,26 @@ import torch
 from torch import nn
 
 from trainwright import families
-from trainwright.core import checkpoint, flops, hardware, sharding
-from trainwright.core.batches import cut
+from trainwright.core import checkpoint, hardware, sharding
 from trainwright.core.build import build
 from trainwright.core.checkpoint import STATE
 from trainwright.core.context import Context
 from trainwright.core.errors import UserError
 from trainwright.core.loop import Diverged, Train
-from trainwright.core.method import Data, Decode, Method, Objective, Surgery, Weigh
+from trainwright.core.method import Decode, Method, Surgery
 from trainwright.families import frozen, mapped
 from trainwright.families.mapped import Scratch
 from trainwright.life.jobs import Job, Source
 from trainwright.life.saving import CHECKPOINTS, Metrics, Saver, check_finite, signals
 from trainwright.life.stage_run import StageRun
 from trainwright.stages._kept import BEST, Best, Snapshots
+from trainwright.stages._rehearsal import rehearse
 from trainwright.stages.train import SNAPSHOTS, TrainStage
 from trainwright.storage.store import Store
 
-COMPILE_FLOPS = {"cpu": 4e13, "cuda": 3e16}
-"""Work of a stage from which torch.compile earns back its start (measured: 15 to 60 s); fixed, so that a run
-is reproducible."""
+COMPILE_FLOPS = {"cpu": 5e12, "cuda": 4e15}
+"""Work of a stage, for each block of its model, from which torch.compile earns back its start (measured on
+two cores: some 10 s and 3 s a block); fixed, so that a run is reproducible."""
 
 
 def stage_of(job: Job) -> TrainStage:
@@ -64,7 +63,7 @@ def train(site: StageRun) -> dict[str, Any]:
     for line in (*job.told, *_rounded(run)):
         site.listener.say(f"{stage.name}: {line}")
     if own is None and run.ctx.step == 0:
-        _rehearse(run, site.listener.say)
+        rehearse(run, site.listener.say)
     kept, best = Snapshots(run, stage, site.work / SNAPSHOTS), Best(run, stage, site.work / BEST)
     _loop(run, site, (kept, best))
     best.end()
@@ -179,8 +178,8 @@ def assemble(
 
 def _compile_pays(model: nn.Module, tokens: int) -> bool:
     """Whether the stage is long enough for torch.compile."""
-    parameters = sum(p.numel() for p in model.parameters())
-    return 6.0 * parameters * tokens > COMPILE_FLOPS["cuda" if torch.cuda.is_available() else "cpu"]
+    parameters, blocks = sum(p.numel() for p in model.parameters()), max(1, len(sharding.blocks(model)))
+    return 6.0 * parameters * tokens > blocks * COMPILE_FLOPS["cuda" if torch.cuda.is_available() else "cpu"]
 
 
 def others(job: Job) -> dict[str, Source]:
@@ -296,28 +295,6 @@ def parameter_counts(run: Train) -> dict[str, int]:
     """``parameters`` and ``trainable`` ones."""
     return {"parameters": sum(p.numel() for p in run.params.values()),
             "trainable": sum(p.numel() for p in run.params.values() if p.requires_grad)}
-
-
-def _rehearse(run: Train, say: Callable[[str], None]) -> None:
-    """Before the first step: show an example; where steps are compiled, count the FLOPs of a micro-batch that
-    is not. It leaves no trace in the run."""
-    ctx, data = run.ctx, run.of(Data)
-    asked = [*data, *run.of(Objective), *run.of(Weigh)]
-    kept, compiled = {k: copy.deepcopy(run.states[k]) for k, _ in asked}, ctx.compile
-    ctx.compile = False
-    batch = run.pull()
-    for _, m in data:
-        if text := m.preview(batch, ctx):
-            say(text)
-    if compiled:
-        parts = cut(batch, run.accumulate)
-        micro = next((b for b in parts if all(m.count(b) for _, m in run.of(Objective))), parts[0])
-        with flops.counting() as count:
-            run.gradients([micro])
-        tokens = micro["input_ids"].numel() if "input_ids" in micro else 0
-        run.ledger.flops_per_token = count.flops / tokens if tokens else 0.0
-    run.states |= kept
-    ctx.compile = compiled
 
 
 # ---- what is left ------------------------------------------------------------------------------------------

@@ -38,7 +38,8 @@ def estimate(found: Estimate) -> Table:
         table.add_row(Text(a.name), runs, trials, count(a.steps), duration(a.seconds), size(a.memory_bytes))
     shared = ", ".join(f"{name} ({'in the store' if there else 'once'})" for name, there in found.shared)
     training = f"{'at most ' if found.until else ''}{duration(found.seconds)} of training in all"
-    total = f"{training}, at most {size(found.memory_bytes)} of memory"
+    beside = f", {found.at_a_time} runs at a time" if found.at_a_time > 1 else ""
+    total = f"{training}{beside}, at most {size(found.memory_bytes)} of memory"
     table.caption = f"estimated: {total}" + (f"; shared by all: {shared}" if shared else "")
     return table
 
