@@ -1,13 +1,13 @@
 """What `trainwright plan` predicts against what the stage then takes: peak memory, and seconds of all steps.
 
-    python benchmarks/plan.py [WAY ...] [--quick] [--out benchmarks/results/plan.json]
+    python benchmarks/plan.py [WAY ...] [--rounds 3] [--quick] [--out benchmarks/results/plan.json]
 
 Full training, LoRA, activation checkpointing and accumulation, full training and LoRA compiled, on models of
 1, 10 and 30 M parameters and rows of 128 and 512 tokens of real text. Each plan and each stage has a process
 of its own; nothing is shared but the corpus, the models that LoRA starts from, which are made once, and the
-code that torch compiled for the plan. An error is predicted / measured - 1; of each stage it is the median of
-three, each with a plan and a run of its own, since either may meet another process, or an allocator that keeps
-more. Three quarters of an hour on two quiet CPU cores.
+code that torch compiled for the plan. An error is predicted / measured - 1; of each stage it is the median
+of its rounds, each with a plan and a run of its own, since either may meet another process, or an allocator
+that keeps more. Three quarters of an hour on two quiet CPU cores.
 """
 
 from __future__ import annotations
@@ -34,8 +34,6 @@ from trainwright.storage.versions import describe
 SIZES = {  # hidden, intermediate, layers, heads; tokens and number of the steps
     "1M": (128, 352, 4, 4, 8192, 8), "10M": (320, 864, 6, 5, 4096, 5), "30M": (512, 1376, 8, 8, 2048, 4)}
 LENGTHS = (128, 512)
-ROUNDS = 3
-"""Plans and runs of each stage; of their errors the median counts."""
 WAYS = {"full": {}, "checkpointing": {"checkpointing": True}, "accumulate": {"accumulate": 4}, "lora": {},
         "compiled": {"compile": True}, "compiled-lora": {"compile": True}}
 """Settings of a stage."""
@@ -162,11 +160,11 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return out
 
 
-def cell(folder: Path, size: str, length: int, ways: list[str]) -> list[dict[str, Any]]:
+def cell(folder: Path, size: str, length: int, ways: list[str], rounds: int) -> list[dict[str, Any]]:
     """The stages of one model and one length of rows, round by round: a plan of all of them, then each."""
     ways = [w for w in ways if w != "accumulate" or length == LENGTHS[0]]
     pairs: dict[str, list[tuple[dict[str, float], dict[str, float]]]] = {way: [] for way in ways}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         told = planned(folder, CORPUS + base(size) + "".join(case(size, length, w) for w in ways))
         for way in ways:
             name = name_of(size, length, way)
@@ -181,6 +179,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("ways", nargs="*", metavar="WAY", help=f"of {', '.join(WAYS)}; all of them")
+    parser.add_argument("--rounds", type=int, default=3, help="plans and runs of each stage")
     parser.add_argument("--quick", action="store_true", help="two cases: to see that it runs")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     given = parser.parse_args()
@@ -194,6 +193,7 @@ def main() -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "precision": hardware.best_precision(),
+        "rounds": given.rounds,
         "command": " ".join(sys.argv),
     }
     print(f"{facts['hardware']}, torch {facts['torch']}, {facts['precision']}", flush=True)
@@ -203,7 +203,8 @@ def main() -> None:
         folder = Path(made)
         run(folder, CORPUS + "".join(base(s) for s in dict.fromkeys(s for s, _ in cells)))
         for size, length in cells:
-            rows += cell(folder, size, length, ["full", "lora"] if given.quick else given.ways or list(WAYS))
+            ways = ["full", "lora"] if given.quick else given.ways or list(WAYS)
+            rows += cell(folder, size, length, ways, given.rounds)
             # what was measured is kept if the rest is not
             if given.out:
                 given.out.write_text(

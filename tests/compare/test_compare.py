@@ -202,13 +202,15 @@ def test_an_arm_against_itself_says_no_difference(place, monkeypatch):
     assert cost["peak_memory_bytes"] == other["peak_memory_bytes"] > least, "weights, gradients, states, more"
 
 
-def test_in_processes_the_numbers_are_the_same(place):
+def test_in_processes_the_numbers_are_the_same(place, monkeypatch):
+    monkeypatch.setattr(execute, "SECONDS", 0.01)
     here = comparison(place, seeds=2).run()
     shutil.rmtree(place / "store" / "runs")
     c = comparison(place, seeds=2)
     c.jobs = 2
     apart = c.run()
-    assert len(c.watch.begun) == 4
+    assert len(c.watch.begun) == 4 and {label for label, _ in c.watch.under} <= set(c.watch.begun)
+    assert any(step > 1 for _, step in c.watch.under), "it is told how far they are"
     assert [r["values"] for r in apart["comparisons"] if not r["exact"]] == [
         pytest.approx(r["values"], abs=1e-6) for r in here["comparisons"] if not r["exact"]
     ]

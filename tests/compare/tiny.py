@@ -98,12 +98,16 @@ class Count(Watch):
     def __init__(self, stop_after: int | None = None) -> None:
         self.begun: list[str] = []
         self.failed: list[str] = []
+        self.under: list[tuple[str, float]] = []
         self.stop_after = stop_after
 
     def begin(self, label: str) -> None:
         if self.stop_after is not None and len(self.begun) == self.stop_after:
             raise KeyboardInterrupt
         self.begun.append(label)
+
+    def under_way(self, label: str, row: dict[str, float]) -> None:
+        self.under.append((label, row["step"]))
 
     def done(self, label: str, record: dict[str, Any]) -> None:
         if record.get("failed"):

@@ -1,6 +1,7 @@
 """Runs of a comparison: in this process, in several, or on Ray. Each leaves a record and runs once."""
 from __future__ import annotations
 
+import json
 import logging
 import os
 import queue
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 
-from trainwright.compare.failures import FAILURES, Failed, ask, reason
+from trainwright.compare.failures import FAILURES, Failed, answer, begin, reason
 from trainwright.core import files, hardware
 from trainwright.core.errors import UserError
 from trainwright.core.recipe import Recipe
@@ -25,6 +26,8 @@ from trainwright.storage.store import Store
 
 SHARE = 0.8
 """Part of the memory there is that all runs at a time may come to need."""
+SECONDS = 0.5
+"""How often it is asked how far a run is."""
 Record = dict[str, Any]
 """Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``,
 ``hashes``, ``failed``, ``pruned``, ``selected``."""
@@ -63,6 +66,9 @@ class Watch(Listener):
 
     def begin(self, label: str) -> None:
         """A run begins."""
+
+    def under_way(self, label: str, row: dict[str, float]) -> None:
+        """A run in another process is at this step."""
 
     def done(self, label: str, record: Record) -> None:
         """A run has ended, or its record was there already."""
@@ -218,8 +224,9 @@ def _here(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) 
 
 def _parallel(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:
     """Several processes, each with a thread here that hands it runs and notices its death."""
+    jobs = min(jobs, len(units))
     pool = _Pool(units, store, watch, max(1, (os.cpu_count() or 1) // jobs), keep)
-    threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(min(jobs, len(units)))]
+    threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(jobs)]
     try:
         for t in threads:
             t.start()
@@ -260,7 +267,9 @@ class _Pool:
             with self.held:
                 self.watch.begin(unit.label)
             try:
-                record = ask(worker, run_unit, unit, self.store.root, self.keep)
+                begin(worker, run_unit, unit, self.store.root, self.keep)
+                self._follow(worker, unit)
+                record = answer(worker)
             except Failed as error:
                 record = failure(unit, str(error))
             except BaseException as error:                 # the thread that waits for this one raises it
@@ -271,6 +280,21 @@ class _Pool:
             with self.held:
                 self.out[unit.key] = record
                 self.watch.done(unit.label, record)
+
+
+    def _follow(self, worker: Worker, unit: Unit) -> None:
+        """Tell how far a run is, until its process answers."""
+        file, told = self.store.work(unit.stage, dict(unit.own)[unit.stage]) / "metrics.jsonl", b""
+        while not worker.answered(SECONDS):
+            try:
+                *_, last, _ = file.read_bytes().rsplit(b"\n", 2)
+                row = json.loads(last)
+            except (OSError, ValueError):                  # nothing yet, or the stage has ended
+                continue
+            if last != told:
+                told = last
+                with self.held:
+                    self.watch.under_way(unit.label, row)
 
 
 def _on_ray(units: list[Unit], store: Store, watch: Watch, jobs: int, keep: bool) -> dict[str, Record]:

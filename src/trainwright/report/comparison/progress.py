@@ -62,7 +62,10 @@ class ComparisonProgress(Watch):
     def step(self, stage: str, row: dict[str, float]) -> None:
         if self.bar and time.monotonic() - self.last > SECONDS:
             self.last = time.monotonic()
-            self._now(f"{self.label}: step {row['step']:.0f}/{row['steps']:.0f}, loss {value(row['loss'])}")
+            self.under_way(self.label, row)
+
+    def under_way(self, label: str, row: dict[str, float]) -> None:
+        self._now(f"{label}: step {row['step']:.0f}/{row['steps']:.0f}, loss {value(row['loss'])}")
 
     def done(self, label: str, record: Record) -> None:
         self.at += 1
