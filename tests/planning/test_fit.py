@@ -55,7 +55,7 @@ class Linear(Probes):
             Point(n, PROCESS + more + n * ROW * (0.5 if stage.checkpointing else 1.0), 1.0, 0.1)
             for n in (1, max(2, real))
         ]
-        return Probe(10, 10, 6.0, PROCESS - 1, tuple(points), False, "cpu")
+        return Probe(10, 10, 6.0, PROCESS - 1, tuple(points), "cpu")
 
 
 @pytest.fixture
