@@ -162,8 +162,9 @@ def _noise(c: Comparison) -> dict[str, Any]:
         found[row["metric"]] = {"mean": statistics.mean(values), "sd": statistics.stdev(values),
                                 "values": values, "wrong": wrong.get("share"), "deals": wrong.get("deals"),
                                 "seeds": wrong.get("seeds"), "verdict": row["verdict"]}
+    took = [r["figures"].get("wall_seconds") or 0.0 for listed in c.counted.values() for r in listed]
     return {"arm": c.spec.baseline, "runs": len(runs), "metrics": found,
-            "run_seconds": result["seconds"] / max(1, len(runs))}
+            "run_seconds": statistics.median(took)}              # one that was held up says nothing of others
 
 
 # ---- what was measured -----------------------------------------------------------------------------------
