@@ -12,6 +12,7 @@ from trainwright.core.errors import UserError
 from trainwright.core.recipe import load, parse
 from trainwright.life.jobs import jobs
 from trainwright.life.run import run
+from trainwright.stages import _training
 from trainwright.storage.artifact import Artifact
 from trainwright.storage.store import Store
 
@@ -225,6 +226,22 @@ def planned(life: Path, *tables: dict[str, Any]) -> None:
 def test_roles_are_asked_for_and_given(life: Path, tables: list[dict[str, Any]], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         planned(life, *tables)
+
+
+def test_without_a_compiler_a_stage_is_refused_or_not_compiled(
+    life: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_training.shutil, "which", lambda name: None)
+    monkeypatch.setattr(_training, "COMPILE_FLOPS", {"cpu": 0.0, "cuda": 0.0})
+    monkeypatch.delenv("CXX", raising=False)
+    life.write_text(life.read_text().replace("compile = false", "compile = true"))
+    sentence = r"stage 'base': compile = true needs a C\+\+ compiler, and there is no g\+\+: install one"
+    with pytest.raises(UserError, match=sentence):
+        run(load(life), Store(life.parent / "store"))
+    assert not list((life.parent / "store").glob("base-*"))
+    life.write_text(life.read_text().replace("compile = true", 'compile = "auto"'))
+    made = run(load(life), Store(life.parent / "store"))
+    assert made["base"].figures["compiled"] is False
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -166,7 +167,8 @@ def assemble(
         ctx.frozen[role] = _weights(source, job, store).to(device).eval().requires_grad_(False)
     tokens = own * ctx.batch_rows * (stage.row_tokens(job) or 1)
     worth = stage.frozen == stage.frozen_tables == "whole" and _compile_pays(model, tokens)
-    ctx.compile = worth if stage.compile == "auto" else stage.compile
+    check_compiler(job)
+    ctx.compile = worth and _compiler() is not None if stage.compile == "auto" else stage.compile
     if sharding.world() > 1:
         ctx.device = torch.device("cpu")             # where surgeries act, until the model is cut into shards
     with _spread(store):
@@ -180,6 +182,19 @@ def _compile_pays(model: nn.Module, tokens: int) -> bool:
     """Whether the stage is long enough for torch.compile."""
     parameters, blocks = sum(p.numel() for p in model.parameters()), max(1, len(sharding.blocks(model)))
     return 6.0 * parameters * tokens > blocks * COMPILE_FLOPS["cuda" if torch.cuda.is_available() else "cpu"]
+
+
+def _compiler() -> str | None:
+    """The C++ compiler with which torch.compile makes its code."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+def check_compiler(job: Job) -> None:
+    """Refuse a stage that asks to be compiled where nothing can compile it."""
+    if stage_of(job).compile is True and _compiler() is None:
+        raise UserError(f"{job.where}: compile = true needs a C++ compiler, and there is no "
+                        f"{os.environ.get('CXX', 'g++')}: install one (apt install g++), name another in the "
+                        "variable CXX, or say compile = false.")
 
 
 def others(job: Job) -> dict[str, Source]:

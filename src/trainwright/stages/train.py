@@ -200,7 +200,8 @@ class TrainStage(Stage):
         _examine.examine(job, store)
 
     def afford(self, job: Job, store: Store) -> None:
-        from trainwright.stages import _memory
+        from trainwright.stages import _memory, _training
+        _training.check_compiler(job)
         _memory.check(job, store)
 
     def config(self, job: Job, store: Store) -> Any:
