@@ -28,6 +28,8 @@ SHARE = 0.8
 """Part of the memory there is that all runs at a time may come to need."""
 SECONDS = 0.5
 """How often it is asked how far a run is."""
+ROW = 1 << 16
+"""Bytes in which the last row of ``metrics.jsonl`` lies."""
 Record = dict[str, Any]
 """Of one run: ``arm, seed, values, numbers`` (what was measured), ``figures`` (its costs), ``curve``,
 ``hashes``, ``failed``, ``pruned``, ``selected``."""
@@ -281,13 +283,14 @@ class _Pool:
                 self.out[unit.key] = record
                 self.watch.done(unit.label, record)
 
-
     def _follow(self, worker: Worker, unit: Unit) -> None:
         """Tell how far a run is, until its process answers."""
         file, told = self.store.work(unit.stage, dict(unit.own)[unit.stage]) / "metrics.jsonl", b""
         while not worker.answered(SECONDS):
             try:
-                *_, last, _ = file.read_bytes().rsplit(b"\n", 2)
+                with file.open("rb") as rows:
+                    rows.seek(max(0, rows.seek(0, os.SEEK_END) - ROW))
+                    *_, last, _ = rows.read().rsplit(b"\n", 2)
                 row = json.loads(last)
             except (OSError, ValueError):                  # nothing yet, or the stage has ended
                 continue

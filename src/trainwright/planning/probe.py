@@ -156,7 +156,7 @@ def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe | No
     while rows and not tried:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
         rows = effort.next(points, real, base)
-    more = forkserver.untouched()
+    more = forkserver.untouched() if run.ctx.device.type == "cpu" else 0.0
     fixed = base + state_bytes(run) + more
     points = [replace(p, bytes=p.bytes + more) for p in points]
     flops_per_token = counted / tokens if tokens else 0.0
