@@ -61,7 +61,7 @@ def reproduce(paper: Annotated[str | None, typer.Argument(
     listed = reproducing.cheapest_first(todo, evidence, jobs)
     _announce(listed)
     failed = [] if dry_run else [(one.id, why) for _, one, group in listed
-                                 if (why := _measured(one, group, evidence, jobs, store, every))]
+                                 if (why := _measured(one, group, evidence, jobs, store, len(listed) > 1))]
     for name, why in failed:
         Terminal().print(styled("[red]{}[/] was not measured: {}", name, why), soft_wrap=True)
     if failed:
