@@ -38,8 +38,9 @@ STAGES = ("corpus", "base", "merged", "judge", "pruned", "rounds.2.tune")
 """One of each kind; the last one is of a round of ``repeat``."""
 COMPARED = (
     "compare", "compared.toml", "--stage", "adapt", "--metric", "loss/code", "--seeds", "2", "--arm", "a:",
-    "--arm", "b: -adamw, sgd_sai",
+    "--arm", "b: -adamw, sgd_sai", "--jobs", "1",
 )
+"""In one process, whose files are those that fail."""
 Fault = Callable[[str], None]
 
 

@@ -59,6 +59,11 @@ class Claim:
         return self.compares.partition(AGAINST)[2].strip()
 
     @property
+    def gains(self) -> bool:
+        """Whether it says that something is gained, not that nothing is lost."""
+        return not (isinstance(self.expects, dict) and "as_good" in self.expects)
+
+    @property
     def place(self) -> str:
         """The suite, the recipe or the program that tests it; empty where none does."""
         return self.suite or self.recipe or self.script

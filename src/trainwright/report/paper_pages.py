@@ -121,8 +121,10 @@ def price(one: Told) -> str:
 
 
 def doubt(one: Told) -> str:
-    """That a trick gains more on the suite's baseline than the claim does."""
+    """That a trick gains more on the suite's baseline than the claim does, where it is one of a gain."""
     assert one.verdict is not None and one.entry is not None
+    if not one.claim.gains:
+        return ""
     return suite_pages.doubts(one.claim.suite, one.claim.metric, one.verdict["difference"],
                               one.entry["better"], set(evidence.code_of(one.claim)))
 
