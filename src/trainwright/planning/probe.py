@@ -150,10 +150,10 @@ def take(recipe: Recipe, root: Path, name: str, part: float = 1.0) -> Probe | No
             return None
     tried = compiled and tokens > 0 and part == 1.0 and effort.compiles(real, rows, base)
     if tried:
-        points.append(effort.compiled(real))
-    else:
-        rows = real if part == 1.0 and effort.affords(real, rows, base) else rows
-    while rows and not tried:
+        points, rows = [effort.compiled(real)], 0
+    elif part == 1.0 and effort.affords(real, rows, base):
+        rows = real
+    while rows:
         points.append(effort.point(rows, STEADY if rows == real and part == 1.0 else 2))
         rows = effort.next(points, real, base)
     more = forkserver.untouched() if run.ctx.device.type == "cpu" else 0.0
